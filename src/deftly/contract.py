@@ -1,0 +1,445 @@
+"""The one contract between a policy and a robot: signals -> observation, action -> joint targets.
+
+A `Contract` is frozen data. Training calls it with torch tensors for many environments, the policy server and the
+robot with numpy arrays for one; both run the code below, which imports neither library. Arrays may carry any leading
+batch axes: `(size,)` for one robot, `(num_envs, size)` for a batch.
+
+    memory = contract.reset(signals)
+    obs, memory = contract.observe(signals, memory)
+    targets, memory = contract.act(action, memory)
+
+Nothing else in Deftly scales, clips, filters, stacks or reorders an observation or an action.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from deftly.errors import DeftlyError
+
+SCHEMA = "deftly.contract/1"
+
+Kind = Literal["absolute", "relative", "delta", "velocity", "gripper"]
+Array = Any  # numpy.ndarray or torch.Tensor, float
+Memory = dict[str, Array]
+
+COMMAND, ACTION, JOINT_POS = "command", "action", "joint_pos"
+
+
+class ContractError(DeftlyError):
+    """A contract that is malformed, or not the one that was expected."""
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One commanded joint: limits, home and top speed, in rad and rad/s (m and m/s for a slide)."""
+
+    name: str
+    lower: float
+    upper: float
+    home: float
+    velocity: float
+    units: str = "rad"
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Something the robot can measure.
+
+    `joint_pos`, one value for each joint of the contract in its order, is the one every contract has.
+    """
+
+    name: str
+    size: int
+    units: str = ""
+    frame: str = ""
+
+
+@dataclass(frozen=True)
+class Observe:
+    """How one source enters the observation: `clip(scale * (value - offset))`, the last `history` steps, oldest first.
+
+    The source is a signal, or `command` (the last joint targets) or `action` (the last filtered action).
+    `scale` and `offset` hold one value, or one for each element.
+    """
+
+    signal: str
+    scale: tuple[float, ...] = (1.0,)
+    offset: tuple[float, ...] = (0.0,)
+    clip: tuple[float, float] | None = None
+    history: int = 1
+
+
+@dataclass(frozen=True)
+class Act:
+    """How some elements of the action, each in [-1, 1], become targets of `joints`, in this order.
+
+    absolute   middle of the joint's range + scale * a; scale defaults to half the range.
+    relative   home + scale * a.
+    delta      last command + scale * a. The command, not the measured position: that sags under load.
+    velocity   last command + scale * a / rate, scale in rad/s; defaults to the joint's top speed.
+    gripper    a > 0 moves towards the lower limit (closed), else towards the upper (open), at `scale` per second.
+
+    `lowpass` is the weight of the previous action: filtered = lowpass * previous + (1 - lowpass) * action.
+    """
+
+    joints: tuple[str, ...]
+    kind: Kind
+    scale: tuple[float, ...] = ()
+    lowpass: float = 0.0
+
+
+@dataclass(frozen=True)
+class Couple:
+    """A joint that follows others: offset + sum of ratio * target, over the `(joint, ratio)` pairs of `of`."""
+
+    joint: str
+    of: tuple[tuple[str, float], ...] = ()
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a policy sees and what its actions mean, for one robot at one control rate (Hz)."""
+
+    robot: str
+    rate: float
+    joints: tuple[Joint, ...]
+    signals: tuple[Signal, ...]
+    observe_terms: tuple[Observe, ...]
+    act_terms: tuple[Act, ...]
+    couplings: tuple[Couple, ...] = ()
+    _constants: dict = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def __post_init__(self):
+        for name, cls in _PARTS.items():
+            object.__setattr__(self, name, tuple(_canonical(cls, part) for part in getattr(self, name)))
+        object.__setattr__(self, "rate", _number(self.rate, "rate"))
+        _check(self)
+
+    # ------------------------------------------------------------------ sizes
+
+    @property
+    def joint_names(self) -> tuple[str, ...]:
+        """Joint names in the order of `joint_pos` and of the targets."""
+        return tuple(j.name for j in self.joints)
+
+    @property
+    def action_size(self) -> int:
+        """Number of elements of the action."""
+        return sum(len(a.joints) for a in self.act_terms)
+
+    @property
+    def obs_size(self) -> int:
+        """Number of elements of the observation."""
+        return sum(self.source_size(o.signal) * o.history for o in self.observe_terms)
+
+    def source_size(self, name: str) -> int:
+        """Number of elements of a signal, of `command` or of `action`."""
+        fixed = {COMMAND: len(self.joints), ACTION: self.action_size}
+        return fixed[name] if name in fixed else next(s.size for s in self.signals if s.name == name)
+
+    def home(self) -> tuple[float, ...]:
+        """Home position of every joint, in order."""
+        return tuple(j.home for j in self.joints)
+
+    # ------------------------------------------------------------ the mapping
+
+    def reset(self, signals: Mapping[str, Array]) -> Memory:
+        """Memory of an episode that starts where the robot is: the command is the measured pose, within limits."""
+        measured = self._signal(signals, JOINT_POS)
+        k = self._constant_arrays(measured)
+        command = _xp(measured).clip(measured, k["lower"], k["upper"])
+        rest = (command[..., k["action_joint"]] - k["bias"]) * k["inverse_gain"]
+        memory = {COMMAND: command, ACTION: _xp(measured).clip(rest, -1.0, 1.0)}
+        for i, term in enumerate(self.observe_terms):
+            if term.history > 1:
+                value = self._term(i, signals, memory)
+                memory[f"history.{i}"] = _xp(value).stack([value] * term.history, -2)
+        return memory
+
+    def observe(self, signals: Mapping[str, Array], memory: Memory) -> tuple[Array, Memory]:
+        """Observation `(..., obs_size)` of the policy, and the memory with the new step in its history."""
+        memory, parts = dict(memory), []
+        for i, term in enumerate(self.observe_terms):
+            value = self._term(i, signals, memory)
+            if term.history > 1:
+                xp, key = _xp(value), f"history.{i}"
+                memory[key] = xp.concatenate((memory[key][..., 1:, :], value[..., None, :]), -2)
+                value = memory[key].reshape(*value.shape[:-1], -1)
+            parts.append(value)
+        return _xp(parts[0]).concatenate(parts, -1), memory
+
+    def act(self, action: Array, memory: Memory) -> tuple[Array, Memory]:
+        """Joint targets `(..., num_joints)` within limits, and the memory that holds them as the last command."""
+        if action.shape[-1] != self.action_size:
+            raise ContractError(f"action has {action.shape[-1]} elements, {self.robot} takes {self.action_size}")
+        xp, k = _xp(action), self._constant_arrays(action)
+        action = xp.clip(action, -1.0, 1.0)
+        filtered = k["lowpass"] * memory[ACTION] + (1.0 - k["lowpass"]) * action
+        last = memory[COMMAND][..., k["action_joint"]]
+        goal = xp.where(filtered > 0.0, k["closed"], k["open"])
+        moved = last + xp.clip(goal - last, -k["gain"], k["gain"])
+        target = xp.where(k["is_gripper"], moved, k["bias"] + k["from_last"] * last + k["gain"] * filtered)
+        columns = {j: target[..., i] for i, j in enumerate(self._action_joints())}
+        for i, joint in enumerate(self.joints):
+            columns.setdefault(joint.name, memory[COMMAND][..., i])
+        columns = {j.name: xp.clip(columns[j.name], j.lower, j.upper) for j in self.joints}
+        for couple in self.couplings:
+            follow = 0.0 * columns[couple.joint] + couple.offset
+            for lead, ratio in couple.of:
+                follow = follow + ratio * columns[lead]
+            columns[couple.joint] = follow
+        targets = xp.clip(xp.stack([columns[j.name] for j in self.joints], -1), k["lower"], k["upper"])
+        return targets, {**memory, ACTION: filtered, COMMAND: targets}
+
+    def _signal(self, signals: Mapping[str, Array], name: str) -> Array:
+        if name not in signals:
+            raise ContractError(f"signal '{name}' is missing; {self.robot} observes {sorted(s.name for s in self.signals)}")
+        value, size = signals[name], self.source_size(name)
+        if not value.shape or value.shape[-1] != size:
+            raise ContractError(f"signal '{name}' has shape {tuple(value.shape)}, expected (..., {size})")
+        return value
+
+    def _term(self, i: int, signals: Mapping[str, Array], memory: Memory) -> Array:
+        term = self.observe_terms[i]
+        source = memory if term.signal in (COMMAND, ACTION) else signals
+        value = self._signal(source, term.signal)
+        scale, offset = self._constant_arrays(value)[f"observe.{i}"]
+        value = scale * (value - offset)
+        return value if term.clip is None else _xp(value).clip(value, *term.clip)
+
+    def _action_joints(self) -> tuple[str, ...]:
+        return tuple(j for a in self.act_terms for j in a.joints)
+
+    def _constant_arrays(self, like: Array) -> dict[str, Any]:
+        """The contract's figures as arrays of the library, dtype and device of `like`."""
+        key = (type(like), str(like.dtype), str(like.device))
+        if key not in self._constants:
+            self._constants[key] = _constant_arrays(self, like)
+        return self._constants[key]
+
+    # ------------------------------------------------------------------- JSON
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces, floats in their shortest exact form."""
+        data = {"schema": SCHEMA, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}}
+        return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dataclasses.asdict)
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the canonical JSON, in hex."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @classmethod
+    def from_json(cls, text: str) -> Contract:
+        """Read what `to_json` wrote. Raises ContractError for anything else: other schema, unknown or missing field."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ContractError(f"contract is not JSON: {error}") from None
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise ContractError(f"contract schema is {found!r}, this Deftly reads {SCHEMA!r}")
+        del data["schema"]
+        return _canonical(cls, data)
+
+    def require(self, other: Contract, what: str) -> None:
+        """Raise ContractError naming the first figure in which `other` (of `what`) differs from this contract."""
+        difference = _difference(json.loads(self.to_json()), json.loads(other.to_json()))
+        if difference:
+            raise ContractError(f"{what} was made under another contract: {difference}")
+
+
+_PARTS: dict[str, type] = {
+    "joints": Joint,
+    "signals": Signal,
+    "observe_terms": Observe,
+    "act_terms": Act,
+    "couplings": Couple,
+}
+
+
+def _xp(array: Array) -> Any:
+    """The library an array belongs to, numpy or torch, without importing it."""
+    return sys.modules[type(array).__module__.partition(".")[0]]
+
+
+def _constant_arrays(c: Contract, like: Array) -> dict[str, Any]:
+    xp = _xp(like)
+
+    def array(values: Sequence[float]) -> Array:
+        return xp.asarray(list(values), dtype=like.dtype, device=like.device)
+
+    index = {j.name: i for i, j in enumerate(c.joints)}
+    rows = [(act, c.joints[index[name]], s) for act in c.act_terms for name, s in zip(act.joints, _scales(c, act))]
+    from_last = [float(act.kind in ("delta", "velocity", "gripper")) for act, _, _ in rows]
+    centre = {"absolute": lambda j: (j.lower + j.upper) / 2, "relative": lambda j: j.home}
+    gain = [s / c.rate if act.kind in ("velocity", "gripper") else s for act, _, s in rows]
+    constants = {
+        "lower": array([j.lower for j in c.joints]),
+        "upper": array([j.upper for j in c.joints]),
+        "action_joint": [index[j.name] for _, j, _ in rows],
+        "gain": array(gain),
+        "inverse_gain": array([0.0 if last or not g else 1 / g for last, g in zip(from_last, gain)]),
+        "bias": array([centre[act.kind](j) if act.kind in centre else 0.0 for act, j, _ in rows]),
+        "from_last": array(from_last),
+        "lowpass": array([act.lowpass for act, _, _ in rows]),
+        "is_gripper": array([float(act.kind == "gripper") for act, _, _ in rows]) > 0,
+        "closed": array([j.lower for _, j, _ in rows]),
+        "open": array([j.upper for _, j, _ in rows]),
+    }
+    for i, term in enumerate(c.observe_terms):
+        constants[f"observe.{i}"] = (array(term.scale), array(term.offset))
+    return constants
+
+
+def _scales(c: Contract, act: Act) -> tuple[float, ...]:
+    """One scale for each joint of a term; the kind's default where none is given."""
+    if len(act.scale) == len(act.joints):
+        return act.scale
+    if act.scale:
+        return act.scale * len(act.joints)
+    joints = [next(j for j in c.joints if j.name == name) for name in act.joints]
+    return tuple((j.upper - j.lower) / 2 if act.kind == "absolute" else j.velocity for j in joints)
+
+
+# ------------------------------------------------------------------ reading and checking
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ContractError(f"contract: {where} is {value!r}, expected a finite number")
+    return float(value) + 0.0  # no negative zero: equal contracts hash alike
+
+
+def _numbers(value: Any, where: str) -> tuple[float, ...]:
+    if isinstance(value, (int, float)):
+        value = (value,)
+    if not isinstance(value, (tuple, list)):
+        raise ContractError(f"contract: {where} is {value!r}, expected numbers")
+    return tuple(_number(v, where) for v in value)
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise ContractError(f"contract: {where} is {value!r}, expected text")
+    return value
+
+
+def _count(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ContractError(f"contract: {where} is {value!r}, expected a whole number of at least 1")
+    return value
+
+
+def _pairs(value: Any, where: str) -> tuple[tuple[str, float], ...]:
+    pairs = value if isinstance(value, (tuple, list)) else [value]
+    if not all(isinstance(p, (tuple, list)) and len(p) == 2 for p in pairs):
+        raise ContractError(f"contract: {where} is {value!r}, expected (joint, ratio) pairs")
+    return tuple((_text(j, where), _number(r, where)) for j, r in pairs)
+
+
+def _names(value: Any, where: str) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, (tuple, list)):
+        raise ContractError(f"contract: {where} is {value!r}, expected joint names")
+    return tuple(_text(n, where) for n in names)
+
+
+_READERS = {
+    **dict.fromkeys(("robot", "name", "units", "frame", "signal", "kind", "joint"), _text),
+    **dict.fromkeys(("rate", "lower", "upper", "home", "velocity", "lowpass"), _number),
+    **dict.fromkeys(("size", "history"), _count),
+    **dict.fromkeys(("scale", "clip"), _numbers),
+    "of": _pairs,
+}
+
+
+def _canonical(cls: type, part: Any) -> Any:
+    """A `cls` with every field checked and in canonical form, from an instance or from its JSON mapping."""
+    fields = [f for f in dataclasses.fields(cls) if f.init]
+    if isinstance(part, cls):
+        part = {f.name: getattr(part, f.name) for f in fields}
+    if not isinstance(part, dict):
+        raise ContractError(f"contract: expected the fields of a {cls.__name__}, got {part!r}")
+    unknown = sorted(set(part) - {f.name for f in fields})
+    if unknown:
+        raise ContractError(f"contract: {cls.__name__} has no field {unknown[0]!r}")
+    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in part]
+    if missing:
+        raise ContractError(f"contract: {cls.__name__} lacks {missing[0]!r}")
+    if cls is Contract:
+        lists = [n for n in _PARTS if n in part and not isinstance(part[n], (list, tuple))]
+        if lists:
+            raise ContractError(f"contract: {lists[0]} is not a list")
+        return Contract(**part)
+    return cls(**{name: _read(cls, name, value) for name, value in part.items()})
+
+
+def _read(cls: type, name: str, value: Any) -> Any:
+    if name == "clip" and value is None:
+        return None
+    reader = _READERS.get(name)
+    if name == "offset":  # one figure of a coupling, several of an observation
+        reader = _number if cls is Couple else _numbers
+    if name == "joints":
+        reader = _names
+    assert reader is not None, name
+    return reader(value, f"{cls.__name__}.{name}")
+
+
+def _check(c: Contract) -> None:
+    """Everything that must hold between the parts of a contract."""
+
+    def need(condition: bool, message: str) -> None:
+        if not condition:
+            raise ContractError(f"contract of {c.robot}: {message}")
+
+    need(c.rate > 0, f"rate is {c.rate}, expected a positive number of Hz")
+    for kind, names in (("joint", c.joint_names), ("signal", tuple(s.name for s in c.signals))):
+        need(len(set(names)) == len(names), f"a {kind} is named twice in {names}")
+    for j in c.joints:
+        need(j.lower < j.upper, f"joint {j.name} has limits {j.lower} .. {j.upper}")
+        need(j.lower <= j.home <= j.upper, f"home {j.home} of joint {j.name} is outside {j.lower} .. {j.upper}")
+        need(j.velocity > 0, f"top speed of joint {j.name} is {j.velocity}")
+    sizes = {s.name: s.size for s in c.signals}
+    need(not {COMMAND, ACTION} & set(sizes), f"'{COMMAND}' and '{ACTION}' are no signals: choose another name")
+    need(sizes.get(JOINT_POS) == len(c.joints), f"needs a signal '{JOINT_POS}' of size {len(c.joints)}")
+    need(bool(c.observe_terms) and bool(c.act_terms), "needs an observation and an action")
+    for o in c.observe_terms:
+        need(o.signal in (*sizes, COMMAND, ACTION), f"observes '{o.signal}', which is no signal")
+        for name in ("scale", "offset"):
+            count, size = len(getattr(o, name)), c.source_size(o.signal)
+            need(count in (1, size), f"{name} of '{o.signal}' has {count} values, expected 1 or {size}")
+        need(o.clip is None or (len(o.clip) == 2 and o.clip[0] < o.clip[1]), f"clip of '{o.signal}' is {o.clip}")
+    driven = [*c._action_joints(), *(k.joint for k in c.couplings)]
+    need(len(set(driven)) == len(driven), f"a joint is driven twice: {driven}")
+    for name in (*driven, *(lead for k in c.couplings for lead, _ in k.of)):
+        need(name in c.joint_names, f"no joint '{name}'")
+    for k in c.couplings:
+        need(not {lead for lead, _ in k.of} & {o.joint for o in c.couplings}, f"{k.joint} follows a follower")
+    for a in c.act_terms:
+        need(a.kind in get_args(Kind), f"unknown kind of action '{a.kind}'")
+        need(len(a.scale) in {0, 1, len(a.joints)}, f"{len(a.scale)} scales for the joints {a.joints}")
+        need(bool(a.scale) or a.kind in ("absolute", "velocity", "gripper"), f"a {a.kind} action needs a scale")
+        need(all(s > 0 for s in a.scale), f"scale of {a.joints} is {a.scale}, expected positive numbers")
+        need(0 <= a.lowpass < 1, f"lowpass of {a.joints} is {a.lowpass}, expected 0 <= lowpass < 1")
+
+
+def _difference(a: Any, b: Any, path: str = "") -> str:
+    """The first place at which two JSON values differ, in words; empty if nowhere."""
+    if type(a) is type(b) and isinstance(a, dict):
+        pairs = [(f"{path}.{key}".lstrip("."), a.get(key), b.get(key)) for key in sorted({*a, *b})]
+    elif type(a) is type(b) and isinstance(a, list) and len(a) == len(b):
+        pairs = [(f"{path}[{i}]", x, y) for i, (x, y) in enumerate(zip(a, b))]
+    else:
+        return "" if a == b else f"{path} is {json.dumps(b)[:80]} there, {json.dumps(a)[:80]} here"
+    return next((found for p, x, y in pairs if (found := _difference(x, y, p))), "")

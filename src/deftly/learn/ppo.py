@@ -1,0 +1,150 @@
+"""Proximal policy optimization: rsl-rl's algorithm and models under a loop of our own.
+
+rsl-rl's runner pickles its checkpoints, requires NCCL for several processes, and bootstraps a truncated episode from
+the value before its last step. Here nothing is pickled, gloo serves CPUs, and the value of the true final observation
+is used.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from rsl_rl.algorithms import PPO as RslPPO
+from rsl_rl.models import MLPModel
+from rsl_rl.storage import RolloutStorage
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from deftly.config import PPOConfig
+from deftly.env import Env, Obs
+
+GROUPS = {"actor": ["policy"], "critic": ["critic"]}
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of a `torchrun`; rank 0 of 1 without it."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls) -> Ranks:
+        """Join the process group that `torchrun` describes in the environment, over gloo."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return cls()
+        if not dist.is_initialized():
+            dist.init_process_group("gloo")
+        return cls(dist.get_rank(), size)
+
+
+def actor_model(obs_size: int, action_size: int, cfg: PPOConfig) -> MLPModel:
+    """The policy network: normalizer, layers, Gaussian head whose mean is the deterministic action."""
+    head = {"class_name": "GaussianDistribution", "init_std": cfg.init_std, "std_range": (0.05, 2.0)}
+    obs = TensorDict({"policy": torch.zeros(1, obs_size)}, batch_size=[1])
+    return MLPModel(obs, GROUPS, "actor", action_size, cfg.hidden, cfg.activation, True, head)
+
+
+class PPO:
+    """One learner: collects rollouts from `env` and improves its policy.
+
+    Everything that decides its future, but the environment's own state, is in `tensors()` and `numbers()`.
+    """
+
+    def __init__(self, env: Env, cfg: PPOConfig, ranks: Ranks | None = None):
+        self.env, self.cfg, self.ranks = env, cfg, ranks or Ranks()
+        torch.manual_seed(cfg.seed)
+        obs = _dict(env.obs)
+        actor = actor_model(env.contract.obs_size, env.contract.action_size, cfg)
+        critic = MLPModel(obs, GROUPS, "critic", 1, cfg.hidden, cfg.activation, True)
+        storage = RolloutStorage("rl", env.num_envs, cfg.steps, obs, [env.contract.action_size])
+        group = {"global_rank": self.ranks.rank, "world_size": self.ranks.size, "local_rank": self.ranks.rank}
+        self.algorithm = RslPPO(
+            actor,
+            critic,
+            storage,
+            num_learning_epochs=cfg.epochs,
+            num_mini_batches=cfg.minibatches,
+            clip_param=cfg.clip,
+            gamma=cfg.gamma,
+            lam=cfg.lam,
+            value_loss_coef=cfg.value_coef,
+            entropy_coef=cfg.entropy,
+            learning_rate=cfg.learning_rate,
+            max_grad_norm=cfg.max_grad_norm,
+            desired_kl=cfg.desired_kl,
+            multi_gpu_cfg=group if self.ranks.size > 1 else None,
+        )
+        if self.ranks.size > 1:
+            self.algorithm.broadcast_parameters()
+            torch.manual_seed(cfg.seed + self.ranks.rank)  # each process explores for itself
+
+    @property
+    def actor(self) -> MLPModel:
+        """The policy network."""
+        return self.algorithm.actor
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """Networks by name."""
+        return {"actor": self.algorithm.actor, "critic": self.algorithm.critic}
+
+    def iterate(self) -> dict[str, float]:
+        """One rollout and one update. Returns losses, the mean exploration std, and seconds of either part."""
+        start = time.perf_counter()
+        self.algorithm.train_mode()
+        self._collect()
+        collected = time.perf_counter()
+        losses = self.algorithm.update()
+        return {
+            **{f"loss/{name}": float(value) for name, value in losses.items()},
+            "std": float(self.actor.distribution.std_param.detach().mean()),  # type: ignore[union-attr]
+            "learning_rate": self.algorithm.learning_rate,
+            "time/collect": collected - start,
+            "time/update": time.perf_counter() - collected,
+        }
+
+    @torch.inference_mode()
+    def _collect(self) -> None:
+        env, algorithm = self.env, self.algorithm
+        for _ in range(self.cfg.steps):
+            action = algorithm.act(_dict(env.obs))
+            step = env.step(action)
+            reward = step.reward
+            late = step.truncated.nonzero().squeeze(-1)
+            if len(late):
+                final = _dict({name: value[late] for name, value in step.final_obs.items()})
+                reward = reward.clone()
+                reward[late] += self.cfg.gamma * algorithm.critic(final).squeeze(-1)
+            algorithm.process_env_step(_dict(step.obs), reward, step.terminated | step.truncated, {})
+        algorithm.compute_returns(_dict(env.obs))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Optimizer and random generator, as a flat mapping of tensors."""
+        optimizer = self.algorithm.optimizer.state_dict()["state"]
+        moments = {f"optimizer/{i}/{k}": torch.as_tensor(v) for i, s in optimizer.items() for k, v in s.items()}
+        return {**moments, "generator": torch.get_rng_state()}
+
+    def load(self, tensors: dict[str, Tensor], learning_rate: float) -> None:
+        """Restore what `tensors` gave, and the adapted learning rate."""
+        optimizer = self.algorithm.optimizer.state_dict()
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer/"):
+                _, i, key = name.split("/")
+                state.setdefault(int(i), {})[key] = value
+        optimizer["state"] = state
+        self.algorithm.optimizer.load_state_dict(optimizer)
+        for group in self.algorithm.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.algorithm.learning_rate = learning_rate
+        torch.set_rng_state(tensors["generator"])
+
+
+def _dict(obs: Obs) -> TensorDict:
+    return TensorDict(obs, batch_size=[len(obs["policy"])])  # type: ignore[arg-type]

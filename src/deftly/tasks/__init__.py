@@ -1,0 +1,198 @@
+"""Tasks, one file each: a module here, or a file of the user's, with a class decorated by `@task("name")`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from deftly.config import TaskConfig, suggest
+from deftly.contract import Contract
+from deftly.errors import DeftlyError
+
+if TYPE_CHECKING:
+    import mujoco
+    from torch import Tensor
+
+    from deftly.env import State
+    from deftly.sim.randomize import Randomize
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What the sensors do to one signal. All figures are in the signal's units, steps are control steps."""
+
+    uniform: float = 0.0
+    """Half range of white noise, drawn each step."""
+    gaussian: float = 0.0
+    """Standard deviation of white noise, drawn each step."""
+    bias: float = 0.0
+    """Half range of a constant error, drawn each episode."""
+    delay: int = 0
+    """Longest delay, steps; each episode draws one from 0 to this."""
+    dropout: float = 0.0
+    """Probability that a step repeats the last reading."""
+
+
+@dataclass(frozen=True)
+class Push:
+    """Forces that hit a body at random times."""
+
+    body: str
+    force: tuple[float, float]
+    """Range of the horizontal force, N."""
+    interval: float
+    """Mean time between pushes, s."""
+    duration: float
+    """Length of a push, s."""
+
+
+class Task:
+    """A task: its scene, its contract, and its Markov decision process in torch.
+
+    Every tensor of `s` leads with `num_envs`; methods return one value for each environment. Rewards are unweighted
+    terms: `Config.weights` has a field of each term's name. State that a task carries between steps lives in
+    `s.store`, so that it is saved and restored with the environment.
+    """
+
+    name: str
+    Config: type[TaskConfig] = TaskConfig
+
+    def __init__(self, cfg: TaskConfig):
+        self.cfg: Any = cfg
+
+    def scene(self) -> mujoco.MjSpec:
+        """The robot in its surroundings, with a keyframe `home`."""
+        raise NotImplementedError
+
+    def contract(self) -> Contract:
+        """Which signals are observed and how actions act."""
+        raise NotImplementedError
+
+    def signals(self, s: State) -> dict[str, Tensor]:
+        """What the robot could measure now, by signal name: `(num_envs, size)`."""
+        raise NotImplementedError
+
+    def privileged(self, s: State) -> Tensor | None:
+        """What only the critic sees, `(num_envs, k)`, or None."""
+        return None
+
+    def reset(self, s: State, ids: Tensor) -> None:
+        """Write the state in which the environments `ids`, which stand at the home keyframe, start an episode."""
+
+    def start(self, s: State, ids: Tensor) -> None:
+        """Prepare `s.store` for the episodes that start in `ids`; positions and contacts are fresh, rows of it zero."""
+
+    def update(self, s: State) -> None:
+        """Bring `s.store` up to date; called once after each step, before everything below."""
+
+    def rewards(self, s: State) -> dict[str, Tensor]:
+        """Unweighted reward terms of the step."""
+        raise NotImplementedError
+
+    def failed(self, s: State) -> dict[str, Tensor]:
+        """Named conditions that end an episode as a failure."""
+        return {}
+
+    def success(self, s: State) -> Tensor:
+        """Whether the task is done; ends the episode unless `Config.stop_on_success` is False."""
+        raise NotImplementedError
+
+    def metrics(self, s: State) -> dict[str, Tensor]:
+        """Figures of the episode so far, for the evaluation report; NaN where there is none."""
+        return {}
+
+    def randomize(self) -> tuple[Randomize, ...]:
+        """Which model figures differ between episodes."""
+        return ()
+
+    def noise(self) -> dict[str, Noise]:
+        """What the sensors do to signals, by signal name."""
+        return {}
+
+    def pushes(self) -> tuple[Push, ...]:
+        """Which bodies are pushed."""
+        return ()
+
+    def curriculum(self, s: State, progress: dict[str, float]) -> None:
+        """Adapt the task to the statistics of the episodes that ended since the last call.
+
+        Write scale factors of the reward weights to `s.weight_scale[term]`, or tensors to `s.store`.
+        """
+
+
+T = TypeVar("T", bound=type[Task])
+
+
+def task(name: str) -> Callable[[T], T]:
+    """Give a `Task` class the name by which the command line knows it."""
+
+    def mark(cls: T) -> T:
+        cls.name = name
+        return cls
+
+    return mark
+
+
+def shipped() -> dict[str, str]:
+    """Shipped tasks: name -> module, read from the text of the files, since importing them is slow."""
+    found = {}
+    for path in sorted(Path(__path__[0]).glob("*.py")):
+        for name in re.findall(r'^@task\("([\w-]+)"\)', path.read_text(), re.MULTILINE):
+            found[name] = f"{__name__}.{path.stem}"
+    return found
+
+
+def load(name: str) -> type[Task]:
+    """The task class of a shipped task's name, or of a Python file outside the package.
+
+    A file with several tasks needs `file.py:name`. Raises DeftlyError if there is none.
+    """
+    path, is_file, wanted = name.partition(".py")
+    if is_file and wanted[:1] in ("", ":"):
+        return _pick(_import_file(Path(path + ".py")), wanted[1:] or None, name)
+    modules = shipped()
+    if name not in modules:
+        hint = suggest(name, modules)
+        raise DeftlyError(f"no task '{name}'{hint}: `deftly tasks` lists them, or give a file my_task.py")
+    return _pick(importlib.import_module(modules[name]), name, name)
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise DeftlyError(f"no task file {path}: give the path of a Python file with a class under @task(...)")
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    name = f"deftly_task_{path.stem}_{digest}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise DeftlyError(f"{path} does not import: {type(error).__name__}: {error}") from error
+    return sys.modules[name]
+
+
+def _pick(module: ModuleType, wanted: str | None, given: str) -> type[Task]:
+    found = {
+        cls.name: cls
+        for cls in vars(module).values()
+        if isinstance(cls, type) and issubclass(cls, Task) and "name" in vars(cls) and cls.__module__ == module.__name__
+    }
+    if wanted is None and len(found) == 1:
+        return next(iter(found.values()))
+    if wanted in found:
+        return found[wanted]
+    if not found:
+        raise DeftlyError(f'{given} defines no task: decorate a class with @task("name")')
+    raise DeftlyError(f"{given} defines {sorted(found)}: name one as file.py:{min(found)}")

@@ -1,0 +1,264 @@
+"""Pick a cube up with a JAKA Zu5 arm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import mujoco
+import torch
+from torch import Tensor
+
+from deftly.config import TaskConfig
+from deftly.contract import Act, Contract, Couple, Observe, Signal
+from deftly.env import State
+from deftly.robots import jaka_zu5
+from deftly.sim import scene
+from deftly.sim.randomize import Randomize
+from deftly.tasks import Noise, Task, task
+
+RED = (0.85, 0.15, 0.12, 1.0)
+HALF_PI = 1.5707963267948966
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the reward terms. The first four terms are differences of a potential: no cycle earns anything."""
+
+    reach: float = 1.0
+    """Progress of the open gripper towards the cube, from above."""
+    grasp: float = 1.0
+    """Both fingers start (+1) or stop (-1) pressing the cube."""
+    lift: float = 2.0
+    """Progress of the gripped cube towards the success height."""
+    hold: float = 1.0
+    """Progress of the count of steps held at the height."""
+    success: float = 2.0
+    """Once, when the cube has been held."""
+    action_rate: float = -0.003
+    """Squared change of the action."""
+    press: float = -0.02
+    """A finger presses the table."""
+    time: float = -0.02
+    """Each step."""
+
+
+@dataclass(frozen=True)
+class PickCubeConfig(TaskConfig):
+    """Figures of the task; lengths in m, in the arm's base frame (z up, the table top is z = 0)."""
+
+    rate: float = 15.0
+    """Control rate, Hz."""
+    episode_steps: int = 200
+    """Steps until an episode is truncated."""
+    cube_x: tuple[float, float] = (0.40, 0.60)
+    """Where the cube starts. The seed's 0.20 m range, moved to where the real arm reaches with the tool down."""
+    cube_y: tuple[float, float] = (-0.10, 0.10)
+    """Where the cube starts."""
+    cube_yaw: float = 0.15
+    """The cube starts turned by up to this much, rad; the fingers square it."""
+    cube_half: float = 0.03
+    """Half the cube's edge."""
+    cube_mass: float = 0.08
+    """kg."""
+    home_noise: float = 0.05
+    """Joints 1 to 3 start within this much of home, rad."""
+    success_height: float = 0.10
+    """Height of the cube's centre above the table that counts as lifted."""
+    hold_steps: int = 15
+    """Consecutive steps for which the cube must be gripped at that height."""
+    speed: float = 1.2
+    """Joint speed at action 1, rad/s; the arm's limit is 3.14."""
+    lowpass: float = 0.4
+    """Weight of the previous action of the arm."""
+    weights: Weights = field(default_factory=Weights)
+    """Weights of the reward terms."""
+
+
+@task("jaka-pick-cube")
+class PickCube(Task):
+    """Pick the red cube up with a JAKA Zu5 and hold it with its centre 10 cm above the table.
+
+    Observation (11):
+
+    | index | signal    | meaning                              | unit | range of the signal |
+    |-------|-----------|--------------------------------------|------|---------------------|
+    | 0-5   | joint_pos | arm joints 1 to 6                    | rad  | joint limits        |
+    | 6     | joint_pos | opening of a finger, divided by 0.04 | m    | 0 .. 0.04           |
+    | 7-9   | cube_pos  | cube centre in the base frame        | m    | the table           |
+    | 10    | cube_dist | pinch point to cube centre           | m    | 0 .. 1.5            |
+
+    Action (4), in [-1, 1]:
+
+    | index | meaning                                                                        |
+    |-------|--------------------------------------------------------------------------------|
+    | 0-2   | velocity of joints 1 to 3, times `speed`, integrated on the command            |
+    | 3     | gripper: above 0 closes, else opens                                            |
+
+    Joints 4 to 6 follow, so that the tool points straight down and the fingers stay square to the base frame:
+    q4 = pi/2 - q2 - q3, q5 = pi/2, q6 = pi/2 + q1. (Seed 003 locked the wrist, which tilts the tool.)
+
+    Success: cube centre at least `success_height` above the table, pressed by both fingers, for `hold_steps`
+    consecutive steps; ends the episode. Failure: the cube falls more than 5 cm below the table top.
+
+    Randomization: cube position, yaw, mass (x 0.7 .. 1.3) and friction (x 0.7 .. 1.2); home pose; gains of the servos
+    (x 0.9 .. 1.1). Sensor noise: cube position, 1 mm standard deviation and 2 mm bias.
+    """
+
+    Config = PickCubeConfig
+    cfg: PickCubeConfig
+
+    def scene(self) -> mujoco.MjSpec:
+        """The arm on a table with one cube; cameras `front` and `wrist`."""
+        s = jaka_zu5.spec()
+        scene.prepare(s)
+        scene.add_floor(s, -0.75)
+        scene.add_table(s, centre=(0.35, 0.0), half=(0.55, 0.5), height=0.75)
+        scene.add_box(s, "cube", self.cfg.cube_half, self.cfg.cube_mass, RED)
+        s.body("cube").pos = [sum(self.cfg.cube_x) / 2, sum(self.cfg.cube_y) / 2, self.cfg.cube_half]
+        for side in ("left", "right"):
+            scene.add_contact_force(s, f"grip_{side}", f"pad_{side}", "cube")
+            scene.add_contact_force(s, f"press_{side}", f"pad_{side}", "world")
+        scene.add_camera(s, "front", eye=(1.25, -0.85, 0.65), target=(0.35, 0.0, 0.15), fovy=40)
+        scene.add_camera(s, "wrist", eye=(0, 0.09, 0.02), target=(0, 0.0, 0.14), fovy=70, body="gripper", up=(0, 1, 0))
+        scene.add_home(s, {j.name: j.home for j in jaka_zu5.ROBOT.joints})
+        return s
+
+    def contract(self) -> Contract:
+        """Velocity control of three joints and the gripper, at `rate`."""
+        joints = jaka_zu5.ROBOT.joints
+        return Contract(
+            robot=jaka_zu5.ROBOT.name,
+            rate=self.cfg.rate,
+            joints=joints,
+            signals=(
+                Signal("joint_pos", len(joints), "rad, gripper m"),
+                Signal("cube_pos", 3, "m", "base"),
+                Signal("cube_dist", 1, "m"),
+            ),
+            observe_terms=(
+                Observe("joint_pos", scale=(1, 1, 1, 1, 1, 1, 1 / jaka_zu5.FINGER_TRAVEL)),
+                Observe("cube_pos"),
+                Observe("cube_dist"),
+            ),
+            act_terms=(
+                Act(("joint_1", "joint_2", "joint_3"), "velocity", (self.cfg.speed,), self.cfg.lowpass),
+                Act(("gripper",), "gripper", (jaka_zu5.GRIPPER_SPEED,)),
+            ),
+            couplings=(
+                Couple("joint_4", (("joint_2", -1.0), ("joint_3", -1.0)), HALF_PI),
+                Couple("joint_5", (), HALF_PI),
+                Couple("joint_6", (("joint_1", 1.0),), HALF_PI),
+            ),
+        )
+
+    def signals(self, s: State) -> dict[str, Tensor]:
+        """Joint positions, cube position, and the distance between cube and pinch point."""
+        cube = s.joint("cube")[:, :3]
+        return {
+            "joint_pos": s.qpos[:, : len(jaka_zu5.ROBOT.joints)],
+            "cube_pos": cube,
+            "cube_dist": (s.site("pinch") - cube).norm(dim=-1, keepdim=True),
+        }
+
+    def privileged(self, s: State) -> Tensor:
+        """Joint velocities, cube velocity, pinch point relative to the cube, grip, count of steps held."""
+        held = s.zeros("held")[:, None] / self.cfg.hold_steps
+        away = s.site("pinch") - s.joint("cube")[:, :3]
+        grip = self._gripped(s)[:, None].double()
+        return torch.cat((s.qvel[:, :7], s.joint_vel("cube")[:, :3], 10 * away, grip, held, s.last_action), -1)
+
+    def reset(self, s: State, ids: Tensor) -> None:
+        """Cube anywhere in its range, arm near home with the wrist coupled to it."""
+        cfg, q, cube = self.cfg, s.qpos, s.joint("cube")
+        arm = q[ids, :3] + s.uniform(ids, -cfg.home_noise, cfg.home_noise, 3)
+        q[ids, :3] = arm
+        q[ids, 3] = HALF_PI - arm[:, 1] - arm[:, 2]
+        q[ids, 5] = HALF_PI + arm[:, 0]
+        cube[ids, 0] = s.uniform(ids, *cfg.cube_x)
+        cube[ids, 1] = s.uniform(ids, *cfg.cube_y)
+        yaw = s.uniform(ids, -cfg.cube_yaw, cfg.cube_yaw)
+        cube[ids, 3], cube[ids, 6] = (yaw / 2).cos(), (yaw / 2).sin()
+
+    def start(self, s: State, ids: Tensor) -> None:
+        """An episode's potential starts where the arm does."""
+        s.zeros("potential", 4)[ids] = self._potential(s)[ids]
+        s.zeros("gain", 4)
+        s.zeros("time_to_grasp")[ids] = torch.nan
+        s.zeros("slips")
+
+    def update(self, s: State) -> None:
+        """Count the steps held, note when the cube was gripped and how often it slipped from the fingers."""
+        gripped, held, was = self._gripped(s), s.zeros("held"), s.zeros("potential", 4)
+        lifted = gripped & (s.joint("cube")[:, 2] >= self.cfg.success_height)
+        held[:] = torch.where(lifted, held + 1, 0.0)
+        first = gripped & s.store["time_to_grasp"].isnan()
+        s.store["time_to_grasp"][first] = s.steps[first].double() * s.dt
+        airborne = s.joint("cube")[:, 2] > self.cfg.cube_half + 0.01
+        s.store["slips"] += (was[:, 1] > 0) & ~gripped & airborne
+        now = self._potential(s)
+        s.store["gain"][:] = now - was
+        was[:] = now
+
+    def rewards(self, s: State) -> dict[str, Tensor]:
+        """See `Weights`."""
+        reach, grasp, lift, hold = s.store["gain"].unbind(-1)
+        return {
+            "reach": reach,
+            "grasp": grasp,
+            "lift": lift,
+            "hold": hold,
+            "success": self.success(s),
+            "action_rate": (s.action - s.last_action).square().sum(-1),
+            "press": (s.sensor("press_left").norm(dim=-1) + s.sensor("press_right").norm(dim=-1)) > 5.0,
+            "time": torch.ones(s.num_envs),
+        }
+
+    def failed(self, s: State) -> dict[str, Tensor]:
+        """The cube is off the table."""
+        return {"cube_fell": s.joint("cube")[:, 2] < -0.05}
+
+    def success(self, s: State) -> Tensor:
+        """Held at the height for long enough."""
+        return s.zeros("held") >= self.cfg.hold_steps
+
+    def metrics(self, s: State) -> dict[str, Tensor]:
+        """Seconds until the first grip, and how often the cube slipped out in the air."""
+        return {"time_to_grasp": s.store["time_to_grasp"], "slips": s.store["slips"]}
+
+    def randomize(self) -> tuple[Randomize, ...]:
+        """Cube mass and friction, servo gains."""
+        arm = tuple(link[0] for link in jaka_zu5.LINKS)
+        return (
+            Randomize("mass", 0.7, 1.3, ("cube",)),
+            Randomize("friction", 0.7, 1.2, ("cube", "pad_left", "pad_right"), shared=True),
+            Randomize("kp", 0.9, 1.1, arm, shared=True),
+            Randomize("kd", 0.9, 1.1, arm, shared=True),
+        )
+
+    def noise(self) -> dict[str, Noise]:
+        """A camera's error of the cube's position."""
+        return {"cube_pos": Noise(gaussian=0.001, bias=0.002)}
+
+    def _gripped(self, s: State) -> Tensor:
+        """Both fingers press the cube with more than 1 N, and it is between their tips."""
+        left, right = s.sensor("grip_left").norm(dim=-1), s.sensor("grip_right").norm(dim=-1)
+        near = (s.site("pinch") - s.joint("cube")[:, :3]).norm(dim=-1) < 0.8 * self.cfg.cube_half
+        return (left > 1.0) & (right > 1.0) & near
+
+    def _potential(self, s: State) -> Tensor:
+        """How far the episode has come, `(num_envs, 4)`, each in 0 .. 1: reach, grasp, lift, hold.
+
+        Reach leads through a funnel above the cube: off to the side, the place to be is higher up; and it counts
+        less while the gripper is too closed to let the cube in.
+        """
+        cfg, cube = self.cfg, s.joint("cube")[:, :3]
+        away = s.site("pinch") - cube
+        aside = away[:, :2].norm(dim=-1)
+        above = (1.5 * (aside - 0.01)).clip(0.0, 0.08)
+        distance = (aside.square() + (away[:, 2] - above).square()).sqrt()
+        room = (s.joint("gripper")[:, 0] / (cfg.cube_half - 0.012)).clip(0.0, 1.0)
+        reach = (1 - torch.tanh(5 * distance)) * (0.5 + 0.5 * room)
+        gripped = self._gripped(s).double()
+        rise = (cube[:, 2] - cfg.cube_half) / (cfg.success_height + 0.01 - cfg.cube_half)
+        held = s.zeros("held") / cfg.hold_steps
+        return torch.stack((reach, gripped, gripped * rise.clip(0.0, 1.0), held), -1)
