@@ -254,6 +254,11 @@ def _read(name: str, aliases: Mapping[str, str]) -> list[str]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DeftlyError(f"--config '{name}' is not valid YAML: {' '.join(str(error).split())}") from error
     _require(isinstance(tree, dict), "--config", f"'{name}'", "a YAML mapping such as 'env: {num_envs: 64}'")
+    return flag_words(tree, aliases)
+
+
+def flag_words(tree: Mapping[str, Any], aliases: Mapping[str, str] = {}) -> list[str]:
+    """The flags that say what a nested mapping, as YAML gives it, says."""
     return [word for key, value in _leaves(tree) for word in _flag(key, _words(value), aliases)]
 
 

@@ -24,7 +24,7 @@ HALF_PI = 1.5707963267948966
 class Weights:
     """Weights of the reward terms. The first four terms are differences of a potential: no cycle earns anything."""
 
-    reach: float = 1.0
+    reach: float = 2.0
     """Progress of the open gripper towards the cube, from above."""
     grasp: float = 1.0
     """Both fingers start (+1) or stop (-1) pressing the cube."""
@@ -34,12 +34,12 @@ class Weights:
     """Progress of the count of steps held at the height."""
     success: float = 2.0
     """Once, when the cube has been held."""
-    action_rate: float = -0.003
+    action_rate: float = -0.001
     """Squared change of the action."""
     press: float = -0.02
     """A finger presses the table."""
-    time: float = -0.02
-    """Each step."""
+    fell: float = -3.0
+    """Once, when the cube falls off the table: an early end must not pay."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class PickCube(Task):
             "success": self.success(s),
             "action_rate": (s.action - s.last_action).square().sum(-1),
             "press": (s.sensor("press_left").norm(dim=-1) + s.sensor("press_right").norm(dim=-1)) > 5.0,
-            "time": torch.ones(s.num_envs),
+            "fell": self.failed(s)["cube_fell"],
         }
 
     def failed(self, s: State) -> dict[str, Tensor]:

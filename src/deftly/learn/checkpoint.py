@@ -1,0 +1,184 @@
+"""Checkpoints: a folder of plain data, written whole or not at all, that a policy and a training resume from.
+
+    weights.safetensors   networks with their normalizers; the metadata says which task, iteration and schema
+    contract.json         the contract under which the policy was trained
+    config.yaml           the configuration, which can be fed back
+    state.safetensors     optimizer, random generators, environment (only where training can resume)
+
+No pickle: safetensors, JSON and YAML. A folder is written under a temporary name, flushed and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from deftly.config import PPOConfig, flag_words
+from deftly.contract import Contract
+from deftly.errors import DeftlyError
+from deftly.learn.ppo import actor_model
+from deftly.tasks import Task
+
+SCHEMA = "deftly.checkpoint/1"
+WEIGHTS, STATE, CONTRACT, CONFIG = "weights.safetensors", "state.safetensors", "contract.json", "config.yaml"
+
+
+class Policy(nn.Module):
+    """A trained policy: observation `(n, obs_size)` float32 to action `(n, action_size)` in [-1, 1] and beyond."""
+
+    def __init__(self, actor: nn.Module):
+        super().__init__()
+        self.actor = actor.eval()
+
+    @torch.inference_mode()
+    def forward(self, obs: Tensor, stochastic: bool = False) -> Tensor:
+        """The mean action, or a draw from the policy's distribution."""
+        return self.actor({"policy": obs}, stochastic_output=stochastic)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read from disk and checked."""
+
+    path: Path
+    task: str
+    iteration: int
+    contract: Contract
+    config: dict[str, Any]
+    """The saved configuration by section: `sim`, `env`, `task`, `train`, ..."""
+    weights: dict[str, Tensor]
+    """Tensors by `actor/...` and `critic/...`."""
+    numbers: dict[str, float]
+    """Figures saved beside the weights, such as `learning_rate` and `success`."""
+
+    def policy(self) -> Policy:
+        """The policy network with these weights."""
+        cfg = PPOConfig(**{**self.config["train"], "hidden": tuple(self.config["train"]["hidden"])})
+        actor = actor_model(self.contract.obs_size, self.contract.action_size, cfg)
+        self.load_into({"actor": actor})
+        return Policy(actor)
+
+    def load_into(self, models: dict[str, nn.Module]) -> None:
+        """Write the weights into networks of the same shape."""
+        for name, model in models.items():
+            part = {k.removeprefix(f"{name}/"): v for k, v in self.weights.items() if k.startswith(f"{name}/")}
+            try:
+                model.load_state_dict(part)
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())[:200]
+                raise DeftlyError(f"{self.path}: the weights do not fit the network: {reason}") from None
+
+    def flags(self, *sections: str) -> list[str]:
+        """The saved sections as command line flags, which later flags override."""
+        return flag_words({name: self.config[name] for name in sections if name in self.config})
+
+    def require(self, task: Task) -> None:
+        """Raise DeftlyError naming the first difference if the task's contract is not the one trained under."""
+        self.contract.require(task.contract(), f"{self.path} fits this task no longer; the task as configured now")
+
+    def state(self) -> dict[str, Tensor]:
+        """What training resumes from. Raises DeftlyError if the checkpoint holds only the policy."""
+        path = self.path / STATE
+        if not path.is_file():
+            raise DeftlyError(f"{self.path} holds a policy but no training state: resume from another checkpoint")
+        return _read_tensors(path)
+
+
+def save(
+    folder: Path,
+    models: dict[str, nn.Module],
+    contract: Contract,
+    config: str,
+    task: str,
+    iteration: int,
+    numbers: dict[str, float],
+    state: dict[str, Tensor] | None,
+) -> None:
+    """Write a checkpoint folder; whoever looks finds the old one, or the new one, whole.
+
+    Raises DeftlyError, leaving what was there, if the disk is full or the folder read-only.
+    """
+    weights = {f"{n}/{k}": v.contiguous() for n, m in models.items() for k, v in m.state_dict().items()}
+    facts = {"schema": SCHEMA, "task": task, "iteration": str(iteration), "numbers": json.dumps(numbers)}
+    scratch = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        save_file(weights, scratch / WEIGHTS, metadata=facts)
+        (scratch / CONTRACT).write_text(contract.to_json())
+        (scratch / CONFIG).write_text(config)
+        if state is not None:
+            save_file({k: v.contiguous() for k, v in state.items()}, scratch / STATE)
+        for file in scratch.iterdir():
+            _flush(file)
+        _swap(scratch, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise DeftlyError(f"cannot write the checkpoint {folder}: {reason}; what was there is kept") from error
+
+
+def link(name: Path, target: Path) -> None:
+    """Point the link `name` (`last`, `best`) at the checkpoint folder `target` beside it, in one step."""
+    scratch = name.with_name(f".tmp-{name.name}-{os.getpid()}")
+    scratch.unlink(missing_ok=True)
+    scratch.symlink_to(target.name)
+    os.replace(scratch, name)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and check a checkpoint folder, without its training state. Raises DeftlyError if it is not whole."""
+    weights_file = path / WEIGHTS
+    if not weights_file.is_file():
+        raise DeftlyError(f"{path} is no checkpoint: it has no {WEIGHTS}; `deftly runs` lists the runs")
+    weights = _read_tensors(weights_file)
+    with safe_open(weights_file, "pt") as file:
+        facts = file.metadata() or {}
+    if facts.get("schema") != SCHEMA:
+        raise DeftlyError(f"{weights_file} has schema {facts.get('schema')!r}, this Deftly reads {SCHEMA!r}")
+    try:
+        contract = Contract.from_json((path / CONTRACT).read_text())
+        config = yaml.safe_load((path / CONFIG).read_text())
+        numbers = json.loads(facts["numbers"])
+        return Checkpoint(path, facts["task"], int(facts["iteration"]), contract, dict(config), weights, numbers)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+        raise DeftlyError(f"{path} is damaged: {' '.join(str(error).split())[:200]}; use another checkpoint") from None
+
+
+def shipped(task: str) -> Path | None:
+    """The checkpoint of the policy that Deftly ships for a task, if it does."""
+    path = Path(__file__).parents[1] / "policies" / task
+    return path if (path / WEIGHTS).is_file() else None
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DeftlyError(f"{path} is truncated or no safetensors file ({error}); use another checkpoint") from None
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _swap(scratch: Path, folder: Path) -> None:
+    """Put the finished `scratch` where `folder` is; a kill between the two renames leaves the old one aside, whole."""
+    if not folder.exists():
+        scratch.rename(folder)
+        return
+    old = folder.with_name(f".tmp-old-{folder.name}-{os.getpid()}")
+    folder.rename(old)
+    scratch.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
