@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from typing import Any, Literal, get_args
 from deftly.errors import DeftlyError
 
 SCHEMA = "deftly.contract/1"
+LARGEST, SMALLEST = 1e12, 1e-9  # of the figures, and of those divided by: products stay finite in float32
 
 Kind = Literal["absolute", "relative", "delta", "velocity", "gripper"]
 Array = Any  # numpy.ndarray or torch.Tensor, float
@@ -121,6 +121,7 @@ class Contract:
     def __post_init__(self):
         for name, cls in _PARTS.items():
             object.__setattr__(self, name, tuple(_canonical(cls, part) for part in getattr(self, name)))
+        object.__setattr__(self, "robot", _text(self.robot, "robot"))
         object.__setattr__(self, "rate", _number(self.rate, "rate"))
         _check(self)
 
@@ -178,7 +179,10 @@ class Contract:
         return _xp(parts[0]).concatenate(parts, -1), memory
 
     def act(self, action: Array, memory: Memory) -> tuple[Array, Memory]:
-        """Joint targets `(..., num_joints)` within limits, and the memory that holds them as the last command."""
+        """Joint targets `(..., num_joints)` within limits, and the memory that holds them as the last command.
+
+        Infinite actions are clipped like any other; a NaN stays NaN in every target it decides, for the caller to refuse.
+        """
         if action.shape[-1] != self.action_size:
             raise ContractError(f"action has {action.shape[-1]} elements, {self.robot} takes {self.action_size}")
         xp, k = _xp(action), self._constant_arrays(action)
@@ -274,6 +278,8 @@ def _xp(array: Array) -> Any:
 
 def _constant_arrays(c: Contract, like: Array) -> dict[str, Any]:
     xp = _xp(like)
+    if "float" not in str(like.dtype):
+        raise ContractError(f"signals and actions are floating point, got an array of {like.dtype}")
 
     def array(values: Sequence[float]) -> Array:
         return xp.asarray(list(values), dtype=like.dtype, device=like.device)
@@ -315,8 +321,8 @@ def _scales(c: Contract, act: Act) -> tuple[float, ...]:
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ContractError(f"contract: {where} is {value!r}, expected a finite number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
+        raise ContractError(f"contract: {where} is {str(value)[:80]}, expected a number within +-{LARGEST:g}")
     return float(value) + 0.0  # no negative zero: equal contracts hash alike
 
 
@@ -403,11 +409,11 @@ def _check(c: Contract) -> None:
         if not condition:
             raise ContractError(f"contract of {c.robot}: {message}")
 
-    need(c.rate > 0, f"rate is {c.rate}, expected a positive number of Hz")
+    need(c.rate >= SMALLEST, f"rate is {c.rate}, expected a positive number of Hz")
     for kind, names in (("joint", c.joint_names), ("signal", tuple(s.name for s in c.signals))):
         need(len(set(names)) == len(names), f"a {kind} is named twice in {names}")
     for j in c.joints:
-        need(j.lower < j.upper, f"joint {j.name} has limits {j.lower} .. {j.upper}")
+        need(j.upper - j.lower >= SMALLEST, f"joint {j.name} has limits {j.lower} .. {j.upper}")
         need(j.lower <= j.home <= j.upper, f"home {j.home} of joint {j.name} is outside {j.lower} .. {j.upper}")
         need(j.velocity > 0, f"top speed of joint {j.name} is {j.velocity}")
     sizes = {s.name: s.size for s in c.signals}
@@ -430,7 +436,7 @@ def _check(c: Contract) -> None:
         need(a.kind in get_args(Kind), f"unknown kind of action '{a.kind}'")
         need(len(a.scale) in {0, 1, len(a.joints)}, f"{len(a.scale)} scales for the joints {a.joints}")
         need(bool(a.scale) or a.kind in ("absolute", "velocity", "gripper"), f"a {a.kind} action needs a scale")
-        need(all(s > 0 for s in a.scale), f"scale of {a.joints} is {a.scale}, expected positive numbers")
+        need(all(s >= SMALLEST for s in a.scale), f"scale of {a.joints} is {a.scale}, expected positive numbers")
         need(0 <= a.lowpass < 1, f"lowpass of {a.joints} is {a.lowpass}, expected 0 <= lowpass < 1")
 
 

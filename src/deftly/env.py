@@ -22,7 +22,7 @@ from deftly.sensing import Sensors
 from deftly.sim import Sim
 from deftly.sim.cpu import CpuSim
 from deftly.sim.guard import Guard
-from deftly.sim.randomize import Randomize, Randomizer
+from deftly.sim.randomize import PastCommands, Randomize, Randomizer, prepare
 from deftly.sim.scene import compile_scene, substeps
 from deftly.tasks import Push, Task
 
@@ -156,15 +156,18 @@ class Env:
         dump_dir: Path | None = None,
     ):
         sim = sim or SimConfig()
-        self.task, self.cfg, self.contract = task, cfg, task.contract()
+        self.task, self.cfg, self.contract, self.purpose = task, cfg, task.contract(), purpose
         self.num_envs = cfg.num_envs
         self.episode_steps = cfg.episode_steps or task.cfg.episode_steps
         self.substeps = substeps(self.contract.rate, sim.preset)
-        self.model = compile_scene(task.scene(), self.contract.rate, sim.preset)
+        spec, entries = task.scene(), self._entries()
+        prepare(spec, entries, 1 / (self.contract.rate * self.substeps))
+        self.model = compile_scene(spec, self.contract.rate, sim.preset)
         self.sim: Sim = CpuSim(self.model, cfg.num_envs, sim.threads)
         self.state = State(self.sim, self.contract.rate, seed, purpose)
         self._ctrl = torch.tensor([_actuator(self.model, name) for name in self.contract.joint_names])
-        self._randomizer = Randomizer(self.sim, self._entries())
+        self._randomizer = Randomizer(self.sim, entries)
+        self._past = PastCommands(self.sim)
         self._sensors = Sensors(task.noise() if cfg.noise else {}, self.contract, self.num_envs, self.state.generator)
         self._pushes = Pushes(self.state, task.pushes() if cfg.pushes else (), self.contract.rate)
         self._guard = Guard(self.sim, self.substeps, dump_dir)
@@ -173,9 +176,15 @@ class Env:
         self._sums = {name: torch.zeros(self.num_envs) for name in (*self._weights, "return", "action_change")}
         self.stats = EpisodeStats({})
         self.ended: dict[str, Tensor] = {}
+        self.auto_reset = True
+        """Start the next episode in the step that ends one; without it the caller resets."""
         self.obs: Obs = self.reset()
 
     # ------------------------------------------------------------------- loop
+
+    def seed(self, seed: int) -> None:
+        """Restart the stream of draws: the episodes after the next `reset` are those of a new `Env` of this seed."""
+        self.state.generator.manual_seed(_seed(seed, self.purpose))
 
     def reset(self) -> Obs:
         """Start a new episode everywhere; returns the first observation."""
@@ -207,7 +216,7 @@ class Env:
         self.obs, self.ended = final_obs, {}
         if len(done):
             self._end(done, success, failures, truncated)
-            self.obs = self._reset(done, final_obs)
+            self.obs = self._reset(done, final_obs) if self.auto_reset else final_obs
         return Step(self.obs, reward, terminated, truncated, final_obs, success)
 
     def _apply(self, action: Tensor) -> None:
@@ -270,6 +279,7 @@ class Env:
             value[ids] = 0
         self.task.reset(s, ids)
         s.ctrl[ids[:, None], self._ctrl] = self._joint_qpos()[ids]
+        self._past.reset(ids)
         self.sim.forward(ids)
         self.task.start(s, ids)
         signals = self._sensors.reset({k: v[ids] for k, v in self._signals().items()}, ids)
@@ -286,9 +296,18 @@ class Env:
     def _entries(self) -> tuple[Randomize, ...]:
         low, high = (1e-3 * ms for ms in self.cfg.latency_ms)
         own = self.task.randomize() if self.cfg.randomize else ()
-        return (*own, Randomize("latency", low, high, op="add", shared=True)) if high > 0 else own
+        latency = Randomize("latency", low, high, self.contract.joint_names, op="add", shared=True)
+        return (*own, latency) if high > 0 else own
 
     # -------------------------------------------------------- save and restore
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of the episode statistics that `stats` gathers; `steps` is called `episode_steps` in training logs."""
+        failures = [f"failed/{name}" for name in (*self.task.failed(self.state), "physics")]
+        rewards = [f"reward/{name}" for name in self._weights]
+        own = ["success", "episode_steps", "time_out", "return", "reward_per_step", "action_change"]
+        return [*own, *failures, *rewards]
 
     @property
     def broken_count(self) -> int:

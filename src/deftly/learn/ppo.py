@@ -42,6 +42,24 @@ class Ranks:
             dist.init_process_group("gloo")
         return cls(dist.get_rank(), size)
 
+    def agree(self, flag: bool) -> bool:
+        """Whether any process says so."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor(float(flag))
+        dist.all_reduce(votes, dist.ReduceOp.MAX)
+        return bool(votes)
+
+    def share_text(self, text: str) -> str:
+        """What rank 0 gave, at every rank."""
+        if self.size == 1:
+            return text
+        buffer = torch.zeros(4096, dtype=torch.uint8)
+        raw = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        buffer[: len(raw)] = raw
+        dist.broadcast(buffer, src=0)
+        return bytes(buffer.tolist()).rstrip(b"\0").decode()
+
 
 def actor_model(obs_size: int, action_size: int, cfg: PPOConfig) -> MLPModel:
     """The policy network: normalizer, layers, Gaussian head whose mean is the deterministic action."""

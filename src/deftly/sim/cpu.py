@@ -41,14 +41,17 @@ class CpuSim:
 
         Returns the ids of environments whose physics raised or met a non-finite or huge number in this step.
         """
-        failed = self.batch.warning[:, _BAD_STATE].sum(axis=1)
+        before = self._bad_states()
         try:
             self.batch.step(nstep=substeps, stage=_FRESH)
             raised = np.zeros(0, dtype=np.int64)
         except mujoco.batch.SimulationError as error:
             raised = np.asarray(error.ids, dtype=np.int64)
-        warned = np.flatnonzero(self.batch.warning[:, _BAD_STATE].sum(axis=1) != failed)
-        return np.union1d(raised, warned)
+        return np.union1d(raised, np.flatnonzero(self._bad_states() != before))
+
+    def _bad_states(self) -> np.ndarray:
+        """How often MuJoCo met a bad state in each environment since it was reset."""
+        return self.batch.warning[:, _BAD_STATE, 1].sum(axis=1)  # 1 is the count, 0 the place
 
     def forward(self, ids: torch.Tensor) -> None:
         """Recompute derived fields of some environments after their state was written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +26,8 @@ class Randomize:
     Quantities and what `names` name: mass (with the inertia), com (m) of bodies; friction (sliding), size of geoms
     (boxes, spheres, capsules; the mass stays); damping, armature, frictionloss of joints; kp, kd and latency (s)
     of actuators; gravity (its magnitude; no names). `op` says whether the draw scales the model's figure or is
-    added to it. No names means all. The names share one draw if `shared`.
+    added to it; what is added to a mass, a first half extent, a kp, kd or gravity scales the figures that go with it.
+    No names means all. The names share one draw if `shared`.
     """
 
     quantity: Quantity
@@ -51,6 +53,38 @@ _FIELDS: dict[str, tuple[str, list[tuple[str, slice]], bool]] = {
     "gravity": ("", [("opt.gravity", slice(None))], False),
 }
 
+_TOGETHER = ("mass", "size", "kp", "kd", "gravity")  # several figures of one size
+
+
+def prepare(s: mujoco.MjSpec, entries: tuple[Randomize, ...], timestep: float) -> None:
+    """Make room for the draws before the scene compiles: past commands for latency, full inertias for com."""
+    for entry in entries:
+        if entry.quantity == "latency":
+            samples = math.ceil(entry.high / timestep - 1e-9) + 1
+            for actuator in (a for a in s.actuators if a.name in entry.names or not entry.names):
+                actuator.nsample = max(actuator.nsample, samples)
+        if entry.quantity == "com":
+            for body in (b for b in s.bodies if b.name in entry.names or not entry.names):
+                body.simple = 0
+
+
+class PastCommands:
+    """The buffers from which delayed actuators read; an episode starts as if its first command had always been there."""
+
+    def __init__(self, sim: Sim):
+        model = sim.model
+        delayed = [i for i in range(model.nu) if model.actuator_historyadr[i] >= 0]
+        counts = [int(model.actuator_history[i, 0]) for i in delayed]
+        starts = [int(model.actuator_historyadr[i]) + 2 + n for i, n in zip(delayed, counts)]  # 2 + n: cursor, times
+        self._columns = torch.tensor([a + k for a, n in zip(starts, counts) for k in range(n)], dtype=torch.long)
+        self._actuators = torch.tensor([i for i, n in zip(delayed, counts) for _ in range(n)], dtype=torch.long)
+        self._ctrl, self._history = sim.bind("ctrl"), sim.bind("history") if delayed else torch.zeros(0)
+
+    def reset(self, ids: Tensor) -> None:
+        """Fill the buffers of some environments with their command of now."""
+        if len(self._columns):
+            self._history[ids[:, None], self._columns] = self._ctrl[ids[:, None], self._actuators]
+
 
 class Randomizer:
     """Draws a task's `Randomize` entries for the environments that reset."""
@@ -75,32 +109,24 @@ def _bind(sim: Sim, entry: Randomize) -> Callable[[Tensor, torch.Generator], Non
     targets = []
     for name, columns in fields:
         live = sim.expand(name)
-        nominal = live[0].clone()
-        targets.append((live, nominal, columns))
+        flat = live.view(len(live), 1, -1) if rows is None else live.view(*live.shape[:2], -1)
+        which = torch.zeros(1, dtype=torch.long) if rows is None else rows
+        targets.append((flat, which, columns, flat[0, which, columns].clone()))
+    first = targets[0][3]
+    size = first.norm(dim=-1, keepdim=True) if entry.quantity == "gravity" else first[:, :1].abs()
 
     def draw(ids: Tensor, generator: torch.Generator) -> None:
         count = 1 if entry.shared or rows is None else len(rows)
         axes = 3 if entry.quantity == "com" else 1
         u = torch.rand(len(ids), count, axes, generator=generator, dtype=torch.float64)
         value = entry.low + (entry.high - entry.low) * u
-        for live, nominal, columns in targets:
-            _write(live, nominal, columns, ids, rows, value, entry)
+        if entry.op == "add" and entry.quantity in _TOGETHER:
+            value = torch.where(size > 0, 1 + value / size, 1.0)
+        scale = entry.op == "scale" or entry.quantity in _TOGETHER
+        for flat, which, columns, nominal in targets:
+            flat[ids[:, None], which, columns] = nominal * value if scale else nominal + value
 
     return draw
-
-
-def _write(
-    live: Tensor, nominal: Tensor, columns: slice, ids: Tensor, rows: Tensor | None, value: Tensor, entry: Randomize
-) -> None:
-    """Write `value`, `(ids, rows, 1 or 3)`, times or plus the nominal figures to the environments `ids`."""
-    if rows is None:  # a field of the whole model
-        live[ids] = nominal * value[:, 0] if entry.op == "scale" else nominal + value[:, 0]
-        return
-    base = nominal[rows].reshape(len(rows), -1)
-    new = base.expand(len(ids), *base.shape).clone()
-    part = new[..., columns]
-    new[..., columns] = part * value if entry.op == "scale" else part + value
-    live[ids[:, None], rows] = new.reshape(len(ids), len(rows), *nominal.shape[1:]).to(live.dtype)
 
 
 def _rows(model: mujoco.MjModel, kind: str, entry: Randomize) -> Tensor | None:

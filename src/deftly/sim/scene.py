@@ -20,12 +20,14 @@ class Physics:
     """Longest substep, s; the control period is divided into equal substeps no longer than this."""
     iterations: int
     """Most iterations of the Newton solver in a substep."""
+    impratio: float
+    """Ratio of frictional to normal impedance: a higher one lets a gripped object creep less, and costs time."""
 
 
 PRESETS: dict[Preset, Physics] = {
-    "fast": Physics(timestep=0.0084, iterations=10),
-    "default": Physics(timestep=0.0067, iterations=20),
-    "accurate": Physics(timestep=0.002, iterations=100),
+    "fast": Physics(timestep=0.0084, iterations=10, impratio=3.0),
+    "default": Physics(timestep=0.0067, iterations=20, impratio=5.0),
+    "accurate": Physics(timestep=0.002, iterations=100, impratio=10.0),
 }
 
 
@@ -38,6 +40,7 @@ def compile_scene(spec: mujoco.MjSpec, rate: float, preset: Preset) -> mujoco.Mj
     """Compile a task's scene with the timestep and solver of a preset."""
     spec.option.timestep = 1 / (rate * substeps(rate, preset))
     spec.option.iterations = PRESETS[preset].iterations
+    spec.option.impratio = PRESETS[preset].impratio
     return spec.compile()
 
 
@@ -45,7 +48,6 @@ def prepare(s: mujoco.MjSpec) -> None:
     """Give a robot's spec what every scene shares: implicit integration, elliptic friction cones, sky and light."""
     s.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     s.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
-    s.option.impratio = 10.0
     s.visual.headlight.ambient, s.visual.headlight.diffuse = [0.35] * 3, [0.45] * 3
     s.visual.global_.offwidth, s.visual.global_.offheight = 1280, 960
     s.visual.map.znear = 0.02

@@ -26,8 +26,8 @@ class Weights:
 
     reach: float = 2.0
     """Progress of the open gripper towards the cube, from above."""
-    grasp: float = 1.0
-    """Both fingers start (+1) or stop (-1) pressing the cube."""
+    grasp: float = 1.5
+    """Progress of closing around the cube (0.4) and of pressing it with both fingers (0.6)."""
     lift: float = 2.0
     """Progress of the gripped cube towards the success height."""
     hold: float = 1.0
@@ -38,6 +38,8 @@ class Weights:
     """Squared change of the action."""
     press: float = -0.02
     """A finger presses the table."""
+    time: float = -0.01
+    """Each step."""
     fell: float = -3.0
     """Once, when the cube falls off the table: an early end must not pay."""
 
@@ -194,7 +196,7 @@ class PickCube(Task):
         first = gripped & s.store["time_to_grasp"].isnan()
         s.store["time_to_grasp"][first] = s.steps[first].double() * s.dt
         airborne = s.joint("cube")[:, 2] > self.cfg.cube_half + 0.01
-        s.store["slips"] += (was[:, 1] > 0) & ~gripped & airborne
+        s.store["slips"] += (was[:, 1] > 0.5) & ~gripped & airborne
         now = self._potential(s)
         s.store["gain"][:] = now - was
         was[:] = now
@@ -210,6 +212,7 @@ class PickCube(Task):
             "success": self.success(s),
             "action_rate": (s.action - s.last_action).square().sum(-1),
             "press": (s.sensor("press_left").norm(dim=-1) + s.sensor("press_right").norm(dim=-1)) > 5.0,
+            "time": torch.ones(s.num_envs),
             "fell": self.failed(s)["cube_fell"],
         }
 
@@ -242,7 +245,7 @@ class PickCube(Task):
     def _gripped(self, s: State) -> Tensor:
         """Both fingers press the cube with more than 1 N, and it is between their tips."""
         left, right = s.sensor("grip_left").norm(dim=-1), s.sensor("grip_right").norm(dim=-1)
-        near = (s.site("pinch") - s.joint("cube")[:, :3]).norm(dim=-1) < 0.8 * self.cfg.cube_half
+        near = (s.site("pinch") - s.joint("cube")[:, :3]).norm(dim=-1) < 1.2 * self.cfg.cube_half
         return (left > 1.0) & (right > 1.0) & near
 
     def _potential(self, s: State) -> Tensor:
@@ -258,7 +261,10 @@ class PickCube(Task):
         distance = (aside.square() + (away[:, 2] - above).square()).sqrt()
         room = (s.joint("gripper")[:, 0] / (cfg.cube_half - 0.012)).clip(0.0, 1.0)
         reach = (1 - torch.tanh(5 * distance)) * (0.5 + 0.5 * room)
+        around = torch.exp(-(away.norm(dim=-1) / 0.025).square())
+        opening = s.joint("gripper")[:, 0] / jaka_zu5.FINGER_TRAVEL
         gripped = self._gripped(s).double()
-        rise = (cube[:, 2] - cfg.cube_half) / (cfg.success_height + 0.01 - cfg.cube_half)
+        grasp = 0.4 * around * (1 - opening) + 0.6 * gripped
+        rise = (cube[:, 2] - cfg.cube_half) / (cfg.success_height + 0.03 - cfg.cube_half)
         held = s.zeros("held") / cfg.hold_steps
-        return torch.stack((reach, gripped, gripped * rise.clip(0.0, 1.0), held), -1)
+        return torch.stack((reach, grasp, gripped * rise.clip(0.0, 1.0), held), -1)

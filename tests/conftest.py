@@ -1,0 +1,55 @@
+import os
+import socket
+
+import pytest
+
+from deftly.sim.render import choose_gl
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' networks are tiny: threads only cost
+try:
+    choose_gl()
+except Exception:  # the tests that render say what is missing
+    os.environ.pop("MUJOCO_GL", None)
+
+LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """A test that reaches for another machine fails."""
+
+    def guarded(real):
+        def connect(self, address):
+            if isinstance(address, tuple) and not str(address[0]).startswith(LOOPBACK):
+                raise OSError(f"a test reached for the network: {address}")
+            return real(self, address)
+
+        return connect
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_threads():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def slider():
+    """Makes environments of the toy task: `slider(num_envs, seed=..., env={...}, goal=...)`."""
+    from pathlib import Path
+
+    from deftly.config import EnvConfig, SimConfig
+    from deftly.env import Env
+    from deftly.tasks import load
+
+    cls = load(str(Path(__file__).parent / "assets" / "slider.py"))
+
+    def make(num_envs=4, seed=0, purpose="train", env=None, threads=1, dump_dir=None, **task):
+        config = EnvConfig(num_envs=num_envs, **(env or {}))
+        return Env(cls(cls.Config(**task)), config, SimConfig(threads=threads), seed, purpose, dump_dir)
+
+    return make
