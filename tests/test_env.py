@@ -60,6 +60,7 @@ def test_time_up_is_truncation_and_nothing_else(slider):
 def test_success_and_failure_terminate(slider):
     env = slider(3, start=0.0, goal=0.01)
     env.state.qpos[:, 0] = torch.tensor([0.0, 0.95, 0.5], dtype=torch.float64)
+    env.state.qvel[1, 0] = 3.0
     step = env.step(torch.zeros(3, 2))
     assert step.terminated.tolist() == [True, True, False]
     assert step.success.tolist() == [True, False, False]
@@ -80,7 +81,7 @@ def test_task_may_go_on_after_success(slider):
 
 def test_termination_wins_on_the_last_step(slider):
     env = slider(2, start=0.0, goal=0.0, episode_steps=1)
-    env.state.qpos[0, 0] = 0.95
+    env.state.qpos[0, 0], env.state.qvel[0, 0] = 0.95, 3.0
     step = env.step(torch.zeros(2, 2))
     assert step.terminated.tolist() == [True, False]
     assert step.truncated.tolist() == [False, True]

@@ -118,9 +118,9 @@ class PPOConfig:
     """Seed of every random draw; -1 picks a random one, which is saved with the run."""
     max_iterations: int = 1000
     """Iterations (rollout and update) to train."""
-    steps: int = 24
+    steps: int = 16
     """Control steps per environment in one rollout."""
-    epochs: int = 4
+    epochs: int = 5
     """Passes over each rollout."""
     minibatches: int = 4
     """Parts a rollout is split into for one gradient step each."""

@@ -206,7 +206,9 @@ class Contract:
 
     def _signal(self, signals: Mapping[str, Array], name: str) -> Array:
         if name not in signals:
-            raise ContractError(f"signal '{name}' is missing; {self.robot} observes {sorted(s.name for s in self.signals)}")
+            raise ContractError(
+                f"signal '{name}' is missing; {self.robot} has {sorted(s.name for s in self.signals)}"
+            )
         value, size = signals[name], self.source_size(name)
         if not value.shape or value.shape[-1] != size:
             raise ContractError(f"signal '{name}' has shape {tuple(value.shape)}, expected (..., {size})")
@@ -335,8 +337,8 @@ def _numbers(value: Any, where: str) -> tuple[float, ...]:
 
 
 def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise ContractError(f"contract: {where} is {value!r}, expected text")
+    if not isinstance(value, str) or not value.isprintable():
+        raise ContractError(f"contract: {where} is {value!r}, expected text on one line")
     return value
 
 

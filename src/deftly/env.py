@@ -360,7 +360,9 @@ class Env:
             "pushes": self._pushes.state,
         }
         for group, target in groups.items():
-            target.update({k.removeprefix(f"{group}/"): v.clone() for k, v in saved.items() if k.startswith(f"{group}/")})
+            target.update(
+                {k.removeprefix(f"{group}/"): v.clone() for k, v in saved.items() if k.startswith(f"{group}/")}
+            )
         s.weight_scale = {k.split("/")[1]: float(v) for k, v in saved.items() if k.startswith("weight_scale/")}
         self.sim.forward(everyone)
 

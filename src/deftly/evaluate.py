@@ -70,9 +70,7 @@ class EvalArgs:
     def __post_init__(self) -> None:
         for name in ("episodes", "video_episodes"):
             if getattr(self, name) < 1:
-                raise DeftlyError(
-                    f"{name.replace('_', '-')} is {getattr(self, name)}, but it must be 1 or more"
-                )
+                raise DeftlyError(f"{name.replace('_', '-')} is {getattr(self, name)}, but it must be 1 or more")
         for text in self.gate:
             Gate.parse(text)
 
@@ -151,7 +149,8 @@ def columns(ran: Episodes) -> dict[str, np.ndarray]:
     values = {name: value.numpy() for name, value in ran.values.items()}
     seconds = values["steps"] / ran.rate
     done = np.where(values["success"] > 0, seconds, np.nan)
-    return {"success": values["success"], "seconds": seconds, "success_seconds": done} | values
+    first = {"success": values["success"], "steps": values["steps"], "seconds": seconds}
+    return {**first, "success_seconds": done, **values}
 
 
 # ----------------------------------------------------------------------- gates
@@ -170,9 +169,7 @@ class Gate:
         """Read `success>=0.9`; the number may be a percentage."""
         match = GATE.fullmatch(text)
         if not match:
-            raise DeftlyError(
-                f"cannot read the gate '{text}': write METRIC>=NUMBER (or <=, >, <), as 'success>=0.9'"
-            )
+            raise DeftlyError(f"cannot read the gate '{text}': write METRIC>=NUMBER (or <=, >, <), as 'success>=0.9'")
         metric, sign, number, percent = match.groups()
         return cls(metric, sign, float(number) / (100 if percent else 1))
 

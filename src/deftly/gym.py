@@ -6,8 +6,8 @@ Importing this module registers every shipped task:
     envs = gymnasium.make_vec("deftly/jaka-pick-cube-v0", num_envs=64)  # one batch, fast
     env = gymnasium.make("deftly/jaka-pick-cube-v0")                    # one environment
 
-`make` builds those of a task file of your own. The observation is the policy's; its space is bounded where the
-contract knows a bound.
+`make` builds those of a task file of your own. The observation is the policy's; its space is bounded where
+the contract knows a bound.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from deftly.config import EnvConfig, SimConfig, suggest
-from deftly.contract import ACTION, COMMAND, JOINT_POS, Contract
+from deftly.contract import ACTION, COMMAND, Contract
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.tasks import load, shipped
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Array = np.ndarray
 Infos = dict[str, Any]
-
-SLACK = 0.1
-"""Share of a joint's range by which its measured position may pass a limit: limits give way, sensors err."""
 
 
 class TaskEnv(gymnasium.Env[Array, Array]):
@@ -99,7 +96,7 @@ class TaskEnv(gymnasium.Env[Array, Array]):
 
 
 class TaskVectorEnv(VectorEnv[Array, Array, Array]):
-    """`num_envs` environments of a task in one batch; those whose episode ends start the next in the same step.
+    """`num_envs` environments of a task in one batch; those whose episode ends start anew in the same step.
 
     `infos["final_obs"][i]` and `infos["final_info"]` are then those of the episode that ended.
     """
@@ -129,9 +126,7 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
     ) -> tuple[Array, Infos]:
         """Start an episode everywhere. The environments share one stream of draws: several seeds make one."""
         if options and "reset_mask" in options:
-            raise DeftlyError(
-                "reset_mask is not supported: environments reset themselves in the step that ends"
-            )
+            raise DeftlyError("reset_mask is not supported: environments reset themselves in the step that ends")
         if isinstance(seed, Sequence):
             given = [s for s in seed if s is not None]
             seed = int(np.random.SeedSequence(given).generate_state(1)[0]) if given else None
@@ -176,7 +171,10 @@ def make(name: str, num_envs: int | None = None, **config: Any) -> TaskEnv | Tas
 
 
 def observation_space(contract: Contract) -> Box:
-    """Bounds of the observation: finite for joint positions, commands, actions and clipped terms."""
+    """Bounds of the observation: finite for commands, actions and clipped terms.
+
+    A measured signal has none: even a joint is pressed past its limits now and then.
+    """
     parts = [np.tile(_bounds(contract, i), term.history) for i, term in enumerate(contract.observe_terms)]
     low, high = np.concatenate(parts, axis=1).astype(np.float32)
     return Box(low, high, dtype=np.float32)
@@ -188,7 +186,7 @@ def action_space(contract: Contract) -> Box:
 
 
 class Frames:
-    """Pictures of single environments. The renderer is made for the first, so that an unused one costs nothing."""
+    """Pictures of single environments. The renderer is made for the first of them."""
 
     def __init__(self, env: Env, render_mode: str | None):
         if render_mode not in (None, "rgb_array"):
@@ -213,18 +211,13 @@ class Frames:
 def _bounds(contract: Contract, i: int) -> Array:
     """Lowest and highest value of one observation term, `(2, size)`."""
     term = contract.observe_terms[i]
-    size = contract.source_size(term.signal)
-    limits = np.array([(j.lower, j.upper) for j in contract.joints]).T
-    slack = SLACK * (limits[1] - limits[0])
-    known = {
-        COMMAND: limits,
-        ACTION: np.array([[-1.0], [1.0]]).repeat(size, axis=1),
-        JOINT_POS: limits + np.stack((-slack, slack)),
-    }
-    value = known.get(term.signal, np.array([[-np.inf], [np.inf]]).repeat(size, axis=1))
-    ends = np.array(term.scale) * (value - np.array(term.offset))
-    low_high = np.sort(ends, axis=0)
-    return low_high if term.clip is None else low_high.clip(*term.clip)
+    if term.signal == COMMAND:
+        source = np.array([(j.lower, j.upper) for j in contract.joints]).T
+    else:
+        bound = 1.0 if term.signal == ACTION else np.inf
+        source = np.array([[-bound], [bound]]).repeat(contract.source_size(term.signal), axis=1)
+    ends = np.sort(np.array(term.scale) * (source - np.array(term.offset)), axis=0)
+    return ends if term.clip is None else ends.clip(*term.clip)
 
 
 def _build(name: str, sim: Mapping[str, Any], env: Mapping[str, Any], task: Mapping[str, Any]) -> Env:
@@ -238,9 +231,7 @@ def _fill(config: T, values: Mapping[str, Any], where: str) -> T:
     known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
     for name, value in values.items():
         if name not in known:
-            raise DeftlyError(
-                f"{where} has no setting '{name}'{suggest(name, known)}: it has {sorted(known)}"
-            )
+            raise DeftlyError(f"{where} has no setting '{name}'{suggest(name, known)}: it has {sorted(known)}")
         nested = dataclasses.is_dataclass(known[name]) and isinstance(value, Mapping)
         known[name] = _fill(known[name], value, f"{where}.{name}") if nested else value
     return type(config)(**known)

@@ -178,7 +178,8 @@ h1 { font-size:1.35rem; margin:0 } h2 { font-size:1rem; margin:0 0 10px }
 .card { background:var(--card); border:1px solid var(--line); border-radius:12px; padding:18px; min-width:0 }
 .rate { font-size:3.25rem; font-weight:650; line-height:1.1; font-variant-numeric:tabular-nums }
 .bar { position:relative; height:10px; border-radius:5px; background:var(--line); margin:14px 0 4px }
-.bar i { position:absolute; top:0; bottom:0; border-radius:5px; background:var(--accent); opacity:.45; min-width:4px }
+.bar i { position:absolute; top:0; bottom:0; border-radius:5px; background:var(--accent); opacity:.45;
+  min-width:4px }
 .bar b { position:absolute; top:-3px; bottom:-3px; width:4px; margin-left:-2px; border-radius:2px;
   background:var(--accent) }
 .ends { display:flex; justify-content:space-between }
@@ -222,7 +223,8 @@ def _hero(report: Mapping[str, Any]) -> str:
     gates = "".join(_pill(gate) for gate in report.get("gates", []))
     return (
         f"<header><h1>{escape(report['task'])}</h1>"
-        f"<div class=soft>{escape(report['robot'])}, evaluated on {report['episodes']} episodes that no training has seen</div></header>"
+        f"<div class=soft>{escape(report['robot'])}, evaluated on {report['episodes']} episodes "
+        "that no training has seen</div></header>"
         f"<section class=card><div class=rate>{success['rate']:.1%}</div>"
         f"<div>success, {success['count']} of {report['episodes']} episodes; "
         f"95 % interval {low:.1%} to {high:.1%}</div>"
@@ -314,10 +316,8 @@ def _plot(title: str, draw: Any) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif", "font.size": 9}
-    ink = dict.fromkeys(
-        ("axes.edgecolor", "text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK
-    )
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif", "font.size": 9}
+    ink = dict.fromkeys(("axes.edgecolor", "text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
     with matplotlib.rc_context({**style, **ink}):
         figure = Figure(figsize=(4.4, 2.7), layout="constrained")
         axes = figure.subplots()
@@ -335,7 +335,7 @@ def _histogram(axes: Axes, values: np.ndarray, success: np.ndarray) -> None:
     known = np.isfinite(values)
     bins = np.histogram_bin_edges(values[known], min(30, max(8, int(math.sqrt(known.sum()) * 2))))
     parts = [values[known & (success > 0)], values[known & (success == 0)]]
-    axes.hist(parts, bins=bins, stacked=True, color=[ACCENT, BAD], label=["success", "failure"], rwidth=0.92)
+    axes.hist(parts, bins=list(bins), stacked=True, color=[ACCENT, BAD], label=["success", "failure"], rwidth=0.92)
     axes.set_ylabel("episodes")
     if len(parts[1]):
         axes.legend(frameon=False)

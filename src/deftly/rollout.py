@@ -144,9 +144,7 @@ def find_policy(spec: str | None, task: str, cfg: RunsConfig) -> Path:
     )
 
 
-def parse_saved(
-    stage: type[Stage], task: type[Task], found: Checkpoint, argv: Sequence[str], prog: str
-) -> Stage:
+def parse_saved(stage: type[Stage], task: type[Task], found: Checkpoint, argv: Sequence[str], prog: str) -> Stage:
     """Parse a stage's arguments over the task and physics with which a checkpoint was trained.
 
     The saved sections go in as the first `--config` file: the user's files and what is typed override it.

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from deftly import runs
@@ -95,7 +94,7 @@ def main(argv: list[str]) -> int:
     if "test=true" in (low := [w.lower().removeprefix("training.") for w in rest]):
         from deftly import play  # the seeds' way to test: `train task=... test=true`
 
-        return play.main([*([name] if name else []), *(w for w, l in zip(rest, low) if l != "test=true")])
+        return play.main([*([name] if name else []), *(word for word, key in zip(rest, low) if key != "test=true")])
     if name is None and not {"-h", "--help"} & set(rest):
         raise DeftlyError("which task? `deftly train TASK`; `deftly tasks` lists them")
     if name is None:
@@ -182,7 +181,9 @@ class Training:
             if source.path.parent.name != "checkpoints":
                 raise DeftlyError(f"{source.path} is not in a run's folder: start from its weights with --init")
             return run
-        folder = [str(runs.create(self.task.name, "train", self.args.runs, self.args.name))] if not self.ranks.rank else [""]
+        folder = (
+            [str(runs.create(self.task.name, "train", self.args.runs, self.args.name))] if not self.ranks.rank else [""]
+        )
         return Path(self.ranks.share_text(folder[0]))
 
     def _open_logs(self) -> list[Any]:
@@ -190,7 +191,15 @@ class Training:
         self.console = Console()
         self._show = Progressed(self.console, self.task.name, self.args.train.max_iterations, self.args.quiet)
         columns = ["iteration", "steps", "seconds", "seconds_left", "steps_per_second", "eval_success", "eval_steps"]
-        learner = ["std", "learning_rate", "time/collect", "time/update", "loss/value", "loss/surrogate", "loss/entropy"]
+        learner = [
+            "std",
+            "learning_rate",
+            "time/collect",
+            "time/update",
+            "loss/value",
+            "loss/surrogate",
+            "loss/entropy",
+        ]
         csv = Csv(self.run / "metrics.csv", [*columns, *learner, "broken", *self.env.figures], self.iteration)
         writers: list[Any] = [self._show, csv]
         if self.args.tensorboard:
@@ -331,7 +340,14 @@ class Training:
                 **{f"ppo/{k}": v for k, v in self.ppo.tensors().items()},
             }
             checkpoint.save(
-                folder, self.ppo.models, self.env.contract, to_yaml(self.args), self.task_name, self.iteration, numbers, state
+                folder,
+                self.ppo.models,
+                self.env.contract,
+                to_yaml(self.args),
+                self.task_name,
+                self.iteration,
+                numbers,
+                state,
             )
             self._last_saved = self.iteration
         checkpoint.link(folder.with_name("last"), folder)
@@ -347,7 +363,9 @@ class Training:
 
     def _resume(self, source: checkpoint.Checkpoint) -> None:
         if self.ranks.size > 1:
-            raise DeftlyError("a run of several processes cannot be resumed exactly: start from its weights with --init")
+            raise DeftlyError(
+                "a run of several processes cannot be resumed exactly: start from its weights with --init"
+            )
         state = source.state()
         parts = {p: {k[4:]: v for k, v in state.items() if k.startswith(p)} for p in ("env/", "ppo/")}
         source.load_into(self.ppo.models)
@@ -363,12 +381,16 @@ class Training:
         self._show.close()
         name = self.task_name
         if self._stop_signal:
-            self.console.print(f"stopped and saved; go on with: deftly train {name} --resume {self.run}", soft_wrap=True)
+            self.console.print(
+                f"stopped and saved; go on with: deftly train {name} --resume {self.run}", soft_wrap=True
+            )
         elif reached:
             self.console.print(
                 f"{100 * self.success:.1f} % success over {self.args.eval_episodes} episodes "
                 f"after {self.seconds / 60:.1f} minutes, {self.steps / 1e6:.2f} M steps"
             )
         elif self.args.until_success is not None:
-            self.console.print(f"stopped at iteration {self.iteration} below the wanted success: raise train.max-iterations")
+            self.console.print(
+                f"stopped at iteration {self.iteration} below the wanted success: raise train.max-iterations"
+            )
         self.console.print(f"measure it: deftly eval {name} --checkpoint {self.run}", soft_wrap=True)

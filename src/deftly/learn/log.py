@@ -19,7 +19,7 @@ Row = dict[str, float]
 
 
 class Csv:
-    """`metrics.csv`: a row an iteration, flushed as it is written. A resumed run keeps the rows up to its checkpoint."""
+    """`metrics.csv`: a row an iteration, flushed when written. A resumed run keeps the rows up to its checkpoint."""
 
     def __init__(self, path: Path, columns: list[str], resume_at: int):
         self._columns = columns
@@ -45,7 +45,11 @@ class Csv:
 
 def _rows_up_to(path: Path, iteration: int) -> list[dict[str, str]]:
     with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if row.get("iteration", "").isdigit() and int(row["iteration"]) <= iteration]
+        return [
+            row
+            for row in csv.DictReader(file)
+            if row.get("iteration", "").isdigit() and int(row["iteration"]) <= iteration
+        ]
 
 
 class TensorBoard:

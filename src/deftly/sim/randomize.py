@@ -69,7 +69,7 @@ def prepare(s: mujoco.MjSpec, entries: tuple[Randomize, ...], timestep: float) -
 
 
 class PastCommands:
-    """The buffers from which delayed actuators read; an episode starts as if its first command had always been there."""
+    """Buffers from which delayed actuators read; an episode starts as if its first command had always been there."""
 
     def __init__(self, sim: Sim):
         model = sim.model

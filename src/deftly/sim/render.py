@@ -1,7 +1,8 @@
-"""Offscreen pictures and videos of a scene: EGL where it works, else OSMesa, else one line of what to install."""
+"""Offscreen pictures and videos of a scene: EGL where it works, else OSMesa, else one line to mend it."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes.util
 import importlib
@@ -10,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +72,7 @@ class Renderer:
         buffer.offwidth, buffer.offheight = max(size[0], buffer.offwidth), max(size[1], buffer.offheight)
         with _one_line():
             self._gl = _context(*size)
+            atexit.register(self.close)  # before the display goes, which then complains
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
@@ -96,7 +99,9 @@ class Renderer:
 
     def close(self) -> None:
         """Free the graphics context."""
-        self._context.free()
+        atexit.unregister(self.close)
+        if hasattr(self, "_context"):
+            self._context.free()
         self._gl.free()
 
     def __enter__(self) -> Renderer:
@@ -137,13 +142,13 @@ class Recorder:
         assert self._env is not None
         assert self._renderer is not None
         hold = round(self._env.contract.rate / 2)
-        for model, states in zip(self._models, self._states):
-            data = mujoco.MjData(model)
-            for state in [*states, *states[-1:] * hold]:
-                mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION.value)
-                mujoco.mj_forward(model, data)
-                yield self._renderer.picture(model, data)
-        self._renderer.close()
+        with self._renderer as renderer:
+            for model, states in zip(self._models, self._states):
+                data = mujoco.MjData(model)
+                for state in [*states, *states[-1:] * hold]:
+                    mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION.value)
+                    mujoco.mj_forward(model, data)
+                    yield renderer.picture(model, data)
 
 
 def snapshot(env: Env, index: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
@@ -222,31 +227,34 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
     `fps` is the control rate, so that the video's time is the robot's. Frames are encoded as they come, so
     that a generator of any length needs no memory. The file appears whole or not at all.
     """
-    import av
+    from av.error import FFmpegError
 
     scratch = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    count = 0
     try:
-        with av.open(str(scratch), "w", format="mp4", options={"movflags": "faststart"}) as file:
-            stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-            stream.pix_fmt, stream.options = "yuv420p", {"crf": "23", "preset": "fast"}
-            for picture in frames:
-                stream.height, stream.width = picture.shape[:2]
-                file.mux(
-                    stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24"))
-                )
-                count += 1
-            if count:
-                file.mux(stream.encode(None))
-        if not count:
-            raise DeftlyError(f"no frames to write to {path}: nothing was simulated")
+        count = _encode(scratch, iter(frames), Fraction(fps).limit_denominator(1000))
         os.replace(scratch, path)
-    except (OSError, av.FFmpegError) as error:
-        raise DeftlyError(
-            f"cannot write the video {path}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+    except (OSError, FFmpegError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DeftlyError(f"cannot write the video {path}: {reason}") from error
     finally:
         scratch.unlink(missing_ok=True)
+    return count
+
+
+def _encode(path: Path, frames: Iterator[np.ndarray], fps: Fraction) -> int:
+    import av
+
+    first = next(frames, None)
+    if first is None:
+        raise DeftlyError("there are no pictures to make a video of: nothing was simulated")
+    count = 0
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as file:
+        stream = file.add_stream("libx264", rate=fps, options={"crf": "23", "preset": "fast"})
+        stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
+        for picture in chain((first,), frames):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+            count += 1
+        file.mux(stream.encode(None))
     return count
 
 

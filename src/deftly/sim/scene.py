@@ -67,7 +67,7 @@ def add_floor(s: mujoco.MjSpec, z: float) -> None:
 
 
 def add_table(s: mujoco.MjSpec, centre: tuple[float, float], half: tuple[float, float], height: float) -> None:
-    """A table whose top is the plane z = 0, on four legs to look at; `height` (m) is that of the top above the floor."""
+    """A table whose top is the plane z = 0, `height` (m) above the floor, on four legs to look at."""
     thick, wood = 0.03, (0.80, 0.70, 0.56, 1)
     top = s.worldbody.add_geom(name="table", type=mujoco.mjtGeom.mjGEOM_BOX, size=[*half, thick / 2])
     top.pos, top.rgba, top.friction = [*centre, -thick / 2], wood, [0.8, 0.01, 0.0002]

@@ -179,7 +179,8 @@ def _import_file(path: Path) -> ModuleType:
             spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[name]
-            raise DeftlyError(f"{path} does not import: {type(error).__name__}: {error}") from error
+            reason = " ".join(str(error).split())
+            raise DeftlyError(f"{path} does not import: {type(error).__name__}: {reason}") from error
     return sys.modules[name]
 
 

@@ -1,0 +1,56 @@
+# deftly: `make quickstart` on a fresh machine; `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One stamp for each content of pyproject.toml: a change of it installs again, a touch does not.
+STAMP := $(VENV)/.stamp-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
+
+.PHONY: help install quickstart test check bench clean gl
+.DEFAULT_GOAL := help
+
+help: ## show this
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+
+install: $(STAMP) gl ## make .venv and install deftly with everything it can use
+
+quickstart: install ## train, evaluate and watch a small task
+	$(BIN)/deftly quickstart
+
+test: install ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## lint, format, types, layers, size
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/check_budget.py
+
+bench: install ## measure this machine
+	$(BIN)/deftly bench $(ARGS)
+
+clean: ## remove what make and the tools made; runs stay
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache MUJOCO_LOG.TXT
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf src/*.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "deftly needs Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "no venv: apt-get install python3-venv, or make PYTHON=/path/to/another/python3" >&2; exit 1; }
+
+$(STAMP): $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,viewer,dev]'
+	@rm -f $(VENV)/.stamp-* && touch $@
+
+# Videos need OpenGL without a display. Only root on a machine with apt installs it; without it, everything else works.
+gl:
+	@if [ "$$(uname)" = Linux ] && ! ldconfig -p 2>/dev/null | grep -q 'libEGL\.so\.1'; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+				apt-get install -y -qq --no-install-recommends libegl1 libgl1-mesa-dri; } >/dev/null 2>&1; \
+		fi; \
+		ldconfig -p 2>/dev/null | grep -q 'libEGL\.so\.1' || \
+			echo "hint: no videos without OpenGL: apt-get install libegl1 libgl1-mesa-dri"; \
+	fi

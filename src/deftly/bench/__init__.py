@@ -1,0 +1,260 @@
+"""`deftly bench`: how fast simulation and training are here, beside the raw limit and beside a common peer.
+
+Every case runs in a process of its own, and the cases take turns (A B C, A B C, ...), so that a machine that slows
+down slows all of them. What counts are the ratios within a run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from importlib import metadata, util
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from deftly import __version__
+from deftly.bench.table import SCHEMA, TITLES
+from deftly.config import parse, split_task
+from deftly.errors import DeftlyError
+
+if TYPE_CHECKING:
+    from deftly.bench.cases import Job
+
+TASK = "jaka-pick-cube"
+PRESETS = ("fast", "default", "accurate")
+PACKAGES = ("numpy", "mujoco", "torch", "rsl-rl-lib", "stable-baselines3")
+RATIOS = {
+    "env/raw": ("env", "raw_limit"),
+    "env/raw_cores": ("env", "raw_cores"),
+    "train/raw": ("train", "raw_limit"),
+    "train/sb3": ("train", "sb3"),
+}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BenchArgs:
+    """Measure simulation and training beside the raw limit and a peer: `deftly bench [TASK]`."""
+
+    num_envs: int = 1024
+    """Environments of the batch that is stepped."""
+    seconds: float = 10.0
+    """Shortest time of one measurement, s."""
+    repeats: int = 3
+    """Rounds in which the cases take turns; the medians count."""
+    quick: bool = False
+    """Small sizes and one short round: a look, not a measurement."""
+    presets: bool = False
+    """Also compare the physics presets: speed, grip, and success of the policy."""
+    checkpoint: Path | None = None
+    """Checkpoint whose motions and success are measured; unset: the policy shipped for the task."""
+    out: Path | None = None
+    """Write the results to this JSON file, such as bench/results/laptop.json."""
+    table: bool = False
+    """Measure nothing: write the tables of bench/results/*.json (or of --out) into docs/performance.md."""
+    docs: Path = Path("docs/performance.md")
+    """Page that holds the tables."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("num_envs", 1), ("repeats", 1)):
+            if getattr(self, name) < low:
+                raise DeftlyError(f"{name.replace('_', '-')} is {getattr(self, name)}, but must be {low} or more")
+        if not 0 < self.seconds < 3600:
+            raise DeftlyError(f"seconds is {self.seconds:g}, but must be above 0 and below an hour")
+
+
+def main(argv: list[str]) -> int:
+    """Run `deftly bench`."""
+    from rich.console import Console
+
+    from deftly.bench import table
+
+    name, rest = split_task(argv)
+    args = parse(BenchArgs, rest, prog="deftly bench")
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
+    if args.table:
+        files = [args.out] if args.out else sorted(Path("bench/results").glob("*.json"))
+        table.update(args.docs, files)
+        console.print(f"wrote the tables of {len(files)} results into {args.docs}")
+        return 0
+    job = _job(name or TASK, args)
+    _check_writable(args.out)
+    result = measure(job, args, console.print)
+    for line in table.summary(result):
+        console.print(line)
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2) + "\n")
+        console.print(f"wrote {args.out}")
+    return 0
+
+
+def _job(name: str, args: BenchArgs) -> Job:
+    """The sizes of every measurement. Raises DeftlyError for an unknown task or a broken checkpoint."""
+    from deftly.bench.cases import Job
+    from deftly.learn import checkpoint
+    from deftly.tasks import load
+
+    cls = load(name)
+    path = args.checkpoint or checkpoint.shipped(cls.name)
+    if path:
+        checkpoint.load(path).require(cls(cls.Config()))
+    job = Job("", name, num_envs=args.num_envs, seconds=args.seconds, checkpoint=str(path) if path else None)
+    if not args.quick:
+        return job
+    small = {"num_envs": 64, "train_envs": 64, "seconds": min(args.seconds, 1.0), "episodes": 32}
+    return replace(job, **small, tape_envs=16, tape_steps=50, peer_envs=2, peer_steps=32)
+
+
+def _check_writable(out: Path | None) -> None:
+    """Refuse an output that cannot be written now, not after minutes of measuring."""
+    if out is None:
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        existed = out.exists()
+        with out.open("a"):
+            pass
+        if not existed:
+            out.unlink()
+    except OSError as error:
+        raise DeftlyError(f"cannot write --out '{out}': {error.strerror}; choose another file") from error
+
+
+# ---------------------------------------------------------------------- measure
+
+
+def measure(job: Job, args: BenchArgs, say: Say) -> dict[str, Any]:
+    """Everything `deftly bench` measures, as the JSON that it writes."""
+    skipped = _skipped(job)
+    result: dict[str, Any] = {"schema": SCHEMA, "task": job.task, **machine(), "skipped": skipped}
+    result["settings"] = {"num_envs": job.num_envs, "seconds": job.seconds, "preset": job.preset}
+    result["settings"] |= {"repeats": 1 if args.quick else args.repeats, "quick": args.quick}
+    with tempfile.TemporaryDirectory(prefix="deftly-bench-") as folder:
+        jobs = _jobs(job, Path(folder), skipped)
+        rounds = [_round(jobs, i, result, say) for i in range(result["settings"]["repeats"])]
+    result["cases"] = {name: _case([r[name] for r in rounds]) for name in jobs}
+    result["cases"]["raw_limit"] = _case([{"rate": r["raw"]["rate"] * result["machine"]["cores"]} for r in rounds])
+    result["ratios"] = ratios(result["cases"])
+    result["startup_s"] = startup(job, result["settings"]["repeats"])
+    result["presets"] = compare_presets(job, say) if args.presets else {}
+    return result
+
+
+def _skipped(job: Job) -> dict[str, str]:
+    """Cases that cannot be measured, and why."""
+    from deftly.bench import peer
+
+    found = {}
+    if job.task != peer.TASK:
+        found["sb3"] = f"written for {peer.TASK} only"
+    elif util.find_spec("stable_baselines3") is None:
+        found["sb3"] = "stable-baselines3 is not installed: pip install stable-baselines3"
+    if job.checkpoint is None:
+        found["raw_policy"] = "no policy shipped or given: --checkpoint RUN/checkpoints/best"
+    return found
+
+
+def _jobs(job: Job, folder: Path, skipped: dict[str, str]) -> dict[str, Job]:
+    """The measurements of a round in their order; records the motions that they replay."""
+    random, policy = (replace(job, tape=str(folder / f"{name}.npz")) for name in ("random", "policy"))
+    call(replace(random, case="record", checkpoint=None))
+    jobs = {name: replace(random, case=name) for name in ("raw", "env", "raw_cores", "train", "sb3")}
+    if job.checkpoint:
+        call(replace(policy, case="record"))
+        jobs["raw_policy"] = replace(policy, case="raw")
+    return {name: jobs[name] for name in jobs if name not in skipped}
+
+
+def _round(jobs: dict[str, Job], index: int, result: dict[str, Any], say: Say) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, job in jobs.items():
+        found[name] = call(job)
+        say(f"round {index + 1}/{result['settings']['repeats']}: {TITLES[name]}: {found[name]['rate']:,.0f} steps/s")
+    return found
+
+
+def call(job: Job) -> dict[str, Any]:
+    """Run a job in a process of its own. Raises DeftlyError with its last words if it fails."""
+    from deftly.bench.cases import command
+
+    done = subprocess.run(command(job), capture_output=True, text=True)
+    if done.returncode:
+        words = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        raise DeftlyError(f"the measurement '{job.case}' of {job.task} failed: {words}; try `deftly doctor {job.task}`")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _case(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The repetitions of a case and their median; of other figures, the last."""
+    rates = [part["rate"] for part in parts]
+    other = {name: value for name, value in parts[-1].items() if name != "rate"}
+    return {"unit": "control steps/s", "repetitions": rates, "median": median(rates), **other}
+
+
+def ratios(cases: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Medians of the ratios within each round, which a slow spell of the machine leaves alone."""
+    found = {}
+    for name, (top, bottom) in RATIOS.items():
+        if top in cases and bottom in cases:
+            pairs = zip(cases[top]["repetitions"], cases[bottom]["repetitions"])
+            found[name] = median(a / b for a, b in pairs)
+    return found
+
+
+def startup(job: Job, repeats: int) -> dict[str, Any]:
+    """Wall time of whole processes, s: the help, and a first step of the batch."""
+    from deftly.bench.cases import command
+
+    help_, first = [sys.executable, "-m", "deftly", "--help"], command(replace(job, case="first_step"))
+    return {name: _timed(words, repeats) for name, words in (("help", help_), ("first_step", first))}
+
+
+def _timed(words: list[str], repeats: int) -> dict[str, Any]:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        subprocess.run(words, check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    return {"unit": "s", "repetitions": times, "median": median(times)}
+
+
+def compare_presets(job: Job, say: Say) -> dict[str, dict[str, Any]]:
+    """For each physics preset: speed, grip, and success of the policy if there is one."""
+    from deftly.bench import presets
+
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(prefix="deftly-bench-") as folder:
+        for preset in PRESETS:
+            mine = replace(job, preset=preset, tape=str(Path(folder) / f"{preset}.npz"))
+            call(replace(mine, case="record", checkpoint=None))
+            found[preset] = {"steps_per_second": call(replace(mine, case="env"))["rate"]}
+            if job.task == presets.TASK:
+                found[preset] |= call(replace(mine, case="grip"))
+            if job.checkpoint:
+                found[preset] |= call(replace(mine, case="success"))
+            say(f"preset {preset}: {found[preset]}")
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Date, machine and versions."""
+    from deftly import doctor
+
+    versions = {"deftly": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    facts = {"cpu": doctor.processor(), "cores": doctor.cores(), "system": platform.platform()}
+    facts["load"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return {"date": datetime.now().astimezone().isoformat(), "machine": facts, "versions": versions}

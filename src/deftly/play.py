@@ -1,0 +1,325 @@
+"""`deftly play`: watch a policy in a window, in a browser or as a video, and follow a training while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from deftly.config import EnvConfig, RunsConfig, SimConfig, parse, split_task, with_task
+from deftly.errors import DeftlyError
+
+if TYPE_CHECKING:
+    import mujoco
+
+    from deftly.env import Env
+    from deftly.rollout import Act
+    from deftly.tasks import Task
+
+WEIGHTS = "weights.safetensors"
+NO_VIEWER = 'no display and no web viewer: pip install "deftly[viewer]", or write a video with --video FILE.mp4'
+
+
+@dataclass(frozen=True)
+class PlayArgs:
+    """Watch a policy in one environment, in real time, or record a video of it."""
+
+    agent: Literal["trained", "random", "zero"] = "trained"
+    """Who acts: a checkpoint's policy, uniform noise, or nobody."""
+    checkpoint: str | None = None
+    """Policy to play: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped."""
+    viewer: Literal["auto", "native", "web", "none"] = "auto"
+    """A window (native), a page for the browser (web), or the first that works (auto)."""
+    video: Path | None = None
+    """Write an mp4 of some episodes to this file instead, and exit."""
+    episodes: int = 0
+    """Episodes to play; 0 goes on until Ctrl-C, and takes 3 for a video."""
+    reload: float = 0.0
+    """Look for a newer checkpoint each so many seconds, to follow a training; 0 never does."""
+    seed: int = 0
+    """Decides which episodes are played."""
+    speed: float = 1.0
+    """Simulated seconds in a second."""
+    camera: str | None = None
+    """Camera of the video and of the first view; unset: the scene's first."""
+    host: str = "127.0.0.1"
+    """Address of the web viewer; 0.0.0.0 opens it to the network, without a password."""
+    port: int = 8080
+    """Port of the web viewer."""
+    sim: SimConfig = field(default_factory=SimConfig)
+    """The physics engine; as in the training unless set."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """What disturbs the episodes; env.num-envs is not used."""
+    runs: RunsConfig = field(default_factory=RunsConfig)
+    """Where runs are kept."""
+
+    def __post_init__(self) -> None:
+        for name, low, want in (("episodes", 0, "0 or more"), ("reload", 0, "0 (never) or more seconds")):
+            if getattr(self, name) < low:
+                raise DeftlyError(f"{name} is {getattr(self, name)}, but it must be {want}")
+        if not 0 < self.speed <= 100:
+            raise DeftlyError(f"speed is {self.speed}, but it must be above 0 and at most 100")
+        if not 1 <= self.port <= 65535:
+            raise DeftlyError(f"port is {self.port}, but it must be between 1 and 65535")
+
+
+# ---------------------------------------------------------------------- agents
+
+
+class Trained:
+    """The policy of a checkpoint, which `poll` swaps for a newer one."""
+
+    def __init__(self, path: Path, task: Task, find: Callable[[], Path], interval: float):
+        self._task, self._find, self._interval = task, find, interval
+        self._seen = _stamp(path)
+        self._next = time.monotonic() + interval
+        self._policy = self._load(path)
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        return self._policy(obs)
+
+    def poll(self) -> None:
+        """Swap the weights if it is time and there are newer ones; what cannot be used is told and skipped."""
+        if not self._interval or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self._interval
+        try:
+            path = self._find()
+            stamp = _stamp(path)
+            if stamp == self._seen:
+                return
+            self._seen = stamp
+            self._policy = self._load(path)
+            print(f"now playing {path}", flush=True)
+        except (DeftlyError, OSError) as error:
+            print(f"warning: kept the policy, {error}", file=sys.stderr, flush=True)
+
+    def _load(self, path: Path) -> Callable[[Tensor], Tensor]:
+        from deftly.learn import checkpoint
+
+        found = checkpoint.load(path)
+        found.require(self._task)
+        return found.policy()
+
+
+def _stamp(path: Path) -> tuple[Path, int]:
+    """What changes when a checkpoint is replaced: where it is, behind links, and its weights' time."""
+    weights = path.resolve() / WEIGHTS
+    return weights, weights.stat().st_mtime_ns
+
+
+def _untrained(agent: str, size: int) -> Act:
+    if agent == "zero":
+        return lambda obs: torch.zeros(len(obs), size)
+    return lambda obs: 2 * torch.rand(len(obs), size) - 1
+
+
+# --------------------------------------------------------------------- viewers
+
+
+class View(NamedTuple):
+    """An open viewer."""
+
+    show: Callable[[mujoco.MjData], None]
+    """Draw the state; positions are fresh."""
+    running: Callable[[], bool]
+    """False once the user closed it."""
+    speed: Callable[[], float]
+    """Factor of the simulated time that the user set; 0 while paused."""
+
+
+def _has_display() -> bool:
+    """Whether a window can open: a DISPLAY that nobody serves would hang MuJoCo's viewer for ever."""
+    named = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform != "linux"
+    if not named:
+        return False
+    import glfw
+
+    return bool(glfw.init())
+
+
+def pick_viewer(wanted: str) -> str:
+    """`native` or `web`. Raises DeftlyError where the wanted one cannot work, or none can."""
+    web = all(importlib.util.find_spec(name) for name in ("viser", "mjviser"))
+    if wanted == "none":
+        raise DeftlyError("nothing to show it on: write a video with --video FILE.mp4, or use --viewer web")
+    if wanted == "native" and not _has_display():
+        raise DeftlyError("no display for --viewer native: use --viewer web, or --video FILE.mp4")
+    if wanted == "web" and not web:
+        raise DeftlyError('--viewer web needs mjviser: pip install "deftly[viewer]"')
+    if wanted == "auto" and not web and not _has_display():
+        raise DeftlyError(NO_VIEWER)
+    return wanted if wanted != "auto" else ("native" if _has_display() else "web")
+
+
+@contextlib.contextmanager
+def _native(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
+    from mujoco import viewer
+
+    with viewer.launch_passive(env.model, data) as window:
+        if args.camera:
+            window.cam.type, window.cam.fixedcamid = 2, env.model.camera(args.camera).id
+        yield View(lambda _: window.sync(), window.is_running, lambda: args.speed)
+
+
+@contextlib.contextmanager
+def _web(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
+    import viser
+    from mjviser import ViserMujocoScene
+
+    _require_free(args.host, args.port)
+    server = viser.ViserServer(host=args.host, port=args.port, label=f"deftly: {env.task.name}", verbose=False)
+    try:
+        _aim(server, env, data, args.camera)
+        pause = server.gui.add_checkbox("Pause", initial_value=False)
+        speed = server.gui.add_slider("Speed", min=0.1, max=4.0, step=0.1, initial_value=min(4.0, args.speed))
+        scene = ViserMujocoScene(server, copy.copy(env.model), num_envs=1)
+        print(f"open http://{args.host}:{server.get_port()} in a browser; Ctrl-C ends", flush=True)
+        yield View(scene.update_from_mjdata, lambda: True, lambda: 0.0 if pause.value else speed.value)
+    finally:
+        server.stop()
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raise DeftlyError if the port is taken: viser would move to the next one without a word."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DeftlyError(f"cannot serve on {host}:{port}: {reason}; choose another --port or --host") from None
+
+
+def _aim(server: Any, env: Env, data: mujoco.MjData, camera: str | None) -> None:
+    """Let the first view be that of the scene's camera."""
+    if not env.model.ncam:
+        return
+    index = env.model.camera(camera).id if camera else 0
+    eye, axes = data.cam_xpos[index], data.cam_xmat[index].reshape(3, 3)
+    server.initial_camera.position = eye
+    server.initial_camera.look_at = eye - axes[:, 2] * env.model.stat.extent
+    server.initial_camera.fov = float(env.model.cam_fovy[index]) * torch.pi / 180
+
+
+# ------------------------------------------------------------------------ live
+
+
+def play(env: Env, agent: Act, args: PlayArgs, view: View, data: mujoco.MjData) -> None:
+    """Step one environment in real time until the episodes are played or the viewer is closed."""
+    poll = getattr(agent, "poll", lambda: None)
+    episodes, due = 0, time.perf_counter()
+    while view.running() and not (args.episodes and episodes >= args.episodes):
+        speed = view.speed()
+        if speed > 0:
+            env.step(agent(env.obs["policy"]))
+            _tell(env)
+            episodes += len(env.ended.get("env", ()))
+            _draw(env, data)
+        view.show(data)
+        poll()
+        due = max(due + 1 / (env.contract.rate * (speed or 1.0)), time.perf_counter() - 0.2)
+        time.sleep(max(0.0, due - time.perf_counter()))
+
+
+def _draw(env: Env, data: mujoco.MjData) -> None:
+    import mujoco
+
+    state = env.sim.state[0].numpy()
+    mujoco.mj_setState(env.model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION.value)
+    mujoco.mj_forward(env.model, data)
+
+
+def _tell(env: Env) -> None:
+    if not env.ended:
+        return
+    failures = [name[7:] for name, value in env.ended.items() if name.startswith("failed/") and value[0] > 0]
+    how = "success" if env.ended["success"][0] > 0 else f"failed: {', '.join(failures) or 'time is up'}"
+    seconds, total = float(env.ended["steps"][0]) / env.contract.rate, float(env.ended["return"][0])
+    print(f"{how} after {seconds:.1f} s, return {total:.2f}", flush=True)
+
+
+def _live(task: Task, agent: Act, args: PlayArgs) -> None:
+    import mujoco
+
+    from deftly.env import Env
+
+    open_view = {"native": _native, "web": _web}[pick_viewer(args.viewer)]
+    env = Env(task, replace(args.env, num_envs=1), args.sim, args.seed, "play")
+    data = mujoco.MjData(env.model)
+    _draw(env, data)
+    with contextlib.suppress(KeyboardInterrupt), open_view(env, data, args) as view:
+        play(env, agent, args, view, data)
+
+
+# ----------------------------------------------------------------------- video
+
+
+def record(task: Task, agent: Act, args: PlayArgs, path: Path) -> None:
+    """Write an mp4 of some episodes, one after the other, at the control rate."""
+    from deftly.rollout import run_episodes
+    from deftly.sim.render import Recorder, write_video
+
+    if not path.parent.is_dir():
+        raise DeftlyError(f"no folder '{path.parent}' for the video: make it, or choose another --video FILE")
+    count = args.episodes or 3
+    recorder = Recorder(count, args.camera)
+    ran = run_episodes(
+        task,
+        agent,
+        count,
+        seed=args.seed,
+        purpose="play",
+        env_cfg=args.env,
+        sim_cfg=args.sim,
+        on_step=recorder.watch,
+    )
+    frames = write_video(path, recorder.frames(), ran.rate * args.speed)
+    print(f"{path}: {count} episodes, success {ran.success_rate:.0%}, {frames / ran.rate / args.speed:.1f} s")
+
+
+def main(argv: list[str]) -> int:
+    """Run `deftly play`."""
+    from deftly.sim import render
+
+    render.choose_gl()  # before anything imports MuJoCo
+    from deftly import rollout, tasks
+    from deftly.learn import checkpoint
+
+    name, flags = split_task(argv)
+    prog = f"deftly play {name or 'TASK'}"
+    if name is None:
+        parse(PlayArgs, flags, prog=prog)  # answers --help
+        raise DeftlyError("play needs a task: deftly play TASK; 'deftly tasks' lists them")
+    cls = tasks.load(name)
+    args = parse(with_task(PlayArgs, cls.Config), flags, prog=prog)
+    if not args.video:
+        pick_viewer(args.viewer)
+    if args.agent == "trained":
+
+        def find() -> Path:
+            return rollout.find_policy(args.checkpoint, cls.name, args.runs)
+
+        path = find()
+        args = rollout.parse_saved(PlayArgs, cls, checkpoint.load(path), flags, prog)
+        task = rollout.make_task(cls, args)
+        agent = Trained(path, task, find, args.reload)
+        print(f"playing {path}", flush=True)
+    else:
+        task = rollout.make_task(cls, args)
+        agent = _untrained(args.agent, task.contract().action_size)
+    if args.video:
+        record(task, agent, args, args.video)
+    else:
+        _live(task, agent, args)
+    return 0

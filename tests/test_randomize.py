@@ -1,0 +1,235 @@
+import mujoco
+import pytest
+import torch
+
+from deftly.errors import DeftlyError
+from deftly.sim.randomize import Randomize, Randomizer
+
+N = 200
+
+
+@pytest.fixture
+def drawn(slider):
+    """Draws entries in many environments; gives the environment and what changed in each MjModel field."""
+
+    def draw(*entries: Randomize, times: int = 1):
+        env = slider(N, goal=0.0, randomize=entries)
+        for _ in range(times - 1):
+            env.reset()
+        return env, {k: v.reshape(N, -1, *v.shape[2:]) for k, v in env._randomizer.fields.items()}
+
+    return draw
+
+
+def index(env, kind: str, name: str) -> int:
+    return getattr(env.model, kind)(name).id
+
+
+def covers(values: torch.Tensor, low: float, high: float) -> bool:
+    """Values fill a range and stay within it."""
+    tenth = 0.1 * (high - low)
+    inside = values.min() >= low - 1e-9 and values.max() <= high + 1e-9
+    return bool(inside and values.min() < low + tenth and values.max() > high - tenth)
+
+
+def test_mass_takes_the_inertia_along(drawn):
+    env, fields = drawn(Randomize("mass", 0.5, 2.0, ("block",)))
+    block = index(env, "body", "block")
+    mass, inertia = fields["body_mass"][:, block], fields["body_inertia"][:, block]
+    assert covers(mass, 0.5, 2.0)
+    assert torch.allclose(inertia, torch.tensor(env.model.body_inertia[block]) * mass[:, None])
+    assert (fields["body_mass"][:, index(env, "body", "ball")] == 0.5).all()
+    subtree = env.sim.batch.get_model(3).body_subtreemass[block]
+    assert subtree == pytest.approx(float(mass[3]))
+
+
+def test_added_mass_scales_the_inertia(drawn):
+    env, fields = drawn(Randomize("mass", -0.2, 0.3, ("block",), op="add"))
+    block = index(env, "body", "block")
+    mass = fields["body_mass"][:, block]
+    assert covers(mass, 0.8, 1.3)
+    assert torch.allclose(fields["body_inertia"][:, block], torch.tensor(env.model.body_inertia[block]) * mass[:, None])
+
+
+def test_com_moves_along_each_axis_on_its_own(drawn):
+    env, fields = drawn(Randomize("com", -0.02, 0.02, ("block",), op="add"))
+    com = fields["body_ipos"][:, index(env, "body", "block")]
+    assert all(covers(com[:, axis], -0.02, 0.02) for axis in range(3))
+    assert torch.corrcoef(com.T).fill_diagonal_(0).abs().max() < 0.3
+    env.step(torch.zeros(N, 2))
+    assert env.broken_count == 0
+
+
+def test_friction_is_the_sliding_one(drawn):
+    env, fields = drawn(Randomize("friction", 0.5, 1.5, ("floor",)))
+    friction = fields["geom_friction"][:, index(env, "geom", "floor")]
+    assert covers(friction[:, 0], 0.5, 1.5)
+    assert (friction[:, 1:] == torch.tensor(env.model.geom_friction[0, 1:])).all()
+
+
+def test_kp_and_kd_together_keep_the_servo_true(drawn):
+    env, fields = drawn(Randomize("kp", 0.8, 1.2), Randomize("kd", 0.5, 1.5))
+    gain, bias = fields["actuator_gainprm"], fields["actuator_biasprm"]
+    assert covers(gain[..., 0], 80, 120)
+    assert torch.equal(bias[..., 1], -gain[..., 0])
+    assert covers(-bias[..., 2], 10, 30)
+    for _ in range(19):  # starts up to 0.5 m off: a servo that is not true would drift to another pose
+        env.step(torch.zeros(N, 2))
+    assert env.state.command.abs().max() > 0.4
+    assert (env.state.qpos[:, :2] - env.state.command).abs().max() < 1e-6
+
+
+def test_added_gains_keep_their_signs(drawn):
+    _, fields = drawn(Randomize("kp", 10, 20, ("x",), op="add"), Randomize("kd", 1, 2, ("y",), op="add"))
+    assert covers(fields["actuator_gainprm"][:, 0, 0], 110, 120)
+    assert covers(-fields["actuator_biasprm"][:, 0, 1], 110, 120)
+    assert covers(-fields["actuator_biasprm"][:, 1, 2], 21, 22)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "field", "nominal"),
+    [
+        ("damping", "dof_damping", 2.0),
+        ("armature", "dof_armature", 0.1),
+        ("frictionloss", "dof_frictionloss", 0.1),
+    ],
+)
+def test_joint_figures(drawn, quantity, field, nominal):
+    _, fields = drawn(Randomize(quantity, 0.5, 2.0, ("x",)))
+    assert covers(fields[field][:, 0], 0.5 * nominal, 2 * nominal)
+    assert (fields[field][:, 1] == fields[field][0, 1]).all()
+    _, fields = drawn(Randomize(quantity, 0.1, 0.2, ("x",), op="add"))
+    assert covers(fields[field][:, 0], nominal + 0.1, nominal + 0.2)
+
+
+def test_a_free_joint_has_six_of_them(drawn):
+    _, fields = drawn(Randomize("damping", 0.1, 0.2, ("ball",), op="add"))
+    assert covers(fields["dof_damping"][:, 2:], 0.1, 0.2)
+    assert (fields["dof_damping"][:, :2] == 2).all()
+
+
+def test_size_takes_the_bounds_along(drawn):
+    for low, high, op in ((0.8, 1.2, "scale"), (-0.01, 0.01, "add")):
+        env, fields = drawn(Randomize("size", low, high, ("block",), op=op))
+        block = index(env, "geom", "block")
+        half = fields["geom_size"][:, block, 0]
+        assert covers(half, 0.04, 0.06)
+        assert torch.allclose(fields["geom_size"][:, block], half[:, None].expand(N, 3))
+        assert torch.allclose(fields["geom_rbound"].view(N, -1)[:, block], half * 3**0.5)
+        assert torch.allclose(fields["geom_aabb"].view(N, -1, 6)[:, block, 3:], half[:, None].expand(N, 3))
+
+
+def test_gravity_keeps_its_direction(drawn):
+    for low, high, op in ((0.9, 1.1, "scale"), (-0.981, 0.981, "add")):
+        _, fields = drawn(Randomize("gravity", low, high, op=op))
+        gravity = fields["opt.gravity"].view(N, 3)
+        assert covers(-gravity[:, 2], 0.9 * 9.81, 1.1 * 9.81)
+        assert not gravity[:, :2].any()
+
+
+def test_gravity_acts(drawn):
+    env, fields = drawn(Randomize("gravity", 0.5, 1.5))
+    env.state.joint("ball")[:, 2] = 2.0
+    env.step(torch.zeros(N, 2))
+    assert torch.allclose(env.state.joint_vel("ball")[:, 2], fields["opt.gravity"].view(N, 3)[:, 2] * 0.05)
+
+
+def test_names_share_a_draw_if_told(drawn):
+    _, fields = drawn(Randomize("kp", 0.5, 1.5, shared=True))
+    assert torch.equal(fields["actuator_gainprm"][:, 0, 0], fields["actuator_gainprm"][:, 1, 0])
+    _, fields = drawn(Randomize("kp", 0.5, 1.5))
+    assert not torch.equal(fields["actuator_gainprm"][:, 0, 0], fields["actuator_gainprm"][:, 1, 0])
+
+
+def test_draws_start_from_the_model_every_time(drawn):
+    entries = (Randomize("mass", 0.9, 1.1), Randomize("kp", 1.0, 1.2), Randomize("com", 0, 0.01, op="add"))
+    env, fields = drawn(*entries, times=50)
+    assert covers(fields["body_mass"][:, index(env, "body", "block")], 0.9, 1.1)
+    assert covers(fields["actuator_gainprm"][..., 0], 100, 120)
+    assert covers(fields["body_ipos"][:, index(env, "body", "block")], 0.0, 0.01)
+
+
+def test_only_the_environments_that_reset_draw(slider):
+    env = slider(4, randomize=(Randomize("mass", 0.5, 2.0),))
+    before = env._randomizer.fields["body_mass"].clone()
+    env._randomizer.draw(torch.tensor([1, 3]), env.state.generator)
+    changed = (env._randomizer.fields["body_mass"] != before).any(1)
+    assert changed.tolist() == [False, True, False, True]
+
+
+def test_unknown_name_is_refused(slider):
+    with pytest.raises(DeftlyError, match=r"randomize mass: no body 'blok' in the scene.*'block'"):
+        slider(1, randomize=(Randomize("mass", 0.5, 2.0, ("blok",)),))
+
+
+def test_randomization_can_be_switched_off(slider):
+    env = slider(4, randomize=(Randomize("mass", 0.5, 2.0),), env={"randomize": False})
+    assert env._randomizer.fields == {}
+
+
+# ------------------------------------------------------------------ latency
+
+
+def response(env, steps: int = 12) -> torch.Tensor:
+    """Position of the first environment's block, substep by substep, after a full command at once."""
+    env.state.qpos[:, :2] = 0
+    move, out = torch.zeros(env.num_envs, 2), []
+    move[:, 0] = 1
+    for _ in range(steps):
+        env.step(move)
+        out.append(env.state.qpos[:, 0].clone())
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("delay", [1, 2, 3])
+def test_latency_delays_the_response_by_just_that(slider, delay):
+    quiet = {"goal": 0.0, "start": 0.0}
+    prompt = response(slider(2, **quiet))
+    late = response(slider(2, env={"latency_ms": (50.0 * delay, 50.0 * delay)}, **quiet))
+    assert not late[:delay].any()
+    assert torch.allclose(late[delay:], prompt[: 12 - delay], atol=1e-9)
+
+
+def test_part_of_a_period_and_a_draw_for_each_episode(slider):
+    env = slider(N, goal=0.0, start=0.0, env={"latency_ms": (0.0, 100.0)})
+    delay = env._randomizer.fields["actuator_delay"]
+    assert torch.equal(delay[:, 0], delay[:, 1])
+    assert covers(delay[:, 0], 0.0, 0.1)
+    moved = response(env, 2)[1]
+    order = delay[:, 0].argsort()
+    assert (moved[order].diff() <= 1e-12).all()
+    assert moved.unique().numel() >= 5
+
+
+def test_latency_of_single_actuators_is_a_tasks_own_randomization(slider):
+    env = slider(2, goal=0.0, start=0.0, randomize=(Randomize("latency", 0.1, 0.1, ("y",), op="add"),))
+    for _ in range(2):
+        env.step(torch.ones(2, 2))
+    assert (env.state.qpos[:, 0] > 0.01).all()
+    assert not env.state.qpos[:, 1].any()
+
+
+def test_delayed_actuator_holds_the_starting_pose(slider):
+    env = slider(16, goal=0.0, env={"latency_ms": (100.0, 100.0)})
+    for _ in range(2):  # before and after an automatic reset
+        start = env.state.qpos[:, :2].clone()
+        assert start.abs().max() > 0.1
+        for _ in range(19):
+            env.step(torch.zeros(16, 2))
+            assert (env.state.qpos[:, :2] - start).abs().max() < 1e-6
+        env.step(torch.zeros(16, 2))
+
+
+def test_no_latency_costs_no_buffer(slider):
+    assert slider(1).model.nhistory == 0
+
+
+def test_draws_come_from_the_given_generator(slider):
+    env = slider(3)
+    randomizer = Randomizer(env.sim, (Randomize("damping", 0.5, 2.0),))
+    seen = []
+    for _ in range(2):
+        randomizer.draw(torch.arange(3), torch.Generator().manual_seed(4))
+        seen.append(randomizer.fields["dof_damping"].clone())
+    assert torch.equal(*seen)
+    assert isinstance(env.model, mujoco.MjModel)
