@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One stamp for each content of pyproject.toml: a change of it installs again, a touch does not.
 STAMP := $(VENV)/.stamp-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
+HAS_EGL := $(BIN)/python -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("EGL"))'
 
 .PHONY: help install quickstart test check bench clean gl
 .DEFAULT_GOAL := help
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.stamp-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
 
-install: $(STAMP) gl ## make .venv and install deftly with everything it can use
+install: gl ## make .venv and install deftly with everything it can use
 
 quickstart: install ## train, evaluate and watch a small task
 	$(BIN)/deftly quickstart
@@ -45,12 +46,11 @@ $(STAMP): $(BIN)/python
 	@rm -f $(VENV)/.stamp-* && touch $@
 
 # Videos need OpenGL without a display. Only root on a machine with apt installs it; without it, everything else works.
-gl:
-	@if [ "$$(uname)" = Linux ] && ! ldconfig -p 2>/dev/null | grep -q 'libEGL\.so\.1'; then \
+gl: $(STAMP)
+	@if [ "$$(uname)" = Linux ] && ! $(HAS_EGL); then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 				apt-get install -y -qq --no-install-recommends libegl1 libgl1-mesa-dri; } >/dev/null 2>&1; \
 		fi; \
-		ldconfig -p 2>/dev/null | grep -q 'libEGL\.so\.1' || \
-			echo "hint: no videos without OpenGL: apt-get install libegl1 libgl1-mesa-dri"; \
+		$(HAS_EGL) || echo "hint: no videos without OpenGL: apt-get install libegl1 libgl1-mesa-dri"; \
 	fi

@@ -238,9 +238,7 @@ def test_broken_environment_is_reset_alone_and_counted(slider, field, value):
         assert env.broken_count == round_
         others = [0, 1, 3]
         assert torch.equal(step.obs["policy"][others], want.obs["policy"][others])
-        assert all(
-            torch.isfinite(v).all() for v in (*step.obs.values(), *step.final_obs.values(), step.reward)
-        )
+        assert all(torch.isfinite(v).all() for v in (*step.obs.values(), *step.final_obs.values(), step.reward))
         assert step.reward[2] == 0
         assert not step.success[2]
     for _ in range(5):

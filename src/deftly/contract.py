@@ -181,7 +181,7 @@ class Contract:
     def act(self, action: Array, memory: Memory) -> tuple[Array, Memory]:
         """Joint targets `(..., num_joints)` within limits, and the memory that holds them as the last command.
 
-        Infinite actions are clipped like any other; a NaN stays NaN in every target it decides, for the caller to refuse.
+        Infinite actions are clipped like any other; a NaN stays NaN in every target it decides: the caller refuses it.
         """
         if action.shape[-1] != self.action_size:
             raise ContractError(f"action has {action.shape[-1]} elements, {self.robot} takes {self.action_size}")
@@ -206,9 +206,7 @@ class Contract:
 
     def _signal(self, signals: Mapping[str, Array], name: str) -> Array:
         if name not in signals:
-            raise ContractError(
-                f"signal '{name}' is missing; {self.robot} has {sorted(s.name for s in self.signals)}"
-            )
+            raise ContractError(f"signal '{name}' is missing; {self.robot} has {sorted(s.name for s in self.signals)}")
         value, size = signals[name], self.source_size(name)
         if not value.shape or value.shape[-1] != size:
             raise ContractError(f"signal '{name}' has shape {tuple(value.shape)}, expected (..., {size})")

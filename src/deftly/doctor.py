@@ -138,9 +138,7 @@ def disk(root: Path) -> Finding:
         return Finding("disk", "fail", text)
     free = shutil.disk_usage(place).free / 1e9
     few = f"{free:.1f} GB free in '{place}', {DISK_GB:g} GB wanted: delete old runs in runs_all/"
-    return judge(
-        "disk", [few] if free < DISK_GB else [], f"{free:.1f} GB free in '{place}', writable", "warn"
-    )
+    return judge("disk", [few] if free < DISK_GB else [], f"{free:.1f} GB free in '{place}', writable", "warn")
 
 
 # ----------------------------------------------------------------- installation
@@ -209,9 +207,7 @@ def rendering() -> Finding:
     tries = {gl: _render(gl) for gl in ("egl", "osmesa")}
     works = [gl for gl, process in tries.items() if _ends_well(process)]
     if works:
-        return Finding(
-            "rendering", "ok", f"{works[0]} works" + ("; so does osmesa" if len(works) > 1 else "")
-        )
+        return Finding("rendering", "ok", f"{works[0]} works" + ("; so does osmesa" if len(works) > 1 else ""))
     text = "neither egl nor osmesa works: no pictures or videos, but training is not affected; "
     return Finding("rendering", "warn", text + "apt-get install libegl1 libgl1-mesa-dri (or libosmesa6)")
 
@@ -287,9 +283,7 @@ def _examine(cls: type[Task]) -> Iterator[Finding]:
         return
     yield Finding("model", "ok", f"compiles: {model.nbody - 1} bodies, {model.nv} degrees of freedom")
     keys = [model.key(i).name for i in range(model.nkey)]
-    yield judge(
-        "keyframe", [] if keys[:1] == ["home"] else [f"the first is {keys[:1]}: scene.add_home"], "home"
-    )
+    yield judge("keyframe", [] if keys[:1] == ["home"] else [f"the first is {keys[:1]}: scene.add_home"], "home")
     env = yield from _try("reset", lambda: Env(task, EnvConfig(num_envs=TASK_ENVS)))
     if env is not None:
         yield from _run(task, env)
@@ -305,9 +299,7 @@ def _run(task: Task, env: Env) -> Iterator[Finding]:
         return
     wrong = yield from _try("steps", lambda: random_steps(env))
     if wrong is not None:
-        yield judge(
-            "steps", wrong, f"reset and {TASK_STEPS} random steps of {TASK_ENVS} environments are finite"
-        )
+        yield judge("steps", wrong, f"reset and {TASK_STEPS} random steps of {TASK_ENVS} environments are finite")
     losses = yield from _try("learning", lambda: one_iteration(env))
     if losses is not None:
         wrong = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
@@ -342,9 +334,7 @@ def random_steps(env: Env) -> list[str]:
         raw = {**env.task.signals(env.state), **env.task.rewards(env.state)}
         step = env.step(action)
         tensors = {**raw, **{f"{k} observation": v for k, v in step.obs.items()}, "reward": step.reward}
-        wrong = [
-            f"'{name}' is not finite at step {i}" for name, t in tensors.items() if not t.isfinite().all()
-        ]
+        wrong = [f"'{name}' is not finite at step {i}" for name, t in tensors.items() if not t.isfinite().all()]
         if env.broken_count:
             wrong.append(f"the physics of {env.broken_count} environments broke by step {i}")
         if wrong:

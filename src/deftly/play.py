@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import io
 import os
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -87,6 +89,7 @@ class Trained:
         self._policy = self._load(path)
 
     def __call__(self, obs: Tensor) -> Tensor:
+        """Actions, (n, action_size), for observations, (n, obs_size)."""
         return self._policy(obs)
 
     def poll(self) -> None:
@@ -146,7 +149,9 @@ def _has_display() -> bool:
         return False
     import glfw
 
-    return bool(glfw.init())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return bool(glfw.init())
 
 
 def pick_viewer(wanted: str) -> str:
@@ -165,11 +170,16 @@ def pick_viewer(wanted: str) -> str:
 
 @contextlib.contextmanager
 def _native(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
+    import mujoco
     from mujoco import viewer
 
+    from deftly.sim.render import camera_index
+
+    camera_index(env.model, args.camera)  # refused before a window opens
     with viewer.launch_passive(env.model, data) as window:
         if args.camera:
-            window.cam.type, window.cam.fixedcamid = 2, env.model.camera(args.camera).id
+            fixed = mujoco.mjtCamera.mjCAMERA_FIXED.value
+            window.cam.type, window.cam.fixedcamid = fixed, camera_index(env.model, args.camera)
         yield View(lambda _: window.sync(), window.is_running, lambda: args.speed)
 
 
@@ -179,8 +189,10 @@ def _web(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
     from mjviser import ViserMujocoScene
 
     _require_free(args.host, args.port)
-    server = viser.ViserServer(host=args.host, port=args.port, label=f"deftly: {env.task.name}", verbose=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # its banner, whatever `verbose` says
+        server = viser.ViserServer(host=args.host, port=args.port, label=f"deftly: {env.task.name}")
     try:
+        server.gui.configure_theme(show_share_button=False)  # it would open a tunnel to a public address
         _aim(server, env, data, args.camera)
         pause = server.gui.add_checkbox("Pause", initial_value=False)
         speed = server.gui.add_slider("Speed", min=0.1, max=4.0, step=0.1, initial_value=min(4.0, args.speed))
@@ -197,15 +209,17 @@ def _require_free(host: str, port: int) -> None:
         with socket.create_server((host, port)):
             pass
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = os.strerror(error.errno) if error.errno else error
         raise DeftlyError(f"cannot serve on {host}:{port}: {reason}; choose another --port or --host") from None
 
 
 def _aim(server: Any, env: Env, data: mujoco.MjData, camera: str | None) -> None:
     """Let the first view be that of the scene's camera."""
-    if not env.model.ncam:
+    from deftly.sim.render import camera_index
+
+    index = camera_index(env.model, camera)
+    if index < 0:
         return
-    index = env.model.camera(camera).id if camera else 0
     eye, axes = data.cam_xpos[index], data.cam_xmat[index].reshape(3, 3)
     server.initial_camera.position = eye
     server.initial_camera.look_at = eye - axes[:, 2] * env.model.stat.extent

@@ -187,7 +187,8 @@ h1 { font-size:1.35rem; margin:0 } h2 { font-size:1rem; margin:0 0 10px }
   font-size:.875rem }
 .good { color:var(--good) } .bad { color:var(--bad) }
 .plots { display:grid; grid-template-columns:repeat(auto-fit, minmax(min(100%, 320px), 1fr)); gap:16px }
-svg, video { display:block; width:100%; height:auto } video { border-radius:8px; background:#000 }
+svg, video { display:block; width:100%; height:auto }
+video { max-width:720px; margin:0 auto; border-radius:8px }
 .wide { overflow-x:auto } table { border-collapse:collapse; width:100%; font-size:.9rem }
 th, td { padding:6px 10px; text-align:right; border-bottom:1px solid var(--line); white-space:nowrap;
   font-variant-numeric:tabular-nums }
@@ -300,7 +301,7 @@ def _facts(report: Mapping[str, Any]) -> str:
 
 def _plots(report: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> str:
     plots = [
-        _plot(title, lambda axes, name=name: _histogram(axes, values[name], values["success"]))
+        _plot(title, lambda axes, name=name: _histogram(axes, values[name], values))
         for name, title in (("seconds", "Episode length, s"), ("time_to_grasp", "Time to the first grip, s"))
         if np.isfinite(values.get(name, np.array([]))).any()
     ]
@@ -331,11 +332,15 @@ def _plot(title: str, draw: Any) -> str:
     return f"<section class=card><h2>{escape(title)}</h2>{svg}</section>"
 
 
-def _histogram(axes: Axes, values: np.ndarray, success: np.ndarray) -> None:
-    known = np.isfinite(values)
-    bins = np.histogram_bin_edges(values[known], min(30, max(8, int(math.sqrt(known.sum()) * 2))))
-    parts = [values[known & (success > 0)], values[known & (success == 0)]]
-    axes.hist(parts, bins=list(bins), stacked=True, color=[ACCENT, BAD], label=["success", "failure"], rwidth=0.92)
+def _histogram(axes: Axes, seconds: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
+    """Episodes over a time, in bins of whole control steps, and successes apart from failures."""
+    known, success = np.isfinite(seconds), values["success"]
+    step = float(values["seconds"][0] / values["steps"][0])
+    low, high = seconds[known].min() / step, seconds[known].max() / step
+    width = max(1, math.ceil((high - low) / 30))
+    bins = [step * (round(low) + width * i - 0.5) for i in range(math.ceil((high - low + 1) / width) + 1)]
+    parts = [seconds[known & (success > 0)], seconds[known & (success == 0)]]
+    axes.hist(parts, bins=bins, stacked=True, color=[ACCENT, BAD], label=["success", "failure"], rwidth=0.92)
     axes.set_ylabel("episodes")
     if len(parts[1]):
         axes.legend(frameon=False)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from deftly import __version__
 from deftly.bench.table import SCHEMA, TITLES
-from deftly.config import parse, split_task
+from deftly.config import RunsConfig, parse, split_task
 from deftly.errors import DeftlyError
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class BenchArgs:
     """Small sizes and one short round: a look, not a measurement."""
     presets: bool = False
     """Also compare the physics presets: speed, grip, and success of the policy."""
-    checkpoint: Path | None = None
-    """Checkpoint whose motions and success are measured; unset: the policy shipped for the task."""
+    checkpoint: str | None = None
+    """Policy whose motions and success are measured: latest, a run, a checkpoint; unset: the shipped one."""
     out: Path | None = None
     """Write the results to this JSON file, such as bench/results/laptop.json."""
     table: bool = False
@@ -99,12 +99,13 @@ def main(argv: list[str]) -> int:
 
 def _job(name: str, args: BenchArgs) -> Job:
     """The sizes of every measurement. Raises DeftlyError for an unknown task or a broken checkpoint."""
+    from deftly import runs
     from deftly.bench.cases import Job
     from deftly.learn import checkpoint
     from deftly.tasks import load
 
-    cls = load(name)
-    path = args.checkpoint or checkpoint.shipped(cls.name)
+    cls, given = load(name), args.checkpoint
+    path = runs.find_checkpoint(given, cls.name, RunsConfig()) if given else checkpoint.shipped(cls.name)
     if path:
         checkpoint.load(path).require(cls(cls.Config()))
     job = Job("", name, num_envs=args.num_envs, seconds=args.seconds, checkpoint=str(path) if path else None)
@@ -159,7 +160,7 @@ def _skipped(job: Job) -> dict[str, str]:
     elif util.find_spec("stable_baselines3") is None:
         found["sb3"] = "stable-baselines3 is not installed: pip install stable-baselines3"
     if job.checkpoint is None:
-        found["raw_policy"] = "no policy shipped or given: --checkpoint RUN/checkpoints/best"
+        found["raw_policy"] = "no policy shipped or given: --checkpoint latest"
     return found
 
 
@@ -178,7 +179,8 @@ def _round(jobs: dict[str, Job], index: int, result: dict[str, Any], say: Say) -
     found = {}
     for name, job in jobs.items():
         found[name] = call(job)
-        say(f"round {index + 1}/{result['settings']['repeats']}: {TITLES[name]}: {found[name]['rate']:,.0f} steps/s")
+        title, count = TITLES[name].replace("`", ""), result["settings"]["repeats"]
+        say(f"round {index + 1}/{count}: {title}: {found[name]['rate']:,.0f} steps/s")
     return found
 
 
@@ -189,6 +191,7 @@ def call(job: Job) -> dict[str, Any]:
     done = subprocess.run(command(job), capture_output=True, text=True)
     if done.returncode:
         words = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        words = words.removeprefix("deftly.errors.DeftlyError: ")
         raise DeftlyError(f"the measurement '{job.case}' of {job.task} failed: {words}; try `deftly doctor {job.task}`")
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -90,15 +90,14 @@ def record(job: Job) -> dict[str, Any]:
             snaps.append(env.state_dict())
         env.step(policy(env.obs["policy"]) if policy else random_action(env))
         resets += [(t + 1, int(i), env.sim.state[i].numpy().copy()) for i in env.ended.get("env", ())]
-    when, which, states = zip(*resets) if resets else ((), (), np.zeros((0, start.shape[1])))
     rows = {k: torch.cat([s[k] for s in snaps]) for k, v in snaps[0].items() if _is_row(v, env)}
     np.savez(
         job.tape,
         start=start,
         commands=np.stack(commands),
-        reset_step=np.array(when, int),
-        reset_env=np.array(which, int),
-        reset_state=np.stack(states) if resets else np.array(states),
+        reset_step=np.array([t for t, _, _ in resets], int),
+        reset_env=np.array([i for _, i, _ in resets], int),
+        reset_state=np.array([state for _, _, state in resets]),
         end=env.sim.state.numpy(),
         substeps=env.substeps,
         **{f"{SNAP}{k}": v.numpy() for k, v in rows.items()},  # type: ignore[arg-type]
@@ -279,7 +278,12 @@ def success(job: Job) -> dict[str, Any]:
 
 def peak_memory() -> float:
     """Largest resident memory of this process so far, MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:  # no Linux
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM"))
 
 

@@ -81,11 +81,16 @@ def summary(result: dict[str, Any]) -> list[RenderableType]:
 
     lines: list[RenderableType] = []
     for title, heads, rows in tables(result):
-        table = Table(*heads, box=None, title=title, title_justify="left")
+        table = Table(*map(_plain, heads), box=None, title=title, title_justify="left")
         for row in rows:
-            table.add_row(*(cell.replace("`", "") for cell in row))
+            table.add_row(*map(_plain, row))
         lines += ["", table]
-    return [*lines, *(f"not measured: {TITLES[name]} ({why})" for name, why in result["skipped"].items())]
+    skipped = [f"not measured: {_plain(TITLES[name])} ({why})" for name, why in result["skipped"].items()]
+    return [*lines, "", *skipped]
+
+
+def _plain(text: str) -> str:
+    return text.replace("`", "")
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -113,7 +118,7 @@ def update(page: Path, files: Sequence[Path]) -> None:
     """
     if not files:
         raise DeftlyError("no results in bench/results: measure first, deftly bench --out bench/results/NAME.json")
-    body = "\n\n".join(markdown(read(file)) for file in files)
+    body = "\n\n".join(_section(file) for file in files)
     try:
         text = page.read_text()
         before, rest = text.split(BEGIN)
@@ -126,6 +131,13 @@ def update(page: Path, files: Sequence[Path]) -> None:
         page.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
     except OSError as error:
         raise DeftlyError(f"cannot write '{page}': {error.strerror}") from error
+
+
+def _section(file: Path) -> str:
+    try:
+        return markdown(read(file))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DeftlyError(f"'{file}' is no whole result of 'deftly bench' ({error!r}): measure again") from None
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ No pickle: safetensors, JSON and YAML. A folder is written under a temporary nam
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -109,14 +110,16 @@ def save(
     Raises DeftlyError, leaving what was there, if the disk is full or the folder read-only.
     """
     weights = {f"{n}/{k}": v.contiguous() for n, m in models.items() for k, v in m.state_dict().items()}
+    texts = {CONTRACT: contract.to_json(), CONFIG: config}
     facts = {"schema": SCHEMA, "task": task, "iteration": str(iteration), "numbers": json.dumps(numbers)}
+    facts |= {name: _digest(text) for name, text in texts.items()}
     scratch = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     try:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         save_file(weights, scratch / WEIGHTS, metadata=facts)
-        (scratch / CONTRACT).write_text(contract.to_json())
-        (scratch / CONFIG).write_text(config)
+        for name, text in texts.items():
+            (scratch / name).write_text(text)
         if state is not None:
             save_file({k: v.contiguous() for k, v in state.items()}, scratch / STATE)
         for file in scratch.iterdir():
@@ -147,8 +150,11 @@ def load(path: Path) -> Checkpoint:
     if facts.get("schema") != SCHEMA:
         raise DeftlyError(f"{weights_file} has schema {facts.get('schema')!r}, this Deftly reads {SCHEMA!r}")
     try:
-        contract = Contract.from_json((path / CONTRACT).read_text())
-        config = yaml.safe_load((path / CONFIG).read_text())
+        texts = {name: (path / name).read_text() for name in (CONTRACT, CONFIG)}
+        changed = [name for name, text in texts.items() if _digest(text) != facts[name]]
+        if changed:
+            raise DeftlyError(f"{path / changed[0]} is not what was saved with the weights; use another checkpoint")
+        contract, config = Contract.from_json(texts[CONTRACT]), yaml.safe_load(texts[CONFIG])
         numbers = json.loads(facts["numbers"])
         return Checkpoint(path, facts["task"], int(facts["iteration"]), contract, dict(config), weights, numbers)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, KeyError, TypeError) as error:
@@ -166,6 +172,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise DeftlyError(f"{path} is truncated or no safetensors file ({error}); use another checkpoint") from None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _flush(file: Path) -> None:

@@ -59,9 +59,7 @@ def load(name: str) -> Robot:
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise DeftlyError(
-            f"no robot file {path}: give the path of a Python file that defines ROBOT = Robot(...)"
-        )
+        raise DeftlyError(f"no robot file {path}: give the path of a Python file that defines ROBOT = Robot(...)")
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
     name = f"deftly_robot_{path.stem}_{digest}"
     spec = importlib.util.spec_from_file_location(name, path)

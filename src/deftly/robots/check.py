@@ -186,9 +186,7 @@ def _self_collision(robot: Robot) -> Finding:
     data = mujoco.MjData(model)
     mujoco.mj_resetDataKeyframe(model, data, 0)
     mujoco.mj_forward(model, data)
-    problems = [
-        f"'{a}' and '{b}' penetrate by {1e3 * d:.2g} mm at home" for a, b, d in _penetrations(model, data)
-    ]
+    problems = [f"'{a}' and '{b}' penetrate by {1e3 * d:.2g} mm at home" for a, b, d in _penetrations(model, data)]
     colliding = _colliding_share(robot, model, data)
     return judge("self-collision", problems, f"none at home; {colliding:.0%} of random poses within limits")
 
@@ -240,14 +238,10 @@ def _self_contained(robot: Robot, model: mujoco.MjModel) -> Finding:
         return Finding("MJCF", "fail", f"not self-contained: {' '.join(str(error).split())}")
     same = (again.nbody, again.njnt, again.nu) == (model.nbody, model.njnt, model.nu)
     if not same or max(_apart(again, model, field) for field in _KEPT) > _ROUNDING:
-        return Finding(
-            "MJCF", "fail", "read back from its XML, the model has other bodies, joints or actuators"
-        )
+        return Finding("MJCF", "fail", "read back from its XML, the model has other bodies, joints or actuators")
     lost = np.flatnonzero(np.abs(again.body_mass - model.body_mass) > _ROUNDING)
     turned = np.flatnonzero(np.abs(again.body_inertia - model.body_inertia).max(1) > _ROUNDING)
-    problems = [
-        f"the XML loses the mass of '{model.body(i).name}': give the body `ipos` as well" for i in lost
-    ]
+    problems = [f"the XML loses the mass of '{model.body(i).name}': give the body `ipos` as well" for i in lost]
     problems += [f"the XML changes the inertia of '{model.body(i).name}'" for i in turned if i not in lost]
     level = "fail" if any(model.body_weldid[i] for i in (*lost, *turned)) else "warn"
     return judge("MJCF", problems, "self-contained: read back, it has the same masses and kinematics", level)

@@ -157,18 +157,22 @@ def snapshot(env: Env, index: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
     return batch.get_model(index), batch.get_data(index)
 
 
-def _camera(model: mujoco.MjModel, name: str | None) -> mujoco.MjvCamera:
-    import mujoco
-
-    camera = mujoco.MjvCamera()
+def camera_index(model: mujoco.MjModel, name: str | None) -> int:
+    """Index of a named camera; None takes the first, or -1. Raises DeftlyError for an unknown name."""
     known = [model.camera(i).name for i in range(model.ncam)]
     if name is not None and name not in known:
         raise DeftlyError(f"no camera '{name}' in the scene{suggest(name, known)}; it has {known}")
-    if known:
-        camera.type = mujoco.mjtCamera.mjCAMERA_FIXED.value
-        camera.fixedcamid = known.index(name) if name else 0
-        return camera
-    mujoco.mjv_defaultFreeCamera(model, camera)
+    return known.index(name) if name else min(0, len(known) - 1)
+
+
+def _camera(model: mujoco.MjModel, name: str | None) -> mujoco.MjvCamera:
+    import mujoco
+
+    camera, index = mujoco.MjvCamera(), camera_index(model, name)
+    if index < 0:
+        mujoco.mjv_defaultFreeCamera(model, camera)
+    else:
+        camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, index
     return camera
 
 

@@ -1,0 +1,62 @@
+"""`deftly quickstart`: check the machine, train from nothing, evaluate, record a video, and say what to try next."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from deftly.config import RunsConfig, parse
+
+NEXT = """
+What to try next
+  deftly play {task}                        watch it (a window, or a page in the browser)
+  deftly eval {task} --gate 'success>=0.95' measure it on other seeds, and fail a script if it is worse
+  deftly runs                               list and compare your runs
+  deftly train {task} --train.seed 2        train again
+  deftly config {task} > my.yaml            every setting, explained; then: deftly train {task} --config my.yaml
+  docs/tutorial.md, docs/add-a-task.md      the tutorial; your own task in one file
+"""
+
+
+@dataclass(frozen=True)
+class QuickstartArgs:
+    """Train and measure a task from nothing, in minutes."""
+
+    task: str = "jaka-pick-cube"
+    """The task."""
+    success: float = 0.95
+    """Train until this share of episodes succeeds."""
+    episodes: int = 200
+    """Episodes of the evaluation, on seeds that training never saw."""
+    seed: int = 1
+    """Seed of the training."""
+    runs: RunsConfig = field(default_factory=RunsConfig)
+    """Where the run is kept."""
+
+
+def main(argv: list[str]) -> int:
+    """The command line of the stage. The exit code is that of the first step that fails."""
+    from deftly.sim.render import choose_gl
+
+    args = parse(QuickstartArgs, argv, prog="deftly quickstart")
+    choose_gl()
+    from deftly import doctor, evaluate, train
+
+    start, where = time.perf_counter(), ["--runs.root", str(args.runs.root)]
+    seed = ["--train.seed", str(args.seed)]
+    steps = {
+        "1 of 3: this machine": lambda: doctor.main([]),
+        f"2 of 3: train {args.task} from nothing": lambda: train.main(
+            [args.task, "--until-success", str(args.success), "--name", "quickstart", *seed, *where]
+        ),
+        "3 of 3: measure it on episodes it never saw": lambda: evaluate.main(
+            [args.task, "--episodes", str(args.episodes), "--gate", f"success>={args.success}", *where]
+        ),
+    }
+    for title, step in steps.items():
+        print(f"\n{title}\n{'-' * len(title)}", flush=True)
+        if code := step():
+            return code
+    print(NEXT.format(task=args.task))
+    print(f"All of it took {(time.perf_counter() - start) / 60:.1f} minutes.")
+    return 0
