@@ -299,6 +299,18 @@ class Env:
         latency = Randomize("latency", low, high, self.contract.joint_names, op="add", shared=True)
         return (*own, latency) if high > 0 else own
 
+    def progress(self) -> dict[str, float]:
+        """Means over the episodes that ended since the last call, by which the task's curriculum then adapts."""
+        means = self.stats.take()
+        if means:
+            self.task.curriculum(self.state, means)
+        return means
+
+    def stagger(self) -> None:
+        """Spread the environments over the length of an episode, so that they do not all run out of time at once."""
+        s = self.state
+        s.steps[:] = torch.randint(self.episode_steps, (self.num_envs,), generator=s.generator)
+
     # -------------------------------------------------------- save and restore
 
     @property

@@ -159,6 +159,7 @@ class Training:
         self.env = Env(
             task, args.env, sim, args.train.seed, purpose=f"train/{ranks.rank}", dump_dir=self.run / "broken"
         )
+        self.env.stagger()
         self.ppo = PPO(self.env, args.train, ranks)
         self.iteration, self.seconds, self.success, self.best = 0, 0.0, math.nan, (-1.0, 0.0)
         self._stop_signal = 0
@@ -252,9 +253,10 @@ class Training:
                 f"the last good checkpoint is in {self.run / 'checkpoints'}"
             )
         self.iteration += 1
+        episodes = self.env.progress()
         if self.ranks.rank:
             return
-        row = {**figures, **self._episodes(), "eval_success": math.nan, "broken": float(self.env.broken_count)}
+        row = {**figures, **self._episodes(episodes), "eval_success": math.nan, "broken": float(self.env.broken_count)}
         if self._evaluation_due():
             row.update(self._evaluate())
         took = time.perf_counter() - start
@@ -263,9 +265,8 @@ class Training:
         if self.iteration % self.args.save_every == 0:
             self._save()
 
-    def _episodes(self) -> Row:
+    def _episodes(self, stats: Row) -> Row:
         """Means over the episodes that ended in this iteration; the last known where none did."""
-        stats = self.env.stats.take()
         if stats:
             self._recent = {**stats, "episode_steps": stats["steps"]}
             del self._recent["steps"]

@@ -71,6 +71,7 @@ def spec() -> mujoco.MjSpec:
     s.modelname = "jaka_zu5"
     s.compiler.degree = False
     base = s.worldbody.add_body(name="base", mass=1.029, inertia=cylinder_inertia(1.029, 0.08, 0.08, "z"), gravcomp=1)
+    base.ipos = [0, 0, 0.03]
     _tube(base, "base_foot", (0, 0, 0), (0, 0, 0.03), 0.085, DARK)
     _tube(base, "base_body", (0, 0, 0.03), (0, 0, 0.065), 0.072, WHITE)
     body = base
@@ -148,6 +149,7 @@ def _add_gripper(s: mujoco.MjSpec, flange: mujoco.MjsBody) -> None:
         finger = palm.add_body(name=f"finger_{side}", pos=[0, sign * FINGER_CLOSED, 0.115], gravcomp=1)
         finger.add_joint(name=joint, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=[0, sign, 0], range=[0, FINGER_TRAVEL])
         finger.joints[0].armature, finger.joints[0].damping = 0.3, [10.0, 0, 0]
+        finger.joints[0].solref_limit, finger.joints[0].solimp_limit[:2] = [0.014, 1], [0.98, 0.995]
         pad = finger.add_geom(name=f"pad_{side}", type=mujoco.mjtGeom.mjGEOM_BOX, size=FINGER_HALF, mass=0.05)
         pad.friction, pad.rgba, pad.group = [1.0, 0.01, 0.0002], GREY, 2
         pad.condim, pad.priority = 4, 1

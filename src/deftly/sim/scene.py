@@ -131,4 +131,5 @@ def add_camera(
     right = right / np.linalg.norm(right)
     parent = s.body(body) if body else s.worldbody
     camera = parent.add_camera(name=name, pos=eye, fovy=fovy)
+    camera.alt.type = mujoco.mjtOrientation.mjORIENTATION_XYAXES
     camera.alt.xyaxes = [*right, *np.cross(back, right)]

@@ -72,6 +72,8 @@ class PickCubeConfig(TaskConfig):
     """Joint speed at action 1, rad/s; the arm's limit is 3.14."""
     lowpass: float = 0.4
     """Weight of the previous action of the arm."""
+    smoothness: float = 10.0
+    """How many times heavier the action rate weighs once every episode succeeds."""
     weights: Weights = field(default_factory=Weights)
     """Weights of the reward terms."""
 
@@ -241,6 +243,12 @@ class PickCube(Task):
     def noise(self) -> dict[str, Noise]:
         """A camera's error of the cube's position."""
         return {"cube_pos": Noise(gaussian=0.001, bias=0.002)}
+
+    def curriculum(self, s: State, progress: dict[str, float]) -> None:
+        """Smoothness weighs 1 to `smoothness` times as much, following the success of recent episodes."""
+        wanted = 1.0 + (self.cfg.smoothness - 1.0) * progress["success"]
+        scale = s.weight_scale.get("action_rate", 1.0)
+        s.weight_scale["action_rate"] = scale + 0.05 * (wanted - scale)
 
     def _gripped(self, s: State) -> Tensor:
         """Both fingers press the cube with more than 1 N, and it is between their tips."""
