@@ -1,6 +1,7 @@
 """Evaluation: statistics against published figures, gates, comparison, the report and its page."""
 
 import csv
+import ctypes.util
 import json
 import re
 from dataclasses import dataclass, field
@@ -241,6 +242,15 @@ def test_exit_status_of_gates(root, capsys):
 def test_a_test_run_is_made(root):
     assert evaluate.main([TASK, *SHORT, "--runs.root", str(root)]) == 0
     assert (root / "runs/latest_test/eval.json").is_file()
+
+
+@pytest.mark.skipif(
+    not any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")), reason="no GL library is installed"
+)
+def test_video(root):
+    assert run(root, "--video", "True", "--episodes", "1", "--env.episode-steps", "2", "--camera", "wrist") == 0
+    assert (root / "again/video.mp4").stat().st_size > 500
+    assert "data:video/mp4" in (root / "again/report.html").read_text()
 
 
 def test_errors_are_one_line(root, capsys, monkeypatch):

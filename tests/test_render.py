@@ -84,6 +84,7 @@ def test_unknown_camera():
 @needs_gl
 def test_environments_look_like_themselves(slider):
     env = slider(3)
+    env.state.joint("ball")[1, 1] -= 1.0
     with Renderer(env.model, size=(64, 48)) as renderer:
         pictures = [renderer.environment(env, i) for i in range(3)]
         again = renderer.environment(env, 0)
@@ -163,7 +164,8 @@ def test_png(tmp_path):
 @pytest.fixture
 def no_display(monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what a test sets is undone
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -174,7 +176,7 @@ def no_library(no_display, monkeypatch):
 @pytest.mark.parametrize("chosen", ["", "egl", "osmesa", "glfw"])
 def test_one_line_without_libraries(chosen, no_library, monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", chosen)
-    with pytest.raises(DeftlyError, match="^no OpenGL to render with: apt-get install libegl1") as error:
+    with pytest.raises(DeftlyError, match=r"^no OpenGL to render with: apt-get install libegl1") as error:
         Renderer(ball()[0])
     assert "\n" not in str(error.value)
 
@@ -191,6 +193,12 @@ def test_choosing(no_display, monkeypatch):
     assert choose_gl() == os.environ["MUJOCO_GL"] == "osmesa"
     monkeypatch.setenv("MUJOCO_GL", "egl")
     with pytest.raises(DeftlyError, match="MUJOCO_GL=egl, but its library is missing"):
+        choose_gl()
+
+
+def test_choosing_what_does_not_exist(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "elg")
+    with pytest.raises(DeftlyError, match="MUJOCO_GL=elg is no backend, did you mean 'egl'"):
         choose_gl()
 
 

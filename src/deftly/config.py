@@ -104,6 +104,8 @@ class TaskConfig:
     """Control frequency, Hz."""
     episode_steps: int = 200
     """Control steps in a full episode."""
+    stop_on_success: bool = True
+    """A success ends the episode."""
 
     def __post_init__(self) -> None:
         _require(0 < self.rate < inf, "task.rate", self.rate, "above 0 Hz")

@@ -143,7 +143,7 @@ class Env:
         sim: physics preset and threads.
         seed: with `purpose`, seeds every draw; different purposes never share a stream.
         purpose: `train`, `validate` or `evaluate`.
-        guard: what to do with an environment whose physics breaks; the default only counts.
+        dump_dir: where environments whose physics breaks are written for `deftly.sim.guard.replay`; None only counts.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class Env:
         failures = {**task.failed(s), "physics": broken}
         success = task.success(s) & ~broken
         terminated = torch.stack([*failures.values()]).any(0)
-        if getattr(task.cfg, "stop_on_success", True):
+        if task.cfg.stop_on_success:
             terminated = terminated | success
         truncated = (s.steps >= self.episode_steps) & ~terminated
         final_obs = self._observe()

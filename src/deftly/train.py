@@ -23,7 +23,6 @@ from deftly.config import (
     RunsConfig,
     SimConfig,
     TaskConfig,
-    flag_words,
     parse,
     split_task,
     to_yaml,
@@ -106,14 +105,8 @@ def main(argv: list[str]) -> int:
     source = None
     if args.resume:
         source = checkpoint.load(runs.find_checkpoint(args.resume, load(name).name, args.runs))
-        args = parse(args_type, [*source.flags("sim", "env", "task", "train"), *_other_flags(source), *rest], prog=prog)
+        args = parse(args_type, ["--config", str(source.path / checkpoint.CONFIG), *rest], prog=prog)
     return train(name, args, source).exit_code
-
-
-def _other_flags(source: checkpoint.Checkpoint) -> list[str]:
-    """Saved settings of the stage itself: how often to evaluate and save, when to stop."""
-    names = ("until_success", "eval_every", "eval_episodes", "save_every", "keep_checkpoints", "tensorboard")
-    return flag_words({n: source.config[n] for n in names if source.config.get(n) is not None})
 
 
 @dataclass(frozen=True)
@@ -152,6 +145,7 @@ class Training:
         self, name: str, task: Task, args: TrainArgs, ranks: Ranks, source: checkpoint.Checkpoint | None = None
     ):
         self.task_name, self.task, self.args, self.ranks = name, task, args, ranks
+        self.config = to_yaml(dataclasses.replace(args, resume=None, init=None))
         self.run = self._folder(source)
         sim = args.sim
         if ranks.size > 1 and not sim.threads:
@@ -188,7 +182,7 @@ class Training:
         return Path(self.ranks.share_text(folder[0]))
 
     def _open_logs(self) -> list[Any]:
-        (self.run / "config.yaml").write_text(to_yaml(self.args))
+        (self.run / checkpoint.CONFIG).write_text(self.config)
         self.console = Console()
         self._show = Progressed(self.console, self.task.name, self.args.train.max_iterations, self.args.quiet)
         columns = ["iteration", "steps", "seconds", "seconds_left", "steps_per_second", "eval_success", "eval_steps"]
@@ -344,7 +338,7 @@ class Training:
                 folder,
                 self.ppo.models,
                 self.env.contract,
-                to_yaml(self.args),
+                self.config,
                 self.task_name,
                 self.iteration,
                 numbers,

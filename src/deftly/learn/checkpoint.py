@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from deftly.config import PPOConfig, flag_words
+from deftly.config import PPOConfig
 from deftly.contract import Contract
 from deftly.errors import DeftlyError
 from deftly.learn.ppo import actor_model
@@ -78,10 +78,6 @@ class Checkpoint:
             except RuntimeError as error:
                 reason = " ".join(str(error).split())[:200]
                 raise DeftlyError(f"{self.path}: the weights do not fit the network: {reason}") from None
-
-    def flags(self, *sections: str) -> list[str]:
-        """The saved sections as command line flags, which later flags override."""
-        return flag_words({name: self.config[name] for name in sections if name in self.config})
 
     def require(self, task: Task) -> None:
         """Raise DeftlyError naming the first difference if the task's contract is not the one trained under."""

@@ -153,6 +153,7 @@ def _add_gripper(s: mujoco.MjSpec, flange: mujoco.MjsBody) -> None:
         pad = finger.add_geom(name=f"pad_{side}", type=mujoco.mjtGeom.mjGEOM_BOX, size=FINGER_HALF, mass=0.05)
         pad.friction, pad.rgba, pad.group = [1.0, 0.01, 0.0002], GREY, 2
         pad.condim, pad.priority = 4, 1
+        pad.solref, pad.solimp[:2] = [0.014, 1], [0.95, 0.99]  # as stiff as a substep of 6.7 ms allows
     same = s.add_equality(type=mujoco.mjtEq.mjEQ_JOINT, name1="gripper_mimic", name2="gripper")
     same.objtype, same.data[:5] = mujoco.mjtObj.mjOBJ_JOINT, [0, 1, 0, 0, 0]
     drive = s.add_actuator(name="gripper", target="gripper", trntype=mujoco.mjtTrn.mjTRN_JOINT)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-import mujoco
-
 if TYPE_CHECKING:
+    import mujoco
     import numpy as np
     import torch
 

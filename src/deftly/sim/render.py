@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NO_GL = "no OpenGL to render with: apt-get install libegl1 libgl1-mesa-dri (or libosmesa6), or leave out the video"
 BACKENDS = ("egl", "osmesa", "glfw")
+OFF = ("0", "off", "false", "disable", "disabled")
 LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
 SIZE = (640, 480)
 """Width and height of a picture in pixels; even, as h264 wants."""
@@ -41,6 +42,8 @@ def choose_gl() -> str:
     chosen = os.environ.get("MUJOCO_GL", "").lower()
     if sys.platform != "linux":
         return chosen
+    if chosen not in (*BACKENDS, *OFF, "", "glx", "enable", "enabled", "on", "true", "1"):
+        raise DeftlyError(f"MUJOCO_GL={chosen} is no backend{suggest(chosen, BACKENDS)}; unset it, or take egl")
     installed = [gl for gl, library in LIBRARIES.items() if ctypes.util.find_library(library)]
     if chosen in LIBRARIES and chosen not in installed:
         raise DeftlyError(f"MUJOCO_GL={chosen}, but its library is missing; {NO_GL}, or unset MUJOCO_GL")
@@ -202,7 +205,7 @@ def _context(width: int, height: int) -> Any:
     if sys.platform != "linux":
         return importlib.import_module("mujoco.gl_context").GLContext(width, height)
     chosen = os.environ.get("MUJOCO_GL", "").lower()
-    if chosen in ("0", "off", "false", "disable", "disabled"):
+    if chosen in OFF:
         raise DeftlyError(f"MUJOCO_GL={chosen} forbids rendering: unset it, or leave out the video")
     names = (chosen,) if chosen in BACKENDS else BACKENDS
     errors: list[Exception] = []

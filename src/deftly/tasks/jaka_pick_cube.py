@@ -37,7 +37,7 @@ class Weights:
     action_rate: float = -0.001
     """Squared change of the action."""
     press: float = -0.02
-    """A finger presses the table."""
+    """Force of the fingers on the table, in units of 100 N, at most 2."""
     time: float = -0.01
     """Each step."""
     fell: float = -3.0
@@ -67,13 +67,15 @@ class PickCubeConfig(TaskConfig):
     success_height: float = 0.10
     """Height of the cube's centre above the table that counts as lifted."""
     hold_steps: int = 15
-    """Consecutive steps for which the cube must be gripped at that height."""
+    """Consecutive steps for which the cube must be gripped at that height, and still."""
+    hold_speed: float = 0.10
+    """Speed of the cube below which it counts as still, m/s."""
     speed: float = 1.2
     """Joint speed at action 1, rad/s; the arm's limit is 3.14."""
     lowpass: float = 0.4
     """Weight of the previous action of the arm."""
-    smoothness: float = 10.0
-    """How many times heavier the action rate weighs once every episode succeeds."""
+    caution: float = 10.0
+    """How many times heavier action rate and press weigh once every episode succeeds."""
     weights: Weights = field(default_factory=Weights)
     """Weights of the reward terms."""
 
@@ -102,7 +104,7 @@ class PickCube(Task):
     q4 = pi/2 - q2 - q3, q5 = pi/2, q6 = pi/2 + q1. (Seed 003 locked the wrist, which tilts the tool.)
 
     Success: cube centre at least `success_height` above the table, pressed by both fingers, for `hold_steps`
-    consecutive steps; ends the episode. Failure: the cube falls more than 5 cm below the table top.
+    consecutive steps while it moves at less than `hold_speed`; ends the episode. Failure: the cube falls more than 5 cm below the table top.
 
     Randomization: cube position, yaw, mass (x 0.7 .. 1.3) and friction (x 0.7 .. 1.2); home pose; gains of the servos
     (x 0.9 .. 1.1). Sensor noise: cube position, 1 mm standard deviation and 2 mm bias.
@@ -123,7 +125,7 @@ class PickCube(Task):
             scene.add_contact_force(s, f"grip_{side}", f"pad_{side}", "cube")
             scene.add_contact_force(s, f"press_{side}", f"pad_{side}", "world")
         scene.add_camera(s, "front", eye=(1.25, -0.85, 0.65), target=(0.35, 0.0, 0.15), fovy=40)
-        scene.add_camera(s, "wrist", eye=(0, 0.09, 0.02), target=(0, 0.0, 0.14), fovy=70, body="gripper", up=(0, 1, 0))
+        scene.add_camera(s, "wrist", eye=(0.12, 0, 0.03), target=(0, 0, 0.17), fovy=65, body="gripper", up=(0, 1, 0))
         scene.add_home(s, {j.name: j.home for j in jaka_zu5.ROBOT.joints})
         return s
 
@@ -189,12 +191,15 @@ class PickCube(Task):
         s.zeros("gain", 4)
         s.zeros("time_to_grasp")[ids] = torch.nan
         s.zeros("slips")
+        s.zeros("peak_press")
 
     def update(self, s: State) -> None:
         """Count the steps held, note when the cube was gripped and how often it slipped from the fingers."""
         gripped, held, was = self._gripped(s), s.zeros("held"), s.zeros("potential", 4)
         lifted = gripped & (s.joint("cube")[:, 2] >= self.cfg.success_height)
-        held[:] = torch.where(lifted, held + 1, 0.0)
+        still = s.joint_vel("cube")[:, :3].norm(dim=-1) < self.cfg.hold_speed
+        held[:] = torch.where(lifted & still, held + 1, 0.0)
+        s.zeros("peak_press")[:] = torch.maximum(s.store["peak_press"], self._pressure(s))
         first = gripped & s.store["time_to_grasp"].isnan()
         s.store["time_to_grasp"][first] = s.steps[first].double() * s.dt
         airborne = s.joint("cube")[:, 2] > self.cfg.cube_half + 0.01
@@ -213,7 +218,7 @@ class PickCube(Task):
             "hold": hold,
             "success": self.success(s),
             "action_rate": (s.action - s.last_action).square().sum(-1),
-            "press": (s.sensor("press_left").norm(dim=-1) + s.sensor("press_right").norm(dim=-1)) > 5.0,
+            "press": self._pressure(s).clip(0.0, 200.0) / 100.0,
             "time": torch.ones(s.num_envs),
             "fell": self.failed(s)["cube_fell"],
         }
@@ -227,8 +232,9 @@ class PickCube(Task):
         return s.zeros("held") >= self.cfg.hold_steps
 
     def metrics(self, s: State) -> dict[str, Tensor]:
-        """Seconds until the first grip, and how often the cube slipped out in the air."""
-        return {"time_to_grasp": s.store["time_to_grasp"], "slips": s.store["slips"]}
+        """Seconds until the first grip, how often the cube slipped out in the air, peak force on the table (N)."""
+        names = ("time_to_grasp", "slips", "peak_press")
+        return {name: s.store[name] for name in names}
 
     def randomize(self) -> tuple[Randomize, ...]:
         """Cube mass and friction, servo gains."""
@@ -245,16 +251,21 @@ class PickCube(Task):
         return {"cube_pos": Noise(gaussian=0.001, bias=0.002)}
 
     def curriculum(self, s: State, progress: dict[str, float]) -> None:
-        """Smoothness weighs 1 to `smoothness` times as much, following the success of recent episodes."""
-        wanted = 1.0 + (self.cfg.smoothness - 1.0) * progress["success"]
-        scale = s.weight_scale.get("action_rate", 1.0)
-        s.weight_scale["action_rate"] = scale + 0.05 * (wanted - scale)
+        """What wears the hardware weighs up to `caution` times as much, following the success of recent episodes."""
+        wanted = 1.0 + (self.cfg.caution - 1.0) * progress["success"]
+        for term in ("action_rate", "press"):
+            scale = s.weight_scale.get(term, 1.0)
+            s.weight_scale[term] = scale + 0.05 * (wanted - scale)
 
     def _gripped(self, s: State) -> Tensor:
         """Both fingers press the cube with more than 1 N, and it is between their tips."""
         left, right = s.sensor("grip_left").norm(dim=-1), s.sensor("grip_right").norm(dim=-1)
         near = (s.site("pinch") - s.joint("cube")[:, :3]).norm(dim=-1) < 1.2 * self.cfg.cube_half
         return (left > 1.0) & (right > 1.0) & near
+
+    def _pressure(self, s: State) -> Tensor:
+        """Force of the fingers on the table, N."""
+        return s.sensor("press_left").norm(dim=-1) + s.sensor("press_right").norm(dim=-1)
 
     def _potential(self, s: State) -> Tensor:
         """How far the episode has come, `(num_envs, 4)`, each in 0 .. 1: reach, grasp, lift, hold.

@@ -1,0 +1,170 @@
+"""A task in one file, outside the package: move the pinch point of a JAKA Zu5 to a random point and stay there.
+
+deftly train examples/reach_target.py env.num_envs=256
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import mujoco
+import torch
+from torch import Tensor
+
+from deftly.config import TaskConfig
+from deftly.contract import Act, Contract, Couple, Observe, Signal
+from deftly.env import State
+from deftly.robots import jaka_zu5
+from deftly.sim import scene
+from deftly.sim.randomize import Randomize
+from deftly.tasks import Noise, Task, task
+
+HALF_PI = 1.5707963267948966
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the reward terms. The first two are differences of a potential: no cycle earns anything."""
+
+    reach: float = 3.0
+    """Progress towards the target."""
+    hold: float = 1.0
+    """Progress of the count of steps at the target."""
+    success: float = 1.0
+    """Once, when the target has been held."""
+    action_rate: float = -0.001
+    """Squared change of the action."""
+    time: float = -0.01
+    """Each step."""
+    low: float = -3.0
+    """Once, when the gripper comes too low: more than all steps of an episode cost, so an early end never pays."""
+
+
+@dataclass(frozen=True)
+class ReachConfig(TaskConfig):
+    """Figures of the task; lengths in m, in the arm's base frame (z up, the table top is z = 0)."""
+
+    rate: float = 15.0
+    """Control rate, Hz."""
+    episode_steps: int = 100
+    """Steps until an episode is truncated."""
+    target_low: tuple[float, float, float] = (0.40, -0.20, 0.10)
+    """Nearest corner of the box in which targets are drawn."""
+    target_high: tuple[float, float, float] = (0.60, 0.20, 0.35)
+    """Farthest corner of that box."""
+    tolerance: float = 0.02
+    """Distance that counts as being there."""
+    hold_steps: int = 10
+    """Consecutive steps to stay there."""
+    speed: float = 1.2
+    """Joint speed at action 1, rad/s."""
+    weights: Weights = field(default_factory=Weights)
+    """Weights of the reward terms."""
+
+
+@task("jaka-reach")
+class Reach(Task):
+    """Move the pinch point of a JAKA Zu5 to a random point and stay there.
+
+    Observation (10): arm joints 1 to 6 and the finger (rad, m); pinch point to target in the base frame (3, m).
+    Action (3): velocity of joints 1 to 3. The wrist follows, so that the tool points down.
+    Success: within `tolerance` of the target for `hold_steps` consecutive steps. Failure: pinch point below 3 cm.
+    Randomization: target; servo gains (x 0.9 .. 1.1). Sensor noise: 1 mm on the way to the target.
+    """
+
+    Config = ReachConfig
+    cfg: ReachConfig
+
+    def scene(self) -> mujoco.MjSpec:
+        """The arm on a table; a green ball, which nothing touches, marks the target."""
+        s = jaka_zu5.spec()
+        scene.prepare(s)
+        scene.add_floor(s, -0.75)
+        scene.add_table(s, centre=(0.35, 0.0), half=(0.55, 0.5), height=0.75)
+        ball = s.worldbody.add_body(name="target", mocap=True, pos=[0.5, 0.0, 0.2])
+        ball.add_geom(size=[self.cfg.tolerance, 0, 0], rgba=[0.1, 0.7, 0.3, 0.6], contype=0, conaffinity=0)
+        scene.add_camera(s, "front", eye=(1.25, -0.85, 0.65), target=(0.35, 0.0, 0.15), fovy=40)
+        scene.add_home(s, {j.name: j.home for j in jaka_zu5.ROBOT.joints})
+        return s
+
+    def contract(self) -> Contract:
+        """Velocity control of three joints, the wrist coupled to them; the gripper keeps its last command."""
+        joints = jaka_zu5.ROBOT.joints
+        return Contract(
+            robot=jaka_zu5.ROBOT.name,
+            rate=self.cfg.rate,
+            joints=joints,
+            signals=(Signal("joint_pos", len(joints), "rad, gripper m"), Signal("to_target", 3, "m", "base")),
+            observe_terms=(Observe("joint_pos"), Observe("to_target")),
+            act_terms=(Act(("joint_1", "joint_2", "joint_3"), "velocity", (self.cfg.speed,), lowpass=0.4),),
+            couplings=(
+                Couple("joint_4", (("joint_2", -1.0), ("joint_3", -1.0)), HALF_PI),
+                Couple("joint_5", (), HALF_PI),
+                Couple("joint_6", (("joint_1", 1.0),), HALF_PI),
+            ),
+        )
+
+    def signals(self, s: State) -> dict[str, Tensor]:
+        """Joint positions, and the way from the pinch point to the target."""
+        return {
+            "joint_pos": s.qpos[:, : len(jaka_zu5.ROBOT.joints)],
+            "to_target": s.body("target") - s.site("pinch"),
+        }
+
+    def reset(self, s: State, ids: Tensor) -> None:
+        """The arm stands at home; the target is anywhere in its box."""
+        low, high = torch.tensor(self.cfg.target_low), torch.tensor(self.cfg.target_high)
+        s.sim.bind("mocap_pos")[ids, 0] = low + (high - low) * s.uniform(ids, 0.0, 1.0, 3)
+
+    def start(self, s: State, ids: Tensor) -> None:
+        """An episode's potential starts where the arm does."""
+        s.zeros("potential", 2)[ids] = self._potential(s)[ids]
+        s.zeros("gain", 2)
+
+    def update(self, s: State) -> None:
+        """Count the steps at the target, and note what was gained in this one."""
+        held, was = s.zeros("held"), s.zeros("potential", 2)
+        held[:] = torch.where(self._distance(s) < self.cfg.tolerance, held + 1, 0.0)
+        now = self._potential(s)
+        s.store["gain"][:] = now - was
+        was[:] = now
+
+    def rewards(self, s: State) -> dict[str, Tensor]:
+        """See `Weights`."""
+        reach, hold = s.store["gain"].unbind(-1)
+        return {
+            "reach": reach,
+            "hold": hold,
+            "success": self.success(s),
+            "action_rate": (s.action - s.last_action).square().sum(-1),
+            "time": torch.ones(s.num_envs),
+            "low": self.failed(s)["low"],
+        }
+
+    def failed(self, s: State) -> dict[str, Tensor]:
+        """The gripper is about to hit the table."""
+        return {"low": s.site("pinch")[:, 2] < 0.03}
+
+    def success(self, s: State) -> Tensor:
+        """Long enough at the target."""
+        return s.zeros("held") >= self.cfg.hold_steps
+
+    def metrics(self, s: State) -> dict[str, Tensor]:
+        """How far from the target the episode ended, m."""
+        return {"final_distance": self._distance(s)}
+
+    def randomize(self) -> tuple[Randomize, ...]:
+        """Gains of the arm's servos."""
+        arm = tuple(joint.name for joint in jaka_zu5.ROBOT.joints[:6])
+        return (Randomize("kp", 0.9, 1.1, arm, shared=True), Randomize("kd", 0.9, 1.1, arm, shared=True))
+
+    def noise(self) -> dict[str, Noise]:
+        """What measures the target errs a little."""
+        return {"to_target": Noise(gaussian=0.001)}
+
+    def _distance(self, s: State) -> Tensor:
+        return (s.body("target") - s.site("pinch")).norm(dim=-1)
+
+    def _potential(self, s: State) -> Tensor:
+        """How far the episode has come, `(num_envs, 2)`, each in 0 .. 1: reach, hold."""
+        return torch.stack((1 - torch.tanh(5 * self._distance(s)), s.zeros("held") / self.cfg.hold_steps), -1)

@@ -1,0 +1,160 @@
+"""The documentation: examples run, commands parse, links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from deftly import bench, catalog, cli, doctor, evaluate, play, quickstart, robots, runs, tasks, train
+from deftly.config import parse, split_task, with_task
+from deftly.findings import failed
+from deftly.robots.check import check
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+REACH = str(EXAMPLES / "reach_target.py")
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+STAGES = {
+    "quickstart": quickstart.QuickstartArgs,
+    "doctor": doctor.DoctorArgs,
+    "train": train.TrainArgs,
+    "eval": evaluate.EvalArgs,
+    "play": play.PlayArgs,
+    "runs": runs.RunsArgs,
+    "tasks": catalog.TasksArgs,
+    "robots": catalog.RobotsArgs,
+    "config": train.TrainArgs,
+    "bench": bench.BenchArgs,
+}
+WITH_TASK = ("train", "eval", "play", "config")
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Words after `deftly` of each command in a page's fenced blocks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    return [line[line.index("deftly") + 1 :] for line in lines if "deftly" in line]
+
+
+ALL_COMMANDS = sorted({(page.name, shlex.join(words)) for page in PAGES for words in commands(page)})
+
+
+def anchors(page: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.*)$", without_code(page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", without_code(page.read_text())):
+        if not re.match(r"https?://", target):
+            path, _, anchor = target.partition("#")
+            other = (page.parent / path).resolve() if path else page
+            assert other.exists(), target
+            assert not anchor or anchor in anchors(other), target
+
+
+def test_readme_names_every_page():
+    text = (ROOT / "README.md").read_text()
+    for page in [*(ROOT / "docs").glob("*.md"), *EXAMPLES.glob("*.py")]:
+        assert str(page.relative_to(ROOT)) in text
+
+
+def test_readme_has_exactly_two_set_up_commands():
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"^## Set-up.*?^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    assert block[1].splitlines() == ["make quickstart", "make test"]
+
+
+def test_make_targets_exist():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for page in PAGES:
+        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            for name in re.findall(r"^make (\w+)", block, re.MULTILINE):
+                assert name in targets, page
+
+
+@pytest.mark.parametrize(("page", "command"), ALL_COMMANDS)
+def test_commands_parse(page, command):
+    name, *words = shlex.split(command)
+    assert name in cli.COMMANDS
+    if name == "completion":
+        assert words[0] in cli.SHELLS
+        return
+    words = words[: words.index(">")] if ">" in words else words
+    if "--config" in words:  # a file of the reader's
+        del words[(at := words.index("--config")) : at + 2]
+    given, rest = (None, words) if name in ("runs", "quickstart") else split_task(words)
+    cls = STAGES[name]
+    if name == "robots":
+        assert given is None or robots.load(str(ROOT / given) if given.endswith(".py") else given)
+    elif given is not None:
+        task = tasks.load(str(ROOT / given) if given.endswith(".py") else given)
+        cls = with_task(cls, task.Config) if name in WITH_TASK else cls
+    else:
+        assert name not in WITH_TASK, "needs a task"
+    parse(cls, evaluate.gather(rest) if name == "eval" else rest, prog=name)
+
+
+def test_every_command_is_documented():
+    text = "".join(page.read_text() for page in PAGES)
+    assert all(f"deftly {name}" in text for name in cli.COMMANDS)
+
+
+def test_aliases_of_the_table_are_known():
+    text = (ROOT / "docs/configuration.md").read_text()
+    table = text.partition("## Aliases")[2].partition("\n## ")[0]
+    typed = {
+        word for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for word in re.findall(r"`([\w.]+)`", row)
+    }
+    from deftly.config import ALIASES
+
+    assert typed
+    assert typed <= set(ALIASES)
+
+
+def test_presets_of_the_table():
+    from deftly.sim.scene import PRESETS, substeps
+
+    text = (ROOT / "docs/configuration.md").read_text()
+    for name, p in PRESETS.items():
+        figures = [f"{1e3 * p.timestep:.1f} ms", str(substeps(15.0, name)), str(p.iterations), f"{p.impratio:g}"]
+        row = re.search(rf"^\| `{name}` +\|(.*)\|$", text, re.MULTILINE)
+        assert row is not None
+        assert [cell.strip() for cell in row[1].split("|")] == figures
+
+
+def test_two_link_passes_its_check(capsys):
+    assert not failed(check(robots.load(str(EXAMPLES / "two_link.py"))))
+    assert cli.main(["robots", str(EXAMPLES / "two_link.py")]) == 0
+
+
+def test_reach_target_runs(capsys, tmp_path):
+    root = ("--runs.root", str(tmp_path))
+    assert tasks.load(REACH).name == "jaka-reach"
+    assert cli.main(["config", REACH, "task.tolerance=0.03"]) == 0
+    assert "tolerance: 0.03" in capsys.readouterr().out
+    tiny = ["--env.num-envs", "8", "--train.steps", "4", "--train.hidden", "16", "--tensorboard", "False"]
+    few = ["--train.max-iterations", "2", "--eval-every", "0", "--env.episode-steps", "8", "--quiet", "True"]
+    assert cli.main(["train", REACH, *tiny, *few, *root]) == 0
+    assert cli.main(["eval", REACH, "--episodes", "4", "--env.episode-steps", "8", *root]) == 0
+    assert "jaka-reach: success" in capsys.readouterr().out
+
+
+def test_reach_target_starts_anywhere_in_its_box():
+    from deftly.config import EnvConfig, SimConfig
+    from deftly.env import Env
+
+    cls = tasks.load(REACH)
+    env = Env(cls(cls.Config()), EnvConfig(num_envs=64), SimConfig(threads=1))
+    target, cfg = env.state.body("target"), cls.Config()
+    for axis in range(3):
+        low, high = cfg.target_low[axis], cfg.target_high[axis]
+        assert low <= target[:, axis].min() < target[:, axis].max() <= high
+        assert target[:, axis].max() - target[:, axis].min() > 0.5 * (high - low)
