@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 
 from deftly.config import TaskConfig
-from deftly.contract import Act, Contract, Couple, Observe, Signal
+from deftly.contract import Act, Contract, Observe, Signal
 from deftly.env import State
 from deftly.robots import jaka_zu5
 from deftly.sim import scene
 from deftly.sim.randomize import Randomize
 from deftly.tasks import Noise, Task, task
-
-HALF_PI = 1.5707963267948966
 
 
 @dataclass(frozen=True)
@@ -97,11 +95,7 @@ class Reach(Task):
             signals=(Signal("joint_pos", len(joints), "rad, gripper m"), Signal("to_target", 3, "m", "base")),
             observe_terms=(Observe("joint_pos"), Observe("to_target")),
             act_terms=(Act(("joint_1", "joint_2", "joint_3"), "velocity", (self.cfg.speed,), lowpass=0.4),),
-            couplings=(
-                Couple("joint_4", (("joint_2", -1.0), ("joint_3", -1.0)), HALF_PI),
-                Couple("joint_5", (), HALF_PI),
-                Couple("joint_6", (("joint_1", 1.0),), HALF_PI),
-            ),
+            couplings=jaka_zu5.TOOL_DOWN,
         )
 
     def signals(self, s: State) -> dict[str, Tensor]:

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from deftly import bench, catalog, cli, doctor, evaluate, play, quickstart, robots, runs, tasks, train
-from deftly.config import parse, split_task, with_task
+from deftly.config import ALIASES, EnvConfig, SimConfig, parse, split_task, with_task
+from deftly.env import Env
 from deftly.findings import failed
 from deftly.robots.check import check
+from deftly.sim.scene import PRESETS, substeps
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -113,15 +115,11 @@ def test_aliases_of_the_table_are_known():
     typed = {
         word for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for word in re.findall(r"`([\w.]+)`", row)
     }
-    from deftly.config import ALIASES
-
     assert typed
     assert typed <= set(ALIASES)
 
 
 def test_presets_of_the_table():
-    from deftly.sim.scene import PRESETS, substeps
-
     text = (ROOT / "docs/configuration.md").read_text()
     for name, p in PRESETS.items():
         figures = [f"{1e3 * p.timestep:.1f} ms", str(substeps(15.0, name)), str(p.iterations), f"{p.impratio:g}"]
@@ -141,16 +139,13 @@ def test_reach_target_runs(capsys, tmp_path):
     assert cli.main(["config", REACH, "task.tolerance=0.03"]) == 0
     assert "tolerance: 0.03" in capsys.readouterr().out
     tiny = ["--env.num-envs", "8", "--train.steps", "4", "--train.hidden", "16", "--tensorboard", "False"]
-    few = ["--train.max-iterations", "2", "--eval-every", "0", "--env.episode-steps", "8", "--quiet", "True"]
+    few = ["--train.max-iterations", "2", "--eval-every", "0", "--env.episode-steps", "8", "--log-level", "warning"]
     assert cli.main(["train", REACH, *tiny, *few, *root]) == 0
     assert cli.main(["eval", REACH, "--episodes", "4", "--env.episode-steps", "8", *root]) == 0
     assert "jaka-reach: success" in capsys.readouterr().out
 
 
 def test_reach_target_starts_anywhere_in_its_box():
-    from deftly.config import EnvConfig, SimConfig
-    from deftly.env import Env
-
     cls = tasks.load(REACH)
     env = Env(cls(cls.Config()), EnvConfig(num_envs=64), SimConfig(threads=1))
     target, cfg = env.state.body("target"), cls.Config()

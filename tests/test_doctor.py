@@ -5,7 +5,7 @@ import pytest
 
 from deftly import cli, doctor
 from deftly.config import RunsConfig
-from deftly.findings import Finding, failed
+from deftly.findings import Finding
 from deftly.tasks import load
 
 TASK = "jaka-pick-cube"
@@ -15,7 +15,7 @@ TASK = "jaka-pick-cube"
 def quick(monkeypatch):
     """A doctor that neither renders nor measures."""
     monkeypatch.setattr(doctor, "rendering", lambda: Finding("rendering", "ok", "not tried"))
-    monkeypatch.setattr(doctor, "physics", list)
+    monkeypatch.setattr(doctor, "physics", lambda: Finding("physics", "ok", "not tried"))
 
 
 def of(findings, name):
@@ -58,35 +58,40 @@ def test_unknown_task(capsys, quick):
 
 
 def test_versions():
-    ranges = doctor.supported()
-    assert doctor.package("mujoco", ranges).level == "ok"
-    assert doctor.package("mujoco", ranges, "3.2.0").level == "warn"
-    found = doctor.package("mujoco", ranges, "4.0.0")
+    wanted = {wanted.name: wanted for wanted in doctor.requirements()}
+    assert {"numpy", "mujoco", "torch"} <= set(wanted)
+    assert not {"viser", "pytest"} & set(wanted)
+    assert doctor.package(wanted["mujoco"]).level == "ok"
+    assert doctor.package(wanted["mujoco"], "3.2.0").level == "warn"
+    found = doctor.package(wanted["mujoco"], "4.0.0")
     assert found.level == "fail"
     assert "sparse Cholesky" in found.text
-    assert doctor.package("torch", ranges, "2.13.0+cu128").level == "ok"
+    assert doctor.package(wanted["torch"], "2.13.0+cu128").level == "ok"
 
 
 def test_base_installation(monkeypatch, capsys, quick):
     """Without the train extra: warnings that say what to install; a task cannot be examined."""
     find, version = doctor.util.find_spec, doctor.metadata.version
-    gone = {"torch", "mujoco", "rsl_rl"}
 
     def installed(name):
-        if name in doctor.TRAIN:
+        if name in ("torch", "mujoco", "rsl-rl-lib"):
             raise doctor.metadata.PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(doctor.util, "find_spec", lambda name, *rest: None if name in gone else find(name))
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(doctor.util, "find_spec", lambda name: None if name in ("torch", "mujoco") else find(name))
     monkeypatch.setattr(doctor.metadata, "version", installed)
+    monkeypatch.setattr("deftly.tasks.load", missing)
     assert cli.main(["doctor"]) == 0
     assert 'pip install "deftly[train]"' in capsys.readouterr().out
     assert cli.main(["doctor", TASK]) == 1
-    assert "needs torch, mujoco, rsl-rl-lib" in capsys.readouterr().out
+    assert 'needs torch: pip install "deftly[train]"' in capsys.readouterr().err
 
 
 def test_missing_base_package_fails():
-    assert doctor.package("surely-not-installed", {}).level == "fail"
+    assert doctor.package(doctor.Requirement("surely-not-installed")).level == "fail"
 
 
 def test_unwritable_disk(tmp_path, monkeypatch):
@@ -97,7 +102,7 @@ def test_unwritable_disk(tmp_path, monkeypatch):
 
 
 def test_little_memory_and_disk(monkeypatch):
-    monkeypatch.setattr(doctor, "_memory_gb", lambda: (0.5, 4.0))
+    monkeypatch.setattr(doctor, "MEMORY_GB", 1e9)
     assert doctor.memory().level == "warn"
     monkeypatch.setattr(doctor, "DISK_GB", 1e9)
     assert doctor.disk(RunsConfig().root).level == "warn"
@@ -111,7 +116,7 @@ def test_rendering_says_what_to_install(monkeypatch):
 
 
 def test_reference_scene():
-    (found,) = doctor.physics(seconds=0.05)
+    found = doctor.physics(seconds=0.05)
     assert found.level == "ok"
     assert "steps/s" in found.text
 
@@ -161,7 +166,7 @@ def test_error_says_where(tmp_path):
             raise KeyError("elbow")
         """,
     )
-    findings = doctor.examine(cls)
-    assert failed(findings)
-    assert "KeyError: 'elbow'" in of(findings, "reset").text
-    assert "mine.py:" in of(findings, "reset").text
+    found = of(doctor.examine(cls), "task")
+    assert found.level == "fail"
+    assert "KeyError: 'elbow'" in found.text
+    assert "mine.py:" in found.text

@@ -137,7 +137,7 @@ def test_statistics_are_means_over_ended_episodes(slider):
 def test_weights_scale_the_rewards(slider):
     env = slider(2, start=0.3, goal=0.0)
     near = torch.exp(-env.state.qpos[:, 0].square())
-    env.state.weight_scale["near"] = 10.0
+    env.state.scale["near"] = 10.0
     assert env.step(torch.zeros(2, 2)).reward == pytest.approx(10 * near, rel=1e-2)
 
 
@@ -185,7 +185,7 @@ def test_environments_draw_their_own_starts(slider):
 def test_restored_environment_continues_to_the_bit(slider):
     env = slider(5, **BUSY)
     play(env, actions(env, 13))
-    env.state.weight_scale["near"] = 0.5
+    env.state.scale["near"] = 0.5
     saved = env.state_dict()
     assert all(isinstance(v, torch.Tensor) for v in saved.values())
     fresh = slider(5, seed=99, **BUSY)

@@ -23,7 +23,7 @@ TASK = "jaka-pick-cube"
 TINY = [
     TASK,
     *("--env.num-envs", "16", "--train.steps", "4", "--train.hidden", "16", "--train.epochs", "2"),
-    *("--train.minibatches", "2", "--env.episode-steps", "12", "--tensorboard", "False", "--quiet", "True"),
+    *("--train.minibatches", "2", "--env.episode-steps", "12", "--tensorboard", "False", "--log-level", "warning"),
 ]
 
 

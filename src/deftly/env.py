@@ -55,7 +55,8 @@ class State:
         self.qpos, self.qvel, self.ctrl = sim.bind("qpos"), sim.bind("qvel"), sim.bind("ctrl")
         self.steps = torch.zeros(self.num_envs, dtype=torch.long)
         self.store: dict[str, Tensor] = {}
-        self.weight_scale: dict[str, float] = {}
+        self.scale: dict[str, float] = {}
+        """Factors set by the task's curriculum; a reward term's scales its weight."""
         self.action = torch.zeros(0)
         self.last_action = torch.zeros(0)
         self.command = torch.zeros(0)
@@ -231,7 +232,7 @@ class Env:
     def _reward(self, broken: Tensor) -> Tensor:
         s, total = self.state, torch.zeros(self.num_envs)
         for name, term in self.task.rewards(s).items():
-            weight = self._weights[name] * s.weight_scale.get(name, 1.0)
+            weight = self._weights[name] * s.scale.get(name, 1.0)
             weighted = weight * term.float().nan_to_num(0.0) * ~broken
             self._sums[name] += weighted
             total += weighted
@@ -343,7 +344,7 @@ class Env:
             **{f"obs/{k}": v.clone() for k, v in self.obs.items()},
             **{f"sensors/{k}": v.clone() for k, v in self._sensors.state.items()},
             **{f"pushes/{k}": v.clone() for k, v in self._pushes.state.items()},
-            **{f"weight_scale/{k}": torch.tensor(v, dtype=torch.float64) for k, v in s.weight_scale.items()},
+            **{f"scale/{k}": torch.tensor(v, dtype=torch.float64) for k, v in s.scale.items()},
         }
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
@@ -375,7 +376,7 @@ class Env:
             target.update(
                 {k.removeprefix(f"{group}/"): v.clone() for k, v in saved.items() if k.startswith(f"{group}/")}
             )
-        s.weight_scale = {k.split("/")[1]: float(v) for k, v in saved.items() if k.startswith("weight_scale/")}
+        s.scale = {k.split("/")[1]: float(v) for k, v in saved.items() if k.startswith("scale/")}
         self.sim.forward(everyone)
 
 

@@ -1,7 +1,4 @@
-"""The run workspace: `runs_all/` keeps every run for ever, `runs/` links the newest, `runs/pinned/` the best.
-
-`deftly runs` lists, compares and pins them.
-"""
+"""The run workspace: `runs_all/` keeps every run for ever, `runs/` links the newest, `runs/pinned/` the best."""
 
 from __future__ import annotations
 
@@ -14,12 +11,12 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from deftly import __version__
 from deftly.config import RunsConfig, parse, suggest
@@ -37,56 +34,43 @@ NAME = re.compile(r"(?P<task>.+?)_(?P<kind>train|test)_(.+_)?(?P<stamp>\d{8}_\d{
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder and what its `run.json` and `metrics.csv` say; None where they say nothing yet."""
+    """One run folder, and what its `run.json` says; of a run from elsewhere, what its name and age say."""
 
     path: Path
-    name: str
     task: str
     kind: str
     created: datetime
     pinned: bool
-    iterations: int | None = None
-    best_success: float | None = None
-    """Highest evaluated success rate, 0 to 1."""
-    minutes: float | None = None
+
+    def figures(self) -> tuple[float | None, float | None, float | None]:
+        """Iterations so far, highest evaluated success rate (0 to 1) and minutes; None where there is none yet."""
+        rows, names = _metrics(self.path), ("iteration", "eval_success", "seconds")
+        iterations, success, seconds = (max((x for x, _ in _curve(rows, n, n)), default=None) for n in names)
+        return iterations, success, seconds and seconds / 60
 
 
 def create(task: str, kind: Kind, cfg: RunsConfig, name: str | None = None) -> Path:
-    """Make the folder of a new run and link it; safe when several start in the same second.
-
-    Raises `DeftlyError` when the folder cannot be written or a name cannot be part of a folder's name.
-    """
+    """Make the folder of a new run and link it; safe when several start in the same second."""
     stem = "_".join(filter(None, (task, kind, name, time.strftime("%Y%m%d_%H%M%S"))))
     _check_name(stem)
-    with _writing(cfg.root):
+    try:
         run = _new_folder(cfg.root / ("runs_all" if cfg.workspace else "runs"), stem)
-        _write_facts(run, task, kind)
+        facts = {"task": task, "kind": kind, "created": datetime.now().astimezone().isoformat()}
+        facts |= {"command": sys.argv, "version": __version__, "commit": _commit()}
+        (run / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
         if cfg.workspace:
-            _show(run, kind, cfg)
+            for link in (run.name, *(latest for latest, of in LATEST.items() if of == kind)):
+                _link(cfg.root / "runs" / link, run)
+            _prune(kind, cfg)
+    except OSError as error:
+        text = f"cannot write '{error.filename or cfg.root}': {error.strerror}"
+        raise DeftlyError(f"{text}; choose another place with --runs.root DIR") from error
     return run
-
-
-def _show(run: Path, kind: Kind, cfg: RunsConfig) -> None:
-    links = cfg.root / "runs"
-    links.mkdir(parents=True, exist_ok=True)
-    for name in (run.name, *(latest for latest, of in LATEST.items() if of == kind)):
-        _link(links / name, run)
-    _mend_pinned(cfg)
-    _prune(kind, cfg)
 
 
 def _check_name(name: str) -> None:
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise DeftlyError(f"'{name}' cannot name a run: use letters, digits, '_', '-' and '.'")
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        text = f"cannot write '{error.filename or path}': {error.strerror}"
-        raise DeftlyError(f"{text}; choose another place with --runs.root DIR") from error
 
 
 def _new_folder(parent: Path, stem: str) -> Path:
@@ -96,14 +80,6 @@ def _new_folder(parent: Path, stem: str) -> Path:
             (parent / name).mkdir()
             return parent / name
     raise DeftlyError(f"'{parent}' holds a thousand runs named '{stem}': try again in a second")
-
-
-def _write_facts(run: Path, task: str, kind: Kind) -> None:
-    facts: dict[str, Any] = {"task": task, "kind": kind, "created": datetime.now().astimezone().isoformat()}
-    facts |= {"command": sys.argv, "version": __version__, "commit": _commit()}
-    temporary = run / ".tmp-run.json"
-    temporary.write_text(json.dumps(facts, indent=2) + "\n")
-    os.replace(temporary, run / "run.json")
 
 
 def _commit() -> str | None:
@@ -116,54 +92,44 @@ def _commit() -> str | None:
 
 def _link(link: Path, target: Path) -> None:
     """Point `link` at `target` in one step; a real folder of that name is the user's and stays."""
-    if link.is_dir() and not link.is_symlink():
-        return
-    temporary = link.with_name(f".tmp-{secrets.token_hex(4)}")
-    temporary.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
-    os.replace(temporary, link)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() or not link.is_dir():
+        temporary = link.with_name(f".tmp-{secrets.token_hex(4)}")
+        temporary.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
+        os.replace(temporary, link)
 
 
 def _prune(kind: Kind, cfg: RunsConfig) -> None:
     limit = cfg.max_train_runs if kind == "train" else cfg.max_test_runs
-    links = [(match, link) for link in (cfg.root / "runs").iterdir() if (match := NAME.fullmatch(link.name))]
-    mine = [(match, link) for match, link in links if match["kind"] == kind and link.is_symlink()]
-    mine.sort(key=lambda item: (item[0]["stamp"], int(item[0]["again"] or 0)), reverse=True)
-    for _, link in mine[limit:]:
+    links = [(NAME.fullmatch(link.name), link) for link in (cfg.root / "runs").iterdir() if link.is_symlink()]
+    mine = [(m["stamp"], int(m["again"] or 0), link) for m, link in links if m and m["kind"] == kind]
+    for _, _, link in sorted(mine)[:-limit]:
         link.unlink(missing_ok=True)
 
 
 def _mend_pinned(cfg: RunsConfig) -> None:
     """Repair links that were pinned with `mv runs/X runs/pinned/`: a relative link breaks when it moves."""
     for link in (cfg.root / "runs/pinned").glob("*"):
-        target = cfg.root / "runs_all" / Path(os.readlink(link)).name if link.is_symlink() else link
-        if not link.exists() and target.is_dir():
-            _link(link, target)
+        if link.is_symlink() and not link.exists():
+            target = cfg.root / "runs_all" / Path(os.readlink(link)).name
+            if target.is_dir():
+                _link(link, target)
 
 
 def find_checkpoint(spec: str | Path, task: str | None, cfg: RunsConfig) -> Path:
     """Resolve what a user typed after `checkpoint=` to the folder of a complete checkpoint.
 
-    `spec` is `latest`, `latest_train`, `latest_test` (the newest run of `task`, or of any task if None, that
-    has a checkpoint), a run, checkpoint or file path, or part of a run's name, each with an optional `:best`,
-    `:last` or `:iter_000123`. Raises `DeftlyError` that says what there is instead.
+    `spec` is `latest`, `latest_train`, `latest_test` (the newest run of `task`, or of any task if None, that has a
+    checkpoint), a run, checkpoint or file path, or part of a run's name, each with an optional `:best`, `:last` or
+    `:iter_000123`. Raises `DeftlyError` that says what there is instead.
     """
     head, _, tail = str(spec).rpartition(":")
     text, name = (head, tail) if head and re.fullmatch(r"[\w-]+", tail) else (str(spec), None)
-    if (named := _existing(text, cfg)) and named.is_file():
-        text = str(named.parent)
-    folder = _existing(text, cfg)
-    if text in LATEST or folder is None or not (folder / WEIGHTS).is_file():
-        return _pick(find_run(text, task, cfg, complete=True), name)
-    if folder.name.startswith(".tmp-"):
-        raise DeftlyError(f"'{folder}' is only half written; name a finished checkpoint beside it")
-    return _pick(folder.resolve().parent.parent, name) if name else folder.resolve()
-
-
-def _existing(text: str, cfg: RunsConfig) -> Path | None:
-    return next((path for path in (Path(text), cfg.root / text) if path.exists()), None)
-
-
-def _pick(run: Path, name: str | None) -> Path:
+    path = _existing(text, cfg)
+    folder = path.parent if path and path.is_file() else path
+    if folder and not name and (folder / WEIGHTS).is_file():
+        return folder.resolve()
+    run = find_run(text, task, cfg, complete=True)
     found = _checkpoints(run)
     if not found:
         raise DeftlyError(f"run '{run.name}' has no complete checkpoint; 'deftly runs' lists the others")
@@ -172,10 +138,13 @@ def _pick(run: Path, name: str | None) -> Path:
     return found[name or next((best for best in ("best", "last") if best in found), list(found)[-1])]
 
 
+def _existing(text: str, cfg: RunsConfig) -> Path | None:
+    return next((path for path in (Path(text), cfg.root / text) if path.exists()), None)
+
+
 def _checkpoints(run: Path) -> dict[str, Path]:
     """The complete checkpoints of a run by name, oldest first."""
-    weights = [path for path in run.glob(f"checkpoints/[!.]*/{WEIGHTS}") if path.is_file()]
-    weights.sort(key=lambda path: (path.stat().st_mtime, path.parent.name))
+    weights = sorted(run.glob(f"checkpoints/[!.]*/{WEIGHTS}"), key=lambda path: path.stat().st_mtime)
     return {path.parent.name: path.parent for path in weights}
 
 
@@ -185,18 +154,15 @@ def find_run(spec: str | Path, task: str | None, cfg: RunsConfig, *, complete: b
     `complete` passes over runs without a checkpoint. Raises `DeftlyError` when none or several fit.
     """
     text = str(spec)
-    with suppress(OSError):
-        _mend_pinned(cfg)
-    path = _existing(text, cfg)
     if text in LATEST:
         return _newest(LATEST[text], task, cfg, complete)
-    if path is not None and path.name == "checkpoints":
-        path = path.parent
-    return path.resolve() if path is not None and _is_run(path) else _named(text, cfg, complete)
+    path = _existing(text, cfg)
+    around = (path.resolve(), *path.resolve().parents) if path else ()
+    return next(filter(_is_run, around), None) or _named(text, cfg, complete)
 
 
 def _newest(kind: Kind, task: str | None, cfg: RunsConfig, complete: bool) -> Path:
-    runs = [run for run in _identities(cfg) if run.kind == kind]
+    runs = [run for run in list_runs(cfg) if run.kind == kind]
     for run in runs:
         if task in (None, run.task) and (not complete or _checkpoints(run.path)):
             return run.path
@@ -207,75 +173,55 @@ def _newest(kind: Kind, task: str | None, cfg: RunsConfig, complete: bool) -> Pa
 
 def _named(text: str, cfg: RunsConfig, complete: bool) -> Path:
     folders = _folders(cfg)
-    part = Path(text).name if text.startswith(("runs/", "runs_all/")) else text
+    part = re.sub("^runs(_all)?/", "", text)  # typed with its folder, but no longer linked there
     if part in folders:
         return folders[part]
     found = {name: path for name, path in folders.items() if part in name}
-    found = {name: path for name, path in found.items() if not complete or _checkpoints(path)} or found
-    if len(set(found.values())) == 1:
-        return next(iter(found.values()))
+    if complete:
+        found = {name: path for name, path in found.items() if _checkpoints(path)} or found
     if not found:
         near = suggest(part, folders) or "; see 'deftly runs'"
         raise DeftlyError(f"no run or checkpoint '{text}' in '{cfg.root}'{near}")
-    some = ", ".join(sorted(found)[:5])
-    raise DeftlyError(f"'{text}' fits {len(found)} runs, type more of the name: {some}")
+    if len(set(found.values())) > 1:
+        some = ", ".join(sorted(found)[:5])
+        raise DeftlyError(f"'{text}' fits {len(found)} runs, type more of the name: {some}")
+    return next(iter(found.values()))
 
 
 def _folders(cfg: RunsConfig) -> dict[str, Path]:
     """Every run folder (links followed) by each of its names."""
-    places = ("runs_all", "runs", "runs/pinned")
-    found = [path for place in places for path in (cfg.root / place).glob("[!.]*")]
+    with suppress(OSError):
+        _mend_pinned(cfg)
+    found = [path for place in ("runs_all", "runs", "runs/pinned") for path in (cfg.root / place).glob("[!.]*")]
     return {path.name: path.resolve() for path in found if path.name not in LATEST and _is_run(path)}
 
 
 def _is_run(path: Path) -> bool:
-    known = (path / "run.json").is_file() or (path / "checkpoints").is_dir()
-    return known or (path.is_dir() and NAME.fullmatch(path.name) is not None)
+    return (path / "run.json").is_file() or (path.is_dir() and NAME.fullmatch(path.name) is not None)
 
 
-def _identities(cfg: RunsConfig) -> list[Run]:
-    """Every run once, newest first, without its metrics."""
+def list_runs(cfg: RunsConfig) -> list[Run]:
+    """Every run in `runs/`, `runs/pinned/` and `runs_all/`, newest first."""
+    folders = set(_folders(cfg).values())
     pins = {path.resolve() for path in (cfg.root / "runs/pinned").glob("*")}
-    runs = [Run(path, path.name, *_identity(path), path in pins) for path in set(_folders(cfg).values())]
-    return sorted(runs, key=lambda run: (run.created, run.name), reverse=True)
+    runs = [Run(path, *_identity(path), path in pins) for path in folders]
+    return sorted(runs, key=lambda run: (run.created, run.path), reverse=True)
 
 
 def _identity(path: Path) -> tuple[str, str, datetime]:
     try:
         facts = json.loads((path / "run.json").read_text())
         return facts["task"], facts["kind"], datetime.fromisoformat(facts["created"]).astimezone()
-    except (OSError, ValueError, KeyError, TypeError):  # a run from elsewhere: its name and age must do
-        created = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+    except (OSError, ValueError, KeyError, TypeError):
         match = NAME.fullmatch(path.name)
+        created = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
         return (match["task"], match["kind"], created) if match else (path.name, "train", created)
-
-
-def list_runs(cfg: RunsConfig) -> list[Run]:
-    """Every run in `runs/`, `runs/pinned/` and `runs_all/`, newest first."""
-    with suppress(OSError):
-        _mend_pinned(cfg)
-    return [_measured(run) for run in _identities(cfg)]
-
-
-def _measured(run: Run) -> Run:
-    rows = _metrics(run.path)
-    iterations, seconds, success = (_column(rows, name) for name in ("iteration", "seconds", "eval_success"))
-    return replace(
-        run,
-        iterations=int(iterations[-1]) if iterations else None,
-        best_success=max(success, default=None),
-        minutes=seconds[-1] / 60 if seconds else None,
-    )
 
 
 def _metrics(run: Path) -> list[dict[str, str]]:
     with suppress(OSError, csv.Error), (run / "metrics.csv").open(newline="", errors="replace") as file:
         return list(csv.DictReader(file))
     return []
-
-
-def _column(rows: list[dict[str, str]], name: str) -> list[float]:
-    return [value for value, _ in _curve(rows, name, name)]
 
 
 def _curve(rows: list[dict[str, str]], x: str, y: str) -> list[tuple[float, float]]:
@@ -294,9 +240,7 @@ def pin(spec: str, new_name: str | None, cfg: RunsConfig) -> Path:
     _check_name(link.name)
     if os.path.lexists(link):
         raise DeftlyError(f"'{link}' exists; choose another with --name NAME or first --unpin {link.name}")
-    with _writing(link):
-        link.parent.mkdir(parents=True, exist_ok=True)
-        _link(link, run)
+    _link(link, run)
     return link
 
 
@@ -304,17 +248,13 @@ def unpin(name: str, cfg: RunsConfig) -> None:
     """Remove a link from `runs/pinned/`; the run itself stays."""
     link = cfg.root / "runs/pinned" / name
     if not link.is_symlink():
-        names = [path.name for path in (cfg.root / "runs/pinned").glob("*") if path.is_symlink()]
+        names = [path.name for path in link.parent.glob("*") if path.is_symlink()]
         raise DeftlyError(f"no pinned link '{link}'{suggest(name, names)}")
-    with _writing(link):
-        link.unlink()
+    link.unlink()
 
 
 def compare(specs: Sequence[str], column: str, out_png: Path, cfg: RunsConfig) -> Table:
-    """Plot a column of the runs' `metrics.csv` against steps into `out_png`; returns a summary table.
-
-    Raises `DeftlyError` for a column that one of the runs lacks.
-    """
+    """Plot a column of the runs' `metrics.csv` against steps into `out_png`; returns a summary table."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -328,34 +268,32 @@ def compare(specs: Sequence[str], column: str, out_png: Path, cfg: RunsConfig) -
             raise DeftlyError(f"'{run / 'metrics.csv'}' has no figures in column '{column}'{near}")
         steps, values = zip(*points)
         axes.plot(steps, values, label=run.name)
-        figures = (steps[-1], values[-1], min(values), max(values))
-        lines.append((run.name, *(f"{value:.6g}" for value in figures)))
+        lines.append((run.name, *(f"{value:.6g}" for value in (steps[-1], values[-1], min(values), max(values)))))
     axes.set(xlabel="steps", ylabel=column)
     axes.legend()
-    with _writing(out_png):
-        figure.savefig(out_png)
-    return _table(("run", "steps", f"last {column}", "min", "max"), lines)
+    figure.savefig(out_png)
+    return table(("run", "steps", f"last {column}", "min", "max"), lines)
 
 
-def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+def overview(cfg: RunsConfig) -> Table | str:
+    """Every run with its figures, newest first."""
+    lines = []
+    for run in list_runs(cfg):
+        figures = zip(("{:.0f}", "{:.1%}", "{:.1f}"), run.figures())
+        texts = ["" if value is None else form.format(value) for form, value in figures]
+        lines.append((run.path.name, run.task, f"{run.created:%Y-%m-%d %H:%M}", "*" * run.pinned, *texts))
+    columns = ("run", "task", "started", "pinned", "iterations", "best success", "minutes")
+    return table(columns, lines) if lines else f"no runs in '{cfg.root}' yet; start one: deftly train TASK"
+
+
+def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
+    """Lines of text in columns."""
     from rich.table import Column, Table
 
-    table = Table(Column(columns[0], overflow="fold"), *columns[1:], box=None)
+    found = Table(*(Column(name, overflow="fold") for name in columns), box=None)
     for line in lines:
-        table.add_row(*line)
-    return table
-
-
-def _overview(cfg: RunsConfig) -> Table | str:
-    columns = ("run", "task", "started", "pinned", "iterations", "best success", "minutes")
-    lines = [_line(run) for run in list_runs(cfg)]
-    return _table(columns, lines) if lines else f"no runs in '{cfg.root}' yet; start one: deftly train TASK"
-
-
-def _line(run: Run) -> tuple[str, ...]:
-    figures = (("{}", run.iterations), ("{:.1%}", run.best_success), ("{:.1f}", run.minutes))
-    texts = ["" if value is None else form.format(value) for form, value in figures]
-    return run.name, run.task, f"{run.created:%Y-%m-%d %H:%M}", "*" if run.pinned else "", *texts
+        found.add_row(*line)
+    return found
 
 
 @dataclass(frozen=True)
@@ -391,5 +329,5 @@ def main(argv: list[str]) -> int:
     elif args.compare:
         console.print(compare(args.compare, args.column, args.out, args.runs), f"plot: {args.out}")
     else:
-        console.print(_overview(args.runs))
+        console.print(overview(args.runs))
     return 0

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -72,8 +72,8 @@ class TrainArgs:
     """Write TensorBoard files into the run's folder."""
     wandb: bool = False
     """Log to Weights & Biases, if it is installed."""
-    quiet: bool = False
-    """Print nothing but errors."""
+    log_level: Literal["debug", "info", "warning"] = "info"
+    """What to print: every iteration, a live table (each tenth iteration without a terminal), or only problems."""
 
     def __post_init__(self) -> None:
         if self.until_success is not None and not 0 < self.until_success <= 1:
@@ -144,12 +144,13 @@ class Training:
     def __init__(
         self, name: str, task: Task, args: TrainArgs, ranks: Ranks, source: checkpoint.Checkpoint | None = None
     ):
-        self.task_name, self.task, self.args, self.ranks = name, task, args, ranks
+        self.given_name, self.task, self.args, self.ranks = name, task, args, ranks
         self.config = to_yaml(dataclasses.replace(args, resume=None, init=None))
         self.run = self._folder(source)
         sim = args.sim
         if ranks.size > 1 and not sim.threads:
-            sim = dataclasses.replace(sim, threads=max(1, len(os.sched_getaffinity(0)) // ranks.size))
+            beside = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))
+            sim = dataclasses.replace(sim, threads=max(1, len(os.sched_getaffinity(0)) // beside))
         self.env = Env(
             task, args.env, sim, args.train.seed, purpose=f"train/{ranks.rank}", dump_dir=self.run / "broken"
         )
@@ -184,7 +185,7 @@ class Training:
     def _open_logs(self) -> list[Any]:
         (self.run / checkpoint.CONFIG).write_text(self.config)
         self.console = Console()
-        self._show = Progressed(self.console, self.task.name, self.args.train.max_iterations, self.args.quiet)
+        self._show = Progressed(self.console, self.task.name, self.args.train.max_iterations, self.args.log_level)
         columns = ["iteration", "steps", "seconds", "seconds_left", "steps_per_second", "eval_success", "eval_steps"]
         learner = [
             "std",
@@ -218,7 +219,7 @@ class Training:
     def run_all(self) -> Result:
         """Iterate until the last iteration, the wanted success, or a signal; save at the end."""
         previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-        if self.ranks.rank == 0 and not self.args.quiet:
+        if self.ranks.rank == 0 and self.args.log_level != "warning":
             self.console.print(f"run {self.run}", soft_wrap=True)
         try:
             reached = False
@@ -339,7 +340,7 @@ class Training:
                 self.ppo.models,
                 self.env.contract,
                 self.config,
-                self.task_name,
+                self.task.name,
                 self.iteration,
                 numbers,
                 state,
@@ -371,10 +372,10 @@ class Training:
         self._last_saved = self.iteration
 
     def _farewell(self, reached: bool) -> None:
-        if self.args.quiet:
+        if self.args.log_level == "warning":
             return
         self._show.close()
-        name = self.task_name
+        name = self.given_name
         if self._stop_signal:
             self.console.print(
                 f"stopped and saved; go on with: deftly train {name} --resume {self.run}", soft_wrap=True

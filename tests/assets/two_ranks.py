@@ -12,4 +12,5 @@ close = train.Training.close
 train.Training.close = lambda self: (kept.append(self), close(self))[1]
 assert train.main(sys.argv[2:]) == 0
 models = kept[0].ppo.models
-save_file({f"{n}/{k}": v for n, m in models.items() for k, v in m.state_dict().items()}, f"{sys.argv[1]}-{Ranks.join().rank}.safetensors")
+weights = {f"{n}/{k}": v for n, m in models.items() for k, v in m.state_dict().items()}
+save_file(weights, f"{sys.argv[1]}-{Ranks.join().rank}.safetensors")

@@ -81,7 +81,7 @@ class Checkpoint:
 
     def require(self, task: Task) -> None:
         """Raise DeftlyError naming the first difference if the task's contract is not the one trained under."""
-        self.contract.require(task.contract(), f"{self.path} fits this task no longer; the task as configured now")
+        task.contract().require(self.contract, str(self.path))
 
     def state(self) -> dict[str, Tensor]:
         """What training resumes from. Raises DeftlyError if the checkpoint holds only the policy."""

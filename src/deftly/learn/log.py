@@ -93,30 +93,26 @@ class Wandb:
 class Progressed:
     """The live table on a terminal; elsewhere one line every tenth iteration."""
 
-    def __init__(self, console: Console, title: str, iterations: int, quiet: bool = False):
-        self._console, self._title, self._quiet = console, title, quiet
+    def __init__(self, console: Console, title: str, iterations: int, level: str = "info"):
+        self._console, self._title, self._level = console, title, level
         self._bar = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), console=console)
         self._task = self._bar.add_task("", total=iterations)
         self._live = Live(console=console, refresh_per_second=4, transient=False)
         self._eval = math.nan
-        if console.is_terminal and not quiet:
+        self._show = console.is_terminal and level == "info"
+        if self._show:
             self._live.start()
 
     def write(self, row: Row) -> None:
         """Show an iteration."""
         self._eval = self._eval if math.isnan(row.get("eval_success", math.nan)) else row["eval_success"]
-        if self._quiet:
+        if self._level == "warning":
             return
-        if self._console.is_terminal:
+        if self._show:
             self._bar.update(self._task, completed=row["iteration"], description=self._title)
             self._live.update(Group(self._table(row), self._bar))
-        elif row["iteration"] % 10 == 0 or not math.isnan(row.get("eval_success", math.nan)):
+        elif self._level == "debug" or row["iteration"] % 10 == 0 or not math.isnan(row.get("eval_success", math.nan)):
             self._console.print(self._line(row), soft_wrap=True)
-
-    def note(self, text: str) -> None:
-        """Print a line above the table."""
-        if not self._quiet:
-            self._console.print(text, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the last table standing."""

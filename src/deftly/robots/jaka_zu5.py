@@ -12,9 +12,11 @@ The gripper is a parallel-jaw reduction: two fingers on slides, 24 to 104 mm apa
 
 from __future__ import annotations
 
+import math
+
 import mujoco
 
-from deftly.contract import Joint
+from deftly.contract import Couple, Joint
 from deftly.robots import Robot
 from deftly.sim.scene import cylinder_inertia
 
@@ -57,6 +59,15 @@ PINCH = 0.140  # m from the flange to the point between the fingertips
 
 # The pinch point is over (0.50, 0.00) m, 0.25 m above the base plane; the tool points down, the fingers move along y.
 HOME = (-0.23, 1.5506, -1.6951, 1.7153, 1.5708, 1.3408)
+
+
+HALF_PI = math.pi / 2
+TOOL_DOWN = (
+    Couple("joint_4", (("joint_2", -1.0), ("joint_3", -1.0)), HALF_PI),
+    Couple("joint_5", (), HALF_PI),
+    Couple("joint_6", (("joint_1", 1.0),), HALF_PI),
+)
+"""The wrist follows joints 1 to 3: the tool points straight down, the fingers stay square to the base frame."""
 
 
 def joints() -> tuple[Joint, ...]:

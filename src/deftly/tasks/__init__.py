@@ -124,7 +124,7 @@ class Task:
     def curriculum(self, s: State, progress: dict[str, float]) -> None:
         """Adapt the task to the statistics of the episodes that ended since the last call.
 
-        Write scale factors of the reward weights to `s.weight_scale[term]`, or tensors to `s.store`.
+        Write factors to `s.scale[name]`: those named as a reward term scale its weight, others are the task's to read.
         """
 
 
@@ -161,7 +161,7 @@ def load(name: str) -> type[Task]:
     modules = shipped()
     if name not in modules:
         hint = suggest(name, modules)
-        raise DeftlyError(f"no task '{name}'{hint}: `deftly tasks` lists them, or give a file my_task.py")
+        raise DeftlyError(f"no task '{name}'{hint} (`deftly tasks` lists them; or give a file, my_task.py)")
     return _pick(importlib.import_module(modules[name]), name, name)
 
 
