@@ -32,7 +32,7 @@ bench: install ## measure this machine
 
 clean: ## remove what make and the tools made; runs stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache MUJOCO_LOG.TXT
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf src/*.egg-info
 
 $(BIN)/python:

@@ -5,10 +5,13 @@ import subprocess
 import numpy as np
 import pytest
 
-from deftly import bench, cli
-from deftly.bench import cases, peer, presets, table
-from deftly.bench.cases import Job
+import deftly_bench as bench
+from deftly import bench as launcher
+from deftly import cli
+from deftly.errors import DeftlyError
 from deftly.tasks import load
+from deftly_bench import cases, peer, presets, table
+from deftly_bench.cases import Job
 
 TASK = "jaka-pick-cube"
 
@@ -195,6 +198,12 @@ def test_damaged_results_and_pages(tmp_path, capsys):
     assert "needs the marks" in capsys.readouterr().err
 
 
+def test_without_a_checkout(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(launcher, "FOLDER", tmp_path)
+    assert cli.main(["bench"]) == 2
+    assert capsys.readouterr().err.startswith("error: deftly bench runs from a checkout of the repository: ")
+
+
 def test_failed_job_says_why():
-    with pytest.raises(bench.DeftlyError, match=r"the measurement 'env' of jaka-pick-cube failed: FileNotFoundError"):
+    with pytest.raises(DeftlyError, match=r"the measurement 'env' of jaka-pick-cube failed: FileNotFoundError"):
         bench.call(Job("env", TASK, tape="/no/tape.npz", num_envs=1))

@@ -52,10 +52,6 @@ def test_observation_and_action_are_counted_through(capsys):
         assert row in starts
 
 
-def test_first_line_without_imports():
-    assert catalog._first_line_of_file(TASK, shipped()[TASK]).startswith("Pick the red cube up")
-
-
 def test_tasks_are_listed_without_the_train_extra(capsys, monkeypatch):
     def missing(name):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deftly import bench, catalog, cli, doctor, evaluate, play, quickstart, robots, runs, tasks, train
+import deftly_bench
+from deftly import catalog, cli, doctor, evaluate, play, quickstart, robots, runs, tasks, train
 from deftly.config import ALIASES, EnvConfig, SimConfig, parse, split_task, with_task
 from deftly.env import Env
 from deftly.findings import failed
@@ -27,7 +28,7 @@ STAGES = {
     "tasks": catalog.TasksArgs,
     "robots": catalog.RobotsArgs,
     "config": train.TrainArgs,
-    "bench": bench.BenchArgs,
+    "bench": deftly_bench.BenchArgs,
 }
 WITH_TASK = ("train", "eval", "play", "config")
 

@@ -14,13 +14,14 @@ import yaml
 from deftly import cli, evaluate, report, runs
 from deftly.config import EnvConfig, PPOConfig, RunsConfig, SimConfig, to_yaml, with_task
 from deftly.errors import DeftlyError
-from deftly.evaluate import EvalArgs, Gate, gather, measure
+from deftly.evaluate import EvalArgs, check_gate, gather, measure
+from deftly.intervals import wilson
 from deftly.learn import checkpoint
 from deftly.learn.ppo import actor_model
 from deftly.tasks import load
 
 TASK = "jaka-pick-cube"
-SHORT = ("--episodes", "3", "--env.episode-steps", "20", "--sim.threads", "1")
+SHORT = ("--episodes", "3", "--env.episode-steps", "20", "--sim.threads", "1", "--video", "False")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def run(root: Path, *more: str) -> int:
     ],
 )
 def test_wilson(count, total, low, high):
-    assert report.wilson(count, total) == pytest.approx((low, high), abs=5e-5)
+    assert wilson(count, total) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_two_proportions():
@@ -103,7 +104,7 @@ def test_summary_leaves_out_what_is_not_a_number():
 
 def a_report(rate=0.9, total=100, **more):
     count = round(rate * total)
-    success = {"rate": rate, "count": count, "wilson95": list(report.wilson(count, total))}
+    success = {"rate": rate, "count": count, "wilson95": list(wilson(count, total))}
     figures = {"steps": {"mean": 40.0}, "time_to_grasp": {"mean": None}, "failed/cube_fell": {"mean": 0.0}}
     same = dict.fromkeys(("task", "contract", "seed", "preset", "disturbances", "stochastic"), 0)
     base = {"schema": report.SCHEMA, "episodes": total, "success": success, "figures": figures, "broken_physics": 0}
@@ -125,7 +126,7 @@ def a_report(rate=0.9, total=100, **more):
     ],
 )
 def test_gates(text, holds):
-    assert Gate.parse(text).check(a_report())["holds"] is holds
+    assert check_gate(text, a_report())["holds"] is holds
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_gates_that_cannot_be_read(text):
 
 def test_a_gate_on_an_unknown_metric_names_the_nearest():
     with pytest.raises(DeftlyError, match="unknown metric 'sucess', did you mean 'success'"):
-        Gate.parse("sucess>1").check(a_report())
+        check_gate("sucess>1", a_report())
 
 
 def test_no_gate_is_lost_when_the_flag_is_repeated():
@@ -164,7 +165,7 @@ def test_report(root, result):
     assert re.fullmatch("[0-9a-f]{64}", data["checkpoint"]["sha256"])
     assert data["preset"] == "fast"  # the training's
     assert data["disturbances"] == {"randomize": True, "noise": True, "pushes": True, "latency_ms": [0.0, 0.0]}
-    assert data["success"]["wilson95"] == pytest.approx(report.wilson(data["success"]["count"], 3))
+    assert data["success"]["wilson95"] == pytest.approx(wilson(data["success"]["count"], 3))
     assert data["figures"]["time_to_grasp"]["missing"] == 3
     assert data["figures"]["time_to_grasp"]["mean"] is None
     assert data["figures"]["seconds"]["mean"] == pytest.approx(data["figures"]["steps"]["mean"] / 15)
@@ -211,11 +212,11 @@ def test_the_page_carries_a_small_video(result, tmp_path):
 def test_measure_is_reproducible(root):
     found = checkpoint.load(runs.find_checkpoint("latest", TASK, RunsConfig(root=root)))
     args = EvalArgs(episodes=2, env=EnvConfig(episode_steps=5), sim=SimConfig(threads=1), stochastic=True)
-    first, again = (measure(make_task(), found, args) for _ in range(2))
+    (first, _), (again, _) = (measure(make_task(), found, args) for _ in range(2))
     for data in (first, again):
         del data["wall_seconds"]
     assert first == again
-    other = measure(make_task(), found, EvalArgs(episodes=2, env=EnvConfig(episode_steps=5), seed=3))
+    other, _ = measure(make_task(), found, EvalArgs(episodes=2, env=EnvConfig(episode_steps=5), seed=3))
     assert other["figures"]["return"] != first["figures"]["return"]
 
 
@@ -248,9 +249,28 @@ def test_a_test_run_is_made(root):
     not any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")), reason="no GL library is installed"
 )
 def test_video(root):
-    assert run(root, "--video", "True", "--episodes", "1", "--env.episode-steps", "2", "--camera", "wrist") == 0
+    short = ("--episodes", "1", "--env.episode-steps", "2", "--camera", "wrist")
+    assert run(root, *short, "--video", "None") == 0  # the default
     assert (root / "again/video.mp4").stat().st_size > 500
     assert "data:video/mp4" in (root / "again/report.html").read_text()
+
+
+def test_no_video_without_opengl(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MUJOCO_GL", "off")
+    out = ("--out", str(tmp_path), "--video")
+    with pytest.raises(DeftlyError, match="forbids rendering"):
+        run(root, *out)
+    assert not list(tmp_path.iterdir())
+    assert run(root, *out, "None") == 0
+    assert capsys.readouterr().out.count("no video: MUJOCO_GL=off forbids rendering") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["episodes.csv", "eval.json", "report.html"]
+
+
+def test_the_page_explains_its_figures(result):
+    page = (result / "report.html").read_text()
+    names = json.loads((result / "eval.json").read_text())["figures"]
+    assert {"peak_press", "time_to_grasp", "slips", "action_change"} <= set(names)
+    assert all(report.meaning(name) and report.meaning(name) in page for name in names)
 
 
 def test_errors_are_one_line(root, capsys, monkeypatch):
@@ -261,8 +281,7 @@ def test_errors_are_one_line(root, capsys, monkeypatch):
         ("jaka-pick-cub",): "did you mean 'jaka-pick-cube'",
         (TASK, "checkpoint=nonsense"): "no run or checkpoint 'nonsense'",
         (TASK, "episodes=0"): "episodes is 0",
-        (TASK, "--out", "taken", *SHORT): "cannot make taken: File exists",
-        (TASK, "--compare", "nowhere.json"): "cannot read the report nowhere.json",
+        (TASK, "--compare", "nowhere.json"): "nowhere.json is no report of 'deftly eval'",
         (TASK, *SHORT, "--gate", "stepz<3"): "unknown metric 'stepz', did you mean 'steps'",
     }
     for words, expected in cases.items():
@@ -270,6 +289,8 @@ def test_errors_are_one_line(root, capsys, monkeypatch):
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert expected in error
+    assert cli.main(["eval", TASK, "--out", "taken", *SHORT]) == 1
+    assert "'eval' failed: File exists 'taken'" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------- compare
@@ -279,15 +300,14 @@ def test_comparison(root, result, capsys):
     assert run(root, "--compare", str(result / "eval.json"), "--seed", "1") == 0
     out = capsys.readouterr().out
     assert "warning: seed differs, 0 before and 1 now" in out
-    assert "the intervals overlap, p = 1, they cannot be told apart" in out
+    assert "success cannot be told apart at the 5 % level, p = 1" in out
     assert "difference" in out
 
 
 def test_comparison_tells_a_difference():
     _, lines = report.compare(a_report(0.5), a_report(0.9))
-    assert "do not overlap" in lines[-1]
-    assert "they differ at the 5 % level" in lines[-1]
-    assert len(lines) == 1
+    assert "success differs at the 5 % level" in lines[-1]
+    assert not any("warning" in line for line in lines)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"schema": "other/1"}', '{"schema": "deftly.eval/1"}'])

@@ -195,12 +195,12 @@ def test_wrong_settings_are_refused_by_name(config, message):
 
 
 def test_render_gives_a_picture_of_the_episode():
-    env, envs = single(render_mode="rgb_array"), vector(2, render_mode="rgb_array")
     try:
-        env.reset(seed=0)
-        picture = env.render()
+        env, envs = single(render_mode="rgb_array"), vector(2, render_mode="rgb_array")
     except DeftlyError as error:
         pytest.skip(str(error))
+    env.reset(seed=0)
+    picture = env.render()
     assert picture.dtype == np.uint8
     assert picture.ndim == 3
     assert picture.std() > 0

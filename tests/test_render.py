@@ -144,7 +144,7 @@ def test_a_video_that_fails_leaves_the_old_one(tmp_path):
         write_video(path, [], 10)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
-    with pytest.raises(DeftlyError, match="cannot write the video"):
+    with pytest.raises(FileNotFoundError):
         write_video(tmp_path / "none/video.mp4", [np.zeros((48, 64, 3), np.uint8)], 10)
 
 
@@ -154,7 +154,7 @@ def test_png(tmp_path):
     picture = np.random.default_rng(0).integers(0, 255, (9, 7, 3), np.uint8)
     write_png(tmp_path / "a.png", picture)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), picture)
-    with pytest.raises(DeftlyError, match="cannot write the picture"):
+    with pytest.raises(FileNotFoundError):
         write_png(tmp_path / "none/a.png", picture)
 
 
@@ -189,7 +189,6 @@ def test_rendering_switched_off(monkeypatch):
 
 def test_choosing(no_display, monkeypatch):
     monkeypatch.setattr(render.ctypes.util, "find_library", lambda name: name if name == "OSMesa" else None)
-    monkeypatch.delitem(sys.modules, "mujoco")
     assert choose_gl() == os.environ["MUJOCO_GL"] == "osmesa"
     monkeypatch.setenv("MUJOCO_GL", "egl")
     with pytest.raises(DeftlyError, match="MUJOCO_GL=egl, but its library is missing"):
@@ -203,7 +202,7 @@ def test_choosing_what_does_not_exist(monkeypatch):
 
 
 def test_choosing_with_nothing_installed_waits_for_the_renderer(no_library):
-    assert choose_gl() == "glfw"
+    assert choose_gl() == ""
 
 
 @needs_gl
@@ -218,6 +217,6 @@ def test_one_line_where_the_driver_fails(setting):
     dropped = ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL")
     env = {name: value for name, value in os.environ.items() if name not in dropped} | setting
     ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
-    assert ran.stdout.startswith("DeftlyError no OpenGL to render with: apt-get install libegl1")
+    assert ran.stdout.startswith("NoGLError no OpenGL to render with: apt-get install libegl1")
     assert ran.stdout.count("\n") == 1
     assert not ran.stderr

@@ -102,9 +102,9 @@ def test_no_episodes(task):
 
 def test_a_policy_that_is_not_there(tmp_path):
     cfg = RunsConfig(root=tmp_path)
-    with pytest.raises(DeftlyError, match=r"no policy for slider: .* 'deftly train slider'"):
+    with pytest.raises(DeftlyError, match=r"no policy for slider in .* 'deftly train slider'"):
         rollout.find_policy(None, "slider", cfg)
-    with pytest.raises(DeftlyError, match="no policy is shipped for slider"):
+    with pytest.raises(DeftlyError, match="no policy for slider, none is shipped"):
         rollout.find_policy("shipped", "slider", cfg)
     with pytest.raises(DeftlyError, match="no train run of slider"):
         rollout.find_policy("latest", "slider", cfg)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import inspect
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deftly import robots, tasks
 from deftly.config import field_docs, parse, split_task, to_yaml, with_task
-from deftly.contract import Act, Contract, Joint
+from deftly.contract import Contract, Joint
 from deftly.errors import DeftlyError
+from deftly.runs import table
 
 if TYPE_CHECKING:
-    import mujoco
     from rich.console import Console
     from rich.table import Table
 
@@ -37,9 +37,6 @@ MEANING = {
 """How an action of each kind becomes a target; `deftly.contract.Act` has the whole story."""
 
 
-# ------------------------------------------------------------------------ tasks
-
-
 @dataclass(frozen=True)
 class TasksArgs:
     """List the tasks, or show one: `deftly tasks [NAME]`."""
@@ -54,47 +51,25 @@ def tasks_main(argv: list[str]) -> int:
         print("\n".join(tasks.shipped()))
         return 0
     name, rest = split_task(argv)
-    args = parse(TasksArgs, rest, prog="deftly tasks")
-    if args.names:
-        print("\n".join(tasks.shipped()))
-    elif name:
-        _show_task(tasks.load(name))
+    parse(TasksArgs, rest, prog="deftly tasks")
+    if name:
+        _show_task(_console(), tasks.load(name))
     else:
-        _console().print(_task_table())
+        rows = [_task_row(*item) for item in tasks.shipped().items()]
+        _console().print(table(("task", "what", "robot", "obs", "action", "rate", "shipped policy"), rows))
     return 0
 
 
-def _task_table() -> Table:
-    rows = [_task_row(name, module) for name, module in tasks.shipped().items()]
-    table = _table("task", "what", "robot", "obs", "action", "rate", "shipped policy", rows=rows)
-    table.columns[1].no_wrap = False
-    return table
-
-
 def _task_row(name: str, module: str) -> tuple[str, ...]:
+    file = Path(tasks.__path__[0], module.rpartition(".")[2] + ".py")
+    what = re.search(rf'@task\("{name}"\)\nclass .*:\n    """(.*?)("""|\n)', file.read_text())
     try:
         cls = tasks.load(name)
-    except ImportError:  # without the train extra the names and the first lines can still be told
-        return name, _first_line_of_file(name, module), "", "", "", "", shipped_policy(name)
-    c = cls(cls.Config()).contract()
-    sizes = (c.robot, str(c.obs_size), str(c.action_size), f"{c.rate:g} Hz")
-    return name, _first_line(inspect.getdoc(cls)), *sizes, shipped_policy(name)
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().partition("\n")[0]
-
-
-def _first_line_of_file(name: str, module: str) -> str:
-    """The first line of a task's docstring, read without importing anything the task needs."""
-    found = importlib.util.find_spec(module)
-    assert found is not None
-    assert found.origin is not None
-    for node in ast.parse(Path(found.origin).read_text()).body:
-        marks = [ast.unparse(mark) for mark in getattr(node, "decorator_list", [])]
-        if isinstance(node, ast.ClassDef) and f"task('{name}')" in marks:
-            return _first_line(ast.get_docstring(node))
-    return ""
+        c = cls(cls.Config()).contract()
+        sizes = (c.robot, str(c.obs_size), str(c.action_size), f"{c.rate:g} Hz")
+    except ImportError:  # without the train extra
+        sizes = ("", "", "", "")
+    return name, what[1] if what else "", *sizes, shipped_policy(name)
 
 
 def shipped_policy(task: str) -> str:
@@ -103,90 +78,63 @@ def shipped_policy(task: str) -> str:
     if not (folder / "weights.safetensors").is_file():
         return "no"
     try:
-        rate = json.loads((folder / "eval.json").read_text())["success"]["rate"]
+        return f"yes, {json.loads((folder / 'eval.json').read_text())['success']['rate']:.1%} success"
     except (OSError, ValueError, KeyError, TypeError):
         return "yes"
-    return f"yes, {rate:.1%} success"
 
 
-def _show_task(cls: type[Task]) -> None:
+def _show_task(console: Console, cls: type[Task]) -> None:
     task = cls(cls.Config())
-    contract, console = task.contract(), _console()
+    contract = task.contract()
     console.print(f"{cls.name}\n\n{inspect.getdoc(cls)}\n", soft_wrap=True)
     console.print(f"Robot {contract.robot}, {contract.rate:g} Hz, policy shipped: {shipped_policy(cls.name)}")
     console.print(f"Contract {contract.hash}\n", soft_wrap=True)
-    for title, table in contract_tables(contract):
-        _print(console, title, table)
-    weights = getattr(task.cfg, "weights", None)
-    if weights is not None:
+    for title, part in contract_tables(contract):
+        console.print(title, part, "")
+    if weights := getattr(task.cfg, "weights", None):
         docs = field_docs(type(weights))
         rows = [(name, f"{value:g}", docs.get(name, "")) for name, value in vars(weights).items()]
-        _print(console, "Reward terms", _table("term", "weight", "meaning", rows=rows))
+        console.print("Reward terms", table(("term", "weight", "meaning"), rows), "")
 
 
-def contract_tables(c: Contract) -> list[tuple[str, Table]]:
+def contract_tables(c: Contract) -> Iterator[tuple[str, Table]]:
     """A contract as titled tables: joints, signals, observation, actions and couplings."""
+    yield "Joints", _joint_table(c.joints)
     signals = [(s.name, str(s.size), s.units, s.frame) for s in c.signals]
-    found = [
-        ("Joints", _joint_table(c.joints)),
-        ("Signals", _table("signal", "size", "units", "frame", rows=signals)),
-        (f"Observation ({c.obs_size})", _observation_table(c)),
-        (f"Action ({c.action_size})", _action_table(c)),
+    yield "Signals", table(("signal", "size", "units", "frame"), signals)
+    spans = _spans(c.source_size(o.signal) * o.history for o in c.observe_terms)
+    observed = []
+    for span, o in zip(spans, c.observe_terms):
+        clip = " .. ".join(f"{x:g}" for x in o.clip or ())
+        observed.append((span, o.signal, _numbers(o.scale), _numbers(o.offset), clip, str(o.history)))
+    yield f"Observation ({c.obs_size})", table(("index", "source", "scale", "offset", "clip", "history"), observed)
+    acts = [
+        (span, ", ".join(a.joints), a.kind, _numbers(a.scale) or "default", f"{a.lowpass:g}", MEANING[a.kind])
+        for span, a in zip(_spans(len(a.joints) for a in c.act_terms), c.act_terms)
     ]
-    rows = [(k.joint, " + ".join([f"{r:g} * {j}" for j, r in k.of] + [f"{k.offset:g}"])) for k in c.couplings]
-    return [*found, ("Coupled joints", _table("joint", "target", rows=rows))] if rows else found
+    yield f"Action ({c.action_size})", table(("index", "joints", "kind", "scale", "lowpass", "target"), acts)
+    coupled = [(k.joint, " + ".join([f"{r:g} * {j}" for j, r in k.of] + [f"{k.offset:g}"])) for k in c.couplings]
+    if coupled:
+        yield "Coupled joints", table(("joint", "target"), coupled)
 
 
 def _joint_table(joints: Sequence[Joint]) -> Table:
     rows = [
-        (
-            str(i),
-            j.name,
-            f"{j.lower:g}",
-            f"{j.upper:g}",
-            f"{j.home:g}",
-            j.units,
-            f"{j.velocity:g} {j.units}/s",
-        )
+        (str(i), j.name, *map("{:g}".format, (j.lower, j.upper, j.home)), j.units, f"{j.velocity:g} {j.units}/s")
         for i, j in enumerate(joints)
     ]
-    return _table("index", "joint", "lower", "upper", "home", "units", "top speed", rows=rows)
+    return table(("index", "joint", "lower", "upper", "home", "units", "top speed"), rows)
 
 
-def _observation_table(c: Contract) -> Table:
-    rows, start = [], 0
-    for term in c.observe_terms:
-        size = c.source_size(term.signal) * term.history
-        clip = "" if term.clip is None else f"{term.clip[0]:g} .. {term.clip[1]:g}"
-        figures = (_numbers(term.scale), _numbers(term.offset), clip, str(term.history))
-        rows.append((_span(start, size), term.signal, *figures))
-        start += size
-    return _table("index", "source", "scale", "offset", "clip", "history", rows=rows)
-
-
-def _action_table(c: Contract) -> Table:
-    rows, start = [], 0
-    for act in c.act_terms:
-        scale = _numbers(act.scale) or "default"
-        rows.append((_span(start, len(act.joints)), ", ".join(act.joints), *_how(act, scale)))
-        start += len(act.joints)
-    return _table("index", "joints", "kind", "scale", "lowpass", "target", rows=rows)
-
-
-def _how(act: Act, scale: str) -> tuple[str, ...]:
-    return act.kind, scale, f"{act.lowpass:g}", MEANING[act.kind]
-
-
-def _span(start: int, size: int) -> str:
-    return str(start) if size == 1 else f"{start}-{start + size - 1}"
+def _spans(sizes: Iterable[int]) -> list[str]:
+    """Parts of these sizes, counted through: `0-6`, `7`, `8-9`."""
+    ends = pairwise(accumulate(sizes, initial=0))
+    return [f"{start}-{end - 1}" if end - start > 1 else str(start) for start, end in ends]
 
 
 def _numbers(values: Sequence[float]) -> str:
     """Figures in a row; one if they are all the same."""
     return " ".join(f"{v:g}" for v in (values[:1] if len(set(values)) == 1 else values))
-
-
-# ----------------------------------------------------------------------- robots
 
 
 @dataclass(frozen=True)
@@ -206,22 +154,17 @@ def robots_main(argv: list[str]) -> int:
     if name is None:
         if args.xml or args.png:
             raise DeftlyError("--xml and --png show one robot: deftly robots NAME --png robot.png")
-        _console().print(_robot_table())
-        return 0
-    if args.png:
-        return _write_picture(name, args.png)
-    robot = robots.load(name)
-    if args.xml:
-        spec = robot.spec()
+        rows = [_robot_row(robots.load(name)) for name in robots.shipped()]
+        _console().print(table(("robot", "what", "joints", "mass"), rows))
+    elif args.png:
+        _write_picture(name, args.png)
+    elif args.xml:
+        spec = robots.load(name).spec()
         spec.compile()
         print(spec.to_xml())
-        return 0
-    return _show_robot(robot)
-
-
-def _robot_table() -> Table:
-    rows = [_robot_row(robots.load(name)) for name in robots.shipped()]
-    return _table("robot", "what", "joints", "mass", rows=rows)
+    else:
+        return _show_robot(_console(), robots.load(name))
+    return 0
 
 
 def _robot_row(robot: Robot) -> tuple[str, ...]:
@@ -229,18 +172,17 @@ def _robot_row(robot: Robot) -> tuple[str, ...]:
     return robot.name, robot.title, str(len(robot.joints)), f"{mass:.3g} kg"
 
 
-def _show_robot(robot: Robot) -> int:
+def _show_robot(console: Console, robot: Robot) -> int:
     from deftly import findings
     from deftly.robots.check import check
 
-    console, found = _console(), check(robot)
-    console.print(f"{robot.name}: {robot.title}\n")
-    _print(console, "Joints", _joint_table(robot.joints))
-    _print(console, "Check", findings.table(found))
+    found = check(robot)
+    console.print(f"{robot.name}: {robot.title}\n\nJoints", _joint_table(robot.joints), "")
+    console.print("Check", findings.table(found), "")
     return int(findings.failed(found))
 
 
-def _write_picture(name: str, path: Path) -> int:
+def _write_picture(name: str, path: Path) -> None:
     from deftly.sim import render
 
     if path.suffix.lower() != ".png":
@@ -249,52 +191,29 @@ def _write_picture(name: str, path: Path) -> int:
         raise DeftlyError(f"--png: there is no folder {path.parent}; make it, or choose another place")
     render.choose_gl()  # before MuJoCo is imported
     render.write_png(path, portrait(robots.load(name)))
-    _console().print(f"wrote {path}")
-    return 0
+    print(f"wrote {path}")
 
 
 def portrait(robot: Robot, size: tuple[int, int] = (960, 720)) -> Any:
     """The robot at home on a floor, `(height, width, 3)` uint8."""
+    import mujoco
     import numpy as np
 
-    from deftly.robots.check import home_model
     from deftly.sim import render, scene
 
-    model, data = _at_home(home_model(robot))
-    low, high = _visible_box(model, data)
-    eye = (low + high) / 2 + 1.5 * np.linalg.norm(high - low) * np.array([0.62, -0.70, 0.35])
     spec = robot.spec()
     scene.prepare(spec)
-    scene.add_floor(spec, float(low[2]))
-    scene.add_camera(spec, "portrait", tuple(eye), tuple((low + high) / 2), fovy=40)
     scene.add_home(spec, {j.name: j.home for j in robot.joints})
-    model, data = _at_home(spec.compile())
-    with render.Renderer(model, "portrait", size) as renderer:
-        return renderer.picture(model, data)
-
-
-def _at_home(model: mujoco.MjModel) -> tuple[mujoco.MjModel, mujoco.MjData]:
-    import mujoco
-
+    scene.add_floor(spec, 0.0)
+    spec.visual.global_.azimuth, spec.visual.global_.elevation = 130, -20
+    model = spec.compile()
     data = mujoco.MjData(model)
     mujoco.mj_resetDataKeyframe(model, data, 0)
     mujoco.mj_forward(model, data)
-    return model, data
-
-
-def _visible_box(model: mujoco.MjModel, data: mujoco.MjData) -> tuple[Any, Any]:
-    """Lowest and highest corner (m) of the box around the geoms that are drawn, or all if none is."""
-    import numpy as np
-
-    shown = model.geom_group < 3
-    shown = shown if shown.any() else ~shown
-    turn = data.geom_xmat.reshape(-1, 3, 3)
-    centre = data.geom_xpos + np.einsum("gij,gj->gi", turn, model.geom_aabb[:, :3])
-    half = np.einsum("gij,gj->gi", np.abs(turn), model.geom_aabb[:, 3:])
-    return (centre - half)[shown].min(0), (centre + half)[shown].max(0)
-
-
-# ----------------------------------------------------------------------- config
+    low, high = data.geom_xpos.min(0), data.geom_xpos.max(0)
+    model.stat.center, model.stat.extent = (low + high) / 2, 1.1 * np.linalg.norm(high - low)
+    with render.Renderer(model, size=size) as renderer:
+        return renderer.picture(model, data)
 
 
 def config_main(argv: list[str]) -> int:
@@ -310,24 +229,7 @@ def config_main(argv: list[str]) -> int:
     return 0
 
 
-# ----------------------------------------------------------------------- output
-
-
 def _console() -> Console:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
-
-
-def _table(*columns: str, rows: Sequence[Sequence[str]]) -> Table:
-    from rich.table import Column, Table
-
-    table = Table(*(Column(name, overflow="fold", no_wrap=not i) for i, name in enumerate(columns)), box=None)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _print(console: Console, title: str, table: Table) -> None:
-    console.print(title, style="bold")
-    console.print(table, "")

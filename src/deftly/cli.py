@@ -9,38 +9,24 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from deftly import __version__
 from deftly.errors import DeftlyError
 
-
-class Command(NamedTuple):
-    """Where a command's `main(argv) -> int` is, and how the help shows it."""
-
-    target: str
-    """`module:function`, imported only when the command runs."""
-    summary: str
-    group: str
-
-
 COMMANDS = {
-    "quickstart": Command(
-        "deftly.quickstart:main", "train, evaluate and watch a small task in minutes", "Start"
-    ),
-    "doctor": Command("deftly.doctor:main", "check this machine and its installation", "Start"),
-    "train": Command("deftly.train:main", "train a policy on a task", "Learn"),
-    "eval": Command("deftly.evaluate:main", "measure a policy's success rate on fixed seeds", "Learn"),
-    "play": Command("deftly.play:main", "watch a policy, or record a video of it", "Learn"),
-    "runs": Command("deftly.runs:main", "list, compare and pin runs", "Look"),
-    "tasks": Command("deftly.catalog:tasks_main", "list the tasks", "Look"),
-    "robots": Command("deftly.catalog:robots_main", "list the robots", "Look"),
-    "config": Command("deftly.catalog:config_main", "print a task's configuration as YAML", "Look"),
-    "bench": Command("deftly.bench:main", "measure the speed of simulation and learning", "Machine"),
-    "completion": Command(
-        "deftly.cli:completion_main", "print shell completion for bash, zsh or fish", "Machine"
-    ),
+    "quickstart": ("Start", "deftly.quickstart:main", "train, evaluate and watch a small task in minutes"),
+    "doctor": ("Start", "deftly.doctor:main", "check this machine and its installation"),
+    "train": ("Learn", "deftly.train:main", "train a policy on a task"),
+    "eval": ("Learn", "deftly.evaluate:main", "measure a policy's success rate on fixed seeds"),
+    "play": ("Learn", "deftly.play:main", "watch a policy, or record a video of it"),
+    "runs": ("Look", "deftly.runs:main", "list, compare and pin runs"),
+    "tasks": ("Look", "deftly.catalog:tasks_main", "list the tasks"),
+    "robots": ("Look", "deftly.catalog:robots_main", "list the robots"),
+    "config": ("Look", "deftly.catalog:config_main", "print a task's configuration as YAML"),
+    "bench": ("Machine", "deftly.bench:main", "measure the speed of simulation and learning"),
+    "completion": ("Machine", "deftly.cli:completion_main", "print shell completion for bash, zsh or fish"),
 }
+"""Each command's group in the help, its `main(argv) -> int`, imported only when it runs, and what it is for."""
 
 EXAMPLES = """\
 examples:
@@ -54,48 +40,31 @@ EXTRAS = {
     "viewer": "mjviser viser",
 }
 
-TASK_COMMANDS = ("train", "eval", "play", "config")
-
-SHELLS = {
-    "bash": """\
-# Put this line into ~/.bashrc:  eval "$(deftly completion bash)"
-_deftly() {{
+BASH = """\
+_deftly() {
     local words=""
     if [ "$COMP_CWORD" -eq 1 ]; then
-        words="{commands} --help --version"
+        words="COMMANDS --help --version"
     elif [ "$COMP_CWORD" -eq 2 ]; then
-        case "${{COMP_WORDS[1]}}" in
-            {bash_cases}) words="$(deftly tasks --names 2>/dev/null)" ;;
+        case "${COMP_WORDS[1]}" in
+            train|eval|play|config) words="$(deftly tasks --names 2>/dev/null)" ;;
             completion) words="bash zsh fish" ;;
         esac
     fi
-    COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
-}}
+    COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))
+}
 complete -o default -F _deftly deftly
-""",
-    "zsh": """\
-# Put this line into ~/.zshrc, after compinit:  eval "$(deftly completion zsh)"
-_deftly() {{
-    if (( CURRENT == 2 )); then
-        compadd -- {commands} --help --version
-    elif (( CURRENT == 3 )); then
-        case "$words[2]" in
-            {bash_cases}) compadd -- $(deftly tasks --names 2>/dev/null) ;;
-            completion) compadd -- bash zsh fish ;;
-            *) _files ;;
-        esac
-    else
-        _files
-    fi
-}}
-compdef _deftly deftly
-""",
+"""
+SHELLS = {
+    "bash": '# Put this line into ~/.bashrc:  eval "$(deftly completion bash)"\n' + BASH,
+    "zsh": '# Put this line into ~/.zshrc, after compinit:  eval "$(deftly completion zsh)"\n'
+    "autoload -Uz bashcompinit && bashcompinit\n" + BASH,
     "fish": """\
 # Put this line into ~/.config/fish/config.fish:  deftly completion fish | source
 set -l first '__fish_is_nth_token 1'
 set -l second '__fish_is_nth_token 2; and __fish_seen_subcommand_from'
-complete -c deftly -n $first -f -a '{commands} --help --version'
-complete -c deftly -n "$second {tasks}" -f -a '(deftly tasks --names 2>/dev/null)'
+complete -c deftly -n $first -f -a 'COMMANDS --help --version'
+complete -c deftly -n "$second train eval play config" -f -a '(deftly tasks --names 2>/dev/null)'
 complete -c deftly -n "$second completion" -f -a 'bash zsh fish'
 """,
 }
@@ -133,50 +102,40 @@ def _dispatch(words: list[str]) -> int:
 
         near = suggest(name, COMMANDS) or "; 'deftly --help' lists them"
         raise DeftlyError(f"deftly has no command '{name}'{near}")
-    module, _, function = COMMANDS[name].target.partition(":")
+    module, _, function = COMMANDS[name][1].partition(":")
     return getattr(importlib.import_module(module), function)(words[1:])
 
 
 def help_text() -> str:
     """The grouped list of commands, made from `COMMANDS` alone."""
-    lines = [
-        f"deftly {__version__}: robot skills from simulation to hardware",
-        "",
-        "usage: deftly COMMAND ...",
-    ]
-    for group in dict.fromkeys(command.group for command in COMMANDS.values()):
-        rows = [(name, command.summary) for name, command in COMMANDS.items() if command.group == group]
-        lines += ["", f"{group}:", *(f"  {name:<12} {summary}" for name, summary in rows)]
+    lines = [f"deftly {__version__}: robot skills from simulation to hardware", "", "usage: deftly COMMAND ..."]
+    group = ""
+    for name, (of, _, summary) in COMMANDS.items():
+        lines += [] if of == group else ["", f"{of}:"]
+        lines.append(f"  {name:<12} {summary}")
+        group = of
     return "\n".join([*lines, "", "'deftly COMMAND --help' shows a command's settings.", "", EXAMPLES])
 
 
 def _explain(error: Exception, command: str) -> str:
     if isinstance(error, ImportError):
-        return _explain_import(error, command)
+        missing = (error.name or "").partition(".")[0]
+        for extra, names in EXTRAS.items():
+            if isinstance(error, ModuleNotFoundError) and missing in names.split():
+                return f"'{command}' needs {missing}: pip install \"deftly[{extra}]\""
+        return f"'{command}' cannot import what it needs: {error}; 'deftly doctor' checks the installation"
     if isinstance(error, OSError):
         where = f" '{error.filename}'" if error.filename else ""
         return f"'{command}' failed: {error.strerror or error}{where}"
     return str(error)
 
 
-def _explain_import(error: ImportError, command: str) -> str:
-    missing = (error.name or "").partition(".")[0]
-    extra = next((extra for extra, names in EXTRAS.items() if missing in names.split()), None)
-    if isinstance(error, ModuleNotFoundError) and extra:
-        return f"'{command}' needs {missing}: pip install \"deftly[{extra}]\""
-    return f"'{command}' cannot import what it needs: {error}; 'deftly doctor' checks the installation"
-
-
 def completion_main(argv: list[str]) -> int:
     """Print the completion script of a shell."""
-    usage = (
-        "deftly completion bash|zsh|fish; a command's flags: deftly train TASK --tyro-print-completion bash"
-    )
     if argv[:1] in (["-h"], ["--help"]):
-        print(f"usage: {usage}")
+        print("usage: deftly completion bash|zsh|fish")
         return 0
     if len(argv) != 1 or argv[0] not in SHELLS:
         raise DeftlyError(f"completion needs one shell of {', '.join(SHELLS)}: deftly completion bash")
-    names = {"commands": " ".join(COMMANDS), "tasks": " ".join(TASK_COMMANDS)}
-    print(SHELLS[argv[0]].format(**names, bash_cases="|".join(TASK_COMMANDS)), end="")
+    print(SHELLS[argv[0]].replace("COMMANDS", " ".join(COMMANDS)), end="")
     return 0

@@ -1,8 +1,7 @@
 """What can be configured, and how it is written: flags, `key=value`, YAML and the older names.
 
-The dataclasses here and in the stages are the only source. Every other way of writing a setting is rewritten
-into flags (`--env.num-envs 4096`), and tyro alone parses those, so there is one set of rules and one kind of
-error. The text below each field is what `--help` shows.
+The dataclasses here and in the stages are the only source. Every other way of writing a setting is rewritten into flags
+(`--env.num-envs 4096`), and tyro alone parses those. The text below each field is what `--help` shows.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from itertools import pairwise
 from math import inf
@@ -23,35 +22,36 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 from deftly.errors import DeftlyError
 
 T = TypeVar("T")
-MAX_CONFIG_BYTES = 1_000_000
-ALIASES = {
-    "numEnvs": "env.num-envs",
-    "device": "env.device",
-    "seed": "train.seed",
-    "maxIter": "train.max-iterations",
-    "maxIterations": "train.max-iterations",
-    "logLevel": "log-level",
-    "env.render": "render",
-    "env.recordVideo": "video",
-    "task.episodeLength": "env.episode-steps",
-    "training.seed": "train.seed",
-    "training.checkpoint": "checkpoint",
-    "training.test": "test",
-    "training.maxIterations": "train.max-iterations",
-    "testing.reloadInterval": "reload",
-    "experiment.maxRecentRuns": "runs.max-train-runs",
-    "experiment.maxTrainRuns": "runs.max-train-runs",
-    "experiment.maxTestRuns": "runs.max-test-runs",
-    "experiment.useCleanWorkspace": "runs.workspace",
-    "logging.logLevel": "log-level",
-    "logging.experiment_name": "name",
+OLDER_NAMES = {
+    "env.num-envs": "numEnvs",
+    "env.device": "device",
+    "env.episode-steps": "task.episodeLength",
+    "train.seed": "seed training.seed",
+    "train.max-iterations": "maxIter maxIterations training.maxIterations",
+    "checkpoint": "training.checkpoint",
+    "test": "training.test",
+    "render": "env.render",
+    "video": "env.recordVideo",
+    "reload": "testing.reloadInterval",
+    "name": "logging.experiment_name",
+    "log-level": "logLevel logging.logLevel",
+    "runs.max-train-runs": "experiment.maxRecentRuns experiment.maxTrainRuns",
+    "runs.max-test-runs": "experiment.maxTestRuns",
+    "runs.workspace": "experiment.useCleanWorkspace",
 }
+ALIASES = {old: flag for flag, names in OLDER_NAMES.items() for old in names.split()}
 """What users of the older systems type, unless it is the flag's own name (`test`, `env.numEnvs`)."""
 
 
 def _require(ok: object, name: str, value: object, want: str) -> None:
     if not ok:
         raise DeftlyError(f"{name} is {value}, but it must be {want}")
+
+
+def _check(config: object, section: str, names: str, ok: Callable[[Any], object], want: str) -> None:
+    for name in names.split():
+        value = getattr(config, name)
+        _require(ok(value), f"{section}.{_kebab(name)}", value, want)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class SimConfig:
     """CPU threads that step the environments; 0 uses all cores. The results do not depend on it."""
 
     def __post_init__(self) -> None:
-        _require(self.threads >= 0, "sim.threads", self.threads, "0 (all cores) or more")
+        _check(self, "sim", "threads", lambda x: x >= 0, "0 (all cores) or more")
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,10 @@ class EnvConfig:
     """Where the environments and the policy run: cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
-        low, high = self.latency_ms
-        _require(self.num_envs >= 1, "env.num-envs", self.num_envs, "1 or more")
-        _require(self.episode_steps >= 0, "env.episode-steps", self.episode_steps, "0 (the task's) or more")
-        _require(0 <= low <= high < inf, "env.latency-ms", f"{low} {high}", "'LOW HIGH', 0 <= LOW <= HIGH")
-        _require(
-            re.fullmatch(r"cpu|cuda(:\d+)?", self.device), "env.device", self.device, "cpu, cuda or cuda:N"
-        )
+        _check(self, "env", "num_envs", lambda x: x >= 1, "1 or more")
+        _check(self, "env", "episode_steps", lambda x: x >= 0, "0 (the task's) or more")
+        _check(self, "env", "latency_ms", lambda x: 0 <= x[0] <= x[1] < inf, "'LOW HIGH', 0 <= LOW <= HIGH")
+        _check(self, "env", "device", re.compile(r"cpu|cuda(:\d+)?").fullmatch, "cpu, cuda or cuda:N")
 
 
 @dataclass(frozen=True)
@@ -108,8 +105,8 @@ class TaskConfig:
     """A success ends the episode."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.rate < inf, "task.rate", self.rate, "above 0 Hz")
-        _require(self.episode_steps >= 1, "task.episode-steps", self.episode_steps, "1 or more")
+        _check(self, "task", "rate", lambda x: 0 < x < inf, "above 0 Hz")
+        _check(self, "task", "episode_steps", lambda x: x >= 1, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -150,18 +147,14 @@ class PPOConfig:
     """Largest gradient norm; longer gradients are scaled down."""
 
     def __post_init__(self) -> None:
-        _require(self.seed >= -1, "train.seed", self.seed, "0 or more, or -1 for a random one")
-        _require(all(width >= 1 for width in self.hidden), "train.hidden", self.hidden, "widths of 1 or more")
-        for name in ("max_iterations", "steps", "epochs", "minibatches"):
-            _require(getattr(self, name) >= 1, f"train.{_kebab(name)}", getattr(self, name), "1 or more")
-        for name in ("learning_rate", "desired_kl", "clip", "init_std", "max_grad_norm"):
-            _require(0 < getattr(self, name) < inf, f"train.{_kebab(name)}", getattr(self, name), "above 0")
-        for name in ("entropy", "value_coef"):
-            _require(
-                0 <= getattr(self, name) < inf, f"train.{_kebab(name)}", getattr(self, name), "0 or more"
-            )
-        _require(0 < self.gamma <= 1, "train.gamma", self.gamma, "above 0 and at most 1")
-        _require(0 <= self.lam <= 1, "train.lam", self.lam, "between 0 and 1")
+        _check(self, "train", "seed", lambda x: x >= -1, "0 or more, or -1 for a random one")
+        _check(self, "train", "hidden", lambda widths: all(x >= 1 for x in widths), "widths of 1 or more")
+        _check(self, "train", "max_iterations steps epochs minibatches", lambda x: x >= 1, "1 or more")
+        positive = "learning_rate desired_kl clip init_std max_grad_norm"
+        _check(self, "train", positive, lambda x: 0 < x < inf, "above 0")
+        _check(self, "train", "entropy value_coef", lambda x: 0 <= x < inf, "0 or more")
+        _check(self, "train", "gamma", lambda x: 0 < x <= 1, "above 0 and at most 1")
+        _check(self, "train", "lam", lambda x: 0 <= x <= 1, "between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -178,8 +171,7 @@ class RunsConfig:
     """Keep runs in `runs_all/` and link the newest; False writes plain folders into `runs/`."""
 
     def __post_init__(self) -> None:
-        for name in ("max_train_runs", "max_test_runs"):
-            _require(getattr(self, name) >= 1, f"runs.{_kebab(name)}", getattr(self, name), "1 or more")
+        _check(self, "runs", "max_train_runs max_test_runs", lambda x: x >= 1, "1 or more")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -203,7 +195,7 @@ def with_task(stage: type[T], task_config: type[TaskConfig]) -> type[T]:
     return make_dataclass(stage.__name__, [section], bases=(stage,), namespace=names, frozen=True)
 
 
-def parse(cls: type[T], argv: Sequence[str], *, prog: str, description: str | None = None) -> T:
+def parse(cls: type[T], argv: Sequence[str], *, prog: str) -> T:
     """Build a `cls` from the command line; raises `DeftlyError` for a bad file or a value out of range.
 
     An unknown key or a wrong type exits with status 2: tyro says so, with the nearest right name.
@@ -213,8 +205,7 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, description: str | No
     kinds = flag_kinds(cls)
     aliases = {old: new for old, new in ALIASES.items() if _kebab(old) not in kinds}
     flags = _spell(rewrite(argv, aliases), kinds)
-    markers = (tyro.conf.FlagConversionOff,)
-    return tyro.cli(cls, args=flags, prog=prog, description=description, config=markers)
+    return tyro.cli(cls, args=flags, prog=prog, config=(tyro.conf.FlagConversionOff,))
 
 
 def flag_kinds(cls: type, prefix: str = "") -> dict[str, Any]:
@@ -247,10 +238,7 @@ def _read(name: str, aliases: Mapping[str, str]) -> list[str]:
     import yaml
 
     try:
-        with Path(name).open("rb") as file:
-            text = file.read(MAX_CONFIG_BYTES + 1)
-        _require(len(text) <= MAX_CONFIG_BYTES, "--config", f"'{name}'", "a YAML file of at most 1 MB")
-        tree = yaml.safe_load(text) or {}
+        tree = yaml.safe_load(Path(name).read_bytes()) or {}
     except OSError as error:
         raise DeftlyError(f"--config needs a YAML file, cannot read '{name}': {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -259,22 +247,20 @@ def _read(name: str, aliases: Mapping[str, str]) -> list[str]:
     return flag_words(tree, aliases)
 
 
-def flag_words(tree: Mapping[str, Any], aliases: Mapping[str, str] = {}) -> list[str]:
+def flag_words(tree: Mapping[str, Any], aliases: Mapping[str, str] = {}, prefix: str = "") -> list[str]:
     """The flags that say what a nested mapping, as YAML gives it, says."""
-    return [word for key, value in _leaves(tree) for word in _flag(key, _words(value), aliases)]
-
-
-def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    words: list[str] = []
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            words += flag_words(value, aliases, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value
+            words += _flag(f"{prefix}{key}", _words(value), aliases)
+    return words
 
 
 def _flag(key: str, values: list[str], aliases: Mapping[str, str]) -> list[str]:
-    known = {_kebab(old): new for old, new in aliases.items()}
-    flag = f"--{known.get(_kebab(key), _kebab(key))}"
+    known, key = {_kebab(old): new for old, new in aliases.items()}, _kebab(key)
+    flag = f"--{known.get(key, key)}"
     if len(values) == 1 and values[0].startswith("-"):
         return [f"{flag}={values[0]}"]  # a separate word that starts with a dash would be taken for a flag
     return [flag, *values]
@@ -303,17 +289,18 @@ def _spell(words: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
     out: list[str] = []
     kind: Any = None
     for word, after in pairwise([*words, "--"]):
+        if not word.startswith("--"):
+            out.append(_literal(word, kind))
+            continue
         flag, equals, value = word.partition("=")
         positive = re.sub(r"(^--|\.)no[-_](?=[^.]*$)", r"\1", flag)
-        is_flag = word.startswith("--")
-        kind = kinds.get(_kebab(flag[2:])) if is_flag else kind
-        if is_flag and kind is None and kinds.get(_kebab(positive[2:])) is bool:
+        kind = kinds.get(_kebab(flag[2:]))
+        if kind is None and kinds.get(_kebab(positive[2:])) in (bool, bool | None):
             out += [positive, "False"]
-        elif is_flag and equals:
+        elif equals:
             out.append(f"{flag}={_literal(value, kind)}")
         else:
-            out.append(word if is_flag else _literal(word, kind))
-            out += ["True"] if is_flag and kind is bool and after.startswith("-") else []
+            out += [flag, "True"] if kind in (bool, bool | None) and after.startswith("-") else [flag]
     return out
 
 

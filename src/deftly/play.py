@@ -10,17 +10,17 @@ import os
 import socket
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from deftly.config import EnvConfig, RunsConfig, SimConfig, parse, split_task, with_task
+from deftly.config import EnvConfig, RunsConfig, SimConfig
 from deftly.errors import DeftlyError
+from deftly.sim.render import Recorder, camera_index, choose_gl, has_display, pose, write_video
 
 if TYPE_CHECKING:
     import mujoco
@@ -29,8 +29,12 @@ if TYPE_CHECKING:
     from deftly.rollout import Act
     from deftly.tasks import Task
 
-WEIGHTS = "weights.safetensors"
-NO_VIEWER = 'no display and no web viewer: pip install "deftly[viewer]", or write a video with --video FILE.mp4'
+NO_VIEWER = {
+    "auto": 'no display and no web viewer: pip install "deftly[viewer]", or write a video with --video FILE.mp4',
+    "native": "no display for --viewer native: use --viewer web, or --video FILE.mp4",
+    "web": '--viewer web needs mjviser: pip install "deftly[viewer]"',
+    "none": "nothing to show it on: write a video with --video FILE.mp4, or use --viewer web",
+}
 
 
 @dataclass(frozen=True)
@@ -67,26 +71,20 @@ class PlayArgs:
     """Where runs are kept."""
 
     def __post_init__(self) -> None:
-        for name, low, want in (("episodes", 0, "0 or more"), ("reload", 0, "0 (never) or more seconds")):
-            if getattr(self, name) < low:
-                raise DeftlyError(f"{name} is {getattr(self, name)}, but it must be {want}")
-        if not 0 < self.speed <= 100:
-            raise DeftlyError(f"speed is {self.speed}, but it must be above 0 and at most 100")
-        if not 1 <= self.port <= 65535:
-            raise DeftlyError(f"port is {self.port}, but it must be between 1 and 65535")
-
-
-# ---------------------------------------------------------------------- agents
+        limits = {"episodes": (0, 1e9), "reload": (0, 1e9), "speed": (0.01, 100), "port": (1, 65535)}
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise DeftlyError(f"{name} is {getattr(self, name)}, but it must be between {low:g} and {high:g}")
 
 
 class Trained:
-    """The policy of a checkpoint, which `poll` swaps for a newer one."""
+    """The policy of the checkpoint that `find` finds, which `poll` swaps for a newer one."""
 
-    def __init__(self, path: Path, task: Task, find: Callable[[], Path], interval: float):
+    def __init__(self, task: Task, find: Callable[[], Path], interval: float):
         self._task, self._find, self._interval = task, find, interval
-        self._seen = _stamp(path)
         self._next = time.monotonic() + interval
-        self._policy = self._load(path)
+        self._seen: tuple[Path, int] | None = None
+        self._swap()
 
     def __call__(self, obs: Tensor) -> Tensor:
         """Actions, (n, action_size), for observations, (n, obs_size)."""
@@ -98,37 +96,28 @@ class Trained:
             return
         self._next = time.monotonic() + self._interval
         try:
-            path = self._find()
-            stamp = _stamp(path)
-            if stamp == self._seen:
-                return
-            self._seen = stamp
-            self._policy = self._load(path)
-            print(f"now playing {path}", flush=True)
+            self._swap()
         except (DeftlyError, OSError) as error:
             print(f"warning: kept the policy, {error}", file=sys.stderr, flush=True)
 
-    def _load(self, path: Path) -> Callable[[Tensor], Tensor]:
+    def _swap(self) -> None:
         from deftly.learn import checkpoint
 
-        found = checkpoint.load(path)
-        found.require(self._task)
-        return found.policy()
-
-
-def _stamp(path: Path) -> tuple[Path, int]:
-    """What changes when a checkpoint is replaced: where it is, behind links, and its weights' time."""
-    weights = path.resolve() / WEIGHTS
-    return weights, weights.stat().st_mtime_ns
+        path = self._find()
+        weights = path.resolve() / checkpoint.WEIGHTS
+        seen = weights, weights.stat().st_mtime_ns  # a new checkpoint is elsewhere, behind a link, or newer
+        if seen != self._seen:
+            self._seen = seen
+            found = checkpoint.load(path)
+            found.require(self._task)
+            self._policy = found.policy()
+            print(f"playing {path}", flush=True)
 
 
 def _untrained(agent: str, size: int) -> Act:
     if agent == "zero":
         return lambda obs: torch.zeros(len(obs), size)
     return lambda obs: 2 * torch.rand(len(obs), size) - 1
-
-
-# --------------------------------------------------------------------- viewers
 
 
 class View(NamedTuple):
@@ -142,30 +131,14 @@ class View(NamedTuple):
     """Factor of the simulated time that the user set; 0 while paused."""
 
 
-def _has_display() -> bool:
-    """Whether a window can open: a DISPLAY that nobody serves would hang MuJoCo's viewer for ever."""
-    named = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform != "linux"
-    if not named:
-        return False
-    import glfw
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return bool(glfw.init())
-
-
 def pick_viewer(wanted: str) -> str:
     """`native` or `web`. Raises DeftlyError where the wanted one cannot work, or none can."""
     web = all(importlib.util.find_spec(name) for name in ("viser", "mjviser"))
-    if wanted == "none":
-        raise DeftlyError("nothing to show it on: write a video with --video FILE.mp4, or use --viewer web")
-    if wanted == "native" and not _has_display():
-        raise DeftlyError("no display for --viewer native: use --viewer web, or --video FILE.mp4")
-    if wanted == "web" and not web:
-        raise DeftlyError('--viewer web needs mjviser: pip install "deftly[viewer]"')
-    if wanted == "auto" and not web and not _has_display():
-        raise DeftlyError(NO_VIEWER)
-    return wanted if wanted != "auto" else ("native" if _has_display() else "web")
+    works = {"native": has_display(), "web": web}
+    found = [name for name in works if works[name] and wanted in (name, "auto")]
+    if not found:
+        raise DeftlyError(NO_VIEWER[wanted])
+    return found[0]
 
 
 @contextlib.contextmanager
@@ -173,13 +146,10 @@ def _native(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
     import mujoco
     from mujoco import viewer
 
-    from deftly.sim.render import camera_index
-
-    camera_index(env.model, args.camera)  # refused before a window opens
+    index = camera_index(env.model, args.camera)
     with viewer.launch_passive(env.model, data) as window:
         if args.camera:
-            fixed = mujoco.mjtCamera.mjCAMERA_FIXED.value
-            window.cam.type, window.cam.fixedcamid = fixed, camera_index(env.model, args.camera)
+            window.cam.type, window.cam.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, index
         yield View(lambda _: window.sync(), window.is_running, lambda: args.speed)
 
 
@@ -188,15 +158,19 @@ def _web(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
     import viser
     from mjviser import ViserMujocoScene
 
+    model, index = env.model, camera_index(env.model, args.camera)
     _require_free(args.host, args.port)
     with contextlib.redirect_stdout(io.StringIO()):  # its banner, whatever `verbose` says
         server = viser.ViserServer(host=args.host, port=args.port, label=f"deftly: {env.task.name}")
     try:
         server.gui.configure_theme(show_share_button=False)  # it would open a tunnel to a public address
-        _aim(server, env, data, args.camera)
+        if index >= 0:  # the first view is that of the camera
+            eye, axes, view = data.cam_xpos[index], data.cam_xmat[index].reshape(3, 3), server.initial_camera
+            view.position, view.look_at = eye, eye - axes[:, 2] * model.stat.extent
+            view.fov = float(model.cam_fovy[index]) * torch.pi / 180
         pause = server.gui.add_checkbox("Pause", initial_value=False)
         speed = server.gui.add_slider("Speed", min=0.1, max=4.0, step=0.1, initial_value=min(4.0, args.speed))
-        scene = ViserMujocoScene(server, copy.copy(env.model), num_envs=1)
+        scene = ViserMujocoScene(server, copy.copy(model), num_envs=1)
         print(f"open http://{args.host}:{server.get_port()} in a browser; Ctrl-C ends", flush=True)
         yield View(scene.update_from_mjdata, lambda: True, lambda: 0.0 if pause.value else speed.value)
     finally:
@@ -213,22 +187,6 @@ def _require_free(host: str, port: int) -> None:
         raise DeftlyError(f"cannot serve on {host}:{port}: {reason}; choose another --port or --host") from None
 
 
-def _aim(server: Any, env: Env, data: mujoco.MjData, camera: str | None) -> None:
-    """Let the first view be that of the scene's camera."""
-    from deftly.sim.render import camera_index
-
-    index = camera_index(env.model, camera)
-    if index < 0:
-        return
-    eye, axes = data.cam_xpos[index], data.cam_xmat[index].reshape(3, 3)
-    server.initial_camera.position = eye
-    server.initial_camera.look_at = eye - axes[:, 2] * env.model.stat.extent
-    server.initial_camera.fov = float(env.model.cam_fovy[index]) * torch.pi / 180
-
-
-# ------------------------------------------------------------------------ live
-
-
 def play(env: Env, agent: Act, args: PlayArgs, view: View, data: mujoco.MjData) -> None:
     """Step one environment in real time until the episodes are played or the viewer is closed."""
     poll = getattr(agent, "poll", lambda: None)
@@ -239,19 +197,11 @@ def play(env: Env, agent: Act, args: PlayArgs, view: View, data: mujoco.MjData) 
             env.step(agent(env.obs["policy"]))
             _tell(env)
             episodes += len(env.ended.get("env", ()))
-            _draw(env, data)
+            pose(env.model, data, env.sim.state[0].numpy())
         view.show(data)
         poll()
         due = max(due + 1 / (env.contract.rate * (speed or 1.0)), time.perf_counter() - 0.2)
         time.sleep(max(0.0, due - time.perf_counter()))
-
-
-def _draw(env: Env, data: mujoco.MjData) -> None:
-    import mujoco
-
-    state = env.sim.state[0].numpy()
-    mujoco.mj_setState(env.model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION.value)
-    mujoco.mj_forward(env.model, data)
 
 
 def _tell(env: Env) -> None:
@@ -271,32 +221,21 @@ def _live(task: Task, agent: Act, args: PlayArgs) -> None:
     open_view = {"native": _native, "web": _web}[pick_viewer(args.viewer)]
     env = Env(task, replace(args.env, num_envs=1), args.sim, args.seed, "play")
     data = mujoco.MjData(env.model)
-    _draw(env, data)
+    pose(env.model, data, env.sim.state[0].numpy())
     with contextlib.suppress(KeyboardInterrupt), open_view(env, data, args) as view:
         play(env, agent, args, view, data)
-
-
-# ----------------------------------------------------------------------- video
 
 
 def record(task: Task, agent: Act, args: PlayArgs, path: Path) -> None:
     """Write an mp4 of some episodes, one after the other, at the control rate."""
     from deftly.rollout import run_episodes
-    from deftly.sim.render import Recorder, write_video
 
     if not path.parent.is_dir():
         raise DeftlyError(f"no folder '{path.parent}' for the video: make it, or choose another --video FILE")
     count = args.episodes or 3
     recorder = Recorder(count, args.camera)
     ran = run_episodes(
-        task,
-        agent,
-        count,
-        seed=args.seed,
-        purpose="play",
-        env_cfg=args.env,
-        sim_cfg=args.sim,
-        on_step=recorder.watch,
+        task, agent, count, seed=args.seed, purpose="play", env_cfg=args.env, sim_cfg=args.sim, on_step=recorder.watch
     )
     frames = write_video(path, recorder.frames(), ran.rate * args.speed)
     print(f"{path}: {count} episodes, success {ran.success_rate:.0%}, {frames / ran.rate / args.speed:.1f} s")
@@ -304,33 +243,15 @@ def record(task: Task, agent: Act, args: PlayArgs, path: Path) -> None:
 
 def main(argv: list[str]) -> int:
     """Run `deftly play`."""
-    from deftly.sim import render
+    choose_gl()  # before anything imports MuJoCo
+    from deftly import rollout
 
-    render.choose_gl()  # before anything imports MuJoCo
-    from deftly import rollout, tasks
-    from deftly.learn import checkpoint
-
-    name, flags = split_task(argv)
-    prog = f"deftly play {name or 'TASK'}"
-    if name is None:
-        parse(PlayArgs, flags, prog=prog)  # answers --help
-        raise DeftlyError("play needs a task: deftly play TASK; 'deftly tasks' lists them")
-    cls = tasks.load(name)
-    args = parse(with_task(PlayArgs, cls.Config), flags, prog=prog)
+    task, args, found = rollout.prepare(PlayArgs, "play", argv)
     if not args.video:
         pick_viewer(args.viewer)
-    if args.agent == "trained":
-
-        def find() -> Path:
-            return rollout.find_policy(args.checkpoint, cls.name, args.runs)
-
-        path = find()
-        args = rollout.parse_saved(PlayArgs, cls, checkpoint.load(path), flags, prog)
-        task = rollout.make_task(cls, args)
-        agent = Trained(path, task, find, args.reload)
-        print(f"playing {path}", flush=True)
+    if found:
+        agent = Trained(task, lambda: rollout.find_policy(args.checkpoint, task.name, args.runs), args.reload)
     else:
-        task = rollout.make_task(cls, args)
         agent = _untrained(args.agent, task.contract().action_size)
     if args.video:
         record(task, agent, args, args.video)

@@ -5,22 +5,23 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 
 from deftly import runs
-from deftly.config import EnvConfig, RunsConfig, SimConfig, TaskConfig, parse, with_task
+from deftly.config import EnvConfig, RunsConfig, SimConfig, parse, split_task, with_task
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.learn import checkpoint
 from deftly.learn.checkpoint import Checkpoint
-from deftly.tasks import Task
+from deftly.tasks import Task, load
 
 VALIDATE = "validate"
 """Purpose of the episodes on which a training chooses its best checkpoint."""
@@ -33,7 +34,6 @@ Act = Callable[[Tensor], Tensor]
 """A policy: observation (n, obs_size) to action (n, action_size)."""
 OnStep = Callable[[Env, Tensor], None]
 """Called before the first and after each step, with which environments still run, (n,) bool."""
-Stage = TypeVar("Stage")
 
 
 @dataclass(frozen=True)
@@ -71,18 +71,9 @@ def run_episodes(
 ) -> Episodes:
     """Run exactly `episodes` episodes: the first of each environment, which favours neither short nor long.
 
-    The same arguments give the same figures bit for bit; torch's own random state is left as it was.
-
-    Args:
-        task: what to do.
-        policy: observation (n, obs_size) to action (n, action_size); called with `stochastic=True` if asked.
-        episodes: how many, in chunks of at most `CHUNK` environments.
-        seed: with `purpose`, decides every draw.
-        purpose: `VALIDATE` or `EVALUATE`.
-        env_cfg: which disturbances act; its `num_envs` is not used.
-        sim_cfg: physics preset and threads.
-        stochastic: draw actions from the policy's distribution instead of its mean.
-        on_step: watches, for example to record a video.
+    `seed` and `purpose` (`VALIDATE`, `EVALUATE`, ...) decide every draw: the same arguments give the same figures bit
+    for bit, and torch's own random state is left as it was. `policy` is called with `stochastic=True` if asked. Of
+    `env_cfg`, num_envs is not used.
     """
     if episodes < 1:
         raise DeftlyError(f"episodes is {episodes}, but it must be 1 or more")
@@ -101,63 +92,58 @@ def run_episodes(
 
 def _run_chunk(env: Env, act: Act, on_step: OnStep | None) -> dict[str, Tensor]:
     running = torch.ones(env.num_envs, dtype=torch.bool)
-    values: dict[str, Tensor] = {}
-    if on_step:
-        on_step(env, running)
+    watch = on_step or (lambda env, running: None)
+    values, nothing = {}, torch.full((env.num_envs,), torch.nan, dtype=torch.float64)
+    watch(env, running)
     while running.any():
         env.step(act(env.obs["policy"]))
         if env.ended:
-            _keep(env.ended, running, values)
-        if on_step:
-            on_step(env, running)
+            first = running[env.ended["env"]]  # later episodes of an environment do not count
+            ids = env.ended["env"][first]
+            for name, value in env.ended.items():
+                values.setdefault(name, nothing.clone())[ids] = value[first].double()
+            running[ids] = False
+        watch(env, running)
+    del values["env"]
     return values
-
-
-def _keep(ended: dict[str, Tensor], running: Tensor, values: dict[str, Tensor]) -> None:
-    """Take the figures of environments whose first episode ended, which then run no longer."""
-    first = running[ended["env"]]
-    ids = ended["env"][first]
-    for name, value in ended.items():
-        if name != "env":
-            whole = values.setdefault(name, torch.full((len(running),), torch.nan, dtype=torch.float64))
-            whole[ids] = value[first].double()
-    running[ids] = False
 
 
 def find_policy(spec: str | None, task: str, cfg: RunsConfig) -> Path:
     """The checkpoint folder that a user means; None is the task's newest run, else the shipped policy."""
-    own = checkpoint.shipped(task)
-    if spec == "shipped":
-        if own is None:
-            raise DeftlyError(f"no policy is shipped for {task}: train one with 'deftly train {task}'")
-        return own
-    if spec is not None:
+    if spec not in (None, "shipped"):
         return runs.find_checkpoint(spec, task, cfg)
-    try:
-        return runs.find_checkpoint("latest", task, cfg)
-    except DeftlyError:
-        if own is not None:
-            return own
-    raise DeftlyError(
-        f"no policy for {task}: no run in '{cfg.root}' and none shipped; "
-        f"train one with 'deftly train {task}', or give --checkpoint PATH"
-    )
+    if spec is None:
+        with suppress(DeftlyError):
+            return runs.find_checkpoint("latest", task, cfg)
+    own = checkpoint.shipped(task)
+    if own is None:
+        place = f" in '{cfg.root}'" if spec is None else ""
+        raise DeftlyError(f"no policy for {task}{place}, none is shipped: train one, 'deftly train {task}'")
+    return own
 
 
-def parse_saved(stage: type[Stage], task: type[Task], found: Checkpoint, argv: Sequence[str], prog: str) -> Stage:
-    """Parse a stage's arguments over the task and physics with which a checkpoint was trained.
+def prepare(stage: type[Any], verb: str, argv: Sequence[str]) -> tuple[Task, Any, Checkpoint | None]:
+    """Task, arguments and policy of `deftly VERB TASK ...`; no policy if the stage has an `agent` that needs none.
 
-    The saved sections go in as the first `--config` file: the user's files and what is typed override it.
+    The task and physics with which the checkpoint was trained go in as the first `--config` file: the user's files
+    and what is typed override them.
     """
-    sections = ("task", "sim") if found.task == task.name else ("sim",)
-    saved = {name: found.config[name] for name in sections if name in found.config}
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="deftly-") as file:
-        yaml.safe_dump(saved, file)
-        file.flush()
-        return parse(with_task(stage, task.Config), ["--config", file.name, *argv], prog=prog)
-
-
-def make_task(task: type[Task], args: Any) -> Task:
-    """The task with the settings in the `task` section of parsed arguments."""
-    cfg: TaskConfig = args.task
-    return task(cfg)
+    name, flags = split_task(argv)
+    prog = f"deftly {verb} {name or 'TASK'}"
+    if name is None:
+        parse(stage, flags, prog=prog)  # answers --help
+        raise DeftlyError(f"{verb} needs a task: deftly {verb} TASK; 'deftly tasks' lists them")
+    cls = load(name)
+    stage = with_task(stage, cls.Config)
+    args, found = parse(stage, flags, prog=prog), None
+    if getattr(args, "agent", "trained") == "trained":
+        found = checkpoint.load(find_policy(args.checkpoint, cls.name, args.runs))
+        sections = ("task", "sim") if found.task == cls.name else ("sim",)
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="deftly-") as file:
+            yaml.safe_dump({name: found.config[name] for name in sections if name in found.config}, file)
+            file.flush()
+            args = parse(stage, ["--config", file.name, *flags], prog=prog)
+    task = cls(args.task)
+    if found:
+        found.require(task)
+    return task, args, found

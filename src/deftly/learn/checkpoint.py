@@ -62,6 +62,11 @@ class Checkpoint:
     numbers: dict[str, float]
     """Figures saved beside the weights, such as `learning_rate` and `success`."""
 
+    @property
+    def label(self) -> str:
+        """What to type after --checkpoint: `shipped`, or the folder."""
+        return "shipped" if self.path == shipped(self.task) else str(self.path)
+
     def policy(self) -> Policy:
         """The policy network with these weights."""
         cfg = PPOConfig(**{**self.config["train"], "hidden": tuple(self.config["train"]["hidden"])})

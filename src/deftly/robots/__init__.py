@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
 import re
-import sys
+import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from deftly.config import suggest
@@ -44,38 +41,19 @@ def shipped() -> dict[str, str]:
 
 
 def load(name: str) -> Robot:
-    """The robot of a shipped robot's name, or of a Python file that defines `ROBOT`.
-
-    Raises DeftlyError if there is none.
-    """
-    if name.endswith(".py"):
-        return _robot(_import_file(Path(name)), name)
+    """The robot of a shipped robot's name, or of a Python file that defines `ROBOT`."""
     modules = shipped()
-    if name not in modules:
+    if name in modules:
+        return importlib.import_module(modules[name]).ROBOT
+    if not name.endswith(".py"):
         hint = suggest(name, modules) or ";"
         raise DeftlyError(f"no robot '{name}'{hint} `deftly robots` lists them, or give a file my_robot.py")
-    return _robot(importlib.import_module(modules[name]), name)
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise DeftlyError(f"no robot file {path}: give the path of a Python file that defines ROBOT = Robot(...)")
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    name = f"deftly_robot_{path.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    if not Path(name).is_file():
+        raise DeftlyError(f"no robot file {name}: give the path of a Python file that defines ROBOT = Robot(...)")
     try:
-        spec.loader.exec_module(module)
+        robot = runpy.run_path(name).get("ROBOT")
     except Exception as error:
-        del sys.modules[name]
-        raise DeftlyError(f"{path} does not import: {type(error).__name__}: {error}") from error
-    return module
-
-
-def _robot(module: ModuleType, given: str) -> Robot:
-    robot = getattr(module, "ROBOT", None)
+        raise DeftlyError(f"{name} does not import: {type(error).__name__}: {error}") from error
     if not isinstance(robot, Robot):
-        raise DeftlyError(f"{given} defines no robot: end the file with ROBOT = Robot(name=..., ...)")
+        raise DeftlyError(f"{name} defines no robot: end the file with ROBOT = Robot(name=..., ...)")
     return robot

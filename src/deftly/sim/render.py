@@ -1,4 +1,4 @@
-"""Offscreen pictures and videos of a scene: EGL where it works, else OSMesa, else one line to mend it."""
+"""Offscreen pictures and videos of a scene: EGL if it is installed, else OSMesa, else one line to mend it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import ctypes.util
 import importlib
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -26,59 +27,70 @@ if TYPE_CHECKING:
 
     from deftly.env import Env
 
-NO_GL = "no OpenGL to render with: apt-get install libegl1 libgl1-mesa-dri (or libosmesa6), or leave out the video"
-BACKENDS = ("egl", "osmesa", "glfw")
-OFF = ("0", "off", "false", "disable", "disabled")
+NO_GL = "no OpenGL to render with: apt-get install libegl1 libgl1-mesa-dri (or libosmesa6, with MUJOCO_GL=osmesa)"
 LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
+WINDOW = ("glfw", "glx", "", "enable", "enabled", "on", "true", "1")
+"""What MuJoCo takes for its backend that needs a display."""
+OFF = ("0", "off", "false", "disable", "disabled")
 SIZE = (640, 480)
 """Width and height of a picture in pixels; even, as h264 wants."""
 
 
-def choose_gl() -> str:
-    """Set MUJOCO_GL, which MuJoCo reads when it is first imported, unless the user did. Returns its value.
+class NoGLError(DeftlyError):
+    """There is nothing to render with."""
 
-    Raises DeftlyError where the user chose what is not installed: MuJoCo would fail to import.
+
+def choose_gl() -> str:
+    """The backend to render with; puts it into MUJOCO_GL, which MuJoCo reads when it is first imported.
+
+    Raises NoGLError for a MUJOCO_GL with which MuJoCo could not be imported.
     """
     chosen = os.environ.get("MUJOCO_GL", "").lower()
     if sys.platform != "linux":
         return chosen
-    if chosen not in (*BACKENDS, *OFF, "", "glx", "enable", "enabled", "on", "true", "1"):
-        raise DeftlyError(f"MUJOCO_GL={chosen} is no backend{suggest(chosen, BACKENDS)}; unset it, or take egl")
     installed = [gl for gl, library in LIBRARIES.items() if ctypes.util.find_library(library)]
+    if not chosen and installed:
+        chosen = os.environ["MUJOCO_GL"] = installed[0]
     if chosen in LIBRARIES and chosen not in installed:
-        raise DeftlyError(f"MUJOCO_GL={chosen}, but its library is missing; {NO_GL}, or unset MUJOCO_GL")
-    if not chosen and "mujoco" not in sys.modules and installed:
-        os.environ["MUJOCO_GL"] = installed[0]
-    return os.environ.get("MUJOCO_GL", "").lower() or "glfw"
+        raise NoGLError(f"{NO_GL} (MUJOCO_GL={chosen}, but its library is missing)")
+    if chosen not in (*LIBRARIES, *WINDOW, *OFF):
+        near = suggest(chosen, (*LIBRARIES, "glfw"))
+        raise NoGLError(f"MUJOCO_GL={chosen} is no backend{near}; unset it, or take egl")
+    return chosen
 
 
 class Renderer:
     """Renders one environment, or any model and data, from a camera.
 
-    The graphics context is made here, not by `mujoco.Renderer`, so that it does not matter who imported
-    MuJoCo when. Raises DeftlyError for an unknown camera, and where there is no OpenGL.
-
-    Args:
-        model: the scene.
-        camera: name of one of its cameras; None takes the first, or looks at the whole scene if it has none.
-        size: width and height in pixels.
+    Without a camera's name it takes the scene's first, or looks at the whole scene if it has none. Raises DeftlyError
+    for an unknown camera, NoGLError without OpenGL. `mujoco.Renderer` draws only the model that it was made for, and
+    fails if MuJoCo was imported before MUJOCO_GL was set, as by a user of `deftly.gym`.
     """
 
     def __init__(self, model: mujoco.MjModel, camera: str | None = None, size: tuple[int, int] = SIZE):
         import mujoco
 
-        self._camera = _camera(model, camera)
+        self._camera, index = mujoco.MjvCamera(), camera_index(model, camera)
+        if index < 0:
+            mujoco.mjv_defaultFreeCamera(model, self._camera)
+        else:
+            self._camera.type, self._camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, index
         self._rect = mujoco.MjrRect(0, 0, *size)
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
         self._option = mujoco.MjvOption()
         buffer = model.vis.global_
         buffer.offwidth, buffer.offheight = max(size[0], buffer.offwidth), max(size[1], buffer.offheight)
-        with _one_line():
+        try:
             self._gl = _context(*size)
             atexit.register(self.close)  # before the display goes, which then complains
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+        except NoGLError:
+            raise
+        except Exception as error:  # the backends raise anything from AttributeError to mujoco.FatalError
+            reason = " ".join(traceback.format_exception_only(error)[-1].split())[:150]
+            raise NoGLError(f"{NO_GL} ({reason})") from error
 
     def picture(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
         """The scene as `(height, width, 3)` uint8; the positions in `data` must be fresh (`mj_forward`)."""
@@ -115,16 +127,14 @@ class Renderer:
 
 
 class Recorder:
-    """Keeps the states of the first environments of an evaluation, which `frames` renders afterwards.
+    """Keeps the states of the first episodes of `rollout.run_episodes(on_step=watch)`, which `frames` then renders.
 
-    Its `watch` is an `on_step` of `rollout.run_episodes`. It makes the renderer at once: without OpenGL an
-    evaluation ends before it starts.
+    `watch` makes the renderer at once: without OpenGL it raises before anything is simulated.
     """
 
     def __init__(self, episodes: int, camera: str | None = None, size: tuple[int, int] = SIZE):
         self._episodes, self._camera, self._size = episodes, camera, size
         self._env: Env | None = None
-        self._renderer: Renderer | None = None
         self._models: list[mujoco.MjModel] = []
         self._states: list[list[np.ndarray]] = []
 
@@ -143,15 +153,21 @@ class Recorder:
         import mujoco
 
         assert self._env is not None
-        assert self._renderer is not None
         hold = round(self._env.contract.rate / 2)
         with self._renderer as renderer:
             for model, states in zip(self._models, self._states):
                 data = mujoco.MjData(model)
                 for state in [*states, *states[-1:] * hold]:
-                    mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION.value)
-                    mujoco.mj_forward(model, data)
+                    pose(model, data, state)
                     yield renderer.picture(model, data)
+
+
+def pose(model: mujoco.MjModel, data: mujoco.MjData, state: np.ndarray) -> None:
+    """Put a scene into a state of the simulation (`Sim.state`), all that follows from it included."""
+    import mujoco
+
+    mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION.value)
+    mujoco.mj_forward(model, data)
 
 
 def snapshot(env: Env, index: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
@@ -168,95 +184,50 @@ def camera_index(model: mujoco.MjModel, name: str | None) -> int:
     return known.index(name) if name else min(0, len(known) - 1)
 
 
-def _camera(model: mujoco.MjModel, name: str | None) -> mujoco.MjvCamera:
-    import mujoco
+def _context(width: int, height: int) -> Any:
+    gl = choose_gl()
+    if gl in OFF:
+        raise NoGLError(f"MUJOCO_GL={gl} forbids rendering: unset it, or leave out the video")
+    if sys.platform != "linux":
+        return importlib.import_module("mujoco.gl_context").GLContext(width, height)
+    if gl in WINDOW and not has_display():
+        raise NoGLError(f"{NO_GL} (glfw needs a display)")
+    return importlib.import_module(f"mujoco.{'glfw' if gl in WINDOW else gl}").GLContext(width, height)
 
-    camera, index = mujoco.MjvCamera(), camera_index(model, name)
-    if index < 0:
-        mujoco.mjv_defaultFreeCamera(model, camera)
-    else:
-        camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, index
-    return camera
+
+def has_display() -> bool:
+    """Whether a window can open: a DISPLAY that nobody serves would hang MuJoCo's viewer for ever."""
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return False
+    import glfw
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says in two lines what False says
+        return bool(glfw.init())
 
 
 @contextlib.contextmanager
-def _one_line() -> Iterator[None]:
-    """Turn what the backends raise, from AttributeError to mujoco.FatalError, into one line."""
+def whole(path: Path) -> Iterator[Path]:
+    """A scratch path whose file becomes `path` in the end: it appears whole or not at all."""
+    scratch = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # glfw warns in two lines that there is no display
-            yield
-    except DeftlyError:
-        raise
-    except Exception as error:
-        reason = " ".join(_text(error).split())[:120]
-        raise DeftlyError(f"{NO_GL} ({type(error).__name__}: {reason})") from error
-
-
-def _text(error: Exception) -> str:
-    try:
-        return str(error)
-    except Exception:  # PyOpenGL's own errors need a library to print
-        return "OpenGL error"
-
-
-def _context(width: int, height: int) -> Any:
-    """A graphics context of the backend that MUJOCO_GL names, else of the first that works."""
-    if sys.platform != "linux":
-        return importlib.import_module("mujoco.gl_context").GLContext(width, height)
-    chosen = os.environ.get("MUJOCO_GL", "").lower()
-    if chosen in OFF:
-        raise DeftlyError(f"MUJOCO_GL={chosen} forbids rendering: unset it, or leave out the video")
-    names = (chosen,) if chosen in BACKENDS else BACKENDS
-    errors: list[Exception] = []
-    for name in names:
-        try:
-            return _backend(name, width, height)
-        except Exception as error:  # each fails in its own way: see the tests
-            errors.append(error)
-    raise errors[0]
-
-
-def _backend(name: str, width: int, height: int) -> Any:
-    if name in LIBRARIES and not ctypes.util.find_library(LIBRARIES[name]):
-        raise FileNotFoundError(f"lib{LIBRARIES[name]} is not installed")
-    if name == "glfw" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise RuntimeError("MUJOCO_GL=glfw needs a display")
-    context = importlib.import_module(f"mujoco.{name}").GLContext(width, height)
-    if context._context is None:  # glfw's way to fail
-        raise RuntimeError(f"{name} gave no context")
-    return context
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
-    """Write pictures, `(height, width, 3)` uint8, as an h264 mp4; returns how many.
-
-    `fps` is the control rate, so that the video's time is the robot's. Frames are encoded as they come, so
-    that a generator of any length needs no memory. The file appears whole or not at all.
-    """
-    from av.error import FFmpegError
-
-    scratch = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        count = _encode(scratch, iter(frames), Fraction(fps).limit_denominator(1000))
-        os.replace(scratch, path)
-    except (OSError, FFmpegError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DeftlyError(f"cannot write the video {path}: {reason}") from error
-    finally:
-        scratch.unlink(missing_ok=True)
-    return count
-
-
-def _encode(path: Path, frames: Iterator[np.ndarray], fps: Fraction) -> int:
+    """Write pictures, `(height, width, 3)` uint8, as an h264 mp4, each encoded as it comes; returns how many."""
     import av
 
+    frames, count = iter(frames), 0
     first = next(frames, None)
     if first is None:
         raise DeftlyError("there are no pictures to make a video of: nothing was simulated")
-    count = 0
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as file:
-        stream = file.add_stream("libx264", rate=fps, options={"crf": "23", "preset": "fast"})
+    with whole(path) as scratch, av.open(str(scratch), "w", "mp4", options={"movflags": "faststart"}) as file:
+        rate = Fraction(fps).limit_denominator(1000)
+        stream = file.add_stream("libx264", rate=rate, options={"crf": "23", "preset": "fast"})
         stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
         for picture in chain((first,), frames):
             file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
@@ -266,14 +237,8 @@ def _encode(path: Path, frames: Iterator[np.ndarray], fps: Fraction) -> int:
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write one picture, `(height, width, 3)` uint8. The file appears whole or not at all."""
+    """Write one picture, `(height, width, 3)` uint8."""
     from PIL import Image
 
-    scratch = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
+    with whole(path) as scratch:
         Image.fromarray(picture).save(scratch, format="PNG")
-        os.replace(scratch, path)
-    except OSError as error:
-        raise DeftlyError(f"cannot write the picture {path}: {error.strerror or error}") from error
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -22,12 +22,12 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from deftly import __version__
-from deftly.bench.table import SCHEMA, TITLES
 from deftly.config import RunsConfig, parse, split_task
 from deftly.errors import DeftlyError
+from deftly_bench.table import SCHEMA, TITLES
 
 if TYPE_CHECKING:
-    from deftly.bench.cases import Job
+    from deftly_bench.cases import Job
 
 TASK = "jaka-pick-cube"
 PRESETS = ("fast", "default", "accurate")
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     """Run `deftly bench`."""
     from rich.console import Console
 
-    from deftly.bench import table
+    from deftly_bench import table
 
     name, rest = split_task(argv)
     args = parse(BenchArgs, rest, prog="deftly bench")
@@ -100,9 +100,9 @@ def main(argv: list[str]) -> int:
 def _job(name: str, args: BenchArgs) -> Job:
     """The sizes of every measurement. Raises DeftlyError for an unknown task or a broken checkpoint."""
     from deftly import runs
-    from deftly.bench.cases import Job
     from deftly.learn import checkpoint
     from deftly.tasks import load
+    from deftly_bench.cases import Job
 
     cls, given = load(name), args.checkpoint
     path = runs.find_checkpoint(given, cls.name, RunsConfig()) if given else checkpoint.shipped(cls.name)
@@ -152,7 +152,7 @@ def measure(job: Job, args: BenchArgs, say: Say) -> dict[str, Any]:
 
 def _skipped(job: Job) -> dict[str, str]:
     """Cases that cannot be measured, and why."""
-    from deftly.bench import peer
+    from deftly_bench import peer
 
     found = {}
     if job.task != peer.TASK:
@@ -185,8 +185,11 @@ def _round(jobs: dict[str, Job], index: int, result: dict[str, Any], say: Say) -
 
 
 def call(job: Job) -> dict[str, Any]:
-    """Run a job in a process of its own. Raises DeftlyError with its last words if it fails."""
-    from deftly.bench.cases import command
+    """Run a job in a process of its own. Raises DeftlyError with its last words if it fails.
+
+    All jobs inherit the same environment, with OMP_WAIT_POLICY as `import deftly` set it, and torch's own threads.
+    """
+    from deftly_bench.cases import command
 
     done = subprocess.run(command(job), capture_output=True, text=True)
     if done.returncode:
@@ -215,7 +218,7 @@ def ratios(cases: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def startup(job: Job, repeats: int) -> dict[str, Any]:
     """Wall time of whole processes, s: the help, and a first step of the batch."""
-    from deftly.bench.cases import command
+    from deftly_bench.cases import command
 
     help_, first = [sys.executable, "-m", "deftly", "--help"], command(replace(job, case="first_step"))
     return {name: _timed(words, repeats) for name, words in (("help", help_), ("first_step", first))}
@@ -232,7 +235,7 @@ def _timed(words: list[str], repeats: int) -> dict[str, Any]:
 
 def compare_presets(job: Job, say: Say) -> dict[str, dict[str, Any]]:
     """For each physics preset: speed, grip, and success of the policy if there is one."""
-    from deftly.bench import presets
+    from deftly_bench import presets
 
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="deftly-bench-") as folder:
@@ -259,5 +262,6 @@ def machine() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     facts = {"cpu": doctor.processor(), "cores": doctor.cores(), "system": platform.platform()}
+    facts["omp_wait_policy"] = os.environ["OMP_WAIT_POLICY"]
     facts["load"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return {"date": datetime.now().astimezone().isoformat(), "machine": facts, "versions": versions}

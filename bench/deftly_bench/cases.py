@@ -1,4 +1,4 @@
-"""What `deftly bench` measures, one case to a process: `python -m deftly.bench.cases JOB`, a `Job` as JSON.
+"""What `deftly bench` measures, one case to a process.
 
 The raw cases replay what an environment did: the states in which its episodes started and every command of its
 actuators, recorded once on a tape, stepped with nothing but `mj_step`. So both sides simulate the same motions with
@@ -233,7 +233,8 @@ def train(job: Job) -> dict[str, Any]:
     learner.iterate()
     size = learner.env.num_envs * cfg.steps
     rate = _rate(_whole(job, lambda: size if learner.iterate() else 0))
-    return {"rate": rate, "memory_mb": peak_memory(), "num_envs": learner.env.num_envs}
+    threads = torch.get_num_threads()
+    return {"rate": rate, "memory_mb": peak_memory(), "num_envs": learner.env.num_envs, "torch_threads": threads}
 
 
 def train_defaults() -> tuple[int, PPOConfig]:
@@ -246,9 +247,10 @@ def train_defaults() -> tuple[int, PPOConfig]:
 
 def sb3(job: Job) -> dict[str, Any]:
     """Control steps a second of the seed's way: Stable-Baselines3's PPO over one process for each environment."""
-    from deftly.bench import peer
+    from deftly_bench import peer
 
-    return {"rate": peer.learn(job.task, job.preset, job.peer_envs, job.peer_steps, job.seconds)}
+    rate = peer.learn(job.task, job.preset, job.peer_envs, job.peer_steps, job.seconds)
+    return {"rate": rate, "torch_threads": torch.get_num_threads()}
 
 
 def first_step(job: Job) -> dict[str, Any]:
@@ -260,7 +262,7 @@ def first_step(job: Job) -> dict[str, Any]:
 
 def grip(job: Job) -> dict[str, Any]:
     """How well a preset's contacts hold the cube."""
-    from deftly.bench import presets
+    from deftly_bench import presets
 
     return presets.grip(job.preset)
 
@@ -294,9 +296,4 @@ CASES: dict[str, Callable[[Job], dict[str, Any]]] = {
 
 def command(job: Job) -> list[str]:
     """What to run for a job; the last line it prints is its result as JSON."""
-    return [sys.executable, "-m", "deftly.bench.cases", json.dumps(asdict(job))]
-
-
-if __name__ == "__main__":
-    _job = Job(**json.loads(sys.argv[1]))
-    print(json.dumps(CASES[_job.case](_job)))
+    return [sys.executable, str(Path(__file__).parents[1]), json.dumps(asdict(job))]

@@ -1,0 +1,35 @@
+"""The policies that Deftly ships do what their reports say: evaluated again, on the same held-out episodes."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from deftly.evaluate import EvalArgs, measure
+from deftly.learn import checkpoint
+from deftly.rollout import prepare
+from deftly.tasks import shipped
+
+POLICIES = Path(checkpoint.__file__).parents[1] / "policies"
+WANTED = {"jaka-pick-cube": 0.98}
+
+
+def test_every_shipped_task_has_a_policy():
+    assert sorted(p.name for p in POLICIES.iterdir() if p.is_dir()) == sorted(shipped()) == sorted(WANTED)
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_shipped_policy(name):
+    found = checkpoint.load(POLICIES / name)
+    report = json.loads((found.path / "eval.json").read_text())
+    weights = (found.path / "weights.safetensors").read_bytes()
+    assert report["checkpoint"]["sha256"] == hashlib.sha256(weights).hexdigest()
+    assert report["success"]["rate"] >= WANTED[name]
+    flags = ["--episodes", str(report["episodes"]), "--seed", str(report["seed"])]
+    task, args, policy = prepare(EvalArgs, "eval", [name, "--checkpoint", "shipped", *flags])
+    assert policy is not None
+    again, _ = measure(task, policy, args)
+    assert again["contract"] == report["contract"]
+    assert again["success"]["rate"] >= WANTED[name]
+    assert again["broken_physics"] == 0
