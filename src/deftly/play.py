@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from deftly.rollout import Act
     from deftly.tasks import Task
 
+LOOPBACK = "127.0.0.1"
 NO_VIEWER = {
     "auto": 'no display and no web viewer: pip install "deftly[viewer]", or write a video with --video FILE.mp4',
     "native": "no display for --viewer native: use --viewer web, or --video FILE.mp4",
@@ -59,10 +60,8 @@ class PlayArgs:
     """Simulated seconds in a second."""
     camera: str | None = None
     """Camera of the video and of the first view; unset: the scene's first."""
-    host: str = "127.0.0.1"
-    """Address of the web viewer; 0.0.0.0 opens it to the network, without a password."""
     port: int = 8080
-    """Port of the web viewer."""
+    """Port of the web viewer on this machine; it has no password, so from another machine reach it through ssh -L."""
     sim: SimConfig = field(default_factory=SimConfig)
     """The physics engine; as in the training unless set."""
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -159,9 +158,9 @@ def _web(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
     from mjviser import ViserMujocoScene
 
     model, index = env.model, camera_index(env.model, args.camera)
-    _require_free(args.host, args.port)
+    _require_free(args.port)
     with contextlib.redirect_stdout(io.StringIO()):  # its banner, whatever `verbose` says
-        server = viser.ViserServer(host=args.host, port=args.port, label=f"deftly: {env.task.name}")
+        server = viser.ViserServer(host=LOOPBACK, port=args.port, label=f"deftly: {env.task.name}")
     try:
         server.gui.configure_theme(show_share_button=False)  # it would open a tunnel to a public address
         if index >= 0:  # the first view is that of the camera
@@ -171,20 +170,20 @@ def _web(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
         pause = server.gui.add_checkbox("Pause", initial_value=False)
         speed = server.gui.add_slider("Speed", min=0.1, max=4.0, step=0.1, initial_value=min(4.0, args.speed))
         scene = ViserMujocoScene(server, copy.copy(model), num_envs=1)
-        print(f"open http://{args.host}:{server.get_port()} in a browser; Ctrl-C ends", flush=True)
+        print(f"open http://{LOOPBACK}:{server.get_port()} in a browser; Ctrl-C ends", flush=True)
         yield View(scene.update_from_mjdata, lambda: True, lambda: 0.0 if pause.value else speed.value)
     finally:
         server.stop()
 
 
-def _require_free(host: str, port: int) -> None:
+def _require_free(port: int) -> None:
     """Raise DeftlyError if the port is taken: viser would move to the next one without a word."""
     try:
-        with socket.create_server((host, port)):
+        with socket.create_server((LOOPBACK, port)):
             pass
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
-        raise DeftlyError(f"cannot serve on {host}:{port}: {reason}; choose another --port or --host") from None
+        raise DeftlyError(f"cannot serve on {LOOPBACK}:{port}: {reason}; choose another --port") from None
 
 
 def play(env: Env, agent: Act, args: PlayArgs, view: View, data: mujoco.MjData) -> None:
