@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 
 from deftly.config import RunsConfig, parse
 
-NEXT = """
-What to try next
-  deftly play {task}                        watch it (a window, or a page in the browser)
-  deftly eval {task} --gate 'success>=0.95' measure it on other seeds, and fail a script if it is worse
-  deftly runs                               list and compare your runs
-  deftly train {task} --train.seed 2        train again
-  deftly config {task} > my.yaml            every setting, explained; then: deftly train {task} --config my.yaml
-  docs/tutorial.md, docs/add-a-task.md      the tutorial; your own task in one file
-"""
+NEXT = {
+    "deftly play {task}": "watch it, in a window or in the browser",
+    "deftly eval {task} --seed 1": "measure it on other episodes",
+    "deftly runs": "list your runs; compare and pin them",
+    "deftly train {task} --train.seed 2": "train again",
+    "deftly config {task}": "every setting, explained, as YAML to edit and feed back",
+    "docs/tutorial.md, docs/add-a-task.md": "the tutorial; your own task in one file",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,8 @@ def main(argv: list[str]) -> int:
         print(f"\n{title}\n{'-' * len(title)}", flush=True)
         if code := step():
             return code
-    print(NEXT.format(task=args.task))
-    print(f"All of it took {(time.perf_counter() - start) / 60:.1f} minutes.")
+    print("\nWhat to try next\n")
+    for words, why in NEXT.items():
+        print(f"  {words.format(task=args.task):44}{why}")
+    print(f"\nAll of it took {(time.perf_counter() - start) / 60:.1f} minutes.")
     return 0
