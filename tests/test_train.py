@@ -219,3 +219,10 @@ def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
         "weights.safetensors",
     ]
     assert json.loads((found / "contract.json").read_text())["robot"] == "jaka-zu5"
+
+
+@pytest.mark.parametrize("word", ["checkpoint", "training.checkpoint"])
+def test_the_older_names_of_resume(tmp_path, word):
+    run(tmp_path, "--eval-every", "0", "--train.max-iterations", "1")
+    assert run(tmp_path, "--eval-every", "0", f"{word}=latest", "maxIterations=2") == 0
+    assert checkpoint.load(runs.find_checkpoint("latest", TASK, RunsConfig(root=tmp_path))).iteration == 2

@@ -29,6 +29,7 @@ OLDER_NAMES = {
     "train.seed": "seed training.seed",
     "train.max-iterations": "maxIter maxIterations training.maxIterations",
     "checkpoint": "training.checkpoint",
+    "resume": "checkpoint",
     "test": "training.test",
     "render": "env.render",
     "video": "env.recordVideo",
@@ -260,7 +261,8 @@ def flag_words(tree: Mapping[str, Any], aliases: Mapping[str, str] = {}, prefix:
 
 def _flag(key: str, values: list[str], aliases: Mapping[str, str]) -> list[str]:
     known, key = {_kebab(old): new for old, new in aliases.items()}, _kebab(key)
-    flag = f"--{known.get(key, key)}"
+    name = known.get(key, key)
+    flag = f"--{known.get(name, name)}"  # an older name of an older name
     if len(values) == 1 and values[0].startswith("-"):
         return [f"{flag}={values[0]}"]  # a separate word that starts with a dash would be taken for a flag
     return [flag, *values]
