@@ -1,40 +1,31 @@
-"""The size budget: no file over 500 lines, and 5000 lines of code in the package. Exit status 1 if over.
+"""The size budget: no file over 500 lines, and 5000 lines in the package. Exit status 1 if over.
 
-Lines of code leave out blank lines, comments and docstrings (this project documents every field of every setting);
-the plain count of the package's lines is printed beside it.
+The package is over its target. Until it is not, it may not grow: `PACKAGE_CEILING` is its size today, to be lowered
+with each cut and never raised.
 """
 
-import ast
-import io
 import sys
-import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FILE_LINES, PACKAGE_CODE = 500, 5000
+FILE_LINES, PACKAGE_TARGET, PACKAGE_CEILING = 500, 5000, 6070
 FOLDERS = ("src", "tests", "bench", "tools")
-NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 
-def code_lines(text: str) -> int:
-    """Lines that hold code."""
-    texts = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)]
-    documented = {line for n in texts for line in range(n.lineno, (n.end_lineno or n.lineno) + 1)}
-    tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in NO_CODE]
-    return len({line for t in tokens for line in range(t.start[0], t.end[0] + 1)} - documented)
+def lines(path: Path) -> int:
+    """Lines of a file."""
+    return len(path.read_text().splitlines())
 
 
 def main() -> int:
-    """Count, print what is over budget, and the totals."""
-    texts = {p.relative_to(ROOT): p.read_text() for f in FOLDERS for p in sorted((ROOT / f).rglob("*.py"))}
-    sizes = {path: len(text.splitlines()) for path, text in texts.items()}
-    package = [path for path in texts if path.parts[0] == "src"]
-    code = sum(code_lines(texts[path]) for path in package)
+    """Count, print what is over budget, and the total."""
+    sizes = {p.relative_to(ROOT): lines(p) for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))}
+    total = sum(size for path, size in sizes.items() if path.parts[0] == "src")
     over = [f"{path}: {size} lines, at most {FILE_LINES}" for path, size in sizes.items() if size > FILE_LINES]
-    if code > PACKAGE_CODE:
-        over.append(f"src: {code} lines of code, at most {PACKAGE_CODE}")
-    plain = sum(sizes[path] for path in package)
-    print(*over, f"budget: src has {code} of {PACKAGE_CODE} lines of code ({plain} lines in all)", sep="\n")
+    if total > PACKAGE_CEILING:
+        over.append(f"src: {total} lines, it may not grow beyond {PACKAGE_CEILING}")
+    missed = f", {total - PACKAGE_TARGET} over the target" if total > PACKAGE_TARGET else ""
+    print(*over, f"budget: src has {total} of {PACKAGE_TARGET} lines{missed}", sep="\n")
     return bool(over)
 
 

@@ -4,5 +4,5 @@ import os
 
 __version__ = "0.1.0"
 
-# Idle OpenMP threads sleep instead of spinning: with more busy threads than cores, spinning made torch 10 times slower.
+# Idle OpenMP threads sleep instead of spinning, which would take the cores from the simulation's own threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -256,8 +256,7 @@ class Env:
     def _end(self, done: Tensor, success: Tensor, failures: dict[str, Tensor], truncated: Tensor) -> None:
         """Take the figures of the episodes that end, before their environments are reset."""
         steps = self.state.steps[done].float()
-        self.ended = {
-            "env": done,
+        figures = {
             "success": success[done].float(),
             "steps": steps,
             "time_out": truncated[done].float(),
@@ -266,10 +265,10 @@ class Env:
             "return": self._sums["return"][done],
             "reward_per_step": self._sums["return"][done] / steps,
             "action_change": self._sums["action_change"][done] / steps,
-            **{name: value[done] for name, value in self.task.metrics(self.state).items()},
         }
-        own = self.task.metrics(self.state)
-        self.stats.add({k: v for k, v in self.ended.items() if k != "env" and k not in own})
+        own = {name: value[done] for name, value in self.task.metrics(self.state).items()}
+        self.stats.add(figures)
+        self.ended = {"env": done, **figures, **own}
 
     def _reset(self, ids: Tensor, obs: Obs) -> Obs:
         s = self.state
