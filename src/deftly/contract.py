@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -119,13 +119,9 @@ class Contract:
     _constants: dict = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self):
-        for name, cls in _PARTS.items():
-            object.__setattr__(self, name, tuple(_canonical(cls, part) for part in getattr(self, name)))
-        object.__setattr__(self, "robot", _text(self.robot, "robot"))
-        object.__setattr__(self, "rate", _number(self.rate, "rate"))
+        for f in _fields(Contract):
+            object.__setattr__(self, f.name, _READERS[str(f.type)](getattr(self, f.name), f.name))
         _check(self)
-
-    # ------------------------------------------------------------------ sizes
 
     @property
     def joint_names(self) -> tuple[str, ...]:
@@ -150,8 +146,6 @@ class Contract:
     def home(self) -> tuple[float, ...]:
         """Home position of every joint, in order."""
         return tuple(j.home for j in self.joints)
-
-    # ------------------------------------------------------------ the mapping
 
     def reset(self, signals: Mapping[str, Array]) -> Memory:
         """Memory of an episode that starts where the robot is: the command is the measured pose, within limits."""
@@ -204,6 +198,21 @@ class Contract:
         targets = xp.clip(xp.stack([columns[j.name] for j in self.joints], -1), k["lower"], k["upper"])
         return targets, {**memory, ACTION: filtered, COMMAND: targets}
 
+    def action_for(self, targets: Array, memory: Memory) -> Array:
+        """The action `(..., action_size)`, not clipped, which `act` turns into these targets of the driven joints.
+
+        A gripper knows only to open and to close: its action is the sign of the way left, 0 where it has arrived.
+        """
+        xp, k = _xp(targets), self._constant_arrays(targets)
+        goal, last = targets[..., k["action_joint"]], memory[COMMAND][..., k["action_joint"]]
+        filtered = (goal - k["bias"] - k["from_last"] * last) / k["gain"]
+        action = (filtered - k["lowpass"] * memory[ACTION]) / (1.0 - k["lowpass"])
+        return xp.where(k["is_gripper"], xp.sign(last - goal), action)
+
+    def follow(self, command: Array, memory: Memory) -> Memory:
+        """The memory after the robot was commanded something else than `act` gave, such as what a safety limit left."""
+        return {**memory, COMMAND: command}
+
     def _signal(self, signals: Mapping[str, Array], name: str) -> Array:
         if name not in signals:
             raise ContractError(f"signal '{name}' is missing; {self.robot} has {sorted(s.name for s in self.signals)}")
@@ -229,8 +238,6 @@ class Contract:
         if key not in self._constants:
             self._constants[key] = _constant_arrays(self, like)
         return self._constants[key]
-
-    # ------------------------------------------------------------------- JSON
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, floats in their shortest exact form."""
@@ -260,15 +267,6 @@ class Contract:
         difference = _difference(json.loads(self.to_json()), json.loads(other.to_json()))
         if difference:
             raise ContractError(f"{what} was made under another contract: {difference}")
-
-
-_PARTS: dict[str, type] = {
-    "joints": Joint,
-    "signals": Signal,
-    "observe_terms": Observe,
-    "act_terms": Act,
-    "couplings": Couple,
-}
 
 
 def _xp(array: Array) -> Any:
@@ -326,14 +324,6 @@ def _number(value: Any, where: str) -> float:
     return float(value) + 0.0  # no negative zero: equal contracts hash alike
 
 
-def _numbers(value: Any, where: str) -> tuple[float, ...]:
-    if isinstance(value, (int, float)):
-        value = (value,)
-    if not isinstance(value, (tuple, list)):
-        raise ContractError(f"contract: {where} is {value!r}, expected numbers")
-    return tuple(_number(v, where) for v in value)
-
-
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.isprintable():
         raise ContractError(f"contract: {where} is {value!r}, expected text on one line")
@@ -346,60 +336,60 @@ def _count(value: Any, where: str) -> int:
     return value
 
 
-def _pairs(value: Any, where: str) -> tuple[tuple[str, float], ...]:
-    pairs = value if isinstance(value, (tuple, list)) else [value]
-    if not all(isinstance(p, (tuple, list)) and len(p) == 2 for p in pairs):
+def _pair(value: Any, where: str) -> tuple[str, float]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise ContractError(f"contract: {where} is {value!r}, expected (joint, ratio) pairs")
-    return tuple((_text(j, where), _number(r, where)) for j, r in pairs)
+    return _text(value[0], where), _number(value[1], where)
 
 
-def _names(value: Any, where: str) -> tuple[str, ...]:
-    names = (value,) if isinstance(value, str) else value
-    if not isinstance(names, (tuple, list)):
-        raise ContractError(f"contract: {where} is {value!r}, expected joint names")
-    return tuple(_text(n, where) for n in names)
+def _several(read: Callable[[Any, str], Any], one: tuple[type, ...] = ()) -> Callable[[Any, str], tuple]:
+    """A reader of lists of what `read` reads; a bare value of the types `one` is a list of itself."""
+
+    def read_all(value: Any, where: str) -> tuple:
+        value = (value,) if isinstance(value, one) else value
+        if not isinstance(value, (tuple, list)):
+            raise ContractError(f"contract: {where} is {str(value)[:80]!r}, expected a list")
+        return tuple(read(v, where) for v in value)
+
+    return read_all
 
 
-_READERS = {
-    **dict.fromkeys(("robot", "name", "units", "frame", "signal", "kind", "joint"), _text),
-    **dict.fromkeys(("rate", "lower", "upper", "home", "velocity", "lowpass"), _number),
-    **dict.fromkeys(("size", "history"), _count),
-    **dict.fromkeys(("scale", "clip"), _numbers),
-    "of": _pairs,
+def _part(cls: type) -> Callable[[Any, str], Any]:
+    return lambda value, where: _canonical(cls, value)
+
+
+_numbers = _several(_number, (int, float))
+_READERS: dict[str, Callable[[Any, str], Any]] = {
+    "str": _text,
+    "Kind": _text,
+    "float": _number,
+    "int": _count,
+    "tuple[float, ...]": _numbers,
+    "tuple[float, float] | None": lambda value, where: None if value is None else _numbers(value, where),
+    "tuple[str, ...]": _several(_text, (str,)),
+    "tuple[tuple[str, float], ...]": _several(_pair),
+    **{f"tuple[{cls.__name__}, ...]": _several(_part(cls)) for cls in (Joint, Signal, Observe, Act, Couple)},
 }
+"""How a field is read, by its annotation."""
+
+
+def _fields(cls: type) -> list[dataclasses.Field]:
+    return [f for f in dataclasses.fields(cls) if f.init]
 
 
 def _canonical(cls: type, part: Any) -> Any:
     """A `cls` with every field checked and in canonical form, from an instance or from its JSON mapping."""
-    fields = [f for f in dataclasses.fields(cls) if f.init]
+    fields = {f.name: f for f in _fields(cls)}
     if isinstance(part, cls):
-        part = {f.name: getattr(part, f.name) for f in fields}
+        part = {name: getattr(part, name) for name in fields}
     if not isinstance(part, dict):
         raise ContractError(f"contract: expected the fields of a {cls.__name__}, got {part!r}")
-    unknown = sorted(set(part) - {f.name for f in fields})
-    if unknown:
-        raise ContractError(f"contract: {cls.__name__} has no field {unknown[0]!r}")
-    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in part]
-    if missing:
-        raise ContractError(f"contract: {cls.__name__} lacks {missing[0]!r}")
-    if cls is Contract:
-        lists = [n for n in _PARTS if n in part and not isinstance(part[n], (list, tuple))]
-        if lists:
-            raise ContractError(f"contract: {lists[0]} is not a list")
-        return Contract(**part)
-    return cls(**{name: _read(cls, name, value) for name, value in part.items()})
-
-
-def _read(cls: type, name: str, value: Any) -> Any:
-    if name == "clip" and value is None:
-        return None
-    reader = _READERS.get(name)
-    if name == "offset":  # one figure of a coupling, several of an observation
-        reader = _number if cls is Couple else _numbers
-    if name == "joints":
-        reader = _names
-    assert reader is not None, name
-    return reader(value, f"{cls.__name__}.{name}")
+    unknown = sorted(set(part) - set(fields))
+    missing = [f.name for f in fields.values() if f.default is dataclasses.MISSING and f.name not in part]
+    if unknown or missing:
+        problem = f"has no field {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
+        raise ContractError(f"contract: {cls.__name__} {problem}")
+    return cls(**{n: _READERS[str(fields[n].type)](value, f"{cls.__name__}.{n}") for n, value in part.items()})
 
 
 def _check(c: Contract) -> None:

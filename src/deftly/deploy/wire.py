@@ -1,0 +1,84 @@
+"""The messages between a policy server and its robots: msgpack maps of bounded size, checked against the contract.
+
+An array is a map `{"dtype": "<f4" or "<f8", "shape": [n], "data": bytes}`, or a plain list of numbers. Nothing is ever
+built from a peer's bytes but numbers, text, lists and maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from deftly.contract import Contract
+from deftly.errors import DeftlyError
+
+VERSION = 1
+MAX_FRAME = 65_536
+"""Bytes of the longest message that is read, in either direction."""
+DTYPES = {"<f4": np.dtype("<f4"), "<f8": np.dtype("<f8")}
+
+
+class WireError(DeftlyError):
+    """A message that is no message, or does not fit the contract."""
+
+
+def pack(message: Mapping[str, Any]) -> bytes:
+    """The bytes of a message; arrays in it may be numpy's."""
+    return msgpack.packb(message, default=_encode)
+
+
+def unpack(frame: bytes | memoryview) -> dict[str, Any]:
+    """The message of some bytes. Raises WireError if they are too many, or no msgpack map with text as keys."""
+    if len(frame) > MAX_FRAME:
+        raise WireError(f"message of {len(frame)} bytes, at most {MAX_FRAME} are read")
+    try:
+        message = msgpack.unpackb(frame, raw=False, strict_map_key=True, max_ext_len=0)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise WireError(f"message is no msgpack: {' '.join(str(error).split())[:100]}") from None
+    if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
+        raise WireError("message is no map with text as keys")
+    return message
+
+
+def read_array(value: object, size: int, name: str) -> np.ndarray:
+    """An array of a message as `(size,)` float32. Raises WireError unless it is that long and finite in float32."""
+    try:
+        if isinstance(value, dict):
+            array = np.frombuffer(value["data"], DTYPES[value["dtype"]])
+            shape = value["shape"]
+        else:
+            numbers = isinstance(value, list) and all(type(x) in (int, float) for x in value)
+            array, shape = np.array(value if numbers else None, np.float64), [size]
+        if shape != [size] or array.shape != (size,):
+            raise ValueError
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise WireError(f"'{name}' is no array of {size} numbers") from None
+    if not np.isfinite(array).all():
+        raise WireError(f"'{name}' holds a number that is not finite")
+    return array
+
+
+def read_signals(value: object, contract: Contract) -> dict[str, np.ndarray]:
+    """The signals of a message, each `(size,)` float32. Raises WireError naming the one that is missing or wrong."""
+    if not isinstance(value, dict):
+        raise WireError("'signals' is no map of arrays")
+    known = [s.name for s in contract.signals]
+    for name in value:
+        if name not in known:
+            raise WireError(f"'{str(name)[:40]}' is no signal of {contract.robot}, which has {known}")
+    missing = [name for name in known if name not in value]
+    if missing:
+        raise WireError(f"signal '{missing[0]}' is missing")
+    return {s.name: read_array(value[s.name], s.size, s.name) for s in contract.signals}
+
+
+def _encode(value: object) -> dict[str, Any]:
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+        raise TypeError(f"cannot send a {type(value).__name__}")
+    dtype = "<f8" if value.dtype.itemsize == 8 else "<f4"
+    return {"dtype": dtype, "shape": list(value.shape), "data": value.astype(dtype).tobytes()}
