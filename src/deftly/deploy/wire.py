@@ -27,7 +27,7 @@ class WireError(DeftlyError):
 
 def pack(message: Mapping[str, Any]) -> bytes:
     """The bytes of a message; arrays in it may be numpy's."""
-    return msgpack.packb(message, default=_encode)
+    return msgpack.packb(message, default=_encode)  # type: ignore[return-value]
 
 
 def unpack(frame: bytes | memoryview) -> dict[str, Any]:
