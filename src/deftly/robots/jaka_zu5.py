@@ -58,10 +58,9 @@ GRIPPER_KP, GRIPPER_FORCE = 2000.0, 60.0  # N/m, N
 PINCH = 0.140  # m from the flange to the point between the fingertips
 
 # The pinch point is over (0.50, 0.00) m, 0.25 m above the base plane; the tool points down, the fingers move along y.
-HOME = (-0.23, 1.5506, -1.6951, 1.7153, 1.5708, 1.3408)
-
-
 HALF_PI = math.pi / 2
+HOME = (-0.23, 1.5506, -1.6951, HALF_PI - 1.5506 + 1.6951, HALF_PI, HALF_PI - 0.23)
+
 TOOL_DOWN = (
     Couple("joint_4", (("joint_2", -1.0), ("joint_3", -1.0)), HALF_PI),
     Couple("joint_5", (), HALF_PI),
