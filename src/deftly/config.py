@@ -44,7 +44,6 @@ OLDER_NAMES = {
 ALIASES = {old: flag for flag, names in OLDER_NAMES.items() for old in names.split()}
 """What users of the older systems type, unless it is the flag's own name (`test`, `env.numEnvs`)."""
 
-
 RANGES: tuple[tuple[str, str, Callable[[Any], object]], ...] = (
     ("0 (all cores) or more", "sim.threads", lambda x: x >= 0),
     ("1 or more", "env.num-envs task.episode-steps runs.max-train-runs runs.max-test-runs", lambda x: x >= 1),

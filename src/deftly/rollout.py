@@ -24,11 +24,8 @@ from deftly.tasks import Task, load
 VALIDATE = "validate"  # purpose of the episodes on which a training chooses its best checkpoint
 EVALUATE = "evaluate"  # purpose of the held out episodes of a report; no training sees them, nor those of VALIDATE
 CHUNK = 512  # most environments stepped side by side
-
-Act = Callable[[Tensor], Tensor]
-"""A policy: observation (n, obs_size) to action (n, action_size)."""
-OnStep = Callable[[Env, Tensor], None]
-"""Called before the first and after each step, with which environments still run, (n,) bool."""
+Act = Callable[[Tensor], Tensor]  # a policy: observation (n, obs_size) to action (n, action_size)
+OnStep = Callable[[Env, Tensor], None]  # called before the first and after each step, with who still runs, (n,) bool
 
 
 @dataclass(frozen=True)

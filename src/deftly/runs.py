@@ -108,11 +108,10 @@ def _prune(kind: Kind, cfg: RunsConfig) -> None:
 
 
 def find_checkpoint(spec: str | Path, task: str | None, cfg: RunsConfig) -> Path:
-    """Resolve what a user typed after `checkpoint=` to the folder of a complete checkpoint.
+    """Resolve what a user typed after `checkpoint=` to the folder of a complete checkpoint, or raise `DeftlyError`.
 
-    `spec` is `latest`, `latest_train`, `latest_test` (the newest run of `task`, or of any task if None, that has a
-    checkpoint), a run, checkpoint or file path, or part of a run's name, each with an optional `:best`, `:last` or
-    `:iter_000123`. Raises `DeftlyError` that says what there is instead.
+    `spec` is a name of `LATEST` (the newest run of `task`, or of any task if None, that has a checkpoint), a run,
+    checkpoint or file path, or part of a run's name, each with an optional `:best`, `:last` or `:iter_000123`.
     """
     head, _, tail = str(spec).rpartition(":")
     text, name = (head, tail) if head and re.fullmatch(r"[\w-]+", tail) else (str(spec), None)
@@ -169,8 +168,7 @@ def find_run(spec: str | Path, task: str | None, cfg: RunsConfig, *, complete: b
         near = suggest(part, folders) or "; see 'deftly runs'"
         raise DeftlyError(f"no run or checkpoint '{text}' in '{cfg.root}'{near}")
     if len(set(found.values())) > 1:
-        some = ", ".join(sorted(found)[:5])
-        raise DeftlyError(f"'{text}' fits {len(found)} runs, type more of the name: {some}")
+        raise DeftlyError(f"'{text}' fits {len(found)} runs, type more of the name: {', '.join(sorted(found)[:5])}")
     return next(iter(found.values()))
 
 
@@ -196,11 +194,11 @@ def list_runs(cfg: RunsConfig) -> list[Run]:
     for path in set(_folders(cfg).values()):
         try:
             facts = json.loads((path / "run.json").read_text())
-            task, kind, created = facts["task"], facts["kind"], datetime.fromisoformat(facts["created"])
+            task, kind, created = facts["task"], facts["kind"], datetime.fromisoformat(facts["created"]).astimezone()
         except (OSError, ValueError, KeyError, TypeError):
-            match, created = NAME.fullmatch(path.name), datetime.fromtimestamp(path.stat().st_mtime)
+            match, created = NAME.fullmatch(path.name), datetime.fromtimestamp(path.stat().st_mtime).astimezone()
             task, kind = (match["task"], match["kind"]) if match else (path.name, "train")
-        runs.append(Run(path, task, kind, created.astimezone(), path in pins))
+        runs.append(Run(path, task, kind, created, path in pins))
     return sorted(runs, key=lambda run: (run.created, run.path), reverse=True)
 
 
