@@ -1,8 +1,7 @@
 """The one batched loop that every task shares: act, simulate, judge, observe, reset.
 
-`Env.step` returns torch tensors that lead with `num_envs`. An environment whose episode ends is reset in the same
-step: `obs` is then the first of the new episode and `final_obs` the last of the old one. Truncation (time is up) is
-told apart from termination (the task failed or succeeded).
+An environment whose episode ends is reset in the same step: `obs` is then the first of the new episode, `final_obs` the
+last of the old one. Truncation (time is up) is told apart from termination (the task failed or succeeded).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _SAVED = ("steps", "action", "last_action", "command")
 
 
 class Step(NamedTuple):
-    """One step of all environments."""
+    """One step of all environments, as torch tensors."""
 
     obs: Obs  # `policy` (num_envs, obs_size) and `critic`, float32; of the new episode where one ended
     reward: Tensor  # (num_envs,) float32
@@ -42,14 +41,14 @@ class Step(NamedTuple):
 class State:
     """What a task sees of the simulation. Views are live; positions and contacts are those of the newest state."""
 
-    def __init__(self, sim: CpuSim, rate: float, seed: int, purpose: str):
+    def __init__(self, sim: CpuSim, rate: float):
         self.sim, self.num_envs, self.dt = sim, sim.num_envs, 1.0 / rate
         self.qpos, self.qvel, self.ctrl = sim.bind("qpos"), sim.bind("qvel"), sim.bind("ctrl")
         self.steps = torch.zeros(self.num_envs, dtype=torch.long)
         self.store: dict[str, Tensor] = {}
         self.scale: dict[str, float] = {}  # factors set by the task's curriculum; a reward term's scales its weight
         self.action = self.last_action = self.command = torch.zeros(0)
-        self.generator = torch.Generator().manual_seed(_seed(seed, purpose))
+        self.generator = torch.Generator()
         self._views: dict[tuple[str, str], Tensor] = {}
 
     def zeros(self, name: str, *size: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -122,7 +121,8 @@ class Env:
         prepare(spec, entries, 1 / (self.contract.rate * self.substeps))
         self.model = compile_scene(spec, self.contract.rate, sim.preset)
         self.sim = CpuSim(self.model, cfg.num_envs, sim.threads, dump_dir)
-        self.state = State(self.sim, self.contract.rate, seed, purpose)
+        self.state = State(self.sim, self.contract.rate)
+        self.seed(seed)
         actuators = {self.model.actuator(i).name: i for i in range(self.model.nu)}
         if missing := [name for name in self.contract.joint_names if name not in actuators]:
             raise DeftlyError(f"the scene has no actuator '{missing[0]}', which the contract commands")
@@ -140,7 +140,8 @@ class Env:
 
     def seed(self, seed: int) -> None:
         """Restart the stream of draws: the episodes after the next `reset` are those of a new `Env` of this seed."""
-        self.state.generator.manual_seed(_seed(seed, self.purpose))
+        digest = hashlib.sha256(f"{self.purpose}/{seed}".encode()).digest()  # training sees no episode that judges it
+        self.state.generator.manual_seed(int.from_bytes(digest[:7], "big"))
 
     def reset(self) -> Obs:
         """Start a new episode everywhere; returns the first observation."""
@@ -179,8 +180,7 @@ class Env:
     def _reward(self, broken: Tensor) -> Tensor:
         s, total = self.state, torch.zeros(self.num_envs)
         for name, term in self.task.rewards(s).items():
-            weight = self._weights[name] * s.scale.get(name, 1.0)
-            weighted = weight * term.float().nan_to_num(0.0) * ~broken
+            weighted = self._weights[name] * s.scale.get(name, 1.0) * term.float().nan_to_num(0.0) * ~broken
             self._sums[name] += weighted
             total += weighted
         self._sums["return"] += total
@@ -258,9 +258,8 @@ class Env:
     def figures(self) -> list[str]:
         """Names of the episode statistics that `progress` gives; `steps` is called `episode_steps` in training logs."""
         failures = [f"failed/{name}" for name in (*self.task.failed(self.state), "physics")]
-        rewards = [f"reward/{name}" for name in self._weights]
         own = ["success", "episode_steps", "time_out", "return", "reward_per_step", "action_change"]
-        return [*own, *failures, *rewards]
+        return [*own, *failures, *(f"reward/{name}" for name in self._weights)]
 
     @property
     def broken_count(self) -> int:
@@ -324,11 +323,6 @@ class Pushes:
             force[:] = torch.where(start[:, None], drawn, force)
             left[:] = torch.where(start, torch.tensor(max(1.0, round(push.duration * self._rate))), left - 1)
             self._force[:, body, :2] = (force * (left > 0)[:, None]).double()
-
-
-def _seed(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose, so that training never sees an episode that judges it."""
-    return int.from_bytes(hashlib.sha256(f"{purpose}/{seed}".encode()).digest()[:7], "big")
 
 
 def _scatter(old: Tensor | None, new: Tensor, ids: Tensor) -> Tensor:

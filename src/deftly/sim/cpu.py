@@ -79,6 +79,5 @@ class CpuSim:
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # outputs are read-only: torch cannot say so, and warns
+    with warnings.catch_warnings(action="ignore"):  # outputs are read-only: torch cannot say so, and warns
         return torch.from_numpy(array)

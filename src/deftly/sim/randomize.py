@@ -125,8 +125,7 @@ def _rows(model: mujoco.MjModel, kind: str, entry: Randomize) -> Tensor:
         return torch.tensor([0])
     count = {"body": model.nbody, "geom": model.ngeom, "joint": model.njnt, "actuator": model.nu}[kind]
     known = [getattr(model, kind)(i).name for i in range(count)]
-    unknown = [n for n in entry.names if n not in known]
-    if unknown:
+    if unknown := [n for n in entry.names if n not in known]:
         raise DeftlyError(f"randomize {entry.quantity}: no {kind} '{unknown[0]}' in the scene, it has {known}")
     ids = [known.index(n) for n in entry.names] or [i for i, n in enumerate(known) if n != "world"]
     if kind == "joint":  # its figures are those of its degrees of freedom
