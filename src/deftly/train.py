@@ -35,36 +35,22 @@ LEARNER = ("std", "learning_rate", "time/collect", "time/update", "loss/value", 
 class TrainArgs:
     """Train a policy. Sections: sim, env, task, train, runs."""
 
-    sim: SimConfig = field(default_factory=SimConfig)
-    """The physics engine."""
-    env: EnvConfig = field(default_factory=lambda: EnvConfig(num_envs=512))
-    """The batch of environments."""
-    task: TaskConfig = field(default_factory=TaskConfig)
-    """The task's own figures."""
-    train: PPOConfig = field(default_factory=PPOConfig)
-    """The learner."""
-    runs: RunsConfig = field(default_factory=RunsConfig)
-    """Where runs are kept."""
-    name: str | None = None
-    """A word for the name of the run's folder."""
-    resume: str | None = None
-    """Continue exactly where a run stopped: latest, a run, or a checkpoint folder."""
-    init: str | None = None
-    """Start from the weights of this checkpoint; everything else starts anew."""
+    sim: SimConfig = field(default_factory=SimConfig)  # The physics engine.
+    env: EnvConfig = field(default_factory=lambda: EnvConfig(num_envs=512))  # The batch of environments.
+    task: TaskConfig = field(default_factory=TaskConfig)  # The task's own figures.
+    train: PPOConfig = field(default_factory=PPOConfig)  # The learner.
+    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
+    name: str | None = None  # A word for the name of the run's folder.
+    resume: str | None = None  # Continue exactly where a run stopped: latest, a run, or a checkpoint folder.
+    init: str | None = None  # Start from the weights of this checkpoint; everything else starts anew.
     until_success: float | None = None
     """Stop once evaluation says with 95 % confidence that this share of episodes succeeds (or all of them did)."""
-    eval_every: int = 25
-    """Iterations between evaluations; 0 never evaluates."""
-    eval_episodes: int = 200
-    """Episodes of an evaluation, deterministic, on seeds that training never sees."""
-    save_every: int = 50
-    """Iterations between checkpoints."""
-    keep_checkpoints: int = 3
-    """Periodic checkpoints kept, besides the best."""
-    tensorboard: bool = True
-    """Write TensorBoard files into the run's folder."""
-    wandb: bool = False
-    """Log to Weights & Biases, if it is installed."""
+    eval_every: int = 25  # Iterations between evaluations; 0 never evaluates.
+    eval_episodes: int = 200  # Episodes of an evaluation, deterministic, on seeds that training never sees.
+    save_every: int = 50  # Iterations between checkpoints.
+    keep_checkpoints: int = 3  # Periodic checkpoints kept, besides the best.
+    tensorboard: bool = True  # Write TensorBoard files into the run's folder.
+    wandb: bool = False  # Log to Weights & Biases, if it is installed.
     log_level: Literal["debug", "info", "warning"] = "info"
     """What to print: every iteration, a live table (each tenth iteration without a terminal), or only problems."""
 

@@ -55,12 +55,9 @@ class Checkpoint:
     task: str
     iteration: int
     contract: Contract
-    config: dict[str, Any]
-    """The saved configuration by section: `sim`, `env`, `task`, `train`, ..."""
-    weights: dict[str, Tensor]
-    """Tensors by `actor/...` and `critic/...`."""
-    numbers: dict[str, float]
-    """Figures saved beside the weights, such as `learning_rate` and `success`."""
+    config: dict[str, Any]  # The saved configuration by section: `sim`, `env`, `task`, `train`, ...
+    weights: dict[str, Tensor]  # Tensors by `actor/...` and `critic/...`.
+    numbers: dict[str, float]  # Figures saved beside the weights, such as `learning_rate` and `success`.
 
     @property
     def label(self) -> str:

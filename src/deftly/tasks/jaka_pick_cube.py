@@ -21,24 +21,16 @@ from deftly.tasks import Noise, Task, task
 class Weights:
     """Weights of the reward terms. The first four terms are differences of a potential: no cycle earns anything."""
 
-    reach: float = 2.0
-    """Progress of the open gripper towards the cube, from above."""
-    grasp: float = 1.5
-    """Progress of closing around the cube (0.4) and of pressing it with both fingers (0.6)."""
+    reach: float = 2.0  # Progress of the open gripper towards the cube, from above.
+    grasp: float = 1.5  # Progress of closing around the cube (0.4) and of pressing it with both fingers (0.6).
     lift: float = 2.0
     """Progress of the gripped cube towards 3 cm above the success height, so that it does not hover just below."""
-    hold: float = 1.0
-    """Progress of the count of steps held at the height."""
-    success: float = 2.0
-    """Once, when the cube has been held."""
-    action_rate: float = -0.001
-    """Squared change of the action."""
-    press: float = -0.02
-    """Force of the fingers on the table, in units of 100 N, at most 2."""
-    time: float = -0.01
-    """Each step."""
-    fell: float = -3.0
-    """Once, when the cube falls off the table: an early end must not pay."""
+    hold: float = 1.0  # Progress of the count of steps held at the height.
+    success: float = 2.0  # Once, when the cube has been held.
+    action_rate: float = -0.001  # Squared change of the action.
+    press: float = -0.02  # Force of the fingers on the table, in units of 100 N, at most 2.
+    time: float = -0.01  # Each step.
+    fell: float = -3.0  # Once, when the cube falls off the table: an early end must not pay.
 
 
 @dataclass(frozen=True)
@@ -48,32 +40,20 @@ class PickCubeConfig(TaskConfig):
     rate: float = 15.0
     cube_x: tuple[float, float] = (0.40, 0.60)
     """Where the cube starts. The seed's range is as wide, but its near end leaves this longer arm no room."""
-    cube_y: tuple[float, float] = (-0.10, 0.10)
-    """Where the cube starts."""
-    cube_yaw: float = 0.15
-    """The cube starts turned by up to this much, rad; the fingers square it."""
-    cube_half: float = 0.03
-    """Half the cube's edge."""
-    cube_mass: float = 0.08
-    """kg."""
-    home_noise: float = 0.05
-    """Joints 1 to 3 start within this much of home, rad."""
-    success_height: float = 0.10
-    """Height of the cube's centre above the table that counts as lifted."""
-    hold_steps: int = 15
-    """Consecutive steps for which the cube must be gripped at that height, and still."""
-    hold_speed: float = 0.10
-    """Speed of the cube below which it counts as still, m/s."""
-    speed: float = 1.2
-    """Joint speed at action 1, rad/s; the arm's limit is 3.14."""
-    lowpass: float = 0.4
-    """Weight of the previous action of the arm."""
-    caution: float = 10.0
-    """How many times heavier action rate and press weigh once every episode of training succeeds."""
+    cube_y: tuple[float, float] = (-0.10, 0.10)  # Where the cube starts.
+    cube_yaw: float = 0.15  # The cube starts turned by up to this much, rad; the fingers square it.
+    cube_half: float = 0.03  # Half the cube's edge.
+    cube_mass: float = 0.08  # kg.
+    home_noise: float = 0.05  # Joints 1 to 3 start within this much of home, rad.
+    success_height: float = 0.10  # Height of the cube's centre above the table that counts as lifted.
+    hold_steps: int = 15  # Consecutive steps for which the cube must be gripped at that height, and still.
+    hold_speed: float = 0.10  # Speed of the cube below which it counts as still, m/s.
+    speed: float = 1.2  # Joint speed at action 1, rad/s; the arm's limit is 3.14.
+    lowpass: float = 0.4  # Weight of the previous action of the arm.
+    caution: float = 10.0  # How many times heavier action rate and press weigh once every episode of training succeeds.
     patience: float = 5.0
     """How many times faster the held cube may move in training while no episode succeeds; never in evaluation."""
-    weights: Weights = field(default_factory=Weights)
-    """Weights of the reward terms."""
+    weights: Weights = field(default_factory=Weights)  # Weights of the reward terms.
 
 
 @task("jaka-pick-cube")
