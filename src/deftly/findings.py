@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -13,14 +13,12 @@ Level = Literal["ok", "warn", "fail"]
 COLOURS: dict[Level, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of a check."""
+class Finding(NamedTuple):
+    """One line of a check; its text is what was measured, what was expected, what to do."""
 
     name: str
     level: Level
     text: str
-    """What was measured, what was expected, what to do."""
 
 
 def judge(name: str, problems: Iterable[str], fine: str, level: Level = "fail") -> Finding:
@@ -44,3 +42,11 @@ def table(findings: Iterable[Finding]) -> Table:
     for finding in findings:
         lines.add_row(Text(finding.level, COLOURS[finding.level]), finding.name, Text(finding.text))
     return lines
+
+
+def show(*parts: Any, soft_wrap: bool = False) -> None:
+    """Print text and tables as they are, as wide as the terminal; 200 columns into a file or a pipe."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, markup=False, highlight=False).print(*parts, soft_wrap=soft_wrap)

@@ -33,11 +33,9 @@ class Robot:
 
 def shipped() -> dict[str, str]:
     """Shipped robots: name -> module, read from the text of the files, since importing them is slow."""
-    found = {}
-    for path in sorted(Path(__path__[0]).glob("*.py")):
-        for name in re.findall(r'^ROBOT = Robot\(\s*name="([\w-]+)"', path.read_text(), re.MULTILINE):
-            found[name] = f"{__name__}.{path.stem}"
-    return found
+    robot = re.compile(r'^ROBOT = Robot\(\s*name="([\w-]+)"', re.MULTILINE)
+    files = sorted(Path(__path__[0]).glob("*.py"))
+    return {name: f"{__name__}.{file.stem}" for file in files for name in robot.findall(file.read_text())}
 
 
 def load(name: str) -> Robot:
