@@ -1,25 +1,23 @@
 """What there is: `deftly tasks`, `deftly robots`, `deftly config`."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import math
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from deftly import findings, robots, tasks
+from deftly import robots, tasks
 from deftly.config import field_docs, parse, split_task, to_yaml, with_task
 from deftly.contract import Joint
 from deftly.errors import DeftlyError
-from deftly.findings import show
+from deftly.findings import report, show
 from deftly.runs import table
 
 POLICIES = Path(__file__).parent / "policies"
-
 MEANING = {
     "absolute": "middle of the range + scale * a",
     "relative": "home + scale * a",
@@ -47,22 +45,19 @@ def tasks_main(argv: list[str]) -> int:
     parse(TasksArgs, rest, prog="deftly tasks")
     if name:
         _show_task(tasks.load(name))
-    else:
-        rows = [_task_row(*item) for item in tasks.shipped().items()]
-        show(table(("task", "what", "robot", "obs", "action", "rate", "shipped policy"), rows))
-    return 0
-
-
-def _task_row(name: str, module: str) -> tuple[str, ...]:
-    file = Path(tasks.__path__[0], module.rpartition(".")[2] + ".py")
-    what = re.search(rf'@task\("{name}"\)\nclass .*:\n    """(.*?)("""|\n)', file.read_text())
-    try:
-        cls = tasks.load(name)
-        c = cls(cls.Config()).contract()
-        sizes = (c.robot, str(c.obs_size), str(c.action_size), f"{c.rate:g} Hz")
-    except ImportError:  # without the train extra
+        return 0
+    rows = []
+    for name, module in tasks.shipped().items():
+        file = Path(tasks.__path__[0], module.rpartition(".")[2] + ".py")
+        what = re.search(rf'@task\("{name}"\)\nclass .*:\n    """(.*?)("""|\n)', file.read_text())
         sizes = ("", "", "", "")
-    return name, what[1] if what else "", *sizes, shipped_policy(name)
+        with suppress(ImportError):  # without the train extra
+            cls = tasks.load(name)
+            c = cls(cls.Config()).contract()
+            sizes = (c.robot, str(c.obs_size), str(c.action_size), f"{c.rate:g} Hz")
+        rows.append((name, what[1] if what else "", *sizes, shipped_policy(name)))
+    show(table(("task", "what", "robot", "obs", "action", "rate", "shipped policy"), rows))
+    return 0
 
 
 def shipped_policy(task: str) -> str:
@@ -70,10 +65,9 @@ def shipped_policy(task: str) -> str:
     folder = POLICIES / task
     if not (folder / "weights.safetensors").is_file():
         return "no"
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         return f"yes, {json.loads((folder / 'eval.json').read_text())['success']['rate']:.1%} success"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "yes"
+    return "yes"
 
 
 def _show_task(cls: type[tasks.Task]) -> None:
@@ -83,47 +77,43 @@ def _show_task(cls: type[tasks.Task]) -> None:
     show(f"{cls.name}\n\n{inspect.getdoc(cls)}\n\n{summary}\n", soft_wrap=True)
     _show_joints(c.joints)
     _section("Signals", ("signal", "size", "units", "frame"), map(astuple, c.signals))
-    spans = _spans(c.source_size(o.signal) * o.history for o in c.observe_terms)
     observed = []
-    for span, o in zip(spans, c.observe_terms):
-        clip = " .. ".join(f"{x:g}" for x in o.clip or ())
-        observed.append((span, o.signal, _numbers(o.scale), _numbers(o.offset), clip, o.history))
+    for o in c.observe_terms:
+        clip = " .. ".join(map(_text, o.clip or ()))
+        observed.append((c.source_size(o.signal) * o.history, o.signal, o.scale, o.offset, clip, o.history))
     _section(f"Observation ({c.obs_size})", ("index", "source", "scale", "offset", "clip", "history"), observed)
-    acts = [
-        (span, ", ".join(a.joints), a.kind, _numbers(a.scale) or "default", f"{a.lowpass:g}", MEANING[a.kind])
-        for span, a in zip(_spans(len(a.joints) for a in c.act_terms), c.act_terms)
-    ]
+    acts = [(len(a.joints), a.joints, a.kind, a.scale or "default", a.lowpass, MEANING[a.kind]) for a in c.act_terms]
     _section(f"Action ({c.action_size})", ("index", "joints", "kind", "scale", "lowpass", "target"), acts)
     if c.couplings:
         coupled = [(k.joint, " + ".join([*(f"{r:g} * {j}" for j, r in k.of), f"{k.offset:g}"])) for k in c.couplings]
         _section("Coupled joints", ("joint", "target"), coupled)
     if weights := getattr(task.cfg, "weights", None):
         docs = field_docs(type(weights))
-        rows = [(name, f"{value:g}", docs.get(name, "")) for name, value in vars(weights).items()]
+        rows = [(name, float(value), docs.get(name, "")) for name, value in vars(weights).items()]
         _section("Reward terms", ("term", "weight", "meaning"), rows)
 
 
-def _section(title: str, columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    show(title, table(columns, [tuple(map(str, row)) for row in rows]), "")
-
-
 def _show_joints(joints: Sequence[Joint]) -> None:
-    rows = [
-        (i, j.name, *map("{:g}".format, (j.lower, j.upper, j.home)), j.units, f"{j.velocity:g} {j.units}/s")
-        for i, j in enumerate(joints)
-    ]
+    rows = [(1, j.name, j.lower, j.upper, j.home, j.units, f"{j.velocity:g} {j.units}/s") for j in joints]
     _section("Joints", ("index", "joint", "lower", "upper", "home", "units", "top speed"), rows)
 
 
-def _spans(sizes: Iterable[int]) -> list[str]:
-    """Parts of these sizes, counted through: `0-6`, `7`, `8-9`."""
-    ends = pairwise(accumulate(sizes, initial=0))
-    return [f"{start}-{end - 1}" if end - start > 1 else str(start) for start, end in ends]
+def _section(title: str, columns: Sequence[str], rows: Iterable[tuple]) -> None:
+    """Print a table. Rows of an `index` begin with a size and are counted through: `0-6`, `7`, `8-9`."""
+    cells = [list(map(_text, row)) for row in rows]
+    if columns[0] == "index":
+        ends = pairwise(accumulate((int(row[0]) for row in cells), initial=0))
+        for row, (start, end) in zip(cells, ends):
+            row[0] = f"{start}-{end - 1}" if end - start > 1 else str(start)
+    show(title, table(columns, cells), "")
 
 
-def _numbers(values: Sequence[float]) -> str:
-    """Figures in a row; one if they are all the same."""
-    return " ".join(f"{v:g}" for v in (values[:1] if len(set(values)) == 1 else values))
+def _text(cell: object) -> str:
+    """What a table shows; of several figures that are all the same, one."""
+    if isinstance(cell, tuple):
+        between = ", " if any(isinstance(x, str) for x in cell) else " "
+        return between.join(map(_text, cell[:1] if len(set(cell)) == 1 else cell))
+    return f"{cell:g}" if isinstance(cell, float) else str(cell)
 
 
 @dataclass(frozen=True)
@@ -159,8 +149,8 @@ def robots_main(argv: list[str]) -> int:
         found = check(robot)
         show(f"{robot.name}: {robot.title}\n")
         _show_joints(robot.joints)
-        show("Check", findings.table(found), "")
-        return int(findings.failed(found))
+        show("Check")
+        return report(found)
     return 0
 
 

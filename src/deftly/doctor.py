@@ -1,7 +1,5 @@
 """`deftly doctor [TASK]`: is this machine fit, is everything installed, and is a task sound?"""
 
-from __future__ import annotations
-
 import math
 import os
 import platform
@@ -22,7 +20,7 @@ from packaging.requirements import Requirement
 
 from deftly import tasks
 from deftly.config import EnvConfig, PPOConfig, RunsConfig, parse, split_task
-from deftly.findings import Finding, failed, judge, show, table
+from deftly.findings import Finding, judge, report
 
 INSTALL = 'pip install "deftly[train]"'
 BROKEN = {"mujoco": {"4.0.0": "has a known fault in its sparse Cholesky factorization, mended in 4.0.1"}}
@@ -55,9 +53,7 @@ def main(argv: list[str]) -> int:
     name, rest = split_task(argv)
     args = parse(DoctorArgs, rest, prog="deftly doctor")
     of_task = examine(tasks.load(name)) if name else ()  # a wrong name is refused before anything is measured
-    found = [*machine(args.runs.root), *of_task]
-    show(table(found))
-    return int(failed(found))
+    return report([*machine(args.runs.root), *of_task])
 
 
 def machine(root: Path) -> Iterator[Finding]:
@@ -130,9 +126,10 @@ def package(wanted: Requirement, version: str | None = None) -> Finding:
     try:
         version = version or metadata.version(name)
     except metadata.PackageNotFoundError:
-        if wanted.marker:
-            return Finding(name, "warn", f"missing; simulation and training need it: {INSTALL}")
-        return Finding(name, "fail", f"missing: pip install {name}")
+        text = (
+            f"missing; simulation and training need it: {INSTALL}" if wanted.marker else f"missing: pip install {name}"
+        )
+        return Finding(name, "warn" if wanted.marker else "fail", text)
     if need.contains(version, prereleases=True):
         return Finding(name, "ok", f"{version} (supported: {need})")
     fault = BROKEN.get(name, {}).get(version)
@@ -154,11 +151,11 @@ def rendering() -> Finding:
 def physics(seconds: float = 1.0) -> Finding:
     """How fast `mujoco.batch` steps a small scene here."""
     try:
-        import mujoco
-        from mujoco.batch import Batch
+        import mujoco.batch
     except ImportError as error:
         return Finding("physics", "fail", f"{error}: MuJoCo 3.17 has mujoco.batch: {INSTALL}")
-    batch, steps, start = Batch(mujoco.MjModel.from_xml_string(SCENE), 64, cores()), 0, time.perf_counter()
+    batch = mujoco.batch.Batch(mujoco.MjModel.from_xml_string(SCENE), 64, cores())
+    steps, start = 0, time.perf_counter()
     while (passed := time.perf_counter() - start) < seconds:
         batch.step(nstep=10)
         steps += 640

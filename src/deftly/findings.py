@@ -1,13 +1,8 @@
 """What a check found: one line each, ok, warn or fail, with what was measured and what to do."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from typing import Any, Literal, NamedTuple
 
 Level = Literal["ok", "warn", "fail"]
 COLOURS: dict[Level, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -33,15 +28,17 @@ def failed(findings: Iterable[Finding]) -> bool:
     return any(finding.level == "fail" for finding in findings)
 
 
-def table(findings: Iterable[Finding]) -> Table:
-    """The findings as lines to print."""
+def report(findings: Iterable[Finding]) -> int:
+    """Print the findings, one a line; the exit status, 1 if any is a failure."""
     from rich.table import Column, Table
     from rich.text import Text
 
+    found = list(findings)
     lines = Table("", Column("", no_wrap=True), Column("", overflow="fold"), box=None, show_header=False)
-    for finding in findings:
+    for finding in found:
         lines.add_row(Text(finding.level, COLOURS[finding.level]), finding.name, Text(finding.text))
-    return lines
+    show(lines)
+    return int(failed(found))
 
 
 def show(*parts: Any, soft_wrap: bool = False) -> None:

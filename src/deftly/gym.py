@@ -2,11 +2,10 @@
 
     envs = gymnasium.make_vec("deftly/jaka-pick-cube-v0", num_envs=64)  # one batch, fast
     env = gymnasium.make("deftly/jaka-pick-cube-v0")                    # one environment
+    env = make("my_task.py", env={"noise": False}, task={"rate": 30.0})  # of a task file of your own
 
-`make` builds those of a task file of your own. Observations are the policy's, bounded where the contract knows it.
+Observations are the policy's, bounded where the contract knows it.
 """
-
-from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from deftly.tasks import load, shipped
 
 Array = np.ndarray
 Infos = dict[str, Any]
+Seeds = int | Sequence[int | None] | None
 
 
 class TaskVectorEnv(VectorEnv[Array, Array, Array]):
@@ -41,30 +41,24 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30, "autoreset_mode": AutoresetMode.SAME_STEP}
 
-    def __init__(self, name: str, num_envs: int = 1, **config: Any):
-        self.num_envs = num_envs
-        self._build(name, **config)
-        self.single_observation_space = observation_space(self.batch.contract)
-        self.single_action_space = action_space(self.batch.contract)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-
-    def _build(
-        self, name: str, render_mode: str | None = None, sim: Mapping = {}, env: Mapping = {}, task: Mapping = {}
-    ) -> None:
+    def __init__(self, name: str, num_envs: int = 1, render_mode: str | None = None, **config: Mapping[str, Any]):
         if render_mode not in (None, "rgb_array"):
             raise DeftlyError(f"render_mode is '{render_mode}', expected None or 'rgb_array'")
         cls = load(name)
-        env_cfg = replace(_fill(EnvConfig(), env, "env"), num_envs=self.num_envs)
-        sim_cfg = _fill(SimConfig(), sim, "sim")
-        self.batch = Env(cls(_fill(cls.Config(), task, "task")), env_cfg, sim_cfg, secrets.randbits(31))
-        self.metadata = {**self.metadata, "render_fps": max(1, round(self.batch.contract.rate))}
-        self.render_mode = render_mode
+        sections = {"sim": SimConfig(), "env": EnvConfig(), "task": cls.Config()}
+        if unknown := config.keys() - sections:
+            raise TypeError(f"there are no settings {sorted(unknown)}, only those of {list(sections)}")
+        sim, env, task = (_fill(section, config.get(key, {}), key) for key, section in sections.items())
+        self.batch = Env(cls(task), replace(env, num_envs=num_envs), sim, secrets.randbits(31))
+        contract = self.batch.contract
+        self.metadata = {**self.metadata, "render_fps": max(1, round(contract.rate))}
+        self.num_envs, self.render_mode = num_envs, render_mode
         self._renderer = Renderer(self.batch.model) if render_mode else None
+        self.single_observation_space, self.single_action_space = observation_space(contract), action_space(contract)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
 
-    def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Array, Infos]:
+    def reset(self, *, seed: Seeds = None, options: dict[str, Any] | None = None) -> tuple[Array, Infos]:
         """Start an episode everywhere. The environments share one stream of draws: several seeds make one."""
         if options and "reset_mask" in options:
             raise DeftlyError("reset_mask is not supported: environments reset themselves in the step that ends")
@@ -75,26 +69,31 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
         if seed is not None:
             self.batch.seed(seed)
         infos = {"is_success": np.zeros(self.num_envs, bool), "_is_success": np.ones(self.num_envs, bool)}
-        return _numpy(self.batch.reset()["policy"]), infos
+        return self.batch.reset()["policy"].numpy().copy(), infos
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Infos]:
         """One control step of all environments."""
         step = self.batch.step(torch.from_numpy(np.array(actions, np.float32)))
-        terminated, truncated = _numpy(step.terminated), _numpy(step.truncated)
-        done, success = terminated | truncated, _numpy(step.success)
+        tensors = (
+            step.reward,
+            step.terminated,
+            step.truncated,
+            step.success,
+            step.obs["policy"],
+            step.final_obs["policy"],
+        )
+        reward, terminated, truncated, success, obs, last = (t.numpy().copy() for t in tensors)  # they change later
+        done = terminated | truncated
         infos: Infos = {"is_success": success & ~done, "_is_success": np.ones(self.num_envs, bool)}
         if done.any():
-            final_obs = np.full(self.num_envs, None, dtype=object)
-            for i in np.flatnonzero(done):
-                final_obs[i] = _numpy(step.final_obs["policy"][i])
+            final_obs = np.fromiter((o if ended else None for o, ended in zip(last, done)), object, self.num_envs)
             infos |= {"final_obs": final_obs, "_final_obs": done, "_final_info": done.copy()}
             infos["final_info"] = {"is_success": success & done, "_is_success": done}
-        return _numpy(step.obs["policy"]), _numpy(step.reward), terminated, truncated, infos
+        return obs, reward, terminated, truncated, infos
 
     def render(self) -> tuple[Array, ...] | None:
         """A picture of each environment, `(height, width, 3)` uint8, in render mode "rgb_array"."""
-        renderer = self._renderer
-        return renderer and tuple(renderer.environment(self.batch, i) for i in range(self.num_envs))
+        return self._renderer and tuple(self._renderer.environment(self.batch, i) for i in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
         """Release the renderer."""
@@ -142,18 +141,12 @@ class TaskEnv(gymnasium.Env[Array, Array]):
 
 
 def make(name: str, num_envs: int | None = None, **config: Any) -> TaskEnv | TaskVectorEnv:
-    """The environment of a shipped task's name or of a task file; a batch if `num_envs` is given.
-
-    `config` is that of `TaskEnv`: `make("my_task.py", 64, env={"noise": False}, task={"rate": 30.0})`.
-    """
+    """The environment of a shipped task's name or of a task file, by `config`; a batch if `num_envs` is given."""
     return TaskEnv(name, **config) if num_envs is None else TaskVectorEnv(name, num_envs, **config)
 
 
 def observation_space(contract: Contract) -> Box:
-    """Bounds of the observation: finite for commands, actions and clipped terms.
-
-    A measured signal has none: even a joint is pressed past its limits now and then.
-    """
+    """Bounds of commands, actions and clipped terms; measured signals have none: joints may pass their limits."""
     limits = [j.lower for j in contract.joints], [j.upper for j in contract.joints]
     bounds, parts = {COMMAND: limits, ACTION: ([-1.0], [1.0])}, []
     for term in contract.observe_terms:
@@ -179,11 +172,6 @@ def _fill(config: Any, values: Mapping[str, Any], where: str) -> Any:
         if is_dataclass(known[name]) and isinstance(value, Mapping):
             new[name] = _fill(known[name], value, f"{where}.{name}")
     return replace(config, **new)
-
-
-def _numpy(tensor: torch.Tensor) -> Array:
-    """A copy: what is handed out must not change with the next step."""
-    return tensor.numpy().copy()
 
 
 for _name in shipped():

@@ -1,7 +1,5 @@
 """Robots, one file each: a module here, or a file of the user's, that defines `ROBOT`."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import runpy
@@ -27,7 +25,7 @@ class Robot:
 
     name: str
     title: str
-    spec: Callable[[], mujoco.MjSpec]
+    spec: "Callable[[], mujoco.MjSpec]"
     joints: tuple[Joint, ...]
 
 

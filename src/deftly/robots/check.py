@@ -1,7 +1,5 @@
 """A check that any robot file can be held against: does the model do what the contract says of its joints?"""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import mujoco
@@ -30,9 +28,10 @@ def check(robot: Robot) -> list[Finding]:
     known = {model.joint(i).name for i in range(model.njnt)}
     missing = [f"no joint '{j.name}', which the contract commands" for j in robot.joints if j.name not in known]
     slow = [f"{j.name}: top speed {j.velocity} {j.units}/s" for j in robot.joints if not 0 < j.velocity < np.inf]
-    size = f"compiles: {model.nbody - 1} bodies, {model.nv} degrees of freedom, {model.nu} actuators"
     found = [
-        judge("model", missing, size),
+        judge(
+            "model", missing, f"compiles: {model.nbody - 1} bodies, {model.nv} degrees of freedom, {model.nu} actuators"
+        ),
         judge("actuators", _actuator_problems(robot, model), "each joint takes a position target"),
         judge("velocity", slow, "top speeds are positive"),
         _masses(model),
@@ -45,10 +44,8 @@ def check(robot: Robot) -> list[Finding]:
     order = ", ".join(robot.joints[i].name for i in np.argsort(places))
     first, last = min(places), min(places) + len(places) - 1
     wrong = [] if places == [*range(first, last + 1)] else [f"the model's is {order}: reorder `joints` or bodies"]
-    found += [
-        judge("joint order", wrong, f"qpos {first} to {last} in the order of the contract"),
-        judge("limits", _limit_problems(robot, model), "model and contract agree"),
-    ]
+    found.append(judge("joint order", wrong, f"qpos {first} to {last} in the order of the contract"))
+    found.append(judge("limits", _limit_problems(robot, model), "model and contract agree"))
     if not failed(f for f in found if f.name in ("actuators", "limits")):
         found += [_self_collision(robot), _gravity_hold(robot)]
     return found

@@ -7,8 +7,6 @@ density left at steel). Inertias are those of solid cylinders of the link's size
 servo gains follow a public Zu5 simulation; the maker publishes neither. Gravity is compensated, as in reality.
 """
 
-from __future__ import annotations
-
 import math
 
 import mujoco
@@ -58,16 +56,11 @@ TUBES = [
     ("link_5", "neck_look", (0, -0.075, 0), (0, -0.03, 0), 0.036, WHITE),
     ("link_6", "flange_look", (0, 0, 0), (0, 0.032, 0), 0.036, GREY),
 ]
-SPEED = 3.14  # rad/s, all joints (URDF)
-ARMATURE = 0.1  # kg m2 at the joint (public Zu5 simulation)
-
-FINGER_TRAVEL = 0.04  # m, each finger
-FINGER_CLOSED = 0.020  # m from the middle to the centre of a closed finger
+SPEED, ARMATURE = 3.14, 0.1  # of all joints: rad/s (URDF), kg m2 (public Zu5 simulation)
+FINGER_TRAVEL, FINGER_CLOSED = 0.04, 0.020  # m, of each finger; from the middle to the centre of a closed one
 FINGER_HALF = (0.012, 0.008, 0.040)  # m
-GRIPPER_SPEED = 0.15  # m/s, 2F-85 class
-GRIPPER_KP, GRIPPER_FORCE = 2000.0, 60.0  # N/m, N
+GRIPPER_SPEED, GRIPPER_KP, GRIPPER_FORCE = 0.15, 2000.0, 60.0  # m/s (2F-85 class), N/m, N
 PINCH = 0.140  # m from the flange to the point between the fingertips
-
 # The pinch point is over (0.50, 0.00) m, 0.25 m above the base plane; the tool points down, the fingers move along y.
 HOME = (-0.23, 1.5506, -1.6951, 1.7153, 1.5708, 1.3408)
 HALF_PI = math.pi / 2
@@ -88,8 +81,7 @@ def joints() -> tuple[Joint, ...]:
 def spec() -> mujoco.MjSpec:
     """The arm on its base plate at the origin, z up, with actuators and a `pinch` site between the fingertips."""
     s = mujoco.MjSpec()
-    s.modelname = "jaka_zu5"
-    s.compiler.degree = False
+    s.modelname, s.compiler.degree = "jaka_zu5", False
     body = s.worldbody.add_body(name="base", mass=1.029, inertia=cylinder_inertia(1.029, 0.08, 0.08, "z"), gravcomp=1)
     body.ipos = [0, 0, 0.03]
     for name, offset, axis, limits, mass, com, length, radius, along, torque, kp in LINKS:
