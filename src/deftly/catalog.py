@@ -155,7 +155,6 @@ def robots_main(argv: list[str]) -> int:
 
 
 def _write_picture(name: str, path: Path) -> None:
-    """The robot at home on a floor."""
     from deftly.sim import render
 
     if path.suffix.lower() != ".png":
@@ -164,12 +163,8 @@ def _write_picture(name: str, path: Path) -> None:
         raise DeftlyError(f"--png: there is no folder {path.parent}; make it, or choose another place")
     render.choose_gl()  # before MuJoCo is imported
     from deftly.robots.check import at_home
-    from deftly.sim import scene
 
-    robot = robots.load(name)
-    spec = robot.spec()
-    scene.add_floor(spec, 0.0)
-    model, data, _ = at_home(robot, spec)
+    model, data, _ = at_home(robots.load(name), floor=True)
     low, high = data.geom_xpos.min(0), data.geom_xpos.max(0)
     model.stat.center, model.stat.extent = (low + high) / 2, 1.1 * math.dist(low, high)
     model.vis.global_.azimuth, model.vis.global_.elevation = 130, -20

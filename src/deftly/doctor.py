@@ -66,11 +66,11 @@ def machine(root: Path) -> Iterator[Finding]:
     if util.find_spec("torch"):
         import torch
 
-        threads, gpu = torch.get_num_threads(), torch.cuda.is_available()
+        threads, cuda = torch.get_num_threads(), torch.cuda.is_available()
+        gpu = torch.cuda.get_device_name() if cuda else "none that torch sees; Deftly trains on the CPU"
         many = f"{threads} threads on {cores()} cores: set OMP_NUM_THREADS={cores()}"
         yield judge("torch threads", [many] if threads > cores() else [], f"{threads}", "warn")
-        which = torch.cuda.get_device_name() if gpu else "none that torch sees; Deftly trains on the CPU"
-        yield Finding("GPU", "ok", which)
+        yield Finding("GPU", "ok", gpu)
     if util.find_spec("mujoco"):
         yield rendering()
         yield physics()
@@ -108,8 +108,7 @@ def disk(root: Path) -> Finding:
         with tempfile.NamedTemporaryFile(dir=place):
             free = shutil.disk_usage(place).free / 1e9
     except OSError as error:
-        text = f"cannot write to '{place}' ({error.strerror}): choose another place with --runs.root DIR"
-        return Finding("disk", "fail", text)
+        return Finding("disk", "fail", f"cannot write to '{place}' ({error.strerror}): choose another --runs.root DIR")
     few = f"{free:.1f} GB free in '{place}', {DISK_GB:g} GB wanted: delete old runs in runs_all/"
     return judge("disk", [few] if free < DISK_GB else [], f"{free:.1f} GB free in '{place}', writable", "warn")
 

@@ -1,10 +1,9 @@
-"""Tasks as Gymnasium environments; numpy outside, torch inside. Importing this module registers every shipped task:
+"""Tasks as Gymnasium environments; numpy outside, torch inside.
 
-    envs = gymnasium.make_vec("deftly/jaka-pick-cube-v0", num_envs=64)  # one batch, fast
-    env = gymnasium.make("deftly/jaka-pick-cube-v0")                    # one environment
-    env = make("my_task.py", env={"noise": False}, task={"rate": 30.0})  # of a task file of your own
-
-Observations are the policy's, bounded where the contract knows it.
+Importing this module registers every shipped task; `make` builds those of a task file of your own as well:
+    envs = gymnasium.make_vec("deftly/jaka-pick-cube-v0", num_envs=64)   # one batch, fast
+    env = gymnasium.make("deftly/jaka-pick-cube-v0")                     # one environment
+    env = make("my_task.py", env={"noise": False}, task={"rate": 30.0})
 """
 
 import secrets
@@ -146,7 +145,7 @@ def make(name: str, num_envs: int | None = None, **config: Any) -> TaskEnv | Tas
 
 
 def observation_space(contract: Contract) -> Box:
-    """Bounds of commands, actions and clipped terms; measured signals have none: joints may pass their limits."""
+    """The policy's observation, bounded by commands, actions and clips; a joint may be pressed past its limits."""
     limits = [j.lower for j in contract.joints], [j.upper for j in contract.joints]
     bounds, parts = {COMMAND: limits, ACTION: ([-1.0], [1.0])}, []
     for term in contract.observe_terms:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Robot:
-    """A robot: how to build its model, and its commanded joints in the order of the contract.
+    """How to build a robot's model, and its commanded joints in the order of the contract.
 
     The model has an actuator of each joint's name that takes a position target (rad or m).
     """

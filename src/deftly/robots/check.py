@@ -9,14 +9,12 @@ from deftly.findings import Finding, failed, judge
 from deftly.robots import Robot
 from deftly.sim import scene
 
-LIMIT_TOLERANCE = 1e-6
+LIMIT_TOLERANCE, ROUNDING = 1e-6, 1e-4  # the latter of MJCF, written with six digits
 LIGHTEST, HEAVIEST = 0.001, 100.0  # kg, of one body
-HOLD_SECONDS = 5.0
+HOLD_SECONDS, RANDOM_POSES = 5.0, 200
 DRIFT = {"rad": 0.02, "m": 0.001}  # farthest a joint may be from home while it holds it, by its units
 SATURATED = 0.99  # of an actuator's force limit
-RANDOM_POSES = 200
 KEPT = ("body_pos", "body_quat", "body_ipos", "body_mass", "body_inertia", "jnt_pos", "jnt_axis", "jnt_range")
-ROUNDING = 1e-4  # MJCF is written with six digits
 
 
 def check(robot: Robot) -> list[Finding]:
@@ -51,8 +49,13 @@ def check(robot: Robot) -> list[Finding]:
     return found
 
 
-def at_home(robot: Robot, spec: mujoco.MjSpec) -> tuple[mujoco.MjModel, mujoco.MjData, list[int]]:
-    """The model of a robot's `spec` alone in the world, at home, and where its joints are in qpos."""
+def at_home(robot: Robot, held: bool = False, floor: bool = False) -> tuple[mujoco.MjModel, mujoco.MjData, list[int]]:
+    """The robot alone, or on a floor, at home, and where its joints are in qpos; `held` fixes a floating base."""
+    spec = robot.spec()
+    for joint in [j for j in spec.joints if held and j.type == mujoco.mjtJoint.mjJNT_FREE]:
+        spec.delete(joint)
+    if floor:
+        scene.add_floor(spec, 0.0)
     scene.prepare(spec)
     scene.add_home(spec, {j.name: j.home for j in robot.joints})
     model = spec.compile()
@@ -145,7 +148,7 @@ def _penetrations(model: mujoco.MjModel, data: mujoco.MjData) -> Iterator[str]:
 
 
 def _self_collision(robot: Robot) -> Finding:
-    model, data, places = at_home(robot, robot.spec())
+    model, data, places = at_home(robot)
     problems = list(_penetrations(model, data))
     rng, count = np.random.default_rng(0), 0
     for _ in range(RANDOM_POSES):
@@ -157,10 +160,7 @@ def _self_collision(robot: Robot) -> Finding:
 
 
 def _gravity_hold(robot: Robot) -> Finding:
-    spec = robot.spec()
-    for joint in [j for j in spec.joints if j.type == mujoco.mjtJoint.mjJNT_FREE]:
-        spec.delete(joint)  # a floating base is held
-    model, data, places = at_home(robot, spec)
+    model, data, places = at_home(robot, held=True)
     drift, load = np.zeros(len(places)), np.zeros(model.nu)
     limit = np.where(model.actuator_forcelimited, np.abs(model.actuator_forcerange).max(1), np.inf)
     while data.time < HOLD_SECONDS:

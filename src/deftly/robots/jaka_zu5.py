@@ -17,7 +17,6 @@ from deftly.sim.scene import cylinder_inertia
 
 MASS_SCALE = 1 / 3.925
 WHITE, GREY, DARK, RED = (0.93, 0.94, 0.95, 1), (0.62, 0.65, 0.68, 1), (0.16, 0.17, 0.19, 1), (0.83, 0.16, 0.14, 1)
-
 # name, offset from the parent (m), axis, range (rad), URDF mass (kg), centre of mass (m), length and radius of the
 # inertia cylinder (m), its axis, torque limit (N m), kp (N m/rad). kv = LAG * kp: one lag for all joints, so that
 # joints coupled to each other stay in step while they move.
@@ -31,7 +30,6 @@ LINKS = [
     ("joint_5", (0, 0, -0.1135), (0, 0, -1), TURN, 6.3339, (0, 0.0029, 0.0023), 0.11, 0.04, "z", 28, 300),
     ("joint_6", (0, -0.107, 0), (0, -1, 0), TURN, 1.4169, (0, 0.0212, 0), 0.04, 0.035, "y", 28, 200),
 ]
-
 # Tubes of each body in its own frame: body, name, from, to, radius, colour. Names that end in _look do not collide.
 TUBES = [
     ("base", "foot", (0, 0, 0), (0, 0, 0.03), 0.085, DARK),
