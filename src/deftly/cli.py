@@ -3,8 +3,6 @@
 Nothing heavy is imported here, so that `deftly --help` answers at once.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

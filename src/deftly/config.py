@@ -5,8 +5,6 @@ The dataclasses here and in the stages are the only source. Every other way of w
 of a field whose default a subclass changes, only the text below.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import inspect

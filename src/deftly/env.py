@@ -4,8 +4,6 @@ An environment whose episode ends is reset in the same step: `obs` is then the f
 last of the old one. Truncation (time is up) is told apart from termination (the task failed or succeeded).
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 from pathlib import Path

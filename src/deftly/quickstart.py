@@ -1,7 +1,5 @@
 """`deftly quickstart`: check the machine, train from nothing, evaluate, record a video, and say what to try next."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field
 

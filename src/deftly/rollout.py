@@ -1,7 +1,5 @@
 """Run a policy for some episodes and keep the figures of each: what evaluation, play and training share."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """What sensors do to signals on their way to the policy: noise, bias, delay and dropout."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

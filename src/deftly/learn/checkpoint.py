@@ -8,8 +8,6 @@
 No pickle: safetensors, JSON and YAML. A folder is written under a temporary name, flushed and renamed.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

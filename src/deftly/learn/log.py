@@ -1,7 +1,5 @@
 """Where a training's figures go: a live table, `metrics.csv`, TensorBoard, and wandb if asked."""
 
-from __future__ import annotations
-
 import csv
 import os
 from collections.abc import Callable

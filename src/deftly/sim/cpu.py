@@ -1,7 +1,5 @@
 """The simulation on CPU cores: a thin wrapper over `mujoco.batch`, whose arrays become torch tensors without a copy."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from pathlib import Path

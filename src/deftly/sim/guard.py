@@ -1,7 +1,5 @@
 """Physics that breaks: environments that met a NaN or a solver error are written to disk, to be stepped again."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Randomization of the model: what differs between episodes, described as data and drawn at reset."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

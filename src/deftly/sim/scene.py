@@ -1,7 +1,5 @@
 """Scenes: options, light, table and objects around a robot, composed with `MjSpec`."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

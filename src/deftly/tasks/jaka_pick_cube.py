@@ -1,7 +1,5 @@
 """Pick a cube up with a JAKA Zu5 arm."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import mujoco
