@@ -230,6 +230,8 @@ def main(argv: list[str]) -> int:
     from deftly import rollout
 
     task, args, found = rollout.prepare(PlayArgs, "play", argv)
+    if not args.video:
+        pick_viewer(args.viewer)
     if found:
         agent = Trained(task, lambda: rollout.find_policy(args.checkpoint, task.name, args.runs), args.reload)
     else:
