@@ -32,8 +32,7 @@ MEANING = {
 class TasksArgs:
     """List the tasks, or show one: `deftly tasks [NAME]`."""
 
-    names: bool = False
-    """Print the bare names, one a line."""
+    names: bool = False  # Print the bare names, one a line.
 
 
 def tasks_main(argv: list[str]) -> int:
@@ -120,10 +119,8 @@ def _text(cell: object) -> str:
 class RobotsArgs:
     """List the robots, or check one and show its joints: `deftly robots [NAME]`."""
 
-    xml: bool = False
-    """Print the robot's MJCF and nothing else."""
-    png: Path | None = None
-    """Write a picture of the robot at home to this file."""
+    xml: bool = False  # Print the robot's MJCF and nothing else.
+    png: Path | None = None  # Write a picture of the robot at home to this file.
 
 
 def robots_main(argv: list[str]) -> int:

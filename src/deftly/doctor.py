@@ -44,8 +44,7 @@ with mujoco.Renderer(model, 64, 64) as renderer:
 class DoctorArgs:
     """Check this machine and its installation, or a task as well: `deftly doctor [TASK]`."""
 
-    runs: RunsConfig = field(default_factory=RunsConfig)
-    """Where runs would be kept."""
+    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs would be kept.
 
 
 def main(argv: list[str]) -> int:

@@ -42,30 +42,19 @@ class EvalArgs:
 
     checkpoint: str | None = None
     """Policy to measure: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped."""
-    episodes: int = 200
-    """Episodes to run, one in each environment, so env.num-envs is not used."""
-    seed: int = 0
-    """Decides which episodes; the same seed gives the same report, bit for bit."""
-    stochastic: bool = False
-    """Draw actions from the policy's distribution instead of taking its mean."""
-    gate: tuple[str, ...] = ()
-    """Conditions such as 'success>=0.9' 'steps<80'; the exit status is 1 unless all hold."""
-    compare: Path | None = None
-    """Earlier report (eval.json) to compare with."""
-    out: Path | None = None
-    """Folder for the report; unset: a new test run in runs/."""
+    episodes: int = 200  # Episodes to run, one in each environment, so env.num-envs is not used.
+    seed: int = 0  # Decides which episodes; the same seed gives the same report, bit for bit.
+    stochastic: bool = False  # Draw actions from the policy's distribution instead of taking its mean.
+    gate: tuple[str, ...] = ()  # Conditions such as 'success>=0.9' 'steps<80'; the exit status is 1 unless all hold.
+    compare: Path | None = None  # Earlier report (eval.json) to compare with.
+    out: Path | None = None  # Folder for the report; unset: a new test run in runs/.
     video: bool | None = None
     """Show the first episodes in video.mp4 and in the page; unset: if this machine can render."""
-    video_episodes: int = 4
-    """How many episodes the video shows."""
-    camera: str | None = None
-    """Camera of the video; unset: the scene's first."""
-    sim: SimConfig = field(default_factory=SimConfig)
-    """The physics engine; as in the training unless set."""
-    env: EnvConfig = field(default_factory=EnvConfig)
-    """What disturbs the episodes."""
-    runs: RunsConfig = field(default_factory=RunsConfig)
-    """Where runs are kept."""
+    video_episodes: int = 4  # How many episodes the video shows.
+    camera: str | None = None  # Camera of the video; unset: the scene's first.
+    sim: SimConfig = field(default_factory=SimConfig)  # The physics engine; as in the training unless set.
+    env: EnvConfig = field(default_factory=EnvConfig)  # What disturbs the episodes.
+    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
 
     def __post_init__(self) -> None:
         for name in ("episodes", "video_episodes"):

@@ -48,26 +48,17 @@ class PlayArgs:
     """Policy to play: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped."""
     viewer: Literal["auto", "native", "web", "none"] = "auto"
     """A window (native), a page for the browser (web), or the first that works (auto)."""
-    video: Path | None = None
-    """Write an mp4 of some episodes to this file instead, and exit."""
-    episodes: int = 0
-    """Episodes to play; 0 goes on until Ctrl-C, and takes 3 for a video."""
-    reload: float = 0.0
-    """Look for a newer checkpoint each so many seconds, to follow a training; 0 never does."""
-    seed: int = 0
-    """Decides which episodes are played."""
-    speed: float = 1.0
-    """Simulated seconds in a second."""
-    camera: str | None = None
-    """Camera of the video and of the first view; unset: the scene's first."""
+    video: Path | None = None  # Write an mp4 of some episodes to this file instead, and exit.
+    episodes: int = 0  # Episodes to play; 0 goes on until Ctrl-C, and takes 3 for a video.
+    reload: float = 0.0  # Look for a newer checkpoint each so many seconds, to follow a training; 0 never does.
+    seed: int = 0  # Decides which episodes are played.
+    speed: float = 1.0  # Simulated seconds in a second.
+    camera: str | None = None  # Camera of the video and of the first view; unset: the scene's first.
     port: int = 8080
     """Port of the web viewer on this machine; it has no password, so from another machine reach it through ssh -L."""
-    sim: SimConfig = field(default_factory=SimConfig)
-    """The physics engine; as in the training unless set."""
-    env: EnvConfig = field(default_factory=EnvConfig)
-    """What disturbs the episodes; env.num-envs is not used."""
-    runs: RunsConfig = field(default_factory=RunsConfig)
-    """Where runs are kept."""
+    sim: SimConfig = field(default_factory=SimConfig)  # The physics engine; as in the training unless set.
+    env: EnvConfig = field(default_factory=EnvConfig)  # What disturbs the episodes; env.num-envs is not used.
+    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
 
     def __post_init__(self) -> None:
         limits = {"episodes": (0, 1e9), "reload": (0, 1e9), "speed": (0.01, 100), "port": (1, 65535)}
