@@ -57,7 +57,9 @@ def main(argv: list[str]) -> int:
     if args.new_keys:
         new_keys(args.new_keys)
         print(f"wrote {args.new_keys}: serve with --keys {args.new_keys / 'server'}; {args.new_keys / 'robot'} goes")
-        print("to the robot: Client(..., keys=Path('robot')). Whoever has its client.key_secret can command the policy.")
+        print(
+            "to the robot: Client(..., keys=Path('robot')). Whoever has its client.key_secret can command the policy."
+        )
         return 0
     if args.status:
         print_status(Connection(args.status, args.keys).ask("status", 3.0))

@@ -77,7 +77,7 @@ def lock(socket: zmq.Socket, folder: Path) -> ThreadAuthenticator:
         raise DeftlyError(f"--keys: '{clients}' holds no robot's key (NAME.key), so none could be answered")
     authenticator = ThreadAuthenticator(socket.context, log=logging.getLogger("deftly.serve.keys"))
     authenticator.start()
-    authenticator.configure_curve(location=clients)
+    authenticator.configure_curve("deftly", clients)
     socket.set(zmq.ZAP_DOMAIN, b"deftly")
     socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # were the authenticator gone, nobody is answered
     socket.curve_publickey, socket.curve_secretkey, socket.curve_server = public, secret, True
