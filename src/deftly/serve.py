@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 from dataclasses import dataclass, field
@@ -67,6 +68,7 @@ def main(argv: list[str]) -> int:
     contract, network, what = find(task, args)
     brain = PolicyBrain(contract, network)
     server = Server(brain, args.bind, keys=args.keys, idle_s=args.idle_s, max_sessions=args.max_clients)
+    gc.freeze()  # what is loaded now stays: going through it again and again would hold answers up
     locked = " with keys" if args.keys else ""
     print(f"serving {contract.robot} at {server.endpoint}{locked}, contract {contract.hash[:12]}, {what}", flush=True)
     server.run_until_signal()
