@@ -1,4 +1,4 @@
-"""The size budget: no file over 500 lines, and a number of lines for each part of the package. Exit status 1 if over."""
+"""The size budget: 500 lines a file, and a number of lines for each part of the package. Exit status 1 if over."""
 
 import sys
 from pathlib import Path
@@ -6,9 +6,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FILE_LINES = 500
 FOLDERS = ("src", "tests", "bench", "tools")
-HAND_OVER = "deploy export check serve sim2sim simrobot simserver record replay run inspection".split()
-PARTS = {"foundation": 5000, "hand-over": 3500}
-"""Lines of `src/`: what learns (docs/decisions.md), and what hands over (`HAND_OVER`)."""
+HAND_OVER = {"deploy", "handover", "export", "check", "serve", "run", "inspection"}
+HAND_OVER |= {"sim2sim", "simrobot", "simserver", "record", "replay"}
+"""Modules and folders of `src/deftly` that hand a policy over; all else is the foundation (docs/decisions.md)."""
+PARTS = {"foundation": 5000, "hand-over": 4500}
+"""Lines of `src/`."""
 
 
 def lines(path: Path) -> int:

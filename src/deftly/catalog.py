@@ -62,7 +62,7 @@ def tasks_main(argv: list[str]) -> int:
 def shipped_policy(task: str) -> str:
     """`yes`, with its success rate if its evaluation is shipped; `no` if no policy of the task is shipped."""
     folder = POLICIES / task
-    if not (folder / "weights.safetensors").is_file():
+    if not (folder / "checkpoint/weights.safetensors").is_file():
         return "no"
     with suppress(OSError, ValueError, KeyError, TypeError):
         return f"yes, {json.loads((folder / 'eval.json').read_text())['success']['rate']:.1%} success"

@@ -18,7 +18,9 @@ COMMANDS = {
     "train": ("Learn", "deftly.train:main", "train a policy on a task"),
     "eval": ("Learn", "deftly.evaluate:main", "measure a policy's success rate on fixed seeds"),
     "play": ("Learn", "deftly.play:main", "watch a policy, or record a video of it"),
-    "serve": ("Robot", "deftly.serve:main", "answer robots over a socket with a policy"),
+    "export": ("Hand over", "deftly.export:main", "turn a policy into a bundle, which runs without torch"),
+    "check": ("Hand over", "deftly.check:main", "check a bundle"),
+    "serve": ("Hand over", "deftly.serve:main", "answer robots over a socket with a policy"),
     "runs": ("Look", "deftly.runs:main", "list, compare and pin runs"),
     "tasks": ("Look", "deftly.catalog:tasks_main", "list the tasks"),
     "robots": ("Look", "deftly.catalog:robots_main", "list the robots"),
@@ -37,7 +39,7 @@ _deftly() {
     local words=""
     case "$COMP_CWORD ${COMP_WORDS[1]}" in
         "1 "*) words="COMMANDS --help --version" ;;
-        "2 train"|"2 eval"|"2 play"|"2 config") words="$(deftly tasks --names 2>/dev/null)" ;;
+        "2 train"|"2 eval"|"2 play"|"2 export"|"2 serve"|"2 config") words="$(deftly tasks --names 2>/dev/null)" ;;
         "2 completion") words="bash zsh fish" ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))
@@ -53,7 +55,7 @@ SHELLS = {
 set -l first '__fish_is_nth_token 1'
 set -l second '__fish_is_nth_token 2; and __fish_seen_subcommand_from'
 complete -c deftly -n $first -f -a 'COMMANDS --help --version'
-complete -c deftly -n "$second train eval play config" -f -a '(deftly tasks --names 2>/dev/null)'
+complete -c deftly -n "$second train eval play export config" -f -a '(deftly tasks --names 2>/dev/null)'
 complete -c deftly -n "$second completion" -f -a 'bash zsh fish'
 """,
 }
