@@ -42,10 +42,8 @@ NO_VIEWER = {
 class PlayArgs:
     """Watch a policy in one environment, in real time, or record a video of it."""
 
-    agent: Literal["trained", "random", "zero"] = "trained"
-    """Who acts: a checkpoint's policy, uniform noise, or nobody."""
-    checkpoint: str | None = None
-    """Policy to play: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped."""
+    agent: Literal["trained", "random", "zero"] = "trained"  # Who acts: a checkpoint's policy, uniform noise or nobody.
+    checkpoint: str | None = None  # Policy: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped.
     viewer: Literal["auto", "native", "web", "none"] = "auto"
     """A window (native), a page for the browser (web), or the first that works (auto)."""
     video: Path | None = None  # Write an mp4 of some episodes to this file instead, and exit.
@@ -173,21 +171,17 @@ def play(env: Env, agent: Act, args: PlayArgs, view: View, data: mujoco.MjData) 
         if speed > 0:
             env.step(agent(env.obs["policy"]))
             if env.ended:
-                print(_outcome(env), flush=True)
+                ended = {name: float(value[0]) for name, value in env.ended.items()}
+                failures = [name[7:] for name, value in ended.items() if name.startswith("failed/") and value > 0]
+                how = "success" if ended["success"] > 0 else f"failed: {', '.join(failures) or 'time is up'}"
+                seconds = ended["steps"] / env.contract.rate
+                print(f"{how} after {seconds:.1f} s, return {ended['return']:.2f}", flush=True)
                 episodes += 1
             pose(env.model, env.sim.state[0].numpy(), data)
         view.show(data)
         poll()
         due = max(due + 1 / (env.contract.rate * (speed or 1.0)), time.perf_counter() - 0.2)
         time.sleep(max(0.0, due - time.perf_counter()))
-
-
-def _outcome(env: Env) -> str:
-    """How the episode of the one environment ended."""
-    ended = {name: float(value[0]) for name, value in env.ended.items()}
-    failures = [name[7:] for name, value in ended.items() if name.startswith("failed/") and value > 0]
-    how = "success" if ended["success"] > 0 else f"failed: {', '.join(failures) or 'time is up'}"
-    return f"{how} after {ended['steps'] / env.contract.rate:.1f} s, return {ended['return']:.2f}"
 
 
 def _live(task: Task, agent: Act, args: PlayArgs) -> None:

@@ -137,8 +137,9 @@ class Recorder:
         hold = round(self._env.contract.rate / 2)
         with self._renderer as renderer:
             for model, states in self._episodes:
+                data = pose(model, states[0])
                 for state in [*states, *states[-1:] * hold]:
-                    yield renderer.picture(model, pose(model, state))
+                    yield renderer.picture(model, pose(model, state, data))
 
 
 def pose(model: mujoco.MjModel, state: np.ndarray, data: mujoco.MjData | None = None) -> mujoco.MjData:
