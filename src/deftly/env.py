@@ -18,6 +18,7 @@ from deftly.sim.scene import compile_scene, substeps
 from deftly.tasks import Push, Task
 
 Obs = dict[str, Tensor]
+Figures = dict[str, Tensor]  # of the episodes that ended, by name
 _SAVED = ("steps", "action", "last_action", "command")
 
 
@@ -111,7 +112,11 @@ class Env:
         self.num_envs = cfg.num_envs
         self.episode_steps = cfg.episode_steps or task.cfg.episode_steps
         self.substeps = substeps(self.contract.rate, sim.preset)
-        spec, entries = task.scene(), self._entries()
+        low, high = (1e-3 * ms for ms in cfg.latency_ms)
+        latency = Randomize("latency", low, high, self.contract.joint_names, op="add", shared=True)
+        own = task.randomize() if cfg.randomize else ()
+        entries = (*own, latency) if high > 0 else own
+        spec = task.scene()
         prepare(spec, entries, 1 / (self.contract.rate * self.substeps))
         self.model = compile_scene(spec, self.contract.rate, sim.preset)
         self.sim = CpuSim(self.model, cfg.num_envs, sim.threads, dump_dir)
@@ -127,7 +132,7 @@ class Env:
         self._weights = {name: float(w) for name, w in vars(task.cfg.weights).items()}
         self._sums = {name: torch.zeros(self.num_envs) for name in (*self._weights, "return", "action_change")}
         self._totals: dict[str, float] = defaultdict(float)  # over the episodes that ended since the last `progress`
-        self.ended: dict[str, Tensor] = {}
+        self.ended: Figures = {}
         self.auto_reset = True  # start the next episode in the step that ends one; without it the caller resets
         self.reset()
 
@@ -185,7 +190,7 @@ class Env:
         extra = () if privileged is None else (privileged.float().nan_to_num(0.0),)
         return {"policy": policy, "critic": torch.cat((policy, *extra), -1)}
 
-    def _end(self, done: Tensor, success: Tensor, failures: Obs, truncated: Tensor) -> dict[str, Tensor]:
+    def _end(self, done: Tensor, success: Tensor, failures: Figures, truncated: Tensor) -> Figures:
         """The figures of the episodes that end, before their environments are reset."""
         steps = self.state.steps[done].float()
         figures = {
@@ -201,8 +206,7 @@ class Env:
         self._totals["episodes"] += len(done)
         for name, value in figures.items():
             self._totals[name] += float(value.double().sum())
-        own = {name: value[done] for name, value in self.task.metrics(self.state).items()}
-        return {"env": done, **figures, **own}
+        return {"env": done, **figures, **{k: v[done] for k, v in self.task.metrics(self.state).items()}}
 
     def _reset(self, ids: Tensor) -> None:
         s = self.state
@@ -223,12 +227,6 @@ class Env:
         s.command = self._memory["command"]
         groups = self._groups(_scatter(self.obs.get("policy"), policy, ids))
         self.obs = {k: _scatter(self.obs.get(k), v[ids], ids) for k, v in groups.items()}
-
-    def _entries(self) -> tuple[Randomize, ...]:
-        low, high = (1e-3 * ms for ms in self.cfg.latency_ms)
-        own = self.task.randomize() if self.cfg.randomize else ()
-        latency = Randomize("latency", low, high, self.contract.joint_names, op="add", shared=True)
-        return (*own, latency) if high > 0 else own
 
     def progress(self) -> dict[str, float]:
         """Means over the episodes that ended since the last call, by which the task's curriculum then adapts."""

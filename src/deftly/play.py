@@ -52,8 +52,7 @@ class PlayArgs:
     seed: int = 0  # Decides which episodes are played.
     speed: float = 1.0  # Simulated seconds in a second.
     camera: str | None = None  # Camera of the video and of the first view; unset: the scene's first.
-    port: int = 8080
-    """Port of the web viewer on this machine; it has no password, so from another machine reach it through ssh -L."""
+    port: int = 8080  # Port of the web viewer on this machine; without a password: from elsewhere use ssh -L.
     sim: SimConfig = field(default_factory=SimConfig)  # The physics engine; as in the training unless set.
     env: EnvConfig = field(default_factory=EnvConfig)  # What disturbs the episodes; env.num-envs is not used.
     runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
@@ -101,9 +100,7 @@ class Trained:
 
 
 def _untrained(agent: str, size: int) -> Act:
-    if agent == "zero":
-        return lambda obs: torch.zeros(len(obs), size)
-    return lambda obs: 2 * torch.rand(len(obs), size) - 1
+    return lambda obs: torch.zeros(len(obs), size) if agent == "zero" else 2 * torch.rand(len(obs), size) - 1
 
 
 class View(NamedTuple):

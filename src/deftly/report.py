@@ -1,7 +1,5 @@
 """A report of an evaluation: its statistics, its comparison with another, and its page, which needs no network."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -153,7 +151,7 @@ STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
 
 
 @contextmanager
-def _plot(cards: list[str], title: str) -> Iterator[Axes]:
+def _plot(cards: list[str], title: str) -> "Iterator[Axes]":
     """Axes to draw on, which become a card of the page."""
     import matplotlib
     from matplotlib.figure import Figure

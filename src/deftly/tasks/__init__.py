@@ -114,10 +114,7 @@ class Task:
         return ()
 
     def curriculum(self, s: State, progress: dict[str, float]) -> None:
-        """Adapt the task to the statistics of the episodes that ended since the last call.
-
-        Write factors to `s.scale[name]`: those named as a reward term scale its weight, others are the task's to read.
-        """
+        """Set factors `s.scale[name]`, of a reward term's weight or the task's own, by means over ended episodes."""
 
 
 T = TypeVar("T", bound=type[Task])

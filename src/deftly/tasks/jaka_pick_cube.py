@@ -187,8 +187,7 @@ class PickCube(Task):
         return (
             Randomize("mass", 0.7, 1.3, ("cube",)),
             Randomize("friction", 0.7, 1.2, ("cube", "pad_left", "pad_right"), shared=True),
-            Randomize("kp", 0.9, 1.1, arm, shared=True),
-            Randomize("kd", 0.9, 1.1, arm, shared=True),
+            *(Randomize(gain, 0.9, 1.1, arm, shared=True) for gain in ("kp", "kd")),
         )
 
     def noise(self) -> dict[str, Noise]:
@@ -214,17 +213,13 @@ class PickCube(Task):
         return s.sensor("press_left").norm(dim=-1) + s.sensor("press_right").norm(dim=-1)
 
     def _potential(self, s: State) -> Tensor:
-        """How far the episode has come, `(num_envs, 4)`, each in 0 .. 1: reach, grasp, lift, hold.
-
-        Reach leads through a funnel above the cube: off to the side, the place to be is higher up; and it counts
-        less while the gripper is too closed to let the cube in.
-        """
+        """How far the episode has come, `(num_envs, 4)`, each in 0 .. 1: reach, grasp, lift, hold."""
         cfg, cube, opening = self.cfg, s.joint("cube")[:, :3], s.joint("gripper")[:, 0]
         away = s.site("pinch") - cube
         aside = away[:, :2].norm(dim=-1)
-        above = (1.5 * (aside - 0.01)).clip(0.0, 0.08)
+        above = (1.5 * (aside - 0.01)).clip(0.0, 0.08)  # a funnel: off to the side, the place to be is higher up
         distance = (aside.square() + (away[:, 2] - above).square()).sqrt()
-        room = (opening / (cfg.cube_half - 0.012)).clip(0.0, 1.0)
+        room = (opening / (cfg.cube_half - 0.012)).clip(0.0, 1.0)  # a gripper too closed for the cube counts less
         reach = (1 - torch.tanh(5 * distance)) * (0.5 + 0.5 * room)
         around = torch.exp(-(away.norm(dim=-1) / 0.025).square())
         gripped = self._gripped(s).double()
