@@ -1,4 +1,4 @@
-"""`deftly quickstart`: from nothing to a trained policy that drives a simulated robot over a socket, and what to try."""
+"""`deftly quickstart`: from nothing to a policy that drives a simulated robot over a socket, and what to try."""
 
 import re
 import subprocess
