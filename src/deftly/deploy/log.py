@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from deftly.errors import DeftlyError
 SCHEMA = "deftly.log/1"
 MAX_BYTES = 512 * 2**20
 """Size of the largest log that is read, unpacked."""
+SNAPSHOT_TICKS = 256
+"""Ticks between two snapshots of the safety kernel in a log."""
+Snapshot = Mapping[str, np.ndarray | float | str]
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Log:
     rows: Mapping[str, np.ndarray]
     facts: Mapping[str, Any]
     """Arrays and figures saved beside the rows, such as `task`, `seed`, `safety` (JSON), `reason`."""
+    snapshots: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """The safety kernel before some of the ticks, a row each: `tick`, and what `Kernel.snapshot` gives."""
 
     def __len__(self) -> int:
         return len(self.rows["now"])
@@ -42,16 +48,40 @@ class Log:
         """What was measured in a tick, by signal name."""
         return {s.name: self.rows[f"signal/{s.name}"][tick] for s in self.contract.signals}
 
+    def snapshot(self, tick: int) -> dict[str, np.ndarray | float | str] | None:
+        """The safety kernel before a tick and its event, for `Kernel.restore`; None if it was not kept.
+
+        It is kept for tick 0 of every log of a control loop, and wherever a loop began.
+        """
+        places = np.flatnonzero(self.snapshots.get("tick", np.zeros(0)) == tick)
+        if not len(places):
+            return None
+        rows = {name: column[places[-1]] for name, column in self.snapshots.items() if name != "tick"}
+        return {name: value if value.ndim else value.item() for name, value in rows.items()}
+
 
 class Ring:
     """The newest `ticks` rows of a control loop; memory is taken once, when it is made."""
 
     def __init__(self, contract: Contract, ticks: int):
+        if ticks < 1:
+            raise DeftlyError(f"a log of {ticks} ticks keeps nothing: at least 1")
         self.contract, self._count, self._ticks = contract, 0, ticks
+        self._snapshots: deque[tuple[int, Snapshot]] = deque()
+        self._every = max(1, min(SNAPSHOT_TICKS, ticks // 4))
         self._rows = {name: np.zeros((ticks, *shape), dtype) for name, (shape, dtype) in _columns(contract).items()}
 
     def __len__(self) -> int:
         return min(self._count, self._ticks)
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """Whether it is time to `keep` the safety kernel again."""
+        return self._count % self._every == 0
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Note the safety kernel as it is before the next row and its event: a log replays from there."""
+        self._snapshots.append((self._count, snapshot))
 
     def add(self, **row: Any) -> None:
         """Append a tick, over the oldest if the ring is full; what is not given, or does not fit, is NaN or empty."""
@@ -63,6 +93,8 @@ class Ring:
                 with suppress(TypeError, ValueError, OverflowError):
                     column[place] = value
         self._count += 1
+        while self._snapshots and self._snapshots[0][0] < self._count - self._ticks:
+            self._snapshots.popleft()
 
     def rows(self) -> dict[str, np.ndarray]:
         """Copies of the rows, oldest first."""
@@ -71,18 +103,35 @@ class Ring:
         return {name: column[order] for name, column in self._rows.items()}
 
     def save(self, path: Path, facts: Mapping[str, Any]) -> None:
-        """Write the rows and some facts to an `.npz`; it appears whole or not at all."""
-        write(path, self.contract, self.rows(), facts)
+        """Write the rows and some facts to an `.npz`; it appears whole or not at all.
+
+        Rows older than the oldest snapshot of the safety kernel are left out: nothing could replay them.
+        """
+        oldest = self._count - len(self)
+        kept = [(tick, snapshot) for tick, snapshot in self._snapshots if tick < self._count]
+        first = kept[0][0] if kept else oldest
+        rows = {name: column[first - oldest :] for name, column in self.rows().items()}
+        snapshots = {name: np.array([s[name] for _, s in kept]) for name in (kept[0][1] if kept else ())}
+        if kept:
+            snapshots["tick"] = np.array([tick - first for tick, _ in kept])
+        write(path, self.contract, rows, facts, snapshots)
 
 
-def write(path: Path, contract: Contract, rows: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+def write(
+    path: Path,
+    contract: Contract,
+    rows: Mapping[str, np.ndarray],
+    facts: Mapping[str, Any],
+    snapshots: Mapping[str, np.ndarray] | None = None,
+) -> None:
     """Write a log; the file appears whole or not at all."""
     if path.suffix != ".npz":
         raise DeftlyError(f"a log is an .npz file: {path.with_suffix('.npz')}, not {path}")
     scratch = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     head = {"schema": SCHEMA, "contract": contract.to_json(), "contract_hash": contract.hash, "rate": contract.rate}
-    arrays = {**head, **{f"row/{k}": v for k, v in rows.items()}, **{f"fact/{k}": v for k, v in facts.items()}}
+    parts = {"row": rows, "fact": facts, "snapshot": snapshots or {}}
+    arrays = {**head, **{f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}}
     try:
         with scratch.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **{k: np.asarray(v) for k, v in arrays.items()})
@@ -106,6 +155,7 @@ def read(path: Path) -> Log:
         contract = Contract.from_json(str(arrays["contract"]))
         rows = {name[4:]: value for name, value in arrays.items() if name.startswith("row/")}
         facts = {name[5:]: value for name, value in arrays.items() if name.startswith("fact/")}
+        snapshots = {name[9:]: value for name, value in arrays.items() if name.startswith("snapshot/")}
         for name, (shape, dtype) in _columns(contract).items():
             if rows[name].shape != (len(rows["now"]), *shape) or rows[name].dtype.kind != np.dtype(dtype).kind:
                 raise ValueError(f"'{name}' is {rows[name].shape} of {rows[name].dtype}")
@@ -114,7 +164,7 @@ def read(path: Path) -> Log:
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:160]
         raise DeftlyError(f"{path} is no log of 'deftly run' or 'deftly record', or damaged: {reason}") from None
-    return Log(contract, rows, facts)
+    return Log(contract, rows, facts, snapshots)
 
 
 def _columns(contract: Contract) -> dict[str, tuple[tuple[int, ...], str]]:

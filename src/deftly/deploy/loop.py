@@ -50,6 +50,8 @@ class Runner:
         self._events: list[str] = []
         self._fresh, self._closed = True, False
         kernel.require(policy.contract)
+        if log is not None:
+            log.keep(kernel.snapshot())
 
     def __enter__(self) -> Runner:
         return self
@@ -97,6 +99,8 @@ class Runner:
                 **({"at": reading.at, **{f"signal/{k}": v for k, v in reading.signals.items()}} if reading else {}),
                 **(decision._asdict() if decision else {}),
             )
+            if self.log.wants_snapshot:
+                self.log.keep(self.kernel.snapshot())
         self._events.clear()
         return Tick(self.kernel.state, reading, decision, command)
 

@@ -14,6 +14,7 @@ what time it is, so a log of what came in gives back what went out, bit for bit.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -22,6 +23,10 @@ import numpy as np
 from deftly.contract import JOINT_POS, Contract, ContractError
 from deftly.deploy.drivers import Reading
 from deftly.errors import DeftlyError
+
+
+_TEXTS = ("state", "fault", "reason")
+_FIGURES = ("now", "started", "decided_at", "approach_s", "misses")
 
 
 class SafetyError(DeftlyError):
@@ -190,6 +195,36 @@ class Kernel:
             self.contract.require(contract, "the policy")
         except ContractError as error:
             self.stop(str(error), Fault.CONTRACT)
+
+    # --------------------------------------------------------------- the state
+
+    def snapshot(self) -> dict[str, np.ndarray | float | str]:
+        """All that the kernel remembers, as numbers, arrays and text: what `restore` takes."""
+        text = {name: str(getattr(self, name)) for name in _TEXTS}
+        figures = {name: float(getattr(self, f"_{name}")) for name in _FIGURES}
+        command = np.full_like(self._pose, np.nan) if self.command is None else self.command
+        arrays = {"command": command, "pose": self._pose, "from": self._from}
+        return {**text, **figures, "clipped": float(self.clipped), **{k: v.copy() for k, v in arrays.items()}}
+
+    def restore(self, snapshot: Mapping[str, np.ndarray | float | str]) -> None:
+        """Go on from a snapshot of a kernel with the same contract and bounds, bit for bit.
+
+        Raises SafetyError if it is no snapshot of such a kernel.
+        """
+        try:
+            state, fault = State(str(snapshot["state"])), Fault(str(snapshot["fault"]))
+            figures = {name: float(snapshot[name]) for name in (*_FIGURES, "clipped")}
+            arrays = {name: np.array(snapshot[name], np.float64) for name in ("command", "pose", "from")}
+            if any(a.shape != self._home.shape for a in arrays.values()):
+                raise ValueError("a snapshot of another robot")
+            reason = str(snapshot["reason"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise SafetyError(f"no snapshot of this kernel: {' '.join(str(error).split())[:100]}") from None
+        self.state, self.fault, self.reason, self.clipped = state, fault, reason, int(figures.pop("clipped"))
+        for name, value in figures.items():
+            setattr(self, f"_{name}", value)
+        self._pose, self._from = arrays["pose"], arrays["from"]
+        self.command = arrays["command"] if np.isfinite(arrays["command"]).all() else None
 
     # --------------------------------------------------------------- the loop
 
