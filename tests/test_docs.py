@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import deftly_bench
-from deftly import catalog, cli, doctor, evaluate, play, quickstart, robots, runs, tasks, train
+from deftly import catalog, cli, doctor, evaluate, play, quickstart, robots, runs, serve, tasks, train
 from deftly.config import ALIASES, EnvConfig, SimConfig, parse, split_task, with_task
 from deftly.env import Env
 from deftly.findings import failed
@@ -28,6 +28,7 @@ STAGES = {
     "tasks": catalog.TasksArgs,
     "robots": catalog.RobotsArgs,
     "config": train.TrainArgs,
+    "serve": serve.ServeArgs,
     "bench": deftly_bench.BenchArgs,
 }
 WITH_TASK = ("train", "eval", "play", "config")

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": ("Learn", "deftly.train:main", "train a policy on a task"),
     "eval": ("Learn", "deftly.evaluate:main", "measure a policy's success rate on fixed seeds"),
     "play": ("Learn", "deftly.play:main", "watch a policy, or record a video of it"),
+    "serve": ("Robot", "deftly.serve:main", "answer robots over a socket with a policy"),
     "runs": ("Look", "deftly.runs:main", "list, compare and pin runs"),
     "tasks": ("Look", "deftly.catalog:tasks_main", "list the tasks"),
     "robots": ("Look", "deftly.catalog:robots_main", "list the robots"),
