@@ -75,7 +75,7 @@ def _task_row(name: str, module: str) -> tuple[str, ...]:
 def shipped_policy(task: str) -> str:
     """`yes`, with its success rate if its evaluation is shipped; `no` if no policy of the task is shipped."""
     folder = POLICIES / task
-    if not (folder / "weights.safetensors").is_file():
+    if not (folder / "checkpoint/weights.safetensors").is_file():
         return "no"
     try:
         return f"yes, {json.loads((folder / 'eval.json').read_text())['success']['rate']:.1%} success"

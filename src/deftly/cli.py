@@ -19,7 +19,9 @@ COMMANDS = {
     "train": ("Learn", "deftly.train:main", "train a policy on a task"),
     "eval": ("Learn", "deftly.evaluate:main", "measure a policy's success rate on fixed seeds"),
     "play": ("Learn", "deftly.play:main", "watch a policy, or record a video of it"),
-    "serve": ("Robot", "deftly.serve:main", "answer robots over a socket with a policy"),
+    "export": ("Hand over", "deftly.export:main", "turn a policy into a bundle, which runs without torch"),
+    "check": ("Hand over", "deftly.check:main", "check a bundle"),
+    "serve": ("Hand over", "deftly.serve:main", "answer robots over a socket with a policy"),
     "runs": ("Look", "deftly.runs:main", "list, compare and pin runs"),
     "tasks": ("Look", "deftly.catalog:tasks_main", "list the tasks"),
     "robots": ("Look", "deftly.catalog:robots_main", "list the robots"),
@@ -48,7 +50,7 @@ _deftly() {
         words="COMMANDS --help --version"
     elif [ "$COMP_CWORD" -eq 2 ]; then
         case "${COMP_WORDS[1]}" in
-            train|eval|play|config) words="$(deftly tasks --names 2>/dev/null)" ;;
+            train|eval|play|export|config) words="$(deftly tasks --names 2>/dev/null)" ;;
             completion) words="bash zsh fish" ;;
         esac
     fi
@@ -65,7 +67,7 @@ SHELLS = {
 set -l first '__fish_is_nth_token 1'
 set -l second '__fish_is_nth_token 2; and __fish_seen_subcommand_from'
 complete -c deftly -n $first -f -a 'COMMANDS --help --version'
-complete -c deftly -n "$second train eval play config" -f -a '(deftly tasks --names 2>/dev/null)'
+complete -c deftly -n "$second train eval play export config" -f -a '(deftly tasks --names 2>/dev/null)'
 complete -c deftly -n "$second completion" -f -a 'bash zsh fish'
 """,
 }

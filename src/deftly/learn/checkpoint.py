@@ -164,7 +164,7 @@ def load(path: Path) -> Checkpoint:
 
 def shipped(task: str) -> Path | None:
     """The checkpoint of the policy that Deftly ships for a task, if it does."""
-    path = Path(__file__).parents[1] / "policies" / task
+    path = Path(__file__).parents[1] / "policies" / task / "checkpoint"
     return path if (path / WEIGHTS).is_file() else None
 
 
