@@ -6,7 +6,6 @@ import os
 import zipfile
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from deftly.errors import DeftlyError
 SCHEMA = "deftly.log/1"
 MAX_BYTES = 512 * 2**20
 """Size of the largest log that is read, unpacked."""
+MAX_ARRAYS = 4096
 SNAPSHOT_TICKS = 256
 """Ticks between two snapshots of the safety kernel in a log."""
 Snapshot = Mapping[str, np.ndarray | float | str]
@@ -69,7 +69,9 @@ class Ring:
         self.contract, self._count, self._ticks = contract, 0, ticks
         self._snapshots: deque[tuple[int, Snapshot]] = deque()
         self._every = max(1, min(SNAPSHOT_TICKS, ticks // 4))
-        self._rows = {name: np.zeros((ticks, *shape), dtype) for name, (shape, dtype) in _columns(contract).items()}
+        self._rows = {name: np.empty((ticks, *shape), dtype) for name, (shape, dtype) in _columns(contract).items()}
+        for column in self._rows.values():
+            column.fill(column.dtype.type())  # touched now, not first in the control loop
 
     def __len__(self) -> int:
         return min(self._count, self._ticks)
@@ -87,11 +89,7 @@ class Ring:
         """Append a tick, over the oldest if the ring is full; what is not given, or does not fit, is NaN or empty."""
         place = self._count % self._ticks
         for name, column in self._rows.items():
-            column[place] = np.nan if column.dtype.kind == "f" else column.dtype.type()
-            value = row.get(name)
-            if value is not None and np.shape(value) == column.shape[1:]:
-                with suppress(TypeError, ValueError, OverflowError):
-                    column[place] = value
+            column[place] = _fitting(row.get(name), column)
         self._count += 1
         while self._snapshots and self._snapshots[0][0] < self._count - self._ticks:
             self._snapshots.popleft()
@@ -146,25 +144,52 @@ def read(path: Path) -> Log:
     """Read and check a log. Raises DeftlyError if it is none, damaged, too large, or of another schema."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(item.file_size for item in archive.infolist()) > MAX_BYTES:
+            parts = archive.infolist()
+            if sum(part.file_size for part in parts) > MAX_BYTES or len(parts) > MAX_ARRAYS:
                 raise DeftlyError(f"{path} unpacks to more than {MAX_BYTES >> 20} MiB: it is no log of Deftly's")
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        if "schema" not in arrays or str(arrays["schema"]) != SCHEMA:
-            raise ValueError(f"its schema is {str(arrays.get('schema'))[:40]!r}, this Deftly reads {SCHEMA!r}")
-        contract = Contract.from_json(str(arrays["contract"]))
-        rows = {name[4:]: value for name, value in arrays.items() if name.startswith("row/")}
-        facts = {name[5:]: value for name, value in arrays.items() if name.startswith("fact/")}
-        snapshots = {name[9:]: value for name, value in arrays.items() if name.startswith("snapshot/")}
-        for name, (shape, dtype) in _columns(contract).items():
-            if rows[name].shape != (len(rows["now"]), *shape) or rows[name].dtype.kind != np.dtype(dtype).kind:
-                raise ValueError(f"'{name}' is {rows[name].shape} of {rows[name].dtype}")
+            return _checked({name: file[name] for name in file.files})
+    except DeftlyError:
+        raise
     except OSError as error:
         raise DeftlyError(f"cannot read the log '{path}': {error.strerror or error}") from None
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:160]
+    except Exception as error:  # zipfile, zlib and numpy have many ways to say that a file is damaged
+        reason = " ".join(f"{error or type(error).__name__}".split())[:160]
         raise DeftlyError(f"{path} is no log of 'deftly run' or 'deftly record', or damaged: {reason}") from None
-    return Log(contract, rows, facts, snapshots)
+
+
+def _checked(arrays: Mapping[str, np.ndarray]) -> Log:
+    """The log that some arrays are. Raises ValueError or KeyError naming the array that does not fit."""
+    if any(not isinstance(value, np.ndarray) for value in arrays.values()):
+        raise ValueError("it holds something that is no array")
+    if "schema" not in arrays or str(arrays["schema"]) != SCHEMA:
+        raise ValueError(f"its schema is {str(arrays.get('schema'))[:40]!r}, this Deftly reads {SCHEMA!r}")
+    contract = Contract.from_json(str(arrays["contract"]))
+    parts: dict[str, dict[str, np.ndarray]] = {"row": {}, "fact": {}, "snapshot": {}}
+    for name, value in arrays.items():
+        part, _, key = name.partition("/")
+        parts.get(part, {})[key] = value
+    rows, snapshots = parts["row"], parts["snapshot"]
+    for name, (shape, dtype) in _columns(contract).items():
+        if rows[name].shape != (*rows["now"].shape[:1], *shape) or rows[name].dtype.kind != np.dtype(dtype).kind:
+            raise ValueError(f"'{name}' is {rows[name].shape} of {rows[name].dtype}")
+    for name, column in snapshots.items():
+        if column.shape[:1] != snapshots["tick"].shape:
+            raise ValueError(f"'snapshot/{name}' is {column.shape} of {column.dtype}")
+    return Log(contract, rows, parts["fact"], snapshots)
+
+
+def _fitting(value: Any, column: np.ndarray) -> Any:
+    """The value if it fits a row of the column, else NaN or nothing."""
+    nothing = np.nan if column.dtype.kind == "f" else column.dtype.type()
+    if value is None:
+        return nothing
+    try:
+        array = np.asarray(value)
+        kinds = {"f": "fiu", "i": "iu"}.get(column.dtype.kind, column.dtype.kind)
+        return value if array.dtype.kind in kinds and array.shape == column.shape[1:] else nothing
+    except Exception:  # lists may hold anything
+        return nothing
 
 
 def _columns(contract: Contract) -> dict[str, tuple[tuple[int, ...], str]]:
