@@ -22,6 +22,8 @@ COMMANDS = {
     "export": ("Hand over", "deftly.export:main", "turn a policy into a bundle, which runs without torch"),
     "check": ("Hand over", "deftly.check:main", "check a bundle"),
     "serve": ("Hand over", "deftly.serve:main", "answer robots over a socket with a policy"),
+    "run": ("Hand over", "deftly.run:main", "drive a robot with a policy, under the safety kernel"),
+    "inspect": ("Hand over", "deftly.inspection:main", "plot the log of a robot, and replay it bit for bit"),
     "runs": ("Look", "deftly.runs:main", "list, compare and pin runs"),
     "tasks": ("Look", "deftly.catalog:tasks_main", "list the tasks"),
     "robots": ("Look", "deftly.catalog:robots_main", "list the robots"),

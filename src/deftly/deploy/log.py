@@ -66,7 +66,7 @@ class Ring:
     def __init__(self, contract: Contract, ticks: int):
         if ticks < 1:
             raise DeftlyError(f"a log of {ticks} ticks keeps nothing: at least 1")
-        self.contract, self._count, self._ticks = contract, 0, ticks
+        self.contract, self._begun, self._count, self._ticks = contract, 0, 0, ticks
         self._snapshots: deque[tuple[int, Snapshot]] = deque()
         self._every = max(1, min(SNAPSHOT_TICKS, ticks // 4))
         self._rows = {name: np.empty((ticks, *shape), dtype) for name, (shape, dtype) in _columns(contract).items()}
@@ -87,28 +87,33 @@ class Ring:
 
     def add(self, **row: Any) -> None:
         """Append a tick, over the oldest if the ring is full; what is not given, or does not fit, is NaN or empty."""
-        place = self._count % self._ticks
+        place, self._begun = self._count % self._ticks, self._count + 1
         for name, column in self._rows.items():
             column[place] = _fitting(row.get(name), column)
-        self._count += 1
+        self._count = self._begun
         while self._snapshots and self._snapshots[0][0] < self._count - self._ticks:
             self._snapshots.popleft()
 
     def rows(self) -> dict[str, np.ndarray]:
         """Copies of the rows, oldest first."""
-        start = self._count % self._ticks if self._count > self._ticks else 0
-        order = (start + np.arange(len(self))) % self._ticks
+        return self._copy(self._count)
+
+    def _copy(self, end: int) -> dict[str, np.ndarray]:
+        order = np.arange(max(0, end - self._ticks), end) % self._ticks
         return {name: column[order] for name, column in self._rows.items()}
 
     def save(self, path: Path, facts: Mapping[str, Any]) -> None:
         """Write the rows and some facts to an `.npz`; it appears whole or not at all.
 
-        Rows older than the oldest snapshot of the safety kernel are left out: nothing could replay them.
+        Rows older than the oldest snapshot of the safety kernel are left out: nothing could replay them. So are those
+        that another thread writes over meanwhile: a control loop may go on.
         """
-        oldest = self._count - len(self)
-        kept = [(tick, snapshot) for tick, snapshot in self._snapshots if tick < self._count]
-        first = kept[0][0] if kept else oldest
-        rows = {name: column[first - oldest :] for name, column in self.rows().items()}
+        end, noted = self._count, list(self._snapshots)
+        copied = self._copy(end)
+        oldest = max(0, self._begun - self._ticks)
+        kept = [(tick, snapshot) for tick, snapshot in noted if oldest <= tick < end]
+        first = min(kept[0][0] if kept else oldest, end)
+        rows = {name: column[first - max(0, end - self._ticks) :] for name, column in copied.items()}
         snapshots = {name: np.array([s[name] for _, s in kept]) for name in (kept[0][1] if kept else ())}
         if kept:
             snapshots["tick"] = np.array([tick - first for tick, _ in kept])
