@@ -1,6 +1,8 @@
 """A small robot and policy for the tests of server and client; as a script, a policy server of them."""
 
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from deftly.contract import Act, Contract, Joint, Observe, Signal
 from deftly.deploy.brain import PolicyBrain
 from deftly.deploy.server import Server
 
+LOOPBACK = "tcp://127.0.0.1:*"
 CONTRACT = Contract(
     robot="toy",
     rate=20,
@@ -28,6 +31,20 @@ def network(obs: np.ndarray) -> np.ndarray:
 def signals(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {s.name: rng.uniform(-0.5, 0.5, s.size).astype(np.float32) for s in CONTRACT.signals}
+
+
+@contextmanager
+def running(brain=None, endpoint=LOOPBACK, **settings):
+    """A server in a thread of this process."""
+    server = Server(brain or PolicyBrain(CONTRACT, network), endpoint, **settings)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join(10)
+    assert not thread.is_alive()
 
 
 if __name__ == "__main__":

@@ -88,8 +88,9 @@ class Ring:
     def add(self, **row: Any) -> None:
         """Append a tick, over the oldest if the ring is full; what is not given, or does not fit, is NaN or empty."""
         place, self._begun = self._count % self._ticks, self._count + 1
-        for name, column in self._rows.items():
-            column[place] = _fitting(row.get(name), column)
+        with np.errstate(all="ignore"):  # of numbers too large for a column
+            for name, column in self._rows.items():
+                column[place] = _fitting(row.get(name), column)
         self._count = self._begun
         while self._snapshots and self._snapshots[0][0] < self._count - self._ticks:
             self._snapshots.popleft()
@@ -151,11 +152,9 @@ def read(path: Path) -> Log:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
             if sum(part.file_size for part in parts) > MAX_BYTES or len(parts) > MAX_ARRAYS:
-                raise DeftlyError(f"{path} unpacks to more than {MAX_BYTES >> 20} MiB: it is no log of Deftly's")
+                raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MiB, or {MAX_ARRAYS} arrays")
         with np.load(path, allow_pickle=False) as file:
             return _checked({name: file[name] for name in file.files})
-    except DeftlyError:
-        raise
     except OSError as error:
         raise DeftlyError(f"cannot read the log '{path}': {error.strerror or error}") from None
     except Exception as error:  # zipfile, zlib and numpy have many ways to say that a file is damaged

@@ -431,7 +431,7 @@ def _numbers(value: object, size: int) -> np.ndarray | None:
         array = np.asarray(value)
         if array.shape != (size,) or array.dtype.kind not in "fiu":
             return None
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             array = array.astype(np.float64)
     except Exception:  # lists may hold anything
         return None
