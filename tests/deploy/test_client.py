@@ -178,8 +178,8 @@ def test_a_flood_of_other_answers_does_not_move_the_bound():
     def answer(message):
         if message["type"] != "infer":
             return [pack(reply(message))]
-        end = time.monotonic() + 1.0
-        return iter(lambda: pack(reply(message, seq=0)) if time.monotonic() < end and not stop.is_set() else None, None)
+        end, other = time.monotonic() + 1.0, pack(reply(message, seq=0))
+        return iter(lambda: other if time.monotonic() < end and not stop.is_set() else None, None)
 
     with fake(answer) as endpoint:
         client = Client(endpoint, CONTRACT, timeout=0.2)

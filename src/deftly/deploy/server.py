@@ -124,7 +124,7 @@ class Server:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             hint = "; choose another port" if error.errno == zmq.EADDRINUSE else ", as in tcp://127.0.0.1:5555"
-            raise DeftlyError(f"cannot serve on '{endpoint}': {zmq.strerror(error.errno)}{hint}") from None
+            raise DeftlyError(f"cannot serve on '{endpoint}': {zmq.strerror(error.errno or 0)}{hint}") from None
 
     def run(self) -> None:
         """Answer until `stop` is called, then close."""
