@@ -325,6 +325,17 @@ def test_golden_arrays_that_do_not_fit(folder, change):
     refused(folder, GOLDEN)
 
 
+def test_a_pickle_in_the_golden_file_is_not_run(folder, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    arrays = {**golden(), "action": np.array([Trap()])}
+    put(folder, GOLDEN, npz(arrays))
+    refused(folder, GOLDEN)
+    assert not (tmp_path / "sprung").exists()
+
+
 def test_a_golden_file_with_another_kind_of_member(folder):
     file = io.BytesIO(npz(golden()))
     with zipfile.ZipFile(file, "a") as archive:
