@@ -15,7 +15,8 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def mlp(contract: Contract) -> bytes:
 
     rng, nodes, weights, name = np.random.default_rng(0), [], [], "observation"
     sizes = (contract.obs_size, *HIDDEN, contract.action_size)
-    for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
+    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         arrays = {"w": rng.normal(0, inputs**-0.5, (inputs, outputs)), "b": np.zeros(outputs)}
         weights += [numpy_helper.from_array(v.astype(np.float32), f"{k}{i}") for k, v in arrays.items()]
         last = i == len(HIDDEN)
@@ -141,7 +142,7 @@ def measure(contract: Contract, network: OnnxNetwork, ticks: int) -> tuple[dict[
 
 def keep_time(contract: Contract, network: OnnxNetwork, seconds: float) -> dict[str, Any]:
     """How well the loop of `deftly run` kept 20 Hz: a tick that starts more than half a period late is missed."""
-    contract = Contract(**{**{n: getattr(contract, n) for n in _FIELDS}, "rate": HERTZ})
+    contract = replace(contract, rate=HERTZ)
     ring = Ring(contract, math.ceil(1.1 * seconds * HERTZ) + 10)
     session = Session(_runner(contract, network, ring, time.monotonic), ring, {}, start=True, seconds=seconds)
     session.run()
@@ -168,9 +169,6 @@ def lateness(now: np.ndarray, period: float) -> np.ndarray:
         late[i] = now[i] - due
         due = now[i] if late[i] >= period else due
     return late
-
-
-_FIELDS = ("robot", "joints", "signals", "observe_terms", "act_terms", "couplings")
 
 
 def _runner(contract: Contract, network: OnnxNetwork, ring: Ring, clock: Callable[[], float]) -> Runner:

@@ -52,7 +52,7 @@ _deftly() {
         words="COMMANDS --help --version"
     elif [ "$COMP_CWORD" -eq 2 ]; then
         case "${COMP_WORDS[1]}" in
-            train|eval|play|export|config) words="$(deftly tasks --names 2>/dev/null)" ;;
+            train|eval|play|export|run|config) words="$(deftly tasks --names 2>/dev/null)" ;;
             completion) words="bash zsh fish" ;;
         esac
     fi
@@ -69,7 +69,7 @@ SHELLS = {
 set -l first '__fish_is_nth_token 1'
 set -l second '__fish_is_nth_token 2; and __fish_seen_subcommand_from'
 complete -c deftly -n $first -f -a 'COMMANDS --help --version'
-complete -c deftly -n "$second train eval play export config" -f -a '(deftly tasks --names 2>/dev/null)'
+complete -c deftly -n "$second train eval play export run config" -f -a '(deftly tasks --names 2>/dev/null)'
 complete -c deftly -n "$second completion" -f -a 'bash zsh fish'
 """,
 }

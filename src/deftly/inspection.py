@@ -1,4 +1,4 @@
-"""`deftly inspect`: what a log of `deftly run` or `deftly record` holds, in words and as a plot, replayed bit for bit."""
+"""`deftly inspect`: a log of `deftly run` or `deftly record` in words and as a plot, replayed bit for bit."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def replay_policy(found: Log, asked: Sequence[bool], path: Path) -> str:
     remembers of that tick cannot be known. Raises DeftlyError if the bundle is of another contract, or the log holds
     no start of an episode.
     """
-    loaded, policy, compared = bundle.load(path), None, 0
+    loaded, policy, fresh, compared = bundle.load(path), None, True, 0
     loaded.contract.require(found.contract, "the log")
     for tick, row in enumerate(_ticks(found)):
         if "start" in str(row["event"]).split("+"):

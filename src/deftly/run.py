@@ -40,7 +40,7 @@ class RunArgs:
     driver: str
     """The robot: sim (a simulation of TASK in a process of its own), fake, or your own class as MODULE:CLASS."""
     bundle: Path | None = None
-    """Folder that `deftly export` wrote; unset: the bundle shipped for TASK. With a server too, the robot's contract."""
+    """Folder that `deftly export` wrote; unset: the one shipped for TASK. With a server too: the robot's contract."""
     server_endpoint: str | None = None
     """Ask the policy of `deftly serve` at this address, such as tcp://127.0.0.1:5555."""
     keys: Path | None = None
@@ -196,7 +196,7 @@ def _require_folder(log: Path | None) -> None:
 
 @contextmanager
 def _ending_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the run as Ctrl-C does; nothing on the terminal halts it, for a halted loop guards nothing."""
+    """SIGTERM and SIGHUP end the run as Ctrl-C does; no terminal halts it, for a halted loop guards nothing."""
 
     def end(number: int, _: object) -> None:
         raise SystemExit(128 + number)

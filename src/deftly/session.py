@@ -89,12 +89,12 @@ class Session:
                 self.screen.close()
         return 1 if self._failed else 0
 
-    def each(self, tick: Tick) -> bool:
+    def each(self, _: Tick) -> bool:
         """After every tick: say what changed, do what the operator asks; False ends the loop."""
         now, kernel = self.ticker.lap(), self.runner.kernel
         self._began = self._began or now
-        if (tick.state, kernel.fault) != self._last:
-            self._last = (tick.state, kernel.fault)
+        if (kernel.state, kernel.fault) != self._last:
+            self._last = (kernel.state, kernel.fault)
             self._changed(now)
         if not self._done and getattr(self.runner.driver, "success", False):  # only a simulated robot can tell
             self._done = True

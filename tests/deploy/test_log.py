@@ -7,9 +7,9 @@ import zlib
 
 import numpy as np
 import pytest
+from four_joints import HOME, TOY, Steady
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from four_joints import HOME, TOY, Steady
 
 from deftly.deploy import log
 from deftly.deploy.drivers import FAULTS, FakeDriver, Reading

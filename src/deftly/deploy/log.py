@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -138,7 +138,7 @@ def write(
     arrays = {**head, **{f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}}
     try:
         with scratch.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **{k: np.asarray(v) for k, v in arrays.items()})
+            _savez(file, arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
@@ -181,6 +181,14 @@ def _checked(arrays: Mapping[str, np.ndarray]) -> Log:
         if column.shape[:1] != snapshots["tick"].shape:
             raise ValueError(f"'snapshot/{name}' is {column.shape} of {column.dtype}")
     return Log(contract, rows, parts["fact"], snapshots)
+
+
+def _savez(file: BinaryIO, arrays: Mapping[str, Any]) -> None:
+    """As `np.savez_compressed`, at the level that takes a third of the time: a control loop may be running beside."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, value in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as part:
+                np.lib.format.write_array(part, np.asarray(value), allow_pickle=False)
 
 
 def _fitting(value: Any, column: np.ndarray) -> Any:

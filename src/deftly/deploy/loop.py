@@ -201,12 +201,13 @@ class Ticker:
         now = self._clock()
         if self._next is None:
             self._next = now
-        if now >= self._next + self.period:
-            self.overruns += max(1, int((now - self._next) / self.period))
-            self._next = now  # the next one is a whole period away
         while now < self._next:
             self._sleep(self._next - now)
             now = self._clock()
+        late = now - self._next  # after the sleep: that too may have been stopped
+        if late >= self.period:
+            self.overruns += max(1, int(late / self.period))
+            self._next = now  # the next one is a whole period away
         self._next += self.period
         return now
 
