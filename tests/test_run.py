@@ -24,6 +24,7 @@ from deftly.deploy.log import Ring
 from deftly.deploy.loop import Runner
 from deftly.deploy.policy import LocalPolicy
 from deftly.deploy.safety import Fault, Kernel, State
+from deftly.tasks import load
 
 sys.path.insert(0, str(Path(__file__).parent / "assets"))
 import fifty
@@ -487,6 +488,20 @@ def test_the_driver_of_the_page(controller, monkeypatch, tmp_path):
     with pytest.raises(DriverError, match="the robot does not answer"):
         gone.read()
     gone.stop()
+
+
+def test_a_simulated_robot_is_driven_and_ends_with_the_run(monkeypatch, tmp_path, capsys):
+    simserver = pytest.importorskip("deftly.simserver")
+    children, launch = [], simserver.launch
+    monkeypatch.setattr(simserver, "launch", lambda argv: children.append(launch(argv)) or children[0])
+    monkeypatch.chdir(tmp_path)
+    cls = load("jaka-pick-cube")
+    fifty.write_bundle(tmp_path / "pick", cls(cls.Config()).contract(), "jaka-pick-cube", size=0.01)
+    words = ["--bundle", "pick", "--driver", "sim", "--start", "--seconds", "1", "--log", "log.npz"]
+    assert cli.main(["run", *words, *PATIENT]) == 0
+    assert "  active" in capsys.readouterr().out
+    assert children[0][0].poll() is not None
+    assert cli.main(["inspect", "log.npz", "--bundle", "pick"]) == 0
 
 
 def test_the_page_names_every_state_fault_and_key():

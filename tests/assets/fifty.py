@@ -22,10 +22,10 @@ CONTRACT = Contract(
 )
 
 
-def model(contract=CONTRACT) -> bytes:
+def model(contract=CONTRACT, size=1.0) -> bytes:
     """A linear network."""
     sizes = contract.obs_size, contract.action_size
-    weights = numpy_helper.from_array(np.random.default_rng(7).normal(size=sizes).astype(np.float32), "w")
+    weights = numpy_helper.from_array((size * np.random.default_rng(7).normal(size=sizes)).astype(np.float32), "w")
     ports = zip(("observation", "action"), sizes)
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in ports]
     node = helper.make_node("MatMul", ["observation", "w"], ["action"])
@@ -33,20 +33,20 @@ def model(contract=CONTRACT) -> bytes:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
 
 
-def write_bundle(folder: Path, contract=CONTRACT) -> Path:
+def write_bundle(folder: Path, contract=CONTRACT, task="fifty", size=1.0) -> Path:
     signals = {s.name: np.full((3, s.size), 0.02, np.float32) for s in contract.signals}
     golden = {f"signal/{name}": value for name, value in signals.items()}
-    golden |= bundle.replay(contract, bundle.OnnxNetwork(model(contract), contract), signals)
+    golden |= bundle.replay(contract, bundle.OnnxNetwork(model(contract, size), contract), signals)
     np.savez(file := io.BytesIO(), **golden)
     files = {
-        bundle.NETWORK: model(contract),
+        bundle.NETWORK: model(contract, size),
         bundle.SPEC: contract.to_json().encode(),
         bundle.ROBOT: bundle.robot_config(contract).encode(),
         bundle.GOLDEN: file.getvalue(),
         bundle.REPORT: b"{}",
     }
     sha = hashlib.sha256(files[bundle.NETWORK]).hexdigest()
-    facts = {"task": "fifty", "deftly": "0", "contract": contract.hash, "settings": {"task": {}, "sim": {}}}
+    facts = {"task": task, "deftly": "0", "contract": contract.hash, "settings": {"task": {}, "sim": {}}}
     bundle.write(folder, files, {**facts, "checkpoint": {"label": "none", "sha256": sha, "iteration": 0}})
     return folder
 
