@@ -280,7 +280,7 @@ def test_a_log_never_runs_a_pickle(tmp_path):
     assert not (tmp_path / "evil").exists()
 
 
-@pytest.mark.parametrize("where", ["fsync", "replace", "write"])
+@pytest.mark.parametrize("where", ["fsync", "replace", "write_array"])
 def test_a_disk_that_fails_keeps_the_old_log(tmp_path, monkeypatch, where):
     path = tmp_path / "log.npz"
     small(ticks=3).save(path, {})
@@ -291,7 +291,7 @@ def test_a_disk_that_fails_keeps_the_old_log(tmp_path, monkeypatch, where):
     target = {"fsync": (log.os, "fsync"), "replace": (log.os, "replace"), "write": (np.lib.format, "write_array")}[
         where
     ]
-    monkeypatch.setattr(*target, full)
+    monkeypatch.setattr(places[where], where, full)
     with pytest.raises(OSError, match="No space left"):
         small(ticks=5).save(path, {})
     monkeypatch.undo()
