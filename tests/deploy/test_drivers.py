@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from toy_robot import HOME, LOWER, PERIOD, TOP, TOY, UPPER, Watched
+from four_joints import HOME, LOWER, PERIOD, TOP, TOY, UPPER, Watched
 
 from deftly.deploy.drivers import FAULTS, DriverError, FakeDriver
 from deftly.errors import DeftlyError

@@ -7,9 +7,9 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from four_joints import HOME, TOY, Steady
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_robot import HOME, TOY, Steady
 
 from deftly.deploy import log
 from deftly.deploy.drivers import FAULTS, FakeDriver, Reading

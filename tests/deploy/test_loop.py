@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_robot import HOME, PERIOD, TOY, Steady, Watched
+from four_joints import HOME, PERIOD, TOY, Steady, Watched
 
 from deftly.deploy.drivers import DriverError, Reading
 from deftly.deploy.log import Ring
@@ -227,7 +227,7 @@ def test_a_loop_that_ended_writes_no_more():
 PROGRAM = """
     import sys, time
     sys.path[:0] = {paths!r}
-    from toy_robot import *
+    from four_joints import *
     from deftly.deploy.loop import Runner, Ticker, run
     from deftly.deploy.drivers import FakeDriver
 

@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
-from toy_robot import HOME, TOY
+from four_joints import HOME, TOY
 
 from deftly.deploy.drivers import FakeDriver
 from deftly.deploy.loop import Runner, Ticker

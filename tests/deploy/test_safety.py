@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from four_joints import HOME, LOWER, PERIOD, TOP, TOY, UPPER, Bench, Steady, Watched
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from toy_robot import HOME, LOWER, PERIOD, TOP, TOY, UPPER, Bench, Steady, Watched
 
 from deftly.contract import Act, Contract
 from deftly.deploy.drivers import FAULTS, Reading

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from toy_robot import HOME, LOWER, PERIOD, TOP, TOY, UPPER
+from four_joints import HOME, LOWER, PERIOD, TOP, TOY, UPPER
 
 from deftly.deploy.drivers import Reading
 from deftly.deploy.safety import Kernel, SafetyConfig, State
