@@ -89,6 +89,16 @@ def test_a_stall_is_counted_and_not_made_up_for(stall):
     np.testing.assert_allclose(steps, 0.05, atol=1e-9)
 
 
+def test_a_stall_of_exactly_a_period_gives_no_second_tick_at_the_same_time():
+    clock = Clock()
+    ticker = Ticker(16, clock, clock.sleep)
+    times = [ticker.wait()]
+    clock.now += 2 / 16
+    times += [ticker.wait(), ticker.wait()]
+    assert times == [50.0, 50.125, 50.1875]
+    assert ticker.overruns == 1
+
+
 def test_the_time_before_the_first_tick_is_no_overrun():
     clock = Clock()
     ticker = Ticker(20, clock, clock.sleep)
@@ -292,6 +302,15 @@ def test_whatever_a_policy_gives_is_at_most_a_fault(answer):
     runner = looped(driver, Steady(infer=lambda s, a: answer), ticks=20, log=ring)
     assert runner.kernel.fault in (Fault.POLICY_STALE, Fault.POLICY_BAD)
     assert left_safe(driver)
+
+
+@pytest.mark.parametrize("at", [np.nan, np.inf])
+def test_a_measurement_without_a_time_is_the_drivers_fault_in_the_log_too(at):
+    ring, driver = Ring(TOY, 50), Watched()
+    driver.broken["read"] = lambda: Reading({"joint_pos": HOME, "cube": np.zeros(3)}, at)
+    runner = looped(driver, ticks=3, log=ring)
+    assert runner.problem == f"read: measured at {at} s, which is no time"
+    assert np.isnan(ring.rows()["at"]).all()
 
 
 def test_an_exception_without_words_is_named():

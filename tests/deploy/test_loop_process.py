@@ -64,8 +64,8 @@ def server():
     process.stdout.close()
 
 
-def hold_after(runner, injure):
-    """Drive until the policy moved the robot, injure it; control periods from there until the kernel holds."""
+def hold_after(runner, decisions, injure):
+    """Drive until the policy decided so often, injure it; control periods from there until the kernel holds."""
     ticker, moved, since = Ticker(TOY.rate), 0, None
     for _ in range(200):
         tick = runner.step(ticker.wait())
@@ -76,7 +76,7 @@ def hold_after(runner, injure):
             since += 1
             if tick.state is State.HOLD:
                 return since
-        elif moved == 5 or (moved == 0 and runner.kernel.wants_policy):
+        elif moved == decisions and runner.kernel.wants_policy:
             injure()
             since = 0
     raise AssertionError(f"still {runner.kernel.state}, {moved} decisions")
@@ -90,7 +90,7 @@ PATIENT = SafetyConfig(ramp_s=0.0, stall_periods=40.0, misses=100, signal_period
 def test_a_policy_process_that_is_killed_or_suspended_leads_to_a_hold_within_two_periods(server, number):
     process, endpoint = server
     with Runner(Remote(endpoint), Kernel(TOY, PATIENT), FakeDriver(TOY)) as runner:
-        periods = hold_after(runner, lambda: os.kill(process.pid, number))
+        periods = hold_after(runner, 5, lambda: os.kill(process.pid, number))
         assert runner.kernel.fault is Fault.POLICY_STALE
         assert "no answer of the policy server" in runner.problem
         assert periods <= 2
@@ -107,6 +107,6 @@ def test_a_peer_that_accepts_and_says_nothing_leads_to_a_hold_within_two_periods
     with socket.create_server(("127.0.0.1", 0)) as half_open:
         endpoint = f"tcp://127.0.0.1:{half_open.getsockname()[1]}"
         with Runner(Remote(endpoint), Kernel(TOY, PATIENT), FakeDriver(TOY)) as runner:
-            assert hold_after(runner, lambda: None) <= 2
+            assert hold_after(runner, 0, lambda: None) <= 2
             assert runner.kernel.fault is Fault.POLICY_STALE
             np.testing.assert_array_equal(runner.driver.command, HOME)

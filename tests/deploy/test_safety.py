@@ -217,9 +217,9 @@ class Anything(RuleBasedStateMachine):
         if np.isfinite(now) and abs(now) < 1e15:
             self.now = max(self.now, now)
 
-    @rule(goals=st.lists(st.floats(-3, 3), min_size=1, max_size=30))
-    def ordinary(self, goals):
-        for goal in goals:
+    @rule(goal=st.floats(-3, 3), ticks=st.integers(1, 40))
+    def ordinary(self, goal, ticks):
+        for _ in range(ticks):
             self.now += PERIOD
             pose = HOME if self.kernel.command is None else self.kernel.command
             self.do(self.now, Reading({"joint_pos": pose, "cube": np.zeros(3)}, self.now), np.full(4, goal))
@@ -322,10 +322,10 @@ def test_what_is_no_reading_is_a_fault(reading):
     assert bench.kernel.fault in (Fault.SIGNALS_BAD, Fault.SIGNALS_STALE)
 
 
-@pytest.mark.parametrize("now", [np.nan, np.inf, -np.inf, None, "now", 10**400, 0.0, 100.0, -1e300])
+@pytest.mark.parametrize("now", [np.nan, np.inf, -np.inf, None, "now", 10**400, 0.0, 100.0, -1e300, "the same"])
 def test_a_clock_that_is_none_or_does_not_go_forward_is_a_fault(now):
     bench = Bench().active()
-    bench.kernel.tick(now, bench.reading(), HOME)
+    bench.kernel.tick(bench.now if now == "the same" else now, bench.reading(), HOME)
     assert (bench.kernel.state, bench.kernel.fault) == (HOLD, Fault.CLOCK)
 
 
@@ -347,6 +347,14 @@ def test_limits_hold_to_the_last_bit_in_every_precision(dtype):
             assert (out <= UPPER).all()
             assert (out >= LOWER).all()
     assert bench.kernel.state is ACTIVE
+
+
+def test_a_margin_is_kept_at_either_end_but_not_by_a_gripper():
+    bench = Bench(ramp_s=0.0, margin=0.1, lead=10.0).active()
+    for goal, expected in ((LOWER, [-0.7, -1.6, 0.0, -0.8]), (UPPER, [1.7, 1.6, 0.04, 0.8])):
+        for _ in range(80):
+            out = bench.tick(goal)
+        np.testing.assert_allclose(out, expected, atol=1e-12)
 
 
 def test_nothing_that_came_in_or_went_out_is_kept_by_reference():
