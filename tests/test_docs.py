@@ -12,7 +12,9 @@ from deftly.check import CheckArgs
 from deftly.config import ALIASES, EnvConfig, SimConfig, parse, split_task, with_task
 from deftly.env import Env
 from deftly.findings import failed
+from deftly.inspection import InspectArgs
 from deftly.robots.check import check
+from deftly.run import RunArgs
 from deftly.sim.scene import PRESETS, substeps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +29,8 @@ STAGES = {
     "play": play.PlayArgs,
     "export": export.ExportArgs,
     "check": CheckArgs,
+    "run": RunArgs,
+    "inspect": InspectArgs,
     "runs": runs.RunsArgs,
     "tasks": catalog.TasksArgs,
     "robots": catalog.RobotsArgs,
@@ -99,7 +103,7 @@ def test_commands_parse(page, command):
         del words[(at := words.index("--config")) : at + 2]
     given, rest = (None, words) if name in ("runs", "quickstart") else split_task(words)
     cls = STAGES[name]
-    if name == "check":  # of a folder of the reader's
+    if name in ("check", "inspect"):  # of a file or folder of the reader's
         assert given
     elif name == "robots":
         assert given is None or robots.load(str(ROOT / given) if given.endswith(".py") else given)

@@ -29,7 +29,8 @@ class Reading(NamedTuple):
 class Driver(Protocol):
     """A robot. A class outside the package is one too: `deftly run --driver my_robot:Driver`.
 
-    Every method returns within a fraction of the control period, and raises DriverError if it cannot do its work.
+    Every method returns within a fraction of the control period, and raises DriverError if it cannot do its work. What
+    it is given and what it gives back is copied: a driver may keep its own arrays and change them.
     """
 
     def read(self) -> Reading:
@@ -41,7 +42,7 @@ class Driver(Protocol):
         ...
 
     def stop(self) -> None:
-        """The last call: leave the robot safe, holding what it holds, and let go of the connection."""
+        """The last call, made once: leave the robot safe, holding what it holds, and let go of the connection."""
         ...
 
 
@@ -56,10 +57,17 @@ class FakeDriver:
     by half its range), `read` and `write` (they fail), `slow` (reading takes five periods), `crash` (a bug).
     """
 
-    def __init__(self, contract: Contract, fault: str = "", at: int = 40, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        contract: Contract,
+        fault: str = "",
+        at: int = 40,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ):
         if fault and fault not in FAULTS:
             raise DeftlyError(f"the fake robot has no fault '{fault}', it has {', '.join(FAULTS)}")
-        self.contract, self._fault, self._at, self._clock = contract, fault, at, clock
+        self.contract, self._fault, self._at, self._clock, self._sleep = contract, fault, at, clock, sleep
         self._lower, self._upper = np.array([(j.lower, j.upper) for j in contract.joints]).T
         self._reach = np.array([j.velocity for j in contract.joints]) / contract.rate
         self.position = np.array(contract.home())
@@ -84,7 +92,7 @@ class FakeDriver:
         if fault == "frozen":
             return self._last
         if fault == "slow":
-            time.sleep(5 / self.contract.rate)
+            self._sleep(5 / self.contract.rate)
         if fault in ("beyond", "jump"):
             span = self._upper - self._lower
             leap = position[0] + 0.5 * span[0] * (1 if position[0] < (self._lower + self._upper)[0] / 2 else -1)

@@ -7,18 +7,23 @@ its own.
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
 from deftly.deploy.drivers import Driver, DriverError, Reading
 from deftly.deploy.log import Ring
 from deftly.deploy.policy import Decision, Policy, PolicyError
-from deftly.deploy.safety import Fault, Kernel, State
+from deftly.deploy.safety import Fault, Kernel, SafetyError, State
 
 Clock = Callable[[], float]
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Tick(NamedTuple):
@@ -50,6 +55,8 @@ class Runner:
         self._events: list[str] = []
         self._fresh, self._closed = True, False
         kernel.require(policy.contract)
+        if log is not None:
+            log.keep(kernel.snapshot())
 
     def __enter__(self) -> Runner:
         return self
@@ -60,21 +67,26 @@ class Runner:
     def start(self) -> None:
         """The operator lets the policy drive. Raises SafetyError unless READY."""
         self.kernel.start()
-        self._events.append("start")
+        self._note("start")
         self._fresh = True
 
     def resume(self) -> None:
         """The operator clears a fault. Raises SafetyError unless in HOLD."""
         self.kernel.resume()
-        self._events.append("resume")
+        self._note("resume")
 
     def hold(self) -> None:
         """The operator makes the robot stand still."""
         self.kernel.hold()
-        self._events.append("hold")
+        self._note("hold")
 
     def step(self, now: float) -> Tick:
-        """One control period at `now`, s on the clock of the readings. Faults are the kernel's; nothing is raised."""
+        """One control period at `now`, s on the clock of the readings.
+
+        Faults are the kernel's; nothing is raised but SafetyError after `close`.
+        """
+        if self._closed:
+            raise SafetyError("this control loop has ended: the robot was let go of")
         began = time.perf_counter()
         reading, decision, inferred = self._read(), None, math.nan
         if reading is not None and self.kernel.wants_policy:
@@ -82,56 +94,77 @@ class Runner:
             inferred = 1e3 * (time.perf_counter() - began)
         command = self.kernel.tick(now, reading, decision and decision.targets)
         written = command is None or self._write(command)
-        if self.log is not None:
-            self.log.add(
-                now=now,
-                episode=self.episode,
-                event="+".join(self._events),
-                state=self.kernel.state,
-                fault=self.kernel.fault,
-                decided=decision is not None,
-                command=command,
-                written=written,
-                infer_ms=inferred,
-                tick_ms=1e3 * (time.perf_counter() - began),
-                **({"at": reading.at, **{f"signal/{k}": v for k, v in reading.signals.items()}} if reading else {}),
-                **(decision._asdict() if decision else {}),
-            )
-        self._events.clear()
+        timing = {"now": now, "infer_ms": inferred, "tick_ms": 1e3 * (time.perf_counter() - began)}
+        self._keep(reading, decision, command=command, written=written, **timing)
         return Tick(self.kernel.state, reading, decision, command)
 
     def close(self) -> None:
-        """Command the safe target once more, and let go of robot and policy."""
+        """Command the safe target once more, and let go of robot and policy.
+
+        Raises DriverError if the driver's `stop` failed: the robot may not be safe.
+        """
         if self._closed:
             return
         self._closed = True
         try:
-            if self.kernel.state is not State.INIT:
-                self.kernel.stop("the loop ended")
-                if self.kernel.command is not None:
-                    self._write(self.kernel.command)
+            self.kernel.stop("the loop ended")
+            if self.kernel.command is not None:
+                self._write(self.kernel.command)
         finally:
             try:
                 self.driver.stop()
+            except Exception as error:
+                self._blame("stop", error)
+                raise DriverError(f"{self.problem}: the robot was not let go of, look after it") from error
             finally:
-                self.policy.close()
+                self._let_go_of_policy()
 
     def _read(self) -> Reading | None:
         try:
             signals, at = self.driver.read()
-            return Reading(dict(signals), float(at))
+            reading = Reading({str(name): _own(value) for name, value in signals.items()}, float(at))
+            if not math.isfinite(reading.at):
+                raise DriverError(f"measured at {reading.at} s, which is no time")
         except Exception as error:
             self._blame("read", error)
             return None
+        return reading
 
     def _write(self, command: np.ndarray) -> bool:
         try:
-            self.driver.write(command)
+            self.driver.write(command.copy())
         except Exception as error:
             self._blame("write", error)
             self.kernel.hold(self.problem, Fault.DRIVER)
             return False
         return True
+
+    def _keep(self, reading: Reading | None, decision: Decision | None, **row: object) -> None:
+        """Log a tick. A robot whose record has a gap stands still."""
+        events, self._events = self._events, []
+        if self.log is None:
+            return
+        measured = {f"signal/{name}": value for name, value in reading.signals.items()} if reading else {}
+        row |= {"at": reading.at if reading else None, **measured, **(decision._asdict() if decision else {})}
+        row |= {"state": self.kernel.state, "fault": self.kernel.fault, "event": "+".join(events)}
+        try:
+            self.log.add(episode=self.episode, decided=decision is not None, **row)
+            if self.log.wants_snapshot:
+                self.log.keep(self.kernel.snapshot())
+        except Exception as error:
+            self._blame("log", error)
+            self.kernel.hold(self.problem, Fault.DRIVER)
+
+    def _note(self, event: str) -> None:
+        """Remember what the operator did for the log; a key that repeats itself counts once."""
+        if self._events[-1:] != [event]:
+            self._events.append(event)
+
+    def _let_go_of_policy(self) -> None:
+        try:
+            self.policy.close()
+        except Exception as error:
+            self._blame("policy", error)
 
     def _decide(self, reading: Reading) -> Decision | None:
         try:
@@ -139,7 +172,7 @@ class Runner:
                 self.policy.reset(reading.signals)
                 self._fresh = False
             action, targets = self.policy.infer(reading.signals, self.kernel.command)
-            return Decision(np.asarray(action), np.asarray(targets))
+            return Decision(_own(action), _own(targets))
         except Exception as error:
             self._blame("policy", error)
             return None
@@ -147,7 +180,11 @@ class Runner:
     def _blame(self, what: str, error: Exception) -> None:
         """Note a failure in one line; what is no DriverError or PolicyError is a bug, and named as one."""
         known = isinstance(error, (DriverError, PolicyError))
-        self.problem = f"{what}: {'' if known else type(error).__name__ + ': '}{' '.join(str(error).split())[:200]}"
+        try:
+            said = " ".join(str(error).split())[:200]
+        except Exception:
+            said = "without a word"
+        self.problem = f"{what}: {'' if known else type(error).__name__ + ': '}{said}"
 
 
 class Ticker:
@@ -155,26 +192,63 @@ class Ticker:
 
     def __init__(self, rate: float, clock: Clock = time.monotonic, sleep: Callable[[float], None] = time.sleep):
         self.period, self._clock, self._sleep = 1.0 / rate, clock, sleep
-        self._next = clock()
+        self._next: float | None = None
         self.overruns = 0
         """Periods left out because the one before took too long."""
 
     def wait(self) -> float:
         """Sleep until the next period begins, and return the time then, s."""
         now = self._clock()
-        if now > self._next + self.period:
-            lost = int((now - self._next) / self.period)
-            self.overruns += lost
-            self._next += lost * self.period
+        if self._next is None:
+            self._next = now
         while now < self._next:
             self._sleep(self._next - now)
             now = self._clock()
+        late = now - self._next  # after the sleep: that too may have been stopped
+        if late >= self.period:
+            self.overruns += max(1, int(late / self.period))
+            self._next = now  # the next one is a whole period away
         self._next += self.period
         return now
 
 
 def run(runner: Runner, ticker: Ticker, each: Callable[[Tick], bool]) -> None:
-    """Step until `each`, called after every tick, says False; however this ends, the robot is left safe."""
-    with runner:
+    """Step until `each`, called after every tick, says False; however this ends, the robot is left safe.
+
+    Ctrl-C raises KeyboardInterrupt, SIGTERM and SIGHUP raise SystemExit; while the robot is being left safe, they are
+    ignored.
+    """
+    with _one_signal(), runner:
         while each(runner.step(ticker.wait())):
             pass
+
+
+@contextmanager
+def _one_signal() -> Iterator[None]:
+    """The first signal to end raises, more are ignored: nothing interrupts what the first one began."""
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = {number: signal.signal(number, end) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _own(value: object) -> np.ndarray:
+    """A copy of numbers that nobody else can change, in any shape; empty if it is anything else."""
+    try:
+        array = np.array(value)
+    except Exception:  # a driver or a policy may give anything
+        array = np.zeros(0, "?")
+    array = array if array.dtype.kind in "fiu" else np.zeros(0)
+    array.setflags(write=False)
+    return array

@@ -1,0 +1,545 @@
+"""`deftly run`: whatever goes wrong, the robot is left safe at once, and the log of it replays bit for bit."""
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deftly import cli, inspection, run, session
+from deftly.deploy import log
+from deftly.deploy.drivers import FAULTS, DriverError, FakeDriver
+from deftly.deploy.log import Ring
+from deftly.deploy.loop import Runner
+from deftly.deploy.policy import LocalPolicy
+from deftly.deploy.safety import Fault, Kernel, State
+from deftly.tasks import load
+
+sys.path.insert(0, str(Path(__file__).parent / "assets"))
+import fifty
+
+SERVER = Path(fifty.__file__)
+AT = 25
+EXPECTED = {
+    **dict.fromkeys(("late", "frozen"), Fault.SIGNALS_STALE),
+    **dict.fromkeys(("missing", "nan", "shape", "beyond", "jump"), Fault.SIGNALS_BAD),
+    **dict.fromkeys(("read", "write", "crash"), Fault.DRIVER),
+    "slow": Fault.STALLED,
+}
+PATIENT = ["--safety.misses", "100", "--safety.miss-periods", "9", "--safety.stall-periods", "90"]
+"""Busy machines stall the loops of tests, which then must not fault for that."""
+ROBOT = """
+import json, time
+from pathlib import Path
+from deftly.deploy.drivers import FakeDriver
+
+class Robot(FakeDriver):
+    def __init__(self, contract, port="none"):
+        super().__init__(contract)
+        Path("port").write_text(port)
+
+    def stop(self):
+        Path("stopping").touch()
+        time.sleep(0.4)
+        Path("stopped").write_text(json.dumps(self.command.tolist()))
+"""
+FORKS = """
+import os, sys
+from pathlib import Path
+import onnxruntime, tyro, yaml
+from deftly import cli, run
+children = {}
+for fault in sys.argv[1].split():
+    children[os.fork()] = fault
+    if 0 in children:
+        os.chdir(fault)
+        os.dup2(os.open("out", os.O_CREAT | os.O_WRONLY), 1)
+        own = sys.argv[3].split()
+        own += ["--safety.stall-periods", "4.5", "--safety.miss-periods", "4"] if fault == "slow" else []
+        words = ["--driver", "fake", "--start", "--fault", fault, "--fault-at", sys.argv[2], "--log", "log.npz"]
+        os._exit(cli.main(["run", *words, *own, *sys.argv[4:]]))
+for _ in children:
+    child, status = os.wait()
+    Path(children[child], "status").write_text(str(os.waitstatus_to_exitcode(status)))
+"""
+"""A process for each fault, which import but once."""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return fifty.write_bundle(tmp_path_factory.mktemp("bundle") / "fifty")
+
+
+class Process:
+    """A running command whose lines are gathered."""
+
+    def __init__(self, words, cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE):
+        command = [sys.executable, "-m", "deftly", "run", *map(str, words)]
+        self.child = subprocess.Popen(command, cwd=cwd, stdin=stdin, stdout=stdout, stderr=subprocess.STDOUT, text=True)
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=lambda: self.lines.extend(self.child.stdout or ()))
+        self._reader.start()
+
+    @property
+    def text(self):
+        return "".join(self.lines)
+
+    def until(self, words, count=1, seconds=20):
+        """Wait until the words were said."""
+        self.wait_for(lambda: self.text.count(words) >= count, seconds)
+
+    def wait_for(self, happened, seconds=20):
+        end = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < end, self.text
+            time.sleep(0.005)
+
+    def end(self, seconds=20):
+        """The exit status, once it has ended."""
+        try:
+            return self.child.wait(seconds)
+        finally:
+            self.close()
+
+    def close(self):
+        self.child.kill()
+        self.child.wait()
+        self._reader.join()
+        if self.child.stdout:
+            self.child.stdout.close()
+
+
+@pytest.fixture
+def start(tmp_path):
+    with ExitStack() as stack:
+
+        def begin(*words, **more):
+            process = Process(words, tmp_path, **more)
+            stack.callback(process.close)
+            return process
+
+        yield begin
+
+
+@pytest.fixture
+def terminal():
+    """Both ends of a terminal: the operator's, the program's."""
+    ends = pty.openpty()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+@pytest.fixture
+def server():
+    """Makes policy servers; gives their process and endpoint."""
+    with ExitStack() as stack:
+
+        def make(rate=50.0):
+            child = subprocess.Popen([sys.executable, str(SERVER), str(rate)], stdout=subprocess.PIPE, text=True)
+            stack.callback(child.stdout.close)
+            stack.callback(child.wait)
+            stack.callback(child.kill)
+            return child, child.stdout.readline().strip()
+
+        yield make
+
+
+def dumped(said, cwd):
+    """The log of a fault that a process wrote."""
+    (name,) = re.findall(r"^log of the fault: (.*)$", said, re.MULTILINE)
+    return cwd / name
+
+
+# ------------------------------------------------------------------------ faults
+
+
+@pytest.fixture(scope="module")
+def faulty(bundle, tmp_path_factory):
+    """The folders of runs, one for every fault of the fake robot."""
+    root = tmp_path_factory.mktemp("faults")
+    for fault in FAULTS:
+        (root / fault).mkdir()
+    words = [" ".join(FAULTS), str(AT), " ".join(PATIENT), "--bundle", str(bundle)]
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, *words], cwd=root, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    return root
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_answered_within_two_periods_and_its_log_replays(fault, faulty, bundle, capsys):
+    folder = faulty / fault
+    assert (folder / "status").read_text() == "1"
+    said = (folder / "out").read_text()
+    path = dumped(said, folder)
+    found = log.read(path)
+    held = int((found.rows["state"] == State.HOLD).argmax())
+    assert found.rows["fault"][held] == EXPECTED[fault]
+    stale = found.rows["now"] - found.rows["at"] > 1.5 / fifty.CONTRACT.rate
+    soonest = {"frozen": stale.argmax(), "slow": min(held, AT + 1)}  # the second period; busy machines blur which it is
+    assert held == soonest.get(fault, AT), "the first row with the fault is row AT"
+    assert held == len(found) - 1, "the dump is made at once, and without a terminal the run is over"
+    assert found.rows["now"][held - 1] < found.rows["now"][held]
+    if fault != "write":  # what the robot did not take is held, were it to take it
+        np.testing.assert_array_equal(found.rows["command"][held], found.rows["command"][held - 1])
+    assert f"hold: {EXPECTED[fault]}: " in said
+    assert json.loads(str(found.facts["faults"]))[0][1:] == [EXPECTED[fault], str(found.facts["reason"])]
+    whole = log.read(folder / "log.npz")
+    assert np.array_equal(whole.rows["now"][: len(found)], found.rows["now"])
+    assert inspection.replay(whole)[0] == ""
+    assert cli.main(["inspect", str(path), "--bundle", str(bundle)]) == 0
+    assert capsys.readouterr().out.count("replays bit for bit") == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("read", "read: the fake robot does not answer"),
+        ("crash", "read: ZeroDivisionError: a bug of the fake robot"),
+        ("write", "write: the fake robot takes no command"),
+    ],
+)
+def test_what_the_driver_said_is_shown(fault, words, faulty):
+    assert words in (faulty / fault / "out").read_text()
+
+
+def test_a_killed_server_is_a_fault(server, start, tmp_path):
+    child, endpoint = server(20.0)
+    process = start("--server-endpoint", endpoint, "--driver", "fake", "--start", *PATIENT)
+    process.until("active")
+    os.kill(child.pid, signal.SIGKILL)
+    assert process.end() == 1
+    assert "hold: policy-stale: " in process.text
+    found = log.read(dumped(process.text, tmp_path))
+    last = int(np.flatnonzero(found.rows["decided"])[-1])
+    assert 1 <= len(found) - 1 - last <= 2
+    assert inspection.replay(found)[0] == ""
+
+
+def test_a_stopped_loop_faults_and_makes_up_for_nothing(bundle, start, terminal, tmp_path):
+    process = start("--bundle", bundle, "--driver", "fake", "--start", "--log", "log.npz", stdin=terminal[1])
+    process.until("active")
+    process.child.send_signal(signal.SIGSTOP)
+    time.sleep(1.0)
+    process.child.send_signal(signal.SIGCONT)
+    process.until("log of the fault")
+    time.sleep(0.2)
+    os.write(terminal[0], b"q\n")
+    assert process.end() == 0
+    rows = log.read(tmp_path / "log.npz").rows
+    held = int((rows["state"] == State.HOLD).argmax())
+    assert rows["fault"][held] == Fault.STALLED
+    gaps = np.diff(rows["now"])
+    assert gaps.max() > 0.9
+    assert gaps[held:].min() > 0.5 / fifty.CONTRACT.rate
+    assert (rows["command"][held:] == rows["command"][held - 1]).all()
+
+
+# ----------------------------------------------------------------------- endings
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_the_robot_safe_and_a_second_one_does_not_skip_it(number, status, bundle, start, tmp_path):
+    (tmp_path / "my_robot.py").write_text(ROBOT)
+    words = ["--bundle", bundle, "--driver", "my_robot:Robot", "--port", "/dev/x", "--start", "--log", "a/log.npz"]
+    process = start(*words, *PATIENT)
+    process.until("active")
+    process.child.send_signal(number)
+    process.wait_for((tmp_path / "stopping").exists)
+    process.child.send_signal(number)
+    assert process.end() == status
+    found = log.read(tmp_path / "a" / "log.npz")
+    assert json.loads((tmp_path / "stopped").read_text()) == found.rows["command"][-1].tolist()
+    assert (tmp_path / "port").read_text() == "/dev/x"
+    assert "Traceback" not in process.text
+
+
+def test_time_and_a_closed_input(bundle, tmp_path):
+    words = [sys.executable, "-m", "deftly", "run", "--bundle", str(bundle), "--driver", "fake", *PATIENT]
+    for more, status, said in (["--start", "--seconds", "0.3"], 0, "no faults"), ([], 1, "give --start"):
+        closed = ["sh", "-c", 'exec "$@" <&-', "sh", *words, *more]
+        done = subprocess.run(closed, cwd=tmp_path, capture_output=True, text=True, timeout=20)
+        assert (done.returncode, done.stderr) == (status, "")
+        assert said in done.stdout
+        assert not list(tmp_path.glob("*.npz"))
+
+
+def test_a_robot_that_cannot_be_read_ends_the_run(bundle, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session, "READY_S", 0.2)
+    words = ["--bundle", str(bundle), "--driver", "fake", "--start", "--fault", "read", "--fault-at", "0"]
+    assert cli.main(["run", *words]) == 1
+    assert (
+        "the robot was not ready in 0.2 s: the robot could not be read (read: the fake robot" in capsys.readouterr().out
+    )
+
+
+def test_the_operator_at_a_terminal(bundle, start, terminal, tmp_path):
+    process = start("--bundle", bundle, "--driver", "fake", "--log", "log.npz", *PATIENT, stdin=terminal[1])
+    process.until("ready  (s starts")
+    for key, said, count in (
+        (b"r\n", "cannot resume in state ready", 1),
+        (b"s\n", "active", 1),
+        (b"\n", "hold: operator", 1),
+        (b"r\n", "  ready", 2),
+        (b"S \n", "  active", 2),
+        (b"what\n", "hold: operator", 2),
+    ):
+        os.write(terminal[0], key)
+        process.until(said, count)
+    os.write(terminal[0], b"q\n")
+    assert process.end() == 0
+    events = log.read(tmp_path / "log.npz").rows["event"]
+    assert [e for e in events if e] == ["start", "hold", "resume", "start", "hold"]
+    assert cli.main(["inspect", str(tmp_path / "log.npz"), "--bundle", str(bundle)]) == 0
+
+
+def test_an_operator_who_leaves_while_it_holds(bundle, start):
+    process = start("--bundle", bundle, "--driver", "fake", "--start", *PATIENT, stdin=subprocess.PIPE)
+    process.until("active")
+    process.child.stdin.write("h\n")
+    process.child.stdin.flush()
+    process.until("hold: operator")
+    time.sleep(0.1)
+    assert process.child.poll() is None, "who asked to hold is there to resume"
+    process.child.stdin.close()
+    assert process.end() == 1
+
+
+def test_a_screen_that_takes_nothing_does_not_halt_the_robot(bundle, start, tmp_path):
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    with suppress(BlockingIOError):
+        while os.write(into, bytes(4096)):
+            pass
+    os.set_blocking(into, True)
+    words = ["--bundle", bundle, "--driver", "fake", "--start", "--seconds", "0.5", "--log", "log.npz", *PATIENT]
+    process = start(*words, stdout=into)
+    os.close(into)
+    process.wait_for((tmp_path / "log.npz").exists)
+    drain = threading.Thread(target=lambda: [None for _ in iter(lambda: os.read(out, 65536), b"")])
+    drain.start()
+    assert process.end() == 0
+    drain.join()
+    os.close(out)
+    assert np.ptp(log.read(tmp_path / "log.npz").rows["now"]) >= 0.45
+
+
+# ----------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("source", "spec", "said"),
+    [
+        ("class A: pass", "bad:A", "--driver bad:A has no method read()"),
+        ("class A:\n read = write = None\n def stop(self): pass", "bad:A", "has no method read()"),
+        ("import nothing_like_it", "bad:A", "--driver bad:A: ModuleNotFoundError: No module named 'nothing_like_it'"),
+        ("1 +", "bad:A", "--driver bad:A: SyntaxError"),
+        ("x = 1", "bad:A", "AttributeError: module 'bad' has no attribute 'A'"),
+        ("class A:\n read = write = stop = print\n def __init__(self, c): 1 / 0", "bad:A", "ZeroDivisionError"),
+        ("", "my_robot", "sim, fake, or MODULE:CLASS such as my_robot:Driver"),
+        ("", "no_such_module:A", "No module named 'no_such_module'"),
+    ],
+)
+def test_a_bad_driver_is_one_line(source, spec, said, bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("bad", None)
+    (tmp_path / "bad.py").write_text(source)
+    assert cli.main(["run", "--bundle", str(bundle), "--driver", spec]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--driver", "fake"], "run needs a policy: deftly run TASK, --bundle DIR or --server-endpoint"),
+        (["no-such-task", "--driver", "fake"], "no bundle 'no-such-task'"),
+        (["--bundle", "BUNDLE", "--driver", "fake", "--fault", "odd"], "the fake robot has no fault 'odd'"),
+        (["--bundle", "BUNDLE", "--driver", "fake", "--log", "x.csv"], "a log is an .npz file: x.npz"),
+        (["--bundle", "BUNDLE", "--driver", "fake", "--log", "/proc/none/x.npz"], "cannot write logs to '/proc/none'"),
+        (["--bundle", "BUNDLE", "--driver", "fake", "--seconds", "-1"], "seconds is -1.0"),
+        (["--bundle", "BUNDLE", "--driver", "fake", "--safety.speed", "2"], "safety.speed is 2"),
+        (["--server-endpoint", "junk", "--driver", "fake"], "junk"),
+    ],
+)
+def test_what_cannot_run_is_one_line(words, said, bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", *(str(bundle) if word == "BUNDLE" else word for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_timeout_beyond_the_period_is_refused(server, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--server-endpoint", server()[1], "--driver", "fake", "--timeout-ms", "30"]
+    assert cli.main(["run", *words]) == 2
+    assert "timeout-ms is 30, but the control period has only 20 ms" in capsys.readouterr().err
+
+
+def test_a_policy_of_another_contract_stops_by_name(server, bundle, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--server-endpoint", server(20.0)[1], "--bundle", str(bundle), "--driver", "fake", "--start"]
+    assert cli.main(["run", *words]) == 1
+    said = capsys.readouterr().out
+    assert "stop: contract: the policy was made under another contract: rate" in said
+    assert "active" not in said
+
+
+def test_a_driver_that_knows_its_robot_is_believed(bundle, monkeypatch, tmp_path, capsys):
+    class Other(FakeDriver):
+        def __init__(self, contract):
+            joints = (replace(contract.joints[0], upper=1.0), *contract.joints[1:])
+            super().__init__(replace(contract, joints=joints))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "custom_driver", lambda spec, contract, port: Other(contract))
+    assert cli.main(["run", "--bundle", str(bundle), "--driver", "other:Robot", "--start"]) == 1
+    assert "contract: the policy was made under another contract: joints" in capsys.readouterr().out
+
+
+def test_what_was_opened_is_closed_when_the_rest_fails(bundle, monkeypatch, tmp_path):
+    stopped = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(FakeDriver, "stop", lambda self: stopped.append("robot"))
+    monkeypatch.setattr(LocalPolicy, "close", lambda self: stopped.append("policy"))
+    monkeypatch.setattr(run, "Kernel", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.main(["--bundle", str(bundle), "--driver", "fake"])
+    assert stopped == ["robot", "policy"]
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_loop(bundle, start, terminal, tmp_path):
+    words = ["--bundle", bundle, "--driver", "fake", "--start", "--log", "logs/log.npz", *PATIENT]
+    process = start(*words, stdin=terminal[1])
+    process.until("active")
+    (tmp_path / "logs").rmdir()
+    (tmp_path / "logs").touch()
+    os.write(terminal[0], b"\n")
+    process.until("cannot write the log of the fault")
+    os.write(terminal[0], b"r\n")
+    process.until("ready", 2)
+    os.write(terminal[0], b"q\n")
+    assert process.end() == 1
+    assert process.text.splitlines()[-1].startswith("error: 'run' failed: ")
+
+
+# ------------------------------------------------------------------- the page, a simulation
+
+
+PAGE = (Path(__file__).parents[1] / "docs/run.md").read_text()
+
+
+@pytest.fixture
+def controller():
+    """A robot's controller as the page's driver expects it: its address, and what it was told."""
+    link, told = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), []
+    link.bind(("127.0.0.1", 0))
+
+    def serve():
+        while (message := json.loads((packet := link.recvfrom(4096))[0]))["verb"] != "over":
+            told.append(message)
+            signals = {"joint_pos": told[-1].get("targets") or fifty.CONTRACT.home(), "cube": [0.0] * 3}
+            for seq in (message["seq"] - 1, message["seq"]):
+                link.sendto(json.dumps({"seq": seq, **signals}).encode(), packet[1])
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    address = "{}:{}".format(*link.getsockname())
+    yield address, told
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
+        last.sendto(b'{"verb": "over"}', link.getsockname())
+    thread.join()
+    link.close()
+
+
+def test_the_driver_of_the_page(controller, monkeypatch, tmp_path):
+    (source,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    assert len([line for line in source.partition("class")[2].splitlines() if line.strip()]) <= 30
+    (tmp_path / "page_robot.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    driver = run.custom_driver("page_robot:Driver", fifty.CONTRACT, controller[0])
+    driver.timeout = 5.0
+    before = time.monotonic()
+    reading = driver.read()
+    assert before <= reading.at <= time.monotonic()
+    np.testing.assert_array_equal(reading.signals["joint_pos"], fifty.CONTRACT.home())
+    driver.write(np.array([0.1, 0.2, 0.03]))
+    assert controller[1][-1] == {"verb": "write", "targets": [0.1, 0.2, 0.03], "seq": 2}
+    driver.stop()
+    gone = run.custom_driver("page_robot:Driver", fifty.CONTRACT, "127.0.0.1:1")
+    with pytest.raises(DriverError, match="the robot does not answer"):
+        gone.read()
+    gone.stop()
+
+
+def test_a_simulated_robot_is_driven_and_ends_with_the_run(monkeypatch, tmp_path, capsys):
+    simserver = pytest.importorskip("deftly.simserver")
+    children, launch = [], simserver.launch
+    monkeypatch.setattr(simserver, "launch", lambda argv: children.append(launch(argv)) or children[0])
+    monkeypatch.chdir(tmp_path)
+    cls = load("jaka-pick-cube")
+    fifty.write_bundle(tmp_path / "pick", cls(cls.Config()).contract(), "jaka-pick-cube", size=0.01)
+    words = ["--bundle", "pick", "--driver", "sim", "--start", "--seconds", "1", "--log", "log.npz"]
+    assert cli.main(["run", *words, *PATIENT]) == 0
+    assert "  active" in capsys.readouterr().out
+    assert children[0][0].poll() is not None
+    assert cli.main(["inspect", "log.npz", "--bundle", "pick"]) == 0
+
+
+def test_the_page_names_every_state_fault_and_key():
+    table = re.findall(r"^\| `([\w-]+)`", PAGE, re.MULTILINE)
+    assert table == ["s", "r", "q", *State, *(fault for fault in Fault if fault is not Fault.NONE)]
+    assert "Enter or `h`" in PAGE
+
+
+# ---------------------------------------------------------------- logs beside the loop
+
+
+def test_a_log_saved_beside_a_running_loop_is_whole(tmp_path):
+    clock, path = [100.0], tmp_path / "log.npz"
+    ring = Ring(fifty.CONTRACT, 400)
+    network = lambda obs: np.tanh(obs[:, :3])  # noqa: E731
+    driver = FakeDriver(fifty.CONTRACT, clock=lambda: clock[0])
+    runner = Runner(LocalPolicy(fifty.CONTRACT, network), Kernel(fifty.CONTRACT), driver, ring)
+    over = threading.Event()
+
+    def loop():
+        while not over.is_set():
+            clock[0] += 0.02
+            runner.step(clock[0])
+            if runner.kernel.state is State.READY:
+                runner.start()
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        safety = json.dumps(vars(runner.kernel.cfg))
+        while ring._count < 1000:
+            time.sleep(0.01)
+        for _ in range(5):
+            ring.save(path, {"safety": safety})
+            found = log.read(path)
+            assert len(found) > 100
+            np.testing.assert_allclose(np.diff(found.rows["now"]), 0.02, atol=1e-9)
+            assert inspection.replay(found)[0] == ""
+    finally:
+        over.set()
+        thread.join()
