@@ -288,7 +288,7 @@ class Kernel:
             return
         self._decided_at = self._now
         most = ramp * self._speed * min(elapsed, self.period)
-        moved = np.clip(goal, self.command - most, self.command + most)
+        moved = _towards(self.command, np.clip(goal, self._lower, self._upper), most)
         moved = np.clip(moved, self._lower, self._upper)
         self.clipped += bool(np.abs(moved - goal).max() > 1e-6)
         self.command = moved
@@ -300,6 +300,16 @@ class Kernel:
     def _require(self, state: State, verb: str) -> None:
         if self.state is not state:
             raise SafetyError(f"cannot {verb} in state {self.state}, only in {state}")
+
+
+def _towards(command: np.ndarray, goal: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """The command moved towards the goal, each joint by at most `most`, and all by the same share of their way.
+
+    So joints that are coupled, as those that keep a tool upright, stay so: limiting each by itself would tilt it.
+    """
+    way = goal - command
+    share = np.divide(most, np.abs(way), out=np.ones_like(way), where=np.abs(way) > most).min()
+    return goal if share == 1.0 else np.clip(command + share * way, command - most, command + most)
 
 
 def _numbers(value: object, size: int) -> np.ndarray | None:
