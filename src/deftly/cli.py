@@ -19,6 +19,9 @@ COMMANDS = {
     "train": ("Learn", "deftly.train:main", "train a policy on a task"),
     "eval": ("Learn", "deftly.evaluate:main", "measure a policy's success rate on fixed seeds"),
     "play": ("Learn", "deftly.play:main", "watch a policy, or record a video of it"),
+    "sim2sim": ("Hand over", "deftly.sim2sim:main", "drive a simulated robot as a real one, and hold it against eval"),
+    "record": ("Hand over", "deftly.record:main", "record episodes of a simulated robot"),
+    "replay": ("Hand over", "deftly.replay:main", "replay a recording in simulation, or serve it to a robot"),
     "runs": ("Look", "deftly.runs:main", "list, compare and pin runs"),
     "tasks": ("Look", "deftly.catalog:tasks_main", "list the tasks"),
     "robots": ("Look", "deftly.catalog:robots_main", "list the robots"),
@@ -47,7 +50,7 @@ _deftly() {
         words="COMMANDS --help --version"
     elif [ "$COMP_CWORD" -eq 2 ]; then
         case "${COMP_WORDS[1]}" in
-            train|eval|play|config) words="$(deftly tasks --names 2>/dev/null)" ;;
+            train|eval|play|sim2sim|record|config) words="$(deftly tasks --names 2>/dev/null)" ;;
             completion) words="bash zsh fish" ;;
         esac
     fi
@@ -64,7 +67,7 @@ SHELLS = {
 set -l first '__fish_is_nth_token 1'
 set -l second '__fish_is_nth_token 2; and __fish_seen_subcommand_from'
 complete -c deftly -n $first -f -a 'COMMANDS --help --version'
-complete -c deftly -n "$second train eval play config" -f -a '(deftly tasks --names 2>/dev/null)'
+complete -c deftly -n "$second train eval play sim2sim record config" -f -a '(deftly tasks --names 2>/dev/null)'
 complete -c deftly -n "$second completion" -f -a 'bash zsh fish'
 """,
 }
