@@ -53,3 +53,22 @@ def slider():
         return Env(cls(cls.Config(**task)), config, SimConfig(threads=threads), seed, purpose, dump_dir)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """A toy task's bundle (`.bundle`), exported once, its checkpoint, the task's file, and the root of the runs."""
+    from pathlib import Path
+    from types import SimpleNamespace
+
+    from deftly import export, runs, train
+    from deftly.config import RunsConfig
+
+    task, root = str(Path(__file__).parent / "assets/rail.py"), tmp_path_factory.mktemp("exported")
+    where = ("--runs.root", str(root), "--sim.threads", "1")
+    tiny = ("--env.num-envs", "8", "--train.steps", "4", "--train.hidden", "16", "--train.minibatches", "2")
+    short = ("--train.max-iterations", "1", "--eval-every", "0", "--tensorboard", "False", "--log-level", "warning")
+    assert train.main([task, *tiny, *short, *where]) == 0
+    assert export.main([task, "--out", str(root / "bundle"), "--episodes", "8", *where]) == 0
+    checkpoint = runs.find_checkpoint("latest", "rail", RunsConfig(root=root))
+    return SimpleNamespace(task=task, root=root, bundle=root / "bundle", checkpoint=checkpoint)

@@ -65,8 +65,8 @@ def test_tasks_are_listed_without_the_train_extra(capsys, monkeypatch):
 def test_shipped_policy(tmp_path, monkeypatch):
     monkeypatch.setattr(catalog, "POLICIES", tmp_path)
     assert catalog.shipped_policy(TASK) == "no"
-    (tmp_path / TASK).mkdir()
-    (tmp_path / TASK / "weights.safetensors").touch()
+    (tmp_path / TASK / "checkpoint").mkdir(parents=True)
+    (tmp_path / TASK / "checkpoint/weights.safetensors").touch()
     assert catalog.shipped_policy(TASK) == "yes"
     (tmp_path / TASK / "eval.json").write_text('{"success": {"rate": 0.965, "count": 193}}')
     assert catalog.shipped_policy(TASK) == "yes, 96.5% success"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import deftly_bench
-from deftly import catalog, cli, doctor, evaluate, play, quickstart, robots, runs, tasks, train
+from deftly import catalog, cli, doctor, evaluate, export, play, quickstart, robots, runs, serve, tasks, train
+from deftly.check import CheckArgs
 from deftly.config import ALIASES, EnvConfig, SimConfig, parse, split_task, with_task
 from deftly.env import Env
 from deftly.findings import failed
@@ -24,13 +25,16 @@ STAGES = {
     "train": train.TrainArgs,
     "eval": evaluate.EvalArgs,
     "play": play.PlayArgs,
+    "export": export.ExportArgs,
+    "check": CheckArgs,
     "runs": runs.RunsArgs,
     "tasks": catalog.TasksArgs,
     "robots": catalog.RobotsArgs,
     "config": train.TrainArgs,
+    "serve": serve.ServeArgs,
     "bench": deftly_bench.BenchArgs,
 }
-WITH_TASK = ("train", "eval", "play", "config")
+WITH_TASK = ("train", "eval", "play", "export", "config")
 
 
 def without_code(text: str) -> str:
@@ -95,7 +99,9 @@ def test_commands_parse(page, command):
         del words[(at := words.index("--config")) : at + 2]
     given, rest = (None, words) if name in ("runs", "quickstart") else split_task(words)
     cls = STAGES[name]
-    if name == "robots":
+    if name == "check":  # of a folder of the reader's
+        assert given
+    elif name == "robots":
         assert given is None or robots.load(str(ROOT / given) if given.endswith(".py") else given)
     elif given is not None:
         task = tasks.load(str(ROOT / given) if given.endswith(".py") else given)

@@ -126,12 +126,12 @@ def test_statistics_are_means_over_ended_episodes(slider):
     parts = env.ended["reward/near"] + env.ended["reward/moved"]
     assert parts == pytest.approx(total, abs=1e-4)
     assert set(env.ended) >= {"travel", "failed/far", "failed/physics", "time_out", "steps", "action_change"}
-    means = env.stats.take()
+    means = env.progress()
     assert means["return"] == pytest.approx(float(total.mean()), rel=1e-5)
     assert means["time_out"] == 1
     assert means["steps"] == 20
     assert "travel" not in means
-    assert env.stats.take() == {}
+    assert env.progress() == {}
 
 
 def test_weights_scale_the_rewards(slider):
@@ -193,7 +193,7 @@ def test_restored_environment_continues_to_the_bit(slider):
     assert same([*fresh.obs.values()], [*env.obs.values()])
     moves = actions(env, 30, seed=2)
     assert same(play(env, moves), play(fresh, moves))
-    assert env.stats.take()["return"] == fresh.stats.take()["return"]
+    assert env.progress()["return"] == fresh.progress()["return"]
 
 
 def test_restored_pick_cube_continues_to_the_bit():

@@ -4,6 +4,7 @@ import csv
 import ctypes.util
 import json
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,6 +151,14 @@ def test_no_gate_is_lost_when_the_flag_is_repeated():
     assert gather(["--seed", "1"]) == ["--seed", "1"]
 
 
+@pytest.mark.parametrize(
+    "given", [["--checkpoint", "part"], ["--checkpoint=part"], ["checkpoint=part"], ["training.checkpoint=part"], []]
+)
+def test_the_checkpoint_is_replaced_by_the_exact_one(given):
+    expected = ["--seed", "1", "--gate", "steps<5", "--checkpoint", "runs/a b"]
+    assert gather(["--seed", "1", *given, "--gate", "steps<5"], "checkpoint", "runs/a b") == expected
+
+
 # ---------------------------------------------------------------------- report
 
 
@@ -175,6 +184,18 @@ def test_report(root, result):
     assert rows[0]["time_to_grasp"] == ""
     assert float(rows[0]["steps"]) == 20
     assert sorted(path.name for path in result.iterdir()) == ["episodes.csv", "eval.json", "report.html"]
+
+
+@pytest.mark.parametrize("given", [["--checkpoint", "{}"], ["--checkpoint={}"], ["checkpoint={}"], []])
+def test_the_saved_command_names_the_checkpoint_once(root, given):
+    partial = f"{TASK}_train"
+    found = checkpoint.load(runs.find_checkpoint(partial, TASK, RunsConfig(root=root)))
+    assert run(root, *(word.format(partial) for word in given), "--gate", "steps<99") == 0
+    words = shlex.split(json.loads((root / "again/eval.json").read_text())["command"])
+    assert words[:3] == ["deftly", "eval", TASK]
+    assert words[-2:] == ["--checkpoint", found.label]
+    assert [word for word in words if "checkpoint" in word] == ["--checkpoint", found.label]
+    assert evaluate.main(words[2:]) == 0
 
 
 def test_the_page_needs_nothing_else(result):

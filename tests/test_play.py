@@ -210,11 +210,12 @@ def test_the_web_viewer_serves_and_follows(task, capsys):
     assert out.startswith(f"open http://127.0.0.1:{port} in a browser; Ctrl-C ends\n")
 
 
-def test_a_port_that_is_taken():
+def test_a_port_that_is_taken(task, monkeypatch):
+    monkeypatch.setattr(play, "pick_viewer", lambda wanted: "web")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(DeftlyError, match=f"cannot serve on 127.0.0.1:{port}: Address already in use; choose"):
-            play._require_free(port)
+            play._live(task, play._untrained("zero", 2), replace(FEW, viewer="web", port=port))
 
 
 # ----------------------------------------------------------------------- video

@@ -21,8 +21,9 @@ def test_every_shipped_task_has_a_policy():
 
 @pytest.mark.parametrize("name", WANTED)
 def test_shipped_policy(name):
-    found = checkpoint.load(POLICIES / name)
-    report = json.loads((found.path / "eval.json").read_text())
+    found = checkpoint.load(POLICIES / name / "checkpoint")
+    assert checkpoint.shipped(name) == found.path
+    report = json.loads((POLICIES / name / "eval.json").read_text())
     weights = (found.path / "weights.safetensors").read_bytes()
     assert report["checkpoint"]["sha256"] == hashlib.sha256(weights).hexdigest()
     assert report["success"]["rate"] >= WANTED[name]

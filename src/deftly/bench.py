@@ -1,7 +1,5 @@
 """`deftly bench`: run the benchmarks of the checkout that this package is installed from."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from pathlib import Path

@@ -1,32 +1,23 @@
 """What there is: `deftly tasks`, `deftly robots`, `deftly config`."""
 
-from __future__ import annotations
-
 import inspect
 import json
+import math
 import re
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import astuple, dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from deftly import robots, tasks
 from deftly.config import field_docs, parse, split_task, to_yaml, with_task
-from deftly.contract import Contract, Joint
+from deftly.contract import Joint
 from deftly.errors import DeftlyError
+from deftly.findings import report, show
 from deftly.runs import table
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from deftly.robots import Robot
-    from deftly.tasks import Task
-
 POLICIES = Path(__file__).parent / "policies"
-
 MEANING = {
     "absolute": "middle of the range + scale * a",
     "relative": "home + scale * a",
@@ -41,8 +32,7 @@ MEANING = {
 class TasksArgs:
     """List the tasks, or show one: `deftly tasks [NAME]`."""
 
-    names: bool = False
-    """Print the bare names, one a line."""
+    names: bool = False  # Print the bare names, one a line.
 
 
 def tasks_main(argv: list[str]) -> int:
@@ -53,98 +43,84 @@ def tasks_main(argv: list[str]) -> int:
     name, rest = split_task(argv)
     parse(TasksArgs, rest, prog="deftly tasks")
     if name:
-        _show_task(_console(), tasks.load(name))
-    else:
-        rows = [_task_row(*item) for item in tasks.shipped().items()]
-        _console().print(table(("task", "what", "robot", "obs", "action", "rate", "shipped policy"), rows))
-    return 0
-
-
-def _task_row(name: str, module: str) -> tuple[str, ...]:
-    file = Path(tasks.__path__[0], module.rpartition(".")[2] + ".py")
-    what = re.search(rf'@task\("{name}"\)\nclass .*:\n    """(.*?)("""|\n)', file.read_text())
-    try:
-        cls = tasks.load(name)
-        c = cls(cls.Config()).contract()
-        sizes = (c.robot, str(c.obs_size), str(c.action_size), f"{c.rate:g} Hz")
-    except ImportError:  # without the train extra
+        _show_task(tasks.load(name))
+        return 0
+    rows = []
+    for name, module in tasks.shipped().items():
+        file = Path(tasks.__path__[0], module.rpartition(".")[2] + ".py")
+        what = re.search(rf'@task\("{name}"\)\nclass .*:\n    """(.*?)("""|\n)', file.read_text())
         sizes = ("", "", "", "")
-    return name, what[1] if what else "", *sizes, shipped_policy(name)
+        with suppress(ImportError):  # without the train extra
+            cls = tasks.load(name)
+            c = cls(cls.Config()).contract()
+            sizes = (c.robot, str(c.obs_size), str(c.action_size), f"{c.rate:g} Hz")
+        rows.append((name, what[1] if what else "", *sizes, shipped_policy(name)))
+    show(table(("task", "what", "robot", "obs", "action", "rate", "shipped policy"), rows))
+    return 0
 
 
 def shipped_policy(task: str) -> str:
     """`yes`, with its success rate if its evaluation is shipped; `no` if no policy of the task is shipped."""
     folder = POLICIES / task
-    if not (folder / "weights.safetensors").is_file():
+    if not (folder / "checkpoint/weights.safetensors").is_file():
         return "no"
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         return f"yes, {json.loads((folder / 'eval.json').read_text())['success']['rate']:.1%} success"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "yes"
+    return "yes"
 
 
-def _show_task(console: Console, cls: type[Task]) -> None:
+def _show_task(cls: type[tasks.Task]) -> None:
     task = cls(cls.Config())
-    contract = task.contract()
-    console.print(f"{cls.name}\n\n{inspect.getdoc(cls)}\n", soft_wrap=True)
-    console.print(f"Robot {contract.robot}, {contract.rate:g} Hz, policy shipped: {shipped_policy(cls.name)}")
-    console.print(f"Contract {contract.hash}\n", soft_wrap=True)
-    for title, part in contract_tables(contract):
-        console.print(title, part, "")
+    c = task.contract()
+    summary = f"Robot {c.robot}, {c.rate:g} Hz, policy shipped: {shipped_policy(cls.name)}\nContract {c.hash}"
+    show(f"{cls.name}\n\n{inspect.getdoc(cls)}\n\n{summary}\n", soft_wrap=True)
+    _show_joints(c.joints)
+    _section("Signals", ("signal", "size", "units", "frame"), map(astuple, c.signals))
+    observed = []
+    for o in c.observe_terms:
+        clip = " .. ".join(map(_text, o.clip or ()))
+        observed.append((c.source_size(o.signal) * o.history, o.signal, o.scale, o.offset, clip, o.history))
+    _section(f"Observation ({c.obs_size})", ("index", "source", "scale", "offset", "clip", "history"), observed)
+    acts = [(len(a.joints), a.joints, a.kind, a.scale or "default", a.lowpass, MEANING[a.kind]) for a in c.act_terms]
+    _section(f"Action ({c.action_size})", ("index", "joints", "kind", "scale", "lowpass", "target"), acts)
+    if c.couplings:
+        coupled = [(k.joint, " + ".join([*(f"{r:g} * {j}" for j, r in k.of), f"{k.offset:g}"])) for k in c.couplings]
+        _section("Coupled joints", ("joint", "target"), coupled)
     if weights := getattr(task.cfg, "weights", None):
         docs = field_docs(type(weights))
-        rows = [(name, f"{value:g}", docs.get(name, "")) for name, value in vars(weights).items()]
-        console.print("Reward terms", table(("term", "weight", "meaning"), rows), "")
+        rows = [(name, float(value), docs.get(name, "")) for name, value in vars(weights).items()]
+        _section("Reward terms", ("term", "weight", "meaning"), rows)
 
 
-def contract_tables(c: Contract) -> Iterator[tuple[str, Table]]:
-    """A contract as titled tables: joints, signals, observation, actions and couplings."""
-    yield "Joints", _joint_table(c.joints)
-    signals = [(s.name, str(s.size), s.units, s.frame) for s in c.signals]
-    yield "Signals", table(("signal", "size", "units", "frame"), signals)
-    spans = _spans(c.source_size(o.signal) * o.history for o in c.observe_terms)
-    observed = []
-    for span, o in zip(spans, c.observe_terms):
-        clip = " .. ".join(f"{x:g}" for x in o.clip or ())
-        observed.append((span, o.signal, _numbers(o.scale), _numbers(o.offset), clip, str(o.history)))
-    yield f"Observation ({c.obs_size})", table(("index", "source", "scale", "offset", "clip", "history"), observed)
-    acts = [
-        (span, ", ".join(a.joints), a.kind, _numbers(a.scale) or "default", f"{a.lowpass:g}", MEANING[a.kind])
-        for span, a in zip(_spans(len(a.joints) for a in c.act_terms), c.act_terms)
-    ]
-    yield f"Action ({c.action_size})", table(("index", "joints", "kind", "scale", "lowpass", "target"), acts)
-    coupled = [(k.joint, " + ".join([f"{r:g} * {j}" for j, r in k.of] + [f"{k.offset:g}"])) for k in c.couplings]
-    if coupled:
-        yield "Coupled joints", table(("joint", "target"), coupled)
+def _show_joints(joints: Sequence[Joint]) -> None:
+    rows = [(1, j.name, j.lower, j.upper, j.home, j.units, f"{j.velocity:g} {j.units}/s") for j in joints]
+    _section("Joints", ("index", "joint", "lower", "upper", "home", "units", "top speed"), rows)
 
 
-def _joint_table(joints: Sequence[Joint]) -> Table:
-    rows = [
-        (str(i), j.name, *map("{:g}".format, (j.lower, j.upper, j.home)), j.units, f"{j.velocity:g} {j.units}/s")
-        for i, j in enumerate(joints)
-    ]
-    return table(("index", "joint", "lower", "upper", "home", "units", "top speed"), rows)
+def _section(title: str, columns: Sequence[str], rows: Iterable[tuple]) -> None:
+    """Print a table. Rows of an `index` begin with a size and are counted through: `0-6`, `7`, `8-9`."""
+    cells = [list(map(_text, row)) for row in rows]
+    if columns[0] == "index":
+        ends = pairwise(accumulate((int(row[0]) for row in cells), initial=0))
+        for row, (start, end) in zip(cells, ends):
+            row[0] = f"{start}-{end - 1}" if end - start > 1 else str(start)
+    show(title, table(columns, cells), "")
 
 
-def _spans(sizes: Iterable[int]) -> list[str]:
-    """Parts of these sizes, counted through: `0-6`, `7`, `8-9`."""
-    ends = pairwise(accumulate(sizes, initial=0))
-    return [f"{start}-{end - 1}" if end - start > 1 else str(start) for start, end in ends]
-
-
-def _numbers(values: Sequence[float]) -> str:
-    """Figures in a row; one if they are all the same."""
-    return " ".join(f"{v:g}" for v in (values[:1] if len(set(values)) == 1 else values))
+def _text(cell: object) -> str:
+    """What a table shows; of several figures that are all the same, one."""
+    if isinstance(cell, tuple):
+        between = ", " if any(isinstance(x, str) for x in cell) else " "
+        return between.join(map(_text, cell[:1] if len(set(cell)) == 1 else cell))
+    return f"{cell:g}" if isinstance(cell, float) else str(cell)
 
 
 @dataclass(frozen=True)
 class RobotsArgs:
     """List the robots, or check one and show its joints: `deftly robots [NAME]`."""
 
-    xml: bool = False
-    """Print the robot's MJCF and nothing else."""
-    png: Path | None = None
-    """Write a picture of the robot at home to this file."""
+    xml: bool = False  # Print the robot's MJCF and nothing else.
+    png: Path | None = None  # Write a picture of the robot at home to this file.
 
 
 def robots_main(argv: list[str]) -> int:
@@ -154,8 +130,9 @@ def robots_main(argv: list[str]) -> int:
     if name is None:
         if args.xml or args.png:
             raise DeftlyError("--xml and --png show one robot: deftly robots NAME --png robot.png")
-        rows = [_robot_row(robots.load(name)) for name in robots.shipped()]
-        _console().print(table(("robot", "what", "joints", "mass"), rows))
+        shipped = map(robots.load, robots.shipped())
+        rows = [(r.name, r.title, str(len(r.joints)), f"{r.spec().compile().body_mass.sum():.3g} kg") for r in shipped]
+        show(table(("robot", "what", "joints", "mass"), rows))
     elif args.png:
         _write_picture(name, args.png)
     elif args.xml:
@@ -163,23 +140,15 @@ def robots_main(argv: list[str]) -> int:
         spec.compile()
         print(spec.to_xml())
     else:
-        return _show_robot(_console(), robots.load(name))
+        from deftly.robots.check import check
+
+        robot = robots.load(name)
+        found = check(robot)
+        show(f"{robot.name}: {robot.title}\n")
+        _show_joints(robot.joints)
+        show("Check")
+        return report(found)
     return 0
-
-
-def _robot_row(robot: Robot) -> tuple[str, ...]:
-    mass = float(robot.spec().compile().body_mass.sum())
-    return robot.name, robot.title, str(len(robot.joints)), f"{mass:.3g} kg"
-
-
-def _show_robot(console: Console, robot: Robot) -> int:
-    from deftly import findings
-    from deftly.robots.check import check
-
-    found = check(robot)
-    console.print(f"{robot.name}: {robot.title}\n\nJoints", _joint_table(robot.joints), "")
-    console.print("Check", findings.table(found), "")
-    return int(findings.failed(found))
 
 
 def _write_picture(name: str, path: Path) -> None:
@@ -190,30 +159,15 @@ def _write_picture(name: str, path: Path) -> None:
     if not path.parent.is_dir():
         raise DeftlyError(f"--png: there is no folder {path.parent}; make it, or choose another place")
     render.choose_gl()  # before MuJoCo is imported
-    render.write_png(path, portrait(robots.load(name)))
-    print(f"wrote {path}")
+    from deftly.robots.check import at_home
 
-
-def portrait(robot: Robot, size: tuple[int, int] = (960, 720)) -> Any:
-    """The robot at home on a floor, `(height, width, 3)` uint8."""
-    import mujoco
-    import numpy as np
-
-    from deftly.sim import render, scene
-
-    spec = robot.spec()
-    scene.prepare(spec)
-    scene.add_home(spec, {j.name: j.home for j in robot.joints})
-    scene.add_floor(spec, 0.0)
-    spec.visual.global_.azimuth, spec.visual.global_.elevation = 130, -20
-    model = spec.compile()
-    data = mujoco.MjData(model)
-    mujoco.mj_resetDataKeyframe(model, data, 0)
-    mujoco.mj_forward(model, data)
+    model, data, _ = at_home(robots.load(name), floor=True)
     low, high = data.geom_xpos.min(0), data.geom_xpos.max(0)
-    model.stat.center, model.stat.extent = (low + high) / 2, 1.1 * np.linalg.norm(high - low)
-    with render.Renderer(model, size=size) as renderer:
-        return renderer.picture(model, data)
+    model.stat.center, model.stat.extent = (low + high) / 2, 1.1 * math.dist(low, high)
+    model.vis.global_.azimuth, model.vis.global_.elevation = 130, -20
+    with render.Renderer(model, size=(960, 720)) as renderer:
+        render.write_png(path, renderer.picture(model, data))
+    print(f"wrote {path}")
 
 
 def config_main(argv: list[str]) -> int:
@@ -227,9 +181,3 @@ def config_main(argv: list[str]) -> int:
     args = parse(with_task(TrainArgs, cls.Config), rest, prog=f"deftly config {name}")
     print(f"# deftly train {name} --config FILE\n{to_yaml(args)}", end="")
     return 0
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)

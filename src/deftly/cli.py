@@ -3,12 +3,11 @@
 Nothing heavy is imported here, so that `deftly --help` answers at once.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 
 from deftly import __version__
 from deftly.errors import DeftlyError
@@ -19,6 +18,9 @@ COMMANDS = {
     "train": ("Learn", "deftly.train:main", "train a policy on a task"),
     "eval": ("Learn", "deftly.evaluate:main", "measure a policy's success rate on fixed seeds"),
     "play": ("Learn", "deftly.play:main", "watch a policy, or record a video of it"),
+    "export": ("Hand over", "deftly.export:main", "turn a policy into a bundle, which runs without torch"),
+    "check": ("Hand over", "deftly.check:main", "check a bundle"),
+    "serve": ("Hand over", "deftly.serve:main", "answer robots over a socket with a policy"),
     "sim2sim": ("Hand over", "deftly.sim2sim:main", "drive a simulated robot as a real one, and hold it against eval"),
     "record": ("Hand over", "deftly.record:main", "record episodes of a simulated robot"),
     "replay": ("Hand over", "deftly.replay:main", "replay a recording in simulation, or serve it to a robot"),
@@ -31,29 +33,19 @@ COMMANDS = {
 }
 """Each command's group in the help, its `main(argv) -> int`, imported only when it runs, and what it is for."""
 
-EXAMPLES = """\
-examples:
-  deftly quickstart
-  deftly train jaka-pick-cube env.num_envs=256
-  deftly eval jaka-pick-cube checkpoint=latest
-"""
-
-EXTRAS = {
-    "train": "mujoco torch rsl_rl gymnasium safetensors tensorboard matplotlib PIL av tensordict",
-    "viewer": "mjviser viser",
-}
+LEARNING = "mujoco torch rsl_rl gymnasium safetensors tensorboard matplotlib PIL av tensordict"
+EXTRAS = {"mjviser": "viewer", "viser": "viewer"} | dict.fromkeys(LEARNING.split(), "train")
+"""Module to the extra that installs it."""
 
 BASH = """\
 _deftly() {
     local words=""
-    if [ "$COMP_CWORD" -eq 1 ]; then
-        words="COMMANDS --help --version"
-    elif [ "$COMP_CWORD" -eq 2 ]; then
-        case "${COMP_WORDS[1]}" in
-            train|eval|play|sim2sim|record|config) words="$(deftly tasks --names 2>/dev/null)" ;;
-            completion) words="bash zsh fish" ;;
-        esac
-    fi
+    case "$COMP_CWORD ${COMP_WORDS[1]}" in
+        "1 "*) words="COMMANDS --help --version" ;;
+        "2 sim2sim"|"2 record"|"2 train"|"2 eval"|"2 play"|"2 export"|"2 serve"|"2 config")
+            words="$(deftly tasks --names 2>/dev/null)" ;;
+        "2 completion") words="bash zsh fish" ;;
+    esac
     COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))
 }
 complete -o default -F _deftly deftly
@@ -67,7 +59,7 @@ SHELLS = {
 set -l first '__fish_is_nth_token 1'
 set -l second '__fish_is_nth_token 2; and __fish_seen_subcommand_from'
 complete -c deftly -n $first -f -a 'COMMANDS --help --version'
-complete -c deftly -n "$second train eval play sim2sim record config" -f -a '(deftly tasks --names 2>/dev/null)'
+complete -c deftly -n "$second train eval play export sim2sim record config" -f -a '(deftly tasks --names 2>/dev/null)'
 complete -c deftly -n "$second completion" -f -a 'bash zsh fish'
 """,
 }
@@ -75,9 +67,9 @@ complete -c deftly -n "$second completion" -f -a 'bash zsh fish'
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 2 for what the user can mend, 130 for Ctrl-C."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        status = _dispatch(words)
+        status = _dispatch(name, rest)
         sys.stdout.flush()  # here, so that a closed pipe is met here and not at exit
         return status
     except KeyboardInterrupt:
@@ -88,44 +80,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DeftlyError, OSError, ImportError) as error:
         if os.environ.get("DEFTLY_TRACEBACK"):
             raise
-        print(f"error: {_explain(error, words[0] if words else 'deftly')}", file=sys.stderr)
+        print(f"error: {_explain(error, name)}", file=sys.stderr)
         return 2 if isinstance(error, DeftlyError) else 1
 
 
-def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(help_text(), end="")
-        return 0
-    if words[0] in ("-V", "--version"):
+def _dispatch(name: str, rest: list[str]) -> int:
+    if name in COMMANDS:
+        module, _, function = COMMANDS[name][1].partition(":")
+        return getattr(importlib.import_module(module), function)(rest)
+    if name in ("-V", "--version"):
         print(f"deftly {__version__}")
-        return 0
-    name = words[0]
-    if name not in COMMANDS:
+    elif name in ("-h", "--help", "help"):
+        print(help_text(), end="")
+    else:
         from deftly.config import suggest
 
         near = suggest(name, COMMANDS) or "; 'deftly --help' lists them"
         raise DeftlyError(f"deftly has no command '{name}'{near}")
-    module, _, function = COMMANDS[name][1].partition(":")
-    return getattr(importlib.import_module(module), function)(words[1:])
+    return 0
 
 
 def help_text() -> str:
     """The grouped list of commands, made from `COMMANDS` alone."""
     lines = [f"deftly {__version__}: robot skills from simulation to hardware", "", "usage: deftly COMMAND ..."]
-    group = ""
-    for name, (of, _, summary) in COMMANDS.items():
-        lines += [] if of == group else ["", f"{of}:"]
-        lines.append(f"  {name:<12} {summary}")
-        group = of
-    return "\n".join([*lines, "", "'deftly COMMAND --help' shows a command's settings.", "", EXAMPLES])
+    for group, commands in groupby(COMMANDS.items(), key=lambda command: command[1][0]):
+        lines += ["", f"{group}:", *(f"  {name:<12} {summary}" for name, (_, _, summary) in commands)]
+    lines += ["", "'deftly COMMAND --help' shows a command's settings.", "", "examples:", "  deftly quickstart"]
+    lines += ["  deftly train jaka-pick-cube env.num_envs=256", "  deftly eval jaka-pick-cube checkpoint=latest", ""]
+    return "\n".join(lines)
 
 
 def _explain(error: Exception, command: str) -> str:
     if isinstance(error, ImportError):
         missing = (error.name or "").partition(".")[0]
-        for extra, names in EXTRAS.items():
-            if isinstance(error, ModuleNotFoundError) and missing in names.split():
-                return f"'{command}' needs {missing}: pip install \"deftly[{extra}]\""
+        if isinstance(error, ModuleNotFoundError) and missing in EXTRAS:
+            return f"'{command}' needs {missing}: pip install \"deftly[{EXTRAS[missing]}]\""
         return f"'{command}' cannot import what it needs: {error}; 'deftly doctor' checks the installation"
     if isinstance(error, OSError):
         where = f" '{error.filename}'" if error.filename else ""
@@ -137,8 +126,8 @@ def completion_main(argv: list[str]) -> int:
     """Print the completion script of a shell."""
     if argv[:1] in (["-h"], ["--help"]):
         print("usage: deftly completion bash|zsh|fish")
-        return 0
-    if len(argv) != 1 or argv[0] not in SHELLS:
+    elif len(argv) == 1 and argv[0] in SHELLS:
+        print(SHELLS[argv[0]].replace("COMMANDS", " ".join(COMMANDS)), end="")
+    else:
         raise DeftlyError(f"completion needs one shell of {', '.join(SHELLS)}: deftly completion bash")
-    print(SHELLS[argv[0]].replace("COMMANDS", " ".join(COMMANDS)), end="")
     return 0

@@ -1,10 +1,9 @@
 """What can be configured, and how it is written: flags, `key=value`, YAML and the older names.
 
 The dataclasses here and in the stages are the only source. Every other way of writing a setting is rewritten into flags
-(`--env.num-envs 4096`), and tyro alone parses those. The text below each field is what `--help` shows.
+(`--env.num-envs 4096`), and tyro alone parses those. The text beside or below a field is what `--help` shows;
+of a field whose default a subclass changes, only the text below.
 """
-
-from __future__ import annotations
 
 import ast
 import difflib
@@ -43,61 +42,66 @@ OLDER_NAMES = {
 ALIASES = {old: flag for flag, names in OLDER_NAMES.items() for old in names.split()}
 """What users of the older systems type, unless it is the flag's own name (`test`, `env.numEnvs`)."""
 
+RANGES: tuple[tuple[str, str, Callable[[Any], object]], ...] = (
+    ("0 (all cores) or more", "sim.threads", lambda x: x >= 0),
+    ("1 or more", "env.num-envs task.episode-steps runs.max-train-runs runs.max-test-runs", lambda x: x >= 1),
+    ("1 or more", "train.max-iterations train.steps train.epochs train.minibatches", lambda x: x >= 1),
+    ("0 (the task's) or more", "env.episode-steps", lambda x: x >= 0),
+    ("'LOW HIGH', 0 <= LOW <= HIGH", "env.latency-ms", lambda x: 0 <= x[0] <= x[1] < inf),
+    ("cpu, cuda or cuda:N", "env.device", re.compile(r"cpu|cuda(:\d+)?").fullmatch),
+    ("above 0 Hz", "task.rate", lambda x: 0 < x < inf),
+    ("0 or more, or -1 for a random one", "train.seed", lambda x: x >= -1),
+    ("widths of 1 or more", "train.hidden", lambda widths: all(x >= 1 for x in widths)),
+    ("above 0", "train.learning-rate train.desired-kl train.clip", lambda x: 0 < x < inf),
+    ("above 0", "train.init-std train.max-grad-norm", lambda x: 0 < x < inf),
+    ("0 or more", "train.entropy train.value-coef", lambda x: 0 <= x < inf),
+    ("above 0 and at most 1", "train.gamma", lambda x: 0 < x <= 1),
+    ("between 0 and 1", "train.lam", lambda x: 0 <= x <= 1),
+)
+"""What a value must be, the flags of which that is asked, and its test."""
 
-def _require(ok: object, name: str, value: object, want: str) -> None:
-    if not ok:
-        raise DeftlyError(f"{name} is {value}, but it must be {want}")
 
+class _Section:
+    """Refuses values out of `RANGES`, however the section is built."""
 
-def _check(config: object, section: str, names: str, ok: Callable[[Any], object], want: str) -> None:
-    for name in names.split():
-        value = getattr(config, name)
-        _require(ok(value), f"{section}.{_kebab(name)}", value, want)
+    _section = ""
+
+    def __post_init__(self) -> None:
+        for want, flags, ok in RANGES:
+            for name in re.findall(rf"\b{self._section}\.(\S+)", flags):
+                value = getattr(self, name.replace("-", "_"))
+                if not ok(value):
+                    raise DeftlyError(f"{self._section}.{name} is {value}, but it must be {want}")
 
 
 @dataclass(frozen=True)
-class SimConfig:
+class SimConfig(_Section):
     """The physics engine."""
 
-    preset: Literal["fast", "default", "accurate"] = "default"
-    """Solver effort: how many steps and iterations the physics spends on one control step."""
-    threads: int = 0
-    """CPU threads that step the environments; 0 uses all cores. The results do not depend on it."""
-
-    def __post_init__(self) -> None:
-        _check(self, "sim", "threads", lambda x: x >= 0, "0 (all cores) or more")
+    _section = "sim"
+    preset: Literal["fast", "default", "accurate"] = "default"  # Solver effort: steps and iterations per control step.
+    threads: int = 0  # CPU threads that step the environments; 0 uses all cores. The results do not depend on it.
 
 
 @dataclass(frozen=True)
-class EnvConfig:
+class EnvConfig(_Section):
     """The batch of environments and what disturbs it."""
 
-    num_envs: int = 1024
-    """Environments stepped side by side."""
-    episode_steps: int = 0
-    """Control steps after which an episode is cut off; 0 takes the task's own length."""
-    randomize: bool = True
-    """Draw the task's randomization (masses, friction, gains, ...) anew for each episode."""
-    noise: bool = True
-    """Apply the task's signal noise, delay and dropout."""
-    latency_ms: tuple[float, float] = (0.0, 0.0)
-    """Shortest and longest action latency in milliseconds, drawn once per episode."""
-    pushes: bool = True
-    """Apply the task's random pushes."""
-    device: str = "cpu"
-    """Where the environments and the policy run: cpu, cuda or cuda:N."""
-
-    def __post_init__(self) -> None:
-        _check(self, "env", "num_envs", lambda x: x >= 1, "1 or more")
-        _check(self, "env", "episode_steps", lambda x: x >= 0, "0 (the task's) or more")
-        _check(self, "env", "latency_ms", lambda x: 0 <= x[0] <= x[1] < inf, "'LOW HIGH', 0 <= LOW <= HIGH")
-        _check(self, "env", "device", re.compile(r"cpu|cuda(:\d+)?").fullmatch, "cpu, cuda or cuda:N")
+    _section = "env"
+    num_envs: int = 1024  # Environments stepped side by side.
+    episode_steps: int = 0  # Control steps after which an episode is cut off; 0 takes the task's own length.
+    randomize: bool = True  # Draw the task's randomization (masses, friction, gains, ...) anew for each episode.
+    noise: bool = True  # Apply the task's signal noise, delay and dropout.
+    latency_ms: tuple[float, float] = (0.0, 0.0)  # Shortest and longest action latency in ms, drawn once per episode.
+    pushes: bool = True  # Apply the task's random pushes.
+    device: str = "cpu"  # Where the environments and the policy run: cpu, cuda or cuda:N.
 
 
 @dataclass(frozen=True)
-class TaskConfig:
+class TaskConfig(_Section):
     """What every task can be asked to change; tasks subclass it and set their own values."""
 
+    _section = "task"
     rate: float = 20.0
     """Control frequency, Hz."""
     episode_steps: int = 200
@@ -105,74 +109,39 @@ class TaskConfig:
     stop_on_success: bool = True
     """A success ends the episode."""
 
-    def __post_init__(self) -> None:
-        _check(self, "task", "rate", lambda x: 0 < x < inf, "above 0 Hz")
-        _check(self, "task", "episode_steps", lambda x: x >= 1, "1 or more")
-
 
 @dataclass(frozen=True)
-class PPOConfig:
+class PPOConfig(_Section):
     """Proximal policy optimization."""
 
-    seed: int = 1
-    """Seed of every random draw; -1 picks a random one, which is saved with the run."""
-    max_iterations: int = 1000
-    """Iterations (rollout and update) to train."""
-    steps: int = 16
-    """Control steps per environment in one rollout."""
-    epochs: int = 5
-    """Passes over each rollout."""
-    minibatches: int = 4
-    """Parts a rollout is split into for one gradient step each."""
-    hidden: tuple[int, ...] = (128, 128)
-    """Widths of the hidden layers of actor and critic."""
-    activation: str = "elu"
-    """Activation between the layers."""
-    learning_rate: float = 1e-3
-    """Initial step size; it adapts towards desired_kl."""
-    desired_kl: float = 0.01
-    """KL divergence per update that the step size aims for."""
-    gamma: float = 0.98
-    """Discount per control step."""
-    lam: float = 0.95
-    """Lambda of the generalized advantage estimate."""
-    clip: float = 0.2
-    """Clip range of the policy ratio and of the value update."""
-    entropy: float = 0.005
-    """Weight of the entropy bonus."""
-    value_coef: float = 1.0
-    """Weight of the value loss."""
-    init_std: float = 1.0
-    """Initial standard deviation of the action noise."""
-    max_grad_norm: float = 1.0
-    """Largest gradient norm; longer gradients are scaled down."""
-
-    def __post_init__(self) -> None:
-        _check(self, "train", "seed", lambda x: x >= -1, "0 or more, or -1 for a random one")
-        _check(self, "train", "hidden", lambda widths: all(x >= 1 for x in widths), "widths of 1 or more")
-        _check(self, "train", "max_iterations steps epochs minibatches", lambda x: x >= 1, "1 or more")
-        positive = "learning_rate desired_kl clip init_std max_grad_norm"
-        _check(self, "train", positive, lambda x: 0 < x < inf, "above 0")
-        _check(self, "train", "entropy value_coef", lambda x: 0 <= x < inf, "0 or more")
-        _check(self, "train", "gamma", lambda x: 0 < x <= 1, "above 0 and at most 1")
-        _check(self, "train", "lam", lambda x: 0 <= x <= 1, "between 0 and 1")
+    _section = "train"
+    seed: int = 1  # Seed of every random draw; -1 picks a random one, which is saved with the run.
+    max_iterations: int = 1000  # Iterations (rollout and update) to train.
+    steps: int = 16  # Control steps per environment in one rollout.
+    epochs: int = 5  # Passes over each rollout.
+    minibatches: int = 4  # Parts a rollout is split into for one gradient step each.
+    hidden: tuple[int, ...] = (128, 128)  # Widths of the hidden layers of actor and critic.
+    activation: str = "elu"  # Activation between the layers.
+    learning_rate: float = 1e-3  # Initial step size; it adapts towards desired_kl.
+    desired_kl: float = 0.01  # KL divergence per update that the step size aims for.
+    gamma: float = 0.98  # Discount per control step.
+    lam: float = 0.95  # Lambda of the generalized advantage estimate.
+    clip: float = 0.2  # Clip range of the policy ratio and of the value update.
+    entropy: float = 0.005  # Weight of the entropy bonus.
+    value_coef: float = 1.0  # Weight of the value loss.
+    init_std: float = 1.0  # Initial standard deviation of the action noise.
+    max_grad_norm: float = 1.0  # Largest gradient norm; longer gradients are scaled down.
 
 
 @dataclass(frozen=True)
-class RunsConfig:
+class RunsConfig(_Section):
     """Where runs are kept, and how many of them stay in view."""
 
-    root: Path = Path(".")
-    """Folder that holds `runs/` and `runs_all/`."""
-    max_train_runs: int = 10
-    """Training runs linked in `runs/`; older ones stay in `runs_all/`."""
-    max_test_runs: int = 10
-    """Test runs linked in `runs/`; older ones stay in `runs_all/`."""
-    workspace: bool = True
-    """Keep runs in `runs_all/` and link the newest; False writes plain folders into `runs/`."""
-
-    def __post_init__(self) -> None:
-        _check(self, "runs", "max_train_runs max_test_runs", lambda x: x >= 1, "1 or more")
+    _section = "runs"
+    root: Path = Path(".")  # Folder that holds `runs/` and `runs_all/`.
+    max_train_runs: int = 10  # Training runs linked in `runs/`; older ones stay in `runs_all/`.
+    max_test_runs: int = 10  # Test runs linked in `runs/`; older ones stay in `runs_all/`.
+    workspace: bool = True  # Keep runs in `runs_all/` and link the newest; False writes plain folders into `runs/`.
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -196,16 +165,16 @@ def with_task(stage: type[T], task_config: type[TaskConfig]) -> type[T]:
     return make_dataclass(stage.__name__, [section], bases=(stage,), namespace=names, frozen=True)
 
 
-def parse(cls: type[T], argv: Sequence[str], *, prog: str) -> T:
+def parse(cls: type[T], argv: Sequence[str], *, prog: str, filed: Mapping[str, Any] = {}) -> T:
     """Build a `cls` from the command line; raises `DeftlyError` for a bad file or a value out of range.
 
-    An unknown key or a wrong type exits with status 2: tyro says so, with the nearest right name.
+    `argv` overrides `filed`, a mapping as YAML gives it. For an unknown key or a wrong type, tyro exits with status 2.
     """
     import tyro
 
     kinds = flag_kinds(cls)
-    aliases = {old: new for old, new in ALIASES.items() if _kebab(old) not in kinds}
-    flags = _spell(rewrite(argv, aliases), kinds)
+    aliases = {_kebab(old): flag for old, flag in ALIASES.items() if _kebab(old) not in kinds}
+    flags = _spell(_flag_words(filed, aliases) + rewrite(argv, aliases), kinds)
     return tyro.cli(cls, args=flags, prog=prog, config=(tyro.conf.FlagConversionOff,))
 
 
@@ -218,11 +187,8 @@ def flag_kinds(cls: type, prefix: str = "") -> dict[str, Any]:
     return kinds
 
 
-def rewrite(argv: Sequence[str], aliases: Mapping[str, str] = ALIASES) -> list[str]:
-    """Turn `key=value` words and `--config FILE` into flags; real flags pass through.
-
-    Files come first wherever they stand, so what is typed wins over what is filed, and later over earlier.
-    """
+def rewrite(argv: Sequence[str], aliases: Mapping[str, str]) -> list[str]:
+    """Turn `key=value` words and `--config FILE` into flags, of files first: what is typed wins, then what is later."""
     files, flags, words = [], [], iter(argv)
     for word in words:
         key, equals, value = word.partition("=")
@@ -244,28 +210,23 @@ def _read(name: str, aliases: Mapping[str, str]) -> list[str]:
         raise DeftlyError(f"--config needs a YAML file, cannot read '{name}': {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DeftlyError(f"--config '{name}' is not valid YAML: {' '.join(str(error).split())}") from error
-    _require(isinstance(tree, dict), "--config", f"'{name}'", "a YAML mapping such as 'env: {num_envs: 64}'")
-    return flag_words(tree, aliases)
+    if not isinstance(tree, dict):
+        raise DeftlyError(f"--config is '{name}', but it must be a YAML mapping such as 'env: {{num_envs: 64}}'")
+    return _flag_words(tree, aliases)
 
 
-def flag_words(tree: Mapping[str, Any], aliases: Mapping[str, str] = {}, prefix: str = "") -> list[str]:
-    """The flags that say what a nested mapping, as YAML gives it, says."""
-    words: list[str] = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            words += flag_words(value, aliases, f"{prefix}{key}.")
-        else:
-            words += _flag(f"{prefix}{key}", _words(value), aliases)
-    return words
+def _flag_words(value: object, aliases: Mapping[str, str], key: str = "") -> list[str]:
+    """The flags that say what a value read from YAML says; a mapping is several, each with its dotted key."""
+    if isinstance(value, dict):
+        return [word for name, inner in value.items() for word in _flag_words(inner, aliases, f"{key}.{name}")]
+    return _flag(key[1:], _words(value), aliases)
 
 
 def _flag(key: str, values: list[str], aliases: Mapping[str, str]) -> list[str]:
-    known, key = {_kebab(old): new for old, new in aliases.items()}, _kebab(key)
-    name = known.get(key, key)
-    flag = f"--{known.get(name, name)}"  # an older name of an older name
-    if len(values) == 1 and values[0].startswith("-"):
-        return [f"{flag}={values[0]}"]  # a separate word that starts with a dash would be taken for a flag
-    return [flag, *values]
+    name = aliases.get(_kebab(key), _kebab(key))
+    flag = f"--{aliases.get(name, name)}"  # an older name of an older name
+    dashed = len(values) == 1 and values[0].startswith("-")  # as a word of its own it would be taken for a flag
+    return [f"{flag}={values[0]}"] if dashed else [flag, *values]
 
 
 def _kebab(key: str) -> str:
@@ -291,10 +252,10 @@ def _spell(words: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
     out: list[str] = []
     kind: Any = None
     for word, after in pairwise([*words, "--"]):
+        flag, equals, value = word.partition("=")
         if not word.startswith("--"):
             out.append(_literal(word, kind))
             continue
-        flag, equals, value = word.partition("=")
         positive = re.sub(r"(^--|\.)no[-_](?=[^.]*$)", r"\1", flag)
         kind = kinds.get(_kebab(flag[2:]))
         if kind is None and kinds.get(_kebab(positive[2:])) in (bool, bool | None):
@@ -317,30 +278,33 @@ def to_yaml(config: Any) -> str:
     """A configuration as documented YAML that `--config` reads back into an equal one."""
     import yaml
 
-    docs = field_docs(type(config))
-    parts: list[str] = []
+    docs, text = field_docs(type(config)), ""
     for item in fields(config):
         value = getattr(config, item.name)
-        parts += [f"# {line}\n" for line in textwrap.wrap(docs.get(item.name, ""), 100)]
+        text += "".join(f"# {line}\n" for line in textwrap.wrap(docs.get(item.name, ""), 100))
         if is_dataclass(value):
             body = to_yaml(value)
-            parts.append(f"{item.name}:\n{textwrap.indent(body, '  ')}" if body else f"{item.name}: {{}}\n")
+            text += f"{item.name}:\n{textwrap.indent(body, '  ')}" if body else f"{item.name}: {{}}\n"
         else:
             plain = json.loads(json.dumps([value], default=str))  # tuples become lists, paths text
             flow = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=10**6)
-            parts.append(f"{item.name}: {flow.strip()[1:-1]}\n")
-    return "".join(parts)
+            text += f"{item.name}: {flow.strip()[1:-1]}\n"
+    return text
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The text under each field of a dataclass, inherited ones included, on one line each."""
+    """The text beside or under each field of a dataclass, inherited ones included, on one line each."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         try:
-            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+            source = textwrap.dedent(inspect.getsource(base)).encode()
         except OSError:
             continue  # made at run time: the text is in its bases
-        for statement, after in pairwise(getattr(body, "body", [])):
-            if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
-                docs[ast.unparse(statement.target)] = " ".join(str(ast.literal_eval(after.value)).split())
-    return docs
+        body, lines = getattr(ast.parse(source).body[0], "body", []), source.splitlines()
+        for statement, after in pairwise([*body, None]):
+            if isinstance(statement, ast.AnnAssign):
+                name = ast.unparse(statement.target)
+                beside = lines[(statement.end_lineno or 0) - 1][statement.end_col_offset :].decode().strip("# ")
+                below = str(ast.literal_eval(after.value)) if isinstance(after, ast.Expr) else ""
+                docs[name] = " ".join(below.split()) or docs.get(name, beside)
+    return {name: text for name, text in docs.items() if text}

@@ -1,7 +1,5 @@
 """`deftly doctor [TASK]`: is this machine fit, is everything installed, and is a task sound?"""
 
-from __future__ import annotations
-
 import math
 import os
 import platform
@@ -17,16 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
+from deftly import tasks
 from deftly.config import EnvConfig, PPOConfig, RunsConfig, parse, split_task
-from deftly.findings import Finding, failed, judge, table
-
-if TYPE_CHECKING:
-    from deftly.env import Env
-    from deftly.tasks import Task
+from deftly.findings import Finding, judge, report
 
 INSTALL = 'pip install "deftly[train]"'
 BROKEN = {"mujoco": {"4.0.0": "has a known fault in its sparse Cholesky factorization, mended in 4.0.1"}}
@@ -50,29 +44,35 @@ with mujoco.Renderer(model, 64, 64) as renderer:
 class DoctorArgs:
     """Check this machine and its installation, or a task as well: `deftly doctor [TASK]`."""
 
-    runs: RunsConfig = field(default_factory=RunsConfig)
-    """Where runs would be kept."""
+    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs would be kept.
 
 
 def main(argv: list[str]) -> int:
     """Run `deftly doctor`: 1 if something fails."""
-    from rich.console import Console
-
     name, rest = split_task(argv)
     args = parse(DoctorArgs, rest, prog="deftly doctor")
-    cls = None
-    if name:
-        from deftly.tasks import load
-
-        cls = load(name)  # a wrong name is refused before anything is measured
-    found = [*machine(args.runs), *installation(), *(examine(cls) if cls else ())]
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table(found))
-    return int(failed(found))
+    of_task = examine(tasks.load(name)) if name else ()  # a wrong name is refused before anything is measured
+    return report([*machine(args.runs.root), *of_task])
 
 
-def machine(cfg: RunsConfig) -> list[Finding]:
-    """Cores, memory, disk."""
-    return [Finding("cores", "ok", f"{cores()} for this process: {processor()}"), memory(), disk(cfg.root)]
+def machine(root: Path) -> Iterator[Finding]:
+    """Cores, memory, disk, Python and the packages, and what torch, OpenGL and MuJoCo can do here."""
+    yield Finding("cores", "ok", f"{cores()} for this process: {processor()}")
+    yield memory()
+    yield disk(root)
+    yield Finding("Python", "ok", f"{platform.python_version()} ({sys.executable})")
+    yield from map(package, requirements())
+    if util.find_spec("torch"):
+        import torch
+
+        threads, cuda = torch.get_num_threads(), torch.cuda.is_available()
+        gpu = torch.cuda.get_device_name() if cuda else "none that torch sees; Deftly trains on the CPU"
+        many = f"{threads} threads on {cores()} cores: set OMP_NUM_THREADS={cores()}"
+        yield judge("torch threads", [many] if threads > cores() else [], f"{threads}", "warn")
+        yield Finding("GPU", "ok", gpu)
+    if util.find_spec("mujoco"):
+        yield rendering()
+        yield physics()
 
 
 def cores() -> int:
@@ -82,23 +82,22 @@ def cores() -> int:
 
 def processor() -> str:
     """The processor's name."""
-    return _proc("cpuinfo", "model name") or platform.processor() or platform.machine()
+    return _proc("cpuinfo").get("model name") or platform.processor() or platform.machine()
 
 
-def _proc(file: str, key: str) -> str:
-    """The first value of a key in a file of Linux's /proc; empty elsewhere."""
+def _proc(file: str) -> dict[str, str]:
+    """The values in a file of Linux's /proc by their keys; empty elsewhere."""
     with suppress(OSError):
-        found = re.search(rf"^{key}\s*: *(.+)$", Path("/proc", file).read_text(), re.MULTILINE)
-        return found[1] if found else ""
-    return ""
+        return dict(re.findall(r"^(.+?)\s*: *(.+)$", Path("/proc", file).read_text(), re.MULTILINE))
+    return {}
 
 
 def memory() -> Finding:
     """Memory that is available."""
-    free, total = (int(_proc("meminfo", key).removesuffix(" kB") or 0) / 1e6 for key in ("MemAvailable", "MemTotal"))
-    few = f"{free:.1f} of {total:.1f} GB available, {MEMORY_GB:g} GB wanted: train with fewer env.num_envs"
-    fine = f"{free:.1f} of {total:.1f} GB available" if total else "not known on this system"
-    return judge("memory", [few] if total and free < MEMORY_GB else [], fine, "warn")
+    free, total = (int(_proc("meminfo").get(key, "0 kB").split()[0]) / 1e6 for key in ("MemAvailable", "MemTotal"))
+    here = f"{free:.1f} of {total:.1f} GB available" if total else "not known on this system"
+    few = f"{here}, {MEMORY_GB:g} GB wanted: train with fewer env.num_envs"
+    return judge("memory", [few] if total and free < MEMORY_GB else [], here, "warn")
 
 
 def disk(root: Path) -> Finding:
@@ -108,21 +107,9 @@ def disk(root: Path) -> Finding:
         with tempfile.NamedTemporaryFile(dir=place):
             free = shutil.disk_usage(place).free / 1e9
     except OSError as error:
-        text = f"cannot write to '{place}' ({error.strerror}): choose another place with --runs.root DIR"
-        return Finding("disk", "fail", text)
+        return Finding("disk", "fail", f"cannot write to '{place}' ({error.strerror}): choose another --runs.root DIR")
     few = f"{free:.1f} GB free in '{place}', {DISK_GB:g} GB wanted: delete old runs in runs_all/"
     return judge("disk", [few] if free < DISK_GB else [], f"{free:.1f} GB free in '{place}', writable", "warn")
-
-
-def installation() -> Iterator[Finding]:
-    """Python, the packages and their versions, what torch, OpenGL and MuJoCo can do here."""
-    yield Finding("Python", "ok", f"{platform.python_version()} ({sys.executable})")
-    yield from map(package, requirements())
-    if util.find_spec("torch"):
-        yield from torch_here()
-    if util.find_spec("mujoco"):
-        yield rendering()
-        yield physics()
 
 
 def requirements() -> list[Requirement]:
@@ -137,9 +124,10 @@ def package(wanted: Requirement, version: str | None = None) -> Finding:
     try:
         version = version or metadata.version(name)
     except metadata.PackageNotFoundError:
-        if wanted.marker:
-            return Finding(name, "warn", f"missing; simulation and training need it: {INSTALL}")
-        return Finding(name, "fail", f"missing: pip install {name}")
+        text = (
+            f"missing; simulation and training need it: {INSTALL}" if wanted.marker else f"missing: pip install {name}"
+        )
+        return Finding(name, "warn" if wanted.marker else "fail", text)
     if need.contains(version, prereleases=True):
         return Finding(name, "ok", f"{version} (supported: {need})")
     fault = BROKEN.get(name, {}).get(version)
@@ -147,24 +135,12 @@ def package(wanted: Requirement, version: str | None = None) -> Finding:
     return Finding(name, "fail" if fault else "warn", text)
 
 
-def torch_here() -> list[Finding]:
-    """Threads of torch, and whether it sees a GPU."""
-    import torch
-
-    threads, gpu = torch.get_num_threads(), torch.cuda.is_available()
-    many = f"{threads} threads on {cores()} cores: set OMP_NUM_THREADS={cores()}"
-    which = torch.cuda.get_device_name() if gpu else "none that torch sees; Deftly trains on the CPU"
-    found = judge("torch threads", [many] if threads > cores() else [], f"{threads}", "warn")
-    return [found, Finding("GPU", "ok", which)]
-
-
 def rendering() -> Finding:
     """Which OpenGL backend renders a picture, each tried in a process of its own: a fault can be fatal."""
     for gl in ("egl", "osmesa"):
         environment = {**os.environ, "MUJOCO_GL": gl, "PYOPENGL_PLATFORM": gl}
         with suppress(subprocess.SubprocessError):
-            command = [sys.executable, "-c", RENDER]
-            subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True)
+            subprocess.run([sys.executable, "-c", RENDER], env=environment, capture_output=True, timeout=60, check=True)
             return Finding("rendering", "ok", f"{gl} works")
     text = "neither egl nor osmesa works: no pictures or videos, but training is not affected; "
     return Finding("rendering", "warn", text + "apt-get install libegl1 libgl1-mesa-dri (or libosmesa6)")
@@ -173,72 +149,56 @@ def rendering() -> Finding:
 def physics(seconds: float = 1.0) -> Finding:
     """How fast `mujoco.batch` steps a small scene here."""
     try:
-        import mujoco
-        from mujoco.batch import Batch
+        import mujoco.batch
     except ImportError as error:
         return Finding("physics", "fail", f"{error}: MuJoCo 3.17 has mujoco.batch: {INSTALL}")
-    batch, steps, start = Batch(mujoco.MjModel.from_xml_string(SCENE), 64, cores()), 0, time.perf_counter()
+    batch = mujoco.batch.Batch(mujoco.MjModel.from_xml_string(SCENE), 64, cores())
+    steps, start = 0, time.perf_counter()
     while (passed := time.perf_counter() - start) < seconds:
         batch.step(nstep=10)
         steps += 640
     return Finding("physics", "ok", f"{steps / passed:,.0f} steps/s of a falling box; `deftly bench` measures a task")
 
 
-def examine(cls: type[Task]) -> Iterator[Finding]:
+def examine(cls: type[tasks.Task]) -> Iterator[Finding]:
     """Whether a task's parts fit each other and one iteration of learning is finite; stops where it must."""
     try:
-        yield from _examine(cls)
+        import torch
+
+        from deftly.env import Env
+        from deftly.learn.ppo import PPO
+
+        task = cls(cls.Config())
+        c = task.contract()
+        sizes = f"{c.obs_size} observations, {c.action_size} actions, {c.rate:g} Hz"
+        yield Finding("contract", "ok", f"{sizes}, {c.robot}, hash {c.hash[:12]}")
+        model = task.scene().compile()
+        yield Finding("model", "ok", f"compiles: {model.nbody - 1} bodies, {model.nv} degrees of freedom")
+        first = [model.key(i).name for i in range(model.nkey)][:1]
+        yield judge("keyframe", [] if first == ["home"] else [f"the first is {first}: scene.add_home"], "home")
+        env = Env(task, EnvConfig(num_envs=TASK_ENVS))
+        terms, weights = set(task.rewards(env.state)), set(vars(task.cfg.weights))
+        wrong = [f"reward term '{name}' has no weight: add it to Config.weights" for name in sorted(terms - weights)]
+        wrong += [f"weight '{name}' has no reward term: return it from rewards()" for name in sorted(weights - terms)]
+        yield judge("rewards", wrong, "every term has a weight, every weight a term")
+        if wrong:
+            return
+        for i in range(TASK_STEPS):
+            raw = {**task.signals(env.state), **task.rewards(env.state)}
+            step = env.step(2 * torch.rand(TASK_ENVS, c.action_size) - 1)
+            tensors = {**raw, **{f"{k} observation": v for k, v in step.obs.items()}, "reward": step.reward}
+            wrong = [f"'{name}' is not finite at step {i}" for name, t in tensors.items() if not t.isfinite().all()]
+            if env.broken_count:
+                wrong.append(f"the physics of {env.broken_count} environments broke by step {i}")
+            if wrong:
+                break
+        yield judge("steps", wrong, f"reset and {TASK_STEPS} random steps of {TASK_ENVS} environments are finite")
+        figures = PPO(env, PPOConfig(steps=ROLLOUT)).iterate().items()
+        losses = {name.removeprefix("loss/"): value for name, value in figures if name.startswith("loss/")}
+        wrong = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
+        text = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
+        yield judge("learning", wrong, f"one iteration of PPO: {text}")
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {' '.join(str(error).split())} ({place.filename}:{place.lineno})"
         yield Finding("task", "fail", text)
-
-
-def _examine(cls: type[Task]) -> Iterator[Finding]:
-    from deftly.env import Env
-
-    task = cls(cls.Config())
-    contract = task.contract()
-    sizes = f"{contract.obs_size} observations, {contract.action_size} actions, {contract.rate:g} Hz"
-    yield Finding("contract", "ok", f"{sizes}, {contract.robot}, hash {contract.hash[:12]}")
-    model = task.scene().compile()
-    yield Finding("model", "ok", f"compiles: {model.nbody - 1} bodies, {model.nv} degrees of freedom")
-    keys = [model.key(i).name for i in range(model.nkey)]
-    yield judge("keyframe", [] if keys[:1] == ["home"] else [f"the first is {keys[:1]}: scene.add_home"], "home")
-    env = Env(task, EnvConfig(num_envs=TASK_ENVS))
-    terms, weights = set(task.rewards(env.state)), set(vars(task.cfg.weights))
-    problems = [f"reward term '{name}' has no weight: add it to Config.weights" for name in sorted(terms - weights)]
-    problems += [f"weight '{name}' has no reward term: return it from rewards()" for name in sorted(weights - terms)]
-    yield judge("rewards", problems, "every term has a weight, every weight a term")
-    if problems:
-        return
-    fine = f"reset and {TASK_STEPS} random steps of {TASK_ENVS} environments are finite"
-    yield judge("steps", random_steps(env), fine)
-    losses = one_iteration(env)
-    problems = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
-    text = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
-    yield judge("learning", problems, f"one iteration of PPO: {text}")
-
-
-def random_steps(env: Env) -> list[str]:
-    """Take some random steps; returns what is not finite, or broke."""
-    import torch
-
-    for i in range(TASK_STEPS):
-        raw = {**env.task.signals(env.state), **env.task.rewards(env.state)}
-        step = env.step(2 * torch.rand(env.num_envs, env.contract.action_size) - 1)
-        tensors = {**raw, **{f"{k} observation": v for k, v in step.obs.items()}, "reward": step.reward}
-        wrong = [f"'{name}' is not finite at step {i}" for name, t in tensors.items() if not t.isfinite().all()]
-        if env.broken_count:
-            wrong.append(f"the physics of {env.broken_count} environments broke by step {i}")
-        if wrong:
-            return wrong
-    return []
-
-
-def one_iteration(env: Env) -> dict[str, float]:
-    """The losses of one small iteration of learning."""
-    from deftly.learn.ppo import PPO
-
-    figures = PPO(env, PPOConfig(steps=ROLLOUT)).iterate()
-    return {name.removeprefix("loss/"): value for name, value in figures.items() if name.startswith("loss/")}

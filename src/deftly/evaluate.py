@@ -1,8 +1,4 @@
-"""`deftly eval`: measure a policy on held out episodes, with confidence intervals, gates and a report.
-
-The report is `eval.json` (schema `deftly.eval/1`, no NaN in it), `episodes.csv` with the figures of each
-episode, `video.mp4` where there is OpenGL, and `report.html` to look at.
-"""
+"""`deftly eval`: measure a policy on held out episodes, with confidence intervals, gates and a report."""
 
 from __future__ import annotations
 
@@ -10,21 +6,24 @@ import csv
 import hashlib
 import io
 import json
-import math
 import operator
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from deftly import __version__, report, runs
-from deftly.config import EnvConfig, RunsConfig, SimConfig, suggest
+from deftly.config import OLDER_NAMES, EnvConfig, RunsConfig, SimConfig, suggest
 from deftly.errors import DeftlyError
+from deftly.intervals import wilson
+from deftly.sim import render
 
 if TYPE_CHECKING:
     from deftly.learn.checkpoint import Checkpoint
@@ -33,8 +32,8 @@ if TYPE_CHECKING:
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 GATE = re.compile(r"\s*([\w./-]+?)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(%?)\s*")
-Figures = dict[str, np.ndarray]
-"""Figures of the episodes by name, `(episodes,)` each; NaN where an episode has none."""
+Result = dict[str, Any]  # what `eval.json` holds
+Figures = dict[str, np.ndarray]  # of the episodes by name, `(episodes,)` each; NaN where an episode has none
 
 
 @dataclass(frozen=True)
@@ -43,30 +42,19 @@ class EvalArgs:
 
     checkpoint: str | None = None
     """Policy to measure: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped."""
-    episodes: int = 200
-    """Episodes to run, one in each environment, so env.num-envs is not used."""
-    seed: int = 0
-    """Decides which episodes; the same seed gives the same report, bit for bit."""
-    stochastic: bool = False
-    """Draw actions from the policy's distribution instead of taking its mean."""
-    gate: tuple[str, ...] = ()
-    """Conditions such as 'success>=0.9' 'steps<80'; the exit status is 1 unless all hold."""
-    compare: Path | None = None
-    """Earlier report (eval.json) to compare with."""
-    out: Path | None = None
-    """Folder for the report; unset: a new test run in runs/."""
+    episodes: int = 200  # Episodes to run, one in each environment, so env.num-envs is not used.
+    seed: int = 0  # Decides which episodes; the same seed gives the same report, bit for bit.
+    stochastic: bool = False  # Draw actions from the policy's distribution instead of taking its mean.
+    gate: tuple[str, ...] = ()  # Conditions such as 'success>=0.9' 'steps<80'; the exit status is 1 unless all hold.
+    compare: Path | None = None  # Earlier report (eval.json) to compare with.
+    out: Path | None = None  # Folder for the report; unset: a new test run in runs/.
     video: bool | None = None
     """Show the first episodes in video.mp4 and in the page; unset: if this machine can render."""
-    video_episodes: int = 4
-    """How many episodes the video shows."""
-    camera: str | None = None
-    """Camera of the video; unset: the scene's first."""
-    sim: SimConfig = field(default_factory=SimConfig)
-    """The physics engine; as in the training unless set."""
-    env: EnvConfig = field(default_factory=EnvConfig)
-    """What disturbs the episodes."""
-    runs: RunsConfig = field(default_factory=RunsConfig)
-    """Where runs are kept."""
+    video_episodes: int = 4  # How many episodes the video shows.
+    camera: str | None = None  # Camera of the video; unset: the scene's first.
+    sim: SimConfig = field(default_factory=SimConfig)  # The physics engine; as in the training unless set.
+    env: EnvConfig = field(default_factory=EnvConfig)  # What disturbs the episodes.
+    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
 
     def __post_init__(self) -> None:
         for name in ("episodes", "video_episodes"):
@@ -76,102 +64,70 @@ class EvalArgs:
             read_gate(text)
 
 
-def measure(
-    task: Task, found: Checkpoint, args: EvalArgs, on_step: OnStep | None = None
-) -> tuple[dict[str, Any], Figures]:
-    """Run a checkpoint on held out episodes of a task; returns the report that `eval.json` holds, and the figures.
+def measure(task: Task, found: Checkpoint, args: EvalArgs, on_step: OnStep | None = None) -> tuple[Result, Figures]:
+    """What `eval.json` holds, and the figures, of a checkpoint on held out episodes.
 
-    Of `args` it takes what decides the episodes: episodes, seed, stochastic, sim and env. Raises DeftlyError if the
-    checkpoint's contract does not fit the task.
+    Of `args` it takes episodes, seed, stochastic, sim and env. Raises DeftlyError if the contract is not the task's.
     """
     from deftly.rollout import EVALUATE, run_episodes
 
     found.require(task)
-    ran = run_episodes(
-        task,
-        found.policy(),
-        args.episodes,
-        seed=args.seed,
-        purpose=EVALUATE,
-        env_cfg=args.env,
-        sim_cfg=args.sim,
-        stochastic=args.stochastic,
-        on_step=on_step,
-    )
+    how: dict[str, Any] = {"env_cfg": args.env, "sim_cfg": args.sim, "stochastic": args.stochastic, "on_step": on_step}
+    ran = run_episodes(task, found.policy(), args.episodes, seed=args.seed, purpose=EVALUATE, **how)
     values = {name: value.numpy() for name, value in ran.values.items()}
-    seconds = values["steps"] / ran.rate
-    times = {"seconds": seconds, "success_seconds": np.where(values["success"] > 0, seconds, np.nan)}
-    values = {name: values[name] for name in ("success", "steps")} | times | values
+    seconds, success = values["steps"] / ran.rate, values["success"]
+    count = int(success.sum())
+    times = {"seconds": seconds, "success_seconds": np.where(success > 0, seconds, np.nan)}
+    values = {"success": success, "steps": values["steps"]} | times | values
     sha = hashlib.sha256((found.path / runs.WEIGHTS).read_bytes()).hexdigest()
     disturbances = {name: getattr(args.env, name) for name in ("randomize", "noise", "pushes")}
-    result = {
-        "schema": report.SCHEMA,
-        "task": task.name,
-        "robot": found.contract.robot,
-        "contract": found.contract.hash,
-        "checkpoint": {"path": found.label, "sha256": sha, "iteration": found.iteration, "task": found.task},
-        "episodes": len(ran),
-        "seed": args.seed,
-        "stochastic": args.stochastic,
-        "preset": args.sim.preset,
-        "disturbances": {**disturbances, "latency_ms": list(args.env.latency_ms)},
-        "success": report.success(values["success"]),
-        "figures": {name: report.summarize(value) for name, value in values.items() if name != "success"},
-        "broken_physics": int(values["failed/physics"].sum()),
-        "wall_seconds": round(ran.seconds, 3),
-        "version": __version__,
-    }
-    return result, values
+    disturbances["latency_ms"] = list(args.env.latency_ms)
+    policy = {"path": found.label, "sha256": sha, "iteration": found.iteration, "task": found.task}
+    who = {"task": task.name, "robot": found.contract.robot, "contract": found.contract.hash, "checkpoint": policy}
+    how = {"episodes": len(ran), "seed": args.seed, "stochastic": args.stochastic, "preset": args.sim.preset}
+    how |= {"disturbances": disturbances, "wall_seconds": round(ran.seconds, 3), "version": __version__}
+    share = {"rate": count / len(ran), "count": count, "wilson95": list(wilson(count, len(ran)))}
+    figures = {name: report.summarize(value) for name, value in values.items() if name != "success"}
+    outcome = {"success": share, "figures": figures, "broken_physics": int(values["failed/physics"].sum())}
+    return {"schema": report.SCHEMA, **who, **how, **outcome}, values
 
 
 def read_gate(text: str) -> tuple[str, str, float]:
     """Metric, sign and number of a condition such as `success>=0.9`; the number may be a percentage."""
-    match = GATE.fullmatch(text)
-    if not match:
+    if not (match := GATE.fullmatch(text)):
         raise DeftlyError(f"cannot read the gate '{text}': write METRIC>=NUMBER (or <=, >, <), as 'success>=0.9'")
     metric, sign, number, percent = match.groups()
     return metric, sign, float(number) / (100 if percent else 1)
 
 
-def check_gate(text: str, result: Mapping[str, Any]) -> dict[str, Any]:
+def check_gate(text: str, result: Result) -> dict[str, Any]:
     """Whether a condition on a figure's mean holds, and the measured value; what no episode has holds nothing."""
     metric, sign, wanted = read_gate(text)
     means = report.means(result)
     if metric not in means:
         near = suggest(metric, means) or f"; known are {', '.join(means)}"
         raise DeftlyError(f"--gate names the unknown metric '{metric}'{near}")
-    value = means[metric]
-    holds = value is not None and bool(OPERATORS[sign](value, wanted))
+    holds = (value := means[metric]) is not None and bool(OPERATORS[sign](value, wanted))
     return {"gate": f"{metric}{sign}{wanted:g}", "measured": value, "holds": holds}
 
 
-def gather(argv: Sequence[str]) -> list[str]:
-    """Put the values of every --gate behind one: the parser keeps the last, and no gate must be lost."""
-    words, gates, inside = [], [], False
+def gather(argv: Sequence[str], flag: str = "gate", instead: str | None = None) -> list[str]:
+    """Put the values of every --gate, or what stands `instead` of another flag's, behind one; the parser keeps one."""
+    words, values, inside = [], [], False
     for word in argv:
         name, equals, value = word.partition("=")
         is_flag = name.startswith("--") or (equals and re.fullmatch(r"[A-Za-z_][\w.-]*", name))
-        inside = name in ("gate", "--gate") if is_flag else inside
+        inside = name in (flag, f"--{flag}", *OLDER_NAMES.get(flag, "").split()) if is_flag else inside
         if not inside:
             words.append(word)
         elif equals or not is_flag:
-            gates.append(value if is_flag else word)
-    return [*words, *(["--gate", *gates] if gates else [])]
-
-
-def _csv(values: Figures) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["episode", *values])
-    for i, row in enumerate(zip(*values.values())):
-        writer.writerow([i, *("" if math.isnan(value) else f"{value:.6g}" for value in row)])
-    return file.getvalue()
+            values.append(value if is_flag else word)
+    values = [instead] if instead else values
+    return [*words, *([f"--{flag}", *values] if values else [])]
 
 
 def main(argv: list[str]) -> int:
     """Run `deftly eval`. The exit status is 1 if a gate fails."""
-    from deftly.sim import render
-
     render.choose_gl()  # before anything imports MuJoCo
     from deftly import rollout
 
@@ -188,33 +144,29 @@ def main(argv: list[str]) -> int:
         recorder = None
         result, values = measure(task, found, args)
     result["gates"] = [check_gate(text, result) for text in args.gate]
-    exact = [] if args.checkpoint == found.label else ["--checkpoint", found.label]
-    result["command"] = shlex.join(["deftly", "eval", *argv, *exact])
+    result["command"] = shlex.join(["deftly", "eval", *gather(argv, "checkpoint", found.label)])
     folder = args.out or runs.create(task.name, "test", args.runs)
     folder.mkdir(parents=True, exist_ok=True)
     if recorder:
         render.write_video(folder / "video.mp4", recorder.frames(), found.contract.rate)
-    texts = {
-        "eval.json": json.dumps(result, indent=2, allow_nan=False) + "\n",
-        "episodes.csv": _csv(values),
-        "report.html": report.html(result, values, folder / "video.mp4" if recorder else None),
-    }
+    file = io.StringIO()
+    rows = zip(range(len(values["steps"])), *([report.number(x, 6) for x in column] for column in values.values()))
+    csv.writer(file, lineterminator="\n").writerows([("episode", *values), *rows])
+    texts = {"eval.json": json.dumps(result, indent=2, allow_nan=False) + "\n", "episodes.csv": file.getvalue()}
+    texts["report.html"] = report.html(result, values, folder / "video.mp4" if recorder else None)
     for name, text in texts.items():
         with render.whole(folder / name) as path:
             path.write_text(text)
-    _print(result, earlier, folder)
-    return 0 if all(gate["holds"] for gate in result["gates"]) else 1
-
-
-def _print(result: Mapping[str, Any], earlier: Mapping[str, Any] | None, folder: Path) -> None:
-    from rich.console import Console
-
     console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
-    console.print(report.table(result), "")
-    if earlier is not None:
+    figures = Table("metric", *report.COLUMNS, box=None)
+    for name, figure in result["figures"].items():
+        figures.add_row(name, *(report.number(figure[column]) for column in report.COLUMNS))
+    console.print(figures, "")
+    if earlier:
         side, lines = report.compare(earlier, result)
         console.print(side, "", *lines, "", sep="\n")
     if result["broken_physics"]:
         console.print(f"warning: the physics broke in {result['broken_physics']} episodes, counted as failed")
     gates = [f"gate {report.verdict(gate)}" for gate in result["gates"]]
     console.print(report.headline(result), *gates, f"report: {folder / 'report.html'}", sep="\n")
+    return 0 if all(gate["holds"] for gate in result["gates"]) else 1

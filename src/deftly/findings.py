@@ -1,26 +1,19 @@
 """What a check found: one line each, ok, warn or fail, with what was measured and what to do."""
 
-from __future__ import annotations
-
+import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from typing import Any, Literal, NamedTuple
 
 Level = Literal["ok", "warn", "fail"]
 COLOURS: dict[Level, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of a check."""
+class Finding(NamedTuple):
+    """One line of a check; its text is what was measured, what was expected, what to do."""
 
     name: str
     level: Level
     text: str
-    """What was measured, what was expected, what to do."""
 
 
 def judge(name: str, problems: Iterable[str], fine: str, level: Level = "fail") -> Finding:
@@ -35,12 +28,22 @@ def failed(findings: Iterable[Finding]) -> bool:
     return any(finding.level == "fail" for finding in findings)
 
 
-def table(findings: Iterable[Finding]) -> Table:
-    """The findings as lines to print."""
+def report(findings: Iterable[Finding]) -> int:
+    """Print the findings, one a line; the exit status, 1 if any is a failure."""
     from rich.table import Column, Table
     from rich.text import Text
 
+    found = list(findings)
     lines = Table("", Column("", no_wrap=True), Column("", overflow="fold"), box=None, show_header=False)
-    for finding in findings:
+    for finding in found:
         lines.add_row(Text(finding.level, COLOURS[finding.level]), finding.name, Text(finding.text))
-    return lines
+    show(lines)
+    return int(failed(found))
+
+
+def show(*parts: Any, soft_wrap: bool = False) -> None:
+    """Print text and tables as they are, as wide as the terminal; 200 columns into a file or a pipe."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, markup=False, highlight=False).print(*parts, soft_wrap=soft_wrap)

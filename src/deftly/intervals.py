@@ -1,7 +1,5 @@
 """Confidence intervals of a measured share."""
 
-from __future__ import annotations
-
 import math
 
 Z95 = 1.959963984540054

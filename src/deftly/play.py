@@ -48,26 +48,17 @@ class PlayArgs:
     """Policy to play: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped."""
     viewer: Literal["auto", "native", "web", "none"] = "auto"
     """A window (native), a page for the browser (web), or the first that works (auto)."""
-    video: Path | None = None
-    """Write an mp4 of some episodes to this file instead, and exit."""
-    episodes: int = 0
-    """Episodes to play; 0 goes on until Ctrl-C, and takes 3 for a video."""
-    reload: float = 0.0
-    """Look for a newer checkpoint each so many seconds, to follow a training; 0 never does."""
-    seed: int = 0
-    """Decides which episodes are played."""
-    speed: float = 1.0
-    """Simulated seconds in a second."""
-    camera: str | None = None
-    """Camera of the video and of the first view; unset: the scene's first."""
+    video: Path | None = None  # Write an mp4 of some episodes to this file instead, and exit.
+    episodes: int = 0  # Episodes to play; 0 goes on until Ctrl-C, and takes 3 for a video.
+    reload: float = 0.0  # Look for a newer checkpoint each so many seconds, to follow a training; 0 never does.
+    seed: int = 0  # Decides which episodes are played.
+    speed: float = 1.0  # Simulated seconds in a second.
+    camera: str | None = None  # Camera of the video and of the first view; unset: the scene's first.
     port: int = 8080
     """Port of the web viewer on this machine; it has no password, so from another machine reach it through ssh -L."""
-    sim: SimConfig = field(default_factory=SimConfig)
-    """The physics engine; as in the training unless set."""
-    env: EnvConfig = field(default_factory=EnvConfig)
-    """What disturbs the episodes; env.num-envs is not used."""
-    runs: RunsConfig = field(default_factory=RunsConfig)
-    """Where runs are kept."""
+    sim: SimConfig = field(default_factory=SimConfig)  # The physics engine; as in the training unless set.
+    env: EnvConfig = field(default_factory=EnvConfig)  # What disturbs the episodes; env.num-envs is not used.
+    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
 
     def __post_init__(self) -> None:
         limits = {"episodes": (0, 1e9), "reload": (0, 1e9), "speed": (0.01, 100), "port": (1, 65535)}
@@ -81,7 +72,6 @@ class Trained:
 
     def __init__(self, task: Task, find: Callable[[], Path], interval: float):
         self._task, self._find, self._interval = task, find, interval
-        self._next = time.monotonic() + interval
         self._seen: tuple[Path, int] | None = None
         self._swap()
 
@@ -91,17 +81,16 @@ class Trained:
 
     def poll(self) -> None:
         """Swap the weights if it is time and there are newer ones; what cannot be used is told and skipped."""
-        if not self._interval or time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + self._interval
-        try:
-            self._swap()
-        except (DeftlyError, OSError) as error:
-            print(f"warning: kept the policy, {error}", file=sys.stderr, flush=True)
+        if self._interval and time.monotonic() >= self._next:
+            try:
+                self._swap()
+            except (DeftlyError, OSError) as error:
+                print(f"warning: kept the policy, {error}", file=sys.stderr, flush=True)
 
     def _swap(self) -> None:
         from deftly.learn import checkpoint
 
+        self._next = time.monotonic() + self._interval
         path = self._find()
         weights = path.resolve() / checkpoint.WEIGHTS
         seen = weights, weights.stat().st_mtime_ns  # a new checkpoint is elsewhere, behind a link, or newer
@@ -120,33 +109,28 @@ def _untrained(agent: str, size: int) -> Act:
 
 
 class View(NamedTuple):
-    """An open viewer."""
+    """An open viewer: draws a state, says whether it is still open, and the user's factor of time, 0 while paused."""
 
     show: Callable[[mujoco.MjData], None]
-    """Draw the state; positions are fresh."""
     running: Callable[[], bool]
-    """False once the user closed it."""
     speed: Callable[[], float]
-    """Factor of the simulated time that the user set; 0 while paused."""
 
 
 def pick_viewer(wanted: str) -> str:
     """`native` or `web`. Raises DeftlyError where the wanted one cannot work, or none can."""
-    web = all(importlib.util.find_spec(name) for name in ("viser", "mjviser"))
-    works = {"native": has_display(), "web": web}
-    found = [name for name in works if works[name] and wanted in (name, "auto")]
-    if not found:
-        raise DeftlyError(NO_VIEWER[wanted])
-    return found[0]
+    works = {"native": has_display(), "web": all(map(importlib.util.find_spec, ("viser", "mjviser")))}
+    for name in works:
+        if works[name] and wanted in (name, "auto"):
+            return name
+    raise DeftlyError(NO_VIEWER[wanted])
 
 
 @contextlib.contextmanager
 def _native(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
-    import mujoco
-    from mujoco import viewer
+    import mujoco.viewer
 
     index = camera_index(env.model, args.camera)
-    with viewer.launch_passive(env.model, data) as window:
+    with mujoco.viewer.launch_passive(env.model, data) as window:
         if args.camera:
             window.cam.type, window.cam.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, index
         yield View(lambda _: window.sync(), window.is_running, lambda: args.speed)
@@ -154,11 +138,15 @@ def _native(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
 
 @contextlib.contextmanager
 def _web(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
+    try:  # a port that is taken would make viser move to the next one without a word
+        socket.create_server((LOOPBACK, args.port)).close()
+    except OSError as error:
+        taken = f"cannot serve on {LOOPBACK}:{args.port}: {os.strerror(error.errno or 0)}"
+        raise DeftlyError(f"{taken}; choose another --port") from None
     import viser
     from mjviser import ViserMujocoScene
 
     model, index = env.model, camera_index(env.model, args.camera)
-    _require_free(args.port)
     with contextlib.redirect_stdout(io.StringIO()):  # its banner, whatever `verbose` says
         server = viser.ViserServer(host=LOOPBACK, port=args.port, label=f"deftly: {env.task.name}")
     try:
@@ -176,16 +164,6 @@ def _web(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
         server.stop()
 
 
-def _require_free(port: int) -> None:
-    """Raise DeftlyError if the port is taken: viser would move to the next one without a word."""
-    try:
-        with socket.create_server((LOOPBACK, port)):
-            pass
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else error
-        raise DeftlyError(f"cannot serve on {LOOPBACK}:{port}: {reason}; choose another --port") from None
-
-
 def play(env: Env, agent: Act, args: PlayArgs, view: View, data: mujoco.MjData) -> None:
     """Step one environment in real time until the episodes are played or the viewer is closed."""
     poll = getattr(agent, "poll", lambda: None)
@@ -194,33 +172,30 @@ def play(env: Env, agent: Act, args: PlayArgs, view: View, data: mujoco.MjData) 
         speed = view.speed()
         if speed > 0:
             env.step(agent(env.obs["policy"]))
-            _tell(env)
-            episodes += len(env.ended.get("env", ()))
-            pose(env.model, data, env.sim.state[0].numpy())
+            if env.ended:
+                print(_outcome(env), flush=True)
+                episodes += 1
+            pose(env.model, env.sim.state[0].numpy(), data)
         view.show(data)
         poll()
         due = max(due + 1 / (env.contract.rate * (speed or 1.0)), time.perf_counter() - 0.2)
         time.sleep(max(0.0, due - time.perf_counter()))
 
 
-def _tell(env: Env) -> None:
-    if not env.ended:
-        return
-    failures = [name[7:] for name, value in env.ended.items() if name.startswith("failed/") and value[0] > 0]
-    how = "success" if env.ended["success"][0] > 0 else f"failed: {', '.join(failures) or 'time is up'}"
-    seconds, total = float(env.ended["steps"][0]) / env.contract.rate, float(env.ended["return"][0])
-    print(f"{how} after {seconds:.1f} s, return {total:.2f}", flush=True)
+def _outcome(env: Env) -> str:
+    """How the episode of the one environment ended."""
+    ended = {name: float(value[0]) for name, value in env.ended.items()}
+    failures = [name[7:] for name, value in ended.items() if name.startswith("failed/") and value > 0]
+    how = "success" if ended["success"] > 0 else f"failed: {', '.join(failures) or 'time is up'}"
+    return f"{how} after {ended['steps'] / env.contract.rate:.1f} s, return {ended['return']:.2f}"
 
 
 def _live(task: Task, agent: Act, args: PlayArgs) -> None:
-    import mujoco
-
     from deftly.env import Env
 
     open_view = {"native": _native, "web": _web}[pick_viewer(args.viewer)]
     env = Env(task, replace(args.env, num_envs=1), args.sim, args.seed, "play")
-    data = mujoco.MjData(env.model)
-    pose(env.model, data, env.sim.state[0].numpy())
+    data = pose(env.model, env.sim.state[0].numpy())
     with contextlib.suppress(KeyboardInterrupt), open_view(env, data, args) as view:
         play(env, agent, args, view, data)
 

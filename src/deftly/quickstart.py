@@ -1,7 +1,5 @@
 """`deftly quickstart`: check the machine, train from nothing, evaluate, record a video, and say what to try next."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field
 
@@ -21,16 +19,11 @@ NEXT = {
 class QuickstartArgs:
     """Train and measure a task from nothing, in minutes."""
 
-    task: str = "jaka-pick-cube"
-    """The task."""
-    success: float = 0.95
-    """Train until this share of episodes succeeds."""
-    episodes: int = 200
-    """Episodes of the evaluation, on seeds that training never saw."""
-    seed: int = 1
-    """Seed of the training."""
-    runs: RunsConfig = field(default_factory=RunsConfig)
-    """Where the run is kept."""
+    task: str = "jaka-pick-cube"  # The task.
+    success: float = 0.95  # Train until this share of episodes succeeds.
+    episodes: int = 200  # Episodes of the evaluation, on seeds that training never saw.
+    seed: int = 1  # Seed of the training.
+    runs: RunsConfig = field(default_factory=RunsConfig)  # Where the run is kept.
 
 
 def main(argv: list[str]) -> int:
@@ -41,23 +34,21 @@ def main(argv: list[str]) -> int:
     choose_gl()
     from deftly import doctor, evaluate, train
 
-    start, where = time.perf_counter(), ["--runs.root", str(args.runs.root)]
-    seed = ["--train.seed", str(args.seed)]
-    steps = {
-        "1 of 3: this machine": lambda: doctor.main([]),
-        f"2 of 3: train {args.task} from nothing": lambda: train.main(
-            [args.task, "--until-success", str(args.success), "--name", "quickstart", *seed, *where]
-        ),
-        "3 of 3: measure it on episodes it never saw": lambda: evaluate.main(
-            [args.task, "--episodes", str(args.episodes), "--gate", f"success>={args.success}", *where]
-        ),
-    }
-    for title, step in steps.items():
+    start = time.perf_counter()
+    shared = [args.task, f"--runs.root={args.runs.root}"]
+    goal, seed = f"--until-success={args.success}", f"--train.seed={args.seed}"
+    gate = ["--gate", f"success>={args.success}"]
+    steps = (
+        ("1 of 3: this machine", doctor.main, []),
+        (f"2 of 3: train {args.task} from nothing", train.main, [*shared, goal, seed, "--name=quickstart"]),
+        ("3 of 3: measure it on episodes it never saw", evaluate.main, [*shared, f"--episodes={args.episodes}", *gate]),
+    )
+    for title, step, words in steps:
         print(f"\n{title}\n{'-' * len(title)}", flush=True)
-        if code := step():
+        if code := step(words):
             return code
     print("\nWhat to try next\n")
-    for words, why in NEXT.items():
-        print(f"  {words.format(task=args.task):44}{why}")
+    for command, why in NEXT.items():
+        print(f"  {command.format(task=args.task):44}{why}")
     print(f"\nAll of it took {(time.perf_counter() - start) / 60:.1f} minutes.")
     return 0

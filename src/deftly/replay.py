@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deftly.config import SimConfig, flag_words, parse, split_task
+from deftly.config import SimConfig, parse, split_task
 from deftly.contract import JOINT_POS, Contract
 from deftly.deploy import log
 from deftly.deploy.log import Log
@@ -136,7 +136,7 @@ def open_robot(path: Path, recording: Log, task_file: str | None) -> tuple[SimRo
 
 
 def _config(cls: type[Any], tree: dict[str, Any]) -> Any:
-    return parse(cls, flag_words(tree), prog="recorded settings")
+    return parse(cls, [], prog="deftly replay", filed=tree)
 
 
 def errors(frames: Frames, outcome: Outcome) -> dict[str, np.ndarray]:
@@ -169,12 +169,8 @@ def plot(path: Path, frames: Frames, outcome: Outcome) -> None:
     figure = Figure(figsize=(8, 1.7 * len(joints)), layout="constrained")
     replayed = outcome.rows[f"signal/{JOINT_POS}"]
     for i, (joint, axes) in enumerate(zip(joints, np.atleast_1d(figure.subplots(len(joints), sharex=True)))):
-        lines = (
-            ("command", frames.commands, "0.6"),
-            ("recorded", frames.positions, "C0"),
-            ("replayed", replayed, "C1"),
-        )
-        for label, values, colour in lines:
+        lines = [("command", frames.commands, "0.6"), ("recorded", frames.positions, "C0")]
+        for label, values, colour in [*lines, ("replayed", replayed, "C1")]:
             style = "--" if label == "replayed" else "-"
             axes.plot(period * np.arange(len(values)), values[:, i], style, color=colour, label=label)
         axes.set_ylabel(f"{joint.name}, {joint.units}")

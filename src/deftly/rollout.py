@@ -1,8 +1,5 @@
 """Run a policy for some episodes and keep the figures of each: what evaluation, play and training share."""
 
-from __future__ import annotations
-
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from deftly import runs
@@ -23,29 +19,20 @@ from deftly.learn import checkpoint
 from deftly.learn.checkpoint import Checkpoint
 from deftly.tasks import Task, load
 
-VALIDATE = "validate"
-"""Purpose of the episodes on which a training chooses its best checkpoint."""
-EVALUATE = "evaluate"
-"""Purpose of the held out episodes of a report; no training sees them, nor those of `VALIDATE`."""
-CHUNK = 512
-"""Most environments stepped side by side."""
-
-Act = Callable[[Tensor], Tensor]
-"""A policy: observation (n, obs_size) to action (n, action_size)."""
-OnStep = Callable[[Env, Tensor], None]
-"""Called before the first and after each step, with which environments still run, (n,) bool."""
+VALIDATE = "validate"  # purpose of the episodes on which a training chooses its best checkpoint
+EVALUATE = "evaluate"  # purpose of the held out episodes of a report; no training sees them, nor those of VALIDATE
+CHUNK = 512  # most environments stepped side by side
+Act = Callable[[Tensor], Tensor]  # a policy: observation (n, obs_size) to action (n, action_size)
+OnStep = Callable[[Env, Tensor], None]  # called before the first and after each step, with who still runs, (n,) bool
 
 
 @dataclass(frozen=True)
 class Episodes:
-    """The figures of some episodes, one value each, in the order of the episodes."""
+    """The figures of some episodes, in their order."""
 
-    values: dict[str, Tensor]
-    """Name to (episodes,) float64: what `Env.ended` holds but `env`; NaN where an episode has none."""
-    rate: float
-    """Control rate, Hz."""
-    seconds: float
-    """Wall time."""
+    values: dict[str, Tensor]  # name to (episodes,) float64: what `Env.ended` holds but `env`; NaN where there is none
+    rate: float  # of control, Hz
+    seconds: float  # wall time
 
     @property
     def success_rate(self) -> float:
@@ -92,8 +79,8 @@ def run_episodes(
 
 def _run_chunk(env: Env, act: Act, on_step: OnStep | None) -> dict[str, Tensor]:
     running = torch.ones(env.num_envs, dtype=torch.bool)
-    watch = on_step or (lambda env, running: None)
     values, nothing = {}, torch.full((env.num_envs,), torch.nan, dtype=torch.float64)
+    watch = on_step or (lambda env, running: None)
     watch(env, running)
     while running.any():
         env.step(act(env.obs["policy"]))
@@ -117,7 +104,7 @@ def find_policy(spec: str | None, task: str, cfg: RunsConfig) -> Path:
             return runs.find_checkpoint("latest", task, cfg)
     own = checkpoint.shipped(task)
     if own is None:
-        place = f" in '{cfg.root}'" if spec is None else ""
+        place = "" if spec else f" in '{cfg.root}'"
         raise DeftlyError(f"no policy for {task}{place}, none is shipped: train one, 'deftly train {task}'")
     return own
 
@@ -125,8 +112,7 @@ def find_policy(spec: str | None, task: str, cfg: RunsConfig) -> Path:
 def prepare(stage: type[Any], verb: str, argv: Sequence[str]) -> tuple[Task, Any, Checkpoint | None]:
     """Task, arguments and policy of `deftly VERB TASK ...`; no policy if the stage has an `agent` that needs none.
 
-    The task and physics with which the checkpoint was trained go in as the first `--config` file: the user's files
-    and what is typed override them.
+    Files and words of the user override the task and physics with which the checkpoint was trained.
     """
     name, flags = split_task(argv)
     prog = f"deftly {verb} {name or 'TASK'}"
@@ -139,10 +125,8 @@ def prepare(stage: type[Any], verb: str, argv: Sequence[str]) -> tuple[Task, Any
     if getattr(args, "agent", "trained") == "trained":
         found = checkpoint.load(find_policy(args.checkpoint, cls.name, args.runs))
         sections = ("task", "sim") if found.task == cls.name else ("sim",)
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="deftly-") as file:
-            yaml.safe_dump({name: found.config[name] for name in sections if name in found.config}, file)
-            file.flush()
-            args = parse(stage, ["--config", file.name, *flags], prog=prog)
+        filed = {name: found.config[name] for name in sections if name in found.config}
+        args = parse(stage, flags, prog=prog, filed=filed)
     task = cls(args.task)
     if found:
         found.require(task)

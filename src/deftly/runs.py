@@ -107,21 +107,11 @@ def _prune(kind: Kind, cfg: RunsConfig) -> None:
         link.unlink(missing_ok=True)
 
 
-def _mend_pinned(cfg: RunsConfig) -> None:
-    """Repair links that were pinned with `mv runs/X runs/pinned/`: a relative link breaks when it moves."""
-    for link in (cfg.root / "runs/pinned").glob("*"):
-        if link.is_symlink() and not link.exists():
-            target = cfg.root / "runs_all" / Path(os.readlink(link)).name
-            if target.is_dir():
-                _link(link, target)
-
-
 def find_checkpoint(spec: str | Path, task: str | None, cfg: RunsConfig) -> Path:
-    """Resolve what a user typed after `checkpoint=` to the folder of a complete checkpoint.
+    """Resolve what a user typed after `checkpoint=` to the folder of a complete checkpoint, or raise `DeftlyError`.
 
-    `spec` is `latest`, `latest_train`, `latest_test` (the newest run of `task`, or of any task if None, that has a
-    checkpoint), a run, checkpoint or file path, or part of a run's name, each with an optional `:best`, `:last` or
-    `:iter_000123`. Raises `DeftlyError` that says what there is instead.
+    `spec` is a name of `LATEST` (the newest run of `task`, or of any task if None, that has a checkpoint), a run,
+    checkpoint or file path, or part of a run's name, each with an optional `:best`, `:last` or `:iter_000123`.
     """
     head, _, tail = str(spec).rpartition(":")
     text, name = (head, tail) if head and re.fullmatch(r"[\w-]+", tail) else (str(spec), None)
@@ -155,43 +145,41 @@ def find_run(spec: str | Path, task: str | None, cfg: RunsConfig, *, complete: b
     """
     text = str(spec)
     if text in LATEST:
-        return _newest(LATEST[text], task, cfg, complete)
+        kind = LATEST[text]
+        runs = [run for run in list_runs(cfg) if run.kind == kind]
+        for run in runs:
+            if task in (None, run.task) and (not complete or _checkpoints(run.path)):
+                return run.path
+        what = f"no {kind} run of {task or 'any task'}{' with a checkpoint' if complete else ''}"
+        others = ", ".join(sorted({run.task for run in runs})[:5]) or "no task"
+        raise DeftlyError(f"{what} in '{cfg.root}' (runs of {others}); start one: deftly train {task or 'TASK'}")
     path = _existing(text, cfg)
-    around = (path.resolve(), *path.resolve().parents) if path else ()
-    return next(filter(_is_run, around), None) or _named(text, cfg, complete)
-
-
-def _newest(kind: Kind, task: str | None, cfg: RunsConfig, complete: bool) -> Path:
-    runs = [run for run in list_runs(cfg) if run.kind == kind]
-    for run in runs:
-        if task in (None, run.task) and (not complete or _checkpoints(run.path)):
-            return run.path
-    what = f"no {kind} run of {task or 'any task'}{' with a checkpoint' if complete else ''}"
-    others = ", ".join(sorted({run.task for run in runs})[:5]) or "no task"
-    raise DeftlyError(f"{what} in '{cfg.root}' (runs of {others}); start one: deftly train {task or 'TASK'}")
-
-
-def _named(text: str, cfg: RunsConfig, complete: bool) -> Path:
+    for folder in (path.resolve(), *path.resolve().parents) if path else ():
+        if _is_run(folder):
+            return folder
     folders = _folders(cfg)
     part = re.sub("^runs(_all)?/", "", text)  # typed with its folder, but no longer linked there
+    found = {name: folder for name, folder in folders.items() if part in name}
     if part in folders:
-        return folders[part]
-    found = {name: path for name, path in folders.items() if part in name}
-    if complete:
-        found = {name: path for name, path in found.items() if _checkpoints(path)} or found
+        found = {part: folders[part]}
+    elif complete:
+        found = {name: folder for name, folder in found.items() if _checkpoints(folder)} or found
     if not found:
         near = suggest(part, folders) or "; see 'deftly runs'"
         raise DeftlyError(f"no run or checkpoint '{text}' in '{cfg.root}'{near}")
     if len(set(found.values())) > 1:
-        some = ", ".join(sorted(found)[:5])
-        raise DeftlyError(f"'{text}' fits {len(found)} runs, type more of the name: {some}")
+        raise DeftlyError(f"'{text}' fits {len(found)} runs, type more of the name: {', '.join(sorted(found)[:5])}")
     return next(iter(found.values()))
 
 
 def _folders(cfg: RunsConfig) -> dict[str, Path]:
     """Every run folder (links followed) by each of its names."""
     with suppress(OSError):
-        _mend_pinned(cfg)
+        for link in (cfg.root / "runs/pinned").glob("*"):
+            if link.is_symlink() and not link.exists():  # moved here with `mv`, which breaks a relative link
+                target = cfg.root / "runs_all" / Path(os.readlink(link)).name
+                if target.is_dir():
+                    _link(link, target)
     found = [path for place in ("runs_all", "runs", "runs/pinned") for path in (cfg.root / place).glob("[!.]*")]
     return {path.name: path.resolve() for path in found if path.name not in LATEST and _is_run(path)}
 
@@ -202,20 +190,16 @@ def _is_run(path: Path) -> bool:
 
 def list_runs(cfg: RunsConfig) -> list[Run]:
     """Every run in `runs/`, `runs/pinned/` and `runs_all/`, newest first."""
-    folders = set(_folders(cfg).values())
-    pins = {path.resolve() for path in (cfg.root / "runs/pinned").glob("*")}
-    runs = [Run(path, *_identity(path), path in pins) for path in folders]
+    pins, runs = {path.resolve() for path in (cfg.root / "runs/pinned").glob("*")}, []
+    for path in set(_folders(cfg).values()):
+        try:
+            facts = json.loads((path / "run.json").read_text())
+            task, kind, created = facts["task"], facts["kind"], datetime.fromisoformat(facts["created"]).astimezone()
+        except (OSError, ValueError, KeyError, TypeError):
+            match, created = NAME.fullmatch(path.name), datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+            task, kind = (match["task"], match["kind"]) if match else (path.name, "train")
+        runs.append(Run(path, task, kind, created, path in pins))
     return sorted(runs, key=lambda run: (run.created, run.path), reverse=True)
-
-
-def _identity(path: Path) -> tuple[str, str, datetime]:
-    try:
-        facts = json.loads((path / "run.json").read_text())
-        return facts["task"], facts["kind"], datetime.fromisoformat(facts["created"]).astimezone()
-    except (OSError, ValueError, KeyError, TypeError):
-        match = NAME.fullmatch(path.name)
-        created = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
-        return (match["task"], match["kind"], created) if match else (path.name, "train", created)
 
 
 def _metrics(run: Path) -> list[dict[str, str]]:
@@ -300,20 +284,13 @@ def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
 class RunsArgs:
     """List the runs, newest first, or compare, pin and unpin them."""
 
-    compare: tuple[str, ...] = ()
-    """Runs to compare (names or parts of them)."""
-    column: str = "eval_success"
-    """Column of metrics.csv to compare."""
-    out: Path = Path("compare.png")
-    """Where to write the comparison's plot."""
-    pin: str | None = None
-    """Run to keep in view in runs/pinned/."""
-    name: str | None = None
-    """Name to pin the run under; unset: its own."""
-    unpin: str | None = None
-    """Pinned name to remove; the run itself stays."""
-    runs: RunsConfig = field(default_factory=RunsConfig)
-    """Where the runs are."""
+    compare: tuple[str, ...] = ()  # Runs to compare (names or parts of them).
+    column: str = "eval_success"  # Column of metrics.csv to compare.
+    out: Path = Path("compare.png")  # Where to write the comparison's plot.
+    pin: str | None = None  # Run to keep in view in runs/pinned/.
+    name: str | None = None  # Name to pin the run under; unset: its own.
+    unpin: str | None = None  # Pinned name to remove; the run itself stays.
+    runs: RunsConfig = field(default_factory=RunsConfig)  # Where the runs are.
 
 
 def main(argv: list[str]) -> int:

@@ -1,7 +1,5 @@
 """What sensors do to signals on their way to the policy: noise, bias, delay and dropout."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -11,15 +9,11 @@ from deftly.tasks import Noise
 
 
 class Sensors:
-    """Corrupts signals as the task's `Noise` entries say; signals without one pass unchanged.
-
-    `state` holds what an episode carries: bias, delay, recent readings.
-    """
+    """Corrupts signals that have a `Noise` entry; `state` holds what an episode carries: bias, delay, readings."""
 
     def __init__(self, noise: dict[str, Noise], contract: Contract, num_envs: int, generator: torch.Generator):
         known = [signal.name for signal in contract.signals]
-        unknown = [name for name in noise if name not in known]
-        if unknown:
+        if unknown := [name for name in noise if name not in known]:
             raise DeftlyError(f"noise on '{unknown[0]}', which is no signal of the contract: {known}")
         self._noise, self._generator = noise, generator
         self.state: dict[str, Tensor] = {}

@@ -29,6 +29,7 @@ from deftly.contract import Contract
 from deftly.deploy.policy import Policy
 from deftly.errors import DeftlyError
 from deftly.evaluate import check_gate, gather, read_gate
+from deftly.intervals import wilson
 from deftly.sim import render
 from deftly.simloop import FAULT, Film, LoopArgs, Origin, Outcome, prepare, run_episode
 
@@ -67,9 +68,14 @@ class Sim2SimArgs(LoopArgs):
 
 
 def measure(
-    robot: SimRobot, policy: Policy, args: Sim2SimArgs, each: Callable[[], None] = lambda: None
+    robot: SimRobot, policy: Policy, args: Sim2SimArgs, hooks: Sequence[Callable[[], None]] = ()
 ) -> list[Outcome]:
-    """Run the episodes; `each` is called at the start of each and after every tick."""
+    """Run the episodes; the hooks are called at the start of each and after every tick."""
+
+    def each() -> None:
+        for hook in hooks:
+            hook()
+
     return [run_episode(robot, policy, args.safety, i, each=each) for i in range(args.episodes)]
 
 
@@ -77,6 +83,7 @@ def summarize(task: Task, args: Sim2SimArgs, origin: Origin, outcomes: Sequence[
     """What `sim2sim.json` holds; its success and figures are laid out as those of `eval.json`."""
     contract = task.contract()
     success = np.array([o.success for o in outcomes])
+    count = int(success.sum())
     steps = np.array([o.steps for o in outcomes], float)
     rows = {name: np.concatenate([o.rows[name] for o in outcomes]) for name in ("infer_ms", "tick_ms")}
     driven = np.isfinite(rows["infer_ms"])
@@ -95,7 +102,7 @@ def summarize(task: Task, args: Sim2SimArgs, origin: Origin, outcomes: Sequence[
         "preset": args.sim.preset,
         "disturbances": {"noise": args.noise, "latency_ms": args.latency_ms},
         "safety": asdict(args.safety),
-        "success": report.success(success),
+        "success": {"rate": count / len(outcomes), "count": count, "wilson95": list(wilson(count, len(outcomes)))},
         "figures": {k: report.summarize(v) for k, v in {**figures, "clipped": clipped, **own}.items()},
         "ends": dict(Counter(o.end for o in outcomes).most_common()),
         "reasons": dict(Counter(f"{o.end}: {o.reason}" for o in outcomes if o.reason).most_common(10)),
@@ -215,7 +222,7 @@ def main(argv: list[str]) -> int:
             hooks.append(stack.enter_context(window(robot, args.camera)))
         policy = origin.open(args, robot.contract)
         stack.callback(policy.close)
-        outcomes = measure(robot, policy, args, lambda: [hook() for hook in hooks] and None)
+        outcomes = measure(robot, policy, args, hooks)
     result = summarize(task, args, origin, outcomes)
     result["gates"] = judge(args.gate, result)
     result["command"] = shlex.join(["deftly", "sim2sim", *argv])

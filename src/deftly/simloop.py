@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from deftly.config import RunsConfig, SimConfig, parse, rewrite, split_task, with_task
 from deftly.contract import Contract
@@ -117,7 +116,7 @@ class Origin:
 def prepare(stage: type[Any], verb: str, argv: Sequence[str]) -> tuple[Task, Any, Origin]:
     """Task, arguments and origin of the policy of `deftly VERB [TASK] ...`.
 
-    The settings with which the policy was made go in as the first `--config` file: what the user gives overrides them.
+    What the user gives, in files or typed, overrides the settings with which the policy was made.
     """
     name, flags = split_task(argv)
     prog = f"deftly {verb} {name or '[TASK]'}"
@@ -133,13 +132,10 @@ def prepare(stage: type[Any], verb: str, argv: Sequence[str]) -> tuple[Task, Any
     origin = origin or _find(cls.name, args)
     if origin.task != cls.name:  # a shipped or configured bundle: the one typed was looked at above
         raise DeftlyError(f"{origin.label} was made for the task {origin.task}, not for {cls.name}")
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="deftly-") as file:
-        yaml.safe_dump(dict(origin.settings), file)
-        file.flush()
-        try:
-            args = parse(stage, ["--config", file.name, *flags], prog=prog)
-        except SystemExit:  # they were fine by themselves
-            raise DeftlyError(f"the settings of {origin.label} do not fit the task {cls.name} as it is now") from None
+    try:
+        args = parse(stage, flags, prog=prog, filed=origin.settings)
+    except SystemExit:  # the flags were fine by themselves
+        raise DeftlyError(f"the settings of {origin.label} do not fit the task {cls.name} as it is now") from None
     return cls(args.task), args, origin
 
 
@@ -160,8 +156,8 @@ def load_task(given: str | None, named: str, what: str) -> type[Task]:
 
 def _value(flags: Sequence[str], name: str) -> str | None:
     """The last value of a flag, however it is written."""
-    words = [part for word in rewrite(flags) for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    found = [after for word, after in zip(words, words[1:]) if word == f"--{name}"]
+    words = [part for word in rewrite(flags, {}) for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    found = [after for word, after in pairwise(words) if word == f"--{name}"]
     return found[-1] if found else None
 
 
@@ -286,13 +282,10 @@ class Film:
 
     def frames(self) -> Iterator[np.ndarray]:
         """The episodes one after the other, each with its last picture held for half a second."""
-        import mujoco
-
         from deftly.sim.render import pose
 
-        data = mujoco.MjData(self._robot.model)
+        model, hold = self._robot.model, round(self._robot.contract.rate / 2)
         with self._renderer as renderer:
             for states in self._states[: self._episodes]:
-                for state in [*states, *states[-1:] * round(self._robot.contract.rate / 2)]:
-                    pose(self._robot.model, data, state)
-                    yield renderer.picture(self._robot.model, data)
+                for state in [*states, *states[-1:] * hold]:
+                    yield renderer.picture(model, pose(model, state))

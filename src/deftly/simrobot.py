@@ -9,9 +9,10 @@ through which a task looks at all that. Nothing is randomized: it is the nominal
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from operator import attrgetter
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import mujoco
 import numpy as np
@@ -25,6 +26,9 @@ from deftly.errors import DeftlyError
 from deftly.sim.scene import compile_scene, substeps
 from deftly.tasks import Noise, Task
 
+if TYPE_CHECKING:
+    from deftly.sim.cpu import CpuSim
+
 INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION.value
 BROKEN = [getattr(mujoco.mjtWarning, f"mjWARN_{name}").value for name in ("BADQPOS", "BADQVEL", "BADQACC", "BADCTRL")]
 SUCCESS, TIME_OUT, FAILED = "success", "time_out", "failed/"
@@ -32,11 +36,10 @@ ONE = torch.zeros(1, dtype=torch.long)
 
 
 class OneSim:
-    """`Sim` over one MjData: what a task's `State` looks at."""
+    """What `sim.cpu.CpuSim` is for many, over one MjData: what a task's `State` looks at."""
 
     def __init__(self, model: mujoco.MjModel):
-        self.model, self.num_envs, self.device = model, 1, torch.device("cpu")
-        self.data = mujoco.MjData(model)
+        self.model, self.num_envs, self.data = model, 1, mujoco.MjData(model)
 
     @property
     def state(self) -> Tensor:
@@ -54,21 +57,21 @@ class OneSim:
         return torch.from_numpy(attrgetter(field)(self.model))[None]
 
     def step(self, substeps: int) -> np.ndarray:
-        """Advance; returns `[0]` if the physics failed, else nothing."""
+        """Advance; returns whether the physics failed, `(1,)` bool."""
         try:
             for _ in range(substeps):
                 mujoco.mj_step(self.model, self.data)
+            self.forward(ONE)
         except mujoco.FatalError:
-            return np.zeros(1, np.int64)
-        self.forward(ONE)
-        return np.zeros(int(self.broken), np.int64)
+            return np.ones(1, bool)
+        return np.array([self.broken])
 
     @property
     def broken(self) -> bool:
         """Whether MuJoCo met a number that is not finite, or huge, since the reset."""
         data = self.data
         finite = np.isfinite(data.qpos).all() and np.isfinite(data.qvel).all()
-        return not finite or any(data.warning[i].number for i in BROKEN)
+        return not finite or any(data.warning[i].number > 0 for i in BROKEN)
 
     def forward(self, ids: Tensor) -> None:
         """Bring positions, contacts and their sensors up to date; forces stay those of the last substep."""
@@ -147,7 +150,9 @@ class SimRobot:
         Raises DeftlyError if the state is another scene's.
         """
         seeds = np.random.SeedSequence([self.seed, episode]).spawn(len(self._noise))
-        self.view = s = State(self.sim, self.contract.rate, self.seed, f"sim2sim/{episode}")
+        self.view = s = State(cast("CpuSim", self.sim), self.contract.rate)
+        digest = hashlib.sha256(f"sim2sim/{self.seed}/{episode}".encode()).digest()
+        s.generator.manual_seed(int.from_bytes(digest[:7], "big"))
         s.action = s.last_action = torch.zeros(1, self.contract.action_size)
         s.command = torch.zeros(1, len(self.contract.joints))
         self._sensors = {
@@ -202,7 +207,7 @@ class SimRobot:
             while self._pending and self._pending[0][0] <= self.now + 1e-9:
                 self.data.ctrl[self._ctrl] = self._pending.popleft()[1]
             if not self.broken:  # MuJoCo would go on from its reset
-                self.broken = bool(len(self.sim.step(1)))
+                self.broken = bool(self.sim.step(1)[0])
             self._done += 1
 
     def advance(self, judge: bool = True) -> None:

@@ -8,6 +8,7 @@ repeats. An answer says `ok`; that to `hello` brings the robot's contract as `sp
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -59,10 +60,8 @@ class SocketDriver:
     def stop(self) -> None:
         """End the robot's process, whose servos hold what they hold until then; if it is gone, that is that."""
         if not self._socket.closed:
-            try:
+            with suppress(DriverError):
                 self._ask("stop", self.timeout)
-            except DriverError:
-                pass
             self._socket.close()
 
     def _ask(self, kind: str, timeout: float, **fields: Any) -> dict[str, Any]:

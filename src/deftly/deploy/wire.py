@@ -2,6 +2,8 @@
 
 An array is a map `{"dtype": "<f4" or "<f8", "shape": [n], "data": bytes}`, or a plain list of numbers. Nothing is ever
 built from a peer's bytes but numbers, text, lists and maps.
+
+docs/wire.md describes the messages for those who speak them from another language.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from deftly.errors import DeftlyError
 VERSION = 1
 MAX_FRAME = 65_536
 """Bytes of the longest message that is read, in either direction."""
+MAX_LIST, MAX_MAP = 512, 256
+"""Elements of the longest list and map: msgpack sets aside the memory that a header claims, at every depth."""
+_BOUNDS = {"max_ext_len": 0, "max_array_len": MAX_LIST, "max_map_len": MAX_MAP}
 DTYPES = {"<f4": np.dtype("<f4"), "<f8": np.dtype("<f8")}
 
 
@@ -35,9 +40,9 @@ def unpack(frame: bytes | memoryview) -> dict[str, Any]:
     if len(frame) > MAX_FRAME:
         raise WireError(f"message of {len(frame)} bytes, at most {MAX_FRAME} are read")
     try:
-        message = msgpack.unpackb(frame, raw=False, strict_map_key=True, max_ext_len=0)
+        message = msgpack.unpackb(frame, raw=False, strict_map_key=True, **_BOUNDS)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise WireError(f"message is no msgpack: {' '.join(str(error).split())[:100]}") from None
+        raise WireError(f"message is no msgpack: {one_line(error)[:100]}") from None
     if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
         raise WireError("message is no map with text as keys")
     return message
@@ -75,6 +80,11 @@ def read_signals(value: object, contract: Contract) -> dict[str, np.ndarray]:
     if missing:
         raise WireError(f"signal '{missing[0]}' is missing")
     return {s.name: read_array(value[s.name], s.size, s.name) for s in contract.signals}
+
+
+def one_line(text: object) -> str:
+    """Text of a peer, or an error that may quote one, as one short line that does nothing to a terminal."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(str(text)[:300].split()))
 
 
 def _encode(value: object) -> dict[str, Any]:

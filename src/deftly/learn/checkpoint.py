@@ -8,13 +8,11 @@
 No pickle: safetensors, JSON and YAML. A folder is written under a temporary name, flushed and renamed.
 """
 
-from __future__ import annotations
-
-import hashlib
 import json
 import os
 import shutil
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +53,9 @@ class Checkpoint:
     task: str
     iteration: int
     contract: Contract
-    config: dict[str, Any]
-    """The saved configuration by section: `sim`, `env`, `task`, `train`, ..."""
-    weights: dict[str, Tensor]
-    """Tensors by `actor/...` and `critic/...`."""
-    numbers: dict[str, float]
-    """Figures saved beside the weights, such as `learning_rate` and `success`."""
+    config: dict[str, Any]  # The saved configuration by section: `sim`, `env`, `task`, `train`, ...
+    weights: dict[str, Tensor]  # Tensors by `actor/...` and `critic/...`.
+    numbers: dict[str, float]  # Figures saved beside the weights, such as `learning_rate` and `success`.
 
     @property
     def label(self) -> str:
@@ -93,7 +88,7 @@ class Checkpoint:
         path = self.path / STATE
         if not path.is_file():
             raise DeftlyError(f"{self.path} holds a policy but no training state: resume from another checkpoint")
-        return _read_tensors(path)
+        return _read(path)[0]
 
 
 def save(
@@ -106,15 +101,12 @@ def save(
     numbers: dict[str, float],
     state: dict[str, Tensor] | None,
 ) -> None:
-    """Write a checkpoint folder; whoever looks finds the old one, or the new one, whole.
-
-    Raises DeftlyError, leaving what was there, if the disk is full or the folder read-only.
-    """
+    """Write a checkpoint folder whole; raises DeftlyError, leaving what was there, if the disk is full or read-only."""
     weights = {f"{n}/{k}": v.contiguous() for n, m in models.items() for k, v in m.state_dict().items()}
     texts = {CONTRACT: contract.to_json(), CONFIG: config}
     facts = {"schema": SCHEMA, "task": task, "iteration": str(iteration), "numbers": json.dumps(numbers)}
-    facts |= {name: _digest(text) for name, text in texts.items()}
-    scratch = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    facts |= {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    scratch, old = (folder.with_name(f".tmp-{word}{folder.name}-{os.getpid()}") for word in ("", "old-"))
     try:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -124,8 +116,12 @@ def save(
         if state is not None:
             save_file({k: v.contiguous() for k, v in state.items()}, scratch / STATE)
         for file in scratch.iterdir():
-            _flush(file)
-        _swap(scratch, folder)
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        if folder.exists():  # a kill between the two renames leaves the old one aside, whole
+            folder.rename(old)
+        scratch.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
@@ -145,15 +141,12 @@ def load(path: Path) -> Checkpoint:
     weights_file = path / WEIGHTS
     if not weights_file.is_file():
         raise DeftlyError(f"{path} is no checkpoint: it has no {WEIGHTS}; `deftly runs` lists the runs")
-    weights = _read_tensors(weights_file)
-    with safe_open(weights_file, "pt") as file:
-        facts = file.metadata() or {}
+    weights, facts = _read(weights_file)
     if facts.get("schema") != SCHEMA:
         raise DeftlyError(f"{weights_file} has schema {facts.get('schema')!r}, this Deftly reads {SCHEMA!r}")
     try:
         texts = {name: (path / name).read_text() for name in (CONTRACT, CONFIG)}
-        changed = [name for name, text in texts.items() if _digest(text) != facts[name]]
-        if changed:
+        if changed := [name for name, text in texts.items() if sha256(text.encode()).hexdigest() != facts[name]]:
             raise DeftlyError(f"{path / changed[0]} is not what was saved with the weights; use another checkpoint")
         contract, config = Contract.from_json(texts[CONTRACT]), yaml.safe_load(texts[CONFIG])
         numbers = json.loads(facts["numbers"])
@@ -164,32 +157,14 @@ def load(path: Path) -> Checkpoint:
 
 def shipped(task: str) -> Path | None:
     """The checkpoint of the policy that Deftly ships for a task, if it does."""
-    path = Path(__file__).parents[1] / "policies" / task
+    path = Path(__file__).parents[1] / "policies" / task / "checkpoint"
     return path if (path / WEIGHTS).is_file() else None
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file."""
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            return load_file(path), file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise DeftlyError(f"{path} is truncated or no safetensors file ({error}); use another checkpoint") from None
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _flush(file: Path) -> None:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
-
-
-def _swap(scratch: Path, folder: Path) -> None:
-    """Put the finished `scratch` where `folder` is; a kill between the two renames leaves the old one aside, whole."""
-    if not folder.exists():
-        scratch.rename(folder)
-        return
-    old = folder.with_name(f".tmp-old-{folder.name}-{os.getpid()}")
-    folder.rename(old)
-    scratch.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

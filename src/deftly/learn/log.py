@@ -1,12 +1,12 @@
 """Where a training's figures go: a live table, `metrics.csv`, TensorBoard, and wandb if asked."""
 
-from __future__ import annotations
-
 import csv
-import math
 import os
+from collections.abc import Callable
+from itertools import zip_longest
+from math import isnan, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,141 +16,113 @@ from rich.table import Table
 from deftly.errors import DeftlyError
 
 Row = dict[str, float]
+"""The figures of an iteration by name; for the writers, one that is not known is missing, not NaN."""
 
 
-class Csv:
+class Writer(NamedTuple):
+    """One place that figures go to."""
+
+    write: Callable[[Row], None]
+    close: Callable[[], None]
+
+
+def metrics(path: Path, columns: list[str], resume_at: int) -> Writer:
     """`metrics.csv`: a row an iteration, flushed when written. A resumed run keeps the rows up to its checkpoint."""
+    kept = []
+    if resume_at and path.is_file():
+        with path.open(newline="") as old:
+            rows = [row for row in csv.DictReader(old) if row.get("iteration", "").isdigit()]
+            kept = [row for row in rows if int(row["iteration"]) <= resume_at]
+    scratch = path.with_name(f".tmp-{path.name}")
+    file = scratch.open("w", newline="")
+    writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
+    writer.writeheader()
+    writer.writerows(kept)
+    file.flush()
+    os.replace(scratch, path)
 
-    def __init__(self, path: Path, columns: list[str], resume_at: int):
-        self._columns = columns
-        kept = _rows_up_to(path, resume_at) if resume_at and path.is_file() else []
-        scratch = path.with_name(f".tmp-{path.name}")
-        with scratch.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
-            writer.writeheader()
-            writer.writerows(kept)
-        os.replace(scratch, path)
-        self._file = path.open("a", newline="")
-        self._writer = csv.DictWriter(self._file, columns, extrasaction="ignore", restval="")
+    def write(row: Row) -> None:
+        writer.writerow({k: f"{v:.6g}" for k, v in row.items()})
+        file.flush()
 
-    def write(self, row: Row) -> None:
-        """Append a row; columns without a figure stay empty."""
-        self._writer.writerow({k: f"{v:.6g}" for k, v in row.items() if not math.isnan(v)})
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+    return Writer(write, file.close)
 
 
-def _rows_up_to(path: Path, iteration: int) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return [
-            row
-            for row in csv.DictReader(file)
-            if row.get("iteration", "").isdigit() and int(row["iteration"]) <= iteration
-        ]
-
-
-class TensorBoard:
+def tensorboard(folder: Path, resume_steps: int) -> Writer:
     """TensorBoard scalars against environment steps."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self, folder: Path, resume_steps: int):
-        from torch.utils.tensorboard import SummaryWriter
+    writer = SummaryWriter(str(folder), purge_step=resume_steps + 1 if resume_steps else None)
 
-        self._writer = SummaryWriter(str(folder), purge_step=resume_steps + 1 if resume_steps else None)
-
-    def write(self, row: Row) -> None:
-        """Write every figure."""
+    def write(row: Row) -> None:
         for name, value in row.items():
-            if not math.isnan(value):
-                self._writer.add_scalar(name, value, int(row["steps"]))
+            writer.add_scalar(name, value, int(row["steps"]))
 
-    def close(self) -> None:
-        """Flush and close."""
-        self._writer.close()
+    return Writer(write, writer.close)
 
 
-class Wandb:
+def wandb(folder: Path, config: dict[str, Any]) -> Writer:
     """Weights & Biases, for who has it installed and asks for it."""
-
-    def __init__(self, folder: Path, config: dict[str, Any], project: str):
-        try:
-            import wandb  # type: ignore[import-not-found]
-        except ImportError:
-            raise DeftlyError("--wandb needs the wandb package: pip install wandb, or leave --wandb out") from None
-        self._run = wandb.init(project=project, name=folder.name, dir=str(folder), config=config, resume="allow")
-
-    def write(self, row: Row) -> None:
-        """Write every figure."""
-        self._run.log({k: v for k, v in row.items() if not math.isnan(v)}, step=int(row["steps"]))
-
-    def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()
+    try:
+        import wandb  # type: ignore[import-not-found]
+    except ImportError:
+        raise DeftlyError("--wandb needs the wandb package: pip install wandb, or leave --wandb out") from None
+    run = wandb.init(project="deftly", name=folder.name, dir=str(folder), config=config, resume="allow")
+    return Writer(lambda row: run.log(row, step=int(row["steps"])), run.finish)
 
 
-class Progressed:
-    """The live table on a terminal; elsewhere one line every tenth iteration."""
+def progress(console: Console, title: str, iterations: int, level: str) -> Writer:
+    """A live table on a terminal; elsewhere one line every tenth iteration, or each if the level is `debug`."""
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), console=console)
+    task = bar.add_task(title, total=iterations)
+    live = Live(console=console)
+    evaluated = nan
+    if console.is_terminal and level == "info":
+        live.start()
 
-    def __init__(self, console: Console, title: str, iterations: int, level: str = "info"):
-        self._console, self._title, self._level = console, title, level
-        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), console=console)
-        self._task = self._bar.add_task("", total=iterations)
-        self._live = Live(console=console, refresh_per_second=4, transient=False)
-        self._eval = math.nan
-        self._show = console.is_terminal and level == "info"
-        if self._show:
-            self._live.start()
+    def write(row: Row) -> None:
+        nonlocal evaluated
+        evaluated = row.get("eval_success", evaluated)
+        if live.is_started:
+            bar.update(task, completed=row["iteration"])
+            live.update(Group(_table(row, evaluated), bar))
+        elif level == "debug" or row["iteration"] % 10 == 0 or "eval_success" in row:
+            console.print(_line(row, evaluated), soft_wrap=True)
 
-    def write(self, row: Row) -> None:
-        """Show an iteration."""
-        self._eval = self._eval if math.isnan(row.get("eval_success", math.nan)) else row["eval_success"]
-        if self._level == "warning":
-            return
-        if self._show:
-            self._bar.update(self._task, completed=row["iteration"], description=self._title)
-            self._live.update(Group(self._table(row), self._bar))
-        elif self._level == "debug" or row["iteration"] % 10 == 0 or not math.isnan(row.get("eval_success", math.nan)):
-            self._console.print(self._line(row), soft_wrap=True)
+    return Writer(write, live.stop)
 
-    def close(self) -> None:
-        """Leave the last table standing."""
-        self._live.stop()
 
-    def _line(self, row: Row) -> str:
-        return (
-            f"iteration {row['iteration']:.0f}  {row['steps'] / 1e6:.2f} M steps  {_clock(row['seconds'])}  "
-            f"{row['steps_per_second']:.0f} steps/s  success {_share(row.get('success', math.nan))}  "
-            f"evaluated {_share(self._eval)}  return {row.get('return', math.nan):.2f}"
-        )
+def _line(row: Row, evaluated: float) -> str:
+    return (
+        f"iteration {row['iteration']:.0f}  {row['steps'] / 1e6:.2f} M steps  {_clock(row['seconds'])}  "
+        f"{row['steps_per_second']:.0f} steps/s  success {_share(row.get('success', nan))}  "
+        f"evaluated {_share(evaluated)}  return {row.get('return', nan):.2f}"
+    )
 
-    def _table(self, row: Row) -> Table:
-        table = Table(box=None, show_header=False, padding=(0, 2))
-        terms = [(k.removeprefix("reward/"), f"{v:+.3f}") for k, v in row.items() if k.startswith("reward/")]
-        left = [
-            ("iteration", f"{row['iteration']:.0f}"),
-            ("environment steps", f"{row['steps'] / 1e6:.2f} M"),
-            ("steps/s", f"{row['steps_per_second']:.0f}"),
-            ("elapsed / left at most", f"{_clock(row['seconds'])} / {_clock(row['seconds_left'])}"),
-            ("success in training", _share(row.get("success", math.nan))),
-            ("success evaluated", _share(self._eval)),
-            ("episode steps", f"{row.get('episode_steps', math.nan):.1f}"),
-            ("return", f"{row.get('return', math.nan):.3f}"),
-            ("exploration std", f"{row['std']:.3f}"),
-        ]
-        for i in range(max(len(left), len(terms))):
-            a, b = left[i] if i < len(left) else ("", ""), terms[i] if i < len(terms) else ("", "")
-            table.add_row(f"[bold]{a[0]}[/]", a[1], f"reward {b[0]}" if b[0] else "", b[1])
-        return table
+
+def _table(row: Row, evaluated: float) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    terms = [(k.replace("/", " ", 1), f"{v:+.3f}") for k, v in row.items() if k.startswith("reward/")]
+    figures = [
+        ("iteration", f"{row['iteration']:.0f}"),
+        ("environment steps", f"{row['steps'] / 1e6:.2f} M"),
+        ("steps/s", f"{row['steps_per_second']:.0f}"),
+        ("elapsed / left at most", f"{_clock(row['seconds'])} / {_clock(row['seconds_left'])}"),
+        ("success in training", _share(row.get("success", nan))),
+        ("success evaluated", _share(evaluated)),
+        ("episode steps", f"{row.get('episode_steps', nan):.1f}"),
+        ("return", f"{row.get('return', nan):.3f}"),
+        ("exploration std", f"{row['std']:.3f}"),
+    ]
+    for (name, value), (term, mean) in zip_longest(figures, terms, fillvalue=("", "")):
+        table.add_row(f"[bold]{name}[/]", value, term, mean)
+    return table
 
 
 def _share(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f} %"
+    return "-" if isnan(value) else f"{100 * value:.1f} %"
 
 
 def _clock(seconds: float) -> str:
-    if math.isnan(seconds):
-        return "-"
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

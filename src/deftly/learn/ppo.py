@@ -1,15 +1,16 @@
 """Proximal policy optimization: rsl-rl's algorithm and models under a loop of our own.
 
-rsl-rl's runner pickles its checkpoints, requires NCCL for several processes, and bootstraps a truncated episode from
-the value before its last step. Here nothing is pickled, gloo serves CPUs, and the value of the true final observation
-is used.
+rsl-rl's runner pickles checkpoints, requires NCCL for several processes, and bootstraps a truncated episode from the
+value before its last step. Here nothing is pickled, gloo serves CPUs, and the true final observation is valued.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,9 +55,7 @@ class Ranks:
         """What rank 0 gave, at every rank."""
         if self.size == 1:
             return text
-        buffer = torch.zeros(4096, dtype=torch.uint8)
-        raw = torch.tensor(list(text.encode()), dtype=torch.uint8)
-        buffer[: len(raw)] = raw
+        buffer = torch.tensor(list(text.encode().ljust(4096, b"\0")), dtype=torch.uint8)
         dist.broadcast(buffer, src=0)
         return bytes(buffer.tolist()).rstrip(b"\0").decode()
 
@@ -69,48 +68,26 @@ def actor_model(obs_size: int, action_size: int, cfg: PPOConfig) -> MLPModel:
 
 
 class PPO:
-    """One learner: collects rollouts from `env` and improves its policy.
-
-    Everything that decides its future, but the environment's own state, is in `tensors()` and `numbers()`.
-    """
+    """One learner on `env`; the environment, `models`, `tensors()` and the learning rate decide its future."""
 
     def __init__(self, env: Env, cfg: PPOConfig, ranks: Ranks | None = None):
         self.env, self.cfg, self.ranks = env, cfg, ranks or Ranks()
         torch.manual_seed(cfg.seed)
-        obs = _dict(env.obs)
-        actor = actor_model(env.contract.obs_size, env.contract.action_size, cfg)
+        obs, action_size = _dict(env.obs), env.contract.action_size
+        self.actor = actor = actor_model(env.contract.obs_size, action_size, cfg)
         critic = MLPModel(obs, GROUPS, "critic", 1, cfg.hidden, cfg.activation, True)
-        storage = RolloutStorage("rl", env.num_envs, cfg.steps, obs, [env.contract.action_size])
+        self.models: dict[str, nn.Module] = {"actor": actor, "critic": critic}
+        storage = RolloutStorage("rl", env.num_envs, cfg.steps, obs, [action_size])
+        shared = ("gamma", "lam", "learning_rate", "max_grad_norm", "desired_kl")
+        settings: dict[str, Any] = {name: getattr(cfg, name) for name in shared}
+        settings |= {"num_learning_epochs": cfg.epochs, "num_mini_batches": cfg.minibatches, "clip_param": cfg.clip}
+        settings |= {"value_loss_coef": cfg.value_coef, "entropy_coef": cfg.entropy}
         group = {"global_rank": self.ranks.rank, "world_size": self.ranks.size, "local_rank": self.ranks.rank}
-        self.algorithm = RslPPO(
-            actor,
-            critic,
-            storage,
-            num_learning_epochs=cfg.epochs,
-            num_mini_batches=cfg.minibatches,
-            clip_param=cfg.clip,
-            gamma=cfg.gamma,
-            lam=cfg.lam,
-            value_loss_coef=cfg.value_coef,
-            entropy_coef=cfg.entropy,
-            learning_rate=cfg.learning_rate,
-            max_grad_norm=cfg.max_grad_norm,
-            desired_kl=cfg.desired_kl,
-            multi_gpu_cfg=group if self.ranks.size > 1 else None,
-        )
+        settings["multi_gpu_cfg"] = group if self.ranks.size > 1 else None
+        self.algorithm = RslPPO(actor, critic, storage, **settings)
         if self.ranks.size > 1:
             self.algorithm.broadcast_parameters()
             torch.manual_seed(cfg.seed + self.ranks.rank)  # each process explores for itself
-
-    @property
-    def actor(self) -> MLPModel:
-        """The policy network."""
-        return self.algorithm.actor
-
-    @property
-    def models(self) -> dict[str, nn.Module]:
-        """Networks by name."""
-        return {"actor": self.algorithm.actor, "critic": self.algorithm.critic}
 
     def iterate(self) -> dict[str, float]:
         """One rollout and one update. Returns losses, the mean exploration std, and seconds of either part."""
@@ -131,14 +108,11 @@ class PPO:
     def _collect(self) -> None:
         env, algorithm = self.env, self.algorithm
         for _ in range(self.cfg.steps):
-            action = algorithm.act(_dict(env.obs))
-            step = env.step(action)
-            reward = step.reward
-            late = step.truncated.nonzero().squeeze(-1)
+            step = env.step(algorithm.act(_dict(env.obs)))
+            reward, late = step.reward, step.truncated.nonzero().squeeze(-1)
             if len(late):
                 final = _dict({name: value[late] for name, value in step.final_obs.items()})
-                reward = reward.clone()
-                reward[late] += self.cfg.gamma * algorithm.critic(final).squeeze(-1)
+                reward = reward.index_add(0, late, self.cfg.gamma * algorithm.critic(final).squeeze(-1))
             algorithm.process_env_step(_dict(step.obs), reward, step.terminated | step.truncated, {})
         algorithm.compute_returns(_dict(env.obs))
 
@@ -149,17 +123,14 @@ class PPO:
         return {**moments, "generator": torch.get_rng_state()}
 
     def load(self, tensors: dict[str, Tensor], learning_rate: float) -> None:
-        """Restore what `tensors` gave, and the adapted learning rate."""
-        optimizer = self.algorithm.optimizer.state_dict()
-        state: dict[int, dict[str, Tensor]] = {}
+        """Restore what `tensors` gave, and the adapted learning rate, which rsl-rl sets before each gradient step."""
+        state: dict[int, dict[str, Tensor]] = defaultdict(dict)
         for name, value in tensors.items():
             if name.startswith("optimizer/"):
                 _, i, key = name.split("/")
-                state.setdefault(int(i), {})[key] = value
-        optimizer["state"] = state
-        self.algorithm.optimizer.load_state_dict(optimizer)
-        for group in self.algorithm.optimizer.param_groups:
-            group["lr"] = learning_rate
+                state[int(i)][key] = value
+        optimizer = self.algorithm.optimizer
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         self.algorithm.learning_rate = learning_rate
         torch.set_rng_state(tensors["generator"])
 

@@ -1,7 +1,5 @@
 """Robots, one file each: a module here, or a file of the user's, that defines `ROBOT`."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import runpy
@@ -20,24 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Robot:
-    """A robot: how to build its model, and its commanded joints in the order of the contract.
+    """How to build a robot's model, and its commanded joints in the order of the contract.
 
     The model has an actuator of each joint's name that takes a position target (rad or m).
     """
 
     name: str
     title: str
-    spec: Callable[[], mujoco.MjSpec]
+    spec: "Callable[[], mujoco.MjSpec]"
     joints: tuple[Joint, ...]
 
 
 def shipped() -> dict[str, str]:
     """Shipped robots: name -> module, read from the text of the files, since importing them is slow."""
-    found = {}
-    for path in sorted(Path(__path__[0]).glob("*.py")):
-        for name in re.findall(r'^ROBOT = Robot\(\s*name="([\w-]+)"', path.read_text(), re.MULTILINE):
-            found[name] = f"{__name__}.{path.stem}"
-    return found
+    robot = re.compile(r'^ROBOT = Robot\(\s*name="([\w-]+)"', re.MULTILINE)
+    files = sorted(Path(__path__[0]).glob("*.py"))
+    return {name: f"{__name__}.{file.stem}" for file in files for name in robot.findall(file.read_text())}
 
 
 def load(name: str) -> Robot:

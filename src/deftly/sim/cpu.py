@@ -1,53 +1,63 @@
 """The simulation on CPU cores: a thin wrapper over `mujoco.batch`, whose arrays become torch tensors without a copy."""
 
-from __future__ import annotations
-
 import os
 import warnings
+from pathlib import Path
 
 import mujoco
 import mujoco.batch
 import numpy as np
 import torch
 
-_BAD_STATE = [
-    mujoco.mjtWarning.mjWARN_BADQPOS.value,
-    mujoco.mjtWarning.mjWARN_BADQVEL.value,
-    mujoco.mjtWarning.mjWARN_BADQACC.value,
-    mujoco.mjtWarning.mjWARN_BADCTRL.value,
-]
-_FRESH = mujoco.mjtStage.mjSTAGE_POS.value
+from deftly.sim.guard import dump
+
+_BAD_STATE = [getattr(mujoco.mjtWarning, f"mjWARN_BAD{name}").value for name in ("QPOS", "QVEL", "QACC", "CTRL")]
+_FRESH, _NONE = mujoco.mjtStage.mjSTAGE_POS.value, mujoco.mjtStage.mjSTAGE_NONE.value
+_MAX_DUMPS = 10
 
 
 class CpuSim:
-    """`Sim` over a C++ thread pool; bit-identical at any number of threads. Arrays are float64."""
+    """Many simulations of one model over a C++ thread pool; bit-identical at any number of threads.
 
-    def __init__(self, model: mujoco.MjModel, num_envs: int, threads: int = 0):
-        self.model, self.num_envs, self.device = model, num_envs, torch.device("cpu")
+    Arrays are float64 and lead with `num_envs`. The first environments whose physics breaks are written to `dump_dir`,
+    if given, for `deftly.sim.guard.replay`; all are counted in `broken_count`.
+    """
+
+    def __init__(self, model: mujoco.MjModel, num_envs: int, threads: int = 0, dump_dir: Path | None = None):
+        self.model, self.num_envs, self._dump_dir = model, num_envs, dump_dir
         self.batch = mujoco.batch.Batch(model, num_envs, threads or len(os.sched_getaffinity(0)))
         self.state = torch.from_numpy(self.batch.state)
-        self._has_key = model.nkey > 0
+        self._qpos, self._qvel = self.bind("qpos"), self.bind("qvel")
+        self.broken_count = 0
 
     def bind(self, field: str) -> torch.Tensor:
-        """Live view of an MjData field."""
+        """Live view of an MjData field, `(num_envs, ...)`; writing to a state field writes the simulation."""
         return _tensor(self.batch.bind(field))
 
     def expand(self, field: str) -> torch.Tensor:
-        """Live values of an MjModel field for each environment."""
+        """Live values of an MjModel field for each environment, `(num_envs, ...)`."""
         return _tensor(self.batch.expand(field))
 
     def step(self, substeps: int) -> np.ndarray:
         """Advance all environments by `substeps`; positions, contacts and their sensors are those of the new state.
 
-        Returns the ids of environments whose physics raised or met a non-finite or huge number in this step.
+        Returns which broke, `(num_envs,)` bool: their physics raised or met a non-finite or huge number in this step.
         """
-        before = self._bad_states()
+        before = self.state.numpy().copy() if self._dump_dir else None
+        raised, warned = [], self._bad_states()
         try:
             self.batch.step(nstep=substeps, stage=_FRESH)
-            raised = np.zeros(0, dtype=np.int64)
         except mujoco.batch.SimulationError as error:
-            raised = np.asarray(error.ids, dtype=np.int64)
-        return np.union1d(raised, np.flatnonzero(self._bad_states() != before))
+            raised = error.ids
+        finite = torch.isfinite(self._qpos).all(1) & torch.isfinite(self._qvel).all(1)
+        broken = (self._bad_states() != warned) | ~finite.numpy()
+        broken[raised] = True
+        for env in map(int, np.flatnonzero(broken)):
+            if self._dump_dir and before is not None and self.broken_count < _MAX_DUMPS:
+                path = self._dump_dir / f"broken_{self.broken_count:04d}_env{env}.npz"
+                dump(path, self.batch.get_model(env), before[env], substeps)
+            self.broken_count += 1
+        return broken
 
     def _bad_states(self) -> np.ndarray:
         """How often MuJoCo met a bad state in each environment since it was reset."""
@@ -59,14 +69,13 @@ class CpuSim:
 
     def reset(self, ids: torch.Tensor) -> None:
         """Put some environments at the home keyframe, without computing derived fields."""
-        self.batch.reset(ids.numpy(), keyframe=0 if self._has_key else -1, stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+        self.batch.reset(ids.numpy(), keyframe=0 if self.model.nkey else -1, stage=_NONE)
 
     def set_const(self, ids: torch.Tensor) -> None:
-        """Recompute the model constants that follow from expanded fields."""
+        """Recompute the model constants that follow from expanded fields (masses, inertias, ...)."""
         self.batch.set_const(ids.numpy())
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # outputs are read-only: torch cannot say so, and warns
+    with warnings.catch_warnings(action="ignore"):  # outputs are read-only: torch cannot say so, and warns
         return torch.from_numpy(array)

@@ -1,18 +1,17 @@
 """Randomization of the model: what differs between episodes, described as data and drawn at reset."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import mujoco
+import numpy as np
 import torch
 from torch import Tensor
 
 from deftly.errors import DeftlyError
-from deftly.sim import Sim
+from deftly.sim.cpu import CpuSim
 
 Quantity = Literal[
     "mass", "com", "friction", "damping", "armature", "frictionloss", "kp", "kd", "gravity", "size", "latency"
@@ -38,21 +37,21 @@ class Randomize:
     shared: bool = False
 
 
-# quantity -> (what names name, the fields it draws with the columns that change, whether constants follow)
-_FIELDS: dict[str, tuple[str, list[tuple[str, slice]], bool]] = {
-    "mass": ("body", [("body_mass", slice(None)), ("body_inertia", slice(None))], True),
-    "com": ("body", [("body_ipos", slice(None))], True),
-    "friction": ("geom", [("geom_friction", slice(0, 1))], False),
-    "size": ("geom", [("geom_size", slice(None)), ("geom_rbound", slice(None)), ("geom_aabb", slice(3, 6))], False),
-    "damping": ("joint", [("dof_damping", slice(None))], False),
-    "armature": ("joint", [("dof_armature", slice(None))], True),
-    "frictionloss": ("joint", [("dof_frictionloss", slice(None))], False),
-    "kp": ("actuator", [("actuator_gainprm", slice(0, 1)), ("actuator_biasprm", slice(1, 2))], False),
-    "kd": ("actuator", [("actuator_biasprm", slice(2, 3))], False),
-    "latency": ("actuator", [("actuator_delay", slice(None))], False),
-    "gravity": ("", [("opt.gravity", slice(None))], False),
+_ALL = slice(None)
+# quantity -> (what names name, whether constants follow, the fields it draws with the columns that change)
+_FIELDS: dict[str, tuple[str, bool, dict[str, slice]]] = {
+    "mass": ("body", True, {"body_mass": _ALL, "body_inertia": _ALL}),
+    "com": ("body", True, {"body_ipos": _ALL}),
+    "friction": ("geom", False, {"geom_friction": slice(0, 1)}),
+    "size": ("geom", False, {"geom_size": _ALL, "geom_rbound": _ALL, "geom_aabb": slice(3, 6)}),
+    "damping": ("joint", False, {"dof_damping": _ALL}),
+    "armature": ("joint", True, {"dof_armature": _ALL}),
+    "frictionloss": ("joint", False, {"dof_frictionloss": _ALL}),
+    "kp": ("actuator", False, {"actuator_gainprm": slice(0, 1), "actuator_biasprm": slice(1, 2)}),
+    "kd": ("actuator", False, {"actuator_biasprm": slice(2, 3)}),
+    "latency": ("actuator", False, {"actuator_delay": _ALL}),
+    "gravity": ("", False, {"opt.gravity": _ALL}),
 }
-
 _TOGETHER = ("mass", "size", "kp", "kd", "gravity")  # several figures of one size
 
 
@@ -68,32 +67,23 @@ def prepare(s: mujoco.MjSpec, entries: tuple[Randomize, ...], timestep: float) -
                 body.simple = 0
 
 
-class PastCommands:
-    """Buffers from which delayed actuators read; an episode starts as if its first command had always been there."""
-
-    def __init__(self, sim: Sim):
-        model = sim.model
-        delayed = [i for i in range(model.nu) if model.actuator_historyadr[i] >= 0]
-        counts = [int(model.actuator_history[i, 0]) for i in delayed]
-        starts = [int(model.actuator_historyadr[i]) + 2 + n for i, n in zip(delayed, counts)]  # 2 + n: cursor, times
-        self._columns = torch.tensor([a + k for a, n in zip(starts, counts) for k in range(n)], dtype=torch.long)
-        self._actuators = torch.tensor([i for i, n in zip(delayed, counts) for _ in range(n)], dtype=torch.long)
-        self._ctrl, self._history = sim.bind("ctrl"), sim.bind("history") if delayed else torch.zeros(0)
-
-    def reset(self, ids: Tensor) -> None:
-        """Fill the buffers of some environments with their command of now."""
-        if len(self._columns):
-            self._history[ids[:, None], self._columns] = self._ctrl[ids[:, None], self._actuators]
+def hold_commands(sim: CpuSim, ids: Tensor) -> None:
+    """Fill what delayed actuators read in some environments as if the command of now had always been there."""
+    history, ctrl = sim.bind("history"), sim.bind("ctrl")
+    for i in np.flatnonzero(sim.model.actuator_historyadr >= 0).tolist():
+        count = sim.model.actuator_history[i, 0]
+        start = sim.model.actuator_historyadr[i] + 2 + count  # 2 + count: cursor, times
+        history[ids, start : start + count] = ctrl[ids, i][:, None]
 
 
 class Randomizer:
     """Draws a task's `Randomize` entries for the environments that reset."""
 
-    def __init__(self, sim: Sim, entries: tuple[Randomize, ...]):
+    def __init__(self, sim: CpuSim, entries: tuple[Randomize, ...]):
         self.sim = sim
-        self.constants = any(_FIELDS[e.quantity][2] for e in entries)
+        self.constants = any(_FIELDS[e.quantity][1] for e in entries)
         self._draws = [_bind(sim, entry) for entry in entries]
-        self.fields = {name: sim.expand(name) for e in entries for name, _ in _FIELDS[e.quantity][1]}
+        self.fields = {name: sim.expand(name) for e in entries for name in _FIELDS[e.quantity][2]}
 
     def draw(self, ids: Tensor, generator: torch.Generator) -> None:
         """New figures for the environments `ids`."""
@@ -103,45 +93,39 @@ class Randomizer:
             self.sim.set_const(ids)
 
 
-def _bind(sim: Sim, entry: Randomize) -> Callable[[Tensor, torch.Generator], None]:
-    kind, fields, _ = _FIELDS[entry.quantity]
+def _bind(sim: CpuSim, entry: Randomize) -> Callable[[Tensor, torch.Generator], None]:
+    kind, _, fields = _FIELDS[entry.quantity]
     rows = _rows(sim.model, kind, entry)
     targets = []
-    for name, columns in fields:
+    for name, columns in fields.items():
         live = sim.expand(name)
-        flat = live.view(len(live), 1, -1) if rows is None else live.view(*live.shape[:2], -1)
-        which = torch.zeros(1, dtype=torch.long) if rows is None else rows
-        targets.append((flat, which, columns, flat[0, which, columns].clone()))
-    first = targets[0][3]
+        table = live.view(len(live), live.shape[1] if kind else 1, -1)
+        targets.append((table, columns, table[0, rows, columns].clone()))
+    first = targets[0][2]
     size = first.norm(dim=-1, keepdim=True) if entry.quantity == "gravity" else first[:, :1].abs()
+    shape = (1 if entry.shared else len(rows), 3 if entry.quantity == "com" else 1)
+    together = entry.quantity in _TOGETHER
 
     def draw(ids: Tensor, generator: torch.Generator) -> None:
-        count = 1 if entry.shared or rows is None else len(rows)
-        axes = 3 if entry.quantity == "com" else 1
-        u = torch.rand(len(ids), count, axes, generator=generator, dtype=torch.float64)
+        u = torch.rand(len(ids), *shape, generator=generator, dtype=torch.float64)
         value = entry.low + (entry.high - entry.low) * u
-        if entry.op == "add" and entry.quantity in _TOGETHER:
+        if entry.op == "add" and together:
             value = torch.where(size > 0, 1 + value / size, 1.0)
-        scale = entry.op == "scale" or entry.quantity in _TOGETHER
-        for flat, which, columns, nominal in targets:
-            flat[ids[:, None], which, columns] = nominal * value if scale else nominal + value
+        for table, columns, nominal in targets:
+            drawn = nominal * value if together or entry.op == "scale" else nominal + value
+            table[ids[:, None], rows, columns] = drawn
 
     return draw
 
 
-def _rows(model: mujoco.MjModel, kind: str, entry: Randomize) -> Tensor | None:
+def _rows(model: mujoco.MjModel, kind: str, entry: Randomize) -> Tensor:
     if not kind:
-        return None
+        return torch.tensor([0])
     count = {"body": model.nbody, "geom": model.ngeom, "joint": model.njnt, "actuator": model.nu}[kind]
     known = [getattr(model, kind)(i).name for i in range(count)]
-    unknown = [n for n in entry.names if n not in known]
-    if unknown:
+    if unknown := [n for n in entry.names if n not in known]:
         raise DeftlyError(f"randomize {entry.quantity}: no {kind} '{unknown[0]}' in the scene, it has {known}")
     ids = [known.index(n) for n in entry.names] or [i for i, n in enumerate(known) if n != "world"]
-    if kind != "joint":
-        return torch.tensor(ids)
-    dofs = [int(model.jnt_dofadr[i]) + k for i in ids for k in range(_DOFS[int(model.jnt_type[i])])]
-    return torch.tensor(dofs)
-
-
-_DOFS = {0: 6, 1: 3, 2: 1, 3: 1}  # free, ball, slide, hinge
+    if kind == "joint":  # its figures are those of its degrees of freedom
+        ids = [dof for i in ids for dof in np.flatnonzero(model.dof_jntid == i).tolist()]
+    return torch.tensor(ids)

@@ -12,9 +12,8 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,11 +28,9 @@ if TYPE_CHECKING:
 
 NO_GL = "no OpenGL to render with: apt-get install libegl1 libgl1-mesa-dri (or libosmesa6, with MUJOCO_GL=osmesa)"
 LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
-WINDOW = ("glfw", "glx", "", "enable", "enabled", "on", "true", "1")
-"""What MuJoCo takes for its backend that needs a display."""
+WINDOW = ("glfw", "glx", "", "enable", "enabled", "on", "true", "1")  # MuJoCo's words for what needs a display
 OFF = ("0", "off", "false", "disable", "disabled")
-SIZE = (640, 480)
-"""Width and height of a picture in pixels; even, as h264 wants."""
+SIZE = (640, 480)  # width and height of a picture in pixels; even, as h264 wants
 
 
 class NoGLError(DeftlyError):
@@ -41,10 +38,7 @@ class NoGLError(DeftlyError):
 
 
 def choose_gl() -> str:
-    """The backend to render with; puts it into MUJOCO_GL, which MuJoCo reads when it is first imported.
-
-    Raises NoGLError for a MUJOCO_GL with which MuJoCo could not be imported.
-    """
+    """The backend, put into MUJOCO_GL for MuJoCo's first import; raises NoGLError if that import could not succeed."""
     chosen = os.environ.get("MUJOCO_GL", "").lower()
     if sys.platform != "linux":
         return chosen
@@ -59,35 +53,44 @@ def choose_gl() -> str:
     return chosen
 
 
-class Renderer:
-    """Renders one environment, or any model and data, from a camera.
+class Renderer(contextlib.ExitStack):
+    """Renders one environment, or any model and data, from a camera: unless named, the scene's first or a free one.
 
-    Without a camera's name it takes the scene's first, or looks at the whole scene if it has none. Raises DeftlyError
-    for an unknown camera, NoGLError without OpenGL. `mujoco.Renderer` draws only the model that it was made for, and
-    fails if MuJoCo was imported before MUJOCO_GL was set, as by a user of `deftly.gym`.
+    Raises DeftlyError for an unknown camera, NoGLError without OpenGL. `mujoco.Renderer` draws only the model that it
+    was made for, and fails if MuJoCo was imported before MUJOCO_GL was set, as by a user of `deftly.gym`.
     """
 
     def __init__(self, model: mujoco.MjModel, camera: str | None = None, size: tuple[int, int] = SIZE):
         import mujoco
 
+        super().__init__()
         self._camera, index = mujoco.MjvCamera(), camera_index(model, camera)
         if index < 0:
             mujoco.mjv_defaultFreeCamera(model, self._camera)
         else:
             self._camera.type, self._camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, index
-        self._rect = mujoco.MjrRect(0, 0, *size)
+        self._rect, self._option = mujoco.MjrRect(0, 0, *size), mujoco.MjvOption()
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
-        self._option = mujoco.MjvOption()
         buffer = model.vis.global_
         buffer.offwidth, buffer.offheight = max(size[0], buffer.offwidth), max(size[1], buffer.offheight)
+        gl = choose_gl()
+        if gl in OFF:
+            raise NoGLError(f"MUJOCO_GL={gl} forbids rendering: unset it, or leave out the video")
+        if sys.platform != "linux":
+            gl = "gl_context"
+        elif gl in WINDOW:
+            if not has_display():
+                raise NoGLError(f"{NO_GL} (glfw needs a display)")
+            gl = "glfw"
         try:
-            self._gl = _context(*size)
+            self._gl = importlib.import_module(f"mujoco.{gl}").GLContext(*size)
+            self.callback(self._gl.free)
             atexit.register(self.close)  # before the display goes, which then complains
+            self.callback(atexit.unregister, self.close)
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
+            self.callback(self._context.free)
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
-        except NoGLError:
-            raise
         except Exception as error:  # the backends raise anything from AttributeError to mujoco.FatalError
             reason = " ".join(traceback.format_exception_only(error)[-1].split())[:150]
             raise NoGLError(f"{NO_GL} ({reason})") from error
@@ -106,74 +109,46 @@ class Renderer:
 
     def environment(self, env: Env, index: int = 0) -> np.ndarray:
         """One environment as it is now, `(height, width, 3)` uint8."""
-        import mujoco
-
-        model, data = snapshot(env, index)
-        mujoco.mj_forward(model, data)
-        return self.picture(model, data)
-
-    def close(self) -> None:
-        """Free the graphics context."""
-        atexit.unregister(self.close)
-        if hasattr(self, "_context"):
-            self._context.free()
-        self._gl.free()
-
-    def __enter__(self) -> Renderer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        model = env.sim.batch.get_model(index)  # type: ignore[attr-defined]
+        return self.picture(model, pose(model, env.sim.state[index].numpy()))
 
 
 class Recorder:
-    """Keeps the states of the first episodes of `rollout.run_episodes(on_step=watch)`, which `frames` then renders.
-
-    `watch` makes the renderer at once: without OpenGL it raises before anything is simulated.
-    """
+    """Keeps the states of the first episodes of `rollout.run_episodes(on_step=watch)`, which `frames` then renders."""
 
     def __init__(self, episodes: int, camera: str | None = None, size: tuple[int, int] = SIZE):
-        self._episodes, self._camera, self._size = episodes, camera, size
+        self._count, self._camera, self._size = episodes, camera, size
         self._env: Env | None = None
-        self._models: list[mujoco.MjModel] = []
-        self._states: list[list[np.ndarray]] = []
+        self._episodes: list[tuple[mujoco.MjModel, list[np.ndarray]]] = []
 
     def watch(self, env: Env, running: Tensor) -> None:
-        """Keep the state of each environment that is still in its first episode."""
+        """Keep the states of environments in their first episode; without OpenGL it raises before the first step."""
         if self._env is None:
             self._env, self._renderer = env, Renderer(env.model, self._camera, self._size)
-            self._models = [snapshot(env, i)[0] for i in range(min(self._episodes, env.num_envs))]
-            self._states = [[] for _ in self._models]
-        for i, states in enumerate(self._states):
+            batch, count = env.sim.batch, min(self._count, env.num_envs)  # type: ignore[attr-defined]
+            self._episodes = [(batch.get_model(i), []) for i in range(count)]
+        for i, (_, states) in enumerate(self._episodes):
             if env is self._env and running[i]:
                 states.append(env.sim.state[i].numpy().copy())
 
     def frames(self) -> Iterator[np.ndarray]:
         """The episodes one after the other, each with its last picture held for half a second."""
-        import mujoco
-
         assert self._env is not None
         hold = round(self._env.contract.rate / 2)
         with self._renderer as renderer:
-            for model, states in zip(self._models, self._states):
-                data = mujoco.MjData(model)
+            for model, states in self._episodes:
                 for state in [*states, *states[-1:] * hold]:
-                    pose(model, data, state)
-                    yield renderer.picture(model, data)
+                    yield renderer.picture(model, pose(model, state))
 
 
-def pose(model: mujoco.MjModel, data: mujoco.MjData, state: np.ndarray) -> None:
-    """Put a scene into a state of the simulation (`Sim.state`), all that follows from it included."""
+def pose(model: mujoco.MjModel, state: np.ndarray, data: mujoco.MjData | None = None) -> mujoco.MjData:
+    """A scene in a state of the simulation (`Sim.state`), all that follows from it included; in `data` if given."""
     import mujoco
 
+    data = data or mujoco.MjData(model)
     mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION.value)
     mujoco.mj_forward(model, data)
-
-
-def snapshot(env: Env, index: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
-    """Copies of one environment's own model and state; run `mj_forward` to fill in the rest."""
-    batch: Any = env.sim.batch  # type: ignore[attr-defined]
-    return batch.get_model(index), batch.get_data(index)
+    return data
 
 
 def camera_index(model: mujoco.MjModel, name: str | None) -> int:
@@ -184,25 +159,11 @@ def camera_index(model: mujoco.MjModel, name: str | None) -> int:
     return known.index(name) if name else min(0, len(known) - 1)
 
 
-def _context(width: int, height: int) -> Any:
-    gl = choose_gl()
-    if gl in OFF:
-        raise NoGLError(f"MUJOCO_GL={gl} forbids rendering: unset it, or leave out the video")
-    if sys.platform != "linux":
-        return importlib.import_module("mujoco.gl_context").GLContext(width, height)
-    if gl in WINDOW and not has_display():
-        raise NoGLError(f"{NO_GL} (glfw needs a display)")
-    return importlib.import_module(f"mujoco.{'glfw' if gl in WINDOW else gl}").GLContext(width, height)
-
-
 def has_display() -> bool:
     """Whether a window can open: a DISPLAY that nobody serves would hang MuJoCo's viewer for ever."""
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        return False
     import glfw
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says in two lines what False says
+    with warnings.catch_warnings(action="ignore"):  # it says in two lines what False says
         return bool(glfw.init())
 
 
@@ -221,17 +182,16 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
     """Write pictures, `(height, width, 3)` uint8, as an h264 mp4, each encoded as it comes; returns how many."""
     import av
 
-    frames, count = iter(frames), 0
-    first = next(frames, None)
-    if first is None:
-        raise DeftlyError("there are no pictures to make a video of: nothing was simulated")
+    count = 0
     with whole(path) as scratch, av.open(str(scratch), "w", "mp4", options={"movflags": "faststart"}) as file:
         rate = Fraction(fps).limit_denominator(1000)
         stream = file.add_stream("libx264", rate=rate, options={"crf": "23", "preset": "fast"})
-        stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
-        for picture in chain((first,), frames):
+        for count, picture in enumerate(frames, 1):
+            if count == 1:
+                stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "yuv420p"
             file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
-            count += 1
+        if not count:
+            raise DeftlyError("there are no pictures to make a video of: nothing was simulated")
         file.mux(stream.encode(None))
     return count
 

@@ -1,7 +1,5 @@
 """Scenes: options, light, table and objects around a robot, composed with `MjSpec`."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -10,18 +8,16 @@ import mujoco
 import numpy as np
 
 Preset = Literal["fast", "default", "accurate"]
+Point = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Physics:
     """How finely a scene is simulated."""
 
-    timestep: float
-    """Longest substep, s; the control period is divided into equal substeps no longer than this."""
-    iterations: int
-    """Most iterations of the Newton solver in a substep."""
-    impratio: float
-    """Ratio of frictional to normal impedance: a higher one lets a gripped object creep less, and costs time."""
+    timestep: float  # longest substep, s; the control period is divided into equal substeps no longer than this
+    iterations: int  # most iterations of the Newton solver in a substep
+    impratio: float  # ratio of frictional to normal impedance: a higher one lets a gripped object creep less, at a cost
 
 
 PRESETS: dict[Preset, Physics] = {
@@ -91,8 +87,7 @@ def add_contact_force(s: mujoco.MjSpec, name: str, geom: str, body: str) -> None
     sensor = s.add_sensor(name=name, type=mujoco.mjtSensor.mjSENS_CONTACT)
     sensor.objtype, sensor.objname = mujoco.mjtObj.mjOBJ_GEOM, geom
     sensor.reftype, sensor.refname = mujoco.mjtObj.mjOBJ_BODY, body
-    net_force = 3
-    sensor.intprm[:3] = [1 << mujoco.mjtConDataField.mjCONDATA_FORCE.value, net_force, 1]
+    sensor.intprm[:3] = [1 << mujoco.mjtConDataField.mjCONDATA_FORCE.value, 3, 1]  # 3: the net force
 
 
 def add_home(s: mujoco.MjSpec, joints: dict[str, float]) -> None:
@@ -116,20 +111,11 @@ def cylinder_inertia(mass: float, radius: float, length: float, along: str) -> l
 
 
 def add_camera(
-    s: mujoco.MjSpec,
-    name: str,
-    eye: tuple[float, float, float],
-    target: tuple[float, float, float],
-    fovy: float,
-    body: str | None = None,
-    up: tuple[float, float, float] = (0, 0, 1),
+    s: mujoco.MjSpec, name: str, eye: Point, target: Point, fovy: float, body: str | None = None, up: Point = (0, 0, 1)
 ) -> None:
     """A camera at `eye` that looks at `target`, both in the frame of `body` (m; world if None); fovy in degrees."""
     back = np.subtract(eye, target)
-    back = back / np.linalg.norm(back)
     right = np.cross(up, back)
-    right = right / np.linalg.norm(right)
-    parent = s.body(body) if body else s.worldbody
-    camera = parent.add_camera(name=name, pos=eye, fovy=fovy)
+    camera = (s.body(body) if body else s.worldbody).add_camera(name=name, pos=eye, fovy=fovy)
     camera.alt.type = mujoco.mjtOrientation.mjORIENTATION_XYAXES
-    camera.alt.xyaxes = [*right, *np.cross(back, right)]
+    camera.alt.xyaxes = [*right, *np.cross(back, right)]  # MuJoCo normalizes them

@@ -29,16 +29,11 @@ if TYPE_CHECKING:
 class Noise:
     """What the sensors do to one signal. All figures are in the signal's units, steps are control steps."""
 
-    uniform: float = 0.0
-    """Half range of white noise, drawn each step."""
-    gaussian: float = 0.0
-    """Standard deviation of white noise, drawn each step."""
-    bias: float = 0.0
-    """Half range of a constant error, drawn each episode."""
-    delay: int = 0
-    """Longest delay, steps; each episode draws one from 0 to this."""
-    dropout: float = 0.0
-    """Probability that a step repeats the last reading."""
+    uniform: float = 0.0  # half range of white noise, drawn each step
+    gaussian: float = 0.0  # standard deviation of white noise, drawn each step
+    bias: float = 0.0  # half range of a constant error, drawn each episode
+    delay: int = 0  # longest delay, steps; each episode draws one from 0 to this
+    dropout: float = 0.0  # probability that a step repeats the last reading
 
 
 @dataclass(frozen=True)
@@ -46,12 +41,9 @@ class Push:
     """Forces that hit a body at random times."""
 
     body: str
-    force: tuple[float, float]
-    """Range of the horizontal force, N."""
-    interval: float
-    """Mean time between pushes, s."""
-    duration: float
-    """Length of a push, s."""
+    force: tuple[float, float]  # range of the horizontal force, N
+    interval: float  # mean time between pushes, s
+    duration: float  # length of a push, s
 
 
 class Task:
@@ -143,37 +135,31 @@ def task(name: str) -> Callable[[T], T]:
 
 def shipped() -> dict[str, str]:
     """Shipped tasks: name -> module, read from the text of the files, since importing them is slow."""
-    found = {}
-    for path in sorted(Path(__path__[0]).glob("*.py")):
-        for name in re.findall(r'^@task\("([\w-]+)"\)', path.read_text(), re.MULTILINE):
-            found[name] = f"{__name__}.{path.stem}"
-    return found
+    return {
+        name: f"{__name__}.{path.stem}"
+        for path in sorted(Path(__path__[0]).glob("*.py"))
+        for name in re.findall(r'^@task\("([\w-]+)"\)', path.read_text(), re.MULTILINE)
+    }
 
 
 def load(name: str) -> type[Task]:
-    """The task class of a shipped task's name, or of a Python file outside the package.
-
-    A file with several tasks needs `file.py:name`. Raises DeftlyError if there is none.
-    """
+    """The class of a shipped task's name, of `file.py` or of `file.py:name`; raises DeftlyError if there is none."""
     path, is_file, wanted = name.partition(".py")
     if is_file and wanted[:1] in ("", ":"):
         return _pick(_import_file(Path(path + ".py")), wanted[1:] or None, name)
     modules = shipped()
     if name not in modules:
-        hint = suggest(name, modules)
-        raise DeftlyError(f"no task '{name}'{hint} (`deftly tasks` lists them; or give a file, my_task.py)")
+        unknown = f"no task '{name}'{suggest(name, modules)}"
+        raise DeftlyError(f"{unknown} (`deftly tasks` lists them; or give a file, my_task.py)")
     return _pick(importlib.import_module(modules[name]), name, name)
 
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise DeftlyError(f"no task file {path}: give the path of a Python file with a class under @task(...)")
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    name = f"deftly_task_{path.stem}_{digest}"
+    name = f"deftly_task_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
+        spec: Any = importlib.util.spec_from_file_location(name, path)
         sys.modules[name] = module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)

@@ -1,7 +1,5 @@
 """Pick a cube up with a JAKA Zu5 arm."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import mujoco
@@ -16,31 +14,21 @@ from deftly.sim import scene
 from deftly.sim.randomize import Randomize
 from deftly.tasks import Noise, Task, task
 
-RED = (0.85, 0.15, 0.12, 1.0)
-
 
 @dataclass(frozen=True)
 class Weights:
     """Weights of the reward terms. The first four terms are differences of a potential: no cycle earns anything."""
 
-    reach: float = 2.0
-    """Progress of the open gripper towards the cube, from above."""
-    grasp: float = 1.5
-    """Progress of closing around the cube (0.4) and of pressing it with both fingers (0.6)."""
+    reach: float = 2.0  # Progress of the open gripper towards the cube, from above.
+    grasp: float = 1.5  # Progress of closing around the cube (0.4) and of pressing it with both fingers (0.6).
     lift: float = 2.0
     """Progress of the gripped cube towards 3 cm above the success height, so that it does not hover just below."""
-    hold: float = 1.0
-    """Progress of the count of steps held at the height."""
-    success: float = 2.0
-    """Once, when the cube has been held."""
-    action_rate: float = -0.001
-    """Squared change of the action."""
-    press: float = -0.02
-    """Force of the fingers on the table, in units of 100 N, at most 2."""
-    time: float = -0.01
-    """Each step."""
-    fell: float = -3.0
-    """Once, when the cube falls off the table: an early end must not pay."""
+    hold: float = 1.0  # Progress of the count of steps held at the height.
+    success: float = 2.0  # Once, when the cube has been held.
+    action_rate: float = -0.001  # Squared change of the action.
+    press: float = -0.02  # Force of the fingers on the table, in units of 100 N, at most 2.
+    time: float = -0.01  # Each step.
+    fell: float = -3.0  # Once, when the cube falls off the table: an early end must not pay.
 
 
 @dataclass(frozen=True)
@@ -48,37 +36,22 @@ class PickCubeConfig(TaskConfig):
     """Figures of the task; lengths in m, in the arm's base frame (z up, the table top is z = 0)."""
 
     rate: float = 15.0
-    """Control rate, Hz."""
-    episode_steps: int = 200
-    """Steps until an episode is truncated."""
     cube_x: tuple[float, float] = (0.40, 0.60)
     """Where the cube starts. The seed's range is as wide, but its near end leaves this longer arm no room."""
-    cube_y: tuple[float, float] = (-0.10, 0.10)
-    """Where the cube starts."""
-    cube_yaw: float = 0.15
-    """The cube starts turned by up to this much, rad; the fingers square it."""
-    cube_half: float = 0.03
-    """Half the cube's edge."""
-    cube_mass: float = 0.08
-    """kg."""
-    home_noise: float = 0.05
-    """Joints 1 to 3 start within this much of home, rad."""
-    success_height: float = 0.10
-    """Height of the cube's centre above the table that counts as lifted."""
-    hold_steps: int = 15
-    """Consecutive steps for which the cube must be gripped at that height, and still."""
-    hold_speed: float = 0.10
-    """Speed of the cube below which it counts as still, m/s."""
-    speed: float = 1.2
-    """Joint speed at action 1, rad/s; the arm's limit is 3.14."""
-    lowpass: float = 0.4
-    """Weight of the previous action of the arm."""
-    caution: float = 10.0
-    """How many times heavier action rate and press weigh once every episode of training succeeds."""
+    cube_y: tuple[float, float] = (-0.10, 0.10)  # Where the cube starts.
+    cube_yaw: float = 0.15  # The cube starts turned by up to this much, rad; the fingers square it.
+    cube_half: float = 0.03  # Half the cube's edge.
+    cube_mass: float = 0.08  # kg.
+    home_noise: float = 0.05  # Joints 1 to 3 start within this much of home, rad.
+    success_height: float = 0.10  # Height of the cube's centre above the table that counts as lifted.
+    hold_steps: int = 15  # Consecutive steps for which the cube must be gripped at that height, and still.
+    hold_speed: float = 0.10  # Speed of the cube below which it counts as still, m/s.
+    speed: float = 1.2  # Joint speed at action 1, rad/s; the arm's limit is 3.14.
+    lowpass: float = 0.4  # Weight of the previous action of the arm.
+    caution: float = 10.0  # How many times heavier action rate and press weigh once every episode of training succeeds.
     patience: float = 5.0
     """How many times faster the held cube may move in training while no episode succeeds; never in evaluation."""
-    weights: Weights = field(default_factory=Weights)
-    """Weights of the reward terms."""
+    weights: Weights = field(default_factory=Weights)  # Weights of the reward terms.
 
 
 @task("jaka-pick-cube")
@@ -124,7 +97,7 @@ class PickCube(Task):
         scene.prepare(s)
         scene.add_floor(s, -0.75)
         scene.add_table(s, centre=(0.35, 0.0), half=(0.55, 0.5), height=0.75)
-        scene.add_box(s, "cube", self.cfg.cube_half, self.cfg.cube_mass, RED)
+        scene.add_box(s, "cube", self.cfg.cube_half, self.cfg.cube_mass, rgba=(0.85, 0.15, 0.12, 1.0))
         s.body("cube").pos = [sum(self.cfg.cube_x) / 2, sum(self.cfg.cube_y) / 2, self.cfg.cube_half]
         for side in ("left", "right"):
             scene.add_contact_force(s, f"grip_{side}", f"pad_{side}", "cube")
@@ -136,36 +109,20 @@ class PickCube(Task):
 
     def contract(self) -> Contract:
         """Velocity control of three joints and the gripper, at `rate`."""
-        joints = jaka_zu5.ROBOT.joints
-        return Contract(
-            robot=jaka_zu5.ROBOT.name,
-            rate=self.cfg.rate,
-            joints=joints,
-            signals=(
-                Signal("joint_pos", len(joints), "rad, gripper m"),
-                Signal("cube_pos", 3, "m", "base"),
-                Signal("cube_dist", 1, "m"),
-            ),
-            observe_terms=(
-                Observe("joint_pos", scale=(1, 1, 1, 1, 1, 1, 1 / jaka_zu5.FINGER_TRAVEL)),
-                Observe("cube_pos"),
-                Observe("cube_dist"),
-            ),
-            act_terms=(
-                Act(("joint_1", "joint_2", "joint_3"), "velocity", (self.cfg.speed,), self.cfg.lowpass),
-                Act(("gripper",), "gripper", (jaka_zu5.GRIPPER_SPEED,)),
-            ),
-            couplings=jaka_zu5.TOOL_DOWN,
-        )
+        robot, cfg = jaka_zu5.ROBOT, self.cfg
+        joint_pos = Signal("joint_pos", len(robot.joints), "rad, gripper m")
+        signals = (joint_pos, Signal("cube_pos", 3, "m", "base"), Signal("cube_dist", 1, "m"))
+        joint_scale = (1, 1, 1, 1, 1, 1, 1 / jaka_zu5.FINGER_TRAVEL)
+        observe = (Observe("joint_pos", joint_scale), Observe("cube_pos"), Observe("cube_dist"))
+        arm = Act(("joint_1", "joint_2", "joint_3"), "velocity", (cfg.speed,), cfg.lowpass)
+        act = (arm, Act(("gripper",), "gripper", (jaka_zu5.GRIPPER_SPEED,)))
+        return Contract(robot.name, cfg.rate, robot.joints, signals, observe, act, jaka_zu5.TOOL_DOWN)
 
     def signals(self, s: State) -> dict[str, Tensor]:
         """Joint positions, cube position, and the distance between cube and pinch point."""
         cube = s.joint("cube")[:, :3]
-        return {
-            "joint_pos": s.qpos[:, : len(jaka_zu5.ROBOT.joints)],
-            "cube_pos": cube,
-            "cube_dist": (s.site("pinch") - cube).norm(dim=-1, keepdim=True),
-        }
+        distance = (s.site("pinch") - cube).norm(dim=-1, keepdim=True)
+        return {"joint_pos": s.qpos[:, : len(jaka_zu5.ROBOT.joints)], "cube_pos": cube, "cube_dist": distance}
 
     def privileged(self, s: State) -> Tensor:
         """Joint velocities, cube velocity, pinch point relative to the cube, grip, count of steps held."""
@@ -177,8 +134,7 @@ class PickCube(Task):
     def reset(self, s: State, ids: Tensor) -> None:
         """Cube anywhere in its range, arm near home with the wrist coupled to it."""
         cfg, q, cube = self.cfg, s.qpos, s.joint("cube")
-        arm = q[ids, :3] + s.uniform(ids, -cfg.home_noise, cfg.home_noise, 3)
-        q[ids, :3] = arm
+        q[ids, :3] = arm = q[ids, :3] + s.uniform(ids, -cfg.home_noise, cfg.home_noise, 3)
         q[ids, 3] = jaka_zu5.HALF_PI - arm[:, 1] - arm[:, 2]
         q[ids, 5] = jaka_zu5.HALF_PI + arm[:, 0]
         cube[ids, 0] = s.uniform(ids, *cfg.cube_x)
@@ -189,34 +145,29 @@ class PickCube(Task):
     def start(self, s: State, ids: Tensor) -> None:
         """An episode's potential starts where the arm does."""
         s.zeros("potential", 4)[ids] = self._potential(s)[ids]
-        s.zeros("gain", 4)
         s.zeros("time_to_grasp")[ids] = torch.nan
+        s.zeros("gain", 4)
         s.zeros("slips")
         s.zeros("peak_press")
 
     def update(self, s: State) -> None:
         """Count the steps held, note when the cube was gripped and how often it slipped from the fingers."""
         gripped, held, was = self._gripped(s), s.zeros("held"), s.zeros("potential", 4)
-        lifted = gripped & (s.joint("cube")[:, 2] >= self.cfg.success_height)
-        still = s.joint_vel("cube")[:, :3].norm(dim=-1) < self.cfg.hold_speed * s.scale.get("hold_speed", 1.0)
-        held[:] = torch.where(lifted & still, held + 1, 0.0)
-        s.zeros("peak_press")[:] = torch.maximum(s.store["peak_press"], self._pressure(s))
+        height, speed = s.joint("cube")[:, 2], s.joint_vel("cube")[:, :3].norm(dim=-1)
+        still = speed < self.cfg.hold_speed * s.scale.get("hold_speed", 1.0)
+        held[:] = torch.where(gripped & (height >= self.cfg.success_height) & still, held + 1, 0.0)
+        s.store["peak_press"][:] = torch.maximum(s.store["peak_press"], self._pressure(s))
         first = gripped & s.store["time_to_grasp"].isnan()
         s.store["time_to_grasp"][first] = s.steps[first].double() * s.dt
-        airborne = s.joint("cube")[:, 2] > self.cfg.cube_half + 0.01
-        s.store["slips"] += (was[:, 1] > 0.5) & ~gripped & airborne
+        s.store["slips"] += (was[:, 1] > 0.5) & ~gripped & (height > self.cfg.cube_half + 0.01)
         now = self._potential(s)
         s.store["gain"][:] = now - was
         was[:] = now
 
     def rewards(self, s: State) -> dict[str, Tensor]:
         """See `Weights`."""
-        reach, grasp, lift, hold = s.store["gain"].unbind(-1)
         return {
-            "reach": reach,
-            "grasp": grasp,
-            "lift": lift,
-            "hold": hold,
+            **dict(zip(("reach", "grasp", "lift", "hold"), s.store["gain"].unbind(-1))),
             "success": self.success(s),
             "action_rate": (s.action - s.last_action).square().sum(-1),
             "press": self._pressure(s).clip(0.0, 200.0) / 100.0,
@@ -234,8 +185,7 @@ class PickCube(Task):
 
     def metrics(self, s: State) -> dict[str, Tensor]:
         """Seconds until the first grip, how often the cube slipped out in the air, peak force on the table (N)."""
-        names = ("time_to_grasp", "slips", "peak_press")
-        return {name: s.store[name] for name in names}
+        return {name: s.store[name] for name in ("time_to_grasp", "slips", "peak_press")}
 
     def randomize(self) -> tuple[Randomize, ...]:
         """Cube mass and friction, servo gains."""
@@ -275,17 +225,16 @@ class PickCube(Task):
         Reach leads through a funnel above the cube: off to the side, the place to be is higher up; and it counts
         less while the gripper is too closed to let the cube in.
         """
-        cfg, cube = self.cfg, s.joint("cube")[:, :3]
+        cfg, cube, opening = self.cfg, s.joint("cube")[:, :3], s.joint("gripper")[:, 0]
         away = s.site("pinch") - cube
         aside = away[:, :2].norm(dim=-1)
         above = (1.5 * (aside - 0.01)).clip(0.0, 0.08)
         distance = (aside.square() + (away[:, 2] - above).square()).sqrt()
-        room = (s.joint("gripper")[:, 0] / (cfg.cube_half - 0.012)).clip(0.0, 1.0)
+        room = (opening / (cfg.cube_half - 0.012)).clip(0.0, 1.0)
         reach = (1 - torch.tanh(5 * distance)) * (0.5 + 0.5 * room)
         around = torch.exp(-(away.norm(dim=-1) / 0.025).square())
-        opening = s.joint("gripper")[:, 0] / jaka_zu5.FINGER_TRAVEL
         gripped = self._gripped(s).double()
-        grasp = 0.4 * around * (1 - opening) + 0.6 * gripped
+        grasp = 0.4 * around * (1 - opening / jaka_zu5.FINGER_TRAVEL) + 0.6 * gripped
         rise = (cube[:, 2] - cfg.cube_half) / (cfg.success_height + 0.03 - cfg.cube_half)
         held = s.zeros("held") / cfg.hold_steps
         return torch.stack((reach, grasp, gripped * rise.clip(0.0, 1.0), held), -1)
