@@ -249,14 +249,15 @@ def run_episode(
     robot.advance(judge=False)
     if kernel.state is State.READY:
         runner.start()
-    while kernel.state is State.ACTIVE and not end:
+    while kernel.state is State.ACTIVE and not end and not robot.broken:
         driven = kernel.wants_policy
         runner.step(robot.now)
         if kernel.state is State.ACTIVE:
             robot.advance(judge=driven)
             each()
-            end = robot.end or (CUT_OFF if robot.steps == limit > 0 else "")
-    if robot.broken:  # the kernel met the numbers of MuJoCo's reset
+            if driven:
+                end = robot.end or (CUT_OFF if robot.steps == limit else "")
+    if robot.broken:  # then the kernel met the numbers of MuJoCo's reset
         end = robot.end
     reason = "" if end else "; ".join(filter(None, (kernel.reason, runner.problem)))
     success, end = bool(end) and robot.success, end or f"{FAULT}{kernel.fault}"

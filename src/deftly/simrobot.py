@@ -161,8 +161,7 @@ class SimRobot:
         }
         self._pending: deque[tuple[float, np.ndarray]] = deque()
         self._reading: Reading | None = None
-        self._done, self.broken = 0, False
-        """`broken`: the physics failed in this episode."""
+        self._done, self._broken = 0, False
         self.sim.reset(ONE)
         self.task.reset(s, ONE)
         self.data.ctrl[self._ctrl] = self._signals()[JOINT_POS]
@@ -206,8 +205,8 @@ class SimRobot:
         for _ in range(substeps):
             while self._pending and self._pending[0][0] <= self.now + 1e-9:
                 self.data.ctrl[self._ctrl] = self._pending.popleft()[1]
-            if not self.broken:  # MuJoCo would go on from its reset
-                self.broken = bool(self.sim.step(1)[0])
+            if not self._broken:  # MuJoCo would go on from its reset
+                self._broken = bool(self.sim.step(1)[0])
             self._done += 1
 
     def advance(self, judge: bool = True) -> None:
@@ -220,6 +219,11 @@ class SimRobot:
         """Count a control period on the episode's clock, and let the task look at where it led."""
         self.view.steps += 1
         self.task.update(self.view)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the physics failed in this episode."""
+        return self._broken or self.sim.broken
 
     @property
     def steps(self) -> int:
