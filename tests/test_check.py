@@ -222,8 +222,8 @@ def test_another_task_is_refused(exported, args):
 def test_without_the_train_extra_it_says_so(exported, args, monkeypatch):
     import sys
 
-    monkeypatch.setitem(sys.modules, "deftly.rollout", None)
-    monkeypatch.delattr("deftly.rollout", raising=False)
+    monkeypatch.setitem(sys.modules, "deftly.handover", None)
+    monkeypatch.delattr("deftly.handover", raising=False)
     found = line(exported.bundle, args, "closed loop")
     assert found.level == "warn"
     assert 'pip install "deftly[train]"' in found.text

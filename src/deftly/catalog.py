@@ -18,14 +18,13 @@ from deftly.findings import report, show
 from deftly.runs import table
 
 POLICIES = Path(__file__).parent / "policies"
-MEANING = {
+MEANING = {  # how an action of each kind becomes a target; `deftly.contract.Act` has the whole story
     "absolute": "middle of the range + scale * a",
     "relative": "home + scale * a",
     "delta": "last command + scale * a",
     "velocity": "last command + scale * a / rate",
     "gripper": "a > 0 closes, else opens, at scale per second",
 }
-"""How an action of each kind becomes a target; `deftly.contract.Act` has the whole story."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +142,10 @@ def robots_main(argv: list[str]) -> int:
         from deftly.robots.check import check
 
         robot = robots.load(name)
-        found = check(robot)
         show(f"{robot.name}: {robot.title}\n")
         _show_joints(robot.joints)
         show("Check")
-        return report(found)
+        return report(check(robot))
     return 0
 
 

@@ -124,10 +124,9 @@ def package(wanted: Requirement, version: str | None = None) -> Finding:
     try:
         version = version or metadata.version(name)
     except metadata.PackageNotFoundError:
-        text = (
-            f"missing; simulation and training need it: {INSTALL}" if wanted.marker else f"missing: pip install {name}"
-        )
-        return Finding(name, "warn" if wanted.marker else "fail", text)
+        if wanted.marker:
+            return Finding(name, "warn", f"missing; simulation and training need it: {INSTALL}")
+        return Finding(name, "fail", f"missing: pip install {name}")
     if need.contains(version, prereleases=True):
         return Finding(name, "ok", f"{version} (supported: {need})")
     fault = BROKEN.get(name, {}).get(version)

@@ -1,8 +1,4 @@
-"""The one batched loop that every task shares: act, simulate, judge, observe, reset.
-
-An environment whose episode ends is reset in the same step: `obs` is then the first of the new episode, `final_obs` the
-last of the old one. Truncation (time is up) is told apart from termination (the task failed or succeeded).
-"""
+"""The one batched loop that every task shares: act, simulate, judge, observe, and reset in the step that ends."""
 
 import hashlib
 from collections import defaultdict
@@ -13,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deftly.config import EnvConfig, SimConfig
-from deftly.contract import JOINT_POS, Memory
+from deftly.contract import JOINT_POS, Contract, Memory
 from deftly.errors import DeftlyError
 from deftly.sensing import Sensors
 from deftly.sim.cpu import CpuSim
@@ -22,6 +18,7 @@ from deftly.sim.scene import compile_scene, substeps
 from deftly.tasks import Push, Task
 
 Obs = dict[str, Tensor]
+Figures = dict[str, Tensor]  # of the episodes that ended, by name
 _SAVED = ("steps", "action", "last_action", "command")
 
 
@@ -39,13 +36,14 @@ class Step(NamedTuple):
 class State:
     """What a task sees of the simulation. Views are live; positions and contacts are those of the newest state."""
 
-    def __init__(self, sim: CpuSim, rate: float):
-        self.sim, self.num_envs, self.dt = sim, sim.num_envs, 1.0 / rate
+    def __init__(self, sim: CpuSim, contract: Contract):
+        self.sim, self.num_envs, self.dt = sim, sim.num_envs, 1.0 / contract.rate
         self.qpos, self.qvel, self.ctrl = sim.bind("qpos"), sim.bind("qvel"), sim.bind("ctrl")
         self.steps = torch.zeros(self.num_envs, dtype=torch.long)
         self.store: dict[str, Tensor] = {}
         self.scale: dict[str, float] = {}  # factors set by the task's curriculum; a reward term's scales its weight
-        self.action = self.last_action = self.command = torch.zeros(0)
+        self.action = self.last_action = torch.zeros(self.num_envs, contract.action_size)
+        self.command = torch.zeros(self.num_envs, len(contract.joints))
         self.generator = torch.Generator()
         self._views: dict[tuple[str, str], Tensor] = {}
 
@@ -87,9 +85,8 @@ class State:
             if kind == "sensor":
                 columns = slice(named.adr[0], named.adr[0] + named.dim[0])
             elif kind == "joint":
-                start = (named.qposadr if field == "qpos" else named.dofadr)[0]
-                size = {0: (7, 6), 1: (4, 3)}.get(named.type[0], (1, 1))[field == "qvel"]
-                columns = slice(start, start + size)
+                start, like = (named.qposadr, named.qpos0) if field == "qpos" else (named.dofadr, named.armature)
+                columns = slice(start[0], start[0] + len(like))
             self._views[field, name] = self.sim.bind(field)[:, columns]
         return self._views[field, name]
 
@@ -115,11 +112,15 @@ class Env:
         self.num_envs = cfg.num_envs
         self.episode_steps = cfg.episode_steps or task.cfg.episode_steps
         self.substeps = substeps(self.contract.rate, sim.preset)
-        spec, entries = task.scene(), self._entries()
+        low, high = (1e-3 * ms for ms in cfg.latency_ms)
+        latency = Randomize("latency", low, high, self.contract.joint_names, op="add", shared=True)
+        own = task.randomize() if cfg.randomize else ()
+        entries = (*own, latency) if high > 0 else own
+        spec = task.scene()
         prepare(spec, entries, 1 / (self.contract.rate * self.substeps))
         self.model = compile_scene(spec, self.contract.rate, sim.preset)
         self.sim = CpuSim(self.model, cfg.num_envs, sim.threads, dump_dir)
-        self.state = State(self.sim, self.contract.rate)
+        self.state = State(self.sim, self.contract)
         self.seed(seed)
         actuators = {self.model.actuator(i).name: i for i in range(self.model.nu)}
         if missing := [name for name in self.contract.joint_names if name not in actuators]:
@@ -128,13 +129,12 @@ class Env:
         self._randomizer = Randomizer(self.sim, entries)
         self._sensors = Sensors(task.noise() if cfg.noise else {}, self.contract, self.num_envs, self.state.generator)
         self._pushes = Pushes(self.state, task.pushes() if cfg.pushes else (), self.contract.rate)
-        self._memory: Memory = {}
         self._weights = {name: float(w) for name, w in vars(task.cfg.weights).items()}
         self._sums = {name: torch.zeros(self.num_envs) for name in (*self._weights, "return", "action_change")}
         self._totals: dict[str, float] = defaultdict(float)  # over the episodes that ended since the last `progress`
-        self.ended: dict[str, Tensor] = {}
+        self.ended: Figures = {}
         self.auto_reset = True  # start the next episode in the step that ends one; without it the caller resets
-        self.obs: Obs = self.reset()
+        self.reset()
 
     def seed(self, seed: int) -> None:
         """Restart the stream of draws: the episodes after the next `reset` are those of a new `Env` of this seed."""
@@ -143,11 +143,9 @@ class Env:
 
     def reset(self) -> Obs:
         """Start a new episode everywhere; returns the first observation."""
-        self.state.action = torch.zeros(self.num_envs, self.contract.action_size)
-        self.state.last_action = torch.zeros_like(self.state.action)
-        self.state.command = torch.zeros(self.num_envs, len(self.contract.joints))
-        self._memory = {}
-        self.obs = self._reset(torch.arange(self.num_envs), {})
+        self.obs: Obs = {}
+        self._memory: Memory = {}
+        self._reset(torch.arange(self.num_envs))
         return self.obs
 
     @torch.no_grad()
@@ -167,12 +165,11 @@ class Env:
         terminated = torch.stack([*failures.values()]).any(0) | (success & task.cfg.stop_on_success)
         truncated = (s.steps >= self.episode_steps) & ~terminated
         policy, self._memory = self.contract.observe(self._sensors.read(self._signals()), self._memory)
-        final_obs = self._groups(policy)
+        self.obs = final_obs = self._groups(policy)
         done = (terminated | truncated).nonzero().squeeze(-1)
-        self.obs, self.ended = final_obs, {}
-        if len(done):
-            self._end(done, success, failures, truncated)
-            self.obs = self._reset(done, final_obs) if self.auto_reset else final_obs
+        self.ended = self._end(done, success, failures, truncated) if len(done) else {}
+        if self.ended and self.auto_reset:
+            self._reset(done)
         return Step(self.obs, reward, terminated, truncated, final_obs, success)
 
     def _reward(self, broken: Tensor) -> Tensor:
@@ -193,8 +190,8 @@ class Env:
         extra = () if privileged is None else (privileged.float().nan_to_num(0.0),)
         return {"policy": policy, "critic": torch.cat((policy, *extra), -1)}
 
-    def _end(self, done: Tensor, success: Tensor, failures: dict[str, Tensor], truncated: Tensor) -> None:
-        """Take the figures of the episodes that end, before their environments are reset."""
+    def _end(self, done: Tensor, success: Tensor, failures: Figures, truncated: Tensor) -> Figures:
+        """The figures of the episodes that end, before their environments are reset."""
         steps = self.state.steps[done].float()
         figures = {
             "success": success[done].float(),
@@ -209,15 +206,14 @@ class Env:
         self._totals["episodes"] += len(done)
         for name, value in figures.items():
             self._totals[name] += float(value.double().sum())
-        own = {name: value[done] for name, value in self.task.metrics(self.state).items()}
-        self.ended = {"env": done, **figures, **own}
+        return {"env": done, **figures, **{k: v[done] for k, v in self.task.metrics(self.state).items()}}
 
-    def _reset(self, ids: Tensor, obs: Obs) -> Obs:
+    def _reset(self, ids: Tensor) -> None:
         s = self.state
         self._randomizer.draw(ids, s.generator)
         self.sim.reset(ids)
-        carried = (s.store, self._sums, self._pushes.state)
-        for value in (*(v for part in carried for v in part.values()), s.steps, s.action, s.last_action):
+        carried = ({name: getattr(s, name) for name in _SAVED}, s.store, self._sums, self._pushes.state)
+        for value in (tensor for part in carried for tensor in part.values()):
             value[ids] = 0
         self.task.reset(s, ids)
         s.ctrl[ids[:, None], self._ctrl] = self.task.signals(s)[JOINT_POS].double()[ids]
@@ -229,14 +225,8 @@ class Env:
         policy, memory = self.contract.observe(signals, memory)
         self._memory = {k: _scatter(self._memory.get(k), v, ids) for k, v in memory.items()}
         s.command = self._memory["command"]
-        groups = self._groups(_scatter(obs.get("policy"), policy, ids))
-        return {k: _scatter(obs.get(k), v[ids], ids) for k, v in groups.items()}
-
-    def _entries(self) -> tuple[Randomize, ...]:
-        low, high = (1e-3 * ms for ms in self.cfg.latency_ms)
-        own = self.task.randomize() if self.cfg.randomize else ()
-        latency = Randomize("latency", low, high, self.contract.joint_names, op="add", shared=True)
-        return (*own, latency) if high > 0 else own
+        groups = self._groups(_scatter(self.obs.get("policy"), policy, ids))
+        self.obs = {k: _scatter(self.obs.get(k), v[ids], ids) for k, v in groups.items()}
 
     def progress(self) -> dict[str, float]:
         """Means over the episodes that ended since the last call, by which the task's curriculum then adapts."""
@@ -289,8 +279,7 @@ class Env:
         if self._randomizer.constants:
             self.sim.set_const(everyone)
         for part, tensors in self._parts().items():
-            start = f"{part}/"
-            tensors.update({k.removeprefix(start): v.clone() for k, v in saved.items() if k.startswith(start)})
+            tensors.update({k[len(part) + 1 :]: v.clone() for k, v in saved.items() if k.startswith(f"{part}/")})
         s.scale = {k.removeprefix("scale/"): float(v) for k, v in saved.items() if k.startswith("scale/")}
         self.sim.forward(everyone)
 

@@ -9,19 +9,17 @@ import json
 import operator
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from deftly import __version__, report, runs
 from deftly.config import OLDER_NAMES, EnvConfig, RunsConfig, SimConfig, suggest
 from deftly.errors import DeftlyError
+from deftly.findings import show
 from deftly.intervals import wilson
 from deftly.sim import render
 
@@ -40,16 +38,14 @@ Figures = dict[str, np.ndarray]  # of the episodes by name, `(episodes,)` each; 
 class EvalArgs:
     """Measure a policy on episodes that no training has seen."""
 
-    checkpoint: str | None = None
-    """Policy to measure: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped."""
+    checkpoint: str | None = None  # Policy: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped.
     episodes: int = 200  # Episodes to run, one in each environment, so env.num-envs is not used.
     seed: int = 0  # Decides which episodes; the same seed gives the same report, bit for bit.
     stochastic: bool = False  # Draw actions from the policy's distribution instead of taking its mean.
     gate: tuple[str, ...] = ()  # Conditions such as 'success>=0.9' 'steps<80'; the exit status is 1 unless all hold.
     compare: Path | None = None  # Earlier report (eval.json) to compare with.
     out: Path | None = None  # Folder for the report; unset: a new test run in runs/.
-    video: bool | None = None
-    """Show the first episodes in video.mp4 and in the page; unset: if this machine can render."""
+    video: bool | None = None  # Show the first episodes in video.mp4 and the page; unset: if this machine can render.
     video_episodes: int = 4  # How many episodes the video shows.
     camera: str | None = None  # Camera of the video; unset: the scene's first.
     sim: SimConfig = field(default_factory=SimConfig)  # The physics engine; as in the training unless set.
@@ -157,16 +153,14 @@ def main(argv: list[str]) -> int:
     for name, text in texts.items():
         with render.whole(folder / name) as path:
             path.write_text(text)
-    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
-    figures = Table("metric", *report.COLUMNS, box=None)
-    for name, figure in result["figures"].items():
-        figures.add_row(name, *(report.number(figure[column]) for column in report.COLUMNS))
-    console.print(figures, "")
+    figures = result["figures"].items()
+    rows = ((name, *(report.number(figure[column]) for column in report.COLUMNS)) for name, figure in figures)
+    show(runs.table(("metric", *report.COLUMNS), rows), "")
     if earlier:
         side, lines = report.compare(earlier, result)
-        console.print(side, "", *lines, "", sep="\n")
+        show(side, "\n".join(["", *lines, ""]))
     if result["broken_physics"]:
-        console.print(f"warning: the physics broke in {result['broken_physics']} episodes, counted as failed")
+        show(f"warning: the physics broke in {result['broken_physics']} episodes, counted as failed")
     gates = [f"gate {report.verdict(gate)}" for gate in result["gates"]]
-    console.print(report.headline(result), *gates, f"report: {folder / 'report.html'}", sep="\n")
+    show("\n".join([report.headline(result), *gates, f"report: {folder / 'report.html'}"]))
     return 0 if all(gate["holds"] for gate in result["gates"]) else 1

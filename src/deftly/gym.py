@@ -73,14 +73,8 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Infos]:
         """One control step of all environments."""
         step = self.batch.step(torch.from_numpy(np.array(actions, np.float32)))
-        tensors = (
-            step.reward,
-            step.terminated,
-            step.truncated,
-            step.success,
-            step.obs["policy"],
-            step.final_obs["policy"],
-        )
+        judged = (step.reward, step.terminated, step.truncated, step.success)
+        tensors = (*judged, step.obs["policy"], step.final_obs["policy"])
         reward, terminated, truncated, success, obs, last = (t.numpy().copy() for t in tensors)  # they change later
         done = terminated | truncated
         infos: Infos = {"is_success": success & ~done, "_is_success": np.ones(self.num_envs, bool)}

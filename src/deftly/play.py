@@ -42,10 +42,8 @@ NO_VIEWER = {
 class PlayArgs:
     """Watch a policy in one environment, in real time, or record a video of it."""
 
-    agent: Literal["trained", "random", "zero"] = "trained"
-    """Who acts: a checkpoint's policy, uniform noise, or nobody."""
-    checkpoint: str | None = None
-    """Policy to play: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped."""
+    agent: Literal["trained", "random", "zero"] = "trained"  # Who acts: a checkpoint's policy, uniform noise or nobody.
+    checkpoint: str | None = None  # Policy: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped.
     viewer: Literal["auto", "native", "web", "none"] = "auto"
     """A window (native), a page for the browser (web), or the first that works (auto)."""
     video: Path | None = None  # Write an mp4 of some episodes to this file instead, and exit.
@@ -54,8 +52,7 @@ class PlayArgs:
     seed: int = 0  # Decides which episodes are played.
     speed: float = 1.0  # Simulated seconds in a second.
     camera: str | None = None  # Camera of the video and of the first view; unset: the scene's first.
-    port: int = 8080
-    """Port of the web viewer on this machine; it has no password, so from another machine reach it through ssh -L."""
+    port: int = 8080  # Port of the web viewer on this machine; without a password: from elsewhere use ssh -L.
     sim: SimConfig = field(default_factory=SimConfig)  # The physics engine; as in the training unless set.
     env: EnvConfig = field(default_factory=EnvConfig)  # What disturbs the episodes; env.num-envs is not used.
     runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
@@ -103,9 +100,7 @@ class Trained:
 
 
 def _untrained(agent: str, size: int) -> Act:
-    if agent == "zero":
-        return lambda obs: torch.zeros(len(obs), size)
-    return lambda obs: 2 * torch.rand(len(obs), size) - 1
+    return lambda obs: torch.zeros(len(obs), size) if agent == "zero" else 2 * torch.rand(len(obs), size) - 1
 
 
 class View(NamedTuple):
@@ -173,21 +168,17 @@ def play(env: Env, agent: Act, args: PlayArgs, view: View, data: mujoco.MjData) 
         if speed > 0:
             env.step(agent(env.obs["policy"]))
             if env.ended:
-                print(_outcome(env), flush=True)
+                ended = {name: float(value[0]) for name, value in env.ended.items()}
+                failures = [name[7:] for name, value in ended.items() if name.startswith("failed/") and value > 0]
+                how = "success" if ended["success"] > 0 else f"failed: {', '.join(failures) or 'time is up'}"
+                seconds = ended["steps"] / env.contract.rate
+                print(f"{how} after {seconds:.1f} s, return {ended['return']:.2f}", flush=True)
                 episodes += 1
             pose(env.model, env.sim.state[0].numpy(), data)
         view.show(data)
         poll()
         due = max(due + 1 / (env.contract.rate * (speed or 1.0)), time.perf_counter() - 0.2)
         time.sleep(max(0.0, due - time.perf_counter()))
-
-
-def _outcome(env: Env) -> str:
-    """How the episode of the one environment ended."""
-    ended = {name: float(value[0]) for name, value in env.ended.items()}
-    failures = [name[7:] for name, value in ended.items() if name.startswith("failed/") and value > 0]
-    how = "success" if ended["success"] > 0 else f"failed: {', '.join(failures) or 'time is up'}"
-    return f"{how} after {ended['steps'] / env.contract.rate:.1f} s, return {ended['return']:.2f}"
 
 
 def _live(task: Task, agent: Act, args: PlayArgs) -> None:

@@ -1,29 +1,34 @@
-"""`deftly quickstart`: check the machine, train from nothing, evaluate, record a video, and say what to try next."""
+"""`deftly quickstart`: from nothing to a policy that drives a simulated robot over a socket, and what to try."""
 
+import re
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from deftly.config import RunsConfig, parse
+from deftly.errors import DeftlyError
 
 NEXT = {
     "deftly play {task}": "watch it, in a window or in the browser",
     "deftly eval {task} --seed 1": "measure it on other episodes",
+    "deftly run {task} --driver sim --start --seconds 20": "run it in real time, as on a robot",
     "deftly runs": "list your runs; compare and pin them",
-    "deftly train {task} --train.seed 2": "train again",
     "deftly config {task}": "every setting, explained, as YAML to edit and feed back",
-    "docs/tutorial.md, docs/add-a-task.md": "the tutorial; your own task in one file",
+    "docs/tutorial.md, docs/add-a-task.md, docs/run.md": "the tutorial; your own task; your own robot",
 }
 
 
 @dataclass(frozen=True)
 class QuickstartArgs:
-    """Train and measure a task from nothing, in minutes."""
+    """Train, measure and hand over a task from nothing, in minutes."""
 
     task: str = "jaka-pick-cube"  # The task.
     success: float = 0.95  # Train until this share of episodes succeeds.
-    episodes: int = 200  # Episodes of the evaluation, on seeds that training never saw.
+    episodes: int = 200  # Episodes of each measurement, on seeds that training never saw.
     seed: int = 1  # Seed of the training.
-    runs: RunsConfig = field(default_factory=RunsConfig)  # Where the run is kept.
+    runs: RunsConfig = field(default_factory=RunsConfig)  # Where the run and the bundle are kept.
 
 
 def main(argv: list[str]) -> int:
@@ -32,23 +37,44 @@ def main(argv: list[str]) -> int:
 
     args = parse(QuickstartArgs, argv, prog="deftly quickstart")
     choose_gl()
-    from deftly import doctor, evaluate, train
+    from deftly import doctor, evaluate, export, train
 
-    start = time.perf_counter()
-    shared = [args.task, f"--runs.root={args.runs.root}"]
-    goal, seed = f"--until-success={args.success}", f"--train.seed={args.seed}"
+    start, folder = time.perf_counter(), args.runs.root / "bundles" / args.task
+    shared, episodes = [args.task, f"--runs.root={args.runs.root}"], f"--episodes={args.episodes}"
+    learn = [f"--until-success={args.success}", f"--train.seed={args.seed}", "--name=quickstart"]
     gate = ["--gate", f"success>={args.success}"]
     steps = (
-        ("1 of 3: this machine", doctor.main, []),
-        (f"2 of 3: train {args.task} from nothing", train.main, [*shared, goal, seed, "--name=quickstart"]),
-        ("3 of 3: measure it on episodes it never saw", evaluate.main, [*shared, f"--episodes={args.episodes}", *gate]),
+        ("this machine", doctor.main, []),
+        (f"train {args.task} from nothing", train.main, [*shared, *learn]),
+        ("measure it on episodes it never saw", evaluate.main, [*shared, episodes, *gate]),
+        ("export it as a bundle, and check that", export.main, [*shared, episodes, f"--out={folder}"]),
+        ("serve it to a simulated robot", lambda words: serve(folder, words), [*shared, episodes, *gate]),
     )
-    for title, step, words in steps:
+    for number, (title, step, words) in enumerate(steps, 1):
+        title = f"{number} of {len(steps)}: {title}"
         print(f"\n{title}\n{'-' * len(title)}", flush=True)
         if code := step(words):
             return code
     print("\nWhat to try next\n")
     for command, why in NEXT.items():
-        print(f"  {command.format(task=args.task):44}{why}")
+        print(f"  {command.format(task=args.task):58}{why}")
     print(f"\nAll of it took {(time.perf_counter() - start) / 60:.1f} minutes.")
     return 0
+
+
+def serve(folder: Path, words: list[str]) -> int:
+    """Sim2sim through a policy server in a process of its own, which ends with it."""
+    from deftly import sim2sim
+
+    command = [sys.executable, "-m", "deftly", "serve", "--bundle", str(folder), "--bind", "tcp://127.0.0.1:*"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            line = server.stdout.readline()
+            print(line, end="", flush=True)
+            endpoint = re.search(r"tcp://[\d.]+:\d+", line)
+            if not endpoint:
+                raise DeftlyError(f"the policy server did not start; try it alone: deftly serve --bundle {folder}")
+            return sim2sim.main([*words, "--bundle", str(folder), "--server-endpoint", endpoint[0]])
+        finally:
+            server.terminate()

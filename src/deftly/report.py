@@ -1,7 +1,5 @@
 """A report of an evaluation: its statistics, its comparison with another, and its page, which needs no network."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -24,8 +22,7 @@ if TYPE_CHECKING:
 
 Report = Mapping[str, Any]  # what `eval.json` holds
 SCHEMA = "deftly.eval/1"
-CONDITIONS = ("task", "contract", "seed", "episodes", "preset", "disturbances", "stochastic")
-"""What should be the same where two reports are compared."""
+CONDITIONS = ("task", "contract", "seed", "episodes", "preset", "disturbances", "stochastic")  # of a fair comparison
 COLUMNS = ("mean", "std", "min", "p5", "p50", "p95", "max", "count")  # `count` is how many episodes have a value
 MAX_INLINE_VIDEO = 8_000_000  # bytes up to which a video is put into the page itself
 
@@ -132,22 +129,18 @@ def html(report: Report, values: Mapping[str, np.ndarray], video: Path | None = 
     for name, figure in report["figures"].items():
         cells = "".join(f"<td>{number(figure[column])}</td>" for column in COLUMNS)
         rows.append(f"<td>{escape(name)}<div class=soft>{escape(meaning(name))}</div></td>{cells}")
+    source = escape(video.name) if video else ""
+    if video and video.stat().st_size < MAX_INLINE_VIDEO:
+        source = "data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode()
+    player = f'<video controls muted loop playsinline preload=auto src="{source}"></video>'
     parts = {
         "gates": "".join(f'<span class="gate {kind}">{text}</span>' for kind, text in gates),
-        "video": _video(video) if video else "",
+        "video": f"<section class=card><h2>The first episodes, in real time</h2>{player}</section>" if video else "",
         "plots": _plots(report, values),
         "figures": "".join(f"<tr>{row}</tr>" for row in rows),
     }
     page = Template(Path(__file__).with_name("report.html").read_text())
     return page.substitute({name: escape(str(text)) for name, text in texts.items()} | parts)
-
-
-def _video(video: Path) -> str:
-    source = escape(video.name)
-    if video.stat().st_size < MAX_INLINE_VIDEO:
-        source = "data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode()
-    player = f'<video controls muted loop playsinline preload=auto src="{source}"></video>'
-    return f"<section class=card><h2>The first episodes, in real time</h2>{player}</section>"
 
 
 ACCENT, GOOD, BAD = "#2f6fde", "#1a8f4c", "#cc3a34"
@@ -158,7 +151,7 @@ STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
 
 
 @contextmanager
-def _plot(cards: list[str], title: str) -> Iterator[Axes]:
+def _plot(cards: list[str], title: str) -> "Iterator[Axes]":
     """Axes to draw on, which become a card of the page."""
     import matplotlib
     from matplotlib.figure import Figure

@@ -18,15 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Robot:
-    """How to build a robot's model, and its commanded joints in the order of the contract.
-
-    The model has an actuator of each joint's name that takes a position target (rad or m).
-    """
+    """How to build a robot's model, and its commanded joints."""
 
     name: str
     title: str
-    spec: "Callable[[], mujoco.MjSpec]"
-    joints: tuple[Joint, ...]
+    spec: "Callable[[], mujoco.MjSpec]"  # with an actuator of each joint's name that takes a position target (rad or m)
+    joints: tuple[Joint, ...]  # in the order of the contract
 
 
 def shipped() -> dict[str, str]:

@@ -26,10 +26,9 @@ def check(robot: Robot) -> list[Finding]:
     known = {model.joint(i).name for i in range(model.njnt)}
     missing = [f"no joint '{j.name}', which the contract commands" for j in robot.joints if j.name not in known]
     slow = [f"{j.name}: top speed {j.velocity} {j.units}/s" for j in robot.joints if not 0 < j.velocity < np.inf]
+    parts = f"{model.nbody - 1} bodies, {model.nv} degrees of freedom, {model.nu} actuators"
     found = [
-        judge(
-            "model", missing, f"compiles: {model.nbody - 1} bodies, {model.nv} degrees of freedom, {model.nu} actuators"
-        ),
+        judge("model", missing, f"compiles: {parts}"),
         judge("actuators", _actuator_problems(robot, model), "each joint takes a position target"),
         judge("velocity", slow, "top speeds are positive"),
         _masses(model),

@@ -62,13 +62,12 @@ PINCH = 0.140  # m from the flange to the point between the fingertips
 # The pinch point is over (0.50, 0.00) m, 0.25 m above the base plane; the tool points down, the fingers move along y.
 HALF_PI = math.pi / 2
 HOME = (-0.23, 1.5506, -1.6951, HALF_PI - 1.5506 + 1.6951, HALF_PI, HALF_PI - 0.23)
-
+# The wrist follows joints 1 to 3: the tool points straight down, the fingers stay square to the base frame.
 TOOL_DOWN = (
     Couple("joint_4", (("joint_2", -1.0), ("joint_3", -1.0)), HALF_PI),
     Couple("joint_5", (), HALF_PI),
     Couple("joint_6", (("joint_1", 1.0),), HALF_PI),
 )
-"""The wrist follows joints 1 to 3: the tool points straight down, the fingers stay square to the base frame."""
 
 
 def joints() -> tuple[Joint, ...]:

@@ -13,15 +13,11 @@ from deftly.sim.guard import dump
 
 _BAD_STATE = [getattr(mujoco.mjtWarning, f"mjWARN_BAD{name}").value for name in ("QPOS", "QVEL", "QACC", "CTRL")]
 _FRESH, _NONE = mujoco.mjtStage.mjSTAGE_POS.value, mujoco.mjtStage.mjSTAGE_NONE.value
-_MAX_DUMPS = 10
+_MAX_DUMPS = 10  # broken environments that are written to `dump_dir`; the others are only counted
 
 
 class CpuSim:
-    """Many simulations of one model over a C++ thread pool; bit-identical at any number of threads.
-
-    Arrays are float64 and lead with `num_envs`. The first environments whose physics breaks are written to `dump_dir`,
-    if given, for `deftly.sim.guard.replay`; all are counted in `broken_count`.
-    """
+    """Many simulations of one model on C++ threads, bit-identical at any number of them; arrays are float64."""
 
     def __init__(self, model: mujoco.MjModel, num_envs: int, threads: int = 0, dump_dir: Path | None = None):
         self.model, self.num_envs, self._dump_dir = model, num_envs, dump_dir

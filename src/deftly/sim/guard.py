@@ -1,12 +1,12 @@
 """Physics that breaks: environments that met a NaN or a solver error are written to disk, to be stepped again."""
 
-import os
 from pathlib import Path
 
 import mujoco
 import numpy as np
 
 from deftly.errors import DeftlyError
+from deftly.sim.render import whole
 
 SCHEMA = "deftly.dump/1"
 
@@ -14,11 +14,10 @@ SCHEMA = "deftly.dump/1"
 def dump(path: Path, model: mujoco.MjModel, state: np.ndarray, substeps: int) -> None:
     """Write an environment's own model and its state before the step in which it broke, for `replay`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp.npz")
     binary = np.zeros(mujoco.mj_sizeModel(model), np.uint8)
     mujoco.mj_saveModel(model, None, binary)
-    np.savez_compressed(scratch, schema=SCHEMA, model=binary, state=state, substeps=substeps)
-    os.replace(scratch, path)
+    with whole(path) as scratch:
+        np.savez_compressed(scratch, schema=SCHEMA, model=binary, state=state, substeps=substeps)
 
 
 def replay(path: Path) -> mujoco.MjData:

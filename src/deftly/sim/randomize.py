@@ -24,17 +24,16 @@ class Randomize:
 
     Quantities and what `names` name: mass (with the inertia), com (m) of bodies; friction (sliding), size of geoms
     (boxes, spheres, capsules; the mass stays); damping, armature, frictionloss of joints; kp, kd and latency (s)
-    of actuators; gravity (its magnitude; no names). `op` says whether the draw scales the model's figure or is
-    added to it; what is added to a mass, a first half extent, a kp, kd or gravity scales the figures that go with it.
-    No names means all. The names share one draw if `shared`.
+    of actuators; gravity (its magnitude; no names). What is added to a mass, a first half extent, a kp, kd or gravity
+    scales the figures that go with it.
     """
 
     quantity: Quantity
     low: float
     high: float
-    names: tuple[str, ...] = ()
-    op: Literal["scale", "add"] = "scale"
-    shared: bool = False
+    names: tuple[str, ...] = ()  # none means all
+    op: Literal["scale", "add"] = "scale"  # the draw scales the model's figure, or is added to it
+    shared: bool = False  # whether the names share one draw
 
 
 _ALL = slice(None)
@@ -112,8 +111,7 @@ def _bind(sim: CpuSim, entry: Randomize) -> Callable[[Tensor, torch.Generator], 
         if entry.op == "add" and together:
             value = torch.where(size > 0, 1 + value / size, 1.0)
         for table, columns, nominal in targets:
-            drawn = nominal * value if together or entry.op == "scale" else nominal + value
-            table[ids[:, None], rows, columns] = drawn
+            table[ids[:, None], rows, columns] = nominal * value if together or entry.op == "scale" else nominal + value
 
     return draw
 

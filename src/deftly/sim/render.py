@@ -56,8 +56,8 @@ def choose_gl() -> str:
 class Renderer(contextlib.ExitStack):
     """Renders one environment, or any model and data, from a camera: unless named, the scene's first or a free one.
 
-    Raises DeftlyError for an unknown camera, NoGLError without OpenGL. `mujoco.Renderer` draws only the model that it
-    was made for, and fails if MuJoCo was imported before MUJOCO_GL was set, as by a user of `deftly.gym`.
+    DeftlyError: an unknown camera; NoGLError: no OpenGL. `mujoco.Renderer` draws only the model that it was made for,
+    and fails if MuJoCo was imported before MUJOCO_GL was set, as by a user of `deftly.gym`.
     """
 
     def __init__(self, model: mujoco.MjModel, camera: str | None = None, size: tuple[int, int] = SIZE):
@@ -118,12 +118,11 @@ class Recorder:
 
     def __init__(self, episodes: int, camera: str | None = None, size: tuple[int, int] = SIZE):
         self._count, self._camera, self._size = episodes, camera, size
-        self._env: Env | None = None
         self._episodes: list[tuple[mujoco.MjModel, list[np.ndarray]]] = []
 
     def watch(self, env: Env, running: Tensor) -> None:
         """Keep the states of environments in their first episode; without OpenGL it raises before the first step."""
-        if self._env is None:
+        if not self._episodes:
             self._env, self._renderer = env, Renderer(env.model, self._camera, self._size)
             batch, count = env.sim.batch, min(self._count, env.num_envs)  # type: ignore[attr-defined]
             self._episodes = [(batch.get_model(i), []) for i in range(count)]
@@ -133,12 +132,12 @@ class Recorder:
 
     def frames(self) -> Iterator[np.ndarray]:
         """The episodes one after the other, each with its last picture held for half a second."""
-        assert self._env is not None
         hold = round(self._env.contract.rate / 2)
         with self._renderer as renderer:
             for model, states in self._episodes:
+                data = pose(model, states[0])
                 for state in [*states, *states[-1:] * hold]:
-                    yield renderer.picture(model, pose(model, state))
+                    yield renderer.picture(model, pose(model, state, data))
 
 
 def pose(model: mujoco.MjModel, state: np.ndarray, data: mujoco.MjData | None = None) -> mujoco.MjData:

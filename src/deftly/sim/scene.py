@@ -1,8 +1,7 @@
 """Scenes: options, light, table and objects around a robot, composed with `MjSpec`."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import mujoco
 import numpy as np
@@ -11,8 +10,7 @@ Preset = Literal["fast", "default", "accurate"]
 Point = tuple[float, float, float]
 
 
-@dataclass(frozen=True)
-class Physics:
+class Physics(NamedTuple):
     """How finely a scene is simulated."""
 
     timestep: float  # longest substep, s; the control period is divided into equal substeps no longer than this

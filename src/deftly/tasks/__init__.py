@@ -114,10 +114,7 @@ class Task:
         return ()
 
     def curriculum(self, s: State, progress: dict[str, float]) -> None:
-        """Adapt the task to the statistics of the episodes that ended since the last call.
-
-        Write factors to `s.scale[name]`: those named as a reward term scale its weight, others are the task's to read.
-        """
+        """Set factors `s.scale[name]`, of a reward term's weight or the task's own, by means over ended episodes."""
 
 
 T = TypeVar("T", bound=type[Task])
@@ -135,11 +132,8 @@ def task(name: str) -> Callable[[T], T]:
 
 def shipped() -> dict[str, str]:
     """Shipped tasks: name -> module, read from the text of the files, since importing them is slow."""
-    return {
-        name: f"{__name__}.{path.stem}"
-        for path in sorted(Path(__path__[0]).glob("*.py"))
-        for name in re.findall(r'^@task\("([\w-]+)"\)', path.read_text(), re.MULTILINE)
-    }
+    mark, files = re.compile(r'^@task\("([\w-]+)"\)', re.MULTILINE), sorted(Path(__path__[0]).glob("*.py"))
+    return {name: f"{__name__}.{file.stem}" for file in files for name in mark.findall(file.read_text())}
 
 
 def load(name: str) -> type[Task]:
@@ -176,10 +170,9 @@ def _pick(module: ModuleType, wanted: str | None, given: str) -> type[Task]:
         for cls in vars(module).values()
         if isinstance(cls, type) and issubclass(cls, Task) and "name" in vars(cls) and cls.__module__ == module.__name__
     }
-    if wanted is None and len(found) == 1:
-        return next(iter(found.values()))
-    if wanted in found:
-        return found[wanted]
+    names = [wanted] if wanted else list(found)
+    if len(names) == 1 and names[0] in found:
+        return found[names[0]]
     if not found:
         raise DeftlyError(f'{given} defines no task: decorate a class with @task("name")')
     raise DeftlyError(f"{given} defines {sorted(found)}: name one as file.py:{min(found)}")

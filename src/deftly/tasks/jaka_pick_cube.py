@@ -21,8 +21,7 @@ class Weights:
 
     reach: float = 2.0  # Progress of the open gripper towards the cube, from above.
     grasp: float = 1.5  # Progress of closing around the cube (0.4) and of pressing it with both fingers (0.6).
-    lift: float = 2.0
-    """Progress of the gripped cube towards 3 cm above the success height, so that it does not hover just below."""
+    lift: float = 2.0  # Progress of the gripped cube to 3 cm above the success height: not to hover just below.
     hold: float = 1.0  # Progress of the count of steps held at the height.
     success: float = 2.0  # Once, when the cube has been held.
     action_rate: float = -0.001  # Squared change of the action.
@@ -36,8 +35,7 @@ class PickCubeConfig(TaskConfig):
     """Figures of the task; lengths in m, in the arm's base frame (z up, the table top is z = 0)."""
 
     rate: float = 15.0
-    cube_x: tuple[float, float] = (0.40, 0.60)
-    """Where the cube starts. The seed's range is as wide, but its near end leaves this longer arm no room."""
+    cube_x: tuple[float, float] = (0.40, 0.60)  # Where the cube starts: as wide as the seed's, but not too near.
     cube_y: tuple[float, float] = (-0.10, 0.10)  # Where the cube starts.
     cube_yaw: float = 0.15  # The cube starts turned by up to this much, rad; the fingers square it.
     cube_half: float = 0.03  # Half the cube's edge.
@@ -49,8 +47,7 @@ class PickCubeConfig(TaskConfig):
     speed: float = 1.2  # Joint speed at action 1, rad/s; the arm's limit is 3.14.
     lowpass: float = 0.4  # Weight of the previous action of the arm.
     caution: float = 10.0  # How many times heavier action rate and press weigh once every episode of training succeeds.
-    patience: float = 5.0
-    """How many times faster the held cube may move in training while no episode succeeds; never in evaluation."""
+    patience: float = 5.0  # In training alone: how many times faster the held cube may move while no episode succeeds.
     weights: Weights = field(default_factory=Weights)  # Weights of the reward terms.
 
 
@@ -77,9 +74,8 @@ class PickCube(Task):
     Joints 4 to 6 follow, so that the tool points straight down and the fingers stay square to the base frame:
     q4 = pi/2 - q2 - q3, q5 = pi/2, q6 = pi/2 + q1. (Seed 003 locked the wrist, which tilts the tool.)
 
-    Success: cube centre at least `success_height` above the table, pressed by both fingers and slower
-    than `hold_speed`, for `hold_steps` consecutive steps; ends the episode. Failure: the cube falls more than 5 cm
-    below the table top.
+    Success: cube centre at least `success_height` above the table, pressed by both fingers and slower than
+    `hold_speed`, for `hold_steps` steps in a row; ends the episode. Failure: the cube falls 5 cm below the table top.
 
     Curriculum, in training alone: while few episodes succeed, the cube may move up to `patience` times faster in the
     hold, since exploration shakes the arm; as more do, `action_rate` and `press` weigh up to `caution` times more.
@@ -146,28 +142,26 @@ class PickCube(Task):
         """An episode's potential starts where the arm does."""
         s.zeros("potential", 4)[ids] = self._potential(s)[ids]
         s.zeros("time_to_grasp")[ids] = torch.nan
-        s.zeros("gain", 4)
-        s.zeros("slips")
-        s.zeros("peak_press")
 
     def update(self, s: State) -> None:
         """Count the steps held, note when the cube was gripped and how often it slipped from the fingers."""
         gripped, held, was = self._gripped(s), s.zeros("held"), s.zeros("potential", 4)
+        peak, slips, grasped = s.zeros("peak_press"), s.zeros("slips"), s.zeros("time_to_grasp")
         height, speed = s.joint("cube")[:, 2], s.joint_vel("cube")[:, :3].norm(dim=-1)
         still = speed < self.cfg.hold_speed * s.scale.get("hold_speed", 1.0)
         held[:] = torch.where(gripped & (height >= self.cfg.success_height) & still, held + 1, 0.0)
-        s.store["peak_press"][:] = torch.maximum(s.store["peak_press"], self._pressure(s))
-        first = gripped & s.store["time_to_grasp"].isnan()
-        s.store["time_to_grasp"][first] = s.steps[first].double() * s.dt
-        s.store["slips"] += (was[:, 1] > 0.5) & ~gripped & (height > self.cfg.cube_half + 0.01)
+        peak[:] = torch.maximum(peak, self._pressure(s))
+        first = gripped & grasped.isnan()
+        grasped[first] = s.steps[first].double() * s.dt
+        slips += (was[:, 1] > 0.5) & ~gripped & (height > self.cfg.cube_half + 0.01)
         now = self._potential(s)
-        s.store["gain"][:] = now - was
+        s.zeros("gain", 4)[:] = now - was
         was[:] = now
 
     def rewards(self, s: State) -> dict[str, Tensor]:
         """See `Weights`."""
         return {
-            **dict(zip(("reach", "grasp", "lift", "hold"), s.store["gain"].unbind(-1))),
+            **dict(zip(("reach", "grasp", "lift", "hold"), s.zeros("gain", 4).unbind(-1))),
             "success": self.success(s),
             "action_rate": (s.action - s.last_action).square().sum(-1),
             "press": self._pressure(s).clip(0.0, 200.0) / 100.0,
@@ -193,8 +187,7 @@ class PickCube(Task):
         return (
             Randomize("mass", 0.7, 1.3, ("cube",)),
             Randomize("friction", 0.7, 1.2, ("cube", "pad_left", "pad_right"), shared=True),
-            Randomize("kp", 0.9, 1.1, arm, shared=True),
-            Randomize("kd", 0.9, 1.1, arm, shared=True),
+            *(Randomize(gain, 0.9, 1.1, arm, shared=True) for gain in ("kp", "kd")),
         )
 
     def noise(self) -> dict[str, Noise]:
@@ -220,17 +213,13 @@ class PickCube(Task):
         return s.sensor("press_left").norm(dim=-1) + s.sensor("press_right").norm(dim=-1)
 
     def _potential(self, s: State) -> Tensor:
-        """How far the episode has come, `(num_envs, 4)`, each in 0 .. 1: reach, grasp, lift, hold.
-
-        Reach leads through a funnel above the cube: off to the side, the place to be is higher up; and it counts
-        less while the gripper is too closed to let the cube in.
-        """
+        """How far the episode has come, `(num_envs, 4)`, each in 0 .. 1: reach, grasp, lift, hold."""
         cfg, cube, opening = self.cfg, s.joint("cube")[:, :3], s.joint("gripper")[:, 0]
         away = s.site("pinch") - cube
         aside = away[:, :2].norm(dim=-1)
-        above = (1.5 * (aside - 0.01)).clip(0.0, 0.08)
+        above = (1.5 * (aside - 0.01)).clip(0.0, 0.08)  # a funnel: off to the side, the place to be is higher up
         distance = (aside.square() + (away[:, 2] - above).square()).sqrt()
-        room = (opening / (cfg.cube_half - 0.012)).clip(0.0, 1.0)
+        room = (opening / (cfg.cube_half - 0.012)).clip(0.0, 1.0)  # a gripper too closed for the cube counts less
         reach = (1 - torch.tanh(5 * distance)) * (0.5 + 0.5 * room)
         around = torch.exp(-(away.norm(dim=-1) / 0.025).square())
         gripped = self._gripped(s).double()
