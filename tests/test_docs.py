@@ -7,7 +7,23 @@ from pathlib import Path
 import pytest
 
 import deftly_bench
-from deftly import catalog, cli, doctor, evaluate, export, play, quickstart, robots, runs, serve, tasks, train
+from deftly import (
+    catalog,
+    cli,
+    doctor,
+    evaluate,
+    export,
+    play,
+    quickstart,
+    record,
+    replay,
+    robots,
+    runs,
+    serve,
+    sim2sim,
+    tasks,
+    train,
+)
 from deftly.check import CheckArgs
 from deftly.config import ALIASES, EnvConfig, SimConfig, parse, split_task, with_task
 from deftly.env import Env
@@ -36,9 +52,12 @@ STAGES = {
     "robots": catalog.RobotsArgs,
     "config": train.TrainArgs,
     "serve": serve.ServeArgs,
+    "sim2sim": sim2sim.Sim2SimArgs,
+    "record": record.RecordArgs,
+    "replay": replay.ReplayArgs,
     "bench": deftly_bench.BenchArgs,
 }
-WITH_TASK = ("train", "eval", "play", "export", "config")
+WITH_TASK = ("train", "eval", "play", "export", "sim2sim", "record", "config")
 
 
 def without_code(text: str) -> str:
@@ -103,7 +122,7 @@ def test_commands_parse(page, command):
         del words[(at := words.index("--config")) : at + 2]
     given, rest = (None, words) if name in ("runs", "quickstart") else split_task(words)
     cls = STAGES[name]
-    if name in ("check", "inspect"):  # of a file or folder of the reader's
+    if name in ("check", "inspect", "replay"):  # of a file or folder of the reader's
         assert given
     elif name == "robots":
         assert given is None or robots.load(str(ROOT / given) if given.endswith(".py") else given)
@@ -112,7 +131,7 @@ def test_commands_parse(page, command):
         cls = with_task(cls, task.Config) if name in WITH_TASK else cls
     else:
         assert name not in WITH_TASK, "needs a task"
-    parse(cls, evaluate.gather(rest) if name == "eval" else rest, prog=name)
+    parse(cls, evaluate.gather(rest) if name in ("eval", "sim2sim") else rest, prog=name)
 
 
 def test_every_command_is_documented():

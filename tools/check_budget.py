@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILE_LINES = 500
 FOLDERS = ("src", "tests", "bench", "tools")
 HAND_OVER = {"deploy", "handover", "export", "check", "serve", "run", "inspection", "session"}
-HAND_OVER |= {"sim2sim", "simrobot", "simserver", "record", "replay"}
+HAND_OVER |= {"sim2sim", "simrobot", "simserver", "simloop", "record", "replay"}
 """Modules and folders of `src/deftly` that hand a policy over; all else is the foundation (docs/decisions.md)."""
 PARTS = {"foundation": 5000, "hand-over": 4500}
 """Lines of `src/`."""

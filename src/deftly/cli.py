@@ -21,6 +21,9 @@ COMMANDS = {
     "export": ("Hand over", "deftly.export:main", "turn a policy into a bundle, which runs without torch"),
     "check": ("Hand over", "deftly.check:main", "check a bundle"),
     "serve": ("Hand over", "deftly.serve:main", "answer robots over a socket with a policy"),
+    "sim2sim": ("Hand over", "deftly.sim2sim:main", "drive a simulated robot as a real one, and hold it against eval"),
+    "record": ("Hand over", "deftly.record:main", "record episodes of a simulated robot"),
+    "replay": ("Hand over", "deftly.replay:main", "replay a recording in simulation, or serve it to a robot"),
     "run": ("Hand over", "deftly.run:main", "drive a robot with a policy, under the safety kernel"),
     "inspect": ("Hand over", "deftly.inspection:main", "plot the log of a robot, and replay it bit for bit"),
     "runs": ("Look", "deftly.runs:main", "list, compare and pin runs"),
@@ -41,7 +44,8 @@ _deftly() {
     local words=""
     case "$COMP_CWORD ${COMP_WORDS[1]}" in
         "1 "*) words="COMMANDS --help --version" ;;
-        "2 train"|"2 eval"|"2 play"|"2 export"|"2 serve"|"2 sim2sim"|"2 run"|"2 record"|"2 config") words="$(deftly tasks --names 2>/dev/null)" ;;
+        "2 train"|"2 eval"|"2 play"|"2 export"|"2 serve"|"2 sim2sim"|"2 run"|"2 record"|"2 config")
+            words="$(deftly tasks --names 2>/dev/null)" ;;
         "2 completion") words="bash zsh fish" ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))
@@ -57,7 +61,7 @@ SHELLS = {
 set -l first '__fish_is_nth_token 1'
 set -l second '__fish_is_nth_token 2; and __fish_seen_subcommand_from'
 complete -c deftly -n $first -f -a 'COMMANDS --help --version'
-complete -c deftly -n "$second train eval play export run config" -f -a '(deftly tasks --names 2>/dev/null)'
+complete -c deftly -n "$second train eval play export serve sim2sim run record config" -f -a '(deftly tasks --names 2>/dev/null)'
 complete -c deftly -n "$second completion" -f -a 'bash zsh fish'
 """,
 }

@@ -328,7 +328,8 @@ class Kernel:
     def _move(self, goal: np.ndarray, most: np.ndarray) -> None:
         """Command the goal, or as near to it as limits and speed allow."""
         assert self.command is not None
-        moved = np.clip(np.clip(goal, self.command - most, self.command + most), self._lower, self._upper)
+        moved = _towards(self.command, np.clip(goal, self._lower, self._upper), most)
+        moved = np.clip(moved, self._lower, self._upper)
         self.clipped += bool(np.abs(moved - goal).max() > 1e-6)
         self._decided_at = self._now
         self._command(moved)
@@ -421,6 +422,16 @@ def _grippers(contract: Contract) -> list[str]:
     grips = [joint for act in contract.act_terms if act.kind == "gripper" for joint in act.joints]
     follow = [c.joint for c in contract.couplings if c.of and all(lead in grips for lead, _ in c.of)]
     return grips + follow
+
+
+def _towards(command: np.ndarray, goal: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """The command moved towards the goal, each joint by at most `most`, and all by the same share of their way.
+
+    So joints that are coupled, as those that keep a tool upright, stay so: limiting each by itself would tilt it.
+    """
+    way = goal - command
+    share = np.divide(most, np.abs(way), out=np.ones_like(way), where=np.abs(way) > most).min()
+    return goal if share == 1.0 else np.clip(command + share * way, command - most, command + most)
 
 
 def _numbers(value: object, size: int) -> np.ndarray | None:
