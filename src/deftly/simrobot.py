@@ -150,11 +150,9 @@ class SimRobot:
         Raises DeftlyError if the state is another scene's.
         """
         seeds = np.random.SeedSequence([self.seed, episode]).spawn(len(self._noise))
-        self.view = s = State(cast("CpuSim", self.sim), self.contract.rate)
+        self.view = s = State(cast("CpuSim", self.sim), self.contract)
         digest = hashlib.sha256(f"sim2sim/{self.seed}/{episode}".encode()).digest()
         s.generator.manual_seed(int.from_bytes(digest[:7], "big"))
-        s.action = s.last_action = torch.zeros(1, self.contract.action_size)
-        s.command = torch.zeros(1, len(self.contract.joints))
         self._sensors = {
             name: Sensor(n, self.contract.source_size(name), np.random.default_rng(seed))
             for (name, n), seed in zip(self._noise.items(), seeds)
