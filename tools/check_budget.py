@@ -9,7 +9,7 @@ FOLDERS = ("src", "tests", "bench", "tools")
 HAND_OVER = {"deploy", "handover", "export", "check", "serve", "run", "inspection", "session"}
 HAND_OVER |= {"sim2sim", "simrobot", "simserver", "simloop", "record", "replay"}
 """Modules and folders of `src/deftly` that hand a policy over; all else is the foundation (docs/decisions.md)."""
-PARTS = {"foundation": 5000, "hand-over": 4500}
+PARTS = {"foundation": 5000, "hand-over": 5200}
 """Lines of `src/`."""
 
 

@@ -61,7 +61,8 @@ SHELLS = {
 set -l first '__fish_is_nth_token 1'
 set -l second '__fish_is_nth_token 2; and __fish_seen_subcommand_from'
 complete -c deftly -n $first -f -a 'COMMANDS --help --version'
-complete -c deftly -n "$second train eval play export serve sim2sim run record config" -f -a '(deftly tasks --names 2>/dev/null)'
+complete -c deftly -n "$second train eval play export serve sim2sim run record config" -f \
+    -a '(deftly tasks --names 2>/dev/null)'
 complete -c deftly -n "$second completion" -f -a 'bash zsh fish'
 """,
 }
