@@ -53,7 +53,7 @@ class Joint:
 
 @dataclass(frozen=True)
 class Signal:
-    """Something the robot can measure. Every contract has `joint_pos`, a value for each of its joints in their order."""
+    """Something the robot measures. Every contract has `joint_pos`, a value for each of its joints in their order."""
 
     name: str
     size: int

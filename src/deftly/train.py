@@ -248,7 +248,7 @@ class Training:
             checkpoint.save(folder, self.ppo.models, contract, self.config, task, self.iteration, numbers, flat)
             self._last_saved = self.iteration
         for name in ("last", "best") if best else ("last",):
-            checkpoint.link(folder.with_name(name), folder)
+            runs.link(folder.with_name(name), folder)
         linked = {folder.with_name(name).resolve() for name in ("last", "best")}
         periodic = sorted(p for p in folder.parent.glob("iter_*") if p.resolve() not in linked)
         for old in periodic[: -self.args.keep_checkpoints]:

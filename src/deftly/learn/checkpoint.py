@@ -128,14 +128,6 @@ def save(
         raise DeftlyError(f"cannot write the checkpoint {folder}: {reason}; what was there is kept") from error
 
 
-def link(name: Path, target: Path) -> None:
-    """Point the link `name` (`last`, `best`) at the checkpoint folder `target` beside it, in one step."""
-    scratch = name.with_name(f".tmp-{name.name}-{os.getpid()}")
-    scratch.unlink(missing_ok=True)
-    scratch.symlink_to(target.name)
-    os.replace(scratch, name)
-
-
 def load(path: Path) -> Checkpoint:
     """Read and check a checkpoint folder, without its training state. Raises DeftlyError if it is not whole."""
     weights_file = path / WEIGHTS
