@@ -349,7 +349,7 @@ _pair = _reader(
     "(joint, ratio) pairs",
     lambda v, where: (_text(v[0], where), _number(v[1], where)),
 )
-_READERS: dict[str, Reader] = {
+_READERS: dict[str, Reader] = {  # of a field, by its annotation
     "str": _text,
     "Kind": _text,
     "float": _number,
@@ -360,7 +360,6 @@ _READERS: dict[str, Reader] = {
     "tuple[tuple[str, float], ...]": _several(_pair),
     **{f"tuple[{c.__name__}, ...]": _several(partial(_canonical, c)) for c in (Joint, Signal, Observe, Act, Couple)},
 }
-"""How a field is read, by its annotation."""
 
 
 def _check(c: Contract) -> None:

@@ -85,10 +85,9 @@ class Checkpoint:
 
     def state(self) -> dict[str, Tensor]:
         """What training resumes from. Raises DeftlyError if the checkpoint holds only the policy."""
-        path = self.path / STATE
-        if not path.is_file():
+        if not (self.path / STATE).is_file():
             raise DeftlyError(f"{self.path} holds a policy but no training state: resume from another checkpoint")
-        return _read(path)[0]
+        return _read(self.path / STATE)[0]
 
 
 def save(

@@ -15,8 +15,7 @@ from rich.table import Table
 
 from deftly.errors import DeftlyError
 
-Row = dict[str, float]
-"""The figures of an iteration by name; for the writers, one that is not known is missing, not NaN."""
+Row = dict[str, float]  # an iteration's figures by name; for the writers, one that is not known is missing, not NaN
 
 
 class Writer(NamedTuple):
