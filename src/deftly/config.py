@@ -46,6 +46,7 @@ RANGES: tuple[tuple[str, str, Callable[[Any], object]], ...] = (
     ("0 (all cores) or more", "sim.threads", lambda x: x >= 0),
     ("1 or more", "env.num-envs task.episode-steps runs.max-train-runs runs.max-test-runs", lambda x: x >= 1),
     ("1 or more", "train.max-iterations train.steps train.epochs train.minibatches", lambda x: x >= 1),
+    ("1 or more", ".eval-episodes .save-every .keep-checkpoints", lambda x: x >= 1),
     ("0 (the task's) or more", "env.episode-steps", lambda x: x >= 0),
     ("'LOW HIGH', 0 <= LOW <= HIGH", "env.latency-ms", lambda x: 0 <= x[0] <= x[1] < inf),
     ("cpu, cuda or cuda:N", "env.device", re.compile(r"cpu|cuda(:\d+)?").fullmatch),
@@ -54,40 +55,40 @@ RANGES: tuple[tuple[str, str, Callable[[Any], object]], ...] = (
     ("widths of 1 or more", "train.hidden", lambda widths: all(x >= 1 for x in widths)),
     ("above 0", "train.learning-rate train.desired-kl train.clip", lambda x: 0 < x < inf),
     ("above 0", "train.init-std train.max-grad-norm", lambda x: 0 < x < inf),
-    ("0 or more", "train.entropy train.value-coef", lambda x: 0 <= x < inf),
-    ("above 0 and at most 1", "train.gamma", lambda x: 0 < x <= 1),
+    ("0 or more", "train.entropy train.value-coef .eval-every", lambda x: 0 <= x < inf),
+    ("above 0 and at most 1", "train.gamma .until-success", lambda x: x is None or 0 < x <= 1),
     ("between 0 and 1", "train.lam", lambda x: 0 <= x <= 1),
 )
 """What a value must be, the flags of which that is asked, and its test."""
 
 
-class _Section:
-    """Refuses values out of `RANGES`, however the section is built."""
+class Ranged:
+    """Refuses values out of `RANGES`, however the class is built; without a `section`, its flags start with a dot."""
 
     _section = ""
 
+    def __init_subclass__(cls, section: str = "") -> None:
+        cls._section = section or cls._section
+
     def __post_init__(self) -> None:
         for want, flags, ok in RANGES:
-            for name in re.findall(rf"\b{self._section}\.(\S+)", flags):
-                value = getattr(self, name.replace("-", "_"))
-                if not ok(value):
-                    raise DeftlyError(f"{self._section}.{name} is {value}, but it must be {want}")
+            for section, name in re.findall(r"(\S*)\.(\S+)", flags):
+                if section == self._section and not ok(value := getattr(self, name.replace("-", "_"))):
+                    raise DeftlyError(f"{section}.{name} is {value}, but it must be {want}".lstrip("."))
 
 
 @dataclass(frozen=True)
-class SimConfig(_Section):
+class SimConfig(Ranged, section="sim"):
     """The physics engine."""
 
-    _section = "sim"
     preset: Literal["fast", "default", "accurate"] = "default"  # Solver effort: steps and iterations per control step.
     threads: int = 0  # CPU threads that step the environments; 0 uses all cores. The results do not depend on it.
 
 
 @dataclass(frozen=True)
-class EnvConfig(_Section):
+class EnvConfig(Ranged, section="env"):
     """The batch of environments and what disturbs it."""
 
-    _section = "env"
     num_envs: int = 1024  # Environments stepped side by side.
     episode_steps: int = 0  # Control steps after which an episode is cut off; 0 takes the task's own length.
     randomize: bool = True  # Draw the task's randomization (masses, friction, gains, ...) anew for each episode.
@@ -98,10 +99,9 @@ class EnvConfig(_Section):
 
 
 @dataclass(frozen=True)
-class TaskConfig(_Section):
+class TaskConfig(Ranged, section="task"):
     """What every task can be asked to change; tasks subclass it and set their own values."""
 
-    _section = "task"
     rate: float = 20.0
     """Control frequency, Hz."""
     episode_steps: int = 200
@@ -111,10 +111,9 @@ class TaskConfig(_Section):
 
 
 @dataclass(frozen=True)
-class PPOConfig(_Section):
+class PPOConfig(Ranged, section="train"):
     """Proximal policy optimization."""
 
-    _section = "train"
     seed: int = 1  # Seed of every random draw; -1 picks a random one, which is saved with the run.
     max_iterations: int = 1000  # Iterations (rollout and update) to train.
     steps: int = 16  # Control steps per environment in one rollout.
@@ -134,10 +133,9 @@ class PPOConfig(_Section):
 
 
 @dataclass(frozen=True)
-class RunsConfig(_Section):
+class RunsConfig(Ranged, section="runs"):
     """Where runs are kept, and how many of them stay in view."""
 
-    _section = "runs"
     root: Path = Path(".")  # Folder that holds `runs/` and `runs_all/`.
     max_train_runs: int = 10  # Training runs linked in `runs/`; older ones stay in `runs_all/`.
     max_test_runs: int = 10  # Test runs linked in `runs/`; older ones stay in `runs_all/`.

@@ -17,8 +17,9 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 from deftly.errors import DeftlyError
@@ -29,6 +30,7 @@ LARGEST, SMALLEST = 1e12, 1e-9  # of the figures, and of those divided by: produ
 Kind = Literal["absolute", "relative", "delta", "velocity", "gripper"]
 Array = Any  # numpy.ndarray or torch.Tensor, float
 Memory = dict[str, Array]
+Reader = Callable[[Any, str], Any]  # of a value and where it stands: its canonical form, or a ContractError
 
 COMMAND, ACTION, JOINT_POS = "command", "action", "joint_pos"
 
@@ -51,10 +53,7 @@ class Joint:
 
 @dataclass(frozen=True)
 class Signal:
-    """Something the robot can measure.
-
-    `joint_pos`, one value for each joint of the contract in its order, is the one every contract has.
-    """
+    """Something the robot measures. Every contract has `joint_pos`, a value for each of its joints in their order."""
 
     name: str
     size: int
@@ -116,10 +115,9 @@ class Contract:
     observe_terms: tuple[Observe, ...]
     act_terms: tuple[Act, ...]
     couplings: tuple[Couple, ...] = ()
-    _constants: dict = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self):
-        for f in _fields(Contract):
+        for f in dataclasses.fields(self):
             object.__setattr__(self, f.name, _READERS[str(f.type)](getattr(self, f.name), f.name))
         _check(self)
 
@@ -186,15 +184,12 @@ class Contract:
         goal = xp.where(filtered > 0.0, k["closed"], k["open"])
         moved = last + xp.clip(goal - last, -k["gain"], k["gain"])
         target = xp.where(k["is_gripper"], moved, k["bias"] + k["from_last"] * last + k["gain"] * filtered)
-        columns = {j: target[..., i] for i, j in enumerate(self._action_joints())}
-        for i, joint in enumerate(self.joints):
-            columns.setdefault(joint.name, memory[COMMAND][..., i])
+        columns = {j.name: memory[COMMAND][..., i] for i, j in enumerate(self.joints)}
+        columns |= {j: target[..., i] for i, j in enumerate(self._action_joints())}
         columns = {j.name: xp.clip(columns[j.name], j.lower, j.upper) for j in self.joints}
         for couple in self.couplings:
             follow = 0.0 * columns[couple.joint] + couple.offset
-            for lead, ratio in couple.of:
-                follow = follow + ratio * columns[lead]
-            columns[couple.joint] = follow
+            columns[couple.joint] = sum((ratio * columns[lead] for lead, ratio in couple.of), follow)
         targets = xp.clip(xp.stack([columns[j.name] for j in self.joints], -1), k["lower"], k["upper"])
         return targets, {**memory, ACTION: filtered, COMMAND: targets}
 
@@ -232,16 +227,46 @@ class Contract:
     def _action_joints(self) -> tuple[str, ...]:
         return tuple(j for a in self.act_terms for j in a.joints)
 
+    @cached_property
+    def _constants(self) -> dict[tuple, dict[str, Any]]:
+        return {}
+
     def _constant_arrays(self, like: Array) -> dict[str, Any]:
-        """The contract's figures as arrays of the library, dtype and device of `like`."""
+        """The contract's figures as arrays of the library, dtype and device of `like`, made once for each."""
         key = (type(like), str(like.dtype), str(like.device))
-        if key not in self._constants:
-            self._constants[key] = _constant_arrays(self, like)
-        return self._constants[key]
+        if key in self._constants:
+            return self._constants[key]
+        if "float" not in str(like.dtype):
+            raise ContractError(f"signals and actions are floating point, got an array of {like.dtype}")
+        array = partial(_xp(like).asarray, dtype=like.dtype, device=like.device)
+        index, rows = {j.name: i for i, j in enumerate(self.joints)}, []
+        for act in self.act_terms:
+            joints = [self.joints[index[name]] for name in act.joints]
+            default = [(j.upper - j.lower) / 2 if act.kind == "absolute" else j.velocity for j in joints]
+            scales = act.scale * (len(joints) // len(act.scale)) if act.scale else default
+            per = self.rate if act.kind in ("velocity", "gripper") else 1.0
+            last = float(act.kind in ("delta", "velocity", "gripper"))
+            rows += [(act, j, s / per, last) for j, s in zip(joints, scales)]
+        centre = {"absolute": lambda j: (j.lower + j.upper) / 2, "relative": lambda j: j.home}
+        constants = {
+            "lower": array([j.lower for j in self.joints]),
+            "upper": array([j.upper for j in self.joints]),
+            "action_joint": [index[j.name] for _, j, _, _ in rows],
+            "gain": array([gain for _, _, gain, _ in rows]),
+            "inverse_gain": array([0.0 if last or not gain else 1 / gain for _, _, gain, last in rows]),
+            "bias": array([centre[act.kind](j) if act.kind in centre else 0.0 for act, j, _, _ in rows]),
+            "from_last": array([last for _, _, _, last in rows]),
+            "lowpass": array([act.lowpass for act, _, _, _ in rows]),
+            "is_gripper": array([float(act.kind == "gripper") for act, _, _, _ in rows]) > 0,
+            "closed": array([j.lower for _, j, _, _ in rows]),
+            "open": array([j.upper for _, j, _, _ in rows]),
+        }
+        constants |= {f"observe.{i}": (array(o.scale), array(o.offset)) for i, o in enumerate(self.observe_terms)}
+        return self._constants.setdefault(key, constants)
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, floats in their shortest exact form."""
-        data = {"schema": SCHEMA, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}}
+        data = {"schema": SCHEMA, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}}
         return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dataclasses.asdict)
 
     @property
@@ -256,10 +281,9 @@ class Contract:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ContractError(f"contract is not JSON: {error}") from None
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        found = data.pop("schema", None) if isinstance(data, dict) else type(data).__name__
+        if found != SCHEMA:
             raise ContractError(f"contract schema is {found!r}, this Deftly reads {SCHEMA!r}")
-        del data["schema"]
         return _canonical(cls, data)
 
     def require(self, other: Contract, what: str) -> None:
@@ -274,92 +298,58 @@ def _xp(array: Array) -> Any:
     return sys.modules[type(array).__module__.partition(".")[0]]
 
 
-def _constant_arrays(c: Contract, like: Array) -> dict[str, Any]:
-    xp = _xp(like)
-    if "float" not in str(like.dtype):
-        raise ContractError(f"signals and actions are floating point, got an array of {like.dtype}")
-
-    def array(values: Sequence[float]) -> Array:
-        return xp.asarray(list(values), dtype=like.dtype, device=like.device)
-
-    index = {j.name: i for i, j in enumerate(c.joints)}
-    rows = [(act, c.joints[index[name]], s) for act in c.act_terms for name, s in zip(act.joints, _scales(c, act))]
-    from_last = [float(act.kind in ("delta", "velocity", "gripper")) for act, _, _ in rows]
-    centre = {"absolute": lambda j: (j.lower + j.upper) / 2, "relative": lambda j: j.home}
-    gain = [s / c.rate if act.kind in ("velocity", "gripper") else s for act, _, s in rows]
-    constants = {
-        "lower": array([j.lower for j in c.joints]),
-        "upper": array([j.upper for j in c.joints]),
-        "action_joint": [index[j.name] for _, j, _ in rows],
-        "gain": array(gain),
-        "inverse_gain": array([0.0 if last or not g else 1 / g for last, g in zip(from_last, gain)]),
-        "bias": array([centre[act.kind](j) if act.kind in centre else 0.0 for act, j, _ in rows]),
-        "from_last": array(from_last),
-        "lowpass": array([act.lowpass for act, _, _ in rows]),
-        "is_gripper": array([float(act.kind == "gripper") for act, _, _ in rows]) > 0,
-        "closed": array([j.lower for _, j, _ in rows]),
-        "open": array([j.upper for _, j, _ in rows]),
-    }
-    for i, term in enumerate(c.observe_terms):
-        constants[f"observe.{i}"] = (array(term.scale), array(term.offset))
-    return constants
+def _canonical(cls: type, part: Any, _where: str = "") -> Any:
+    """A `cls` with every field checked and in canonical form, from an instance or from its JSON mapping."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    part = vars(part) if isinstance(part, cls) else part
+    if not isinstance(part, dict):
+        raise ContractError(f"contract: expected the fields of a {cls.__name__}, got {part!r}")
+    problems = [f"has no field {name!r}" for name in sorted(set(part) - set(fields))]
+    problems += [f"lacks {n!r}" for n, f in fields.items() if f.default is dataclasses.MISSING and n not in part]
+    if problems:
+        raise ContractError(f"contract: {cls.__name__} {problems[0]}")
+    return cls(**{n: _READERS[str(fields[n].type)](value, f"{cls.__name__}.{n}") for n, value in part.items()})
 
 
-def _scales(c: Contract, act: Act) -> tuple[float, ...]:
-    """One scale for each joint of a term; the kind's default where none is given."""
-    if len(act.scale) == len(act.joints):
-        return act.scale
-    if act.scale:
-        return act.scale * len(act.joints)
-    joints = [next(j for j in c.joints if j.name == name) for name in act.joints]
-    return tuple((j.upper - j.lower) / 2 if act.kind == "absolute" else j.velocity for j in joints)
+def _reader(
+    fits: Callable[[Any], bool], expected: str, read: Reader = lambda v, _: v, shown: Callable[[Any], str] = repr
+) -> Reader:
+    """A reader of the values that fit; `read` gives their canonical form."""
+
+    def checked(value: Any, where: str) -> Any:
+        if not fits(value):
+            raise ContractError(f"contract: {where} is {shown(value)}, expected {expected}")
+        return read(value, where)
+
+    return checked
 
 
-# ------------------------------------------------------------------ reading and checking
+def _several(read: Reader, bare: tuple[type, ...] = ()) -> Reader:
+    """A reader of lists of what `read` reads; a bare value of the types `bare` is a list of itself."""
+    read_all = _reader(
+        lambda v: isinstance(v, (tuple, list)),
+        "a list",
+        lambda values, where: tuple(read(v, where) for v in values),
+        lambda v: repr(str(v)[:80]),
+    )
+    return lambda value, where: read_all((value,) if isinstance(value, bare) else value, where)
 
 
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
-        raise ContractError(f"contract: {where} is {str(value)[:80]}, expected a number within +-{LARGEST:g}")
-    return float(value) + 0.0  # no negative zero: equal contracts hash alike
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value.isprintable():
-        raise ContractError(f"contract: {where} is {value!r}, expected text on one line")
-    return value
-
-
-def _count(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ContractError(f"contract: {where} is {value!r}, expected a whole number of at least 1")
-    return value
-
-
-def _pair(value: Any, where: str) -> tuple[str, float]:
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise ContractError(f"contract: {where} is {value!r}, expected (joint, ratio) pairs")
-    return _text(value[0], where), _number(value[1], where)
-
-
-def _several(read: Callable[[Any, str], Any], one: tuple[type, ...] = ()) -> Callable[[Any, str], tuple]:
-    """A reader of lists of what `read` reads; a bare value of the types `one` is a list of itself."""
-
-    def read_all(value: Any, where: str) -> tuple:
-        value = (value,) if isinstance(value, one) else value
-        if not isinstance(value, (tuple, list)):
-            raise ContractError(f"contract: {where} is {str(value)[:80]!r}, expected a list")
-        return tuple(read(v, where) for v in value)
-
-    return read_all
-
-
-def _part(cls: type) -> Callable[[Any, str], Any]:
-    return lambda value, where: _canonical(cls, value)
-
-
+_text = _reader(lambda v: isinstance(v, str) and v.isprintable(), "text on one line")
+_count = _reader(lambda v: isinstance(v, int) and v is not True and v >= 1, "a whole number of at least 1")
+_number = _reader(
+    lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= LARGEST,
+    f"a number within +-{LARGEST:g}",
+    lambda v, _: float(v) + 0.0,  # no negative zero: equal contracts hash alike
+    lambda v: str(v)[:80],
+)
 _numbers = _several(_number, (int, float))
-_READERS: dict[str, Callable[[Any, str], Any]] = {
+_pair = _reader(
+    lambda v: isinstance(v, (tuple, list)) and len(v) == 2,
+    "(joint, ratio) pairs",
+    lambda v, where: (_text(v[0], where), _number(v[1], where)),
+)
+_READERS: dict[str, Reader] = {  # of a field, by its annotation
     "str": _text,
     "Kind": _text,
     "float": _number,
@@ -368,28 +358,8 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "tuple[float, float] | None": lambda value, where: None if value is None else _numbers(value, where),
     "tuple[str, ...]": _several(_text, (str,)),
     "tuple[tuple[str, float], ...]": _several(_pair),
-    **{f"tuple[{cls.__name__}, ...]": _several(_part(cls)) for cls in (Joint, Signal, Observe, Act, Couple)},
+    **{f"tuple[{c.__name__}, ...]": _several(partial(_canonical, c)) for c in (Joint, Signal, Observe, Act, Couple)},
 }
-"""How a field is read, by its annotation."""
-
-
-def _fields(cls: type) -> list[dataclasses.Field]:
-    return [f for f in dataclasses.fields(cls) if f.init]
-
-
-def _canonical(cls: type, part: Any) -> Any:
-    """A `cls` with every field checked and in canonical form, from an instance or from its JSON mapping."""
-    fields = {f.name: f for f in _fields(cls)}
-    if isinstance(part, cls):
-        part = {name: getattr(part, name) for name in fields}
-    if not isinstance(part, dict):
-        raise ContractError(f"contract: expected the fields of a {cls.__name__}, got {part!r}")
-    unknown = sorted(set(part) - set(fields))
-    missing = [f.name for f in fields.values() if f.default is dataclasses.MISSING and f.name not in part]
-    if unknown or missing:
-        problem = f"has no field {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
-        raise ContractError(f"contract: {cls.__name__} {problem}")
-    return cls(**{n: _READERS[str(fields[n].type)](value, f"{cls.__name__}.{n}") for n, value in part.items()})
 
 
 def _check(c: Contract) -> None:

@@ -2,8 +2,7 @@
 
 import math
 
-Z95 = 1.959963984540054
-"""Standard normal quantile of 0.975."""
+Z95 = 1.959963984540054  # standard normal quantile of 0.975
 
 
 def wilson(count: int, total: int, z: float = Z95) -> tuple[float, float]:

@@ -102,11 +102,10 @@ def find_policy(spec: str | None, task: str, cfg: RunsConfig) -> Path:
     if spec is None:
         with suppress(DeftlyError):
             return runs.find_checkpoint("latest", task, cfg)
-    own = checkpoint.shipped(task)
-    if own is None:
-        place = "" if spec else f" in '{cfg.root}'"
-        raise DeftlyError(f"no policy for {task}{place}, none is shipped: train one, 'deftly train {task}'")
-    return own
+    if own := checkpoint.shipped(task):
+        return own
+    place = "" if spec else f" in '{cfg.root}'"
+    raise DeftlyError(f"no policy for {task}{place}, none is shipped: train one, 'deftly train {task}'")
 
 
 def prepare(stage: type[Any], verb: str, argv: Sequence[str]) -> tuple[Task, Any, Checkpoint | None]:

@@ -1,7 +1,5 @@
 """The run workspace: `runs_all/` keeps every run for ever, `runs/` links the newest, `runs/pinned/` the best."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -16,17 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from deftly import __version__
 from deftly.config import RunsConfig, parse, suggest
 from deftly.errors import DeftlyError
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from deftly.findings import show
 
 Kind = Literal["train", "test"]
-
 WEIGHTS = "weights.safetensors"
 LATEST: dict[str, Kind] = {"latest": "train", "latest_train": "train", "latest_test": "test"}
 NAME = re.compile(r"(?P<task>.+?)_(?P<kind>train|test)_(.+_)?(?P<stamp>\d{8}_\d{6})(_(?P<again>\d+))?")
@@ -59,8 +54,10 @@ def create(task: str, kind: Kind, cfg: RunsConfig, name: str | None = None) -> P
         facts |= {"command": sys.argv, "version": __version__, "commit": _commit()}
         (run / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
         if cfg.workspace:
-            for link in (run.name, *(latest for latest, of in LATEST.items() if of == kind)):
-                _link(cfg.root / "runs" / link, run)
+            for name in (run.name, *(latest for latest, of in LATEST.items() if of == kind)):
+                place = cfg.root / "runs" / name
+                if place.is_symlink() or not place.is_dir():  # a real folder of that name is the user's and stays
+                    link(place, run)
             _prune(kind, cfg)
     except OSError as error:
         text = f"cannot write '{error.filename or cfg.root}': {error.strerror}"
@@ -90,13 +87,12 @@ def _commit() -> str | None:
     return None
 
 
-def _link(link: Path, target: Path) -> None:
-    """Point `link` at `target` in one step; a real folder of that name is the user's and stays."""
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if link.is_symlink() or not link.is_dir():
-        temporary = link.with_name(f".tmp-{secrets.token_hex(4)}")
-        temporary.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
-        os.replace(temporary, link)
+def link(place: Path, target: Path) -> None:
+    """Make `place` a relative link to `target`, or point the link that is there at it, in one step."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".tmp-{secrets.token_hex(4)}")
+    temporary.symlink_to(os.path.relpath(target.resolve(), place.parent.resolve()))
+    os.replace(temporary, place)
 
 
 def _prune(kind: Kind, cfg: RunsConfig) -> None:
@@ -175,11 +171,11 @@ def find_run(spec: str | Path, task: str | None, cfg: RunsConfig, *, complete: b
 def _folders(cfg: RunsConfig) -> dict[str, Path]:
     """Every run folder (links followed) by each of its names."""
     with suppress(OSError):
-        for link in (cfg.root / "runs/pinned").glob("*"):
-            if link.is_symlink() and not link.exists():  # moved here with `mv`, which breaks a relative link
-                target = cfg.root / "runs_all" / Path(os.readlink(link)).name
+        for pinned in (cfg.root / "runs/pinned").glob("*"):
+            if pinned.is_symlink() and not pinned.exists():  # moved here with `mv`, which breaks a relative link
+                target = cfg.root / "runs_all" / Path(os.readlink(pinned)).name
                 if target.is_dir():
-                    _link(link, target)
+                    link(pinned, target)
     found = [path for place in ("runs_all", "runs", "runs/pinned") for path in (cfg.root / place).glob("[!.]*")]
     return {path.name: path.resolve() for path in found if path.name not in LATEST and _is_run(path)}
 
@@ -220,12 +216,12 @@ def _curve(rows: list[dict[str, str]], x: str, y: str) -> list[tuple[float, floa
 def pin(spec: str, new_name: str | None, cfg: RunsConfig) -> Path:
     """Link a run in `runs/pinned/`, where it stays in view; returns the link."""
     run = find_run(spec, None, cfg)
-    link = cfg.root / "runs/pinned" / (new_name or run.name)
-    _check_name(link.name)
-    if os.path.lexists(link):
-        raise DeftlyError(f"'{link}' exists; choose another with --name NAME or first --unpin {link.name}")
-    _link(link, run)
-    return link
+    place = cfg.root / "runs/pinned" / (new_name or run.name)
+    _check_name(place.name)
+    if os.path.lexists(place):
+        raise DeftlyError(f"'{place}' exists; choose another with --name NAME or first --unpin {place.name}")
+    link(place, run)
+    return place
 
 
 def unpin(name: str, cfg: RunsConfig) -> None:
@@ -237,7 +233,7 @@ def unpin(name: str, cfg: RunsConfig) -> None:
     link.unlink()
 
 
-def compare(specs: Sequence[str], column: str, out_png: Path, cfg: RunsConfig) -> Table:
+def compare(specs: Sequence[str], column: str, out_png: Path, cfg: RunsConfig) -> Any:
     """Plot a column of the runs' `metrics.csv` against steps into `out_png`; returns a summary table."""
     from matplotlib.figure import Figure
 
@@ -259,7 +255,7 @@ def compare(specs: Sequence[str], column: str, out_png: Path, cfg: RunsConfig) -
     return table(("run", "steps", f"last {column}", "min", "max"), lines)
 
 
-def overview(cfg: RunsConfig) -> Table | str:
+def overview(cfg: RunsConfig) -> Any:
     """Every run with its figures, newest first."""
     lines = []
     for run in list_runs(cfg):
@@ -270,8 +266,8 @@ def overview(cfg: RunsConfig) -> Table | str:
     return table(columns, lines) if lines else f"no runs in '{cfg.root}' yet; start one: deftly train TASK"
 
 
-def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
-    """Lines of text in columns."""
+def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> Any:
+    """Lines of text in columns: a `rich.table.Table`, which is imported only here."""
     from rich.table import Column, Table
 
     found = Table(*(Column(name, overflow="fold") for name in columns), box=None)
@@ -295,16 +291,13 @@ class RunsArgs:
 
 def main(argv: list[str]) -> int:
     """Run `deftly runs`."""
-    from rich.console import Console
-
     args = parse(RunsArgs, argv, prog="deftly runs")
-    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
     if args.pin:
-        console.print(f"pinned as {pin(args.pin, args.name, args.runs)}")
+        show(f"pinned as {pin(args.pin, args.name, args.runs)}")
     elif args.unpin:
         unpin(args.unpin, args.runs)
     elif args.compare:
-        console.print(compare(args.compare, args.column, args.out, args.runs), f"plot: {args.out}")
+        show(compare(args.compare, args.column, args.out, args.runs), f"plot: {args.out}")
     else:
-        console.print(overview(args.runs))
+        show(overview(args.runs))
     return 0

@@ -1,7 +1,5 @@
 """`deftly train TASK`: from nothing to a trained policy, resumable at any time."""
 
-from __future__ import annotations
-
 import math
 import os
 import secrets
@@ -17,7 +15,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from deftly import runs
+from deftly import config, runs
 from deftly.config import EnvConfig, PPOConfig, RunsConfig, SimConfig, TaskConfig, parse, split_task, to_yaml, with_task
 from deftly.env import Env
 from deftly.errors import DeftlyError
@@ -32,7 +30,7 @@ LEARNER = ("std", "learning_rate", "time/collect", "time/update", "loss/value", 
 
 
 @dataclass(frozen=True)
-class TrainArgs:
+class TrainArgs(config.Ranged):
     """Train a policy. Sections: sim, env, task, train, runs."""
 
     sim: SimConfig = field(default_factory=SimConfig)  # The physics engine.
@@ -55,47 +53,11 @@ class TrainArgs:
     """What to print: every iteration, a live table (each tenth iteration without a terminal), or only problems."""
 
     def __post_init__(self) -> None:
-        if self.until_success is not None and not 0 < self.until_success <= 1:
-            raise DeftlyError(f"until-success is {self.until_success}, but it must be above 0 and at most 1")
-        for name, low in (("eval_every", 0), ("eval_episodes", 1), ("save_every", 1), ("keep_checkpoints", 1)):
-            if getattr(self, name) < low:
-                raise DeftlyError(f"{name.replace('_', '-')} is {getattr(self, name)}, but it must be {low} or more")
+        super().__post_init__()
         if self.resume and self.init:
             raise DeftlyError("--resume continues a run and --init starts a new one: give one of them")
         if self.env.device != "cpu":
             raise DeftlyError(f"env.device is {self.env.device}, but this Deftly simulates on the CPU: use cpu")
-
-
-def main(argv: list[str]) -> int:
-    """The command line of the stage."""
-    name, rest = split_task(argv)
-    if "test=true" in (low := [w.lower().removeprefix("training.") for w in rest]):
-        from deftly import play  # the seeds' way to test: `train task=... test=true`
-
-        return play.main([*([name] if name else []), *(word for word, key in zip(rest, low) if key != "test=true")])
-    if name is None:
-        if {"-h", "--help"} & set(rest):
-            parse(TrainArgs, rest, prog="deftly train TASK")
-        raise DeftlyError("which task? `deftly train TASK`; `deftly tasks` lists them")
-    task, prog, source = load(name), f"deftly train {name}", None
-    args_type = with_task(TrainArgs, task.Config)
-    args = parse(args_type, rest, prog=prog)
-    if args.resume:
-        source = checkpoint.load(runs.find_checkpoint(args.resume, task.name, args.runs))
-        args = parse(args_type, ["--config", str(source.path / checkpoint.CONFIG), *rest], prog=prog)
-    return train(name, args, source).exit_code
-
-
-def train(name: str, args: TrainArgs, source: checkpoint.Checkpoint | None = None) -> Training:
-    """Train the task `name` (or task file) under `args`, resuming from `source` if given; returns what it came to."""
-    task = load(name)(args.task)
-    if source is not None:
-        source.require(task)
-    elif args.train.seed < 0:
-        args = replace(args, train=replace(args.train, seed=secrets.randbelow(2**31)))
-    training = Training(name, task, args, Ranks.join(), source)
-    training.run_all()
-    return training
 
 
 class Training:
@@ -109,8 +71,8 @@ class Training:
         if ranks.size > 1 and not sim.threads:
             beside = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))
             sim = replace(sim, threads=max(1, len(os.sched_getaffinity(0)) // beside))
-        broken = self.run / "broken"
-        self.env = Env(task, args.env, sim, args.train.seed, purpose=f"train/{ranks.rank}", dump_dir=broken)
+        purpose, broken = f"train/{ranks.rank}", self.run / "broken"
+        self.env = Env(task, args.env, sim, args.train.seed, purpose, broken)
         self.env.stagger()
         self.ppo = PPO(self.env, args.train, ranks)
         self.iteration, self.seconds, self.success, self.best = 0, 0.0, math.nan, (-1.0, 0.0)
@@ -137,9 +99,8 @@ class Training:
 
     def _resume(self, source: checkpoint.Checkpoint) -> None:
         if self.ranks.size > 1:
-            raise DeftlyError(
-                "a run of several processes cannot be resumed exactly: start from its weights with --init"
-            )
+            advice = "start from its weights with --init"
+            raise DeftlyError(f"a run of several processes cannot be resumed exactly: {advice}")
         state, numbers = source.state(), source.numbers
         parts = {p: {k[4:]: v for k, v in state.items() if k.startswith(p)} for p in ("env/", "ppo/")}
         source.load_into(self.ppo.models)
@@ -157,11 +118,6 @@ class Training:
         if args.wandb:
             yield log.wandb(self.run, asdict(args))
         yield log.progress(self.console, self.task.name, args.train.max_iterations, args.log_level)
-
-    def close(self) -> None:
-        """Close the logs; the last table on the terminal stays."""
-        while self._writers:
-            self._writers.pop().close()
 
     @property
     def steps(self) -> int:
@@ -183,7 +139,8 @@ class Training:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            self.close()
+            while self._writers:  # the last table on the terminal stays
+                self._writers.pop().close()
         self._farewell()
         failed = self.args.until_success is not None and not self._reached
         self.exit_code = 128 + self._stop_signal if self._stop_signal else int(failed)
@@ -248,7 +205,7 @@ class Training:
             checkpoint.save(folder, self.ppo.models, contract, self.config, task, self.iteration, numbers, flat)
             self._last_saved = self.iteration
         for name in ("last", "best") if best else ("last",):
-            checkpoint.link(folder.with_name(name), folder)
+            runs.link(folder.with_name(name), folder)
         linked = {folder.with_name(name).resolve() for name in ("last", "best")}
         periodic = sorted(p for p in folder.parent.glob("iter_*") if p.resolve() not in linked)
         for old in periodic[: -self.args.keep_checkpoints]:
@@ -264,3 +221,35 @@ class Training:
         elif self.args.until_success is not None:
             say(f"stopped at iteration {self.iteration} below the wanted success: raise train.max-iterations")
         say(f"measure it: deftly eval {self.given_name} --checkpoint {self.run}")
+
+
+def main(argv: list[str]) -> int:
+    """The command line of the stage."""
+    name, rest = split_task(argv)
+    if "test=true" in (low := [w.lower().removeprefix("training.") for w in rest]):
+        from deftly import play  # the seeds' way to test: `train task=... test=true`
+
+        return play.main([*([name] if name else []), *(word for word, key in zip(rest, low) if key != "test=true")])
+    if name is None:
+        if {"-h", "--help"} & set(rest):
+            parse(TrainArgs, rest, prog="deftly train TASK")
+        raise DeftlyError("which task? `deftly train TASK`; `deftly tasks` lists them")
+    task, prog, source = load(name), f"deftly train {name}", None
+    args_type = with_task(TrainArgs, task.Config)
+    args = parse(args_type, rest, prog=prog)
+    if args.resume:
+        source = checkpoint.load(runs.find_checkpoint(args.resume, task.name, args.runs))
+        args = parse(args_type, ["--config", str(source.path / checkpoint.CONFIG), *rest], prog=prog)
+    return train(name, args, source).exit_code
+
+
+def train(name: str, args: TrainArgs, source: checkpoint.Checkpoint | None = None) -> Training:
+    """Train the task `name` (or task file) under `args`, resuming from `source` if given; returns what it came to."""
+    task = load(name)(args.task)
+    if source is not None:
+        source.require(task)
+    elif args.train.seed < 0:
+        args = replace(args, train=replace(args.train, seed=secrets.randbelow(2**31)))
+    training = Training(name, task, args, Ranks.join(), source)
+    training.run_all()
+    return training

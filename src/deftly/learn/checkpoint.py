@@ -85,10 +85,9 @@ class Checkpoint:
 
     def state(self) -> dict[str, Tensor]:
         """What training resumes from. Raises DeftlyError if the checkpoint holds only the policy."""
-        path = self.path / STATE
-        if not path.is_file():
+        if not (self.path / STATE).is_file():
             raise DeftlyError(f"{self.path} holds a policy but no training state: resume from another checkpoint")
-        return _read(path)[0]
+        return _read(self.path / STATE)[0]
 
 
 def save(
@@ -126,14 +125,6 @@ def save(
         shutil.rmtree(scratch, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         raise DeftlyError(f"cannot write the checkpoint {folder}: {reason}; what was there is kept") from error
-
-
-def link(name: Path, target: Path) -> None:
-    """Point the link `name` (`last`, `best`) at the checkpoint folder `target` beside it, in one step."""
-    scratch = name.with_name(f".tmp-{name.name}-{os.getpid()}")
-    scratch.unlink(missing_ok=True)
-    scratch.symlink_to(target.name)
-    os.replace(scratch, name)
 
 
 def load(path: Path) -> Checkpoint:

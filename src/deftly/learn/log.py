@@ -15,8 +15,7 @@ from rich.table import Table
 
 from deftly.errors import DeftlyError
 
-Row = dict[str, float]
-"""The figures of an iteration by name; for the writers, one that is not known is missing, not NaN."""
+Row = dict[str, float]  # an iteration's figures by name; for the writers, one that is not known is missing, not NaN
 
 
 class Writer(NamedTuple):
@@ -75,8 +74,7 @@ def progress(console: Console, title: str, iterations: int, level: str) -> Write
     """A live table on a terminal; elsewhere one line every tenth iteration, or each if the level is `debug`."""
     bar = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), console=console)
     task = bar.add_task(title, total=iterations)
-    live = Live(console=console)
-    evaluated = nan
+    live, evaluated = Live(console=console), nan
     if console.is_terminal and level == "info":
         live.start()
 
@@ -87,17 +85,12 @@ def progress(console: Console, title: str, iterations: int, level: str) -> Write
             bar.update(task, completed=row["iteration"])
             live.update(Group(_table(row, evaluated), bar))
         elif level == "debug" or row["iteration"] % 10 == 0 or "eval_success" in row:
-            console.print(_line(row, evaluated), soft_wrap=True)
+            text = f"iteration {row['iteration']:.0f}  {row['steps'] / 1e6:.2f} M steps  {_clock(row['seconds'])}  "
+            text += f"{row['steps_per_second']:.0f} steps/s  success {_share(row.get('success', nan))}  "
+            text += f"evaluated {_share(evaluated)}  return {row.get('return', nan):.2f}"
+            console.print(text, soft_wrap=True)
 
     return Writer(write, live.stop)
-
-
-def _line(row: Row, evaluated: float) -> str:
-    return (
-        f"iteration {row['iteration']:.0f}  {row['steps'] / 1e6:.2f} M steps  {_clock(row['seconds'])}  "
-        f"{row['steps_per_second']:.0f} steps/s  success {_share(row.get('success', nan))}  "
-        f"evaluated {_share(evaluated)}  return {row.get('return', nan):.2f}"
-    )
 
 
 def _table(row: Row, evaluated: float) -> Table:

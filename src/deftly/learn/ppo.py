@@ -4,13 +4,11 @@ rsl-rl's runner pickles checkpoints, requires NCCL for several processes, and bo
 value before its last step. Here nothing is pickled, gloo serves CPUs, and the true final observation is valued.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -34,7 +32,7 @@ class Ranks:
     size: int = 1
 
     @classmethod
-    def join(cls) -> Ranks:
+    def join(cls) -> Self:
         """Join the process group that `torchrun` describes in the environment, over gloo."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
@@ -45,10 +43,9 @@ class Ranks:
 
     def agree(self, flag: bool) -> bool:
         """Whether any process says so."""
-        if self.size == 1:
-            return flag
         votes = torch.tensor(float(flag))
-        dist.all_reduce(votes, dist.ReduceOp.MAX)
+        if self.size > 1:
+            dist.all_reduce(votes, dist.ReduceOp.MAX)
         return bool(votes)
 
     def share_text(self, text: str) -> str:
@@ -96,13 +93,10 @@ class PPO:
         self._collect()
         collected = time.perf_counter()
         losses = self.algorithm.update()
-        return {
-            **{f"loss/{name}": float(value) for name, value in losses.items()},
-            "std": float(self.actor.distribution.std_param.detach().mean()),  # type: ignore[union-attr]
-            "learning_rate": self.algorithm.learning_rate,
-            "time/collect": collected - start,
-            "time/update": time.perf_counter() - collected,
-        }
+        figures = {f"loss/{name}": float(value) for name, value in losses.items()}
+        figures |= {"time/collect": collected - start, "time/update": time.perf_counter() - collected}
+        std = float(self.actor.distribution.std_param.detach().mean())  # type: ignore[union-attr]
+        return {**figures, "std": std, "learning_rate": self.algorithm.learning_rate}
 
     @torch.inference_mode()
     def _collect(self) -> None:
