@@ -18,8 +18,8 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args
 
 from deftly.errors import DeftlyError
@@ -115,10 +115,12 @@ class Contract:
     observe_terms: tuple[Observe, ...]
     act_terms: tuple[Act, ...]
     couplings: tuple[Couple, ...] = ()
+    _constants: dict = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
-            object.__setattr__(self, f.name, _READERS[str(f.type)](getattr(self, f.name), f.name))
+            if f.init:
+                object.__setattr__(self, f.name, _READERS[str(f.type)](getattr(self, f.name), f.name))
         _check(self)
 
     @property
@@ -189,7 +191,9 @@ class Contract:
         columns = {j.name: xp.clip(columns[j.name], j.lower, j.upper) for j in self.joints}
         for couple in self.couplings:
             follow = 0.0 * columns[couple.joint] + couple.offset
-            columns[couple.joint] = sum((ratio * columns[lead] for lead, ratio in couple.of), follow)
+            for lead, ratio in couple.of:
+                follow = follow + ratio * columns[lead]
+            columns[couple.joint] = follow
         targets = xp.clip(xp.stack([columns[j.name] for j in self.joints], -1), k["lower"], k["upper"])
         return targets, {**memory, ACTION: filtered, COMMAND: targets}
 
@@ -227,46 +231,16 @@ class Contract:
     def _action_joints(self) -> tuple[str, ...]:
         return tuple(j for a in self.act_terms for j in a.joints)
 
-    @cached_property
-    def _constants(self) -> dict[tuple, dict[str, Any]]:
-        return {}
-
     def _constant_arrays(self, like: Array) -> dict[str, Any]:
-        """The contract's figures as arrays of the library, dtype and device of `like`, made once for each."""
+        """The contract's figures as arrays of the library, dtype and device of `like`."""
         key = (type(like), str(like.dtype), str(like.device))
-        if key in self._constants:
-            return self._constants[key]
-        if "float" not in str(like.dtype):
-            raise ContractError(f"signals and actions are floating point, got an array of {like.dtype}")
-        array = partial(_xp(like).asarray, dtype=like.dtype, device=like.device)
-        index, rows = {j.name: i for i, j in enumerate(self.joints)}, []
-        for act in self.act_terms:
-            joints = [self.joints[index[name]] for name in act.joints]
-            default = [(j.upper - j.lower) / 2 if act.kind == "absolute" else j.velocity for j in joints]
-            scales = act.scale * (len(joints) // len(act.scale)) if act.scale else default
-            per = self.rate if act.kind in ("velocity", "gripper") else 1.0
-            last = float(act.kind in ("delta", "velocity", "gripper"))
-            rows += [(act, j, s / per, last) for j, s in zip(joints, scales)]
-        centre = {"absolute": lambda j: (j.lower + j.upper) / 2, "relative": lambda j: j.home}
-        constants = {
-            "lower": array([j.lower for j in self.joints]),
-            "upper": array([j.upper for j in self.joints]),
-            "action_joint": [index[j.name] for _, j, _, _ in rows],
-            "gain": array([gain for _, _, gain, _ in rows]),
-            "inverse_gain": array([0.0 if last or not gain else 1 / gain for _, _, gain, last in rows]),
-            "bias": array([centre[act.kind](j) if act.kind in centre else 0.0 for act, j, _, _ in rows]),
-            "from_last": array([last for _, _, _, last in rows]),
-            "lowpass": array([act.lowpass for act, _, _, _ in rows]),
-            "is_gripper": array([float(act.kind == "gripper") for act, _, _, _ in rows]) > 0,
-            "closed": array([j.lower for _, j, _, _ in rows]),
-            "open": array([j.upper for _, j, _, _ in rows]),
-        }
-        constants |= {f"observe.{i}": (array(o.scale), array(o.offset)) for i, o in enumerate(self.observe_terms)}
-        return self._constants.setdefault(key, constants)
+        if key not in self._constants:
+            self._constants[key] = _constant_arrays(self, like)
+        return self._constants[key]
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, floats in their shortest exact form."""
-        data = {"schema": SCHEMA, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}}
+        data = {"schema": SCHEMA, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}}
         return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dataclasses.asdict)
 
     @property
@@ -298,10 +272,39 @@ def _xp(array: Array) -> Any:
     return sys.modules[type(array).__module__.partition(".")[0]]
 
 
+def _constant_arrays(c: Contract, like: Array) -> dict[str, Any]:
+    if "float" not in str(like.dtype):
+        raise ContractError(f"signals and actions are floating point, got an array of {like.dtype}")
+    array = partial(_xp(like).asarray, dtype=like.dtype, device=like.device)
+    index, rows = {j.name: i for i, j in enumerate(c.joints)}, []
+    for act in c.act_terms:
+        joints = [c.joints[index[name]] for name in act.joints]
+        default = [(j.upper - j.lower) / 2 if act.kind == "absolute" else j.velocity for j in joints]
+        scales = act.scale * (len(joints) // len(act.scale)) if act.scale else default
+        per = c.rate if act.kind in ("velocity", "gripper") else 1.0
+        last = float(act.kind in ("delta", "velocity", "gripper"))
+        rows += [(act, j, s / per, last) for j, s in zip(joints, scales)]
+    centre = {"absolute": lambda j: (j.lower + j.upper) / 2, "relative": lambda j: j.home}
+    constants = {
+        "lower": array([j.lower for j in c.joints]),
+        "upper": array([j.upper for j in c.joints]),
+        "action_joint": [index[j.name] for _, j, _, _ in rows],
+        "gain": array([gain for _, _, gain, _ in rows]),
+        "inverse_gain": array([0.0 if last or not gain else 1 / gain for _, _, gain, last in rows]),
+        "bias": array([centre[act.kind](j) if act.kind in centre else 0.0 for act, j, _, _ in rows]),
+        "from_last": array([last for _, _, _, last in rows]),
+        "lowpass": array([act.lowpass for act, _, _, _ in rows]),
+        "is_gripper": array([float(act.kind == "gripper") for act, _, _, _ in rows]) > 0,
+        "closed": array([j.lower for _, j, _, _ in rows]),
+        "open": array([j.upper for _, j, _, _ in rows]),
+    }
+    return constants | {f"observe.{i}": (array(o.scale), array(o.offset)) for i, o in enumerate(c.observe_terms)}
+
+
 def _canonical(cls: type, part: Any, _where: str = "") -> Any:
     """A `cls` with every field checked and in canonical form, from an instance or from its JSON mapping."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    part = vars(part) if isinstance(part, cls) else part
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    part = {name: getattr(part, name) for name in fields} if isinstance(part, cls) else part
     if not isinstance(part, dict):
         raise ContractError(f"contract: expected the fields of a {cls.__name__}, got {part!r}")
     problems = [f"has no field {name!r}" for name in sorted(set(part) - set(fields))]
@@ -311,14 +314,12 @@ def _canonical(cls: type, part: Any, _where: str = "") -> Any:
     return cls(**{n: _READERS[str(fields[n].type)](value, f"{cls.__name__}.{n}") for n, value in part.items()})
 
 
-def _reader(
-    fits: Callable[[Any], bool], expected: str, read: Reader = lambda v, _: v, shown: Callable[[Any], str] = repr
-) -> Reader:
-    """A reader of the values that fit; `read` gives their canonical form."""
+def _reader(ok: Callable[[Any], bool], want: str, read: Reader = lambda v, _: v, shown: Callable = repr) -> Reader:
+    """A reader of the values that are `ok`; `read` gives their canonical form, `shown` the text of the others."""
 
     def checked(value: Any, where: str) -> Any:
-        if not fits(value):
-            raise ContractError(f"contract: {where} is {shown(value)}, expected {expected}")
+        if not ok(value):
+            raise ContractError(f"contract: {where} is {shown(value)}, expected {want}")
         return read(value, where)
 
     return checked

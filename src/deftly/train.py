@@ -119,6 +119,11 @@ class Training:
             yield log.wandb(self.run, asdict(args))
         yield log.progress(self.console, self.task.name, args.train.max_iterations, args.log_level)
 
+    def close(self) -> None:
+        """Close the logs; the last table on the terminal stays."""
+        while self._writers:
+            self._writers.pop().close()
+
     @property
     def steps(self) -> int:
         """Environment steps of all processes so far."""
@@ -139,8 +144,7 @@ class Training:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            while self._writers:  # the last table on the terminal stays
-                self._writers.pop().close()
+            self.close()
         self._farewell()
         failed = self.args.until_success is not None and not self._reached
         self.exit_code = 128 + self._stop_signal if self._stop_signal else int(failed)

@@ -1,7 +1,6 @@
 """Where a training's figures go: a live table, `metrics.csv`, TensorBoard, and wandb if asked."""
 
 import csv
-import os
 from collections.abc import Callable
 from itertools import zip_longest
 from math import isnan, nan
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from deftly.errors import DeftlyError
+from deftly.sim.render import whole
 
 Row = dict[str, float]  # an iteration's figures by name; for the writers, one that is not known is missing, not NaN
 
@@ -32,13 +32,12 @@ def metrics(path: Path, columns: list[str], resume_at: int) -> Writer:
         with path.open(newline="") as old:
             rows = [row for row in csv.DictReader(old) if row.get("iteration", "").isdigit()]
             kept = [row for row in rows if int(row["iteration"]) <= resume_at]
-    scratch = path.with_name(f".tmp-{path.name}")
-    file = scratch.open("w", newline="")
-    writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
-    writer.writeheader()
-    writer.writerows(kept)
-    file.flush()
-    os.replace(scratch, path)
+    with whole(path) as scratch:
+        file = scratch.open("w", newline="")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
+        writer.writeheader()
+        writer.writerows(kept)
+        file.flush()
 
     def write(row: Row) -> None:
         writer.writerow({k: f"{v:.6g}" for k, v in row.items()})
