@@ -6,8 +6,7 @@ from pathlib import Path
 
 from deftly.errors import DeftlyError
 
-FOLDER = Path(__file__).resolve().parents[2] / "bench"
-"""The benchmarks are no part of the installed package, but of the repository around it."""
+FOLDER = Path(__file__).resolve().parents[2] / "bench"  # of the repository around the package, not installed with it
 
 
 def main(argv: list[str]) -> int:

@@ -2,7 +2,4 @@
 
 
 class DeftlyError(Exception):
-    """Something the user can mend: one line saying what is wrong, where, and what to type instead.
-
-    The command line prints the message without a traceback and exits with status 2.
-    """
+    """Something the user can mend: one line saying what is wrong, where, and what to type instead; exit status 2."""

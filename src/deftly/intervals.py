@@ -2,11 +2,9 @@
 
 import math
 
-Z95 = 1.959963984540054  # standard normal quantile of 0.975
 
-
-def wilson(count: int, total: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson score interval of a share, `count` of `total`; 95 % by default. (0, 1) of nothing."""
+def wilson(count: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson score interval of a share, `count` of `total`; 95 % by the default quantile. (0, 1) of nothing."""
     if total == 0:
         return 0.0, 1.0
     p, n = count / total, total

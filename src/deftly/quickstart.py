@@ -68,12 +68,11 @@ def serve(folder: Path, words: list[str]) -> int:
 
     command = [sys.executable, "-m", "deftly", "serve", "--bundle", str(folder), "--bind", "tcp://127.0.0.1:*"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
         try:
-            line = server.stdout.readline()
+            line = server.stdout.readline() if server.stdout else ""
             print(line, end="", flush=True)
             endpoint = re.search(r"tcp://[\d.]+:\d+", line)
-            if not endpoint:
+            if endpoint is None:
                 raise DeftlyError(f"the policy server did not start; try it alone: deftly serve --bundle {folder}")
             return sim2sim.main([*words, "--bundle", str(folder), "--server-endpoint", endpoint[0]])
         finally:
