@@ -106,6 +106,7 @@ def test_a_log_saved_beside_a_running_loop_is_whole(tmp_path):
         while not over.is_set():
             clock[0] += 0.02
             runner.step(clock[0])
+            time.sleep(0.0005)  # a ring is to outlast a save
             if runner.kernel.state is State.READY:
                 runner.start()
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from deftly.config import RunsConfig, parse, split_task
 from deftly.contract import Contract
+from deftly.deploy import bundle
 from deftly.deploy.brain import PolicyBrain
 from deftly.deploy.keys import new_keys
 from deftly.deploy.link import Connection
@@ -26,9 +27,9 @@ class ServeArgs:
     """Answer robots with a policy: `deftly serve TASK`, or `deftly serve --bundle DIR`."""
 
     bundle: Path | None = None
-    """Folder that `deftly export` wrote; it needs neither torch nor MuJoCo."""
+    """Folder that `deftly export` wrote; it needs neither torch nor MuJoCo. Unset: the one shipped for TASK."""
     checkpoint: str | None = None
-    """Policy instead of a bundle: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped."""
+    """Policy instead of a bundle, with torch: latest, a run, a checkpoint folder or shipped."""
     bind: str = "tcp://127.0.0.1:5555"
     """Where to answer; an address that other machines reach needs keys. Port * takes a free one."""
     keys: Path | None = None
@@ -80,13 +81,12 @@ def find(task: str | None, args: ServeArgs) -> tuple[Contract, Network, str]:
     """Contract, network and name of the policy that the arguments mean. Raises DeftlyError if there is none."""
     if args.bundle and args.checkpoint:
         raise DeftlyError("serve takes --bundle or --checkpoint, not both")
-    if args.bundle:
-        from deftly.deploy import bundle
-
-        found = bundle.load(args.bundle)
+    folder = args.bundle or (bundle.shipped(task) if task and not args.checkpoint else None)
+    if folder:
+        found = bundle.load(folder)
         if task not in (None, found.task):
-            raise DeftlyError(f"{args.bundle} was made for {found.task}, not for {task}")
-        return found.contract, found.network, str(args.bundle)
+            raise DeftlyError(f"{folder} was made for {found.task}, not for {task}")
+        return found.contract, found.network, f"{found.task} {args.bundle or 'shipped bundle'}"
     if task is None and args.checkpoint is None:
         raise DeftlyError("serve needs a policy: deftly serve TASK, or --bundle DIR; 'deftly tasks' lists the tasks")
     return _from_checkpoint(task, args)
