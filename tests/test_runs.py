@@ -128,6 +128,7 @@ def test_a_run_means_its_best_then_last_then_newest_checkpoint(cfg):
         if name != "iter_000100":
             assert find_checkpoint(run, None, cfg).name == newest
     assert find_checkpoint("latest:last", "leap", cfg).name == "last"
+    assert find_checkpoint("latest", "leap", cfg, "last").name == "last"  # where a training goes on
     assert find_checkpoint(f"{run}:iter_000100", "leap", cfg).name == "iter_000100"
     assert find_checkpoint(f"{run}/checkpoints/best:last", None, cfg).name == "last"
     with pytest.raises(DeftlyError, match=r"no checkpoint 'iter_7'; it has best, iter_000050"):

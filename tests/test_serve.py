@@ -3,8 +3,6 @@
 import signal
 import subprocess
 import sys
-import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,17 +64,19 @@ def test_checkpoint_without_a_task():
     assert found[0] == find(TASK, ServeArgs(checkpoint="shipped"))[0]
 
 
-def test_a_bundle_is_loaded_with_its_task(monkeypatch):
-    contract, network, _ = find(TASK, ServeArgs(checkpoint="shipped"))
-    bundle = types.SimpleNamespace(contract=contract, network=network, task=TASK)
-    module = types.ModuleType("deftly.deploy.bundle")
-    module.load = lambda path: bundle  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "deftly.deploy.bundle", module)
-    monkeypatch.setattr("deftly.deploy.bundle", module, raising=False)
-    args = ServeArgs(bundle=Path("here"))
-    assert find(None, args) == find(TASK, args) == (contract, network, "here")
-    with pytest.raises(serve.DeftlyError, match="was made for jaka-pick-cube, not for other"):
+def test_a_bundle_is_loaded_with_its_task(exported):
+    args = ServeArgs(bundle=exported.bundle)
+    contract, network, what = find(None, args)
+    assert (contract.robot, what) == ("slider", f"rail {exported.bundle}")
+    assert network(np.zeros((2, contract.obs_size), np.float32)).shape == (2, contract.action_size)
+    assert find("rail", args)[0] == contract
+    with pytest.raises(serve.DeftlyError, match="was made for rail, not for other"):
         find("other", args)
+
+
+def test_a_task_alone_is_its_shipped_bundle(exported, monkeypatch):
+    monkeypatch.setattr(serve.bundle, "shipped", lambda task: exported.bundle if task == "rail" else None)
+    assert find("rail", ServeArgs())[2] == "rail shipped bundle"
 
 
 @pytest.mark.parametrize(

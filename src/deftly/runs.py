@@ -103,11 +103,11 @@ def _prune(kind: Kind, cfg: RunsConfig) -> None:
         link.unlink(missing_ok=True)
 
 
-def find_checkpoint(spec: str | Path, task: str | None, cfg: RunsConfig) -> Path:
+def find_checkpoint(spec: str | Path, task: str | None, cfg: RunsConfig, wanted: str = "best") -> Path:
     """Resolve what a user typed after `checkpoint=` to the folder of a complete checkpoint, or raise `DeftlyError`.
 
     `spec` is a name of `LATEST` (the newest run of `task`, or of any task if None, that has a checkpoint), a run,
-    checkpoint or file path, or part of a run's name, each with an optional `:best`, `:last` or `:iter_000123`.
+    checkpoint or file path, or part of a run's name, each with an optional `:last` or `:iter_000123`; else `wanted`.
     """
     head, _, tail = str(spec).rpartition(":")
     text, name = (head, tail) if head and re.fullmatch(r"[\w-]+", tail) else (str(spec), None)
@@ -121,7 +121,7 @@ def find_checkpoint(spec: str | Path, task: str | None, cfg: RunsConfig) -> Path
         raise DeftlyError(f"run '{run.name}' has no complete checkpoint; 'deftly runs' lists the others")
     if name and name not in found:
         raise DeftlyError(f"run '{run.name}' has no checkpoint '{name}'; it has {', '.join(sorted(found))}")
-    return found[name or next((best for best in ("best", "last") if best in found), list(found)[-1])]
+    return found[name or next((name for name in (wanted, "last") if name in found), list(found)[-1])]
 
 
 def _existing(text: str, cfg: RunsConfig) -> Path | None:

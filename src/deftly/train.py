@@ -242,7 +242,7 @@ def main(argv: list[str]) -> int:
     args_type = with_task(TrainArgs, task.Config)
     args = parse(args_type, rest, prog=prog)
     if args.resume:
-        source = checkpoint.load(runs.find_checkpoint(args.resume, task.name, args.runs))
+        source = checkpoint.load(runs.find_checkpoint(args.resume, task.name, args.runs, "last"))
         args = parse(args_type, ["--config", str(source.path / checkpoint.CONFIG), *rest], prog=prog)
     return train(name, args, source).exit_code
 
