@@ -53,7 +53,7 @@ if importlib.util.find_spec("deftly.deploy.server"):
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        client = Client(server.endpoint, timeout=10.0, patience=10.0)
+        client = Client(server.endpoint, timeout=10.0)
         client.reset(signals)
         served = client.infer(signals).targets.tolist()
         client.close()

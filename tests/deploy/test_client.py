@@ -242,10 +242,11 @@ def test_another_contract_there_is_refused_whatever_the_server_says():
         assert Client(endpoint).contract.rate == 10.0
 
 
-def test_half_open_servers_do_not_hold_anyone_up():
+def test_half_open_servers_do_not_hold_anyone_up(monkeypatch):
+    monkeypatch.setattr(Client, "patience", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts, and never says a word
         endpoint = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-        message = fails_in(0.3, lambda: Client(endpoint, CONTRACT, patience=0.3))
+        message = fails_in(0.3, lambda: Client(endpoint, CONTRACT))
     assert message == f"no policy server at {endpoint} (waited 0.3 s)"
 
 

@@ -60,7 +60,7 @@ def test_new_keys_are_whole_secret_and_never_overwritten(tmp_path):
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_only_robots_on_the_list_are_answered(tmp_path):
+def test_only_robots_on_the_list_are_answered(tmp_path, monkeypatch):
     new_keys(tmp_path / "ours")
     new_keys(tmp_path / "theirs")
     stranger = tmp_path / "theirs/robot"
@@ -69,9 +69,10 @@ def test_only_robots_on_the_list_are_answered(tmp_path):
         endpoint = server.endpoint.replace("0.0.0.0", "127.0.0.1")
         good = Client(endpoint, CONTRACT, timeout=5, keys=tmp_path / "ours/robot")
         good.reset(signals(0))
+        monkeypatch.setattr(Client, "patience", 0.4)
         for keys in (stranger, None):
             with pytest.raises(PolicyError, match=r"no (policy server|answer)"):
-                Client(endpoint, CONTRACT, keys=keys, patience=0.4)
+                Client(endpoint, CONTRACT, keys=keys)
             good.infer(signals(1))
         assert good.status()["types"]["init"] == 1
         good.close()

@@ -1,10 +1,8 @@
 """The robot's side of a policy server: a policy that decides somewhere else, within a time, or raises PolicyError.
 
-To use it in another project copy it, `link.py`, `wire.py`, `policy.py`, `contract.py` and `errors.py`.
-"""
+To use it in another project copy it, `link.py`, `wire.py`, `policy.py`, `contract.py` and `errors.py`."""
 
-from __future__ import annotations
-
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +17,15 @@ from deftly.deploy.wire import WireError, read_array
 class Client:
     """A `Policy` that decides on a server: `infer` waits at most `timeout` s, every other message `patience` s.
 
-    Without a contract, the server's is taken; `keys` is the robot's folder of `deftly serve --new-keys`. After a
-    PolicyError the same object tries again at the next call. Raises PolicyError if there is no server, or another
-    contract there.
-    """
+    Without a contract the server's is taken; `keys` is the robot's folder of `deftly serve --new-keys`. Raises
+    PolicyError if there is no server, or another contract there; the same object tries again at the next call."""
+
+    patience = 3.0
 
     def __init__(
-        self,
-        endpoint: str,
-        contract: Contract | None = None,
-        timeout: float = 0.25,
-        keys: Path | None = None,
-        patience: float = 3.0,
+        self, endpoint: str, contract: Contract | None = None, timeout: float = 0.25, keys: Path | None = None
     ):
-        self.timeout, self.patience, self._link = timeout, patience, Connection(endpoint, keys)
+        self.timeout, self._link = timeout, Connection(endpoint, keys)
         self._session: str | None = None
         self._last: np.ndarray | None = None  # targets that the robot has; None outside of an episode
         self._doubt = False
@@ -82,11 +75,9 @@ class Client:
 
     def close(self) -> None:
         """Leave, so that the server need not wait until the session is idle."""
-        if self._session is not None:
-            try:
-                self._in_session("close", self.timeout)
-            except PolicyError:
-                self._session = None
+        with suppress(PolicyError):
+            self._in_session("close", self.timeout)
+        self._session = None
         self._link.close()
 
     def _init(self, contract: Contract | None) -> Contract:
