@@ -35,8 +35,9 @@ def endpoint(line: str) -> str:
 
 def test_answers_are_those_of_the_policy_and_the_end_is_clean(server, capsys):
     line, process = server
-    contract, network, _ = find(TASK, ServeArgs(checkpoint="shipped"))
-    assert line == f"serving {contract.robot} at {endpoint(line)}, contract {contract.hash[:12]}, {TASK} shipped\n"
+    contract, network, what = find(TASK, ServeArgs())
+    assert what == f"{TASK} shipped bundle"
+    assert line == f"serving {contract.robot} at {endpoint(line)}, contract {contract.hash[:12]}, {what}\n"
     remote, local = Client(endpoint(line), contract, timeout=5), LocalPolicy(contract, network)
     rng = np.random.default_rng(0)
     signals = {s.name: rng.uniform(-0.3, 0.3, s.size).astype(np.float32) for s in contract.signals}

@@ -184,7 +184,7 @@ def test_the_clock_starts_with_the_policy_and_ends_the_episode(block):
 
 def test_a_fault_is_a_failed_episode_with_its_reason(block):
     robot = block()
-    outcome = run_episode(robot, homing(robot.contract), SafetyConfig(start_envelope=1e-4), 0)
+    outcome = run_episode(robot, homing(robot.contract), SafetyConfig(start_envelope=1e-3), 0)
     assert (outcome.end, outcome.success, outcome.steps) == ("fault/envelope", False, 0)
     assert "stands at" in outcome.reason
     broken = LocalPolicy(robot.contract, lambda obs: np.full((1, 2), np.nan, np.float32))

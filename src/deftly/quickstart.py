@@ -13,7 +13,7 @@ from deftly.errors import DeftlyError
 NEXT = {
     "deftly play {task}": "watch it, in a window or in the browser",
     "deftly eval {task} --seed 1": "measure it on other episodes",
-    "deftly run {task} --driver sim --start --seconds 20": "run it in real time, as on a robot",
+    "deftly run --bundle {folder} --driver sim --start": "run it in real time, as on a robot",
     "deftly runs": "list your runs; compare and pin them",
     "deftly config {task}": "every setting, explained, as YAML to edit and feed back",
     "docs/tutorial.md, docs/add-a-task.md, docs/run.md": "the tutorial; your own task; your own robot",
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
         (f"train {args.task} from nothing", train.main, [*shared, *learn]),
         ("measure it on episodes it never saw", evaluate.main, [*shared, episodes, *gate]),
         ("export it as a bundle, and check that", export.main, [*shared, episodes, f"--out={folder}"]),
-        ("serve it to a simulated robot", lambda words: serve(folder, words), [*shared, episodes, *gate]),
+        ("serve it to a simulated robot", lambda words: serve(folder, words), [*shared, episodes, *gate, "agrees>=1"]),
     )
     for number, (title, step, words) in enumerate(steps, 1):
         title = f"{number} of {len(steps)}: {title}"
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
             return code
     print("\nWhat to try next\n")
     for command, why in NEXT.items():
-        print(f"  {command.format(task=args.task):58}{why}")
+        print(f"  {command.format(task=args.task, folder=folder):65}{why}")
     print(f"\nAll of it took {(time.perf_counter() - start) / 60:.1f} minutes.")
     return 0
 
