@@ -188,13 +188,13 @@ class Contract:
         target = xp.where(k["is_gripper"], moved, k["bias"] + k["from_last"] * last + k["gain"] * filtered)
         columns = {j.name: memory[COMMAND][..., i] for i, j in enumerate(self.joints)}
         columns |= {j: target[..., i] for i, j in enumerate(self._action_joints())}
-        columns = {j.name: xp.clip(columns[j.name], j.lower, j.upper) for j in self.joints}
-        for couple in self.couplings:
-            follow = 0.0 * columns[couple.joint] + couple.offset
-            for lead, ratio in couple.of:
-                follow = follow + ratio * columns[lead]
-            columns[couple.joint] = follow
         targets = xp.clip(xp.stack([columns[j.name] for j in self.joints], -1), k["lower"], k["upper"])
+        if self.couplings:
+            columns = {j.name: targets[..., i] for i, j in enumerate(self.joints)}
+            for couple in self.couplings:
+                rest = 0.0 * columns[couple.joint] + couple.offset
+                columns[couple.joint] = sum((ratio * columns[lead] for lead, ratio in couple.of), rest)
+            targets = xp.clip(xp.stack([columns[j.name] for j in self.joints], -1), k["lower"], k["upper"])
         return targets, {**memory, ACTION: filtered, COMMAND: targets}
 
     def action_for(self, targets: Array, memory: Memory) -> Array:
@@ -233,7 +233,7 @@ class Contract:
 
     def _constant_arrays(self, like: Array) -> dict[str, Any]:
         """The contract's figures as arrays of the library, dtype and device of `like`."""
-        key = (type(like), str(like.dtype), str(like.device))
+        key = (type(like), like.dtype, like.device)
         if key not in self._constants:
             self._constants[key] = _constant_arrays(self, like)
         return self._constants[key]
