@@ -16,8 +16,9 @@ from deftly.deploy import log
 from deftly.deploy.drivers import FakeDriver
 from deftly.deploy.log import Ring
 from deftly.deploy.loop import Runner
-from deftly.deploy.policy import LocalPolicy, OnnxNetwork
+from deftly.deploy.policy import LocalPolicy, OnnxNetwork, PolicyError
 from deftly.deploy.safety import Kernel, SafetyConfig, State
+from deftly.errors import DeftlyError
 
 sys.path.insert(0, str(Path(__file__).parent / "assets"))
 import fifty
@@ -125,6 +126,13 @@ def test_a_start_in_the_first_row_is_told_the_kernels_command(tmp_path, bundle):
     where, asked = inspection.replay(found)
     assert where == ""
     assert inspection.replay_policy(found, asked, bundle) == ""
+
+
+def test_a_network_of_one_batch_size_is_refused_and_one_that_fails_says_so():
+    with pytest.raises(DeftlyError, match="'observation' is for batches of 1 alone"):
+        OnnxNetwork(fifty.model(batch=1), CONTRACT)
+    with pytest.raises(PolicyError, match=r"^the network failed: .*[^\n]$"):
+        OnnxNetwork(fifty.model(), CONTRACT)(np.zeros((1, 2), np.float32))
 
 
 def test_many_words_in_one_tick_replay(tmp_path):

@@ -315,8 +315,8 @@ def test_the_end_of_input_at_a_terminal_holds_and_keeps_the_keys(terminal, monke
     keys = in_terminal(monkeypatch, terminal[1])
     for typed, lines in ((b"s\x04\x04", ["h"]), (b"\n", [""]), (b"r\n", ["r"])):
         os.write(terminal[0], typed)
-        heard: list[str] = []
-        while not heard:
+        heard, end = [], time.monotonic() + 5
+        while not heard and time.monotonic() < end:
             heard = keys.read()
         assert heard == lines
         assert keys.terminal
