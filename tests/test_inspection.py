@@ -16,8 +16,9 @@ from deftly.deploy import log
 from deftly.deploy.drivers import FakeDriver
 from deftly.deploy.log import Ring
 from deftly.deploy.loop import Runner
-from deftly.deploy.policy import LocalPolicy, OnnxNetwork
+from deftly.deploy.policy import LocalPolicy, OnnxNetwork, PolicyError
 from deftly.deploy.safety import Kernel, SafetyConfig, State
+from deftly.errors import DeftlyError
 
 sys.path.insert(0, str(Path(__file__).parent / "assets"))
 import fifty
@@ -96,6 +97,50 @@ def test_a_log_that_dropped_its_beginning_replays(tmp_path, bundle, capsys):
 def test_an_approach_replays(tmp_path, bundle, capsys):
     Recorded(tmp_path / "log.npz", {5: ["start"]}, 120, cfg=SafetyConfig(approach_s=0.5, speed=0.5))
     assert cli.main(["inspect", str(tmp_path / "log.npz"), "--bundle", str(bundle)]) == 0
+
+
+def test_a_recording_of_several_episodes_replays(tmp_path, bundle, capsys):
+    parts = []
+    for episode, events in enumerate(({1: ["start"]}, {1: ["start"], 30: ["hold"]})):
+        made = Recorded(tmp_path / f"{episode}.npz", events, 40)
+        parts.append({**made.runner.log.rows(), "episode": np.full(40, episode, "i4")})
+    parts[1]["now"] -= 90.0  # every episode has a clock of its own
+    parts[1]["at"] -= 90.0
+    found = log.read(tmp_path / "0.npz")
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    log.write(tmp_path / "both.npz", found.contract, rows, found.facts)
+    assert cli.main(["inspect", str(tmp_path / "both.npz"), "--bundle", str(bundle)]) == 0
+    said = capsys.readouterr().out
+    assert "80 ticks in 1.58 s, 50.00 Hz of 50; 0 ticks came half a period late" in said
+    assert "states: ready 0.04 s, active 1.36 s, hold 0.20 s" in said
+    assert "fault at 1.40 s, tick 70: operator" in said
+    both = log.read(tmp_path / "both.npz")
+    np.testing.assert_allclose(np.diff(inspection.timeline(both)), 0.02, atol=1e-9)
+
+
+def test_a_start_in_the_first_row_is_told_the_kernels_command(tmp_path, bundle):
+    ticks, begin = 16, {8: ["start"]}
+    Recorded(tmp_path / "log.npz", begin, ticks, size=8)
+    found = log.read(tmp_path / "log.npz")
+    assert found.rows["event"][0] == "start"
+    where, asked = inspection.replay(found)
+    assert where == ""
+    assert inspection.replay_policy(found, asked, bundle) == ""
+
+
+def test_a_network_of_one_batch_size_is_refused_and_one_that_fails_says_so():
+    with pytest.raises(DeftlyError, match="'observation' is for batches of 1 alone"):
+        OnnxNetwork(fifty.model(batch=1), CONTRACT)
+    with pytest.raises(PolicyError, match=r"^the network failed: .*[^\n]$"):
+        OnnxNetwork(fifty.model(), CONTRACT)(np.zeros((1, 2), np.float32))
+
+
+def test_many_words_in_one_tick_replay(tmp_path):
+    words = ["start", *["hold", "resume"] * 30, "hold"]
+    Recorded(tmp_path / "log.npz", {5: words, 6: ["resume", "hold", "resume"]}, 20)
+    found = log.read(tmp_path / "log.npz")
+    assert [e for e in found.rows["event"] if e] == ["start+hold+resume+hold", "resume"]
+    assert inspection.replay(found)[0] == ""
 
 
 @pytest.mark.parametrize("column", ["signal/joint_pos", "targets", "command", "now"])

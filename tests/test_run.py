@@ -12,6 +12,7 @@ import time
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ import pytest
 from deftly import cli, inspection, run, session
 from deftly.deploy import log
 from deftly.deploy.drivers import FAULTS, FakeDriver
+from deftly.deploy.loop import Runner
 from deftly.deploy.policy import LocalPolicy
-from deftly.deploy.safety import Fault, State
+from deftly.deploy.safety import Fault, Kernel, SafetyConfig, State
+from deftly.errors import DeftlyError
 
 sys.path.insert(0, str(Path(__file__).parent / "assets"))
 import fifty
@@ -303,6 +306,117 @@ def test_the_operator_at_a_terminal(bundle, start, terminal, tmp_path):
     assert cli.main(["inspect", str(tmp_path / "log.npz"), "--bundle", str(bundle)]) == 0
 
 
+def in_terminal(monkeypatch, fd):
+    monkeypatch.setattr(session.sys, "stdin", open(fd, closefd=False))  # noqa: SIM115
+    return session.Keys()
+
+
+def test_the_end_of_input_at_a_terminal_holds_and_keeps_the_keys(terminal, monkeypatch):
+    keys = in_terminal(monkeypatch, terminal[1])
+    for typed, lines in ((b"s\x04\x04", ["h"]), (b"\n", [""]), (b"r\n", ["r"])):
+        os.write(terminal[0], typed)
+        heard, end = [], time.monotonic() + 5
+        while not heard and time.monotonic() < end:
+            heard = keys.read()
+        assert heard == lines
+        assert keys.terminal
+        assert not keys.closed
+
+
+def test_a_read_error_holds_and_keeps_the_keys(terminal, monkeypatch):
+    def background(*_):
+        raise OSError(5, "Input/output error")
+
+    keys = in_terminal(monkeypatch, terminal[1])
+    os.write(terminal[0], b"x\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(session.os, "read", background)
+        assert keys.read() == ["h"]
+    assert keys.read() == ["x"]
+
+
+def test_a_terminal_that_closes_holds(monkeypatch):
+    ours, theirs = pty.openpty()
+    keys = in_terminal(monkeypatch, theirs)
+    os.close(ours)
+    assert keys.read() == ["h"]
+    assert keys.closed
+    assert not keys.terminal
+    assert keys.read() == []
+    os.close(theirs)
+
+
+class Typed:
+    """Keys of an operator who types what a test says before each look."""
+
+    terminal, closed = True, False
+
+    def __init__(self, *looks):
+        self.looks = list(looks)
+
+    def read(self):
+        return self.looks.pop(0) if self.looks else []
+
+
+def sat_down(*looks, start=True, **fault):
+    """A session with `--start` in simulated time; its tick gives the state after each."""
+    clock = [100.0]
+    kernel = Kernel(fifty.CONTRACT, SafetyConfig(start_envelope=3.0))
+    driver = FakeDriver(fifty.CONTRACT, clock=lambda: clock[0], **fault)
+    policy = LocalPolicy(fifty.CONTRACT, lambda obs: np.zeros((1, 3), np.float32))
+    ring = log.Ring(fifty.CONTRACT, 50)
+    made = session.Session(Runner(policy, kernel, driver, ring), ring, {}, start=start)
+    made.keys = Typed(*looks)
+
+    def tick():
+        clock[0] += 1 / fifty.CONTRACT.rate
+        made.each(made.runner.step(clock[0]))
+        return kernel.state
+
+    return made, tick
+
+
+@pytest.mark.parametrize(
+    ("looks", "fault"),
+    [
+        ([["h"]], {}),  # in the very tick in which it is ready
+        ([["h"], ["r"]], {"fault": "read", "at": 0}),  # before it is
+        ([[], ["r"], ["r"]], {"fault": "write", "at": 0}),
+    ],
+)
+def test_after_a_hold_the_operator_starts(looks, fault, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    made, tick = sat_down(*looks, **fault)
+    tick()
+    made.runner.driver._fault = ""
+    made.keys.looks += [["r"]]
+    states = [tick() for _ in range(6)]
+    assert State.ACTIVE not in states
+    assert states[-1] is State.READY
+    made.screen.close()
+    for thread in made._dumps:
+        thread.join()
+
+
+def test_without_a_hold_it_starts_by_itself():
+    made, tick = sat_down()
+    assert tick() is State.ACTIVE
+    made.screen.close()
+
+
+def test_a_safe_target_that_was_not_taken_is_said_and_the_status_is_1(bundle, monkeypatch, tmp_path, capsys):
+    def refuse(self, targets):
+        raise OSError("the line is cut")
+
+    close = Runner.close
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Runner, "close", lambda self: (setattr(FakeDriver, "write", refuse), close(self))[1])
+    monkeypatch.setattr(FakeDriver, "write", FakeDriver.write)  # put back at the end
+    words = ["--bundle", str(bundle), "--driver", "fake", "--start", "--seconds", "0.2", *PATIENT]
+    assert cli.main(["run", *words]) == 1
+    assert "did not take its last command, look after it: write: OSError: the line is cut" in capsys.readouterr().out
+
+
 def test_an_operator_who_leaves_while_it_holds(bundle, start):
     process = start("--bundle", bundle, "--driver", "fake", "--start", *PATIENT, stdin=subprocess.PIPE)
     process.until("active")
@@ -365,7 +479,11 @@ def test_a_bad_driver_is_one_line(source, spec, said, bundle, tmp_path, monkeypa
     ("words", "said"),
     [
         (["--driver", "fake"], "run needs a policy: deftly run TASK, --bundle DIR or --server-endpoint"),
-        (["no-such-task", "--driver", "fake"], "no bundle 'no-such-task'"),
+        (["no-such-task", "--driver", "fake"], "no bundle is shipped for 'no-such-task'"),
+        (["pick", "--bundle", "BUNDLE", "--driver", "fake"], "was made for fifty, not for pick"),
+        (["--bundle", "BUNDLE", "--driver", "fake", "--log-seconds", "36000"], "log-seconds is 36000, but at most 1"),
+        (["--server-endpoint", "tcp://192.0.2.1:5555", "--driver", "fake"], "give --keys FOLDER"),
+        (["--server-endpoint", "tcp://localhost:5555", "--driver", "fake"], "give --keys FOLDER"),
         (["--bundle", "BUNDLE", "--driver", "fake", "--fault", "odd"], "the fake robot has no fault 'odd'"),
         (["--bundle", "BUNDLE", "--driver", "fake", "--log", "x.csv"], "a log is an .npz file: x.npz"),
         (["--bundle", "BUNDLE", "--driver", "fake", "--log", "/proc/none/x.npz"], "cannot write logs to '/proc/none'"),
@@ -380,6 +498,33 @@ def test_what_cannot_run_is_one_line(words, said, bundle, tmp_path, monkeypatch,
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_word_means_the_shipped_bundle_and_the_simulated_robot_has_its_settings(monkeypatch, tmp_path, bundle):
+    launched = []
+
+    def launch(argv):
+        launched.extend(argv)
+        raise DeftlyError("far enough")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fifty").mkdir()
+    monkeypatch.setattr(run.bundle, "shipped", lambda task: bundle if task == "fifty" else None)
+    monkeypatch.setitem(sys.modules, "deftly.simserver", SimpleNamespace(launch=launch))
+    with pytest.raises(DeftlyError, match="far enough"):
+        run.main(["fifty", "--driver", "sim"])
+    assert launched == ["fifty", "--bundle", str(bundle), "--seed", "0"]
+    launched.clear()
+    with pytest.raises(DeftlyError, match="far enough"):  # the robot's process looks into the file
+        run.main(["my_task.py", "--bundle", str(bundle), "--driver", "sim"])
+    assert launched[0] == "my_task.py"
+
+
+def test_the_log_names_the_bundles_task(bundle, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = ["--bundle", str(bundle), "--driver", "fake", "--start", "--seconds", "0.1", "--log", "log.npz"]
+    assert cli.main(["run", *words, *PATIENT]) == 0
+    assert str(log.read(tmp_path / "log.npz").facts["task"]) == "fifty"
 
 
 def test_a_timeout_beyond_the_period_is_refused(server, monkeypatch, tmp_path, capsys):

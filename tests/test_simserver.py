@@ -146,6 +146,14 @@ def test_silence_is_a_driver_error_and_late_answers_are_not_used(robot, contract
         driver.read()
 
 
+def test_the_time_to_wait_is_a_share_of_the_period(contract, monkeypatch):
+    monkeypatch.setattr(SocketDriver, "_ask", lambda self, *_: {"spec": self.contract.to_json()})
+    for rate, timeout in ((5.0, 0.03), (200.0, 0.001)):
+        driver = SocketDriver(replace(contract, rate=rate), "tcp://127.0.0.1:1")
+        assert driver.timeout == pytest.approx(timeout)
+        driver.stop()
+
+
 def test_nobody_there_is_one_line(contract):
     with pytest.raises(DriverError, match="no robot to drive at"):
         SocketDriver(contract, "tcp://127.0.0.1:1", patience=0.1)

@@ -70,14 +70,17 @@ def main(argv: list[str]) -> int:
 # ------------------------------------------------------------------------ replay
 
 
-def replay(found: Log) -> tuple[str, list[bool]]:
+def replay(found: Log) -> tuple[str, list[np.ndarray | None]]:
     """The first tick at which a safety kernel, given what came in, does otherwise than the log says; empty if none.
 
-    And for each tick up to there whether the policy was asked. Raises DeftlyError if the log does not say with which
-    bounds its kernel ran.
+    And for each tick up to there the command that the policy was told, None if it was not asked. Every episode of a
+    recording has a kernel of its own. Raises DeftlyError if the log does not say with which bounds it ran.
     """
-    kernel, asked = Kernel(found.contract, _safety(found)), []
+    cfg, asked = _safety(found), []
+    kernel, begins = Kernel(found.contract, cfg), _begins(found)
     for tick, row in enumerate(_ticks(found)):
+        if begins[tick]:
+            kernel = Kernel(found.contract, cfg)
         if (snapshot := found.snapshot(tick)) is not None:
             kernel.restore(snapshot)
         try:
@@ -86,7 +89,7 @@ def replay(found: Log) -> tuple[str, list[bool]]:
         except (SafetyError, KeyError) as error:
             return f"tick {tick} differs: the operator's '{row['event']}' is not possible ({error})", asked
         reading = None if np.isnan(row["at"]) else Reading(found.signals(tick), float(row["at"]))
-        asked.append(kernel.wants_policy and reading is not None)
+        asked.append(kernel.command if kernel.wants_policy and reading is not None else None)
         command = kernel.tick(float(row["now"]), reading, row["targets"] if row["decided"] else None)
         if not row["written"]:
             kernel.hold("the robot took no command", Fault.DRIVER)
@@ -99,7 +102,7 @@ def replay(found: Log) -> tuple[str, list[bool]]:
     return "", asked
 
 
-def replay_policy(found: Log, asked: Sequence[bool], path: Path) -> str:
+def replay_policy(found: Log, asked: Sequence[np.ndarray | None], path: Path) -> str:
     """The first tick at which the bundle's policy decides otherwise than the log says; empty if none.
 
     An episode is followed from its start to the first tick at which the policy was asked and gave no answer: what it
@@ -111,7 +114,7 @@ def replay_policy(found: Log, asked: Sequence[bool], path: Path) -> str:
     for tick, row in enumerate(_ticks(found)):
         if "start" in str(row["event"]).split("+"):
             policy, fresh = loaded.policy(), True
-        if tick >= len(asked) or not asked[tick] or policy is None:
+        if tick >= len(asked) or asked[tick] is None or policy is None:
             continue
         if not row["decided"]:
             policy = None
@@ -120,7 +123,7 @@ def replay_policy(found: Log, asked: Sequence[bool], path: Path) -> str:
         if fresh:
             policy.reset(signals)
             fresh = False
-        decision, compared = policy.infer(signals, found.rows["command"][tick - 1]), compared + 1
+        decision, compared = policy.infer(signals, asked[tick]), compared + 1
         for name, value in decision._asdict().items():
             if not same(value, row[name].astype(np.float32)):
                 return f"tick {tick} differs: the {name}, by {_distance(value, row[name])}"
@@ -142,6 +145,18 @@ def _ticks(found: Log) -> Iterator[dict[str, Any]]:
         yield {name: column[i] for name, column in found.rows.items()}
 
 
+def _begins(found: Log) -> np.ndarray:
+    """Where an episode follows another, (T,) bool."""
+    return np.diff(found.rows["episode"], prepend=found.rows["episode"][:1]) != 0
+
+
+def timeline(found: Log) -> np.ndarray:
+    """Time since the first tick, (T,), s. Each episode's clock is its own: it begins a period after the one before."""
+    now = found.rows["now"]
+    gaps = np.diff(now, prepend=now[:1]) - 1.0 / found.contract.rate
+    return now - now[0] - np.cumsum(np.where(_begins(found), gaps, 0.0))
+
+
 def _safety(found: Log) -> SafetyConfig:
     try:
         return SafetyConfig(**json.loads(str(found.facts["safety"])))
@@ -161,8 +176,8 @@ def summary(found: Log) -> list[Any]:
     from rich.table import Table
 
     rows, contract = found.rows, found.contract
-    now, facts = rows["now"], {k: str(v) for k, v in found.facts.items() if not np.ndim(v) and str(v)}
-    span = now[-1] - now[0]
+    now, facts = timeline(found), {k: str(v) for k, v in found.facts.items() if not np.ndim(v) and str(v)}
+    span = now[-1]
     gaps = np.diff(now) * contract.rate
     rate = f"{(len(now) - 1) / span:.2f} Hz of {contract.rate:g}" if span > 0 else f"{contract.rate:g} Hz"
     known = ", ".join(f"{name} {facts[name]}" for name in ("task", "policy", "driver", "began") if name in facts)
@@ -176,7 +191,7 @@ def summary(found: Log) -> list[Any]:
         figures = (*np.percentile(value, (50, 99)), value.max()) if len(value) else ()
         times.add_row(name, *(f"{figure:.3f}" for figure in figures))
     joints = Table("joint", "command from", "to", "units", "largest step", "of the allowed", box=None)
-    steps = np.abs(np.diff(rows["command"], axis=0))
+    steps = np.abs(np.diff(rows["command"], axis=0))[~_begins(found)[1:]]
     for i, joint in enumerate(contract.joints):
         column, step = rows["command"][:, i], steps[:, i][np.isfinite(steps[:, i])]
         seen, most = column[np.isfinite(column)], step.max() if len(step) else 0.0
@@ -187,9 +202,9 @@ def summary(found: Log) -> list[Any]:
 
 def durations(found: Log) -> dict[str, float]:
     """Time in each state, s, in the order in which they came; a tick counts until the next."""
-    step = np.diff(found.rows["now"], append=found.rows["now"][-1] + 1.0 / found.contract.rate)
+    step = [*np.diff(timeline(found)).tolist(), 1.0 / found.contract.rate]
     times: dict[str, float] = {}
-    for state, seconds in zip(found.rows["state"].tolist(), step.tolist()):
+    for state, seconds in zip(found.rows["state"].tolist(), step):
         times[state] = times.get(state, 0.0) + seconds
     return times
 
@@ -200,10 +215,11 @@ def faults(found: Log) -> list[tuple[int, float, str, str]]:
         known = {float(now): f": {reason}" for now, _, reason in json.loads(str(found.facts.get("faults", "[]")))}
     except (TypeError, ValueError):
         known = {}
-    fault, now, found_faults = found.rows["fault"].tolist(), found.rows["now"].tolist(), []
+    fault, now, seconds = (a.tolist() for a in (found.rows["fault"], found.rows["now"], timeline(found)))
+    found_faults = []
     for tick, (before, after) in enumerate(pairwise([str(Fault.NONE), *fault])):
         if after not in (before, str(Fault.NONE)):
-            found_faults.append((tick, now[tick] - now[0], after, known.get(now[tick], "")))
+            found_faults.append((tick, seconds[tick], after, known.get(now[tick], "")))
     return found_faults
 
 
@@ -213,7 +229,7 @@ def faults(found: Log) -> list[tuple[int, float, str, str]]:
 def rows_csv(found: Log) -> str:
     """A row for each tick: times, state, and each joint's measured position, target and command."""
     rows, names = found.rows, found.contract.joint_names
-    columns: dict[str, Any] = {"tick": range(len(found)), "seconds": rows["now"] - rows["now"][0]}
+    columns: dict[str, Any] = {"tick": range(len(found)), "seconds": timeline(found)}
     columns |= {k: rows[k] for k in ("episode", "state", "fault", "event", "decided", "written", "tick_ms", "infer_ms")}
     for title, key in (("measured", f"signal/{JOINT_POS}"), ("target", "targets"), ("command", "command")):
         columns |= {f"{title}/{name}": rows[key][:, i] for i, name in enumerate(names)}
@@ -235,7 +251,7 @@ def plot(found: Log, title: str) -> bytes:
     rows, joints = found.rows, found.contract.joints
     wide = 1 if len(joints) <= 4 else 2
     high = -(-len(joints) // wide)
-    now = rows["now"] - rows["now"][0]
+    now = timeline(found)
     figure = plt.figure(figsize=(8 * wide, 1.6 * high + 2.4), layout="constrained")
     grid = figure.add_gridspec(high + 1, wide)
     below = figure.add_subplot(grid[high, :])
@@ -265,7 +281,7 @@ def plot(found: Log, title: str) -> bytes:
 
 def _bands(axis: Axes, found: Log) -> None:
     """Colour the background by state, and mark the faults."""
-    now = found.rows["now"] - found.rows["now"][0]
+    now = timeline(found)
     state = found.rows["state"]
     edges = [0, *(np.flatnonzero(state[1:] != state[:-1]) + 1).tolist(), len(now)]
     ends = [*now.tolist(), float(now[-1]) + 1.0 / found.contract.rate]

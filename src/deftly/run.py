@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from deftly.contract import Contract
 from deftly.deploy import bundle
 from deftly.deploy.client import Client
 from deftly.deploy.drivers import Driver, FakeDriver
-from deftly.deploy.log import Ring
+from deftly.deploy.log import Ring, max_ticks
 from deftly.deploy.loop import Runner
 from deftly.deploy.policy import Policy
 from deftly.deploy.safety import Kernel, SafetyConfig
@@ -83,28 +83,45 @@ def main(argv: list[str]) -> int:
     _require_folder(args.log)
     with _ending_on_signals(), ExitStack() as stack:
         with ExitStack() as unclaimed:
-            contract, policy = find_policy(task, args)
+            found = find_bundle(task, args)
+            args = replace(args, bundle=found.path) if found else args
+            contract, policy = find_policy(found, args)
             unclaimed.callback(policy.close)
             driver = find_driver(task, args, contract, stack)
             unclaimed.callback(driver.stop)
             robot = getattr(driver, "contract", contract)  # a driver that knows its robot is believed
+            if args.log_seconds > (most := max_ticks(robot) // robot.rate):
+                raise DeftlyError(
+                    f"log-seconds is {args.log_seconds:g}, but at most {most:g} s of this robot fit a log"
+                )
             ring = Ring(robot, math.ceil(args.log_seconds * robot.rate))
             runner = stack.enter_context(Runner(policy, Kernel(robot, args.safety), driver, ring))
             unclaimed.pop_all()  # the runner lets go of policy and robot
         wishes = {"start": args.start, "seconds": args.seconds, "log": args.log}
-        return Session(runner, ring, _facts(task, args), **wishes).run()
+        return Session(runner, ring, _facts(found.task if found else task, args), **wishes).run()
 
 
 # --------------------------------------------------------------- policy and robot
 
 
-def find_policy(task: str | None, args: RunArgs) -> tuple[Contract, Policy]:
-    """The robot's contract and its policy, in this process or on a server. Raises DeftlyError if there is none."""
-    if args.server_endpoint is None and args.bundle is None and task is None:
+def find_bundle(task: str | None, args: RunArgs) -> bundle.Bundle | None:
+    """The bundle that is meant; None if only a server is asked. Raises DeftlyError if there is none of the task."""
+    if args.bundle is None and args.server_endpoint:
+        return None
+    folder = args.bundle or (bundle.shipped(task) if task else None)
+    if folder is None and task is None:
         raise DeftlyError("run needs a policy: deftly run TASK, --bundle DIR or --server-endpoint tcp://HOST:PORT")
-    found = None
-    if args.bundle or args.server_endpoint is None:
-        found = bundle.load(args.bundle or bundle.find(str(task)))
+    if folder is None:
+        raise DeftlyError(f"no bundle is shipped for '{task}': give --bundle DIR; 'deftly export TASK' makes one")
+    found = bundle.load(folder)
+    in_file = args.driver == "sim" and ".py" in (task or "")  # which the simulated robot reads, and looks at its name
+    if task not in (None, found.task) and not in_file:
+        raise DeftlyError(f"{folder} was made for {found.task}, not for {task}")
+    return found
+
+
+def find_policy(found: bundle.Bundle | None, args: RunArgs) -> tuple[Contract, Policy]:
+    """The robot's contract and its policy, in this process or on a server. Raises DeftlyError if it cannot be had."""
     if found and args.server_endpoint is None:
         return found.contract, found.policy()
     client = Client(str(args.server_endpoint), keys=args.keys)
@@ -176,7 +193,7 @@ def custom_driver(spec: str, contract: Contract, port: str | None = None) -> Dri
 
 
 def _facts(task: str | None, args: RunArgs) -> dict[str, Any]:
-    policy = args.server_endpoint or str(args.bundle or task)
+    policy = args.server_endpoint or str(args.bundle)
     facts = {"task": task or "", "policy": policy, "driver": args.driver, "deftly": __version__}
     return {**facts, "safety": json.dumps(asdict(args.safety)), "began": datetime.now().astimezone().isoformat()}
 

@@ -45,7 +45,7 @@ class Session:
         runner: the loop.
         ring: its log.
         facts: what the logs say beside the ticks.
-        start: start once, as soon as the robot is ready, without a key.
+        start: start once, as soon as the robot is ready, without a key; not after a hold, nor a word of the operator.
         seconds: end after this time; 0 does not.
         log: where the log is saved at the end. A fault is saved at once, in a file of its own beside it.
     """
@@ -70,7 +70,7 @@ class Session:
         self.screen = Screen(self.status)
 
     def run(self) -> int:
-        """Drive until the end. Exit status 0: the time is over or the operator quit; 1: a fault ended it."""
+        """Drive until the end. Exit status 0: the time is over or the operator quit; 1: it failed."""
         gc.collect()
         gc.freeze()  # what is loaded now stays: to go through it again and again would hold ticks up
         before = sys.getswitchinterval()
@@ -80,6 +80,8 @@ class Session:
         finally:
             sys.setswitchinterval(before)
             gc.unfreeze()
+            if self.runner.refused:
+                self.screen.say(f"the robot did not take its last command, look after it: {self.runner.refused}")
             for thread in self._dumps:
                 thread.join()
             try:
@@ -87,7 +89,7 @@ class Session:
             finally:
                 self.screen.say(f"{self.ticker.count} ticks | {self.figures()} | {len(self._faults) or 'no'} faults")
                 self.screen.close()
-        return 1 if self._failed else 0
+        return 1 if self._failed or self.runner.refused else 0
 
     def each(self, _: Tick) -> bool:
         """After every tick: say what changed, do what the operator asks; False ends the loop."""
@@ -100,6 +102,7 @@ class Session:
             self._done = True
             self.screen.say(f"{now - self._began:8.2f} s  the task is done")
         asked = [self._obey(word) for word in self.keys.read()]
+        self._to_start &= not asked and kernel.state is not State.HOLD  # after that, the operator starts
         if self._to_start and kernel.state is State.READY:
             self._to_start = False
             self._obey("s")
@@ -239,9 +242,16 @@ class Keys:
         except OSError:  # the process is in the background, or the terminal is gone
             data = b""
         if not data:
-            self._fd, self.terminal = None, False
+            return self._over(self._fd)
         *lines, self._rest = (self._rest[-100:] + data).split(b"\n")
         return [line.decode(errors="replace").strip() for line in lines]
+
+    def _over(self, fd: int) -> list[str]:
+        """Input ended, or cannot be read: a terminal's robot holds, and its keys stay if it is still there."""
+        lines, self._rest = ["h"] if self.terminal else [], b""
+        self.terminal = self.terminal and os.isatty(fd)
+        self._fd = fd if self.terminal else None
+        return lines
 
 
 class Screen:

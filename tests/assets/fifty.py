@@ -22,12 +22,12 @@ CONTRACT = Contract(
 )
 
 
-def model(contract=CONTRACT, size=1.0) -> bytes:
+def model(contract=CONTRACT, size=1.0, batch="n") -> bytes:
     """A linear network."""
     sizes = contract.obs_size, contract.action_size
     weights = numpy_helper.from_array((size * np.random.default_rng(7).normal(size=sizes)).astype(np.float32), "w")
     ports = zip(("observation", "action"), sizes)
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in ports]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, size]) for name, size in ports]
     node = helper.make_node("MatMul", ["observation", "w"], ["action"])
     graph = helper.make_graph([node], "g", ends[:1], ends[1:], [weights])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()

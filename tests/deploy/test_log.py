@@ -134,6 +134,13 @@ def test_what_is_not_given_or_does_not_fit_is_empty():
     assert (rows["now"] == 1.0).all()
 
 
+def test_the_longest_log_can_be_read_back():
+    ticks = log.max_ticks(TOY)
+    ring = Ring(TOY, 1000)
+    row = sum(column.nbytes for column in ring._rows.values()) / 1000
+    assert 0.8 * log.MAX_BYTES < ticks * row < 0.95 * log.MAX_BYTES
+
+
 def test_the_ring_takes_its_memory_once_and_copies():
     ring, row = Ring(TOY, 4), HOME.copy()
     places = {name: column.ctypes.data for name, column in ring._rows.items()}
@@ -206,12 +213,18 @@ DAMAGED = {
     "wide column": lambda p: saved(p, **{"row/command": np.zeros((5, 7))}),
     "text column": lambda p: saved(p, **{"row/command": np.full((5, 4), "x")}),
     "no rows": lambda p: saved(p, **{"row/now": np.float64(1)}),
+    "no ticks": lambda p: saved(p, **_first_rows(p)),
     "short snapshot": lambda p: saved(p, **{"snapshot/tick": np.zeros(2), "snapshot/now": np.zeros(1)}),
     "objects": lambda p: saved(p, **{"fact/x": np.array([{}], dtype=object)}),
     "no array": lambda p: _member(p, "row/now", b"not an array"),
     "huge array": lambda p: _member(p, "row/now.npy", _header("(100000000000000,)")),
     "odd header": lambda p: _member(p, "row/now.npy", _header("(" * 300)),
 }
+
+
+def _first_rows(path):
+    with np.load(path) as file:
+        return {name: file[name][0] for name in file.files if name.startswith("row/")}
 
 
 def _member(path, name, data):

@@ -193,6 +193,7 @@ def test_what_fails_while_leaving_does_not_keep_the_rest_from_being_left_safe(wh
         with pytest.raises(type(error)):
             runner.close()
     assert left_safe(driver, policy)
+    assert bool(runner.refused) == (where == "write" and isinstance(error, Exception))
     runner.close()
     assert left_safe(driver, policy)
 

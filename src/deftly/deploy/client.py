@@ -1,6 +1,6 @@
 """The robot's side of a policy server: a policy that decides somewhere else, within a time, or raises PolicyError.
 
-To use it in another project copy it, `link.py`, `wire.py`, `policy.py`, `contract.py` and `errors.py`."""
+To use it in another project copy it, `link.py`, `keys.py`, `wire.py`, `policy.py`, `contract.py` and `errors.py`."""
 
 from contextlib import suppress
 from pathlib import Path

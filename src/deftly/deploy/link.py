@@ -10,8 +10,10 @@ from typing import Any
 import zmq
 import zmq.auth
 
+from deftly.deploy.keys import is_local
 from deftly.deploy.policy import PolicyError
 from deftly.deploy.wire import MAX_FRAME, VERSION, WireError, one_line, pack, unpack
+from deftly.errors import DeftlyError
 
 OPTIONS = {zmq.LINGER: 0, zmq.IMMEDIATE: 1, zmq.SNDHWM: 1, zmq.RCVHWM: 4, zmq.MAXMSGSIZE: MAX_FRAME}
 OPTIONS |= {zmq.RECONNECT_IVL: 50, zmq.CONNECT_TIMEOUT: 1000}  # ms; IMMEDIATE: nothing queues for a server that is away
@@ -29,11 +31,15 @@ class Connection:
     def __init__(self, endpoint: str, keys: Path | None = None):
         self.endpoint, self._seq, self._unanswered, self._keys = endpoint, 0, False, (None, None, None)
         try:
+            if keys is None and not is_local(endpoint):  # who answers tells the robot its limits
+                raise ValueError(
+                    "anybody could answer there: give --keys FOLDER, which 'deftly serve --new-keys' makes"
+                )
             if keys is not None:
                 server, own = zmq.auth.load_certificate(keys / "server.key"), keys / "client.key_secret"
                 self._keys = (server[0], *zmq.auth.load_certificate(own))
             self._open()
-        except (OSError, ValueError, TypeError, zmq.ZMQError) as error:
+        except (OSError, ValueError, TypeError, zmq.ZMQError, DeftlyError) as error:
             raise PolicyError(f"cannot connect to '{endpoint}': {one_line(error)}") from None
 
     def _open(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections import deque
@@ -174,8 +175,10 @@ def _checked(arrays: Mapping[str, np.ndarray]) -> Log:
         part, _, key = name.partition("/")
         parts.get(part, {})[key] = value
     rows, snapshots = parts["row"], parts["snapshot"]
+    if rows["now"].ndim != 1:
+        raise ValueError(f"'now' is {rows['now'].shape}")
     for name, (shape, dtype) in _columns(contract).items():
-        if rows[name].shape != (*rows["now"].shape[:1], *shape) or rows[name].dtype.kind != np.dtype(dtype).kind:
+        if rows[name].shape != (*rows["now"].shape, *shape) or rows[name].dtype.kind != np.dtype(dtype).kind:
             raise ValueError(f"'{name}' is {rows[name].shape} of {rows[name].dtype}")
     for name, column in snapshots.items():
         if column.shape[:1] != snapshots["tick"].shape:
@@ -202,6 +205,12 @@ def _fitting(value: Any, column: np.ndarray) -> Any:
         return value if array.dtype.kind in kinds and array.shape == column.shape[1:] else nothing
     except Exception:  # lists may hold anything
         return nothing
+
+
+def max_ticks(contract: Contract) -> int:
+    """Ticks of the longest log of a robot that can be read back; a tenth is left to snapshots and facts."""
+    row = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in _columns(contract).values())
+    return int(0.9 * MAX_BYTES / row)
 
 
 def _columns(contract: Contract) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -52,6 +52,8 @@ class Runner:
         """Number written into the log."""
         self.problem = ""
         """What the driver or the policy said last when it failed."""
+        self.refused = ""
+        """What the driver said if it did not take the safe target when the loop was closed: look after the robot."""
         self._events: list[str] = []
         self._fresh, self._closed = True, False
         kernel.require(policy.contract)
@@ -108,8 +110,8 @@ class Runner:
         self._closed = True
         try:
             self.kernel.stop("the loop ended")
-            if self.kernel.command is not None:
-                self._write(self.kernel.command)
+            if self.kernel.command is not None and not self._write(self.kernel.command):
+                self.refused = self.problem
         finally:
             try:
                 self.driver.stop()
@@ -156,8 +158,10 @@ class Runner:
             self.kernel.hold(self.problem, Fault.DRIVER)
 
     def _note(self, event: str) -> None:
-        """Remember what the operator did for the log; a key that repeats itself counts once."""
-        if self._events[-1:] != [event]:
+        """Remember what the operator did for the log, at most four words; a key that repeats itself counts once."""
+        if event == "resume" and event in self._events:  # each leaves the kernel alike: the first one says it all
+            del self._events[self._events.index(event) + 1 :]
+        elif self._events[-1:] != [event]:
             self._events.append(event)
 
     def _let_go_of_policy(self) -> None:

@@ -73,10 +73,15 @@ class OnnxNetwork:
             found = [(p.name, p.type, p.shape[-1] if len(p.shape) == 2 else p.shape) for p in ports]
             if found != [(name, "tensor(float)", size)]:
                 raise DeftlyError(f"{what} has {found}, the contract wants ('{name}', 'tensor(float)', {size})")
+            if isinstance(batch := ports[0].shape[0], int):
+                raise DeftlyError(f"{what}: '{name}' is for batches of {batch} alone; export it with a free batch size")
 
     def __call__(self, obs: np.ndarray) -> np.ndarray:
-        """Actions (n, action_size) of observations (n, obs_size), float32."""
-        return np.asarray(self._session.run([ACTION], {OBSERVATION: obs})[0])
+        """Actions (n, action_size) of observations (n, obs_size), float32. Raises PolicyError if it fails."""
+        try:
+            return np.asarray(self._session.run([ACTION], {OBSERVATION: obs})[0])
+        except Exception as error:  # as above
+            raise PolicyError(f"the network failed: {' '.join(str(error).split())[:160]}") from None
 
 
 class LocalPolicy:

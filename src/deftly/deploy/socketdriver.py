@@ -25,8 +25,9 @@ class SocketDriver:
     Raises DriverError if it does not answer, within `patience` s the first time.
     """
 
-    def __init__(self, contract: Contract, endpoint: str, timeout: float = 0.03, patience: float = 3.0):
-        self.contract, self.endpoint, self.timeout, self._seq = contract, endpoint, timeout, 0
+    def __init__(self, contract: Contract, endpoint: str, timeout: float | None = None, patience: float = 3.0):
+        self.contract, self.endpoint, self._seq = contract, endpoint, 0
+        self.timeout = min(0.03, 0.2 / contract.rate) if timeout is None else timeout  # others share the period
         self.success = False
         """Whether the task is done, if the robot can tell."""
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
