@@ -35,8 +35,9 @@ def endpoint(line: str) -> str:
 
 def test_answers_are_those_of_the_policy_and_the_end_is_clean(server, capsys):
     line, process = server
-    contract, network, _ = find(TASK, ServeArgs(checkpoint="shipped"))
-    assert line == f"serving {contract.robot} at {endpoint(line)}, contract {contract.hash[:12]}, {TASK} shipped\n"
+    contract, network, _ = find(TASK, ServeArgs())
+    what = f"contract {contract.hash[:12]}, {TASK} shipped bundle"
+    assert line == f"serving {contract.robot} at {endpoint(line)}, {what}\n"
     remote, local = Client(endpoint(line), contract, timeout=5), LocalPolicy(contract, network)
     rng = np.random.default_rng(0)
     signals = {s.name: rng.uniform(-0.3, 0.3, s.size).astype(np.float32) for s in contract.signals}
@@ -62,6 +63,13 @@ def test_answers_are_those_of_the_policy_and_the_end_is_clean(server, capsys):
 def test_checkpoint_without_a_task():
     found = find(None, ServeArgs(checkpoint=str(checkpoint.shipped(TASK))))
     assert found[0] == find(TASK, ServeArgs(checkpoint="shipped"))[0]
+
+
+def test_a_checkpoint_of_another_task_is_refused(exported):
+    args = ServeArgs(checkpoint=str(exported.checkpoint))
+    assert find(exported.task, args)[2].startswith("rail ")
+    with pytest.raises(serve.DeftlyError, match=rf"was made for rail, not for {TASK}"):
+        find(TASK, args)
 
 
 def test_a_bundle_is_loaded_with_its_task(exported):

@@ -82,10 +82,7 @@ def load_task(given: str | None, named: str, what: str) -> type[Task]:
 
 
 def rebuild(given: str | None, settings: Mapping[str, Any], named: str = "") -> tuple[Task, SimConfig]:
-    """The task and physics of a bundle's settings. Raises DeftlyError if the task has others now.
-
-    `given` is the user's task, by name or file, and `named` the bundle's: see `load_task`.
-    """
+    """The task (see `load_task`) and physics of a bundle's settings. Raises DeftlyError if the task has others now."""
     cls = load_task(given, named, "the bundle")
     try:
         with redirect_stderr(io.StringIO()):

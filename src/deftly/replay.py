@@ -146,9 +146,9 @@ def _require_starts(path: Path, recording: Log) -> None:
     episodes, facts = sorted(set(recording.rows["episode"].tolist())), recording.facts
     state0, success, latency = (np.asarray(facts.get(name)) for name in ("state0", "success", "latency_ms"))
     count = len(episodes)
+    whole = episodes == [*range(count)] and state0.dtype.kind == "f" and state0.ndim == 2 and np.isfinite(state0).all()
     for name, fits, what in (
-        ("state0", state0.dtype.kind == "f" and state0.ndim == 2 and np.isfinite(state0).all(), "2-D, finite numbers"),
-        ("state0", state0.shape[:1] == (count,) and episodes == [*range(count)], f"a row for each of {count} episodes"),
+        ("state0", whole and state0.shape[0] == count, f"finite numbers, a row for each of {count} episodes"),
         ("success", success.shape == (count,) and success.dtype.kind == "b", f"{count} truth values"),
         ("latency_ms", latency.shape == () and latency.dtype.kind in "fiu" and 0 <= latency < 10_000, "0 to 10000"),
     ):

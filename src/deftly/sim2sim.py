@@ -180,6 +180,7 @@ def judge(gates: Sequence[str], result: Mapping[str, Any]) -> list[dict[str, Any
 def require_metrics(gates: Sequence[str], robot: SimRobot) -> None:
     """Raise DeftlyError, before any episode, if a gate names what `judge` will not know."""
     robot.reset(0)
+    robot.task.update(robot.view)  # a task has its figures from its first look on
     figures = {name: {"mean": None} for name in (*METRICS, *robot.figures)}
     for text in gates:
         check_gate(text, {"success": {"rate": None}, "broken_physics": None, "figures": figures})

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 CUT_OFF, FAULT = "cut_off", "fault/"
 APPROACH_S = 600.0
 """Longest approach to home for which a log keeps all ticks."""
-MAX_EPISODES = 1_000_000
-"""Of an evaluation that a rate is held against."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ def _measured(label: str, report: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         success, episodes = report["success"], report["episodes"]
         count, shares = success["count"], (success["rate"], *success["wilson95"])
-        whole = type(count) is type(episodes) is int and 0 <= count <= episodes and 0 < episodes <= MAX_EPISODES
+        whole = type(count) is type(episodes) is int and 0 <= count <= episodes and 0 < episodes <= 1_000_000
         if whole and len(shares) == 3 and all(0 <= share <= 1 for share in shares):
             return report
     except (KeyError, TypeError):
@@ -263,6 +261,8 @@ def run_episode(
         end = robot.end
     reason = "" if end else "; ".join(filter(None, (kernel.reason, runner.problem)))
     success, end = bool(end) and robot.success, end or f"{FAULT}{kernel.fault}"
+    if not robot.steps:
+        robot.task.update(robot.view)  # a task has its figures from its first look on
     return Outcome(end, reason, success, robot.steps, kernel.clipped, state0, ring.rows(), robot.figures)
 
 
