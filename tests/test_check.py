@@ -65,6 +65,9 @@ def test_a_fresh_bundle_is_fine(exported, args, capsys):
     assert cli.main(["check", str(exported.bundle), *flags]) == 0
     assert "3 episodes: " in capsys.readouterr().out
     assert cli.main(["check", "--bundle", str(exported.bundle), *flags]) == 0
+    for words in (["--bundle", str(exported.bundle)], [f"bundle={exported.bundle}"], [str(exported.bundle)]):
+        assert cli.main(["check", *words, f"task={exported.task}"]) == 0
+        assert "as with torch" in capsys.readouterr().out
 
 
 def test_a_damaged_bundle_fails_in_one_line(copy, args, capsys):
@@ -209,8 +212,21 @@ def test_the_checkpoint_may_lie_in_the_bundle(copy, args, exported):
 def test_a_task_that_is_not_deftlys(exported, args):
     found = line(exported.bundle, CheckArgs(runs=args.runs), "closed loop")
     assert found.level == "warn"
-    assert "no task 'rail'" in found.text
+    assert "for the task 'rail', none of Deftly's" in found.text
     assert "--task FILE" in found.text
+
+
+@pytest.mark.parametrize("given", [None, "jaka-pick-cube"])
+def test_a_bundle_that_names_a_file_as_its_task_runs_none_of_it(copy, args, tmp_path, given):
+    trap, sprung = tmp_path / "trap.py", tmp_path / "sprung"
+    trap.write_text(f"import pathlib\npathlib.Path({str(sprung)!r}).touch()\n")
+    manifest = json.loads((copy / "checksums.json").read_text())
+    for name in (str(trap), f"{trap}:rail"):
+        (copy / "checksums.json").write_text(json.dumps({**manifest, "task": name}))
+        found = line(copy, CheckArgs(task=given, runs=args.runs), "closed loop")
+        assert not sprung.exists()
+        assert found.level == "warn"
+        assert "not checked: the bundle was made for the task" in found.text
 
 
 def test_another_task_is_refused(exported, args):

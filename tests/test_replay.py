@@ -103,6 +103,16 @@ def test_what_is_not_its_own_is_refused_by_name(exported, recording, tmp_path):
     refused("not 7", *own, "--episode", "7")
     refused("no longer has", *own, safety=json.dumps({"speed": 1.0, "fast": True}))
     refused("no longer has", *own, settings=json.dumps({"task": {"colour": "red"}, "sim": {}}))
+    state0, success = found.facts["state0"], found.facts["success"]
+    for bad in (state0[0], state0[:1], np.full_like(state0, np.nan), state0.astype(int), state0.astype(str)):
+        refused("'state0' must be", *own, state0=bad)
+    for bad in (success[:1], success[0], success.astype(float)):
+        refused("'success' must be", *own, success=bad)
+    refused("has no 'success'", *own, success=None)
+    for bad in (-1.0, np.nan, np.inf, "30", np.array([30.0, 30.0])):
+        refused("'latency_ms' must be", *own, latency_ms=bad)
+    refused("--loop is for a robot: give --serve", "--loop")
+    refused("--keys is for a robot: give --serve", "--keys", "robot")
     refused("this scene's are", *own, state0=found.facts["state0"][:, :-1])
     path = change(recording, tmp_path / "a.npz", contract=replace(found.contract, rate=21.0))
     with pytest.raises(ContractError, match=r"another contract: rate is 21\.0"):

@@ -65,6 +65,13 @@ def test_checkpoint_without_a_task():
     assert found[0] == find(TASK, ServeArgs(checkpoint="shipped"))[0]
 
 
+def test_a_checkpoint_of_another_task_is_refused(exported):
+    args = ServeArgs(checkpoint=str(exported.checkpoint))
+    assert find(exported.task, args)[2].startswith("rail ")
+    with pytest.raises(serve.DeftlyError, match=rf"was made for rail, not for {TASK}"):
+        find(TASK, args)
+
+
 def test_a_bundle_is_loaded_with_its_task(exported):
     args = ServeArgs(bundle=exported.bundle)
     contract, network, what = find(None, args)

@@ -1,6 +1,8 @@
 """The simulated robot against the environment of training, and the chain of policy, kernel and robot in it."""
 
+import hashlib
 import json
+import shutil
 import threading
 from dataclasses import replace
 
@@ -192,6 +194,14 @@ def test_a_fault_is_a_failed_episode_with_its_reason(block):
     assert outcome.end == "fault/policy-bad"
 
 
+def test_an_episode_without_a_step_has_the_tasks_figures():
+    robot = SimRobot(make_task())
+    broken = LocalPolicy(robot.contract, lambda obs: np.full((1, robot.contract.action_size), np.nan, np.float32))
+    outcome = run_episode(robot, broken, SafetyConfig(), 0)
+    assert (outcome.end, outcome.steps) == ("fault/policy-bad", 0)
+    assert outcome.figures["slips"] == 0
+
+
 @pytest.mark.parametrize("value", [np.nan, 1e12])
 def test_physics_that_breaks_is_a_failed_episode(block, value):
     robot = block(episode_steps=50)
@@ -247,6 +257,7 @@ def test_agreement_with_eval(ours, theirs, agrees, how):
     found = agreement(success(*ours), ours[1], measured(*theirs))
     assert found["agrees"] is agrees
     assert how in found["how"]
+    assert found["within_interval"] is ("within" in how)
     assert agreement(success(*ours), ours[1], None) is None
 
 
@@ -270,8 +281,66 @@ def test_a_failed_gate_is_an_exit_status(exported, tmp_path, capsys):
     words = ["--bundle", str(exported.bundle), "--episodes", "2"]
     assert sim2sim.main([exported.task, *words, "--gate", "steps>1000"]) == 1
     assert "FAILED" in capsys.readouterr().out
+
+
+@pytest.fixture
+def no_episodes(monkeypatch):
+    """Whoever runs an episode has looked too late."""
+    monkeypatch.setattr(sim2sim, "run_episode", lambda *_, **__: pytest.fail("an episode was run"))
+
+
+def test_gates_and_out_are_looked_at_before_the_episodes(exported, no_episodes, tmp_path):
+    words = [exported.task, "--bundle", str(exported.bundle)]
     with pytest.raises(DeftlyError, match="unknown metric 'sucess'"):
-        sim2sim.main([exported.task, *words, "--gate", "sucess>=0"])
+        sim2sim.main([*words, "--gate", "sucess>=0"])
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        sim2sim.main([*words, "--out", str(tmp_path / "file")])
+
+
+def test_every_metric_that_a_report_has_may_be_named(exported, tmp_path, capsys):
+    robot = SimRobot(make_task(exported.task))
+    robot.reset(0)
+    robot.advance()
+    names = [*sim2sim.METRICS, "success", "broken_physics", *robot.figures]
+    gates = [f"{name}>=0" for name in names]
+    sim2sim.main([exported.task, "--bundle", str(exported.bundle), "--episodes", "1", "--gate", *gates])
+    assert capsys.readouterr().out.count("\ngate ") == len(gates)
+
+
+def test_what_was_measured_is_written_before_it_is_judged(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(sim2sim, "judge", lambda *_: 1 / 0)
+    words = [exported.task, "--bundle", str(exported.bundle), "--episodes", "1"]
+    with pytest.raises(ZeroDivisionError):
+        sim2sim.main([*words, "--out", str(tmp_path / "a/b")])
+    assert json.loads((tmp_path / "a/b/sim2sim.json").read_text())["episodes"] == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r.clear(),
+        lambda r: r.pop("episodes"),
+        lambda r: r.update(episodes=0),
+        lambda r: r.update(episodes=10**12),
+        lambda r: r.update(success=5),
+        lambda r: r["success"].update(wilson95=[0.5]),
+        lambda r: r["success"].update(rate="high"),
+        lambda r: r["success"].update(rate=float("nan")),
+        lambda r: r["success"].update(count=9999),
+    ],
+)
+def test_a_bundles_report_is_read_before_the_episodes(exported, no_episodes, tmp_path, change):
+    folder = shutil.copytree(exported.bundle, tmp_path / "b")
+    measured = json.loads((folder / "eval.json").read_text())
+    change(measured)
+    data = json.dumps(measured).encode()
+    (folder / "eval.json").write_bytes(data)
+    manifest = json.loads((folder / "checksums.json").read_text())
+    manifest["files"]["eval.json"] = hashlib.sha256(data).hexdigest()
+    (folder / "checksums.json").write_text(json.dumps(manifest))
+    with pytest.raises(DeftlyError, match=r"eval\.json of bundle .* is no report of an evaluation"):
+        sim2sim.main([exported.task, "--bundle", str(folder)])
 
 
 def test_over_the_socket_as_in_process(exported, tmp_path):

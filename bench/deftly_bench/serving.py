@@ -89,10 +89,11 @@ def measure(endpoint: str, pid: int, args: ServingArgs) -> dict[str, Any]:
     flood = run_flood(endpoint, contract, args)
     memory["after the flood"] = resident(pid)
     status = Connection(endpoint).ask("status", 3.0)
+    crowd = f"flood of {args.messages} messages, {args.vanished} vanished"
     targets = {
         f"one robot: p99 < {ONE_MS:g} ms": one["p99_ms"] < ONE_MS,
-        f"eight robots: all < {MANY_MS:g} ms": eight["max_ms"] < MANY_MS and not eight["missed"],
-        f"flood: all < {MANY_MS:g} ms": flood["max_ms"] < MANY_MS and not flood["missed"],
+        f"eight robots, {args.seconds:g} s: all < {MANY_MS:g} ms": eight["max_ms"] < MANY_MS and not eight["missed"],
+        f"{crowd}: all < {MANY_MS:g} ms": flood["max_ms"] < MANY_MS and not flood["missed"],
         "memory: flood adds < 10 MB": memory["after the flood"] - memory["after eight robots"] < 10.0,
     }
     return {
@@ -133,7 +134,7 @@ def run_robot(
 
 
 def run_robots(endpoint: str, contract: Contract, seconds: float) -> list[float]:
-    """Waits of eight robots, 20 times a second each."""
+    """Waits of eight robots, 20 times a second each; infinite ones for a robot that broke off."""
     waits: list[float] = []
     count = max(1, round(seconds * HERTZ))
     threads = [
@@ -145,7 +146,7 @@ def run_robots(endpoint: str, contract: Contract, seconds: float) -> list[float]
         time.sleep(0.01)
     for thread in threads:
         thread.join()
-    return waits
+    return waits + [float("inf")] * (ROBOTS * count - len(waits))
 
 
 def run_flood(endpoint: str, contract: Contract, args: ServingArgs) -> dict[str, Any]:

@@ -52,8 +52,8 @@ class CheckArgs:
 
 def main(argv: list[str]) -> int:
     """Run `deftly check`."""
-    word, flags = split_task(argv)
-    args = parse(CheckArgs, flags, prog="deftly check")
+    word, flags = split_task(argv[:1]) if argv and "=" not in argv[0] else (None, argv[:1])  # task= is --task
+    args = parse(CheckArgs, [*flags, *argv[1:]], prog="deftly check")
     if (word is None) == (args.bundle is None):
         raise DeftlyError("check needs one bundle: deftly check FOLDER; 'deftly export TASK' makes it")
     return show(bundle.find(word) if word else args.bundle or Path(), args)
@@ -152,7 +152,7 @@ def _closed_loop(found: Bundle, args: CheckArgs) -> Finding:
     if isinstance(source, Finding):
         return source
     try:
-        task, sim = handover.rebuild(args.task or found.task, found.manifest["settings"])
+        task, sim = handover.rebuild(args.task, found.manifest["settings"], found.task)
     except DeftlyError as error:
         return Finding(LOOP, "warn", f"not checked: {error}; --task FILE names the task's file")
     try:

@@ -14,7 +14,7 @@ from deftly.config import SimConfig, parse, with_task
 from deftly.deploy.policy import Decision, Policy, Signals
 from deftly.env import Env
 from deftly.errors import DeftlyError
-from deftly.tasks import Task, load
+from deftly.tasks import Task, load, shipped
 
 
 class Listener:
@@ -68,12 +68,25 @@ class Settings:
     sim: SimConfig = field(default_factory=SimConfig)
 
 
-def rebuild(spec: str, settings: Mapping[str, Any]) -> tuple[Task, SimConfig]:
-    """The task and physics of a bundle's settings. Raises DeftlyError if the task, by name or file, has others now."""
-    cls = load(spec)
+def load_task(given: str | None, named: str, what: str) -> type[Task]:
+    """The task class that the user gives, else one of Deftly's that a file `what` names: it must not name code to run.
+
+    Raises DeftlyError if there is none, or the two differ.
+    """
+    if given is None and named not in shipped():
+        raise DeftlyError(f"{what} was made for the task {named!r:.60}, none of Deftly's: give the file of that task")
+    cls = load(given or named)
+    if named and cls.name != named:
+        raise DeftlyError(f"{what} was made for the task {named!r:.60}, not for {cls.name}")
+    return cls
+
+
+def rebuild(given: str | None, settings: Mapping[str, Any], named: str = "") -> tuple[Task, SimConfig]:
+    """The task (see `load_task`) and physics of a bundle's settings. Raises DeftlyError if the task has others now."""
+    cls = load_task(given, named, "the bundle")
     try:
         with redirect_stderr(io.StringIO()):
             args: Any = parse(with_task(Settings, cls.Config), [], prog="deftly", filed=settings)
     except SystemExit:
-        raise DeftlyError(f"the settings of the bundle do not fit {spec} as it is now: export it again") from None
+        raise DeftlyError(f"the settings of the bundle do not fit {cls.name} as it is now: export it again") from None
     return cls(args.task), args.sim

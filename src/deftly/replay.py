@@ -26,7 +26,7 @@ from deftly.deploy.policy import Decision, Signals
 from deftly.deploy.safety import SafetyConfig
 from deftly.errors import DeftlyError
 from deftly.sim import render
-from deftly.simloop import Film, Outcome, load_task, run_episode
+from deftly.simloop import Film, Outcome, run_episode
 
 if TYPE_CHECKING:
     from deftly.deploy.brain import Step
@@ -53,6 +53,10 @@ class ReplayArgs:
     """When served, start again at the end; without it the last command is held."""
     keys: Path | None = None
     """The server's folder of keys, for an endpoint that other machines reach."""
+
+    def __post_init__(self) -> None:
+        if self.serve is None and (self.loop or self.keys):
+            raise DeftlyError(f"--{'loop' if self.loop else 'keys'} is for a robot: give --serve ENDPOINT too")
 
 
 class Frames:
@@ -118,8 +122,10 @@ class ReplayBrain:
 def open_robot(path: Path, recording: Log, task_file: str | None) -> tuple[SimRobot, SafetyConfig]:
     """The simulated robot of a recording. Raises DeftlyError if it names another task, or was made by no simulation."""
     facts = recording.facts
-    if missing := [name for name in ("task", "settings", "safety", "state0", "seed") if name not in facts]:
+    if missing := [name for name in ("task", "settings", "safety", "state0", "seed", "success") if name not in facts]:
         raise DeftlyError(f"{path} has no '{missing[0]}': give a file of 'deftly record', or serve it with --serve")
+    _require_starts(path, recording)
+    from deftly.handover import load_task
     from deftly.simrobot import SimRobot
 
     cls = load_task(task_file, str(facts["task"]), str(path))
@@ -133,6 +139,21 @@ def open_robot(path: Path, recording: Log, task_file: str | None) -> tuple[SimRo
         raise DeftlyError(f"{path} was recorded under settings that {cls.name} no longer has: {error!r:.100}") from None
     task.contract().require(recording.contract, str(path))
     return SimRobot(task, preset, seed, noise, latency), bounds
+
+
+def _require_starts(path: Path, recording: Log) -> None:
+    """Raise DeftlyError unless each episode has a state to start from, and says whether it succeeded."""
+    episodes, facts = sorted(set(recording.rows["episode"].tolist())), recording.facts
+    state0, success, latency = (np.asarray(facts.get(name)) for name in ("state0", "success", "latency_ms"))
+    count = len(episodes)
+    whole = episodes == [*range(count)] and state0.dtype.kind == "f" and state0.ndim == 2 and np.isfinite(state0).all()
+    for name, fits, what in (
+        ("state0", whole and state0.shape[0] == count, f"finite numbers, a row for each of {count} episodes"),
+        ("success", success.shape == (count,) and success.dtype.kind == "b", f"{count} truth values"),
+        ("latency_ms", latency.shape == () and latency.dtype.kind in "fiu" and 0 <= latency < 10_000, "0 to 10000"),
+    ):
+        if not fits:
+            raise DeftlyError(f"{path}: '{name}' must be {what}: the recording is damaged, or not of 'deftly record'")
 
 
 def _config(cls: type[Any], tree: dict[str, Any]) -> Any:

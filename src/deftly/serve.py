@@ -100,13 +100,16 @@ def _from_checkpoint(task: str | None, args: ServeArgs) -> tuple[Contract, Netwo
     from deftly.rollout import find_policy
     from deftly.tasks import load
 
-    if task is not None:
-        path = find_policy(args.checkpoint, load(task).name, args.runs)
+    name = load(task).name if task else None
+    if name:
+        path = find_policy(args.checkpoint, name, args.runs)
     elif args.checkpoint == "shipped":
         raise DeftlyError("--checkpoint shipped needs a task: deftly serve TASK --checkpoint shipped")
     else:
         path = runs.find_checkpoint(str(args.checkpoint), None, args.runs)
     found = checkpoint.load(path)
+    if name not in (None, found.task):
+        raise DeftlyError(f"checkpoint {found.label} was made for {found.task}, not for {name}")
     policy = found.policy()
     torch.set_num_threads(1)  # a network this small is slower on more
 

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from deftly.tasks import Task
 
 SCHEMA = "deftly.sim2sim/1"
+METRICS = ("steps", "seconds", "success_seconds", "clipped", "faults", "violation", "agrees")
+METRICS += tuple(f"{name}_{part}" for name in ("infer_ms", "tick_ms") for part in ("p50", "p99", "max"))
+"""What a gate may name beside `success`, `broken_physics` and the task's own figures."""
 SLACK = 1e-9
 """rad/s (m/s) by which rounding alone may exceed a top speed."""
 
@@ -135,12 +138,13 @@ def agreement(success: Mapping[str, Any], total: int, measured: Mapping[str, Any
     theirs, episodes = measured["success"], measured["episodes"]
     (low, high), (ours_low, ours_high) = theirs["wilson95"], success["wilson95"]
     p = fisher(success["count"], total, theirs["count"], episodes)
-    agrees, how = True, "the rate lies within its interval"
-    if not low <= success["rate"] <= high:
+    within = agrees = low <= success["rate"] <= high
+    how = "the rate lies within its interval"
+    if not within:
         agrees = low <= ours_high and ours_low <= high and p >= 0.05
         where = "intervals overlap" if agrees else "rate lies outside its interval"
         how = f"the {where}, and p = {p:.2g} (Fisher)"
-    return {"agrees": agrees, "how": how, "p": p, "success": theirs, "episodes": episodes}
+    return {"agrees": agrees, "within_interval": within, "how": how, "p": p, "success": theirs, "episodes": episodes}
 
 
 def fisher(count_a: int, total_a: int, count_b: int, total_b: int) -> float:
@@ -171,6 +175,22 @@ def judge(gates: Sequence[str], result: Mapping[str, Any]) -> list[dict[str, Any
     }
     figures = {**result["figures"], **{name: {"mean": value} for name, value in extra.items()}}
     return [check_gate(text, {**result, "figures": figures}) for text in gates]
+
+
+def require_metrics(gates: Sequence[str], robot: SimRobot) -> None:
+    """Raise DeftlyError, before any episode, if a gate names what `judge` will not know."""
+    robot.reset(0)
+    robot.task.update(robot.view)  # a task has its figures from its first look on
+    figures = {name: {"mean": None} for name in (*METRICS, *robot.figures)}
+    for text in gates:
+        check_gate(text, {"success": {"rate": None}, "broken_physics": None, "figures": figures})
+
+
+def save(folder: Path | None, result: Mapping[str, Any]) -> None:
+    """Write `sim2sim.json`, if there is a folder for it."""
+    if folder:
+        with render.whole(folder / "sim2sim.json") as path:
+            path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 
 def text(result: Mapping[str, Any]) -> list[str]:
@@ -231,6 +251,9 @@ def main(argv: list[str]) -> int:
     if args.video and not args.video.parent.is_dir():
         raise DeftlyError(f"no folder '{args.video.parent}' for the video: make it, or choose another --video FILE")
     robot = SimRobot(task, args.sim.preset, args.seed, args.noise, args.latency_ms)
+    require_metrics(args.gate, robot)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
     film = Film(robot, args.video_episodes, args.camera) if args.video else None
     hooks = [film.watch] if film else []
     with contextlib.ExitStack() as stack:
@@ -240,17 +263,16 @@ def main(argv: list[str]) -> int:
         stack.callback(policy.close)
         outcomes = measure(robot, policy, args, hooks)
     result = summarize(task, args, origin, outcomes)
+    result |= {"gates": [], "command": shlex.join(["deftly", "sim2sim", *argv])}
+    save(args.out, result)  # what was measured is kept, whatever becomes of the gates and the video
     result["gates"] = judge(args.gate, result)
-    result["command"] = shlex.join(["deftly", "sim2sim", *argv])
+    save(args.out, result)
     print(*text(result), sep="\n")
     if film:
         assert args.video is not None
         render.write_video(args.video, film.frames(), robot.contract.rate)
         print(f"video: {args.video}")
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        with render.whole(args.out / "sim2sim.json") as path:
-            path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
         print(f"report: {args.out / 'sim2sim.json'}")
     sys.stdout.flush()
     return 0 if all(gate["holds"] for gate in result["gates"]) and not result["violation"] else 1

@@ -126,6 +126,8 @@ def prepare(stage: type[Any], verb: str, argv: Sequence[str]) -> tuple[Task, Any
         why = "a policy server names its robot, not the task: " if getattr(args, "server_endpoint", None) else ""
         raise DeftlyError(f"{why}{verb} needs a task: deftly {verb} TASK, or --bundle DIR; 'deftly tasks' lists tasks")
     origin = _from_bundle(Path(folder)) if folder else None
+    from deftly.handover import load_task
+
     cls = load_task(name, origin.task if origin else "", f"bundle {folder}")
     stage = with_task(stage, cls.Config)
     args = parse(stage, flags, prog=prog)
@@ -137,21 +139,6 @@ def prepare(stage: type[Any], verb: str, argv: Sequence[str]) -> tuple[Task, Any
     except SystemExit:  # the flags were fine by themselves
         raise DeftlyError(f"the settings of {origin.label} do not fit the task {cls.name} as it is now") from None
     return cls(args.task), args, origin
-
-
-def load_task(given: str | None, named: str, what: str) -> type[Task]:
-    """The task class that the user gives, else one of Deftly's that a file `what` names: it must not name code to run.
-
-    Raises DeftlyError if there is none, or the two differ.
-    """
-    from deftly.tasks import load, shipped
-
-    if given is None and named not in shipped():
-        raise DeftlyError(f"{what} was made for the task {named!r:.60}, none of Deftly's: give the file of that task")
-    cls = load(given or named)
-    if named and cls.name != named:
-        raise DeftlyError(f"{what} was made for the task {named!r:.60}, not for {cls.name}")
-    return cls
 
 
 def _value(flags: Sequence[str], name: str) -> str | None:
@@ -183,7 +170,20 @@ def _from_bundle(path: Path) -> Origin:
     found = bundle.load(path)
     sha = hashlib.sha256((path / bundle.MANIFEST).read_bytes()).hexdigest()
     label = "the shipped bundle" if path == bundle.shipped(found.task) else f"bundle {path}"
-    return Origin(found.task, label, sha, found.manifest["settings"], found.report, found.policy)
+    return Origin(found.task, label, sha, found.manifest["settings"], _measured(label, found.report), found.policy)
+
+
+def _measured(label: str, report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A bundle's report. Raises DeftlyError, before any episode, if no success rate can be held against it."""
+    try:
+        success, episodes = report["success"], report["episodes"]
+        count, shares = success["count"], (success["rate"], *success["wilson95"])
+        whole = type(count) is type(episodes) is int and 0 <= count <= episodes and 0 < episodes <= 1_000_000
+        if whole and len(shares) == 3 and all(0 <= share <= 1 for share in shares):
+            return report
+    except (KeyError, TypeError):
+        pass
+    raise DeftlyError(f"eval.json of {label} is no report of an evaluation: export the bundle again")
 
 
 def _from_checkpoint(found: Checkpoint, task: str) -> Origin:
@@ -261,6 +261,8 @@ def run_episode(
         end = robot.end
     reason = "" if end else "; ".join(filter(None, (kernel.reason, runner.problem)))
     success, end = bool(end) and robot.success, end or f"{FAULT}{kernel.fault}"
+    if not robot.steps:
+        robot.task.update(robot.view)  # a task has its figures from its first look on
     return Outcome(end, reason, success, robot.steps, kernel.clipped, state0, ring.rows(), robot.figures)
 
 

@@ -194,7 +194,9 @@ def test_a_manifest_of_nonsense(folder, data):
     refused(folder, MANIFEST)
 
 
-@pytest.mark.parametrize("data", [b"", b"- 1", b"a: [", b"\xff", b"!!python/object/apply:os.getcwd []"])
+@pytest.mark.parametrize(
+    "data", [b"", b"- 1", b"a: [", b"\xff", b"!!python/object/apply:os.getcwd []", b"!!int ''", b"!!bool x"]
+)
 def test_a_robot_config_of_nonsense(folder, data):
     put(folder, ROBOT, data)
     refused(folder, ROBOT)
@@ -364,6 +366,19 @@ def test_a_golden_file_that_unpacks_to_too_much(folder):
         archive.writestr("action.npy", bytes(LIMITS[GOLDEN] + 1))
     put(folder, GOLDEN, file.getvalue())
     refused(folder, "golden.npz cannot be read .it unpacks to too many bytes")
+
+
+@pytest.mark.parametrize("header", [b"{'a", b"{\n  'a': 1,\n 'b': 2}", b"{'descr': (", b"(" * 5000, b"\0"])
+def test_a_golden_header_of_nonsense(folder, header):
+    """numpy answers these with TokenError, IndentationError, OverflowError and their like."""
+    part = b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header
+    huge = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,)}" % 10**30
+    for data in (part, b"\x93NUMPY\x01\0" + len(huge).to_bytes(2, "little") + huge):
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("action.npy", data)
+        put(folder, GOLDEN, file.getvalue())
+        refused(folder, "golden.npz cannot be read")
 
 
 def test_a_golden_header_that_claims_too_much(folder):

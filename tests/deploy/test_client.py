@@ -237,9 +237,11 @@ def test_what_was_decided_but_never_arrived_is_told_to_the_server():
 def test_another_contract_there_is_refused_whatever_the_server_says():
     spec = CONTRACT.to_json().replace('"rate":20.0', '"rate":10.0')
     with fake(lambda m: [pack(reply(m, spec=spec))]) as endpoint:
-        with pytest.raises(Exception, match=r"rate is 10\.0 there, 20\.0 here"):
+        with pytest.raises(PolicyError, match=r"rate is 10\.0 there, 20\.0 here"):
             Client(endpoint, CONTRACT)
         assert Client(endpoint).contract.rate == 10.0
+    with fake(lambda m: [pack(reply(m, spec="{"))]) as endpoint, pytest.raises(PolicyError):
+        Client(endpoint)
 
 
 def test_half_open_servers_do_not_hold_anyone_up(monkeypatch):

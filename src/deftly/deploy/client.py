@@ -1,6 +1,7 @@
 """The robot's side of a policy server: a policy that decides somewhere else, within a time, or raises PolicyError.
 
-To use it in another project copy it, `link.py`, `keys.py`, `wire.py`, `policy.py`, `contract.py` and `errors.py`."""
+Another project installs the base package; or it copies this file, `link.py`, `keys.py`, `wire.py`, `policy.py`,
+`contract.py` and `errors.py`, mends their imports of each other (`deftly.`...), and has numpy, pyzmq and msgpack."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deftly.contract import COMMAND, Contract
+from deftly.contract import COMMAND, Contract, ContractError
 from deftly.deploy.link import Connection, Refused
 from deftly.deploy.policy import Decision, PolicyError, Signals, as_float32
 from deftly.deploy.wire import WireError, read_array
@@ -25,10 +26,8 @@ class Client:
     def __init__(
         self, endpoint: str, contract: Contract | None = None, timeout: float = 0.25, keys: Path | None = None
     ):
-        self.timeout, self._link = timeout, Connection(endpoint, keys)
-        self._session: str | None = None
-        self._last: np.ndarray | None = None  # targets that the robot has; None outside of an episode
-        self._doubt = False
+        self.timeout, self._link, self._doubt = timeout, Connection(endpoint, keys), False
+        self._session = self._last = None  # `_last`: targets that the robot has; None outside of an episode
         try:
             self.contract = self._init(contract)
         except BaseException:
@@ -60,10 +59,8 @@ class Client:
         """Decide one control step; `applied` is what the robot was commanded last, if not the last targets."""
         if self._last is None:
             raise PolicyError("the policy decides only in an episode: call reset first")
-        if applied is None and self._doubt:  # the server may have decided what never came here, nor to the robot
-            applied = self._last
-        more = {} if applied is None else {"applied": np.asarray(applied, np.float32)}
-        self._doubt = True
+        applied = self._last if applied is None and self._doubt else applied  # it may have decided what never came
+        self._doubt, more = True, {} if applied is None else {"applied": np.asarray(applied, np.float32)}
         reply = self._in_session("infer", self.timeout, signals=as_float32(signals), **more)
         try:
             action = read_array(reply.get("action"), self.contract.action_size, "action")
@@ -83,8 +80,11 @@ class Client:
     def _init(self, contract: Contract | None) -> Contract:
         ours = {} if contract is None else {"contract": contract.hash, "spec": contract.to_json()}
         reply = self._link.ask("init", self.patience, **ours)
-        theirs = Contract.from_json(str(reply.get("spec")))
-        (contract or theirs).require(theirs, f"the policy at {self._link.endpoint}")
+        try:
+            theirs = Contract.from_json(str(reply.get("spec")))
+            (contract or theirs).require(theirs, f"the policy at {self._link.endpoint}")
+        except ContractError as error:
+            raise PolicyError(str(error)) from None
         self._session = str(reply.get("session"))
         return theirs
 
