@@ -72,3 +72,14 @@ def exported(tmp_path_factory):
     assert export.main([task, "--out", str(root / "bundle"), "--episodes", "8", *where]) == 0
     checkpoint = runs.find_checkpoint("latest", "rail", RunsConfig(root=root))
     return SimpleNamespace(task=task, root=root, bundle=root / "bundle", checkpoint=checkpoint)
+
+
+@pytest.fixture
+def terminal():
+    """Both ends of a terminal: the operator's, the program's."""
+    import pty
+
+    ends = pty.openpty()
+    yield ends
+    for end in ends:
+        os.close(end)
