@@ -6,6 +6,7 @@ ratio to the echo: the same bytes to a REP socket that does nothing, in the same
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -63,6 +64,8 @@ def main(argv: list[str]) -> int:
     args = parse(ServingArgs, rest, prog="deftly_bench.serving")
     what = ["--bundle", str(args.bundle)] if args.bundle else [task or TASK]
     with process([sys.executable, "-m", "deftly", "serve", *what, "--bind", ANY_PORT]) as (server, line):
+        gc.collect()
+        gc.freeze()  # as the loop of a robot does, `deftly run`
         endpoint = next(word.rstrip(",") for word in line.split() if word.startswith("tcp://"))
         result = measure(endpoint, server.pid, args)
         server.send_signal(signal.SIGTERM)

@@ -152,7 +152,7 @@ class Contract:
         measured = self._signal(signals, JOINT_POS)
         k = self._constant_arrays(measured)
         command = _xp(measured).clip(measured, k["lower"], k["upper"])
-        rest = (command[..., k["action_joint"]] - k["bias"]) * k["inverse_gain"]
+        rest = (_pick(command, k["action_joint"]) - k["bias"]) * k["inverse_gain"]
         memory = {COMMAND: command, ACTION: _xp(measured).clip(rest, -1.0, 1.0)}
         for i, term in enumerate(self.observe_terms):
             if term.history > 1:
@@ -180,21 +180,20 @@ class Contract:
         if action.shape[-1] != self.action_size:
             raise ContractError(f"action has {action.shape[-1]} elements, {self.robot} takes {self.action_size}")
         xp, k = _xp(action), self._constant_arrays(action)
-        action = xp.clip(action, -1.0, 1.0)
-        filtered = k["lowpass"] * memory[ACTION] + (1.0 - k["lowpass"]) * action
-        last = memory[COMMAND][..., k["action_joint"]]
-        goal = xp.where(filtered > 0.0, k["closed"], k["open"])
-        moved = last + xp.clip(goal - last, -k["gain"], k["gain"])
-        target = xp.where(k["is_gripper"], moved, k["bias"] + k["from_last"] * last + k["gain"] * filtered)
-        columns = {j.name: memory[COMMAND][..., i] for i, j in enumerate(self.joints)}
-        columns |= {j: target[..., i] for i, j in enumerate(self._action_joints())}
-        targets = xp.clip(xp.stack([columns[j.name] for j in self.joints], -1), k["lower"], k["upper"])
+        command = memory[COMMAND]
+        filtered = k["lowpass"] * memory[ACTION] + (1.0 - k["lowpass"]) * xp.clip(action, -1.0, 1.0)
+        last = _pick(command, k["action_joint"])
+        target = k["bias"] + k["from_last"] * last + k["gain"] * filtered
+        if k["grips"]:
+            goal = xp.where(filtered > 0.0, k["closed"], k["open"])
+            target = xp.where(k["is_gripper"], last + _clip(xp, goal - last, -k["gain"], k["gain"]), target)
+        targets = _clip(xp, _pick(xp.concatenate((command, target), -1), k["driven_by"]), k["lower"], k["upper"])
         if self.couplings:
-            columns = {j.name: targets[..., i] for i, j in enumerate(self.joints)}
-            for couple in self.couplings:
-                rest = 0.0 * columns[couple.joint] + couple.offset
-                columns[couple.joint] = sum((ratio * columns[lead] for lead, ratio in couple.of), rest)
-            targets = xp.clip(xp.stack([columns[j.name] for j in self.joints], -1), k["lower"], k["upper"])
+            follower = k["couple_offset"] + 0.0 * _pick(targets, k["follower"])
+            for lead, ratio in k["leads"]:
+                follower = follower + ratio * _pick(targets, lead)
+            targets = _pick(xp.concatenate((targets, follower), -1), k["coupled_by"])
+            targets = _clip(xp, targets, k["lower"], k["upper"])
         return targets, {**memory, ACTION: filtered, COMMAND: targets}
 
     def action_for(self, targets: Array, memory: Memory) -> Array:
@@ -203,7 +202,7 @@ class Contract:
         A gripper knows only to open and to close: its action is the sign of the way left, 0 where it has arrived.
         """
         xp, k = _xp(targets), self._constant_arrays(targets)
-        goal, last = targets[..., k["action_joint"]], memory[COMMAND][..., k["action_joint"]]
+        goal, last = _pick(targets, k["action_joint"]), _pick(memory[COMMAND], k["action_joint"])
         filtered = (goal - k["bias"] - k["from_last"] * last) / k["gain"]
         action = (filtered - k["lowpass"] * memory[ACTION]) / (1.0 - k["lowpass"])
         return xp.where(k["is_gripper"], xp.sign(last - goal), action)
@@ -272,10 +271,21 @@ def _xp(array: Array) -> Any:
     return sys.modules[type(array).__module__.partition(".")[0]]
 
 
+def _pick(values: Array, columns: Array) -> Array:
+    """These columns of the last axis, by the fast way of either library."""
+    return values.index_select(-1, columns) if hasattr(values, "index_select") else values.take(columns, -1)
+
+
+def _clip(xp: Any, value: Array, lower: Array, upper: Array) -> Array:
+    """Each element within its limits; NaN stays NaN. Three times as fast as numpy's `clip` on a robot's few joints."""
+    return xp.minimum(xp.maximum(value, lower), upper)
+
+
 def _constant_arrays(c: Contract, like: Array) -> dict[str, Any]:
     if "float" not in str(like.dtype):
         raise ContractError(f"signals and actions are floating point, got an array of {like.dtype}")
     array = partial(_xp(like).asarray, dtype=like.dtype, device=like.device)
+    indices = partial(_xp(like).asarray, device=like.device)
     index, rows = {j.name: i for i, j in enumerate(c.joints)}, []
     for act in c.act_terms:
         joints = [c.joints[index[name]] for name in act.joints]
@@ -285,10 +295,20 @@ def _constant_arrays(c: Contract, like: Array) -> dict[str, Any]:
         last = float(act.kind in ("delta", "velocity", "gripper"))
         rows += [(act, j, s / per, last) for j, s in zip(joints, scales)]
     centre = {"absolute": lambda j: (j.lower + j.upper) / 2, "relative": lambda j: j.home}
+    driven = index | {joint.name: source for source, (_, joint, _, _) in enumerate(rows, len(index))}
+    coupled = index | {couple.joint: source for source, couple in enumerate(c.couplings, len(index))}
+    depth = max((len(couple.of) for couple in c.couplings), default=0)
+    leads = [[*couple.of, *[(couple.joint, 0.0)] * (depth - len(couple.of))] for couple in c.couplings]
     constants = {
         "lower": array([j.lower for j in c.joints]),
         "upper": array([j.upper for j in c.joints]),
-        "action_joint": [index[j.name] for _, j, _, _ in rows],
+        "driven_by": indices([*driven.values()]),
+        "coupled_by": indices([*coupled.values()]),
+        "follower": indices([index[couple.joint] for couple in c.couplings]),
+        "couple_offset": array([couple.offset for couple in c.couplings]),
+        "leads": [(indices([index[joint] for joint, _ in k]), array([ratio for _, ratio in k])) for k in zip(*leads)],
+        "grips": any(act.kind == "gripper" for act in c.act_terms),
+        "action_joint": indices([index[j.name] for _, j, _, _ in rows]),
         "gain": array([gain for _, _, gain, _ in rows]),
         "inverse_gain": array([0.0 if last or not gain else 1 / gain for _, _, gain, last in rows]),
         "bias": array([centre[act.kind](j) if act.kind in centre else 0.0 for act, j, _, _ in rows]),

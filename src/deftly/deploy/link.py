@@ -49,6 +49,7 @@ class Connection:
         if self._keys[0]:
             self._socket.curve_serverkey, self._socket.curve_publickey, self._socket.curve_secretkey = self._keys
         self._socket.connect(self.endpoint)
+        self._poller = zmq.Poller()
 
     def ask(self, kind: str, timeout: float, **fields: Any) -> dict[str, Any]:
         """The answer to one message. Raises Refused if it is an error, PolicyError if there is none in `timeout` s."""
@@ -77,7 +78,8 @@ class Connection:
 
     def _ready(self, event: int, deadline: float) -> bool:
         left = deadline - time.monotonic()
-        return left > 0 and bool(self._socket.poll(max(1, round(1000 * left)), event))
+        self._poller.register(self._socket, event)
+        return left > 0 and bool(self._poller.poll(max(1, round(1000 * left))))
 
     def close(self) -> None:
         """Let go of the socket."""

@@ -129,9 +129,11 @@ class Server:
     def run(self) -> None:
         """Answer until `stop` is called, then close."""
         try:
+            poller = zmq.Poller()
+            poller.register(self._socket, zmq.POLLIN)
             with np.errstate(all="ignore"):  # what a peer's numbers overflow is refused, not printed
                 while not self._stop.is_set():
-                    if self._socket.poll(WAIT_MS):
+                    if poller.poll(WAIT_MS):
                         self._round()
                     self._drop_idle()
         finally:
