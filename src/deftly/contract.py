@@ -28,6 +28,7 @@ SCHEMA = "deftly.contract/1"
 LARGEST, SMALLEST = 1e12, 1e-9  # of the figures, and of those divided by: products stay finite in float32
 
 Kind = Literal["absolute", "relative", "delta", "velocity", "gripper"]
+Id = int  # of a motor on its bus
 Array = Any  # numpy.ndarray or torch.Tensor, float
 Memory = dict[str, Array]
 Reader = Callable[[Any, str], Any]  # of a value and where it stands: its canonical form, or a ContractError
@@ -105,6 +106,16 @@ class Couple:
 
 
 @dataclass(frozen=True)
+class Motor:
+    """A motor of the hardware: its position is sign * joint + offset. The order of motors is the hardware's."""
+
+    joint: str
+    id: Id
+    sign: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
 class Contract:
     """What a policy sees and what its actions mean, for one robot at one control rate (Hz)."""
 
@@ -115,6 +126,7 @@ class Contract:
     observe_terms: tuple[Observe, ...]
     act_terms: tuple[Act, ...]
     couplings: tuple[Couple, ...] = ()
+    motors: tuple[Motor, ...] = ()
     _constants: dict = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self):
@@ -211,6 +223,16 @@ class Contract:
         """The memory after the robot was commanded something else than `act` gave, such as what a safety limit left."""
         return {**memory, COMMAND: command}
 
+    def to_motors(self, joints: Array) -> Array:
+        """Joint positions `(..., num_joints)` as motor positions `(..., num_joints)`, in the order of `motors`."""
+        k = self._constant_arrays(joints)
+        return _pick(joints, k["motor_joint"]) * k["motor_sign"] + k["motor_offset"]
+
+    def from_motors(self, positions: Array) -> Array:
+        """The inverse of `to_motors`."""
+        k = self._constant_arrays(positions)
+        return _pick((positions - k["motor_offset"]) * k["motor_sign"], k["joint_motor"])
+
     def _signal(self, signals: Mapping[str, Array], name: str) -> Array:
         if name not in signals:
             raise ContractError(f"signal '{name}' is missing; {self.robot} has {sorted(s.name for s in self.signals)}")
@@ -240,6 +262,8 @@ class Contract:
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, floats in their shortest exact form."""
         data = {"schema": SCHEMA, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}}
+        if not self.motors:  # as before there were any
+            del data["motors"]
         return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dataclasses.asdict)
 
     @property
@@ -309,6 +333,10 @@ def _constant_arrays(c: Contract, like: Array) -> dict[str, Any]:
         "leads": [(indices([index[joint] for joint, _ in k]), array([ratio for _, ratio in k])) for k in zip(*leads)],
         "grips": any(act.kind == "gripper" for act in c.act_terms),
         "action_joint": indices([index[j.name] for _, j, _, _ in rows]),
+        "motor_joint": indices([index[m.joint] for m in c.motors]),
+        "joint_motor": indices([{m.joint: i for i, m in enumerate(c.motors)}.get(j) for j in index if c.motors]),
+        "motor_sign": array([m.sign for m in c.motors]),
+        "motor_offset": array([m.offset for m in c.motors]),
         "gain": array([gain for _, _, gain, _ in rows]),
         "inverse_gain": array([0.0 if last or not gain else 1 / gain for _, _, gain, last in rows]),
         "bias": array([centre[act.kind](j) if act.kind in centre else 0.0 for act, j, _, _ in rows]),
@@ -375,11 +403,15 @@ _READERS: dict[str, Reader] = {  # of a field, by its annotation
     "Kind": _text,
     "float": _number,
     "int": _count,
+    "Id": _reader(lambda v: isinstance(v, int) and v is not True and 0 <= v <= 252, "a bus id of 0 to 252"),
     "tuple[float, ...]": _numbers,
     "tuple[float, float] | None": lambda value, where: None if value is None else _numbers(value, where),
     "tuple[str, ...]": _several(_text, (str,)),
     "tuple[tuple[str, float], ...]": _several(_pair),
-    **{f"tuple[{c.__name__}, ...]": _several(partial(_canonical, c)) for c in (Joint, Signal, Observe, Act, Couple)},
+    **{
+        f"tuple[{c.__name__}, ...]": _several(partial(_canonical, c))
+        for c in (Joint, Signal, Observe, Act, Couple, Motor)
+    },
 }
 
 
@@ -407,6 +439,10 @@ def _check(c: Contract) -> None:
             count, size = len(getattr(o, name)), c.source_size(o.signal)
             need(count in (1, size), f"{name} of '{o.signal}' has {count} values, expected 1 or {size}")
         need(o.clip is None or (len(o.clip) == 2 and o.clip[0] < o.clip[1]), f"clip of '{o.signal}' is {o.clip}")
+    turned = [m.joint for m in c.motors]
+    need(sorted(turned) in ([], sorted(c.joint_names)), f"the motors turn {turned}, expected each joint once")
+    need(len({m.id for m in c.motors}) == len(turned), "two motors have the same id")
+    need(all(abs(m.sign) == 1 for m in c.motors), "the sign of a motor is 1 or -1")
     driven = [*c._action_joints(), *(k.joint for k in c.couplings)]
     need(len(set(driven)) == len(driven), f"a joint is driven twice: {driven}")
     for name in (*driven, *(lead for k in c.couplings for lead, _ in k.of)):

@@ -1,4 +1,4 @@
-"""Robots, one file each: a module here, or a file of the user's, that defines `ROBOT`."""
+"""Robots, one file each: a module here, or a file of the user's, that defines `ROBOT` (or several `Robot`s)."""
 
 import importlib
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deftly.config import suggest
-from deftly.contract import Joint
+from deftly.contract import Joint, Motor
 from deftly.errors import DeftlyError
 
 if TYPE_CHECKING:
@@ -24,11 +24,12 @@ class Robot:
     title: str
     spec: "Callable[[], mujoco.MjSpec]"  # with an actuator of each joint's name that takes a position target (rad or m)
     joints: tuple[Joint, ...]  # in the order of the contract
+    motors: tuple[Motor, ...] = ()  # of the hardware, in its order
 
 
 def shipped() -> dict[str, str]:
     """Shipped robots: name -> module, read from the text of the files, since importing them is slow."""
-    robot = re.compile(r'^ROBOT = Robot\(\s*name="([\w-]+)"', re.MULTILINE)
+    robot = re.compile(r'^[A-Z_]+ = Robot\(\s*name="([\w-]+)"', re.MULTILINE)
     files = sorted(Path(__path__[0]).glob("*.py"))
     return {name: f"{__name__}.{file.stem}" for file in files for name in robot.findall(file.read_text())}
 
@@ -37,7 +38,8 @@ def load(name: str) -> Robot:
     """The robot of a shipped robot's name, or of a Python file that defines `ROBOT`."""
     modules = shipped()
     if name in modules:
-        return importlib.import_module(modules[name]).ROBOT
+        found = vars(importlib.import_module(modules[name])).values()
+        return next(robot for robot in found if isinstance(robot, Robot) and robot.name == name)
     if not name.endswith(".py"):
         hint = suggest(name, modules) or ";"
         raise DeftlyError(f"no robot '{name}'{hint} `deftly robots` lists them, or give a file my_robot.py")

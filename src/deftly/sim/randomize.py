@@ -14,7 +14,7 @@ from deftly.errors import DeftlyError
 from deftly.sim.cpu import CpuSim
 
 Quantity = Literal[
-    "mass", "com", "friction", "damping", "armature", "frictionloss", "kp", "kd", "gravity", "size", "latency"
+    "mass", "com", "friction", "size", "damping", "armature", "frictionloss", "kp", "kd", "torque", "latency", "gravity"
 ]
 
 
@@ -23,8 +23,8 @@ class Randomize:
     """One figure of the model, drawn uniformly for each episode.
 
     Quantities and what `names` name: mass (with the inertia), com (m) of bodies; friction (sliding), size of geoms
-    (boxes, spheres, capsules; the mass stays); damping, armature, frictionloss of joints; kp, kd and latency (s)
-    of actuators; gravity (its magnitude; no names). What is added to a mass, a first half extent, a kp, kd or gravity
+    (boxes, spheres, capsules; the mass stays); damping, armature, frictionloss of joints; kp, kd, torque (limit) and
+    latency (s) of actuators; gravity (its magnitude; no names). What is added to a mass, a first half extent, a kp, kd or gravity
     scales the figures that go with it.
     """
 
@@ -48,6 +48,7 @@ _FIELDS: dict[str, tuple[str, bool, dict[str, slice]]] = {
     "frictionloss": ("joint", False, {"dof_frictionloss": _ALL}),
     "kp": ("actuator", False, {"actuator_gainprm": slice(0, 1), "actuator_biasprm": slice(1, 2)}),
     "kd": ("actuator", False, {"actuator_biasprm": slice(2, 3)}),
+    "torque": ("actuator", False, {"actuator_forcerange": _ALL}),
     "latency": ("actuator", False, {"actuator_delay": _ALL}),
     "gravity": ("", False, {"opt.gravity": _ALL}),
 }

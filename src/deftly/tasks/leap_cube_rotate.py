@@ -1,0 +1,318 @@
+"""Turn a cube in the palm of a LEAP hand about the palm's normal, by touch of its joints alone."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import mujoco
+import torch
+from torch import Tensor
+
+from deftly.config import TaskConfig
+from deftly.contract import Act, Contract, Observe, Signal
+from deftly.env import State
+from deftly.grasps import Grasps
+from deftly.robots import Robot, leap_hand
+from deftly.sim import scene
+from deftly.sim.randomize import Randomize
+from deftly.tasks import Noise, Task, task
+
+CUBE = "cube"
+HALF_EDGE = 0.0375  # m: the seed's cube of 75 mm
+SPAWN = (-0.010, 0.035, 0.074)  # m, in the right hand's frame: where a cube rests on palm and fingers
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the reward terms, each multiplied by the control period: figures are per second."""
+
+    rotate: float = 1.25  # Yaw rate in the hand's direction, rad/s, at most `max_rate`; backwards it has no bound.
+    linear_velocity: float = -0.3  # Speed of the cube, m/s, summed over the axes.
+    pose: float = -0.1  # Squared distance of the joints from the grasp beyond `pose_slack`, rad2.
+    torque: float = -0.5  # Squared joint torques, (N m)2.
+    work: float = -0.05  # Squared mechanical power, W2.
+    action_rate: float = -0.01  # Squared change of the action.
+    fell: float = -20.0  # Once, when the cube is lost.
+
+
+@dataclass(frozen=True)
+class RotateConfig(TaskConfig):
+    """Figures of the task; lengths in m, in the frame of the palm (z out of it, fingers along x)."""
+
+    rate: float = 20.0
+    episode_steps: int = 400
+    stop_on_success: bool = False
+    """A turn does not end the episode: what counts is to go on."""
+    delta: float = 1 / 24  # Change of a joint's command at action 1, rad per step.
+    history: int = 3  # Steps of joint positions and commands that the policy sees.
+    soft_limits: float = 0.95  # Share of each joint's range, about its middle, that commands may use.
+    size: tuple[float, float] = (0.9, 1.1)  # Range of the cube's edge, as a share of 75 mm.
+    mass: float = 0.1  # Of the cube, kg.
+    start: Literal["cache", "sample"] = "cache"  # Start from grasps of the cache, or sample poses to look for grasps.
+    grasps: Path | None = None  # Grasp cache of `deftly grasps`; unset: the one shipped for the hand.
+    sample_spread: float = 0.25  # Sampled joints are within this much of the grasp pose, rad.
+    max_rate: float = 1.2  # Yaw rate above which turning faster earns nothing, rad/s.
+    calm_drift: float = 0.02  # Distance of the cube from its start above which turning earns a tenth, m.
+    calm_tilt: float = 0.35  # Tilt of the cube above which turning earns a tenth, rad.
+    pose_slack: float = 0.4  # Distance of a joint from the grasp pose that costs nothing, rad.
+    lowest: float = 0.035  # Height of the cube's centre below which it is lost, m.
+    max_drift: float = 0.08  # Distance of the cube from its start at which it is lost, m.
+    max_tilt: float = 0.8  # Tilt of the cube at which it is lost, rad.
+    leniency: float = 0.1  # In training alone: share of the penalties that counts while no episode succeeds.
+    weights: Weights = field(default_factory=Weights)  # Weights of the reward terms.
+
+
+class CubeRotate(Task):
+    """Turn a cube of 67 to 83 mm that lies in the upward palm about the palm's normal, without a look at it.
+
+    Observation (32 times `history`, oldest first), by touch of the joints alone:
+
+    | term      | meaning                                        | unit | range         |
+    |-----------|------------------------------------------------|------|---------------|
+    | joint_pos | 16 joint positions, relative to the grasp pose | rad  | joint limits  |
+    | command   | 16 joint commands, relative to the grasp pose  | rad  | soft limits   |
+
+    Action (16), in [-1, 1]: change of each joint's command, times `delta`. The command, not the measured position, is
+    what changes: what a joint lacks of its command is how hard it presses.
+
+    The cube turns counter-clockwise seen from above in a right hand, clockwise in a left one: `direction` is the sign
+    of that about +z. `turned` sums the cube's rotation about z in that direction, step by step, so it does not wrap.
+
+    Success: at least one full turn in the 20 s of the episode, and the cube not lost. Lost is a cube that falls, that
+    is 8 cm from where it started, or that tips by 0.8 rad; it ends the episode.
+
+    Curriculum, in training alone: penalties weigh `leniency` while no episode succeeds, and all when each does.
+
+    Randomization: cube size, mass (x 0.7 .. 1.3), centre of mass (2 mm), friction of hand and cube (0.6 .. 1.4),
+    masses of the links, friction loss, damping, armature, gains and torque limits of the servos, delay of commands
+    (0 .. 75 ms). Sensor noise: 0.01 rad white, 0.01 rad bias, readings up to one step old.
+    """
+
+    Config = RotateConfig
+    cfg: RotateConfig
+    robot: Robot
+    side: float
+    direction: float
+
+    def __init__(self, cfg: RotateConfig):
+        super().__init__(cfg)
+        self._grasps: Grasps | None = None
+        self._grasp = torch.tensor([j.home for j in self.robot.joints], dtype=torch.float64)
+        self._joints = self.contract().joints
+
+    def scene(self) -> mujoco.MjSpec:
+        """The hand, palm up, and a cube in it; cameras `front` and `top`."""
+        s, side = self.robot.spec(), self.side
+        scene.prepare(s)
+        scene.add_floor(s, -0.3)
+        scene.add_box(s, CUBE, HALF_EDGE, self.cfg.mass, rgba=(0.90, 0.45, 0.15, 1.0))
+        s.body(CUBE).pos = self._spawn()
+        _add_mark(s.body(CUBE))
+        for finger in (*leap_hand.FINGERS, "th"):
+            scene.add_contact_force(s, f"touch_{finger}", f"{finger}_tip", CUBE)
+        scene.add_camera(s, "front", eye=(0.24, side * -0.22, 0.32), target=(-0.01, side * 0.02, 0.05), fovy=40)
+        scene.add_camera(s, "top", eye=(0, side * 0.03, 0.5), target=(0, side * 0.0301, 0), fovy=36, up=(0, 1, 0))
+        scene.add_home(s, {j.name: j.home for j in self.robot.joints})
+        return s
+
+    def contract(self) -> Contract:
+        """Positions and commands of the joints in, changes of the commands out."""
+        cfg, robot, joints = self.cfg, self.robot, []
+        for j in robot.joints:
+            middle, half = (j.lower + j.upper) / 2, cfg.soft_limits * (j.upper - j.lower) / 2
+            joints.append(type(j)(j.name, middle - half, middle + half, j.home, j.velocity, j.units))
+        home, names = tuple(j.home for j in joints), tuple(j.name for j in joints)
+        observe = tuple(Observe(name, offset=home, history=cfg.history) for name in ("joint_pos", "command"))
+        signals = (Signal("joint_pos", len(joints), "rad"),)
+        act = (Act(names, "delta", (cfg.delta,)),)
+        return Contract(robot.name, cfg.rate, tuple(joints), signals, observe, act, motors=robot.motors)
+
+    def signals(self, s: State) -> dict[str, Tensor]:
+        """Joint positions."""
+        return {"joint_pos": s.qpos[:, : len(self._joints)]}
+
+    def privileged(self, s: State) -> Tensor:
+        """Joint velocities, torques, the cube's pose from its start, its velocity, size, mass, friction and touches."""
+        cube, n = s.sim.model.geom(CUBE).id, len(self._joints)
+        body, tip = s.sim.model.body(CUBE).id, s.sim.model.geom("mf_tip").id
+        size = s.sim.expand("geom_size")[:, cube, :1] / HALF_EDGE - 1.0
+        mass = s.sim.expand("body_mass")[:, body, None] / self.cfg.mass - 1.0
+        friction = s.sim.expand("geom_friction")[:, tip, :1] - 1.0
+        com = s.sim.expand("body_ipos")[:, body] * 200
+        away, pose = 20 * (s.joint(CUBE)[:, :3] - s.zeros("start", 3)), s.joint(CUBE)[:, 3:]
+        velocity = s.joint_vel(CUBE) * torch.tensor([5.0, 5.0, 5.0, 0.5, 0.5, 0.5])
+        parts = (0.2 * s.qvel[:, :n], 5 * self._torque(s), away, pose, velocity, size, mass, friction, com)
+        return torch.cat((*parts, 0.2 * self._touch(s), s.last_action), -1)
+
+    def reset(self, s: State, ids: Tensor) -> None:
+        """A grasp of the cache whose cube is nearest in size; or, to look for grasps, a pose near the grasp pose."""
+        q, cube, n = s.qpos, s.joint(CUBE), len(self._joints)
+        half = s.sim.expand("geom_size")[ids, s.sim.model.geom(CUBE).id, 0]
+        if self.cfg.start == "sample":
+            spread = self.cfg.sample_spread
+            q[ids, :n] = self._within(self._grasp + s.uniform(ids, -spread, spread, n))
+            cube[ids, :2] = torch.tensor(self._spawn()[:2]).double() + s.uniform(ids, -0.006, 0.006, 2)
+            cube[ids, 2] = SPAWN[2] + half - HALF_EDGE + s.uniform(ids, 0.0, 0.01)
+            yaw = s.uniform(ids, -math.pi, math.pi)
+            cube[ids, 3:] = torch.stack(((yaw / 2).cos(), 0 * yaw, 0 * yaw, (yaw / 2).sin()), -1)
+            return
+        if self._grasps is None:
+            self._grasps = Grasps.load(self.cfg.grasps, self.name, self.contract())
+        joint_pos, pose = self._grasps.draw(half, s.uniform(ids, 0.0, 1.0))
+        q[ids, :n], cube[ids] = self._within(joint_pos), pose
+
+    def start(self, s: State, ids: Tensor) -> None:
+        """Remember where the cube is."""
+        s.zeros("start", 3)[ids] = s.joint(CUBE)[ids, :3]
+        s.zeros("quat", 4)[ids] = s.joint(CUBE)[ids, 3:]
+
+    def update(self, s: State) -> None:
+        """Add what the cube has turned, and what the report tells of the episode."""
+        quat, now = s.zeros("quat", 4), s.joint(CUBE)[:, 3:]
+        step = self.direction * _yaw_between(quat, now)
+        quat[:] = now
+        s.zeros("rate")[:] = step / s.dt
+        s.zeros("turned")[:] += step
+        torque, touch = self._torque(s), self._touch(s)
+        power = (torque * s.qvel[:, : len(self._joints)]).sum(-1)
+        s.zeros("power")[:] = power
+        sums = {
+            "drift": self._drift(s),
+            "tilt": self._tilt(s),
+            "work": power.abs() * s.dt,
+            "torque": torque.abs().mean(-1),
+        }
+        sums["contacts"] = (touch > 0.05).double().sum(-1)
+        for name, value in sums.items():
+            s.zeros(f"sum_{name}")[:] += value
+
+    def rewards(self, s: State) -> dict[str, Tensor]:
+        """See `Weights`."""
+        cfg, rate = self.cfg, s.zeros("rate")
+        calm = (self._drift(s) <= cfg.calm_drift) & (self._tilt(s) <= cfg.calm_tilt)
+        forward = rate.clip(0.0, cfg.max_rate) * torch.where(calm, 1.0, 0.1)
+        away = (s.qpos[:, : len(self._joints)] - self._grasp).abs() - cfg.pose_slack
+        terms = {
+            "rotate": forward + rate.clip(max=0.0),
+            "linear_velocity": s.joint_vel(CUBE)[:, :3].abs().sum(-1),
+            "pose": away.clip(min=0.0).square().sum(-1),
+            "torque": self._torque(s).square().sum(-1),
+            "work": s.zeros("power").square(),
+            "action_rate": (s.action - s.last_action).square().sum(-1),
+            "fell": self._lost(s),
+        }
+        return {name: value * s.dt for name, value in terms.items()}
+
+    def failed(self, s: State) -> dict[str, Tensor]:
+        """The cube is lost, in one of three ways."""
+        return {
+            "dropped": s.joint(CUBE)[:, 2] < self.cfg.lowest,
+            "drifted": self._drift(s) > self.cfg.max_drift,
+            "tipped": self._tilt(s) > self.cfg.max_tilt,
+        }
+
+    def success(self, s: State) -> Tensor:
+        """A full turn, and the cube still in the hand."""
+        return (s.zeros("turned") >= 2 * math.pi) & ~self._lost(s)
+
+    def metrics(self, s: State) -> dict[str, Tensor]:
+        """Turning (rad/s over a full episode, turns), loss, seconds in hand, drift, tilt, torque, work, touches."""
+        steps, turned = s.steps.double().clip(min=1.0), s.zeros("turned")
+        mean = {name: s.zeros(f"sum_{name}") / steps for name in ("drift", "tilt", "torque", "contacts")}
+        return {
+            "yaw_rate": turned / (self.cfg.episode_steps * s.dt),
+            "net_turns": turned / (2 * math.pi),
+            "drop_rate": self._lost(s).double(),
+            "retention": steps * s.dt,
+            **{f"mean_{name}": value for name, value in mean.items()},
+            "work": s.zeros("sum_work"),
+            "cube_edge": 2e3 * s.sim.expand("geom_size")[:, s.sim.model.geom(CUBE).id, 0],
+        }
+
+    def randomize(self) -> tuple[Randomize, ...]:
+        """Cube, friction, links and servos."""
+        names = tuple(j.name for j in self._joints)
+        shapes = tuple(g.name for g in self.robot.spec().geoms)
+        return (
+            Randomize("size", *self.cfg.size, (CUBE,)),
+            Randomize("mass", 0.7, 1.3, (CUBE,)),
+            Randomize("mass", 0.8, 1.2, names),
+            Randomize("com", -0.002, 0.002, (CUBE,), op="add"),
+            Randomize("friction", 0.6, 1.4, (*shapes, CUBE), shared=True),
+            Randomize("frictionloss", 0.5, 1.8, names),
+            Randomize("damping", 0.6, 1.6, names),
+            Randomize("armature", 0.7, 1.3, names),
+            *(Randomize(quantity, 0.9, 1.1, names) for quantity in ("kp", "kd", "torque")),
+            Randomize("latency", 0.0, 0.075, names, op="add", shared=True),
+        )
+
+    def noise(self) -> dict[str, Noise]:
+        """Encoders: white noise, mounting error, and the bus."""
+        return {"joint_pos": Noise(uniform=0.01, bias=0.01, delay=1)}
+
+    def curriculum(self, s: State, progress: dict[str, float]) -> None:
+        """The better the hand turns the cube, the more it matters how."""
+        wanted = self.cfg.leniency + (1.0 - self.cfg.leniency) * progress["success"]
+        for name in ("linear_velocity", "pose", "torque", "work", "action_rate"):
+            scale = s.scale.get(name, self.cfg.leniency)
+            s.scale[name] = scale + 0.05 * (wanted - scale)
+
+    def _spawn(self) -> tuple[float, float, float]:
+        return (SPAWN[0], self.side * SPAWN[1], SPAWN[2])
+
+    def _within(self, joints: Tensor) -> Tensor:
+        lower, upper = torch.tensor([(j.lower, j.upper) for j in self._joints], dtype=torch.float64).T
+        return joints.clip(lower, upper)
+
+    def _drift(self, s: State) -> Tensor:
+        return (s.joint(CUBE)[:, :3] - s.zeros("start", 3)).norm(dim=-1)
+
+    def _tilt(self, s: State) -> Tensor:
+        x, y = s.joint(CUBE)[:, 4], s.joint(CUBE)[:, 5]
+        return (1.0 - 2.0 * (x * x + y * y)).clip(-1.0, 1.0).acos()
+
+    def _lost(self, s: State) -> Tensor:
+        return torch.stack([*self.failed(s).values()]).any(0)
+
+    def _torque(self, s: State) -> Tensor:
+        return s.sim.bind("actuator_force")[:, : len(self._joints)]
+
+    def _touch(self, s: State) -> Tensor:
+        """Force of each fingertip on the cube, N, `(num_envs, 4)`."""
+        return torch.stack([s.sensor(f"touch_{finger}").norm(dim=-1) for finger in (*leap_hand.FINGERS, "th")], -1)
+
+
+def _yaw_between(before: Tensor, after: Tensor) -> Tensor:
+    """Rotation about the world's z of `after` relative to `before`, quaternions w x y z `(n, 4)`; rad in -pi .. pi."""
+    a, b, c, d = before.unbind(-1)
+    w, x, y, z = after.unbind(-1)
+    real, up = w * a + x * b + y * c + z * d, z * a - w * d + y * b - x * c
+    return 2.0 * torch.atan2(torch.where(real < 0, -up, up), real.abs())
+
+
+def _add_mark(cube: mujoco.MjsBody) -> None:
+    """A stripe on the cube's top, to see it turn."""
+    mark = cube.add_geom(name="mark", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.014, 0.003, 0.0005], mass=0)
+    mark.pos, mark.rgba, mark.contype, mark.conaffinity = [0.016, 0, HALF_EDGE], (1, 1, 1, 1), 0, 0
+
+
+@task("leap-right-cube-rotate")
+class RightCubeRotate(CubeRotate):
+    """A right hand: see `CubeRotate`."""
+
+    robot, side, direction = leap_hand.RIGHT, 1.0, 1.0
+
+
+@task("leap-left-cube-rotate")
+class LeftCubeRotate(CubeRotate):
+    """A left hand: see `CubeRotate`."""
+
+    robot, side, direction = leap_hand.LEFT, -1.0, -1.0
+
+
+@task("leap-left-custom-cube-rotate")
+class LeftCustomCubeRotate(CubeRotate):
+    """A left hand whose thumb sits further out: see `CubeRotate`."""
+
+    robot, side, direction = leap_hand.LEFT_CUSTOM, -1.0, -1.0
