@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deftly.contract import Act, Contract, ContractError, Couple, Joint, Kind, Observe, Signal
+from deftly.contract import Act, Contract, ContractError, Couple, Joint, Kind, Motor, Observe, Signal
 
 KINDS = get_args(Kind)
 JOINTS = (
@@ -64,7 +64,9 @@ def contracts(draw) -> Contract:
         for name in ("joint_pos", "extra", "command", "action")
         for h in [draw(st.integers(1, 3))]
     )
-    return Contract("any", draw(st.floats(1, 1000)), tuple(joints), signals, terms, acts, couplings)
+    order = draw(st.just([]) | st.permutations(joints))
+    motors = tuple(Motor(j.name, i, draw(st.sampled_from((1.0, -1.0))), draw(number)) for i, j in enumerate(order))
+    return Contract("any", draw(st.floats(1, 1000)), tuple(joints), signals, terms, acts, couplings, motors)
 
 
 def signals_of(c: Contract, rng: np.random.Generator, *batch: int) -> dict[str, np.ndarray]:
@@ -188,6 +190,10 @@ MALFORMED = {
     "a delta action needs a scale": {"act_terms": (Act(("a",), "delta"),)},
     "scale of ('a',) is (-1.0,)": {"act_terms": (Act(("a",), "delta", (-1.0,)),)},
     "lowpass of ('a',) is 1.0": {"act_terms": (Act(("a",), "delta", (1.0,), 1.0),)},
+    "expected each joint once": {"motors": (Motor("a", 0),)},
+    "two motors have the same id": {"motors": tuple(Motor(j, 3) for j in "abcd")},
+    "sign of a motor": {"motors": tuple(Motor(j, i, 0.5) for i, j in enumerate("abcd"))},
+    "a bus id of 0 to 252": {"motors": tuple(Motor(j, i + 250) for i, j in enumerate("abcd"))},
     "c follows a follower": {"couplings": (Couple("d", (("a", 1.0),)), Couple("c", (("d", 1.0),)))},
     "expected (joint, ratio) pairs": {"couplings": (Couple("d", ("a", 1.0)),)},  # type: ignore[arg-type]
 }
@@ -379,3 +385,23 @@ def test_imports_neither_torch_nor_mujoco_nor_numpy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.stdout == "\n"
     assert done.returncode == 0
+
+
+@given(contracts(), st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None)
+def test_motors_have_the_joints_positions_in_their_own_order_and_sign(c, seed):
+    if not c.motors:
+        return
+    q = np.random.default_rng(seed).normal(size=(3, len(c.joints)))
+    sent = c.to_motors(q)
+    for i, motor in enumerate(c.motors):
+        assert sent[:, i] == pytest.approx(motor.sign * q[:, c.joint_names.index(motor.joint)] + motor.offset)
+    assert c.from_motors(sent) == pytest.approx(q)
+    assert c.to_motors(torch.tensor(q)).numpy() == pytest.approx(sent)
+
+
+def test_a_contract_without_motors_hashes_as_before_there_were_any():
+    assert "motors" not in json.loads(PLAIN.to_json())
+    assert "motors" in json.loads(
+        dataclasses.replace(PLAIN, motors=tuple(Motor(j, i) for i, j in enumerate("abcd"))).to_json()
+    )

@@ -40,7 +40,7 @@ class TrainArgs(config.Ranged):
     runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
     name: str | None = None  # A word for the name of the run's folder.
     resume: str | None = None  # Continue exactly where a run stopped: latest, a run, or a checkpoint folder.
-    init: str | None = None  # Start from the weights of this checkpoint; everything else starts anew.
+    init: str | None = None  # Start from the weights of this checkpoint, also of another hand's; all else starts anew.
     until_success: float | None = None
     """Stop once evaluation says with 95 % confidence that this share of episodes succeeds (or all of them did)."""
     eval_every: int = 25  # Iterations between evaluations; 0 never evaluates.
@@ -75,7 +75,7 @@ class Training:
         self.env = Env(task, args.env, sim, args.train.seed, purpose, broken)
         self.env.stagger()
         self.ppo = PPO(self.env, args.train, ranks)
-        self.iteration, self.seconds, self.success, self.best = 0, 0.0, math.nan, (-1.0, 0.0)
+        self.iteration, self.seconds, self.success, self.best = 0, 0.0, math.nan, (-1e9, 0.0)
         self.exit_code, self._stop_signal, self._reached = 0, 0, False
         self._last_saved = self._last_evaluated = -1
         self._speed: deque[float] = deque(maxlen=10)
@@ -84,7 +84,7 @@ class Training:
             self._resume(source)
         elif args.init:
             start = checkpoint.load(runs.find_checkpoint(args.init, task.name, args.runs))
-            start.require(task)
+            start.require(task, any_robot=True)
             start.load_into(self.ppo.models)
         self.console = Console(quiet=ranks.rank > 0 or args.log_level == "warning")
         self._writers = [] if ranks.rank else list(self._open_logs())
@@ -107,11 +107,12 @@ class Training:
         self.env.load_state_dict(parts["env/"])
         self.ppo.load(parts["ppo/"], numbers["learning_rate"])
         self.iteration = self._last_saved = source.iteration
-        self.seconds, self.best = numbers["seconds"], (numbers["best_success"], numbers["best_steps"])
+        self.seconds, self.best = numbers["seconds"], (numbers["best"], numbers["best_tie"])
 
     def _open_logs(self) -> Iterator[log.Writer]:
         (self.run / checkpoint.CONFIG).write_text(self.config)
         args, columns = self.args, [*COLUMNS, *LEARNER, "broken", *self.env.figures]
+        columns += [f"eval_{self.task.headline}"] * bool(self.task.headline)
         yield log.metrics(self.run / "metrics.csv", columns, self.iteration)
         if args.tensorboard:
             yield log.tensorboard(self.run / "tensorboard", self.steps)
@@ -189,18 +190,23 @@ class Training:
         episodes = run_episodes(self.task, policy, args.eval_episodes, **which, env_cfg=args.env, sim_cfg=args.sim)
         self._last_evaluated = self.iteration
         self.success, steps = episodes.success_rate, float(episodes.values["steps"].mean())
-        if (self.success, -steps) > self.best:
-            self.best = (self.success, -steps)
+        row = {"eval_success": self.success, "eval_steps": steps}
+        quality = (self.success, -steps)
+        if headline := self.task.headline:
+            row[f"eval_{headline}"] = float(episodes.values[headline].nanmean())
+            quality = (row[f"eval_{headline}"], self.success)
+        if quality > self.best:
+            self.best = quality
             self._save(best=True)
         if until is not None:
             low, _ = wilson(round(self.success * args.eval_episodes), args.eval_episodes)
             self._reached = low >= until or self.success == 1.0
-        return {"eval_success": self.success, "eval_steps": steps}
+        return row
 
     def _save(self, best: bool = False) -> None:
         folder = self.run / "checkpoints" / f"iter_{self.iteration:06d}"
         if self._last_saved != self.iteration:
-            numbers = dict(zip(("best_success", "best_steps"), self.best))
+            numbers = dict(zip(("best", "best_tie"), self.best))
             numbers |= {"learning_rate": self.ppo.algorithm.learning_rate, "seconds": self.seconds}
             numbers["success"] = -1.0 if math.isnan(self.success) else self.success
             state = {"env": self.env.state_dict(), "ppo": self.ppo.tensors()}
@@ -240,7 +246,7 @@ def main(argv: list[str]) -> int:
         raise DeftlyError("which task? `deftly train TASK`; `deftly tasks` lists them")
     task, prog, source = load(name), f"deftly train {name}", None
     args_type = with_task(TrainArgs, task.Config)
-    args = parse(args_type, rest, prog=prog)
+    args = parse(args_type, rest, prog=prog, filed=task.defaults)
     if args.resume:
         source = checkpoint.load(runs.find_checkpoint(args.resume, task.name, args.runs, "last"))
         args = parse(args_type, ["--config", str(source.path / checkpoint.CONFIG), *rest], prog=prog)

@@ -11,7 +11,7 @@ No pickle: safetensors, JSON and YAML. A folder is written under a temporary nam
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -79,9 +79,14 @@ class Checkpoint:
                 reason = " ".join(str(error).split())[:200]
                 raise DeftlyError(f"{self.path}: the weights do not fit the network: {reason}") from None
 
-    def require(self, task: Task) -> None:
-        """Raise DeftlyError naming the first difference if the task's contract is not the one trained under."""
-        task.contract().require(self.contract, str(self.path))
+    def require(self, task: Task, any_robot: bool = False) -> None:
+        """Raise DeftlyError naming the first difference if the task's contract is not the one trained under.
+
+        `any_robot` allows another robot with the same joints, observation and action, such as a mirrored hand.
+        """
+        own, other = task.contract(), self.contract
+        other = replace(other, robot=own.robot, motors=own.motors) if any_robot else other
+        own.require(other, str(self.path))
 
     def state(self) -> dict[str, Tensor]:
         """What training resumes from. Raises DeftlyError if the checkpoint holds only the policy."""

@@ -24,8 +24,8 @@ class Randomize:
 
     Quantities and what `names` name: mass (with the inertia), com (m) of bodies; friction (sliding), size of geoms
     (boxes, spheres, capsules; the mass stays); damping, armature, frictionloss of joints; kp, kd, torque (limit) and
-    latency (s) of actuators; gravity (its magnitude; no names). What is added to a mass, a first half extent, a kp, kd or gravity
-    scales the figures that go with it.
+    latency (s) of actuators; gravity (its magnitude; no names). What is added to a mass, a first half extent, a kp, kd
+    or gravity scales the figures that go with it.
     """
 
     quantity: Quantity

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import mujoco
 import numpy as np
 
-Preset = Literal["fast", "default", "accurate"]
+Preset = Literal["coarse", "fast", "default", "accurate"]
 Point = tuple[float, float, float]
 
 
@@ -19,6 +19,7 @@ class Physics(NamedTuple):
 
 
 PRESETS: dict[Preset, Physics] = {
+    "coarse": Physics(timestep=0.0126, iterations=6, impratio=2.0),
     "fast": Physics(timestep=0.0084, iterations=10, impratio=3.0),
     "default": Physics(timestep=0.0067, iterations=20, impratio=5.0),
     "accurate": Physics(timestep=0.002, iterations=100, impratio=10.0),

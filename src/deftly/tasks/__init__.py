@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -56,6 +56,10 @@ class Task:
 
     name: str
     Config: type[TaskConfig] = TaskConfig
+    headline: str | None = None
+    """The metric that is to be high, by which training chooses its best checkpoint; None: success, then few steps."""
+    defaults: Mapping[str, Any] = {}
+    """Settings with which the task is trained, where they differ from the general ones: section to name to value."""
 
     def __init__(self, cfg: TaskConfig):
         self.cfg: Any = cfg

@@ -16,7 +16,7 @@ from deftly.grasps import Grasps
 from deftly.robots import Robot, leap_hand
 from deftly.sim import scene
 from deftly.sim.randomize import Randomize
-from deftly.tasks import Noise, Task, task
+from deftly.tasks import Noise, Push, Task, task
 
 CUBE = "cube"
 HALF_EDGE = 0.0375  # m: the seed's cube of 75 mm
@@ -90,6 +90,8 @@ class CubeRotate(Task):
     """
 
     Config = RotateConfig
+    headline = "yaw_rate"
+    defaults = {"train": {"gamma": 0.99, "hidden": [256, 128], "max_iterations": 4000}, "sim": {"preset": "coarse"}}
     cfg: RotateConfig
     robot: Robot
     side: float
@@ -134,9 +136,9 @@ class CubeRotate(Task):
 
     def privileged(self, s: State) -> Tensor:
         """Joint velocities, torques, the cube's pose from its start, its velocity, size, mass, friction and touches."""
-        cube, n = s.sim.model.geom(CUBE).id, len(self._joints)
+        n = len(self._joints)
         body, tip = s.sim.model.body(CUBE).id, s.sim.model.geom("mf_tip").id
-        size = s.sim.expand("geom_size")[:, cube, :1] / HALF_EDGE - 1.0
+        size = self._half(s)[:, None] / HALF_EDGE - 1.0
         mass = s.sim.expand("body_mass")[:, body, None] / self.cfg.mass - 1.0
         friction = s.sim.expand("geom_friction")[:, tip, :1] - 1.0
         com = s.sim.expand("body_ipos")[:, body] * 200
@@ -148,7 +150,7 @@ class CubeRotate(Task):
     def reset(self, s: State, ids: Tensor) -> None:
         """A grasp of the cache whose cube is nearest in size; or, to look for grasps, a pose near the grasp pose."""
         q, cube, n = s.qpos, s.joint(CUBE), len(self._joints)
-        half = s.sim.expand("geom_size")[ids, s.sim.model.geom(CUBE).id, 0]
+        half = self._half(s)[ids]
         if self.cfg.start == "sample":
             spread = self.cfg.sample_spread
             q[ids, :n] = self._within(self._grasp + s.uniform(ids, -spread, spread, n))
@@ -191,10 +193,9 @@ class CubeRotate(Task):
         """See `Weights`."""
         cfg, rate = self.cfg, s.zeros("rate")
         calm = (self._drift(s) <= cfg.calm_drift) & (self._tilt(s) <= cfg.calm_tilt)
-        forward = rate.clip(0.0, cfg.max_rate) * torch.where(calm, 1.0, 0.1)
         away = (s.qpos[:, : len(self._joints)] - self._grasp).abs() - cfg.pose_slack
         terms = {
-            "rotate": forward + rate.clip(max=0.0),
+            "rotate": rate.clip(max=cfg.max_rate) * torch.where(calm, 1.0, 0.1),
             "linear_velocity": s.joint_vel(CUBE)[:, :3].abs().sum(-1),
             "pose": away.clip(min=0.0).square().sum(-1),
             "torque": self._torque(s).square().sum(-1),
@@ -227,7 +228,7 @@ class CubeRotate(Task):
             "retention": steps * s.dt,
             **{f"mean_{name}": value for name, value in mean.items()},
             "work": s.zeros("sum_work"),
-            "cube_edge": 2e3 * s.sim.expand("geom_size")[:, s.sim.model.geom(CUBE).id, 0],
+            "cube_edge": 2e3 * self._half(s),
         }
 
     def randomize(self) -> tuple[Randomize, ...]:
@@ -251,6 +252,23 @@ class CubeRotate(Task):
         """Encoders: white noise, mounting error, and the bus."""
         return {"joint_pos": Noise(uniform=0.01, bias=0.01, delay=1)}
 
+    def pushes(self) -> tuple[Push, ...]:
+        """A pose that is to become a grasp of the cache is nudged."""
+        return (Push(CUBE, (0.05, 0.25), 0.5, 0.1),) if self.cfg.start == "sample" else ()
+
+    def stable(self, s: State) -> Tensor:
+        """Which cubes lie still and level in the hand: stricter than the seed's 0.08 m/s, 1.2 rad/s, 5 cm, 14 cm."""
+        velocity, height = s.joint_vel(CUBE), s.joint(CUBE)[:, 2]
+        still = (velocity[:, :3].norm(dim=-1) < 0.05) & (velocity[:, 3:].norm(dim=-1) < 0.6)
+        spawn = torch.tensor(self._spawn()[:2]).double()
+        near = (s.joint(CUBE)[:, :2] - spawn).norm(dim=-1) < 0.025
+        return still & near & (self._tilt(s) < 0.2) & (height > 0.05)
+
+    def grasp(self, s: State) -> dict[str, Tensor]:
+        """What a grasp cache keeps."""
+        joint_pos = s.qpos[:, : len(self._joints)]
+        return {"cube_half": self._half(s), "joint_pos": joint_pos, "cube_pose": s.joint(CUBE)}
+
     def curriculum(self, s: State, progress: dict[str, float]) -> None:
         """The better the hand turns the cube, the more it matters how."""
         wanted = self.cfg.leniency + (1.0 - self.cfg.leniency) * progress["success"]
@@ -260,6 +278,10 @@ class CubeRotate(Task):
 
     def _spawn(self) -> tuple[float, float, float]:
         return (SPAWN[0], self.side * SPAWN[1], SPAWN[2])
+
+    def _half(self, s: State) -> Tensor:
+        """Half the cube's edge, m."""
+        return s.sim.expand("geom_size")[:, s.sim.model.geom(CUBE).id, 0]
 
     def _within(self, joints: Tensor) -> Tensor:
         lower, upper = torch.tensor([(j.lower, j.upper) for j in self._joints], dtype=torch.float64).T
@@ -293,7 +315,7 @@ def _yaw_between(before: Tensor, after: Tensor) -> Tensor:
 
 def _add_mark(cube: mujoco.MjsBody) -> None:
     """A stripe on the cube's top, to see it turn."""
-    mark = cube.add_geom(name="mark", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.014, 0.003, 0.0005], mass=0)
+    mark = cube.add_geom(name="mark", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.014, 0.003, 0.0045], mass=0)
     mark.pos, mark.rgba, mark.contype, mark.conaffinity = [0.016, 0, HALF_EDGE], (1, 1, 1, 1), 0, 0
 
 
