@@ -18,6 +18,7 @@ COMMANDS = {
     "train": ("Learn", "deftly.train:main", "train a policy on a task"),
     "eval": ("Learn", "deftly.evaluate:main", "measure a policy's success rate on fixed seeds"),
     "grasps": ("Learn", "deftly.grasps:main", "look for the grasps from which an in-hand task starts"),
+    "gait": ("Learn", "deftly.gait:main", "search for a periodic movement to start a training from"),
     "play": ("Learn", "deftly.play:main", "watch a policy, or record a video of it"),
     "export": ("Hand over", "deftly.export:main", "turn a policy into a bundle, which runs without torch"),
     "check": ("Hand over", "deftly.check:main", "check a bundle"),
@@ -45,7 +46,7 @@ _deftly() {
     local words=""
     case "$COMP_CWORD ${COMP_WORDS[1]}" in
         "1 "*) words="COMMANDS --help --version" ;;
-        "2 train"|"2 eval"|"2 play"|"2 export"|"2 serve"|"2 sim2sim"|"2 run"|"2 record"|"2 config"|"2 grasps")
+        "2 train"|"2 eval"|"2 play"|"2 export"|"2 serve"|"2 sim2sim"|"2 run"|"2 record"|"2 config"|"2 grasps"|"2 gait")
             words="$(deftly tasks --names 2>/dev/null)" ;;
         "2 completion") words="bash zsh fish" ;;
     esac
@@ -62,7 +63,7 @@ SHELLS = {
 set -l first '__fish_is_nth_token 1'
 set -l second '__fish_is_nth_token 2; and __fish_seen_subcommand_from'
 complete -c deftly -n $first -f -a 'COMMANDS --help --version'
-complete -c deftly -n "$second train eval play export serve sim2sim run record config grasps" -f \
+complete -c deftly -n "$second train eval play export serve sim2sim run record config grasps gait" -f \
     -a '(deftly tasks --names 2>/dev/null)'
 complete -c deftly -n "$second completion" -f -a 'bash zsh fish'
 """,

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deftly import config
 from deftly.config import EnvConfig, SimConfig, TaskConfig, parse, split_task, with_task
 from deftly.contract import Contract
 from deftly.errors import DeftlyError
@@ -95,7 +94,7 @@ def shipped(task: str) -> Path:
 
 
 @dataclass(frozen=True)
-class GraspArgs(config.Ranged):
+class GraspArgs:
     """Look for stable grasps: `deftly grasps TASK --out FILE`."""
 
     out: Path

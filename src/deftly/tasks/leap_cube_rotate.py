@@ -29,7 +29,7 @@ class Weights:
 
     rotate: float = 1.25  # Yaw rate in the hand's direction, rad/s, at most `max_rate`; backwards it has no bound.
     linear_velocity: float = -0.3  # Speed of the cube, m/s, summed over the axes.
-    pose: float = -0.1  # Squared distance of the joints from the grasp beyond `pose_slack`, rad2.
+    pose: float = -0.02  # Squared distance of the joints from the grasp beyond `pose_slack`, rad2.
     torque: float = -0.5  # Squared joint torques, (N m)2.
     work: float = -0.05  # Squared mechanical power, W2.
     action_rate: float = -0.01  # Squared change of the action.

@@ -1,0 +1,236 @@
+"""`deftly gait TASK`: a periodic movement that earns reward, found without a gradient, and a policy that makes it.
+
+Exploration by noise seldom finds how fingers take turns, and on a few cores there is no time to wait for luck. A search
+over gaits, in which each joint follows a sine of one common frequency, finds a first one in minutes: CMA-ES on the
+task's own reward, each candidate tried on several randomized hands. A network then learns to make the gait from what a
+policy sees. `deftly train TASK --init RUN` goes on from there.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from deftly import runs
+from deftly.config import EnvConfig, PPOConfig, RunsConfig, SimConfig, TaskConfig, parse, split_task, to_yaml, with_task
+from deftly.env import Env
+from deftly.errors import DeftlyError
+from deftly.learn import checkpoint
+from deftly.learn.ppo import PPO
+from deftly.rollout import VALIDATE, run_episodes
+from deftly.sim.render import whole
+from deftly.tasks import Task, load
+
+SCHEMA = "deftly.gait/1"
+AMPLITUDE, LOG_FREQUENCY = 0.15, 0.3  # spread of the first candidates: rad, and of the logarithm of a frequency in Hz
+ROUND_STEPS, ROUND_BATCHES = 100, 400  # control steps and gradient steps of a round of cloning
+LEAD = 3.0  # control steps by which the cloned gait looks ahead of the phase nearest to its command
+PHASES = 128  # points of a cycle among which the one nearest to a command is looked for
+
+
+@dataclass(frozen=True)
+class GaitArgs:
+    """Search for a gait and clone it into a policy: `deftly gait TASK`."""
+
+    sim: SimConfig = field(default_factory=SimConfig)  # The physics engine.
+    task: TaskConfig = field(default_factory=TaskConfig)  # The task's own figures.
+    train: PPOConfig = field(default_factory=PPOConfig)  # The network, as in the training that follows; and the seed.
+    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
+    gait: Path | None = None  # Start from this gait.npz instead of standing still.
+    generations: int = 80  # Generations of the search; 0 only clones the gait given.
+    population: int = 48  # Candidates of a generation.
+    trials: int = 12  # Randomized hands on which each is tried.
+    seconds: float = 7.0  # How long each trial is judged, s, after a second of getting there.
+    frequency: float = 0.6  # Frequency of the first candidates, Hz.
+    rounds: int = 8  # Rounds of cloning; in each, the policy drives a larger share of the hands.
+    std: float = 0.3  # Exploration noise that the cloned policy starts with.
+    name: str | None = "gait"  # A word for the name of the run's folder.
+
+    def __post_init__(self) -> None:
+        for name, least in (("generations", 0), ("population", 4), ("trials", 1), ("rounds", 1)):
+            if getattr(self, name) < least:
+                raise DeftlyError(f"{name} is {getattr(self, name)}, but it must be {least} or more")
+        if not self.generations and not self.gait:
+            raise DeftlyError("--generations 0 clones a gait: give it, --gait RUN/gait.npz")
+        if not (self.seconds > 0 and self.frequency > 0 and self.std > 0):
+            raise DeftlyError("seconds, frequency and std must be above 0")
+
+
+@dataclass(frozen=True)
+class Gaits:
+    """Several gaits side by side: joint targets centre + sine * sin(phase) + cosine * cos(phase), rad."""
+
+    frequency: Tensor  # (n,) Hz
+    centre: Tensor  # (n, num_joints)
+    sine: Tensor  # (n, num_joints)
+    cosine: Tensor  # (n, num_joints)
+
+    @classmethod
+    def decode(cls, numbers: np.ndarray, home: Tensor, frequency: float) -> Gaits:
+        """Gaits of vectors `(n, 1 + 3 * num_joints)` near zero; zero stands at home."""
+        x = torch.from_numpy(np.asarray(numbers)).float()
+        parts = AMPLITUDE * x[:, 1:].reshape(len(x), 3, -1)
+        return cls(frequency * torch.exp(LOG_FREQUENCY * x[:, 0]), home + parts[:, 0], parts[:, 1], parts[:, 2])
+
+    def encode(self, home: Tensor, frequency: float) -> np.ndarray:
+        """The inverse of `decode`."""
+        shapes = torch.stack((self.centre - home, self.sine, self.cosine), 1).flatten(1) / AMPLITUDE
+        first = torch.log(self.frequency / frequency)[:, None] / LOG_FREQUENCY
+        return torch.cat((first, shapes), 1).double().numpy()
+
+    def targets(self, phase: Tensor) -> Tensor:
+        """Joint targets `(n, num_joints)` at phases `(n,)`, rad."""
+        angle = phase[:, None]
+        return self.centre + self.sine * torch.sin(angle) + self.cosine * torch.cos(angle)
+
+    def step_from(self, command: Tensor, dt: float) -> Tensor:
+        """Where the first gait goes next, `(n, num_joints)`, from commands anywhere near its cycle."""
+        one = Gaits(*(part[:1] for part in (self.frequency, self.centre, self.sine, self.cosine)))
+        phases = 2 * math.pi * torch.arange(PHASES) / PHASES
+        nearest = phases[torch.cdist(command, one.targets(phases)).argmin(-1)]
+        return one.targets(nearest + 2 * math.pi * one.frequency * dt)
+
+    def save(self, path: Path, task: Task) -> None:
+        """Write the first gait whole or not at all."""
+        names = np.array(task.contract().joint_names)
+        parts = {name: value[0].numpy() for name, value in vars(self).items()}
+        with whole(path) as scratch, scratch.open("wb") as file:
+            np.savez(file, schema=SCHEMA, task=task.name, joint_names=names, **parts)
+
+    @classmethod
+    def load(cls, path: Path, task: Task) -> Gaits:
+        """Read what `save` wrote. Raises DeftlyError if it is no gait of this task's joints."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: file[name] for name in ("schema", "joint_names", *cls.__dataclass_fields__)}
+        except Exception as error:  # numpy and zipfile raise many kinds
+            reason = " ".join(str(error).split())[:100]
+            raise DeftlyError(f"{path} is no gait ({reason}): give the gait.npz of a run of 'deftly gait'") from None
+        if str(found["schema"]) != SCHEMA or [*map(str, found["joint_names"])] != [*task.contract().joint_names]:
+            raise DeftlyError(f"{path} is no gait of this task's joints: search for one, deftly gait {task.name}")
+        return cls(*(torch.from_numpy(found[name])[None].float() for name in cls.__dataclass_fields__))
+
+
+class Search:
+    """CMA-ES over gaits. `best` is the mean of the search distribution."""
+
+    def __init__(self, task: Task, args: GaitArgs):
+        import cma
+
+        acts = task.contract().act_terms
+        if len(acts) != 1 or acts[0].kind != "delta" or acts[0].joints != task.contract().joint_names:
+            raise DeftlyError(f"{task.name}: a gait is searched for tasks whose actions are deltas of all joints alone")
+        self.args, self.delta = args, torch.tensor(acts[0].scale)
+        env = EnvConfig(num_envs=args.population * args.trials, noise=False)
+        self.env = Env(task, env, args.sim, args.train.seed, "gait")
+        self.env.auto_reset = False
+        self.home = torch.tensor(self.env.contract.home())
+        known = Gaits.load(args.gait, task) if args.gait else None
+        start = known.encode(self.home, args.frequency)[0] if known else np.zeros(1 + 3 * len(self.home))
+        options = {"popsize": args.population, "CMA_diagonal": True, "verbose": -9, "seed": args.train.seed + 1}
+        self._cma = cma.CMAEvolutionStrategy(start, 0.5, options)
+
+    @property
+    def best(self) -> Gaits:
+        """The gait in the middle of the search."""
+        return Gaits.decode(np.asarray(self._cma.mean)[None], self.home, self.args.frequency)
+
+    def generation(self) -> tuple[float, float]:
+        """Try a population; returns the mean reward per second of all and of the best candidate."""
+        numbers = self._cma.ask()
+        reward = self._try(Gaits.decode(np.array(numbers), self.home, self.args.frequency))
+        self._cma.tell(numbers, (-reward).tolist())
+        return float(reward.mean()), float(reward.max())
+
+    @torch.no_grad()
+    def _try(self, gaits: Gaits) -> Tensor:
+        """Mean reward per second of each gait over its trials, `(n,)`; a lost trial earns no more."""
+        env, args = self.env, self.args
+        each = Gaits(*(part.repeat_interleave(args.trials, 0) for part in vars(gaits).values()))
+        env.reset()
+        env.task.curriculum(env.state, {"success": 0.0})
+        rate, warm = env.contract.rate, round(env.contract.rate)
+        running, earned = torch.ones(env.num_envs, dtype=torch.bool), torch.zeros(env.num_envs)
+        for k in range(warm + round(args.seconds * rate)):
+            wanted = each.targets(2 * math.pi * each.frequency * max(0, k - warm) / rate)
+            step = env.step((wanted - env.state.command) / self.delta)
+            earned += step.reward * running * (k >= warm)
+            running &= ~step.terminated
+        return (earned / args.seconds).view(-1, args.trials).mean(1)
+
+
+def clone(task: Task, gait: Gaits, args: GaitArgs) -> PPO:
+    """A policy that makes the gait wherever its command is near the cycle: round by round, it drives more itself."""
+    env = Env(task, EnvConfig(num_envs=256), args.sim, args.train.seed, "gait/clone")
+    env.stagger()
+    learner = PPO(env, replace(args.train, init_std=args.std))
+    actor, delta = learner.actor, torch.tensor(env.contract.act_terms[0].scale)
+    optimizer = torch.optim.Adam(actor.parameters(), lr=1e-3)
+    seen: list[Tensor] = []
+    labels: list[Tensor] = []
+    for turn in range(args.rounds):
+        with torch.no_grad():
+            for _ in range(ROUND_STEPS):
+                obs = {"policy": env.obs["policy"].clone()}
+                goal = gait.step_from(env.state.command, LEAD / env.contract.rate)
+                label = ((goal - env.state.command) / delta).clip(-1.0, 1.0)
+                seen.append(obs["policy"])
+                labels.append(label)
+                actor.update_normalization(obs)
+                pupil = torch.rand(env.num_envs, 1) < turn / args.rounds
+                env.step(torch.where(pupil, actor(obs), label) + args.std * torch.randn(label.shape))
+        inputs, wanted = torch.cat(seen), torch.cat(labels)
+        for _ in range(ROUND_BATCHES):
+            rows = torch.randint(len(inputs), (1024,))
+            optimizer.zero_grad()
+            (actor({"policy": inputs[rows]}) - wanted[rows]).square().mean().backward()
+            optimizer.step()
+    return learner
+
+
+def main(argv: list[str]) -> int:
+    """Run `deftly gait`."""
+    name, rest = split_task(argv)
+    if name is None:
+        parse(GaitArgs, rest, prog="deftly gait TASK")
+        raise DeftlyError("a gait for which task? deftly gait TASK; 'deftly tasks' lists them")
+    cls: Any = load(name)
+    defaults = {section: cls.defaults[section] for section in ("sim", "train") if section in cls.defaults}
+    args = parse(with_task(GaitArgs, cls.Config), rest, prog=f"deftly gait {name}", filed=defaults)
+    task, console = cls(args.task), Console()
+    search, start = Search(task, args), time.perf_counter()
+    run = runs.create(task.name, "train", args.runs, args.name)
+    for generation in range(1, args.generations + 1):
+        mean, best = search.generation()
+        search.best.save(run / "gait.npz", task)
+        steps = generation * search.env.num_envs * (args.seconds + 1) * search.env.contract.rate
+        spent = f"{(time.perf_counter() - start) / 60:.1f} min, {steps / 1e6:.2f} M steps"
+        console.print(f"generation {generation}: reward {mean:.3f}/s, best {best:.3f}/s, {spent}", highlight=False)
+    gait = search.best
+    gait.save(run / "gait.npz", task)
+    learner = clone(task, gait, args)
+    save(run, task, learner, args)
+    which: dict[str, Any] = {"seed": args.train.seed, "purpose": VALIDATE, "sim_cfg": args.sim}
+    values = run_episodes(task, checkpoint.Policy(learner.actor), 64, **which).values
+    what = f", {task.headline} {values[task.headline].nanmean():.3f}" if task.headline else ""
+    console.print(f"cloned: success {values['success'].mean():.1%} of 64 episodes{what}", highlight=False)
+    console.print(f"go on with: deftly train {name} --init {run}", soft_wrap=True)
+    return 0
+
+
+def save(run: Path, task: Task, learner: PPO, args: GaitArgs) -> None:
+    """A checkpoint of the cloned policy, from which training starts."""
+    folder = run / "checkpoints" / "iter_000000"
+    (run / checkpoint.CONFIG).write_text(to_yaml(args))
+    contract = learner.env.contract
+    checkpoint.save(folder, learner.models, contract, to_yaml(args), task.name, 0, {"success": -1.0}, None)
+    for link in ("last", "best"):
+        runs.link(folder.with_name(link), folder)

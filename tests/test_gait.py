@@ -1,0 +1,91 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from deftly import gait
+from deftly.errors import DeftlyError
+from deftly.gait import GaitArgs, Gaits, Search
+from deftly.learn import checkpoint
+from deftly.runs import find_checkpoint
+from deftly.tasks import load
+
+TASK = "leap-right-cube-rotate"
+
+
+def make(start: str = "sample"):
+    cls = load(TASK)
+    return cls(cls.Config(start=start))
+
+
+def some(n: int = 3) -> Gaits:
+    parts = [torch.randn(n, 16, generator=torch.Generator().manual_seed(i)) * 0.1 for i in range(3)]
+    return Gaits(torch.full((n,), 0.7), *parts)
+
+
+def test_numbers_and_gaits_are_inverse():
+    home = torch.linspace(-1, 1, 16)
+    numbers = np.random.default_rng(0).normal(size=(5, 49))
+    assert Gaits.decode(numbers, home, 0.6).encode(home, 0.6) == pytest.approx(numbers, abs=1e-4)
+    still = Gaits.decode(np.zeros((1, 49)), home, 0.6)
+    assert still.targets(torch.tensor([1.3]))[0] == pytest.approx(home)
+
+
+def test_a_gait_goes_on_from_the_phase_nearest_to_the_command():
+    one = some(1)
+    phase = torch.tensor([0.3, 2.0, 5.0])
+    goal = one.step_from(one.targets(phase) + 0.003, 0.1)
+    assert goal.numpy() == pytest.approx(one.targets(phase + 2 * math.pi * 0.7 * 0.1).numpy(), abs=0.02)
+
+
+def test_files_are_checked(tmp_path):
+    task, path = make(), tmp_path / "gait.npz"
+    some().save(path, task)
+    back = Gaits.load(path, task)
+    assert (back.sine[0] == some().sine[0]).all()
+    (tmp_path / "bad.npz").write_text("no")
+    with pytest.raises(DeftlyError, match=r"no gait.*deftly gait"):
+        Gaits.load(tmp_path / "bad.npz", task)
+    with np.load(path) as file:
+        np.savez(tmp_path / "other.npz", **{**file, "joint_names": np.array(["a"] * 16)})
+    with pytest.raises(DeftlyError, match="joints"):
+        Gaits.load(tmp_path / "other.npz", task)
+
+
+def test_search_climbs_the_tasks_own_reward():
+    """Six generations on a reward of our own: joints shall be where the sine takes them."""
+    task = make()
+    want = torch.tensor(task.contract().home()) + 0.2
+
+    def rewards(s):
+        near = -(s.command - want).square().sum(-1)
+        return {name: near * (name == "rotate") for name in vars(task.cfg.weights)}
+
+    task.rewards = rewards
+    search = Search(task, GaitArgs(population=12, trials=1, seconds=0.3, generations=6))
+    means = [search.generation()[0] for _ in range(6)]
+    assert means[-1] > means[0]
+    again = Search(task, GaitArgs(population=12, trials=1, seconds=0.3, generations=6))
+    assert [again.generation()[0] for _ in range(2)] == means[:2]
+
+
+def test_a_given_gait_is_cloned_into_a_checkpoint_that_training_starts_from(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gait, "ROUND_STEPS", 8)
+    monkeypatch.setattr(gait, "ROUND_BATCHES", 4)
+    some().save(tmp_path / "gait.npz", make())
+    flags = ["--task.start", "sample", "--gait", "gait.npz", "--generations", "0", "--rounds", "2", "--population", "4"]
+    assert gait.main([TASK, *flags, "--trials", "1", "task.episode_steps=3"]) == 0
+    said = capsys.readouterr().out
+    assert "yaw_rate" in said
+    folder = said.split("--init ")[1].strip()
+    found = checkpoint.load(find_checkpoint(folder, TASK, GaitArgs().runs))
+    assert float(found.policy()(torch.zeros(1, 96)).abs().sum()) > 0
+
+
+def test_tasks_without_delta_actions_are_refused():
+    with pytest.raises(DeftlyError, match="deltas"):
+        gait.main(["jaka-pick-cube"])
+    with pytest.raises(DeftlyError, match="give it"):
+        gait.main([TASK, "--generations", "0"])
