@@ -55,7 +55,7 @@ RANGES: tuple[tuple[str, str, Callable[[Any], object]], ...] = (
     ("widths of 1 or more", "train.hidden", lambda widths: all(x >= 1 for x in widths)),
     ("above 0", "train.learning-rate train.desired-kl train.clip", lambda x: 0 < x < inf),
     ("above 0", "train.init-std train.max-grad-norm", lambda x: 0 < x < inf),
-    ("0 or more", "train.entropy train.value-coef .eval-every", lambda x: 0 <= x < inf),
+    ("0 or more", "train.entropy train.value-coef train.critic-warmup .eval-every", lambda x: 0 <= x < inf),
     ("above 0 and at most 1", "train.gamma .until-success", lambda x: x is None or 0 < x <= 1),
     ("between 0 and 1", "train.lam", lambda x: 0 <= x <= 1),
 )
@@ -130,6 +130,7 @@ class PPOConfig(Ranged, section="train"):
     clip: float = 0.2  # Clip range of the policy ratio and of the value update.
     entropy: float = 0.005  # Weight of the entropy bonus.
     value_coef: float = 1.0  # Weight of the value loss.
+    critic_warmup: int = 0  # First iterations in which the critic alone learns: what --init brings is not spoilt by it.
     init_std: float = 1.0  # Initial standard deviation of the action noise.
     max_grad_norm: float = 1.0  # Largest gradient norm; longer gradients are scaled down.
 

@@ -51,7 +51,7 @@ class GaitArgs:
     seconds: float = 7.0  # How long each trial is judged, s, after a second of getting there.
     frequency: float = 0.6  # Frequency of the first candidates, Hz.
     rounds: int = 8  # Rounds of cloning; in each, the policy drives a larger share of the hands.
-    std: float = 0.3  # Exploration noise that the cloned policy starts with.
+    std: float = 0.2  # Exploration noise that the cloned policy starts with.
     name: str | None = "gait"  # A word for the name of the run's folder.
 
     def __post_init__(self) -> None:

@@ -157,7 +157,7 @@ class Training:
 
     def _iterate(self) -> None:
         start = time.perf_counter()
-        row = self.ppo.iterate()
+        row = self.ppo.iterate(critic_only=self.iteration < self.args.train.critic_warmup)
         if bad := [name for name, value in row.items() if not math.isfinite(value)]:
             advice = f"lower train.learning-rate; the last good checkpoint is in {self.run / 'checkpoints'}"
             raise DeftlyError(f"{bad[0]} is not finite in iteration {self.iteration + 1}: {advice}")

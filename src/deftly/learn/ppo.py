@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from deftly.config import PPOConfig
 from deftly.env import Env, Obs
 
+CRITIC_RATE = 1e-3  # step size while the critic learns alone
 GROUPS = {"actor": ["policy"], "critic": ["critic"]}
 
 
@@ -86,9 +87,13 @@ class PPO:
             self.algorithm.broadcast_parameters()
             torch.manual_seed(cfg.seed + self.ranks.rank)  # each process explores for itself
 
-    def iterate(self) -> dict[str, float]:
+    def iterate(self, critic_only: bool = False) -> dict[str, float]:
         """One rollout and one update. Returns losses, the mean exploration std, and seconds of either part."""
         start = time.perf_counter()
+        self.actor.requires_grad_(not critic_only)
+        self.algorithm.schedule = "fixed" if critic_only else "adaptive"
+        for group in self.algorithm.optimizer.param_groups if critic_only else ():
+            group["lr"] = CRITIC_RATE
         self.algorithm.train_mode()
         self._collect()
         collected = time.perf_counter()

@@ -27,10 +27,10 @@ SPAWN = (-0.010, 0.035, 0.074)  # m, in the right hand's frame: where a cube res
 class Weights:
     """Weights of the reward terms, each multiplied by the control period: figures are per second."""
 
-    rotate: float = 1.25  # Yaw rate in the hand's direction, rad/s, at most `max_rate`; backwards it has no bound.
-    linear_velocity: float = -0.3  # Speed of the cube, m/s, summed over the axes.
+    rotate: float = 1.25  # Yaw rate, rad/s, at most `max_rate`; less the nearer the cube is to being lost.
+    linear_velocity: float = -0.1  # Speed of the cube, m/s, summed over the axes.
     pose: float = -0.02  # Squared distance of the joints from the grasp beyond `pose_slack`, rad2.
-    torque: float = -0.5  # Squared joint torques, (N m)2.
+    torque: float = -0.1  # Squared joint torques, (N m)2.
     work: float = -0.05  # Squared mechanical power, W2.
     action_rate: float = -0.01  # Squared change of the action.
     fell: float = -20.0  # Once, when the cube is lost.
@@ -53,8 +53,6 @@ class RotateConfig(TaskConfig):
     grasps: Path | None = None  # Grasp cache of `deftly grasps`; unset: the one shipped for the hand.
     sample_spread: float = 0.25  # Sampled joints are within this much of the grasp pose, rad.
     max_rate: float = 1.2  # Yaw rate above which turning faster earns nothing, rad/s.
-    calm_drift: float = 0.02  # Distance of the cube from its start above which turning earns a tenth, m.
-    calm_tilt: float = 0.35  # Tilt of the cube above which turning earns a tenth, rad.
     pose_slack: float = 0.4  # Distance of a joint from the grasp pose that costs nothing, rad.
     lowest: float = 0.035  # Height of the cube's centre below which it is lost, m.
     max_drift: float = 0.08  # Distance of the cube from its start at which it is lost, m.
@@ -192,10 +190,10 @@ class CubeRotate(Task):
     def rewards(self, s: State) -> dict[str, Tensor]:
         """See `Weights`."""
         cfg, rate = self.cfg, s.zeros("rate")
-        calm = (self._drift(s) <= cfg.calm_drift) & (self._tilt(s) <= cfg.calm_tilt)
+        safe = 1.0 - torch.maximum(self._drift(s) / cfg.max_drift, self._tilt(s) / cfg.max_tilt).square()
         away = (s.qpos[:, : len(self._joints)] - self._grasp).abs() - cfg.pose_slack
         terms = {
-            "rotate": rate.clip(max=cfg.max_rate) * torch.where(calm, 1.0, 0.1),
+            "rotate": rate.clip(max=cfg.max_rate) * safe.clip(min=0.0),
             "linear_velocity": s.joint_vel(CUBE)[:, :3].abs().sum(-1),
             "pose": away.clip(min=0.0).square().sum(-1),
             "torque": self._torque(s).square().sum(-1),
