@@ -43,13 +43,21 @@ SPEED = 8.48 / (2 * 3.141592653589793) * TURN  # ticks/s: 81 rev/min without loa
 FULL_MA, MA_PER_TICK = 550, 2.0  # current at which it gets there; current of an error of one tick
 
 
+def _check_of(byte: int) -> int:
+    value = byte << 8
+    for _ in range(8):
+        value = (value << 1 ^ 0x8005 if value & 0x8000 else value << 1) & 0xFFFF
+    return value
+
+
+CHECKS = [_check_of(byte) for byte in range(256)]
+
+
 def crc16(data: bytes) -> int:
     """The check of Protocol 2.0: polynomial 0x8005, from 0, highest bit first."""
     value = 0
     for byte in data:
-        value ^= byte << 8
-        for _ in range(8):
-            value = (value << 1 ^ 0x8005 if value & 0x8000 else value << 1) & 0xFFFF
+        value = (value << 8 ^ CHECKS[value >> 8 ^ byte]) & 0xFFFF
     return value
 
 

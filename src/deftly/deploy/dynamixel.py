@@ -96,6 +96,8 @@ class Dynamixel:
         patience = max(WATCHDOG_S, WATCHDOG_PERIODS / contract.rate)
         self._watchdog = bytes([min(WATCHDOG_MOST, math.ceil(patience / WATCHDOG_UNIT_S))])
         self._engaged, self._asked = False, 0
+        self.retries = 0
+        """Questions that had to be asked twice."""
         self._bus = Bus(port, baud)
         try:
             self._require_motors()
@@ -158,6 +160,7 @@ class Dynamixel:
         try:
             return ask()
         except NoAnswer:
+            self.retries += 1
             self._bus.settle(0.25 * self.timeout)
         try:
             return ask()
@@ -248,16 +251,15 @@ class Dynamixel:
 
     def _require_speed(self) -> None:
         """Raise DriverError if reading takes longer than the control loop can wait."""
-        spent = []
-        for _ in range(3):
+        least = math.inf
+        for _ in range(10):  # a computer that is busy for a moment is not a slow adapter
             began = time.monotonic()
             self._read(INDIRECT_DATA, len(STATE))
-            spent.append(time.monotonic() - began)
-        if min(spent) > self.timeout:
-            figures = (
-                f"{1e3 * min(spent):.1f} ms, at {self.contract.rate:g} Hz at most {1e3 * self.timeout:.1f} are left"
-            )
-            raise DriverError(f"reading {self.port} takes {figures}: set its latency timer to 1 ms (docs/leap.md)")
+            least = min(least, time.monotonic() - began)
+            if least <= self.timeout:
+                return
+        figures = f"{1e3 * least:.1f} ms, at {self.contract.rate:g} Hz at most {1e3 * self.timeout:.1f} are left"
+        raise DriverError(f"reading {self.port} takes {figures}: set its latency timer to 1 ms (docs/leap.md)")
 
     def _read(self, address: int, length: int) -> list[bytes]:
         """Bytes of each motor, when there is time."""
