@@ -146,18 +146,22 @@ def keep_time(contract: Contract, network: OnnxNetwork, seconds: float) -> dict[
     ring = Ring(contract, math.ceil(1.1 * seconds * HERTZ) + 10)
     session = Session(_runner(contract, network, ring, time.monotonic), ring, {}, start=True, seconds=seconds)
     session.run()
-    rows = ring.rows()
-    late = lateness(rows["now"], 1.0 / HERTZ)
-    fault = str(session.runner.kernel.reason) if rows["fault"][-1] != "none" else ""
+    return time_kept(session, HERTZ)
+
+
+def time_kept(session: Session, rate: float) -> dict[str, Any]:
+    """How well the loop of a session that is over kept its rate, Hz."""
+    rows = session.ring.rows()
+    late = lateness(rows["now"], 1.0 / rate)
     return {
         "ticks": len(late),
-        "missed": int((late > 0.5 / HERTZ).sum()),
+        "missed": int((late > 0.5 / rate).sum()),
         "overruns": session.ticker.overruns,
         "late_p99_ms": 1e3 * float(np.percentile(late, 99)),
         "late_max_ms": 1e3 * float(late.max()),
         "tick_p99_ms": float(np.percentile(rows["tick_ms"], 99)),
         "tick_max_ms": float(rows["tick_ms"].max()),
-        "fault": fault,
+        "fault": str(session.runner.kernel.reason) if rows["fault"][-1] != "none" else "",
     }
 
 

@@ -38,7 +38,8 @@ class RunArgs:
     """Let a policy drive a robot: `deftly run TASK`, `deftly run --bundle DIR` or `--server-endpoint tcp://...`."""
 
     driver: str
-    """The robot: sim (a simulation of TASK in a process of its own), fake, or your own class as MODULE:CLASS."""
+    """The robot: sim (a simulation of TASK in a process of its own), fake, leap (a LEAP hand at --port), or your own
+    class as MODULE:CLASS."""
     bundle: Path | None = None
     """Folder that `deftly export` wrote; unset: the one shipped for TASK. With a server too: the robot's contract."""
     server_endpoint: str | None = None
@@ -48,7 +49,11 @@ class RunArgs:
     timeout_ms: float | None = None
     """Longest wait for the server's answer; unset: 0.8 of the control period."""
     port: str | None = None
-    """Passed to your own driver as `port=`: a serial device, an address."""
+    """Serial port of a LEAP hand, such as /dev/ttyUSB0; or whatever your own driver takes as `port=`."""
+    baud: int = 4_000_000
+    """Rate of the LEAP hand's bus."""
+    current_ma: int = 550
+    """Largest current of each motor of the LEAP hand, mA; 550 is what is simulated."""
     seconds: float = 0.0
     """End after this time; 0: when the operator quits."""
     start: bool = False
@@ -89,6 +94,7 @@ def main(argv: list[str]) -> int:
             unclaimed.callback(policy.close)
             driver = find_driver(task, args, contract, stack)
             unclaimed.callback(driver.stop)
+            args = replace(args, safety=_bounds(args.safety, driver))
             robot = getattr(driver, "contract", contract)  # a driver that knows its robot is believed
             if args.log_seconds > (most := max_ticks(robot) // robot.rate):
                 raise DeftlyError(
@@ -142,6 +148,10 @@ def find_driver(task: str | None, args: RunArgs, contract: Contract, stack: Exit
         return FakeDriver(contract, args.fault, args.fault_at)
     if args.driver == "sim":
         return _simulated(task, args, contract, stack)
+    if args.driver == "leap":
+        from deftly.deploy.dynamixel import Dynamixel
+
+        return Dynamixel(contract, args.port, args.baud, args.current_ma)
     return custom_driver(args.driver, contract, args.port)
 
 
@@ -155,6 +165,11 @@ def _simulated(task: str | None, args: RunArgs, contract: Contract, stack: ExitS
     process, endpoint = launch([*words, "--seed", str(args.seed)])
     stack.callback(_end, process)
     return SocketDriver(contract, endpoint)
+
+
+def _bounds(safety: SafetyConfig, driver: Driver) -> SafetyConfig:
+    """The safety kernel's bounds; a driver that wants its robot brought home slowly says in which time."""
+    return replace(safety, approach_s=safety.approach_s or getattr(driver, "approach_s", 0.0))
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -173,7 +188,9 @@ def custom_driver(spec: str, contract: Contract, port: str | None = None) -> Dri
     """
     module, colon, name = spec.partition(":")
     if not (module and colon and name):
-        raise DeftlyError(f"--driver is '{spec}', but it must be sim, fake, or MODULE:CLASS such as my_robot:Driver")
+        raise DeftlyError(
+            f"--driver is '{spec}', but it must be sim, fake, leap, or MODULE:CLASS such as my_robot:Driver"
+        )
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

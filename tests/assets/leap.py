@@ -1,0 +1,43 @@
+"""Contracts of the LEAP tasks at a leisurely rate, their motors in the hardware's order, and stand-in bundles."""
+
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import fifty
+
+from deftly.tasks import load
+
+RATE = 5.0
+"""Hz: busy machines are late, which is no fault of the driver's."""
+ORDER = (
+    *("if_rot", "if_mcp", "if_pip", "if_dip", "mf_rot", "mf_mcp", "mf_pip", "mf_dip"),
+    *("rf_rot", "rf_mcp", "rf_pip", "rf_dip", "th_cmc", "th_axl", "th_mcp", "th_ipl"),
+)
+"""Joints of motors 0, 1, 2, ... Written down once more: the driver has them from the contract."""
+TURNED = {"right": {"th_cmc"}, "left": {"th_cmc", "th_axl", "if_rot", "mf_rot", "rf_rot"}}
+TURNED["left-custom"] = TURNED["left"]
+
+
+@cache
+def contract(side="right", rate=RATE, **more):
+    cls = load(f"leap-{side}-cube-rotate")
+    return replace(cls(cls.Config(start="sample")).contract(), rate=rate, **more)
+
+
+def tick(side, joint, angle):
+    """Where the motor of a joint stands, in ticks."""
+    return round(2048 + (-1 if joint in TURNED[side] else 1) * angle * 4096 / 6.283185307179586)
+
+
+def go_home(bus, side="right"):
+    """Put an emulated hand into its home."""
+    home = {j.name: j.home for j in contract(side).joints}
+    for i, name in enumerate(ORDER):
+        bus.motors[i].position = tick(side, name, home[name])
+
+
+def write_bundle(folder, rate=RATE):
+    return fifty.write_bundle(folder, contract("right", rate), "leap-right-cube-rotate", 0.2)
