@@ -4,7 +4,7 @@ import torch
 
 from deftly import grasps
 from deftly.errors import DeftlyError
-from deftly.grasps import Grasps
+from deftly.grasp_cache import Grasps
 from deftly.tasks import load
 
 TASK = "leap-right-cube-rotate"

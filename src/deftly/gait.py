@@ -179,7 +179,7 @@ def clone(task: Task, gait: Gaits, args: GaitArgs) -> PPO:
     for turn in range(args.rounds):
         with torch.no_grad():
             for _ in range(ROUND_STEPS):
-                obs = {"policy": env.obs["policy"].clone()}
+                obs: Any = {"policy": env.obs["policy"].clone()}
                 goal = gait.step_from(env.state.command, LEAD / env.contract.rate)
                 label = ((goal - env.state.command) / delta).clip(-1.0, 1.0)
                 seen.append(obs["policy"])

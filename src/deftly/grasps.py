@@ -1,9 +1,4 @@
-"""`deftly grasps TASK`: look for poses in which a hand holds its object, from which training then starts.
-
-A cache is an .npz: `schema`, `task`, `hand`, `contract` (hash), `joint_names` (16,), `cube_half` (n,) m,
-`joint_pos` (n, 16) rad, `cube_pose` (n, 7) m and quaternion w x y z in the frame of the palm, `seed`, `tried` (k,) and
-`sizes` (k,): how many poses of each size were tried.
-"""
+"""`deftly grasps TASK`: look for poses in which a hand holds its object, from which training then starts."""
 
 from __future__ import annotations
 
@@ -18,13 +13,11 @@ from torch import Tensor
 from deftly.config import EnvConfig, SimConfig, TaskConfig, parse, split_task, with_task
 from deftly.contract import Contract
 from deftly.errors import DeftlyError
+from deftly.grasp_cache import ARRAYS, SCHEMA
 
 if TYPE_CHECKING:
     from deftly.env import Env, State
 
-SCHEMA = "deftly.grasps/1"
-ARRAYS = ("cube_half", "joint_pos", "cube_pose")
-HELP = "collect one: deftly grasps {task} --out FILE, and give it as --task.grasps FILE"
 BATCHES = 4
 """Batches of poses tried for a size before it has to do with fewer than were asked for."""
 
@@ -46,51 +39,6 @@ class GraspTask(Protocol):
     def grasp(self, s: State) -> dict[str, Tensor]:
         """`cube_half` (num_envs,), `joint_pos` (num_envs, n) and `cube_pose` (num_envs, 7) now."""
         ...
-
-
-@dataclass(frozen=True)
-class Grasps:
-    """Grasps in the order of the size of what is held."""
-
-    cube_half: Tensor  # (n,) m
-    joint_pos: Tensor  # (n, num_joints) rad
-    cube_pose: Tensor  # (n, 7) m and quaternion w x y z
-
-    @classmethod
-    def load(cls, path: Path | None, task: str, contract: Contract) -> Grasps:
-        """Read a cache, or the one shipped for the task. DeftlyError if it is missing, corrupt or foreign."""
-        path, advice = path or shipped(task), HELP.format(task=task)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                found = {name: file[name] for name in ("schema", "hand", "joint_names", *ARRAYS)}
-        except FileNotFoundError:
-            raise DeftlyError(f"no grasp cache {path}: {advice}") from None
-        except Exception as error:  # numpy and zipfile raise many kinds
-            raise DeftlyError(f"{path} is no grasp cache ({' '.join(str(error).split())[:80]}): {advice}") from None
-        if str(found["schema"]) != SCHEMA:
-            raise DeftlyError(f"{path} has schema '{found['schema']}', this Deftly reads {SCHEMA}: {advice}")
-        if str(found["hand"]) != contract.robot or [*map(str, found["joint_names"])] != [*contract.joint_names]:
-            raise DeftlyError(f"{path} holds grasps of '{found['hand']}', the task has {contract.robot}: {advice}")
-        half, joint_pos, pose = (found[name] for name in ARRAYS)
-        shapes = (half.shape, joint_pos.shape, pose.shape)
-        if shapes != ((len(half),), (len(half), len(contract.joints)), (len(half), 7)) or not len(half):
-            raise DeftlyError(f"{path} is corrupt: arrays of shape {shapes}: {advice}")
-        if not all(np.isfinite(array).all() for array in (half, joint_pos, pose)) or (half <= 0).any():
-            raise DeftlyError(f"{path} is corrupt: it holds numbers that are not finite: {advice}")
-        order = torch.from_numpy(np.argsort(half, kind="stable"))
-        return cls(*(torch.from_numpy(array).double()[order] for array in (half, joint_pos, pose)))
-
-    def draw(self, half: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Joint positions and cube poses, `(k, ...)`, of the sizes nearest to `half` (k,); `u` in 0 .. 1 chooses."""
-        sizes, counts = torch.unique_consecutive(self.cube_half, return_counts=True)
-        nearest = (half[:, None] - sizes).abs().argmin(-1)
-        rows = (counts.cumsum(0) - counts)[nearest] + (u * counts[nearest]).long()
-        return self.joint_pos[rows], self.cube_pose[rows]
-
-
-def shipped(task: str) -> Path:
-    """Where the cache of a task lies in the package."""
-    return Path(__file__).parent / "grasp_caches" / f"{task}.npz"
 
 
 @dataclass(frozen=True)
@@ -224,7 +172,13 @@ def write(path: Path, task: GraspTask, found: dict[str, np.ndarray], tried: dict
     from deftly.sim.render import whole
 
     contract = task.contract()
-    facts = {"schema": SCHEMA, "task": task.name, "hand": contract.robot, "contract": contract.hash, "seed": seed}
+    facts: dict[str, Any] = {
+        "schema": SCHEMA,
+        "task": task.name,
+        "hand": contract.robot,
+        "contract": contract.hash,
+        "seed": seed,
+    }
     facts |= {"joint_names": np.array(contract.joint_names), "sizes": np.array([*tried]), "tried": [*tried.values()]}
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as scratch, scratch.open("wb") as file:

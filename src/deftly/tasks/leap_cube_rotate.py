@@ -12,7 +12,7 @@ from torch import Tensor
 from deftly.config import TaskConfig
 from deftly.contract import Act, Contract, Observe, Signal
 from deftly.env import State
-from deftly.grasps import Grasps
+from deftly.grasp_cache import Grasps
 from deftly.robots import Robot, leap_hand
 from deftly.sim import scene
 from deftly.sim.randomize import Randomize
