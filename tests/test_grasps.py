@@ -99,12 +99,13 @@ def test_a_missing_and_a_broken_file_are_refused(tmp_path):
             Grasps.load(path, TASK, contract())
 
 
-def test_training_stops_at_a_foreign_cache(cache, capsys):
+def test_training_stops_at_a_foreign_cache_before_it_makes_a_run(cache, capsys, tmp_path):
     from deftly.cli import main
 
-    flags = ["--task.grasps", str(cache), "train.max_iterations=1", "env.num_envs=4", "--no-runs.workspace"]
+    flags = ["--task.grasps", str(cache), "train.max_iterations=1", "env.num_envs=4", "--runs.root", str(tmp_path)]
     assert main(["train", "leap-left-cube-rotate", *flags]) != 0
     assert "leap-left" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
 
 
 def test_bad_arguments(tmp_path):

@@ -23,13 +23,13 @@ def turn(env: Env, rate: float, steps: int) -> None:
     s = env.state
     for _ in range(steps):
         pose = s.joint(CUBE)
-        half = rate * s.dt / 2
-        w, z = pose[:, 3].clone(), pose[:, 6].clone()
-        pose[:, 3], pose[:, 6] = w * math.cos(half) - z * math.sin(half), z * math.cos(half) + w * math.sin(half)
+        c, d = math.cos(rate * s.dt / 2), math.sin(rate * s.dt / 2)
+        w, x, y, z = pose[:, 3:].clone().unbind(-1)
+        pose[:, 3:] = torch.stack((c * w - d * z, c * x - d * y, c * y + d * x, c * z + d * w), -1)
         env.task.update(s)
 
 
-@pytest.mark.parametrize(("name", "direction"), zip(TASKS, (1, -1, -1)))
+@pytest.mark.parametrize(("name", "direction"), list(zip(TASKS, (1, -1, -1))))
 def test_turning_counts_in_the_direction_of_the_hand(name, direction):
     env = make(name)
     turn(env, direction * 0.5, 400)  # 10 rad: more than a turn, past where angles wrap

@@ -256,6 +256,7 @@ def main(argv: list[str]) -> int:
 def train(name: str, args: TrainArgs, source: checkpoint.Checkpoint | None = None) -> Training:
     """Train the task `name` (or task file) under `args`, resuming from `source` if given; returns what it came to."""
     task = load(name)(args.task)
+    task.require()
     if source is not None:
         source.require(task)
     elif args.train.seed < 0:

@@ -80,6 +80,9 @@ class Task:
         """What only the critic sees, `(num_envs, k)`, or None."""
         return None
 
+    def require(self) -> None:
+        """Raise DeftlyError if a file that episodes start from is missing or another's; called before a run is made."""
+
     def reset(self, s: State, ids: Tensor) -> None:
         """Write the state in which the environments `ids`, which stand at the home keyframe, start an episode."""
 

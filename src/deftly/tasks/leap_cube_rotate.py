@@ -28,9 +28,9 @@ class Weights:
     """Weights of the reward terms, each multiplied by the control period: figures are per second."""
 
     rotate: float = 1.25  # Yaw rate, rad/s, at most `max_rate`; less the nearer the cube is to being lost.
-    linear_velocity: float = -0.1  # Speed of the cube, m/s, summed over the axes.
+    linear_velocity: float = -0.3  # Speed of the cube, m/s, summed over the axes.
     pose: float = -0.02  # Squared distance of the joints from the grasp beyond `pose_slack`, rad2.
-    torque: float = -0.1  # Squared joint torques, (N m)2.
+    torque: float = -0.3  # Squared joint torques, (N m)2.
     work: float = -0.05  # Squared mechanical power, W2.
     action_rate: float = -0.01  # Squared change of the action.
     fell: float = -20.0  # Once, when the cube is lost.
@@ -145,6 +145,11 @@ class CubeRotate(Task):
         parts = (0.2 * s.qvel[:, :n], 5 * self._torque(s), away, pose, velocity, size, mass, friction, com)
         return torch.cat((*parts, 0.2 * self._touch(s), s.last_action), -1)
 
+    def require(self) -> None:
+        """The grasp cache, if episodes start from one."""
+        if self.cfg.start == "cache":
+            self._known_grasps()
+
     def reset(self, s: State, ids: Tensor) -> None:
         """A grasp of the cache whose cube is nearest in size; or, to look for grasps, a pose near the grasp pose."""
         q, cube, n = s.qpos, s.joint(CUBE), len(self._joints)
@@ -157,9 +162,7 @@ class CubeRotate(Task):
             yaw = s.uniform(ids, -math.pi, math.pi)
             cube[ids, 3:] = torch.stack(((yaw / 2).cos(), 0 * yaw, 0 * yaw, (yaw / 2).sin()), -1)
             return
-        if self._grasps is None:
-            self._grasps = Grasps.load(self.cfg.grasps, self.name, self.contract())
-        joint_pos, pose = self._grasps.draw(half, s.uniform(ids, 0.0, 1.0))
+        joint_pos, pose = self._known_grasps().draw(half, s.uniform(ids, 0.0, 1.0))
         q[ids, :n], cube[ids] = self._within(joint_pos), pose
 
     def start(self, s: State, ids: Tensor) -> None:
@@ -276,6 +279,10 @@ class CubeRotate(Task):
 
     def _spawn(self) -> tuple[float, float, float]:
         return (SPAWN[0], self.side * SPAWN[1], SPAWN[2])
+
+    def _known_grasps(self) -> Grasps:
+        self._grasps = self._grasps or Grasps.load(self.cfg.grasps, self.name, self.contract())
+        return self._grasps
 
     def _half(self, s: State) -> Tensor:
         """Half the cube's edge, m."""
