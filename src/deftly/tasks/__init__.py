@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -56,6 +56,12 @@ class Task:
 
     name: str
     Config: type[TaskConfig] = TaskConfig
+    figures: Mapping[str, str] = {}
+    """The figures of `metrics` by name, and what each is, for the report."""
+    plots: tuple[tuple[str, str], ...] = (("seconds", "Episode length, s"),)
+    """Figures whose distribution the report plots, each with a title; it shows the first by the bins of `breakdown`."""
+    breakdown: tuple[str, tuple[float, ...]] | None = None
+    """The figure by which the report divides the episodes, and the rising edges of its bins."""
 
     def __init__(self, cfg: TaskConfig):
         self.cfg: Any = cfg
