@@ -100,18 +100,11 @@ def compare(old: Report, new: Report) -> tuple[Table, list[str]]:
     for name in (name for name in now if name in before):
         a, b = before[name], now[name]
         side.add_row(name, number(a), number(b), "" if a is None or b is None else f"{b - a:+.4g}")
-    sides = ((name, *_apart(old[name], new[name])) for name in CONDITIONS if old[name] != new[name])
-    lines = [f"warning: {name} differs, {was!s:.40} before and {is_now!s:.40} now" for name, was, is_now in sides]
+    apart = (name for name in CONDITIONS if old[name] != new[name])
+    lines = [f"warning: {name} differs, {old[name]!s:.120} before and {new[name]!s:.120} now" for name in apart]
     p = two_proportions(old["success"]["count"], old["episodes"], new["success"]["count"], new["episodes"])
     lines += [f"before: {headline(old)}", f"now: {headline(new)}"]
     return side, [*lines, f"success {'differs' if p < 0.05 else 'cannot be told apart'} at the 5 % level, p = {p:.2g}"]
-
-
-def _apart(a: Any, b: Any) -> tuple[Any, Any]:
-    """Two conditions that differ; of mappings, what differs in them."""
-    if not isinstance(a, dict) or not isinstance(b, dict):
-        return a, b
-    return {k: a[k] for k in a if a[k] != b.get(k)}, {k: b[k] for k in b if b[k] != a.get(k)}
 
 
 def number(value: float | int | None, digits: int = 4) -> str:
@@ -140,18 +133,12 @@ def bins_table(report: Report) -> list[tuple[str, ...]]:
     metric, bins = report["breakdown"]["metric"], report["breakdown"]["bins"]
     rates, ranges = [b["success"]["rate"] for b in bins], [b["success"]["wilson95"] for b in bins]
     return [
-        (metric, *(_span(b["low"], b["high"]) for b in bins)),
+        (metric, *(f"{number(b['low'])} to {number(b['high'])}".strip() for b in bins)),
         ("episodes", *(str(b["episodes"]) for b in bins)),
         ("success", *("" if rate is None else f"{rate:.1%}" for rate in rates)),
         ("95 % interval", *(f"{low:.0%} to {high:.0%}" for low, high in ranges)),
         *((name, *(number(b["figures"][name]) for b in bins)) for name in bins[0]["figures"]),
     ]
-
-
-def _span(low: float | None, high: float | None) -> str:
-    if low is None:
-        return f"below {high:g}"
-    return f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
 
 
 def verdict(gate: Mapping[str, Any]) -> str:
@@ -181,12 +168,11 @@ def meaning(name: str, task: Task | type[Task] = Task) -> str:
 
 
 def html(report: Report, values: Values, video: Path | None = None, task: Task | type[Task] = Task) -> str:
-    """The page of a report, with the figures of each episode, an mp4 that lies beside it, and what `task` says of them."""
+    """The page of a report: `values` are the figures of each episode, `video` lies beside it, `task` explains them."""
     rate, low, high = (f"{share:.1%}" for share in (report["success"]["rate"], *report["success"]["wilson95"]))
     actions = "drawn from the distribution" if report["stochastic"] else "mean of the distribution"
-    disturbed = ((name, value) for name, value in report["disturbances"].items() if value is not False)
     texts = {**report["success"], **report["checkpoint"], **report, "rate": rate, "low": low, "high": high}
-    disturbances = ", ".join(name if value is True else f"{name} {value}" for name, value in disturbed)
+    disturbances = ", ".join(f"{name} {value}" for name, value in report["disturbances"].items())
     texts |= {"actions": actions, "disturbances": disturbances}
     gates = (("good" if gate["holds"] else "bad", escape(verdict(gate))) for gate in report.get("gates", ()))
     tables = {"Figures": figures_table(report), "The same by parts": bins_table(report)}
@@ -282,7 +268,7 @@ def _by_bin(cards: list[str], breakdown: Mapping[str, Any], task: Task | type[Ta
     bins, (name, title) = breakdown["bins"], task.plots[0]
     what = meaning(breakdown["metric"], task) or breakdown["metric"]
     places = np.arange(len(bins)) + 0.5
-    edges = ["" if edge is None else f"{edge:g}" for edge in (*(b["low"] for b in bins), bins[-1]["high"])]
+    edges = [number(edge) for edge in (*(b["low"] for b in bins), bins[-1]["high"])]
     rates = np.array([b["success"]["rate"] for b in bins], float)
     low, high = np.array([b["success"]["wilson95"] for b in bins]).T
     with _plot(cards, f"Success by {what}") as axes:
