@@ -175,7 +175,7 @@ def html(report: Report, values: Values, video: Path | None = None, task: Task |
     disturbances = ", ".join(f"{name} {value}" for name, value in report["disturbances"].items())
     texts |= {"actions": actions, "disturbances": disturbances}
     gates = (("good" if gate["holds"] else "bad", escape(verdict(gate))) for gate in report.get("gates", ()))
-    tables = {"Figures": figures_table(report), "The same by parts": bins_table(report)}
+    tables = {"Figures": figures_table(report), "By parts": bins_table(report)}
     source = escape(video.name) if video else ""
     if video and video.stat().st_size < MAX_INLINE_VIDEO:
         source = "data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode()
