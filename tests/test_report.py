@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass, field
 from html import escape
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ class Parted(Task):
     """Divides its episodes by `size`."""
 
     name = "parted"
-    figures: ClassVar = {"size": "size of the thing, mm", "rate": "how fast, 1/s"}
+    figures = {"size": "size of the thing, mm", "rate": "how fast, 1/s"}
     plots = (("rate", "Rate, 1/s"),)
     breakdown = ("size", (1.0, 2.0, 3.0, 4.0))
 
