@@ -291,7 +291,7 @@ def test_the_page_explains_its_figures(result):
     page = (result / "report.html").read_text()
     names = json.loads((result / "eval.json").read_text())["figures"]
     assert {"peak_press", "time_to_grasp", "slips", "action_change"} <= set(names)
-    assert all(report.meaning(name) and report.meaning(name) in page for name in names)
+    assert all(report.meaning(name, load(TASK)) and report.meaning(name, load(TASK)) in page for name in names)
 
 
 def test_errors_are_one_line(root, capsys, monkeypatch):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from deftly.errors import DeftlyError
-from deftly.sim.randomize import Randomize, Randomizer
+from deftly.sim.randomize import Randomize, Randomizer, widen
 
 N = 200
 
@@ -233,3 +233,26 @@ def test_draws_come_from_the_given_generator(slider):
         seen.append(randomizer.fields["dof_damping"].clone())
     assert torch.equal(*seen)
     assert isinstance(env.model, mujoco.MjModel)
+
+
+@pytest.mark.parametrize(
+    ("entry", "factor", "low", "high"),
+    [
+        (Randomize("mass", 0.8, 1.2), 1.5, 0.7, 1.3),
+        (Randomize("damping", 0.6, 1.6), 3.0, 0.2, 2.6),  # three times as wide about 1.1, but no less than 0.6 / 3
+        (Randomize("frictionloss", 0.0, 2.0), 2.0, 0.0, 3.0),
+        (Randomize("com", -0.002, 0.002, op="add"), 1.5, -0.003, 0.003),
+        (Randomize("latency", 0.0, 0.04, op="add"), 1.5, 0.0, 0.05),
+        (Randomize("kp", 1.1, 1.1), 2.0, 1.1, 1.1),
+    ],
+)
+def test_widen(entry, factor, low, high):
+    wide = widen(entry, factor)
+    assert (wide.low, wide.high) == pytest.approx((low, high))
+    assert wide.without is None
+    assert widen(entry, factor, only_outside=True).without == (entry.low, entry.high)
+
+
+def test_a_hole_without_a_range_draws_the_one_figure(drawn):
+    env, fields = drawn(widen(Randomize("mass", 1.5, 1.5, ("block",)), 2.0, only_outside=True))
+    assert (fields["body_mass"][:, index(env, "body", "block")] == 1.5).all()

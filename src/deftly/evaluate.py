@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import hashlib
 import io
 import json
+import math
 import operator
 import re
 import shlex
@@ -20,7 +22,6 @@ from deftly import __version__, report, runs
 from deftly.config import OLDER_NAMES, EnvConfig, RunsConfig, SimConfig, suggest
 from deftly.errors import DeftlyError
 from deftly.findings import show
-from deftly.intervals import wilson
 from deftly.sim import render
 
 if TYPE_CHECKING:
@@ -48,14 +49,18 @@ class EvalArgs:
     video: bool | None = None  # Show the first episodes in video.mp4 and the page; unset: if this machine can render.
     video_episodes: int = 4  # How many episodes the video shows.
     camera: str | None = None  # Camera of the video; unset: the scene's first.
+    wider: float = 1.0  # How many times as wide the ranges of the task's randomization are as in the task, 1 or more.
+    only_outside: bool = False  # With wider: draw nothing that lies in the task's own ranges.
     sim: SimConfig = field(default_factory=SimConfig)  # The physics engine; as in the training unless set.
     env: EnvConfig = field(default_factory=EnvConfig)  # What disturbs the episodes.
     runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "video_episodes"):
-            if getattr(self, name) < 1:
+        for name in ("episodes", "video_episodes", "wider"):
+            if not 1 <= getattr(self, name) < math.inf:
                 raise DeftlyError(f"{name.replace('_', '-')} is {getattr(self, name)}, but it must be 1 or more")
+        if self.only_outside and self.wider == 1:
+            raise DeftlyError("--only-outside draws what --wider adds to the ranges: add --wider 1.5")
         for text in self.gate:
             read_gate(text)
 
@@ -63,29 +68,46 @@ class EvalArgs:
 def measure(task: Task, found: Checkpoint, args: EvalArgs, on_step: OnStep | None = None) -> tuple[Result, Figures]:
     """What `eval.json` holds, and the figures, of a checkpoint on held out episodes.
 
-    Of `args` it takes episodes, seed, stochastic, sim and env. Raises DeftlyError if the contract is not the task's.
+    Of `args` it takes episodes, seed, stochastic, wider, only_outside, sim and env. Raises DeftlyError if the contract
+    is not the task's, or if there is nothing to widen.
     """
     from deftly.rollout import EVALUATE, run_episodes
 
     found.require(task)
+    task = _widened(task, args)
     how: dict[str, Any] = {"env_cfg": args.env, "sim_cfg": args.sim, "stochastic": args.stochastic, "on_step": on_step}
     ran = run_episodes(task, found.policy(), args.episodes, seed=args.seed, purpose=EVALUATE, **how)
     values = {name: value.numpy() for name, value in ran.values.items()}
     seconds, success = values["steps"] / ran.rate, values["success"]
-    count = int(success.sum())
     times = {"seconds": seconds, "success_seconds": np.where(success > 0, seconds, np.nan)}
     values = {"success": success, "steps": values["steps"]} | times | values
     sha = hashlib.sha256((found.path / runs.WEIGHTS).read_bytes()).hexdigest()
     disturbances = {name: getattr(args.env, name) for name in ("randomize", "noise", "pushes")}
     disturbances["latency_ms"] = list(args.env.latency_ms)
+    if args.wider > 1:
+        disturbances |= {"wider": args.wider, "only_outside": args.only_outside}
     policy = {"path": found.label, "sha256": sha, "iteration": found.iteration, "task": found.task}
     who = {"task": task.name, "robot": found.contract.robot, "contract": found.contract.hash, "checkpoint": policy}
     how = {"episodes": len(ran), "seed": args.seed, "stochastic": args.stochastic, "preset": args.sim.preset}
     how |= {"disturbances": disturbances, "wall_seconds": round(ran.seconds, 3), "version": __version__}
-    share = {"rate": count / len(ran), "count": count, "wilson95": list(wilson(count, len(ran)))}
     figures = {name: report.summarize(value) for name, value in values.items() if name != "success"}
-    outcome = {"success": share, "figures": figures, "broken_physics": int(values["failed/physics"].sum())}
+    outcome = {"success": report.share(success), "figures": figures, **report.divide(values, task)}
+    outcome["broken_physics"] = int(values["failed/physics"].sum())
     return {"schema": report.SCHEMA, **who, **how, **outcome}, values
+
+
+def _widened(task: Task, args: EvalArgs) -> Task:
+    """A task whose randomization is as wide as `args` want it; the task itself if they want nothing."""
+    from deftly.sim.randomize import widen
+
+    if args.wider == 1:
+        return task
+    entries = tuple(widen(entry, args.wider, args.only_outside) for entry in task.randomize())
+    if not entries or not args.env.randomize:
+        raise DeftlyError(f"--wider has nothing to widen: {task.name} is evaluated without randomization")
+    wide = copy.copy(task)
+    wide.randomize = lambda: entries
+    return wide
 
 
 def read_gate(text: str) -> tuple[str, str, float]:
@@ -149,13 +171,12 @@ def main(argv: list[str]) -> int:
     rows = zip(range(len(values["steps"])), *([report.number(x, 6) for x in column] for column in values.values()))
     csv.writer(file, lineterminator="\n").writerows([("episode", *values), *rows])
     texts = {"eval.json": json.dumps(result, indent=2, allow_nan=False) + "\n", "episodes.csv": file.getvalue()}
-    texts["report.html"] = report.html(result, values, folder / "video.mp4" if recorder else None)
+    texts["report.html"] = report.html(result, values, folder / "video.mp4" if recorder else None, task)
     for name, text in texts.items():
         with render.whole(folder / name) as path:
             path.write_text(text)
-    figures = result["figures"].items()
-    rows = ((name, *(report.number(figure[column]) for column in report.COLUMNS)) for name, figure in figures)
-    show(runs.table(("metric", *report.COLUMNS), rows), "")
+    for head, *rows in filter(None, (report.figures_table(result), report.bins_table(result))):
+        show(runs.table(head, rows), "")
     if earlier:
         side, lines = report.compare(earlier, result)
         show(side, "\n".join(["", *lines, ""]))

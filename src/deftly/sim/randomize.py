@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import mujoco
@@ -34,6 +34,18 @@ class Randomize:
     names: tuple[str, ...] = ()  # none means all
     op: Literal["scale", "add"] = "scale"  # the draw scales the model's figure, or is added to it
     shared: bool = False  # whether the names share one draw
+    without: tuple[float, float] | None = None  # part of the range that is never drawn
+
+
+def widen(entry: Randomize, factor: float, only_outside: bool = False) -> Randomize:
+    """An entry whose range is `factor` (1 or more) times as wide about its middle; or only what that adds to the range.
+
+    A scale stays positive: its `low` falls no further than to `low / factor`. A latency stays 0 or more.
+    """
+    middle, half = (entry.low + entry.high) / 2, factor * (entry.high - entry.low) / 2
+    lowest = entry.low / factor if entry.op == "scale" else 0.0 if entry.quantity == "latency" else -math.inf
+    without = (entry.low, entry.high) if only_outside else None
+    return replace(entry, low=max(lowest, middle - half), high=middle + half, without=without)
 
 
 _ALL = slice(None)
@@ -105,10 +117,15 @@ def _bind(sim: CpuSim, entry: Randomize) -> Callable[[Tensor, torch.Generator], 
     size = first.norm(dim=-1, keepdim=True) if entry.quantity == "gravity" else first[:, :1].abs()
     shape = (1 if entry.shared else len(rows), 3 if entry.quantity == "com" else 1)
     together = entry.quantity in _TOGETHER
+    if entry.op == "add" and together and len(short := size[(size > 0) & (size + entry.low <= 0)]):
+        raise DeftlyError(f"randomize {entry.quantity}: adding {entry.low:g} to {short[0]:g} leaves nothing")
+    low, high = entry.without or (0.0, 0.0)
 
     def draw(ids: Tensor, generator: torch.Generator) -> None:
         u = torch.rand(len(ids), *shape, generator=generator, dtype=torch.float64)
-        value = entry.low + (entry.high - entry.low) * u
+        value = entry.low + (entry.high - entry.low - (high - low)) * u
+        if entry.without:
+            value = torch.where(value < low, value, value + (high - low))
         if entry.op == "add" and together:
             value = torch.where(size > 0, 1 + value / size, 1.0)
         for table, columns, nominal in targets:

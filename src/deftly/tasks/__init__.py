@@ -60,6 +60,12 @@ class Task:
     """The metric that is to be high, by which training chooses its best checkpoint; None: success, then few steps."""
     defaults: Mapping[str, Any] = {}
     """Settings with which the task is trained, where they differ from the general ones: section to name to value."""
+    figures: Mapping[str, str] = {}
+    """The figures of `metrics` by name, and what each is, for the report."""
+    plots: tuple[tuple[str, str], ...] = (("seconds", "Episode length, s"),)
+    """Figures whose distribution the report plots, each with a title; it shows the first by the bins of `breakdown`."""
+    breakdown: tuple[str, tuple[float, ...]] | None = None
+    """The figure by which the report divides the episodes, and the rising edges of its bins."""
 
     def __init__(self, cfg: TaskConfig):
         self.cfg: Any = cfg

@@ -86,6 +86,12 @@ class PickCube(Task):
 
     Config = PickCubeConfig
     cfg: PickCubeConfig
+    figures = {
+        "time_to_grasp": "time until the first grip, s",
+        "slips": "times the object slipped out in the air",
+        "peak_press": "largest force of the fingers on the table, N",
+    }
+    plots = (("seconds", "Episode length, s"), ("time_to_grasp", "Time to the first grip, s"))
 
     def scene(self) -> mujoco.MjSpec:
         """The arm on a table with one cube; cameras `front` and `wrist`."""

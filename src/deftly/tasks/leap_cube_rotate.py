@@ -91,6 +91,20 @@ class CubeRotate(Task):
     headline = "yaw_rate"
     defaults = {"train": {"gamma": 0.99, "hidden": [256, 128], "max_iterations": 4000}, "sim": {"preset": "coarse"}}
     cfg: RotateConfig
+    figures = {
+        "yaw_rate": "rotation in the hand's direction over the time of a full episode, rad/s",
+        "net_turns": "rotation in the hand's direction, turns",
+        "drop_rate": "share of episodes that lost the cube",
+        "retention": "time until the cube was lost or the episode over, s",
+        "mean_drift": "mean distance of the cube from its start, m",
+        "mean_tilt": "mean tilt of the cube, rad",
+        "mean_torque": "mean size of a joint's torque, N m",
+        "mean_contacts": "mean number of fingertips that touch the cube",
+        "work": "work of the joints, either way, J",
+        "cube_edge": "edge of the cube, mm",
+    }
+    plots = (("yaw_rate", "Yaw rate, rad/s"), ("net_turns", "Net turns"), ("retention", "Time in the hand, s"))
+    breakdown = ("cube_edge", (67.5, 70.5, 73.5, 76.5, 79.5, 82.5))
     robot: Robot
     side: float
     direction: float
