@@ -107,12 +107,17 @@ class Couple:
 
 @dataclass(frozen=True)
 class Motor:
-    """A motor of the hardware: its position is sign * joint + offset. The order of motors is the hardware's."""
+    """A motor of the hardware: its position is sign * joint + offset. The order of motors is the hardware's.
+
+    `lead` is how far (rad) a command may be ahead of the measured joint, where a motor of limited torque is there to
+    press; 0 leaves that to the safety kernel, to which a joint that lags behind is blocked.
+    """
 
     joint: str
     id: Id
     sign: float = 1.0
     offset: float = 0.0
+    lead: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -443,6 +448,7 @@ def _check(c: Contract) -> None:
     need(sorted(turned) in ([], sorted(c.joint_names)), f"the motors turn {turned}, expected each joint once")
     need(len({m.id for m in c.motors}) == len(turned), "two motors have the same id")
     need(all(abs(m.sign) == 1 for m in c.motors), "the sign of a motor is 1 or -1")
+    need(all(m.lead >= 0 for m in c.motors), "the lead of a motor is negative")
     driven = [*c._action_joints(), *(k.joint for k in c.couplings)]
     need(len(set(driven)) == len(driven), f"a joint is driven twice: {driven}")
     for name in (*driven, *(lead for k in c.couplings for lead, _ in k.of)):

@@ -97,7 +97,8 @@ class SafetyConfig:
     moved: float = 0.05
     """A joint that something moved further than this while the robot stood still keeps its place, rad."""
     lead: float = 0.5
-    """Farthest that a command may be from where its joint is measured, rad; a gripper presses, it has no bound."""
+    """Farthest that a command may be from where its joint is measured, rad, unless the contract's motor may lead
+    further; a gripper presses, it has no bound."""
     signal_periods: float = 1.5
     """Oldest measurement that is used, control periods."""
     policy_periods: float = 1.5
@@ -157,6 +158,8 @@ class Kernel:
         self._top_speed = np.array([j.velocity for j in joints], np.float64)
         self._speed = self.cfg.speed * self._top_speed
         self._unit = np.where([j.units == "rad" for j in joints], 1.0, upper - lower)  # of angles in the bounds
+        leads = {motor.joint: motor.lead for motor in contract.motors}
+        self._lead = np.array([max(self.cfg.lead, leads.get(j.name, 0.0)) for j in joints]) * self._unit
         self._home = np.array(contract.home(), np.float64)
         self._sizes = {s.name: s.size for s in contract.signals}
         try:
@@ -373,7 +376,7 @@ class Kernel:
 
     def _leads(self, position: np.ndarray) -> np.ndarray:
         """Which joints, (num_joints,) bool, are too far from their command."""
-        return (np.abs(self.command - position) > self.cfg.lead * self._unit) & ~self._grips
+        return (np.abs(self.command - position) > self._lead) & ~self._grips
 
     def _require(self, state: State, verb: str) -> None:
         if self.state is not state:
