@@ -12,8 +12,10 @@ HAND_OVER |= {"sim2sim", "simrobot", "simserver", "simloop", "record", "replay"}
 IN_HAND = {"grasps", "grasp_cache", "gait", "sysid", "actuators", "identify"}
 IN_HAND_FILES = {"leap_hand.py", "leap_cube_rotate.py", "dynamixel.py", "dynamixel_bus.py"}
 """What in-hand rotation brought; all else is the foundation (docs/decisions.md)."""
-PARTS = {"foundation": 5000, "hand-over": 5200, "in-hand": 3500}
+PARTS = {"foundation": 5000, "hand-over": 5200, "in-hand": 4500}
 """Lines of `src/`."""
+ADDED = {("foundation", "hand-over"): 19, ("foundation", "in-hand"): 210, ("hand-over", "in-hand"): 20}
+"""Lines that a later part had to add to modules of an earlier one, such as motors in the contract: its own."""
 
 
 def lines(path: Path) -> int:
@@ -34,6 +36,7 @@ def main() -> int:
     over = [f"{path}: {size} lines, at most {FILE_LINES}" for path, size in sizes.items() if size > FILE_LINES]
     for name, budget in PARTS.items():
         total = sum(size for path, size in sizes.items() if path.parts[0] == "src" and part(path) == name)
+        total += sum(added * ((later == name) - (earlier == name)) for (earlier, later), added in ADDED.items())
         if total > budget:
             over.append(f"{name}: over its budget")
         print(f"{name}: {total} of {budget} lines")

@@ -130,6 +130,7 @@ class PPOConfig(Ranged, section="train"):
     clip: float = 0.2  # Clip range of the policy ratio and of the value update.
     entropy: float = 0.005  # Weight of the entropy bonus.
     value_coef: float = 1.0  # Weight of the value loss.
+    keep_normalizer: bool = False  # Do not adapt the actor's normalizer; so with --init: it would shift the policy.
     critic_warmup: int = 0  # First iterations in which the critic alone learns: what --init brings is not spoilt by it.
     init_std: float = 1.0  # Initial standard deviation of the action noise.
     max_grad_norm: float = 1.0  # Largest gradient norm; longer gradients are scaled down.

@@ -247,6 +247,8 @@ def main(argv: list[str]) -> int:
     task, prog, source = load(name), f"deftly train {name}", None
     args_type = with_task(TrainArgs, task.Config)
     args = parse(args_type, rest, prog=prog, filed=task.defaults)
+    if args.init:
+        args = replace(args, train=replace(args.train, keep_normalizer=True))
     if args.resume:
         source = checkpoint.load(runs.find_checkpoint(args.resume, task.name, args.runs, "last"))
         args = parse(args_type, ["--config", str(source.path / checkpoint.CONFIG), *rest], prog=prog)
