@@ -114,3 +114,27 @@ def test_bad_arguments(tmp_path):
             grasps.main([TASK, *flags])
     with pytest.raises(DeftlyError, match="without a grasp cache"):
         grasps.main(["jaka-pick-cube", "--out", str(tmp_path / "x.npz")])
+
+
+@pytest.mark.parametrize("name", ["leap-right-cube-rotate", "leap-left-cube-rotate", "leap-left-custom-cube-rotate"])
+def test_a_sample_of_each_shipped_cache_still_holds(name):
+    """Grasps of every size, started as an episode starts, on the plain hand: none is lost, the cube stays put."""
+    from deftly.config import EnvConfig, SimConfig
+    from deftly.env import Env
+
+    cls = load(name)
+    task = cls(cls.Config())
+    found = Grasps.load(None, name, task.contract())
+    sizes, counts = torch.unique(found.cube_half, return_counts=True)
+    assert len(sizes) == 32
+    assert counts.min() == counts.max() == 64
+    env = Env(task, EnvConfig(num_envs=64, noise=False), SimConfig(threads=1), 5)
+    env.auto_reset = False
+    held = torch.ones(64, dtype=torch.bool)
+    for _ in range(40):
+        held &= ~env.step(torch.zeros(64, 16)).terminated
+    assert held.all()
+    figures = task.metrics(env.state)
+    assert figures["mean_drift"].median() < 0.004
+    assert figures["mean_tilt"].median() < 0.08
+    assert figures["net_turns"].abs().max() < 0.1

@@ -226,3 +226,27 @@ def test_the_older_names_of_resume(tmp_path, word):
     run(tmp_path, "--eval-every", "0", "--train.max-iterations", "1")
     assert run(tmp_path, "--eval-every", "0", f"{word}=latest", "maxIterations=2") == 0
     assert checkpoint.load(runs.find_checkpoint("latest", TASK, RunsConfig(root=tmp_path))).iteration == 2
+
+
+def hand(root: Path, side: str, *more: str) -> int:
+    words = f"leap-{side}-cube-rotate --runs.root {root} --env.num-envs 4 --eval-every 0 --train.max-iterations 1"
+    return train.main([*words.split(), "--no-tensorboard", "--log-level", "warning", *more])
+
+
+def test_a_policy_of_one_hand_starts_the_training_of_its_mirror_image(tmp_path):
+    """The critic learns alone at first, and the actor's normalizer stays: what was given is given on unchanged."""
+    assert hand(tmp_path / "right", "right") == 0
+    first = str(next((tmp_path / "right").glob("runs_all/*/checkpoints/last")))
+
+    def weights(root: Path) -> dict[str, torch.Tensor]:
+        return load_file(next(root.glob("runs_all/*/checkpoints/last")) / "weights.safetensors")
+
+    assert hand(tmp_path / "left", "left", "--init", first, "--train.critic-warmup", "1") == 0
+    before, after = weights(tmp_path / "right"), weights(tmp_path / "left")
+    changed = {name.split("/")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"critic"}
+    assert hand(tmp_path / "other", "left", "--init", first) == 0
+    after = weights(tmp_path / "other")
+    changed = {name for name in before if name.startswith("actor/") and not torch.equal(before[name], after[name])}
+    assert changed
+    assert not [name for name in changed if "normalizer" in name]

@@ -1,7 +1,7 @@
 """`deftly gait TASK`: a periodic movement that earns reward, found without a gradient, and a policy that makes it.
 
 Exploration by noise seldom finds how fingers take turns, and on a few cores there is no time to wait for luck. A search
-over gaits, in which each joint follows a sine of one common frequency, finds a first one in minutes: CMA-ES on the
+over gaits, in which each joint follows two harmonics of one frequency, finds a first one in minutes: CMA-ES on the
 task's own reward, each candidate tried on several randomized hands. A network then learns to make the gait from what a
 policy sees. `deftly train TASK --init RUN` goes on from there.
 """
@@ -30,7 +30,9 @@ from deftly.sim.render import whole
 from deftly.tasks import Task, load
 
 SCHEMA = "deftly.gait/1"
-AMPLITUDE, LOG_FREQUENCY = 0.15, 0.3  # spread of the first candidates: rad, and of the logarithm of a frequency in Hz
+SPREAD = (0.15, 0.15, 0.15, 0.05, 0.05)  # of the first candidates, rad: centre, sine and cosine, their second harmonic
+LOG_FREQUENCY = 0.3  # likewise, of the logarithm of a frequency in Hz
+LOSS = 3.0  # reward that a lost trial is worth less
 ROUND_STEPS, ROUND_BATCHES = 100, 400  # control steps and gradient steps of a round of cloning
 LEAD = 3.0  # control steps by which the cloned gait looks ahead of the phase nearest to its command
 PHASES = 128  # points of a cycle among which the one nearest to a command is looked for
@@ -47,8 +49,8 @@ class GaitArgs:
     gait: Path | None = None  # Start from this gait.npz instead of standing still.
     generations: int = 80  # Generations of the search; 0 only clones the gait given.
     population: int = 48  # Candidates of a generation.
-    trials: int = 12  # Randomized hands on which each is tried.
-    seconds: float = 7.0  # How long each trial is judged, s, after a second of getting there.
+    trials: int = 8  # Randomized hands on which each is tried.
+    seconds: float = 12.0  # How long each trial is judged, s, after a second of getting there.
     frequency: float = 0.6  # Frequency of the first candidates, Hz.
     rounds: int = 8  # Rounds of cloning; in each, the policy drives a larger share of the hands.
     std: float = 0.2  # Exploration noise that the cloned policy starts with.
@@ -66,34 +68,36 @@ class GaitArgs:
 
 @dataclass(frozen=True)
 class Gaits:
-    """Several gaits side by side: joint targets centre + sine * sin(phase) + cosine * cos(phase), rad."""
+    """Several gaits side by side: joint targets are a centre and two harmonics of the phase, rad."""
 
     frequency: Tensor  # (n,) Hz
-    centre: Tensor  # (n, num_joints)
-    sine: Tensor  # (n, num_joints)
-    cosine: Tensor  # (n, num_joints)
+    shape: Tensor  # (n, 5, num_joints): centre; sine and cosine of the phase, then of twice the phase
 
     @classmethod
     def decode(cls, numbers: np.ndarray, home: Tensor, frequency: float) -> Gaits:
-        """Gaits of vectors `(n, 1 + 3 * num_joints)` near zero; zero stands at home."""
+        """Gaits of vectors `(n, 1 + 5 * num_joints)` near zero; zero stands at home."""
         x = torch.from_numpy(np.asarray(numbers)).float()
-        parts = AMPLITUDE * x[:, 1:].reshape(len(x), 3, -1)
-        return cls(frequency * torch.exp(LOG_FREQUENCY * x[:, 0]), home + parts[:, 0], parts[:, 1], parts[:, 2])
+        shape = torch.tensor(SPREAD)[:, None] * x[:, 1:].reshape(len(x), len(SPREAD), -1)
+        shape[:, 0] += home
+        return cls(frequency * torch.exp(LOG_FREQUENCY * x[:, 0]), shape)
 
     def encode(self, home: Tensor, frequency: float) -> np.ndarray:
         """The inverse of `decode`."""
-        shapes = torch.stack((self.centre - home, self.sine, self.cosine), 1).flatten(1) / AMPLITUDE
+        shape = self.shape.clone()
+        shape[:, 0] -= home
         first = torch.log(self.frequency / frequency)[:, None] / LOG_FREQUENCY
-        return torch.cat((first, shapes), 1).double().numpy()
+        return torch.cat((first, (shape / torch.tensor(SPREAD)[:, None]).flatten(1)), 1).double().numpy()
 
     def targets(self, phase: Tensor) -> Tensor:
         """Joint targets `(n, num_joints)` at phases `(n,)`, rad."""
-        angle = phase[:, None]
-        return self.centre + self.sine * torch.sin(angle) + self.cosine * torch.cos(angle)
+        waves = torch.stack(
+            (torch.ones_like(phase), phase.sin(), phase.cos(), (2 * phase).sin(), (2 * phase).cos()), -1
+        )
+        return (self.shape * waves[..., None]).sum(1)
 
     def step_from(self, command: Tensor, dt: float) -> Tensor:
         """Where the first gait goes next, `(n, num_joints)`, from commands anywhere near its cycle."""
-        one = Gaits(*(part[:1] for part in (self.frequency, self.centre, self.sine, self.cosine)))
+        one = Gaits(self.frequency[:1], self.shape[:1])
         phases = 2 * math.pi * torch.arange(PHASES) / PHASES
         nearest = phases[torch.cdist(command, one.targets(phases)).argmin(-1)]
         return one.targets(nearest + 2 * math.pi * one.frequency * dt)
@@ -116,7 +120,10 @@ class Gaits:
             raise DeftlyError(f"{path} is no gait ({reason}): give the gait.npz of a run of 'deftly gait'") from None
         if str(found["schema"]) != SCHEMA or [*map(str, found["joint_names"])] != [*task.contract().joint_names]:
             raise DeftlyError(f"{path} is no gait of this task's joints: search for one, deftly gait {task.name}")
-        return cls(*(torch.from_numpy(found[name])[None].float() for name in cls.__dataclass_fields__))
+        gait = cls(*(torch.from_numpy(found[name])[None].float() for name in cls.__dataclass_fields__))
+        if gait.shape.shape[1:] != (len(SPREAD), len(found["joint_names"])):
+            raise DeftlyError(f"{path} is corrupt: its shape has the size {tuple(gait.shape.shape[1:])}")
+        return gait
 
 
 class Search:
@@ -134,7 +141,7 @@ class Search:
         self.env.auto_reset = False
         self.home = torch.tensor(self.env.contract.home())
         known = Gaits.load(args.gait, task) if args.gait else None
-        start = known.encode(self.home, args.frequency)[0] if known else np.zeros(1 + 3 * len(self.home))
+        start = known.encode(self.home, args.frequency)[0] if known else np.zeros(1 + len(SPREAD) * len(self.home))
         options = {"popsize": args.population, "CMA_diagonal": True, "verbose": -9, "seed": args.train.seed + 1}
         self._cma = cma.CMAEvolutionStrategy(start, 0.5, options)
 
@@ -163,6 +170,7 @@ class Search:
             wanted = each.targets(2 * math.pi * each.frequency * max(0, k - warm) / rate)
             step = env.step((wanted - env.state.command) / self.delta)
             earned += step.reward * running * (k >= warm)
+            earned -= LOSS * (running & step.terminated & (k >= warm))
             running &= ~step.terminated
         return (earned / args.seconds).view(-1, args.trials).mean(1)
 
