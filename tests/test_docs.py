@@ -42,6 +42,8 @@ STAGES = {
     "doctor": doctor.DoctorArgs,
     "train": train.TrainArgs,
     "eval": evaluate.EvalArgs,
+    "gait": gait.GaitArgs,
+    "grasps": grasps.GraspArgs,
     "play": play.PlayArgs,
     "export": export.ExportArgs,
     "check": CheckArgs,
@@ -57,7 +59,7 @@ STAGES = {
     "replay": replay.ReplayArgs,
     "bench": deftly_bench.BenchArgs,
 }
-WITH_TASK = ("train", "eval", "play", "export", "sim2sim", "record", "config")
+WITH_TASK = ("train", "eval", "play", "export", "sim2sim", "record", "config", "gait", "grasps")
 
 
 def without_code(text: str) -> str:
