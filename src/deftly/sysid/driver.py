@@ -1,4 +1,4 @@
-"""A simulated robot alone, with servos as one likes: to excite where there is no hardware, and to test what is fitted."""
+"""A simulated robot alone, with servos as one likes: to excite without hardware, and to test what is fitted."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from deftly.contract import JOINT_POS, Contract
 from deftly.deploy.drivers import Reading
 from deftly.robots import Robot
 from deftly.sim import scene
-
-TIMESTEP = 0.0005
-"""s; finer than what candidates are simulated with: the truth should not share their errors."""
 
 
 class LoneRobot:
@@ -26,6 +23,7 @@ class LoneRobot:
         quantum: step of the encoders, rad; 0 for none.
         jitter: standard deviation of the control periods, s; the readings' times are true.
         seed: of noise and jitter.
+        timestep: s; finer than what candidates are simulated with, as the truth should not share their errors.
     """
 
     def __init__(
@@ -39,11 +37,12 @@ class LoneRobot:
         quantum: float = 0.0,
         jitter: float = 0.0,
         seed: int = 0,
+        timestep: float = 0.0005,
     ):
-        self.contract = contract
+        self.contract, self.timestep = contract, timestep
         s = robot.spec()
         scene.prepare(s)
-        s.option.timestep = TIMESTEP
+        s.option.timestep = timestep
         self.model = model = s.compile()
         self._act = [model.actuator(name).id for name in contract.joint_names]
         joints = [model.joint(name) for name in contract.joint_names]
@@ -54,7 +53,7 @@ class LoneRobot:
         mujoco.mj_setConst(model, self.data)
         self.data.qpos[self._qpos] = self.data.ctrl[self._act] = contract.home()
         mujoco.mj_forward(model, self.data)
-        self._delay = delay / TIMESTEP + 0.5  # steps; a step moves a joint as if its force had acted from its beginning
+        self._delay = delay / timestep + 0.5  # steps; a step moves a joint as if its force had acted from its beginning
         self._noise, self._quantum, self._jitter = noise, quantum, jitter
         self._rng, self._steps = np.random.default_rng(seed), 0
         self._pending: list[tuple[float, np.ndarray]] = []
@@ -65,7 +64,7 @@ class LoneRobot:
     @property
     def now(self) -> float:
         """Simulated time, s."""
-        return self._steps * TIMESTEP
+        return self._steps * self.timestep
 
     def read(self) -> Reading:
         """Joint positions as the encoders tell them."""
@@ -79,7 +78,7 @@ class LoneRobot:
         self._pending.append((self._steps + self._delay, np.array(targets)))
         period = 1.0 / self.contract.rate
         off = np.clip(self._rng.normal(0.0, self._jitter), -0.4 * period, 0.4 * period)
-        for _ in range(max(1, round((period + off) / TIMESTEP))):
+        for _ in range(max(1, round((period + off) / self.timestep))):
             self.data.ctrl[self._act] = self._arrived()
             mujoco.mj_step(self.model, self.data)
             self.touched += bool(self.data.ncon)

@@ -1,4 +1,4 @@
-"""Motion that makes a log worth fitting: steps, a chirp and pseudo-random steps, a joint at a time, then all together."""
+"""Motion that makes a log worth fitting: steps, chirps and pseudo-random steps, of each joint and of all together."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def motion(robot: Robot, contract: Contract, groups: list[tuple[str, ...]], how:
     """Commands at the contract's rate that excite groups of joints, one group after the other, the rest held.
 
     The joints of a group move about their middles, where gravity pulls at most of them, within their limits and speed;
-    those of the other groups rest at zero, or what is nearest. Amplitudes shrink until no two shapes of the robot touch,
-    but those that touch at rest.
+    those of the other groups rest at zero, or what is nearest. Amplitudes shrink until no two shapes of the robot
+    touch, but those that touch at rest.
     """
     lower, upper = np.array([(j.lower, j.upper) for j in contract.joints]).T
     rest, parts, used = np.clip(0.0, lower, upper), [], {}

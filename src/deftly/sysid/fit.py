@@ -24,15 +24,15 @@ PRIOR = dict(zip(PARAMETERS, (0.7, 0.7, 0.7, 0.5, 0.3, 0.3)))
 """Standard deviation of the logarithm of a figure about the robot's file: what is known without a log."""
 PRIOR_DELAY = 0.1
 """Likewise of the delay, s, about none."""
-SEARCH_DT, POLISH_DT, FINAL_DT = 0.01, 0.0025, 0.001
-"""Timesteps, s. The log of a hand simulated at 0.5 ms differs by 3, 0.6 and 0.2 mrad (bench/deftly_bench/sysid.py)."""
+SEARCH_DT = 0.01
+"""Timestep of the search, s: coarse, and ten times as fast as one that the intervals could bear."""
 WINDOW_S, BURN_S, LONG_S = 1.5, 0.25, 6.0
 ELITES, SMOOTHING, LEAST_STD = 0.05, 0.3, 0.02
 EPS, EPS_DELAY = 0.01, 0.1
 """Steps of the finite differences: 1 % of a figure, 1 ms of the delay."""
 DAMPINGS = (0.0, 1e-3, 0.01, 0.1, 1.0, 10.0)
-FINAL_STEPS, ENOUGH = 4, 1e-3
-"""Most steps of the last polish; and the gain of one, as a share of the cost, below which it ends."""
+ENOUGH, CHORDS = 0.03, 4
+"""Gain of a step of the polish, as a share of the cost, that is too little to go on; most steps on the same slopes."""
 BLOCK = 20
 """Samples of a log that are taken to err together, for the intervals."""
 SURE = 1.96
@@ -53,6 +53,7 @@ class Search:
     bound: float = 5.0  # figures are sought within this factor of the robot's file, up and down
     held_out: float = 0.2  # last share of the log that is never fitted
     polish: int = 12  # most iterations of the coarse polish
+    timesteps: tuple[float, float] = (0.0025, 0.001)  # of the coarse and the final polish, s
 
 
 class Estimate(NamedTuple):
@@ -81,6 +82,10 @@ class Fit:
     """RMSE of each joint over samples never fitted, rad: `nominal`, `fitted`."""
     train: dict[str, np.ndarray]
     """Likewise over those that were."""
+    commands: np.ndarray
+    """(T, joints) of the log, rad."""
+    measured: np.ndarray
+    """Likewise."""
     predicted: np.ndarray
     """(T, joints) simulated positions of the fitted model; NaN where none."""
     cost: dict[str, float]
@@ -128,7 +133,7 @@ def fit(
     theta, trace = search(coarse, [order[:4], order[:8]], bounds, how, say)
     searched = time.perf_counter() - began
     theta, sd = polish(robot, joints, log, last, theta, bounds, how, say)
-    final = Chain(robot, joints, log, FINAL_DT, how.delays)
+    final = Chain(robot, joints, log, how.timesteps[1], how.delays)
     both = np.stack([nominal, theta])
     predicted = np.full((2, *final.state.shape), np.nan)
     windows = [*_windows(log, 0, last, LONG_S), *_windows(log, last, len(log.time), LONG_S)]
@@ -142,7 +147,8 @@ def fit(
     }
     cost = {"candidates": how.generations * how.population, "simulated_s": coarse.steps * SEARCH_DT}
     cost |= {"steps": coarse.steps, "seconds": searched, "polish_seconds": time.perf_counter() - began - searched}
-    return Fit(joints, theta, sd, nominal, bounds, rmse["held_out"], rmse["train"], predicted[1], cost, trace)
+    seen = {"commands": final.cmd, "measured": final.state, "predicted": predicted[1]}
+    return Fit(joints, theta, sd, nominal, bounds, rmse["held_out"], rmse["train"], **seen, cost=cost, trace=trace)
 
 
 def _bounds(chain: Chain, how: Search) -> np.ndarray:
@@ -219,7 +225,7 @@ def search(
 
 
 def _elite(theta: np.ndarray, score: np.ndarray, count: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each joint's best candidates; of the delay, those of all joints, by their weight."""
+    """Mean and standard deviation of each joint's best candidates; of the delay, of all joints' by their weight."""
     mean, std = np.empty(theta.shape[1]), np.empty(theta.shape[1])
     delays = []
     for j in range(n):
@@ -238,13 +244,16 @@ def _elite(theta: np.ndarray, score: np.ndarray, count: int, n: int) -> tuple[np
 class Problem:
     """Residuals of candidates over all of the fitted part, weighted by the noise of each joint, and of the prior."""
 
-    def __init__(self, chain: Chain, windows: list[Window], noise: np.ndarray):
-        self.chain, self.windows, self.noise = chain, windows, noise
-        n = len(chain.joints)
+    def __init__(self, chain: Chain, windows: list[Window], theta: np.ndarray):
+        self.chain, self.windows, n = chain, windows, len(chain.joints)
         self.prior_sd = np.append(np.repeat([PRIOR[p] for p in PARAMETERS], n), PRIOR_DELAY / DELAY_UNIT)
         self.centre = chain.nominal()
         self.eps = np.append(np.full(chain.size - 1, EPS), EPS_DELAY)
-        self.full = False
+        self.noise = _noise(self.compare(theta[None])[0])
+        """Standard deviation of each joint's error at `theta`, (joints,), rad."""
+
+    def __str__(self) -> str:
+        return " ".join(f"{1e3 * e:.2f}" for e in self.noise) + " mrad"
 
     def compare(self, theta: np.ndarray) -> np.ndarray:
         """Errors of candidates, (candidates, samples, joints), rad."""
@@ -256,16 +265,16 @@ class Problem:
         error = (self.compare(x.T) / self.noise).reshape(x.shape[1], -1)
         return np.concatenate((error, (x.T - self.centre) / self.prior_sd), 1).T
 
-    def jacobian(self, x: np.ndarray, _: np.ndarray | None = None) -> np.ndarray:
-        """(residuals, size) at x (size, 1), by central differences.
+    def jacobian(self, x: np.ndarray, full: bool = True) -> np.ndarray:
+        """(residuals, size) at x (size,), by central differences.
 
         Unless `full`, a parameter is changed in all joints at once, and each joint's error put down to its own: seven
         pairs of candidates in place of one for each number.
         """
         size, n = self.chain.size, len(self.chain.joints)
         names = [np.arange(size)[i : i + 1] for i in range(size)]
-        groups = names if self.full else [*np.split(np.arange(size - 1), len(PARAMETERS)), np.array([size - 1])]
-        theta = np.repeat(x.reshape(1, -1), 2 * len(groups), 0)
+        groups = names if full else [*np.split(np.arange(size - 1), len(PARAMETERS)), np.array([size - 1])]
+        theta = np.repeat(x[None], 2 * len(groups), 0)
         for g, group in enumerate(groups):
             theta[2 * g, group] += self.eps[group]
             theta[2 * g + 1, group] -= self.eps[group]
@@ -273,17 +282,16 @@ class Problem:
         slope = [(error[2 * g] - error[2 * g + 1]) / (2 * self.eps[group[0]]) for g, group in enumerate(groups)]
         out = np.zeros((*error.shape[1:], size))
         for group, change in zip(groups, slope):
-            if self.full or len(group) == 1:
+            if full or len(group) == 1:
                 out[:, :, group[0]] = change
             else:
                 out[:, np.arange(n), group] = change
         return np.concatenate((out.reshape(-1, size), np.diag(1 / self.prior_sd)))
 
-    def improve(self, theta: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, float]:
-        """A step of Levenberg and Marquardt, the best of several dampings; and what it gained, as a share of the cost."""
+    def improve(self, theta: np.ndarray, bounds: np.ndarray, jacobian: np.ndarray) -> tuple[np.ndarray, float]:
+        """A step of Levenberg and Marquardt, the best of several dampings; and its gain, as a share of the cost."""
         x = np.clip(theta, *bounds)
-        jacobian, residual = self.jacobian(x[:, None]), self.residual(x[:, None])
-        normal, slope = jacobian.T @ jacobian, (jacobian.T @ residual)[:, 0]
+        normal, slope = jacobian.T @ jacobian, jacobian.T @ self.residual(x[:, None])[:, 0]
         damped = [np.linalg.solve(normal + np.diag(mu * np.diag(normal)), slope) for mu in DAMPINGS]
         tries = np.clip(x - np.array([*damped, 0.0 * x]), *bounds)
         cost = (self.residual(tries.T) ** 2).sum(0)
@@ -302,19 +310,23 @@ def polish(
     say: Callable[[str], None],
 ) -> tuple[np.ndarray, np.ndarray]:
     """The candidate that explains the fitted part best, and the standard deviations of its numbers, (size,) each."""
-    windows, problem = _windows(log, 0, last, LONG_S), None
-    for timestep, most in ((POLISH_DT, how.polish), (FINAL_DT, FINAL_STEPS)):
-        chain = Chain(robot, joints, log, timestep, how.delays)
-        for _ in range(most):
-            noise = _noise(Problem(chain, windows, np.ones(len(joints))).compare(theta[None])[0])
-            problem = Problem(chain, windows, noise)
-            theta, gained = problem.improve(theta, bounds)
-            say(f"polish at {1e3 * timestep:g} ms: {' '.join(f'{1e3 * e:.2f}' for e in noise)} mrad, gains {gained:.1%}")
-            if gained < ENOUGH:
+    windows, (coarse, fine) = _windows(log, 0, last, LONG_S), how.timesteps
+    chain = Chain(robot, joints, log, coarse, how.delays)
+    for _ in range(how.polish):
+        problem = Problem(chain, windows, theta)
+        theta, gained = problem.improve(theta, bounds, problem.jacobian(theta, full=False))
+        say(f"polish at {1e3 * coarse:g} ms: {problem}, gains {gained:.1%}")
+        if gained < ENOUGH:
+            break
+    for timestep in (coarse, fine):
+        problem = Problem(Chain(robot, joints, log, timestep, how.delays), windows, theta)
+        jacobian = problem.jacobian(theta)
+        for _ in range(CHORDS):
+            theta, gained = problem.improve(theta, bounds, jacobian)
+            say(f"polish at {1e3 * timestep:g} ms, all slopes: {problem}, gains {gained:.2%}")
+            if gained < ENOUGH / 10:
                 break
-    assert problem is not None
-    problem.full = True
-    return theta, _deviations(problem, theta)
+    return theta, _deviations(problem, theta, jacobian)
 
 
 def _noise(error: np.ndarray) -> np.ndarray:
@@ -323,10 +335,10 @@ def _noise(error: np.ndarray) -> np.ndarray:
     return np.maximum((high - low) / 1.349, 1e-4)
 
 
-def _deviations(problem: Problem, theta: np.ndarray) -> np.ndarray:
+def _deviations(problem: Problem, theta: np.ndarray, jacobian: np.ndarray) -> np.ndarray:
     """Standard deviations, (size,): the larger of those of independent errors, and of errors alike within a block."""
     n = len(problem.chain.joints)
-    jacobian, residual = problem.jacobian(theta[:, None]), problem.residual(theta[:, None])[:, 0]
+    residual = problem.residual(theta[:, None])[:, 0]
     inverse = np.linalg.inv(jacobian.T @ jacobian)
     rows = len(residual) - len(theta)
     scale = max(1.0, float((residual[:rows] ** 2).mean()))

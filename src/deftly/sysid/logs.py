@@ -80,7 +80,9 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except OSError as error:
-        raise DeftlyError(f"cannot read the log '{path}': {error.strerror or error}; give --log-file FILE.npz") from None
+        raise DeftlyError(
+            f"cannot read the log '{path}': {error.strerror or error}; give --log-file FILE.npz"
+        ) from None
     except Exception as error:  # zipfile, zlib and numpy have many ways to say that a file is damaged
         reason = " ".join(f"{error or type(error).__name__}".split())[:120]
         raise DeftlyError(f"{path} is no .npz of {CMD} and {STATE}, or damaged: {reason}") from None
@@ -90,11 +92,15 @@ def _matrix(path: Path, arrays: dict[str, np.ndarray], name: str, contract: Cont
     """An array of the log, (T, num_joints) float64."""
     joints = len(contract.joints)
     if name not in arrays:
-        raise DeftlyError(f"{path} has no '{name}', it has {sorted(arrays)}: a log has {CMD} and {STATE}, (T, {joints})")
+        raise DeftlyError(
+            f"{path} has no '{name}', it has {sorted(arrays)}: a log has {CMD} and {STATE}, (T, {joints})"
+        )
     values = arrays[name]
     if values.ndim != 2 or values.shape[1] != joints or values.dtype.kind not in "fiu":
         found = f"{'x'.join(map(str, values.shape)) or 'a single value'} of {values.dtype}"
-        raise DeftlyError(f"{path}: '{name}' is {found}, but {contract.robot} has {joints} joints: (T, {joints}) numbers")
+        raise DeftlyError(
+            f"{path}: '{name}' is {found}, but {contract.robot} has {joints} joints: (T, {joints}) numbers"
+        )
     values = values.astype(np.float64)
     if bad := np.argwhere(~np.isfinite(values)).tolist():
         where = f"row {bad[0][0]}, column {bad[0][1]}"

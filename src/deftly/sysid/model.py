@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import mujoco
 import numpy as np
 
+from deftly.actuators import PARAMETERS
 from deftly.errors import DeftlyError
 from deftly.robots import Robot
 from deftly.sim import scene
@@ -19,8 +20,7 @@ from deftly.sim.cpu import CpuSim
 if TYPE_CHECKING:
     from deftly.sysid.logs import HandLog
 
-PARAMETERS = ("kp", "kd", "frictionloss", "damping", "armature", "torque")
-UNITS = dict(zip(PARAMETERS, ("N m/rad", "N m s/rad", "N m", "N m s/rad", "kg m2", "N m")))
+UNITS: dict[str, str] = dict(zip(PARAMETERS, ("N m/rad", "N m s/rad", "N m", "N m s/rad", "kg m2", "N m")))
 DELAY_UNIT = 0.01
 """s; so that a step of 1 in the delay weighs like one in a logarithm."""
 CHUNK = 2048
@@ -111,7 +111,9 @@ class Chain:
         self._cmd = np.clip(self.cmd, low, high) if model.actuator_ctrllimited.any() else self.cmd
         self._sim = CpuSim(model, CHUNK)
         names = ("actuator_gainprm", "actuator_biasprm", "actuator_forcerange")
-        self._fields = {f: self._sim.expand(f).numpy() for f in (*names, "dof_frictionloss", "dof_damping", "dof_armature")}
+        self._fields = {
+            f: self._sim.expand(f).numpy() for f in (*names, "dof_frictionloss", "dof_damping", "dof_armature")
+        }
         self._qpos, self._qvel = self._sim.bind("qpos").numpy(), self._sim.bind("qvel").numpy()
         self._start = self._sim.bind("qacc_warmstart").numpy()
         self.steps = 0
@@ -165,7 +167,9 @@ class Chain:
     def _apply(self, theta: np.ndarray, ids: np.ndarray) -> None:
         """Give the simulations `ids` the candidates' figures."""
         n, f = len(self.joints), self._fields
-        kp, kd, friction, damping, armature, torque = np.exp(theta[:, :-1]).reshape(-1, len(PARAMETERS), n).swapaxes(0, 1)
+        kp, kd, friction, damping, armature, torque = (
+            np.exp(theta[:, :-1]).reshape(-1, len(PARAMETERS), n).swapaxes(0, 1)
+        )
         rows = ids[:, None]
         f["actuator_gainprm"][rows, self._act, 0] = kp
         f["actuator_biasprm"][rows, self._act, 1] = -kp
@@ -179,10 +183,10 @@ class Chain:
     def _velocity(self, i: int) -> np.ndarray:
         """Joint velocities at a sample, by central differences, rad/s."""
         a, b = max(i - 1, 0), min(i + 1, len(self.state) - 1)
-        return (self.state[b] - self.state[a]) / (self.log.time[b] - self.log.time[a]) if 0 < i else 0.0 * self.state[0]
+        return (self.state[b] - self.state[a]) / (self.log.time[b] - self.log.time[a]) if i > 0 else 0.0 * self.state[0]
 
     def _integral(self, first: int, steps: int) -> np.ndarray:
-        """Integral over time of the commands as they were sent, on a fine grid from the greatest delay before a window."""
+        """Integral of the commands over time as sent, on a fine grid that starts the greatest delay before a window."""
         time, h = self.log.time - self.log.time[first], self.timestep / FINE
         self._origin = int(np.ceil((self.delays[1] + self.timestep) / h)) + 1
         grid = h * np.arange(-self._origin, steps * FINE + 2 + max(0, int(np.ceil(-self.delays[0] / h))))
