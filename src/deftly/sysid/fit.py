@@ -53,7 +53,7 @@ class Search:
     bound: float = 5.0  # figures are sought within this factor of the robot's file, up and down
     held_out: float = 0.2  # last share of the log that is never fitted
     polish: int = 12  # most iterations of the coarse polish
-    timesteps: tuple[float, float] = (0.0025, 0.001)  # of the coarse and the final polish, s
+    timesteps: tuple[float, float] = (0.0025, 0.0005)  # of the coarse and the final polish, s
 
 
 class Estimate(NamedTuple):
@@ -89,7 +89,7 @@ class Fit:
     predicted: np.ndarray
     """(T, joints) simulated positions of the fitted model; NaN where none."""
     cost: dict[str, float]
-    """`candidates`, `simulated_s` and `seconds` of the search, and `polish_seconds`."""
+    """Of the search `candidates`, `steps`, `simulated_s`; and the times of it and of the polish, wall and CPU."""
     trace: list[list[float]]
     """RMSE of each joint's best candidate, for each generation, rad."""
 
@@ -123,7 +123,7 @@ def fit(
 
     `say` is told of progress. Raises DeftlyError if the log is too short to hold a part out.
     """
-    began, last = time.perf_counter(), round(len(log.time) * (1 - how.held_out))
+    last, clock = round(len(log.time) * (1 - how.held_out)), [_clock()]
     coarse = Chain(robot, joints, log, SEARCH_DT, how.delays)
     nominal, bounds = coarse.nominal(), _bounds(coarse, how)
     short = _windows(log, 0, last, WINDOW_S)
@@ -131,7 +131,7 @@ def fit(
         raise DeftlyError(f"the fitted part of the log has {log.time[last - 1]:.3g} s, too few for windows: log longer")
     order = informative(coarse, short)
     theta, trace = search(coarse, [order[:4], order[:8]], bounds, how, say)
-    searched = time.perf_counter() - began
+    clock.append(_clock())
     theta, sd = polish(robot, joints, log, last, theta, bounds, how, say)
     final = Chain(robot, joints, log, how.timesteps[1], how.delays)
     both = np.stack([nominal, theta])
@@ -145,10 +145,17 @@ def fit(
         part: {name: np.sqrt(np.nanmean(error[k, rows] ** 2, axis=0)) for k, name in enumerate(("nominal", "fitted"))}
         for part, rows in parts.items()
     }
-    cost = {"candidates": how.generations * how.population, "simulated_s": coarse.steps * SEARCH_DT}
-    cost |= {"steps": coarse.steps, "seconds": searched, "polish_seconds": time.perf_counter() - began - searched}
+    (search_s, search_cpu), (polish_s, polish_cpu) = np.diff([*clock, _clock()], axis=0).tolist()
+    cost = {"candidates": how.generations * how.population, "steps": coarse.steps}
+    cost |= {"simulated_s": coarse.steps * SEARCH_DT, "search_s": search_s, "search_cpu_s": search_cpu}
+    cost |= {"polish_s": polish_s, "polish_cpu_s": polish_cpu}
     seen = {"commands": final.cmd, "measured": final.state, "predicted": predicted[1]}
     return Fit(joints, theta, sd, nominal, bounds, rmse["held_out"], rmse["train"], **seen, cost=cost, trace=trace)
+
+
+def _clock() -> tuple[float, float]:
+    """Time on the wall, and of the CPU over all threads, s."""
+    return time.perf_counter(), time.process_time()
 
 
 def _bounds(chain: Chain, how: Search) -> np.ndarray:
@@ -318,15 +325,27 @@ def polish(
         say(f"polish at {1e3 * coarse:g} ms: {problem}, gains {gained:.1%}")
         if gained < ENOUGH:
             break
-    for timestep in (coarse, fine):
-        problem = Problem(Chain(robot, joints, log, timestep, how.delays), windows, theta)
-        jacobian = problem.jacobian(theta)
-        for _ in range(CHORDS):
-            theta, gained = problem.improve(theta, bounds, jacobian)
-            say(f"polish at {1e3 * timestep:g} ms, all slopes: {problem}, gains {gained:.2%}")
-            if gained < ENOUGH / 10:
-                break
-    return theta, _deviations(problem, theta, jacobian)
+    problem = Problem(chain, windows, theta)
+    slopes = problem.jacobian(theta)  # of the coarse steps: they steer towards, and do not decide, where it ends
+    problem = Problem(Chain(robot, joints, log, fine, how.delays), windows, theta)
+    for _ in range(CHORDS):
+        problem.noise = _noise(problem.compare(theta[None])[0])
+        theta, gained = problem.improve(theta, bounds, slopes)
+        say(f"polish at {1e3 * fine:g} ms: {problem}, gains {gained:.2%}")
+        if gained < ENOUGH / 10:
+            break
+    limit = _extrapolated(
+        Problem(Chain(robot, joints, log, 2 * fine, how.delays), windows, theta), problem, theta, slopes
+    )
+    deviation = np.hypot(_deviations(problem, theta, slopes), np.abs(limit - theta) / 2)
+    return np.clip(limit, *bounds), np.minimum(deviation, problem.prior_sd)
+
+
+def _extrapolated(twice: Problem, problem: Problem, theta: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+    """Where the fit would end at steps of no length, (size,), from what it is at one timestep and at twice that."""
+    twice.noise = problem.noise
+    change = (twice.residual(theta[:, None]) - problem.residual(theta[:, None]))[:, 0]
+    return theta + np.linalg.solve(slopes.T @ slopes, slopes.T @ change)
 
 
 def _noise(error: np.ndarray) -> np.ndarray:

@@ -27,6 +27,8 @@ CHUNK = 2048
 """Simulations stepped at once: their commands and records stay within some 100 MB."""
 NUMBERS = 16_000_000
 """Commands held at once."""
+SLACK = 0.002
+"""A delay may be so far beyond its bounds, where a slope is measured at one of them, s."""
 FINE = 8
 """Parts of a substep in which the integral of the commands is kept."""
 
@@ -188,8 +190,8 @@ class Chain:
     def _integral(self, first: int, steps: int) -> np.ndarray:
         """Integral of the commands over time as sent, on a fine grid that starts the greatest delay before a window."""
         time, h = self.log.time - self.log.time[first], self.timestep / FINE
-        self._origin = int(np.ceil((self.delays[1] + self.timestep) / h)) + 1
-        grid = h * np.arange(-self._origin, steps * FINE + 2 + max(0, int(np.ceil(-self.delays[0] / h))))
+        self._origin = int(np.ceil((self.delays[1] + self.timestep + SLACK) / h)) + 1
+        grid = h * np.arange(-self._origin, steps * FINE + 2 + int(np.ceil((max(0.0, -self.delays[0]) + SLACK) / h)))
         stamps = np.concatenate(([min(time[0], grid[0]) - 1.0], time[1:], [max(time[-1], grid[-1]) + 1.0]))
         total = np.cumsum(np.diff(stamps)[:, None] * self._cmd, axis=0)  # the first is taken to have been held before
         total = np.concatenate((np.zeros((1, total.shape[1])), total))
