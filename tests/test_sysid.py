@@ -80,6 +80,17 @@ def test_a_fit_at_its_bound_is_a_warning_and_is_not_written(case, fitted):
     assert "kp" not in report.identified([squeezed]).joints.get("if_mcp", {})
 
 
+def test_only_the_stretch_in_which_a_finger_moves_is_fitted(case):
+    log = case[2]
+    rest = np.repeat(log.cmd[-1:], 200, 0)
+    longer = logs.HandLog(
+        np.arange(len(log.cmd) + 200) / 20, np.concatenate((log.cmd, rest)), np.concatenate((log.cmd, rest))
+    )
+    found = logs.moving(longer, [0, 1, 2, 3])
+    assert len(found.time) <= len(log.cmd) + 21
+    assert np.ptp(found.cmd[:, :4], axis=0) == pytest.approx(np.ptp(log.cmd[:, :4], axis=0))
+
+
 def test_random_search_gets_near_too(case):
     robot, joints, log, *_ = case
     chain = model.Chain(robot, joints, log, fit.SEARCH_DT, HOW.delays)

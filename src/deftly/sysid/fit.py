@@ -17,7 +17,7 @@ import numpy as np
 
 from deftly.errors import DeftlyError
 from deftly.robots import Robot
-from deftly.sysid.logs import HandLog
+from deftly.sysid.logs import STILL, HandLog, moving
 from deftly.sysid.model import DELAY_UNIT, PARAMETERS, Chain, Window
 
 PRIOR = dict(zip(PARAMETERS, (0.7, 0.7, 0.7, 0.5, 0.3, 0.3)))
@@ -82,8 +82,10 @@ class Fit:
     """RMSE of each joint over samples never fitted, rad: `nominal`, `fitted`."""
     train: dict[str, np.ndarray]
     """Likewise over those that were."""
+    time: np.ndarray
+    """(T,) of the stretch of the log in which these joints move, s."""
     commands: np.ndarray
-    """(T, joints) of the log, rad."""
+    """(T, joints) in it, rad."""
     measured: np.ndarray
     """Likewise."""
     predicted: np.ndarray
@@ -123,6 +125,7 @@ def fit(
 
     `say` is told of progress. Raises DeftlyError if the log is too short to hold a part out.
     """
+    log = moving(log, [[j.name for j in robot.joints].index(name) for name in joints])
     last, clock = round(len(log.time) * (1 - how.held_out)), [_clock()]
     coarse = Chain(robot, joints, log, SEARCH_DT, how.delays)
     nominal, bounds = coarse.nominal(), _bounds(coarse, how)
@@ -149,7 +152,7 @@ def fit(
     cost = {"candidates": how.generations * how.population, "steps": coarse.steps}
     cost |= {"simulated_s": coarse.steps * SEARCH_DT, "search_s": search_s, "search_cpu_s": search_cpu}
     cost |= {"polish_s": polish_s, "polish_cpu_s": polish_cpu}
-    seen = {"commands": final.cmd, "measured": final.state, "predicted": predicted[1]}
+    seen = {"time": log.time, "commands": final.cmd, "measured": final.state, "predicted": predicted[1]}
     return Fit(joints, theta, sd, nominal, bounds, rmse["held_out"], rmse["train"], **seen, cost=cost, trace=trace)
 
 
@@ -179,6 +182,8 @@ def _windows(log: HandLog, first: int, last: int, seconds: float) -> list[Window
 def informative(chain: Chain, windows: list[Window]) -> list[Window]:
     """The windows in an order in which the joint that moved least so far comes next, in its liveliest window."""
     motion = np.array([np.abs(np.diff(chain.cmd[w.first : w.last], axis=0)).sum(0) for w in windows])
+    total = motion.sum(0)
+    motion = np.where(total > STILL, motion, motion.sum(1, keepdims=True))  # of a joint that rests, none is livelier
     motion /= motion.sum(0) + 1e-9
     order: list[int] = []
     while len(order) < len(windows):

@@ -173,6 +173,16 @@ def _check(path: Path, contract: Contract, found: HandLog, units: str = "rad") -
     return found
 
 
+def moving(found: HandLog, columns: list[int], spare: float = 1.0) -> HandLog:
+    """The stretch in which these joints are commanded to move, and `spare` s before and after: others' need no fit."""
+    changed = np.flatnonzero(np.abs(np.diff(found.cmd[:, columns], axis=0)).max(1) > 1e-6)
+    if not changed.size:
+        return found
+    begin, end = found.time[changed[0]] - spare, found.time[changed[-1] + 1] + spare
+    first, stop = np.searchsorted(found.time, (begin, end))
+    return HandLog(found.time[first:stop], found.cmd[first:stop], found.state[first:stop], found.stamped)
+
+
 def require_motion(path: Path, contract: Contract, found: HandLog, joints: tuple[str, ...]) -> list[str]:
     """The joints of these that the log moves, in order.
 

@@ -152,21 +152,22 @@ def table(fits: list[Fit]) -> list[str]:
     return lines
 
 
-def plot(path: Path, log: HandLog, fits: list[Fit], held_out: float) -> None:
+def plot(path: Path, fits: list[Fit], held_out: float) -> None:
     """Write a PNG with command, measured and simulated position of each joint; what was not fitted is shaded."""
     from matplotlib.figure import Figure as Picture
 
     names = [name for fit in fits for name in fit.joints]
     picture = Picture(figsize=(14, 2.3 * len(names)), layout="constrained")
     panels = iter(np.atleast_1d(picture.subplots(len(names), sharex=True)))
-    start = log.time[min(len(log.time) - 1, round(len(log.time) * (1 - held_out)))]
     for fit in fits:
+        time = fit.time
+        start = time[round((len(time) - 1) * (1 - held_out))]
         for j, name in enumerate(fit.joints):
             axes = next(panels)
-            axes.step(log.time, fit.commands[:, j], where="post", color="0.7", lw=1.0, label="command")
-            axes.plot(log.time, fit.measured[:, j], color="C0", lw=1.2, label="measured")
-            axes.plot(log.time, fit.predicted[:, j], "--", color="C1", lw=1.0, label="simulated, fitted")
-            axes.axvspan(start, log.time[-1], color="0.93", zorder=0, label="held out")
+            axes.step(time, fit.commands[:, j], where="post", color="0.7", lw=1.0, label="command")
+            axes.plot(time, fit.measured[:, j], color="C0", lw=1.2, label="measured")
+            axes.plot(time, fit.predicted[:, j], "--", color="C1", lw=1.0, label="simulated, fitted")
+            axes.axvspan(start, time[-1], color="0.93", zorder=0, label="held out")
             error = 1e3 * fit.held_out["fitted"][j]
             axes.set_ylabel(f"{name}, rad")
             axes.set_title(f"held-out error {error:.2f} mrad", fontsize=9, loc="right")

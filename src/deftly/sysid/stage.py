@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -168,7 +169,7 @@ def fit_log(task: Task, robot: Robot, contract: Contract, args: SysidArgs) -> in
     output = args.output_file or args.log_file.with_suffix(".sysid.json")
     facts = report.facts(task.name, robot.name, args.log_file, log, fits, how, found)
     report.write(output, facts)
-    report.plot(output.with_suffix(".png"), log, fits, args.held_out)
+    report.plot(output.with_suffix(".png"), fits, args.held_out)
     findings.show("\n".join(report.table(fits)), soft_wrap=True)
     status = findings.report(found)
     print(f"report: {output}, plot: {output.with_suffix('.png')}")
@@ -232,7 +233,7 @@ def _on_hardware(name: str, contract: Contract, made: Motion, args: SysidArgs, f
         driver = find_driver(name, RunArgs(driver=str(args.driver), port=args.port), contract, stack)
         ring = Ring(contract, len(made.cmd) + round(120 * contract.rate))
         runner = stack.enter_context(Runner(frames, Kernel(contract, args.safety), driver, ring))
-        said = {**facts, "safety": str(asdict(args.safety))}
+        said = {**facts, "safety": json.dumps(asdict(args.safety))}
         return Until(runner, ring, said, start=True, log=args.out).run()
 
 
