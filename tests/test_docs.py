@@ -13,6 +13,8 @@ from deftly import (
     doctor,
     evaluate,
     export,
+    gait,
+    grasps,
     play,
     quickstart,
     record,
@@ -32,6 +34,7 @@ from deftly.inspection import InspectArgs
 from deftly.robots.check import check
 from deftly.run import RunArgs
 from deftly.sim.scene import PRESETS, substeps
+from deftly.sysid.stage import SysidArgs
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -57,6 +60,7 @@ STAGES = {
     "sim2sim": sim2sim.Sim2SimArgs,
     "record": record.RecordArgs,
     "replay": replay.ReplayArgs,
+    "sysid": SysidArgs,
     "bench": deftly_bench.BenchArgs,
 }
 WITH_TASK = ("train", "eval", "play", "export", "sim2sim", "record", "config", "gait", "grasps")

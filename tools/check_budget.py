@@ -9,7 +9,7 @@ FOLDERS = ("src", "tests", "bench", "tools")
 HAND_OVER = {"deploy", "handover", "export", "check", "serve", "run", "inspection", "session"}
 HAND_OVER |= {"sim2sim", "simrobot", "simserver", "simloop", "record", "replay"}
 """Modules and folders of `src/deftly` that hand a policy over."""
-IN_HAND = {"grasps", "grasp_cache", "gait", "sysid", "actuators", "identify"}
+IN_HAND = {"grasps", "grasp_cache", "gait", "sysid", "actuators"}
 IN_HAND_FILES = {"leap_hand.py", "leap_cube_rotate.py", "dynamixel.py", "dynamixel_bus.py"}
 """What in-hand rotation brought; all else is the foundation (docs/decisions.md)."""
 PARTS = {"foundation": 5000, "hand-over": 5200, "in-hand": 4500}

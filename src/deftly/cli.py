@@ -28,6 +28,7 @@ COMMANDS = {
     "replay": ("Hand over", "deftly.replay:main", "replay a recording in simulation, or serve it to a robot"),
     "run": ("Hand over", "deftly.run:main", "drive a robot with a policy, under the safety kernel"),
     "inspect": ("Hand over", "deftly.inspection:main", "plot the log of a robot, and replay it bit for bit"),
+    "sysid": ("Hand over", "deftly.sysid.stage:main", "fit the servos of a robot to a log, for training"),
     "runs": ("Look", "deftly.runs:main", "list, compare and pin runs"),
     "tasks": ("Look", "deftly.catalog:tasks_main", "list the tasks"),
     "robots": ("Look", "deftly.catalog:robots_main", "list the robots"),
@@ -46,7 +47,8 @@ _deftly() {
     local words=""
     case "$COMP_CWORD ${COMP_WORDS[1]}" in
         "1 "*) words="COMMANDS --help --version" ;;
-        "2 train"|"2 eval"|"2 play"|"2 export"|"2 serve"|"2 sim2sim"|"2 run"|"2 record"|"2 config"|"2 grasps"|"2 gait")
+        "2 train"|"2 eval"|"2 play"|"2 export"|"2 serve"|"2 sim2sim"|"2 run"|"2 record"|"2 config"|\\
+        "2 grasps"|"2 gait"|"2 sysid")
             words="$(deftly tasks --names 2>/dev/null)" ;;
         "2 completion") words="bash zsh fish" ;;
     esac
@@ -63,7 +65,7 @@ SHELLS = {
 set -l first '__fish_is_nth_token 1'
 set -l second '__fish_is_nth_token 2; and __fish_seen_subcommand_from'
 complete -c deftly -n $first -f -a 'COMMANDS --help --version'
-complete -c deftly -n "$second train eval play export serve sim2sim run record config grasps gait" -f \
+complete -c deftly -n "$second train eval play export serve sim2sim run record config grasps gait sysid" -f \
     -a '(deftly tasks --names 2>/dev/null)'
 complete -c deftly -n "$second completion" -f -a 'bash zsh fish'
 """,

@@ -59,6 +59,15 @@ class CpuSim:
         """How often MuJoCo met a bad state in each environment since it was reset."""
         return self.batch.warning[:, _BAD_STATE, 1].sum(axis=1)  # 1 is the count, 0 the place
 
+    def rollout(self, ids: np.ndarray, control: np.ndarray, field: str) -> np.ndarray:
+        """Advance some environments under `control` (n, substeps, nu); an MjData field after each, (n, substeps, ...).
+
+        One that meets a bad state stops there: its last record repeats.
+        """
+        spec = mujoco.mjtState.mjSTATE_CTRL.value
+        kept = self.batch.rollout(control.shape[1], control=control, control_spec=spec, record=[field], ids=ids)
+        return kept[field]
+
     def forward(self, ids: torch.Tensor) -> None:
         """Recompute derived fields of some environments after their state was written."""
         self.batch.forward(ids.numpy(), stage=_FRESH)

@@ -9,6 +9,7 @@ import mujoco
 import torch
 from torch import Tensor
 
+from deftly import actuators
 from deftly.config import TaskConfig
 from deftly.contract import Act, Contract, Observe, Signal
 from deftly.env import State
@@ -51,6 +52,7 @@ class RotateConfig(TaskConfig):
     mass: float = 0.1  # Of the cube, kg.
     start: Literal["cache", "sample"] = "cache"  # Start from grasps of the cache, or sample poses to look for grasps.
     grasps: Path | None = None  # Grasp cache of `deftly grasps`; unset: the one shipped for the hand.
+    actuators: Path | None = None  # Servos of `deftly sysid --write`; unset: those of the robot's file.
     sample_spread: float = 0.2  # Sampled joints are within this much of the grasp pose, rad.
     max_rate: float = 1.2  # Yaw rate above which turning faster earns nothing, rad/s.
     pose_slack: float = 0.4  # Distance of a joint from the grasp pose that costs nothing, rad.
@@ -118,6 +120,7 @@ class CubeRotate(Task):
     def scene(self) -> mujoco.MjSpec:
         """The hand, palm up, and a cube in it; cameras `front` and `top`."""
         s, side = self.robot.spec(), self.side
+        actuators.apply(s, self._fitted())
         scene.prepare(s)
         scene.add_floor(s, -0.3)
         scene.add_box(s, CUBE, HALF_EDGE, self.cfg.mass, rgba=(0.90, 0.45, 0.15, 1.0))
@@ -250,7 +253,7 @@ class CubeRotate(Task):
         """Cube, friction, links and servos."""
         names = tuple(j.name for j in self._joints)
         shapes = tuple(g.name for g in self.robot.spec().geoms)
-        return (
+        entries = (
             Randomize("size", *self.cfg.size, (CUBE,)),
             Randomize("mass", 0.7, 1.3, (CUBE,)),
             Randomize("mass", 0.8, 1.2, names),
@@ -262,6 +265,7 @@ class CubeRotate(Task):
             *(Randomize(quantity, 0.9, 1.1, names) for quantity in ("kp", "kd", "torque")),
             Randomize("latency", 0.0, 0.075, names, op="add", shared=True),
         )
+        return actuators.ranges(entries, self._fitted())
 
     def noise(self) -> dict[str, Noise]:
         """Encoders: white noise, mounting error, and the bus."""
@@ -294,6 +298,9 @@ class CubeRotate(Task):
         for name in ("linear_velocity", "pose", "torque", "work", "action_rate"):
             scale = s.scale.get(name, self.cfg.leniency)
             s.scale[name] = scale + 0.05 * (wanted - scale)
+
+    def _fitted(self) -> actuators.Actuators:
+        return actuators.load(self.cfg.actuators, self.robot.name, tuple(j.name for j in self.robot.joints))
 
     def _spawn(self) -> tuple[float, float, float]:
         return (SPAWN[0], self.side * SPAWN[1], SPAWN[2])
