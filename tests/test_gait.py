@@ -1,4 +1,3 @@
-import math
 
 import numpy as np
 import pytest
@@ -31,11 +30,18 @@ def test_numbers_and_gaits_are_inverse():
     assert still.targets(torch.tensor([1.3]))[0] == pytest.approx(home)
 
 
-def test_a_gait_goes_on_from_the_phase_nearest_to_the_command():
-    one = some(1)
-    phase = torch.tensor([0.3, 2.0, 5.0])
-    goal = one.step_from(one.targets(phase) + 0.003, 0.1)
-    assert goal.numpy() == pytest.approx(one.targets(phase + 2 * math.pi * 0.7 * 0.1).numpy(), abs=0.02)
+def test_a_cycle_is_what_commands_can_follow():
+    contract = make().contract()
+    gait = some(1)
+    gait.shape[:, 0] += torch.tensor(contract.home())
+    here, after = gait.cycle(contract)
+    assert (after - here).abs().max() <= 1 / 24 + 1e-6
+    assert torch.equal(here[1:], after[:-1])
+    lower, upper = torch.tensor([(j.lower, j.upper) for j in contract.joints]).T
+    assert (here >= lower).all()
+    assert (here <= upper).all()
+    closed = torch.cdist(after[-1:], here[:-40]).min()
+    assert closed < 0.05  # it comes back to where it was
 
 
 def test_files_are_checked(tmp_path):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from deftly import runs
 from deftly.config import EnvConfig, PPOConfig, RunsConfig, SimConfig, TaskConfig, parse, split_task, to_yaml, with_task
+from deftly.contract import Contract
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.learn import checkpoint
@@ -34,8 +35,7 @@ SPREAD = (0.15, 0.15, 0.15, 0.05, 0.05)  # of the first candidates, rad: centre,
 LOG_FREQUENCY = 0.3  # likewise, of the logarithm of a frequency in Hz
 LOSS = 3.0  # reward that a lost trial is worth less
 ROUND_STEPS, ROUND_BATCHES = 100, 400  # control steps and gradient steps of a round of cloning
-LEAD = 3.0  # control steps by which the cloned gait looks ahead of the phase nearest to its command
-PHASES = 128  # points of a cycle among which the one nearest to a command is looked for
+CYCLES = 20  # of which the first is left out: periods at which a cloned gait is looked at
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,21 @@ class Gaits:
         )
         return (self.shape * waves[..., None]).sum(1)
 
-    def step_from(self, command: Tensor, dt: float) -> Tensor:
-        """Where the first gait goes next, `(n, num_joints)`, from commands anywhere near its cycle."""
-        one = Gaits(self.frequency[:1], self.shape[:1])
-        phases = 2 * math.pi * torch.arange(PHASES) / PHASES
-        nearest = phases[torch.cdist(command, one.targets(phases)).argmin(-1)]
-        return one.targets(nearest + 2 * math.pi * one.frequency * dt)
+    def cycle(self, contract: Contract) -> tuple[Tensor, Tensor]:
+        """Commands (m, num_joints) through which the first gait goes, each with the one after it, rad.
+
+        They are not its targets: an action changes a command by so much and no more.
+        """
+        delta = torch.tensor(contract.act_terms[0].scale)
+        lower, upper = torch.tensor([(j.lower, j.upper) for j in contract.joints]).T
+        period = float(contract.rate / self.frequency[0])
+        command, seen = self.targets(torch.zeros_like(self.frequency))[:1], []
+        for k in range(round(CYCLES * period)):
+            wanted = self.targets(2 * math.pi * k / period * torch.ones_like(self.frequency))[:1]
+            command = (command + (wanted - command).clip(-delta, delta)).clip(lower, upper)
+            seen.append(command)
+        settled = torch.cat(seen)[round(period) :]
+        return settled[:-1], settled[1:]
 
     def save(self, path: Path, task: Task) -> None:
         """Write the first gait whole or not at all."""
@@ -181,6 +190,7 @@ def clone(task: Task, gait: Gaits, args: GaitArgs) -> PPO:
     env.stagger()
     learner = PPO(env, replace(args.train, init_std=args.std))
     actor, delta = learner.actor, torch.tensor(env.contract.act_terms[0].scale)
+    cycle, after = gait.cycle(env.contract)
     optimizer = torch.optim.Adam(actor.parameters(), lr=1e-3)
     seen: list[Tensor] = []
     labels: list[Tensor] = []
@@ -188,7 +198,7 @@ def clone(task: Task, gait: Gaits, args: GaitArgs) -> PPO:
         with torch.no_grad():
             for _ in range(ROUND_STEPS):
                 obs: Any = {"policy": env.obs["policy"].clone()}
-                goal = gait.step_from(env.state.command, LEAD / env.contract.rate)
+                goal = after[torch.cdist(env.state.command, cycle).argmin(-1)]
                 label = ((goal - env.state.command) / delta).clip(-1.0, 1.0)
                 seen.append(obs["policy"])
                 labels.append(label)

@@ -178,8 +178,9 @@ def write(path: Path, task: GraspTask, found: dict[str, np.ndarray], tried: dict
         "hand": contract.robot,
         "contract": contract.hash,
         "seed": seed,
+        **found,
     }
     facts |= {"joint_names": np.array(contract.joint_names), "sizes": np.array([*tried]), "tried": [*tried.values()]}
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as scratch, scratch.open("wb") as file:
-        np.savez_compressed(file, **facts, **found)
+        np.savez_compressed(file, **facts)

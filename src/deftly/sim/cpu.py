@@ -65,7 +65,7 @@ class CpuSim:
         One that meets a bad state stops there: its last record repeats.
         """
         spec = mujoco.mjtState.mjSTATE_CTRL.value
-        kept = self.batch.rollout(control.shape[1], control=control, control_spec=spec, record=[field], ids=ids)
+        kept = self.batch.rollout(control.shape[1], control=control, control_spec=spec, record=[field], ids=ids)  # type: ignore[attr-defined]
         return kept[field]
 
     def forward(self, ids: torch.Tensor) -> None:

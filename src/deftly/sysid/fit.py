@@ -15,10 +15,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from deftly.actuators import PARAMETERS
 from deftly.errors import DeftlyError
 from deftly.robots import Robot
 from deftly.sysid.logs import STILL, HandLog, moving
-from deftly.sysid.model import DELAY_UNIT, PARAMETERS, Chain, Window
+from deftly.sysid.model import DELAY_UNIT, Chain, Window
 
 PRIOR = dict(zip(PARAMETERS, (0.7, 0.7, 0.7, 0.5, 0.3, 0.3)))
 """Standard deviation of the logarithm of a figure about the robot's file: what is known without a log."""
