@@ -8,11 +8,18 @@ import pytest
 
 from deftly.evaluate import EvalArgs, measure
 from deftly.learn import checkpoint
+from deftly.report import means
 from deftly.rollout import prepare
 from deftly.tasks import shipped
 
 POLICIES = Path(checkpoint.__file__).parents[1] / "policies"
-WANTED = {"jaka-pick-cube": 0.98}
+WANTED = {
+    "jaka-pick-cube": {"success": (0.98, 1.0)},
+    "leap-right-cube-rotate": {"success": (0.43, 1.0), "yaw_rate": (0.29, 9.0), "drop_rate": (0.0, 0.05)},
+    "leap-left-cube-rotate": {"success": (0.43, 1.0), "yaw_rate": (0.29, 9.0), "drop_rate": (0.0, 0.05)},
+    "leap-left-custom-cube-rotate": {"yaw_rate": (0.1, 9.0)},
+}
+"""Least and most of each mean. Those of the hands are what they do, not yet what is aimed at (docs/performance.md)."""
 
 
 def test_every_shipped_task_has_a_policy():
@@ -26,11 +33,12 @@ def test_shipped_policy(name):
     report = json.loads((POLICIES / name / "eval.json").read_text())
     weights = (found.path / "weights.safetensors").read_bytes()
     assert report["checkpoint"]["sha256"] == hashlib.sha256(weights).hexdigest()
-    assert report["success"]["rate"] >= WANTED[name]
     flags = ["--episodes", str(report["episodes"]), "--seed", str(report["seed"])]
     task, args, policy = prepare(EvalArgs, "eval", [name, "--checkpoint", "shipped", *flags])
     assert policy is not None
     again, _ = measure(task, policy, args)
     assert again["contract"] == report["contract"]
-    assert again["success"]["rate"] >= WANTED[name]
+    for metric, (least, most) in WANTED[name].items():
+        assert least <= means(report)[metric] <= most
+        assert least <= means(again)[metric] <= most
     assert again["broken_physics"] == 0
