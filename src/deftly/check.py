@@ -212,10 +212,7 @@ def _compare(found: Bundle, source: Checkpoint, task: Any, sim: Any, args: Check
 
 
 def _ending(ended: dict[str, Any]) -> str:
-    """How an episode ended: `success`, or why not.
-
-    Of one that ran to its end, not whether it succeeded: after many contacts, that can hang on the seventh digit.
-    """
+    """How an episode ended; of one that ran its time, not if it succeeded: that can hang on the seventh digit."""
     if ended["time_out"][0] > 0:
         return "time_out"
     reasons = ["success", *(name for name in ended if name.startswith("failed/"))]
