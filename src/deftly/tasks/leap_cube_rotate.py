@@ -79,7 +79,7 @@ class CubeRotate(Task):
     The cube turns counter-clockwise seen from above in a right hand, clockwise in a left one: `direction` is the sign
     of that about +z. `turned` sums the cube's rotation about z in that direction, step by step, so it does not wrap.
 
-    Success: at least one full turn in the 20 s of the episode, and the cube not lost. Lost is a cube that falls, that
+    Success: at least one full turn in the 20 s of the episode, and the cube not lost. Failure: a cube that falls, that
     is 8 cm from where it started, or that tips by 0.8 rad; it ends the episode.
 
     Curriculum, in training alone: penalties weigh `leniency` while no episode succeeds, and all when each does.
@@ -350,21 +350,18 @@ def _add_mark(cube: mujoco.MjsBody) -> None:
 
 
 @task("leap-right-cube-rotate")
-class RightCubeRotate(CubeRotate):
-    """A right hand: see `CubeRotate`."""
-
+class RightCubeRotate(CubeRotate):  # noqa: D101
+    __doc__ = CubeRotate.__doc__
     robot, side, direction = leap_hand.RIGHT, 1.0, 1.0
 
 
 @task("leap-left-cube-rotate")
-class LeftCubeRotate(CubeRotate):
-    """A left hand: see `CubeRotate`."""
-
+class LeftCubeRotate(CubeRotate):  # noqa: D101
+    __doc__ = CubeRotate.__doc__
     robot, side, direction = leap_hand.LEFT, -1.0, -1.0
 
 
 @task("leap-left-custom-cube-rotate")
-class LeftCustomCubeRotate(CubeRotate):
-    """A left hand whose thumb sits further out: see `CubeRotate`."""
-
+class LeftCustomCubeRotate(CubeRotate):  # noqa: D101
+    __doc__ = CubeRotate.__doc__
     robot, side, direction = leap_hand.LEFT_CUSTOM, -1.0, -1.0
