@@ -124,7 +124,7 @@ def test_the_delay_moves_the_motion_by_itself(case):
     a, b = chain.simulate(theta, [model.Window(40, 120, 10)])[0]
     speed = np.gradient(a, 0.05, axis=0)
     moving = np.abs(speed) > 1.0
-    assert np.median(((a - b) / speed)[moving]) == pytest.approx(0.003, rel=0.2)
+    assert np.median(((a - b) / speed)[moving]) == pytest.approx(0.003, rel=0.35)  # speeds at 20 Hz are rough
 
 
 # --------------------------------------------------------------- the command
