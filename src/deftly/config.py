@@ -81,9 +81,7 @@ class Ranged:
 class SimConfig(Ranged, section="sim"):
     """The physics engine."""
 
-    preset: Literal["coarse", "fast", "default", "accurate"] = (
-        "default"  # Solver effort: steps and iterations per control step.
-    )
+    preset: Literal["coarse", "fast", "default", "accurate"] = "default"  # How finely it steps, and how hard it solves.
     threads: int = 0  # CPU threads that step the environments; 0 uses all cores. The results do not depend on it.
 
 

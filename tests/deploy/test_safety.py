@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from deftly.deploy.drivers import FAULTS, Reading
 from deftly.deploy.loop import Runner
-from deftly.deploy.safety import Fault, Kernel, SafetyConfig, SafetyError, State
+from deftly.deploy.safety import LEAD, Fault, Kernel, SafetyConfig, SafetyError, State
 
 INIT, READY, ACTIVE, HOLD, STOP = State
 OTHER = dataclasses.replace(TOY, rate=25)
@@ -211,7 +211,7 @@ class Anything(RuleBasedStateMachine):
         if before is INIT and after is READY:
             here = np.clip(np.asarray(reading.signals["joint_pos"], np.float64), self.lower, self.upper)
             assert ((out == here) | (held is not None and out == held)).all()
-            assert np.abs(out - here).max() <= max(self.cfg.lead, UPPER[2])
+            assert np.abs(out - here).max() <= max(self.cfg.lead or LEAD, UPPER[2])
         else:
             most = 0.7 * TOP * min(elapsed, PERIOD) * (1 + 1e-12) + 1e-15 if before is after is ACTIVE else 0.0
             assert (np.abs(out - held) <= most).all()

@@ -72,6 +72,10 @@ class Fault(StrEnum):
     OPERATOR = "operator"
 
 
+LEAD = 0.5
+"""Farthest that a command may be from its joint, rad, where neither the user nor the contract says."""
+
+
 @dataclass(frozen=True)
 class SafetyConfig:
     """Bounds of the safety kernel. They can only be tighter than the contract's limits and top speeds.
@@ -96,9 +100,9 @@ class SafetyConfig:
     """A joint measured to move at more than this many times its top speed is a fault of its sensor."""
     moved: float = 0.05
     """A joint that something moved further than this while the robot stood still keeps its place, rad."""
-    lead: float = 0.5
-    """Farthest that a command may be from where its joint is measured, rad, unless the contract's motor may lead
-    further; a gripper presses, it has no bound."""
+    lead: float | None = None
+    """Farthest that a command may be from where its joint is measured, rad; unset: what the contract says of its
+    motor, else 0.5. A gripper presses, it has no bound."""
     signal_periods: float = 1.5
     """Oldest measurement that is used, control periods."""
     policy_periods: float = 1.5
@@ -129,10 +133,12 @@ class SafetyConfig:
         }
         for name, (low, high) in bounds.items():
             value, kinds = getattr(self, name), (int,) if name == "misses" else (int, float)
+            if name == "lead" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
                 raise DeftlyError(f"safety.{name} is {str(value)[:40]}, but it must be within {low} .. {high}")
         for less, more in (("miss_periods", "stall_periods"), ("moved", "lead")):
-            if getattr(self, less) >= getattr(self, more):
+            if getattr(self, more) is not None and getattr(self, less) >= getattr(self, more):
                 figures = f"safety.{less} is {getattr(self, less)}, safety.{more} is {getattr(self, more)}"
                 raise DeftlyError(f"{figures}: {less} must be the smaller, or it is never reached")
 
@@ -159,7 +165,7 @@ class Kernel:
         self._speed = self.cfg.speed * self._top_speed
         self._unit = np.where([j.units == "rad" for j in joints], 1.0, upper - lower)  # of angles in the bounds
         leads = {motor.joint: motor.lead for motor in contract.motors}
-        self._lead = np.array([max(self.cfg.lead, leads.get(j.name, 0.0)) for j in joints]) * self._unit
+        self._lead = np.array([self.cfg.lead or leads.get(j.name) or LEAD for j in joints]) * self._unit
         self._home = np.array(contract.home(), np.float64)
         self._sizes = {s.name: s.size for s in contract.signals}
         try:

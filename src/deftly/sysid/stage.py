@@ -89,7 +89,7 @@ class SysidArgs:
     """First and last frequency of the chirps, Hz."""
     speed: float = 0.6
     """Share of a joint's top speed that the motion uses."""
-    safety: SafetyConfig = field(default_factory=lambda: SafetyConfig(approach_s=3.0, lead=1.5))
+    safety: SafetyConfig = field(default_factory=lambda: SafetyConfig(approach_s=3.0))
     """The safety kernel."""
 
     def __post_init__(self) -> None:
