@@ -74,6 +74,16 @@ def test_search_climbs_the_tasks_own_reward():
     assert [again.generation()[0] for _ in range(2)] == means[:2]
 
 
+def test_all_candidates_meet_the_same_hands_and_each_generation_others():
+    search = Search(make(), GaitArgs(population=4, trials=2, seconds=0.5))
+    still = search.home.expand(4, 16)
+    gaits = Gaits(torch.full((4,), 0.6), torch.cat((still[:, None], torch.zeros(4, 4, 16)), 1))
+    first, second = search._try(gaits), search._try(gaits)
+    assert first.tolist() == [first[0].item()] * 4
+    assert second.tolist() == [second[0].item()] * 4
+    assert first[0] != second[0]
+
+
 def test_a_given_gait_is_cloned_into_a_checkpoint_that_training_starts_from(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gait, "ROUND_STEPS", 8)

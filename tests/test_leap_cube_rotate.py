@@ -42,6 +42,13 @@ def test_turning_counts_in_the_direction_of_the_hand(name, direction):
     assert not env.task.success(env.state).any()
 
 
+def test_the_yaw_rate_is_over_the_episode_as_it_is_cut():
+    cls = load(TASKS[0])
+    env = Env(cls(cls.Config()), EnvConfig(num_envs=2, episode_steps=100, randomize=False), SimConfig(threads=1), 3)
+    turn(env, 0.5, 100)
+    assert env.task.metrics(env.state)["yaw_rate"] == pytest.approx(0.5, rel=1e-6)
+
+
 def test_shaking_the_cube_earns_nothing():
     """Slow there and fast back: the reward of turning must not be farmed by its bound."""
     env = make(TASKS[0])

@@ -36,8 +36,9 @@ class Step(NamedTuple):
 class State:
     """What a task sees of the simulation. Views are live; positions and contacts are those of the newest state."""
 
-    def __init__(self, sim: CpuSim, contract: Contract):
+    def __init__(self, sim: CpuSim, contract: Contract, episode_steps: int):
         self.sim, self.num_envs, self.dt = sim, sim.num_envs, 1.0 / contract.rate
+        self.episode_steps = episode_steps  # control steps of a full episode
         self.qpos, self.qvel, self.ctrl = sim.bind("qpos"), sim.bind("qvel"), sim.bind("ctrl")
         self.steps = torch.zeros(self.num_envs, dtype=torch.long)
         self.store: dict[str, Tensor] = {}
@@ -120,7 +121,7 @@ class Env:
         prepare(spec, entries, 1 / (self.contract.rate * self.substeps))
         self.model = compile_scene(spec, self.contract.rate, sim.preset)
         self.sim = CpuSim(self.model, cfg.num_envs, sim.threads, dump_dir)
-        self.state = State(self.sim, self.contract)
+        self.state = State(self.sim, self.contract, self.episode_steps)
         self.seed(seed)
         actuators = {self.model.actuator(i).name: i for i in range(self.model.nu)}
         if missing := [name for name in self.contract.joint_names if name not in actuators]:

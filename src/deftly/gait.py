@@ -52,6 +52,7 @@ class GaitArgs:
     trials: int = 8  # Randomized hands on which each is tried.
     seconds: float = 12.0  # How long each trial is judged, s, after a second of getting there.
     frequency: float = 0.6  # Frequency of the first candidates, Hz.
+    sigma: float = 0.5  # How far the first candidates are spread; 0.1 or 0.2 to refine a gait that is given.
     rounds: int = 8  # Rounds of cloning; in each, the policy drives a larger share of the hands.
     std: float = 0.2  # Exploration noise that the cloned policy starts with.
     name: str | None = "gait"  # A word for the name of the run's folder.
@@ -62,8 +63,8 @@ class GaitArgs:
                 raise DeftlyError(f"{name} is {getattr(self, name)}, but it must be {least} or more")
         if not self.generations and not self.gait:
             raise DeftlyError("--generations 0 clones a gait: give it, --gait RUN/gait.npz")
-        if not (self.seconds > 0 and self.frequency > 0 and self.std > 0):
-            raise DeftlyError("seconds, frequency and std must be above 0")
+        if not (self.seconds > 0 and self.frequency > 0 and self.sigma > 0 and self.std > 0):
+            raise DeftlyError("seconds, frequency, sigma and std must be above 0")
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Search:
         known = Gaits.load(args.gait, task) if args.gait else None
         start = known.encode(self.home, args.frequency)[0] if known else np.zeros(1 + len(SPREAD) * len(self.home))
         options = {"popsize": args.population, "CMA_diagonal": True, "verbose": -9, "seed": args.train.seed + 1}
-        self._cma = cma.CMAEvolutionStrategy(start, 0.5, options)
+        self._cma = cma.CMAEvolutionStrategy(start, args.sigma, options)
 
     @property
     def best(self) -> Gaits:
@@ -168,10 +169,16 @@ class Search:
 
     @torch.no_grad()
     def _try(self, gaits: Gaits) -> Tensor:
-        """Mean reward per second of each gait over its trials, `(n,)`; a lost trial earns no more."""
+        """Mean reward per second of each gait over its trials, `(n,)`; a lost trial earns no more.
+
+        All gaits meet the same randomized hands, and each generation meets others.
+        """
         env, args = self.env, self.args
         each = Gaits(*(part.repeat_interleave(args.trials, 0) for part in vars(gaits).values()))
         env.reset()
+        rows = torch.arange(env.num_envs) % args.trials
+        whole_batch = env.state_dict().items()
+        env.load_state_dict({k: v[rows] if k != "generator" and not k.startswith("scale/") else v for k, v in whole_batch})
         env.task.curriculum(env.state, {"success": 0.0})
         rate, warm = env.contract.rate, round(env.contract.rate)
         running, earned = torch.ones(env.num_envs, dtype=torch.bool), torch.zeros(env.num_envs)

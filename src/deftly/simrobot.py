@@ -150,7 +150,7 @@ class SimRobot:
         Raises DeftlyError if the state is another scene's.
         """
         seeds = np.random.SeedSequence([self.seed, episode]).spawn(len(self._noise))
-        self.view = s = State(cast("CpuSim", self.sim), self.contract)
+        self.view = s = State(cast("CpuSim", self.sim), self.contract, self.task.cfg.episode_steps)
         digest = hashlib.sha256(f"sim2sim/{self.seed}/{episode}".encode()).digest()
         s.generator.manual_seed(int.from_bytes(digest[:7], "big"))
         self._sensors = {
@@ -246,7 +246,7 @@ class SimRobot:
             return FAILED + self.failed
         if self.success and self.task.cfg.stop_on_success:
             return SUCCESS
-        out_of_time = self.steps >= self.task.cfg.episode_steps
+        out_of_time = self.steps >= self.view.episode_steps
         return (SUCCESS if self.success else TIME_OUT) if out_of_time else ""
 
     @property

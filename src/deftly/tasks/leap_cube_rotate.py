@@ -54,7 +54,7 @@ class RotateConfig(TaskConfig):
     grasps: Path | None = None  # Grasp cache of `deftly grasps`; unset: the one shipped for the hand.
     actuators: Path | None = None  # Servos of `deftly sysid --write`; unset: those of the robot's file.
     sample_spread: float = 0.2  # Sampled joints are within this much of the grasp pose, rad.
-    max_rate: float = 1.2  # Yaw rate above which turning faster earns nothing, rad/s.
+    max_rate: float = 3.0  # Yaw rate above which turning faster earns nothing, rad/s.
     pose_slack: float = 0.4  # Distance of a joint from the grasp pose that costs nothing, rad.
     lowest: float = 0.035  # Height of the cube's centre below which it is lost, m.
     max_drift: float = 0.08  # Distance of the cube from its start at which it is lost, m.
@@ -240,7 +240,7 @@ class CubeRotate(Task):
         steps, turned = s.steps.double().clip(min=1.0), s.zeros("turned")
         mean = {name: s.zeros(f"sum_{name}") / steps for name in ("drift", "tilt", "torque", "contacts")}
         return {
-            "yaw_rate": turned / (self.cfg.episode_steps * s.dt),
+            "yaw_rate": turned / (s.episode_steps * s.dt),
             "net_turns": turned / (2 * math.pi),
             "drop_rate": self._lost(s).double(),
             "retention": steps * s.dt,
