@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,32 @@ def test_numbers_and_gaits_are_inverse():
     assert Gaits.decode(numbers, home, 0.6).encode(home, 0.6) == pytest.approx(numbers, abs=1e-4)
     still = Gaits.decode(np.zeros((1, 81)), home, 0.6)
     assert still.targets(torch.tensor([1.3]))[0] == pytest.approx(home)
+
+
+def test_a_joint_that_is_ahead_does_earlier_what_it_did():
+    gait, phase = some(1), torch.tensor([0.4])
+    ahead = gait.ahead(torch.tensor([[0.7] * 8 + [0.0] * 8]))
+    assert ahead.targets(phase)[0, :8] == pytest.approx(gait.targets(phase + 0.7)[0, :8], abs=1e-6)
+    assert ahead.targets(phase)[0, 8:] == pytest.approx(gait.targets(phase)[0, 8:], abs=1e-6)
+
+
+def test_fingers_are_tried_at_other_phases_together_and_the_best_is_kept():
+    task = make()
+    search = Search(task, GaitArgs(population=8, trials=1, phases=3))
+    seen = []
+
+    def tried(gaits: Gaits) -> torch.Tensor:
+        seen.append(gaits)
+        return -(gaits.targets(torch.zeros(len(gaits.frequency))) - wish).abs().sum(-1)
+
+    search._begin(some(1).encode(search.home, 0.6)[0], 0.1)
+    fingers = [0] * 4 + [4] * 4 + [8] * 4 + [0] * 4
+    wish = search.best.ahead(torch.tensor([fingers]) * math.pi / 6).targets(torch.zeros(1))
+    search._try = tried
+    before, after = search.take_turns()
+    assert sum(len(g.frequency) for g in seen) == 27
+    assert before < -0.1
+    assert after == pytest.approx(0.0, abs=1e-5)
 
 
 def test_a_cycle_is_what_commands_can_follow():
@@ -75,12 +103,12 @@ def test_search_climbs_the_tasks_own_reward():
 
 
 def test_all_candidates_meet_the_same_hands_and_each_generation_others():
-    search = Search(make(), GaitArgs(population=4, trials=2, seconds=0.5))
-    still = search.home.expand(4, 16)
-    gaits = Gaits(torch.full((4,), 0.6), torch.cat((still[:, None], torch.zeros(4, 4, 16)), 1))
+    search = Search(make("cache"), GaitArgs(population=4, trials=2, seconds=0.5))  # without random pushes
+    still = search.home.expand(5, 16)
+    gaits = Gaits(torch.full((5,), 0.6), torch.cat((still[:, None], torch.zeros(5, 4, 16)), 1))
     first, second = search._try(gaits), search._try(gaits)
-    assert first.tolist() == [first[0].item()] * 4
-    assert second.tolist() == [second[0].item()] * 4
+    assert first.tolist() == [first[0].item()] * 5
+    assert second.tolist() == [second[0].item()] * 5
     assert first[0] != second[0]
 
 

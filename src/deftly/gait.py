@@ -2,12 +2,14 @@
 
 Exploration by noise seldom finds how fingers take turns, and on a few cores there is no time to wait for luck. A search
 over gaits, in which each joint follows two harmonics of one frequency, finds a first one in minutes: CMA-ES on the
-task's own reward, each candidate tried on several randomized hands. A network then learns to make the gait from what a
-policy sees. `deftly train TASK --init RUN` goes on from there.
+task's own reward, each candidate tried on several randomized hands. Halfway, the fingers of the gait found are tried at
+other phases, since a search of small steps does not find how fingers take turns. A network then learns to make the gait
+from what a policy sees. `deftly train TASK --init RUN` goes on from there.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -26,6 +28,7 @@ from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.learn import checkpoint
 from deftly.learn.ppo import PPO
+from deftly.robots import branches
 from deftly.rollout import VALIDATE, run_episodes
 from deftly.sim.render import whole
 from deftly.tasks import Task, load
@@ -35,6 +38,7 @@ SPREAD = (0.15, 0.15, 0.15, 0.05, 0.05)  # of the first candidates, rad: centre,
 LOG_FREQUENCY = 0.3  # likewise, of the logarithm of a frequency in Hz
 LOSS = 3.0  # reward that a lost trial is worth less
 ROUND_STEPS, ROUND_BATCHES = 100, 400  # control steps and gradient steps of a round of cloning
+REFINE = 0.15  # sigma of a search that goes on from a gait
 CYCLES = 20  # of which the first is left out: periods at which a cloned gait is looked at
 
 
@@ -48,6 +52,7 @@ class GaitArgs:
     runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
     gait: Path | None = None  # Start from this gait.npz instead of standing still.
     generations: int = 80  # Generations of the search; 0 only clones the gait given.
+    phases: int = 6  # Halfway, each finger (branch of the robot) is tried at so many phases; 1: as it is.
     population: int = 48  # Candidates of a generation.
     trials: int = 8  # Randomized hands on which each is tried.
     seconds: float = 12.0  # How long each trial is judged, s, after a second of getting there.
@@ -58,7 +63,7 @@ class GaitArgs:
     name: str | None = "gait"  # A word for the name of the run's folder.
 
     def __post_init__(self) -> None:
-        for name, least in (("generations", 0), ("population", 4), ("trials", 1), ("rounds", 1)):
+        for name, least in (("generations", 0), ("phases", 1), ("population", 4), ("trials", 1), ("rounds", 1)):
             if getattr(self, name) < least:
                 raise DeftlyError(f"{name} is {getattr(self, name)}, but it must be {least} or more")
         if not self.generations and not self.gait:
@@ -95,6 +100,15 @@ class Gaits:
             (torch.ones_like(phase), phase.sin(), phase.cos(), (2 * phase).sin(), (2 * phase).cos()), -1
         )
         return (self.shape * waves[..., None]).sum(1)
+
+    def ahead(self, phases: Tensor) -> Gaits:
+        """The first gait with each joint ahead by `phases` (m, num_joints), rad: m gaits."""
+        shape = self.shape[:1].repeat(len(phases), 1, 1)
+        for harmonic in (1, 2):
+            sine, cosine = self.shape[0, 2 * harmonic - 1], self.shape[0, 2 * harmonic]
+            c, s = (harmonic * phases).cos(), (harmonic * phases).sin()
+            shape[:, 2 * harmonic - 1], shape[:, 2 * harmonic] = c * sine - s * cosine, s * sine + c * cosine
+        return Gaits(self.frequency[:1].repeat(len(phases)), shape)
 
     def cycle(self, contract: Contract) -> tuple[Tensor, Tensor]:
         """Commands (m, num_joints) through which the first gait goes, each with the one after it, rad.
@@ -140,20 +154,23 @@ class Search:
     """CMA-ES over gaits. `best` is the mean of the search distribution."""
 
     def __init__(self, task: Task, args: GaitArgs):
-        import cma
-
         acts = task.contract().act_terms
         if len(acts) != 1 or acts[0].kind != "delta" or acts[0].joints != task.contract().joint_names:
             raise DeftlyError(f"{task.name}: a gait is searched for tasks whose actions are deltas of all joints alone")
         self.args, self.delta = args, torch.tensor(acts[0].scale)
-        env = EnvConfig(num_envs=args.population * args.trials, noise=False)
+        env = EnvConfig(num_envs=(args.population + 1) * args.trials, noise=False)
         self.env = Env(task, env, args.sim, args.train.seed, "gait")
         self.env.auto_reset = False
         self.home = torch.tensor(self.env.contract.home())
         known = Gaits.load(args.gait, task) if args.gait else None
         start = known.encode(self.home, args.frequency)[0] if known else np.zeros(1 + len(SPREAD) * len(self.home))
-        options = {"popsize": args.population, "CMA_diagonal": True, "verbose": -9, "seed": args.train.seed + 1}
-        self._cma = cma.CMAEvolutionStrategy(start, args.sigma, options)
+        self._begin(start, args.sigma)
+
+    def _begin(self, start: np.ndarray, sigma: float) -> None:
+        import cma
+
+        options = {"popsize": self.args.population, "CMA_diagonal": True, "verbose": -9}
+        self._cma = cma.CMAEvolutionStrategy(start, sigma, {**options, "seed": self.args.train.seed + 1})
 
     @property
     def best(self) -> Gaits:
@@ -161,11 +178,32 @@ class Search:
         return Gaits.decode(np.asarray(self._cma.mean)[None], self.home, self.args.frequency)
 
     def generation(self) -> tuple[float, float]:
-        """Try a population; returns the mean reward per second of all and of the best candidate."""
+        """Try a population; returns the reward per second of the gait in its middle and of the best candidate."""
         numbers = self._cma.ask()
-        reward = self._try(Gaits.decode(np.array(numbers), self.home, self.args.frequency))
-        self._cma.tell(numbers, (-reward).tolist())
-        return float(reward.mean()), float(reward.max())
+        reward = self._try(Gaits.decode(np.array([*numbers, self._cma.mean]), self.home, self.args.frequency))
+        self._cma.tell(numbers, (-reward[:-1]).tolist())
+        return float(reward[-1]), float(reward[:-1].max())
+
+    def take_turns(self) -> tuple[float, float]:
+        """Try the branches of the robot (fingers) at other phases, and go on from the best.
+
+        Returns the reward per second of the gait as it was, and as it is.
+        """
+        gait, args, names = self.best, self.args, self.env.contract.joint_names
+        columns = [[names.index(name) for name in branch] for branch in branches(self.env.task.robot)]
+        turns = [*itertools.product(range(args.phases), repeat=len(columns) - 1)]
+        phases = torch.zeros(len(turns), len(names))
+        for i, branch in enumerate(columns[1:]):  # of which only those to the first matter
+            phases[:, branch] = torch.tensor(turns)[:, i, None] * 2 * math.pi / args.phases
+        rewards = []
+        for part in phases.split(args.population + 1):
+            self.env.seed(args.train.seed)  # the same hands for all
+            idle = args.population + 1 - len(part)
+            rewards.append(self._try(gait.ahead(torch.cat((part, part.new_zeros(idle, len(names))))))[: len(part)])
+        reward = torch.cat(rewards)
+        best = int(reward.argmax())
+        self._begin(gait.ahead(phases[[best]]).encode(self.home, args.frequency)[0], REFINE)
+        return float(reward[0]), float(reward[best])
 
     @torch.no_grad()
     def _try(self, gaits: Gaits) -> Tensor:
@@ -178,7 +216,9 @@ class Search:
         env.reset()
         rows = torch.arange(env.num_envs) % args.trials
         whole_batch = env.state_dict().items()
-        env.load_state_dict({k: v[rows] if k != "generator" and not k.startswith("scale/") else v for k, v in whole_batch})
+        env.load_state_dict(
+            {k: v[rows] if k != "generator" and not k.startswith("scale/") else v for k, v in whole_batch}
+        )
         env.task.curriculum(env.state, {"success": 0.0})
         rate, warm = env.contract.rate, round(env.contract.rate)
         running, earned = torch.ones(env.num_envs, dtype=torch.bool), torch.zeros(env.num_envs)
@@ -234,11 +274,14 @@ def main(argv: list[str]) -> int:
     search, start = Search(task, args), time.perf_counter()
     run = runs.create(task.name, "train", args.runs, args.name)
     for generation in range(1, args.generations + 1):
-        mean, best = search.generation()
+        if args.phases > 1 and generation == args.generations // 2 + 1:
+            before, after = search.take_turns()
+            console.print(f"fingers at other phases: reward {before:.3f}/s, now {after:.3f}/s", highlight=False)
+        middle, best = search.generation()
         search.best.save(run / "gait.npz", task)
         steps = generation * search.env.num_envs * (args.seconds + 1) * search.env.contract.rate
         spent = f"{(time.perf_counter() - start) / 60:.1f} min, {steps / 1e6:.2f} M steps"
-        console.print(f"generation {generation}: reward {mean:.3f}/s, best {best:.3f}/s, {spent}", highlight=False)
+        console.print(f"generation {generation}: reward {middle:.3f}/s, best {best:.3f}/s, {spent}", highlight=False)
     gait = search.best
     gait.save(run / "gait.npz", task)
     learner = clone(task, gait, args)

@@ -216,8 +216,12 @@ FAULTS = {
 }
 
 
+LOST = ("unplugged", "first unplugged", "silent", "slow", "corrupt")
+
+
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_of_the_bus_is_a_hold_at_once_and_one_line(bus, hand, fault):
+def test_a_fault_of_the_bus_is_a_hold_and_one_line(bus, hand, fault):
+    """At once, or if an answer is lost, with the second one in a row: two periods."""
     change, words = FAULTS[fault]
     runner = Runner(Still(), Kernel(leap.contract(), PATIENT), hand())
     for _ in range(3):
@@ -226,6 +230,9 @@ def test_a_fault_of_the_bus_is_a_hold_at_once_and_one_line(bus, hand, fault):
             runner.start()
     assert runner.kernel.state is State.ACTIVE
     bus.change(change)
+    if fault in LOST:
+        runner.step(time.monotonic())
+        assert runner.kernel.state is State.ACTIVE
     began = time.monotonic()
     runner.step(began)
     assert time.monotonic() - began < 0.9 / leap.RATE, "within the period"
@@ -234,7 +241,8 @@ def test_a_fault_of_the_bus_is_a_hold_at_once_and_one_line(bus, hand, fault):
     assert "\n" not in runner.problem
     heard = bus.packets
     runner.step(time.monotonic())
-    assert fault == "silent" or bus.packets > heard, "the others are still commanded to hold"
+    if fault != "silent":
+        wait(lambda: bus.packets > heard)  # the others are still commanded to hold
     runner.close()
 
 
@@ -252,6 +260,22 @@ def test_bytes_that_are_no_packet_do_no_harm(bus, hand, garbage):
     driver = hand(timeout=0.1)
     bus.change(lambda b: setattr(b, "garbage", garbage))
     np.testing.assert_allclose(driver.read().signals["joint_pos"], HOME, atol=1e-3)
+
+
+def test_the_last_reading_stands_in_for_one_that_is_lost_at_its_own_time(bus, hand):
+    driver = hand()
+    bus.motors[1].position = leap.tick("right", "if_mcp", 1.1)
+    seen = driver.read()
+    bus.change(unplug(5))
+    assert driver.read() is seen
+    assert (driver.lost, driver.retries) == (1, 1)
+    with pytest.raises(DriverError, match="motor 5"):
+        driver.read()
+    bus.change(lambda b: b.unplugged.clear())
+    again = driver.read()
+    assert again.at > seen.at
+    bus.change(unplug(5))
+    assert driver.read() is again, "and again after one that was heard"
 
 
 def test_bytes_that_look_like_a_packet_are_a_fault_and_no_measurement(bus, hand):

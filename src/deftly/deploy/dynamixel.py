@@ -96,8 +96,9 @@ class Dynamixel:
         patience = max(WATCHDOG_S, WATCHDOG_PERIODS / contract.rate)
         self._watchdog = bytes([min(WATCHDOG_MOST, math.ceil(patience / WATCHDOG_UNIT_S))])
         self._engaged, self._asked = False, 0
-        self.retries = 0
-        """Questions that had to be asked twice."""
+        self.retries = self.lost = 0
+        """Questions that had to be asked twice; and those that had no answer then either."""
+        self._spare: Reading | None = None
         self._bus = Bus(port, baud)
         try:
             self._require_motors()
@@ -111,9 +112,19 @@ class Dynamixel:
     # --------------------------------------------------------------- the loop
 
     def read(self) -> Reading:
-        """The joints, and what else the contract asks for. Raises DriverError for a motor that is not well."""
-        at = time.monotonic()
-        rows = np.array([struct.unpack_from(STATE_FORMAT, row) for row in self._twice(self._exchange)])
+        """The joints, and what else the contract asks for. Raises DriverError for a motor that is not well.
+
+        The last reading stands in, at its own time, for one that is lost; not for a second one in a row.
+        """
+        at, spare = time.monotonic(), self._spare
+        self._spare = None
+        try:
+            rows = np.array([struct.unpack_from(STATE_FORMAT, row) for row in self._twice(self._exchange)])
+        except NoAnswer as failed:
+            self.lost += 1
+            if spare is None:
+                raise DriverError(self._blame(failed)) from None
+            return spare
         torque, level, error, watchdog, current, velocity, ticks = rows.T
         self._require_well(torque, level, error, watchdog)
         measured = {
@@ -121,7 +132,8 @@ class Dynamixel:
             "joint_vel": velocity * SPEED + self._offset,  # from_motors takes the offset off, which a speed has not
             "joint_current": 1e-3 * current + self._offset,
         }
-        return Reading({s.name: self.contract.from_motors(measured[s.name]) for s in self.contract.signals}, at)
+        self._spare = Reading({s.name: self.contract.from_motors(measured[s.name]) for s in self.contract.signals}, at)
+        return self._spare
 
     def write(self, targets: np.ndarray) -> None:
         """Command joint targets, (num_joints,) rad. The first one switches torque and watchdog on."""
@@ -156,16 +168,13 @@ class Dynamixel:
         return self._bus.read(self._ids, INDIRECT_DATA, length, self.timeout)
 
     def _twice(self, ask: Callable[[], list[bytes]]) -> list[bytes]:
-        """The answers. What was lost or damaged is asked for once more."""
+        """The answers. What was lost or damaged is asked for once more. Raises NoAnswer."""
         try:
             return ask()
         except NoAnswer:
             self.retries += 1
             self._bus.settle(0.25 * self.timeout)
-        try:
-            return ask()
-        except NoAnswer as failed:
-            raise DriverError(self._blame(failed)) from None
+        return ask()
 
     def _blame(self, failed: NoAnswer) -> str:
         """Who does not answer. Motors answer in turn, so behind one that is missing nobody does."""
@@ -263,7 +272,10 @@ class Dynamixel:
 
     def _read(self, address: int, length: int) -> list[bytes]:
         """Bytes of each motor, when there is time."""
-        return self._twice(lambda: self._bus.read(self._ids, address, length, SET_UP_S))
+        try:
+            return self._twice(lambda: self._bus.read(self._ids, address, length, SET_UP_S))
+        except NoAnswer as failed:
+            raise DriverError(self._blame(failed)) from None
 
     def _write(self, address: int, value: bytes) -> None:
         """The same bytes to all motors."""

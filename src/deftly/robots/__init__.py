@@ -27,6 +27,18 @@ class Robot:
     motors: tuple[Motor, ...] = ()  # of the hardware, in its order
 
 
+def branches(robot: Robot) -> list[tuple[str, ...]]:
+    """The robot's joints by the branch of its tree that they are in, in the contract's order: the fingers of a hand."""
+    model, found = robot.spec().compile(), {}
+    bodies = {j.name: int(model.joint(j.name).bodyid[0]) for j in robot.joints}
+    forks = [b for b in range(model.nbody) if (model.body_parentid[1:] == b).sum() > 1]
+    for name, body in bodies.items():
+        while model.body_parentid[body] not in (0, *forks):
+            body = int(model.body_parentid[body])
+        found.setdefault(body, []).append(name)
+    return [tuple(names) for names in found.values()]
+
+
 def shipped() -> dict[str, str]:
     """Shipped robots: name -> module, read from the text of the files, since importing them is slow."""
     robot = re.compile(r'^[A-Z_]+ = Robot\(\s*name="([\w-]+)"', re.MULTILINE)

@@ -33,18 +33,6 @@ FINE = 8
 """Parts of a substep in which the integral of the commands is kept."""
 
 
-def chains(robot: Robot) -> list[tuple[str, ...]]:
-    """The robot's joints by the branch of its tree that they are in, in the contract's order: the fingers of a hand."""
-    model, found = robot.spec().compile(), {}
-    bodies = {j.name: int(model.joint(j.name).bodyid[0]) for j in robot.joints}
-    forks = [b for b in range(model.nbody) if np.sum(model.body_parentid[1:] == b) > 1]
-    for name, body in bodies.items():
-        while model.body_parentid[body] not in (0, *forks):
-            body = int(model.body_parentid[body])
-        found.setdefault(body, []).append(name)
-    return [tuple(names) for names in found.values()]
-
-
 def alone(robot: Robot, joints: tuple[str, ...], timestep: float) -> mujoco.MjModel:
     """These joints' branch of the robot, its base fixed as in its file, without shapes: nothing is touched.
 

@@ -132,9 +132,9 @@ def main(argv: list[str]) -> int:
 
 def groups(robot: Robot, finger: str) -> list[tuple[str, ...]]:
     """The joints to fit, a branch at a time. Raises DeftlyError if the robot has no such finger."""
-    from deftly.sysid.model import chains
+    from deftly.robots import branches
 
-    found = chains(robot)
+    found = branches(robot)
     if finger != "all":
         found = [names for names in found if all(n.startswith(FINGERS[finger]) for n in names)]
     if not found:
