@@ -21,14 +21,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from deftly import runs
+from deftly import robots, runs
 from deftly.config import EnvConfig, PPOConfig, RunsConfig, SimConfig, TaskConfig, parse, split_task, to_yaml, with_task
 from deftly.contract import Contract
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.learn import checkpoint
 from deftly.learn.ppo import PPO
-from deftly.robots import branches
 from deftly.rollout import VALIDATE, run_episodes
 from deftly.sim.render import whole
 from deftly.tasks import Task, load
@@ -190,7 +189,7 @@ class Search:
         Returns the reward per second of the gait as it was, and as it is.
         """
         gait, args, names = self.best, self.args, self.env.contract.joint_names
-        columns = [[names.index(name) for name in branch] for branch in branches(self.env.task.robot)]
+        columns = [[names.index(name) for name in branch] for branch in robots.branches(robots.of(self.env.task))]
         turns = [*itertools.product(range(args.phases), repeat=len(columns) - 1)]
         phases = torch.zeros(len(turns), len(names))
         for i, branch in enumerate(columns[1:]):  # of which only those to the first matter
@@ -215,10 +214,8 @@ class Search:
         each = Gaits(*(part.repeat_interleave(args.trials, 0) for part in vars(gaits).values()))
         env.reset()
         rows = torch.arange(env.num_envs) % args.trials
-        whole_batch = env.state_dict().items()
-        env.load_state_dict(
-            {k: v[rows] if k != "generator" and not k.startswith("scale/") else v for k, v in whole_batch}
-        )
+        drawn = env.state_dict().items()
+        env.load_state_dict({k: v if k.startswith(("generator", "scale/")) else v[rows] for k, v in drawn})
         env.task.curriculum(env.state, {"success": 0.0})
         rate, warm = env.contract.rate, round(env.contract.rate)
         running, earned = torch.ones(env.num_envs, dtype=torch.bool), torch.zeros(env.num_envs)

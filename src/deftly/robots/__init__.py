@@ -15,6 +15,8 @@ from deftly.errors import DeftlyError
 if TYPE_CHECKING:
     import mujoco
 
+    from deftly.tasks import Task
+
 
 @dataclass(frozen=True)
 class Robot:
@@ -25,6 +27,11 @@ class Robot:
     spec: "Callable[[], mujoco.MjSpec]"  # with an actuator of each joint's name that takes a position target (rad or m)
     joints: tuple[Joint, ...]  # in the order of the contract
     motors: tuple[Motor, ...] = ()  # of the hardware, in its order
+
+
+def of(task: "Task") -> Robot:
+    """The robot of a task: the one it brings, or else the shipped one that its contract names."""
+    return getattr(task, "robot", None) or load(task.contract().robot)
 
 
 def branches(robot: Robot) -> list[tuple[str, ...]]:

@@ -126,7 +126,7 @@ def main(argv: list[str]) -> int:
     cls = tasks.load(name)
     task = cls(cls.Config())
     contract = task.contract()
-    robot = getattr(task, "robot", None) or robots.load(contract.robot)
+    robot = robots.of(task)
     return excite_robot(name, robot, contract, args) if args.excite else fit_log(task, robot, contract, args)
 
 
