@@ -34,6 +34,8 @@ EPS, EPS_DELAY = 0.01, 0.1
 DAMPINGS = (0.0, 1e-3, 0.01, 0.1, 1.0, 10.0)
 ENOUGH_COARSE, ENOUGH, CHORDS = 30.0, 0.3, 8
 """Fall of the cost, in squared standard deviations, that is too little to go on; most steps on the same slopes."""
+ROUNDS, NEAR = 3, 0.3
+"""Most rounds of the final polish, each on new slopes; and the move, in standard deviations, that ends it."""
 BLOCK = 20
 """Samples of a log that are taken to err together, for the intervals."""
 SURE = 1.96
@@ -301,12 +303,6 @@ class Problem:
                 out[:, np.arange(n), group] = change
         return np.concatenate((out.reshape(-1, size), np.diag(1 / self.prior_sd)))
 
-    def weigh(self, theta: np.ndarray, slopes: np.ndarray) -> None:
-        """Estimate the noise anew at `theta`, and weigh the slopes by it, in place."""
-        old, self.noise = self.noise, _noise(self.compare(theta[None])[0])
-        errors = slopes[: -len(theta)].reshape(-1, len(old), len(theta))
-        errors *= (old / self.noise)[:, None]
-
     def improve(self, theta: np.ndarray, bounds: np.ndarray, jacobian: np.ndarray) -> tuple[np.ndarray, float]:
         """A step of Levenberg and Marquardt, the best of several dampings; and by how much the cost falls."""
         x = np.clip(theta, *bounds)
@@ -337,26 +333,28 @@ def polish(
         say(f"polish at {1e3 * coarse:g} ms: {problem}, gains {gained:.1f}")
         if gained < ENOUGH_COARSE:
             break
-    twice = Problem(Chain(robot, joints, log, 2 * fine, how.delays), windows, theta)
-    slopes = twice.jacobian(theta)  # of longer steps: they steer towards, and do not decide, where it ends
     problem = Problem(Chain(robot, joints, log, fine, how.delays), windows, theta)
-    problem.noise = twice.noise
-    for _ in range(CHORDS):
-        problem.weigh(theta, slopes)
-        theta, gained = problem.improve(theta, bounds, slopes)
-        say(f"polish at {1e3 * fine:g} ms: {problem}, gains {gained:.1f}")
-        if gained < ENOUGH:
+    steer = Problem(Chain(robot, joints, log, 2 * fine, how.delays), windows, theta)  # slopes bear longer steps
+    slopes, deviation = _slopes(steer, problem, theta), problem.prior_sd
+    for _ in range(ROUNDS):
+        before = theta
+        for _ in range(CHORDS):  # on the same slopes, which cost the most
+            theta, gained = problem.improve(theta, bounds, slopes)
+            say(f"polish at {1e3 * fine:g} ms: {problem}, gains {gained:.1f}")
+            if gained < ENOUGH:
+                break
+        problem.noise = _noise(problem.compare(theta[None])[0])
+        slopes = _slopes(steer, problem, theta)
+        deviation = _deviations(problem, theta, slopes)
+        if (np.abs(theta - before) < NEAR * deviation).all():
             break
-    limit = _extrapolated(twice, problem, theta, slopes)
-    deviation = np.hypot(_deviations(problem, theta, slopes), np.abs(limit - theta) / 2)
-    return np.clip(limit, *bounds), np.minimum(deviation, problem.prior_sd)
+    return theta, deviation
 
 
-def _extrapolated(twice: Problem, problem: Problem, theta: np.ndarray, slopes: np.ndarray) -> np.ndarray:
-    """Where the fit would end at steps of no length, (size,), from what it is at one timestep and at twice that."""
-    twice.noise = problem.noise
-    change = (twice.residual(theta[:, None]) - problem.residual(theta[:, None]))[:, 0]
-    return theta + np.linalg.solve(slopes.T @ slopes, slopes.T @ change)
+def _slopes(steer: Problem, problem: Problem, theta: np.ndarray) -> np.ndarray:
+    """Jacobian of `steer`, weighted as the residuals of `problem` are."""
+    steer.noise = problem.noise
+    return steer.jacobian(theta)
 
 
 def _noise(error: np.ndarray) -> np.ndarray:
