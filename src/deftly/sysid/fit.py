@@ -27,7 +27,7 @@ PRIOR_DELAY = 0.1
 """Likewise of the delay, s, about none."""
 SEARCH_DT = 0.01
 """Timestep of the search, s: coarse, and ten times as fast as one that the intervals could bear."""
-WINDOW_S, BURN_S, LONG_S = 1.5, 0.25, 6.0
+WINDOW_S, BURN_S, LONG_S = 1.5, 0.25, 60.0
 ELITES, SMOOTHING, LEAST_STD = 0.05, 0.3, 0.02
 EPS, EPS_DELAY = 0.01, 0.1
 """Steps of the finite differences: 1 % of a figure, 1 ms of the delay."""
