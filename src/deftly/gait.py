@@ -35,7 +35,6 @@ from deftly.tasks import Task, load
 SCHEMA = "deftly.gait/1"
 SPREAD = (0.15, 0.15, 0.15, 0.05, 0.05)  # of the first candidates, rad: centre, sine and cosine, their second harmonic
 LOG_FREQUENCY = 0.3  # likewise, of the logarithm of a frequency in Hz
-LOSS = 3.0  # reward that a lost trial is worth less
 ROUND_STEPS, ROUND_BATCHES = 100, 400  # control steps and gradient steps of a round of cloning
 REFINE = 0.15  # sigma of a search that goes on from a gait
 OVERSHOOT = 1.3  # of what is learned where a command moves at its top speed: a mean of near misses would be slow
@@ -56,6 +55,7 @@ class GaitArgs:
     population: int = 48  # Candidates of a generation.
     trials: int = 8  # Randomized hands on which each is tried.
     seconds: float = 12.0  # How long each trial is judged, s, after a second of getting there.
+    loss: float = 3.0  # Reward that a lost trial is worth less.
     frequency: float = 0.6  # Frequency of the first candidates, Hz.
     sigma: float = 0.5  # How far the first candidates are spread; 0.1 or 0.2 to refine a gait that is given.
     rounds: int = 8  # Rounds of cloning; in each, the policy drives a larger share of the hands.
@@ -224,7 +224,7 @@ class Search:
             wanted = each.targets(2 * math.pi * each.frequency * max(0, k - warm) / rate)
             step = env.step((wanted - env.state.command) / self.delta)
             earned += step.reward * running * (k >= warm)
-            earned -= LOSS * (running & step.terminated & (k >= warm))
+            earned -= args.loss * (running & step.terminated & (k >= warm))
             running &= ~step.terminated
         return (earned / args.seconds).view(-1, args.trials).mean(1)
 

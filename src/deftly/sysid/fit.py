@@ -34,6 +34,8 @@ EPS, EPS_DELAY = 0.01, 0.1
 DAMPINGS = (0.0, 1e-3, 0.01, 0.1, 1.0, 10.0)
 ENOUGH_COARSE, ENOUGH, CHORDS = 30.0, 0.3, 8
 """Fall of the cost, in squared standard deviations, that is too little to go on; most steps on the same slopes."""
+STEER = 4
+"""Slopes are taken at so many times the timestep of the residuals: they say where to go, not where it ends."""
 ROUNDS, NEAR = 3, 0.3
 """Most rounds of the final polish, each on new slopes; and the move, in standard deviations, that ends it."""
 BLOCK = 20
@@ -56,7 +58,7 @@ class Search:
     bound: float = 5.0  # figures are sought within this factor of the robot's file, up and down
     held_out: float = 0.2  # last share of the log that is never fitted
     polish: int = 12  # most iterations of the coarse polish
-    timesteps: tuple[float, float] = (0.0025, 0.0005)  # of the coarse and the final polish, s
+    timesteps: tuple[float, float] = (0.0025, 0.00025)  # of the coarse and the final polish, s
 
 
 class Estimate(NamedTuple):
@@ -334,7 +336,7 @@ def polish(
         if gained < ENOUGH_COARSE:
             break
     problem = Problem(Chain(robot, joints, log, fine, how.delays), windows, theta)
-    steer = Problem(Chain(robot, joints, log, 2 * fine, how.delays), windows, theta)  # slopes bear longer steps
+    steer = Problem(Chain(robot, joints, log, STEER * fine, how.delays), windows, theta)
     slopes, deviation = _slopes(steer, problem, theta), problem.prior_sd
     for _ in range(ROUNDS):
         before = theta
@@ -348,7 +350,13 @@ def polish(
         deviation = _deviations(problem, theta, slopes)
         if (np.abs(theta - before) < NEAR * deviation).all():
             break
-    return theta, deviation
+    return theta, np.minimum(np.hypot(deviation, _numerical(steer, problem, theta, slopes)), problem.prior_sd)
+
+
+def _numerical(steer: Problem, problem: Problem, theta: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+    """How far the fit is off for steps that have a length, (size,): what steps `STEER` times as long would change."""
+    change = (steer.residual(theta[:, None]) - problem.residual(theta[:, None]))[:, 0]
+    return np.abs(np.linalg.solve(slopes.T @ slopes, slopes.T @ change)) / (STEER - 1)
 
 
 def _slopes(steer: Problem, problem: Problem, theta: np.ndarray) -> np.ndarray:
