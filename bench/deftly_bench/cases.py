@@ -130,6 +130,11 @@ def spread(env: Env, tape: str) -> None:
     count = len(rows["sim"])
     pick = torch.randperm(max(count, env.num_envs), generator=torch.Generator().manual_seed(0)) % count
     now = env.state_dict()
+    if rows["sim"].shape[1:] != now["sim"].shape[1:]:  # random delays keep commands in the state, and the tape has none
+        env.stagger()
+        for _ in range(env.episode_steps // 4):
+            env.step(random_action(env))
+        return
     env.load_state_dict({k: rows[k][pick[: env.num_envs]] if k in rows else v for k, v in now.items()})
 
 
