@@ -202,7 +202,8 @@ class Search:
             rewards.append(self._try(gait.ahead(torch.cat((part, part.new_zeros(idle, len(names))))))[: len(part)])
         reward = torch.cat(rewards)
         best = int(reward.argmax())
-        self._begin(gait.ahead(phases[[best]]).encode(self.home, args.frequency)[0], REFINE)
+        if best:  # else the search goes on as it was
+            self._begin(gait.ahead(phases[[best]]).encode(self.home, args.frequency)[0], REFINE)
         return float(reward[0]), float(reward[best])
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ class LoneRobot:
         quantum: float = 0.0,
         jitter: float = 0.0,
         seed: int = 0,
-        timestep: float = 0.00025,
+        timestep: float = 0.0001,
     ):
         self.contract, self.timestep = contract, timestep
         s = robot.spec()
