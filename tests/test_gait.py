@@ -33,7 +33,7 @@ def test_numbers_and_gaits_are_inverse():
 
 def test_a_joint_that_is_ahead_does_earlier_what_it_did():
     gait, phase = some(1), torch.tensor([0.4])
-    ahead = gait.ahead(torch.tensor([[0.7] * 8 + [0.0] * 8]))
+    ahead = gait.ahead(torch.tensor([0.7] * 8 + [0.0] * 8))
     assert ahead.targets(phase)[0, :8] == pytest.approx(gait.targets(phase + 0.7)[0, :8], abs=1e-6)
     assert ahead.targets(phase)[0, 8:] == pytest.approx(gait.targets(phase)[0, 8:], abs=1e-6)
 
@@ -41,18 +41,20 @@ def test_a_joint_that_is_ahead_does_earlier_what_it_did():
 def test_fingers_are_tried_at_other_phases_together_and_the_best_is_kept():
     task = make()
     search = Search(task, GaitArgs(population=8, trials=1, phases=3))
+    search.mix()
     seen = []
 
-    def tried(gaits: Gaits) -> torch.Tensor:
-        seen.append(gaits)
-        return -(gaits.targets(torch.zeros(len(gaits.frequency))) - wish).abs().sum(-1)
+    def tried(numbers: np.ndarray) -> torch.Tensor:
+        seen.extend(numbers.tolist())
+        small = search._decode(numbers, -torch.ones(len(numbers)))
+        return -(small.targets(torch.zeros(len(numbers))) - wish).abs().sum(-1)
 
-    search._begin(some(1).encode(search.home, 0.6)[0], 0.1)
+    search._begin(search._encode(some(2)), 0.1)
     fingers = [0] * 4 + [4] * 4 + [8] * 4 + [0] * 4
-    wish = search.best.ahead(torch.tensor([fingers]) * math.pi / 6).targets(torch.zeros(1))
+    wish = search.best.ahead(torch.tensor(fingers) * math.pi / 6).targets(torch.zeros(2))[:1]
     search._try = tried
     before, after = search.take_turns()
-    assert sum(len(g.frequency) for g in seen) == 27
+    assert len({tuple(numbers) for numbers in seen}) == 27
     assert before < -0.1
     assert after == pytest.approx(0.0, abs=1e-5)
 
@@ -73,9 +75,9 @@ def test_a_cycle_is_what_commands_can_follow():
 
 def test_files_are_checked(tmp_path):
     task, path = make(), tmp_path / "gait.npz"
-    some().save(path, task)
+    some(2).save(path, task)
     back = Gaits.load(path, task)
-    assert (back.shape[0] == some().shape[0]).all()
+    assert (back.shape == some(2).shape).all()
     (tmp_path / "bad.npz").write_text("no")
     with pytest.raises(DeftlyError, match=r"no gait.*deftly gait"):
         Gaits.load(tmp_path / "bad.npz", task)
@@ -83,6 +85,36 @@ def test_files_are_checked(tmp_path):
         np.savez(tmp_path / "other.npz", **{**file, "joint_names": np.array(["a"] * 16)})
     with pytest.raises(DeftlyError, match="joints"):
         Gaits.load(tmp_path / "other.npz", task)
+    some(3).save(tmp_path / "three.npz", task)
+    with pytest.raises(DeftlyError, match=r"corrupt.*\(3, 5, 16\)"):
+        Gaits.load(tmp_path / "three.npz", task)
+
+
+def test_gaits_are_mixed_by_the_size_of_the_cube():
+    search = Search(make(), GaitArgs(population=4, trials=2))
+    assert len(search.best.frequency) == 1
+    search.mix()
+    ends = Gaits(torch.tensor([0.5, 0.8]), some(2).shape)
+    search._begin(search._encode(ends), 0.1)
+    for back, end in zip((search.best.frequency, search.best.shape), (ends.frequency, ends.shape)):
+        assert torch.allclose(back, end, atol=1e-5)
+    between = search._decode(np.asarray(search._cma.mean)[None], torch.tensor([0.5]))
+    mixed = ends.at(torch.tensor([0.5]))
+    assert torch.allclose(between.shape, mixed.shape, atol=1e-5)
+    assert torch.allclose(between.frequency, mixed.frequency, atol=1e-5)
+    search.env.reset()
+    edge, context = search.env.task._half(search.env.state) * 2e3, search.env.task.context(search.env.state)
+    assert torch.allclose(edge.float(), 75 + 7.5 * context, atol=1e-4)
+
+
+def test_each_hand_is_shown_the_gait_of_its_cube():
+    task = make()
+    env = Search(task, GaitArgs(population=4, trials=1)).env
+    env.reset()
+    grid = torch.tensor([-1.0, 1.0])
+    cycles = [(torch.zeros(3, 16), torch.full((3, 16), value)) for value in (1.0, 2.0)]
+    goals = gait._goals(env, grid, cycles)
+    assert goals[:, 0].tolist() == (1.0 + (task.context(env.state) > 0)).tolist()
 
 
 def test_search_climbs_the_tasks_own_reward():
@@ -104,9 +136,8 @@ def test_search_climbs_the_tasks_own_reward():
 
 def test_all_candidates_meet_the_same_hands_and_each_generation_others():
     search = Search(make("cache"), GaitArgs(population=4, trials=2, seconds=0.5))  # without random pushes
-    still = search.home.expand(5, 16)
-    gaits = Gaits(torch.full((5,), 0.6), torch.cat((still[:, None], torch.zeros(5, 4, 16)), 1))
-    first, second = search._try(gaits), search._try(gaits)
+    still = np.zeros((5, 81))
+    first, second = search._try(still), search._try(still)
     assert first.tolist() == [first[0].item()] * 5
     assert second.tolist() == [second[0].item()] * 5
     assert first[0] != second[0]
@@ -116,7 +147,7 @@ def test_a_given_gait_is_cloned_into_a_checkpoint_that_training_starts_from(tmp_
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gait, "ROUND_STEPS", 8)
     monkeypatch.setattr(gait, "ROUND_BATCHES", 4)
-    some().save(tmp_path / "gait.npz", make())
+    some(2).save(tmp_path / "gait.npz", make())
     flags = ["--task.start", "sample", "--gait", "gait.npz", "--generations", "0", "--rounds", "2", "--population", "4"]
     assert gait.main([TASK, *flags, "--trials", "1", "task.episode_steps=3"]) == 0
     said = capsys.readouterr().out

@@ -3,8 +3,10 @@
 Exploration by noise seldom finds how fingers take turns, and on a few cores there is no time to wait for luck. A search
 over gaits, in which each joint follows two harmonics of one frequency, finds a first one in minutes: CMA-ES on the
 task's own reward, each candidate tried on several randomized hands. Halfway, the fingers of the gait found are tried at
-other phases, since a search of small steps does not find how fingers take turns. A network then learns to make the gait
-from what a policy sees. `deftly train TASK --init RUN` goes on from there.
+other phases, since a search of small steps does not find how fingers take turns. Where a task names a figure by which a
+gait may differ (`Task.context`: the size of what is held), two gaits are sought from then on, for its least and its
+greatest, and mixed in between. A network then learns to make the gait from what a policy sees. The figure is not part
+of that: the policy has to feel it. `deftly train TASK --init RUN` goes on from there.
 """
 
 from __future__ import annotations
@@ -32,12 +34,13 @@ from deftly.rollout import VALIDATE, run_episodes
 from deftly.sim.render import whole
 from deftly.tasks import Task, load
 
-SCHEMA = "deftly.gait/1"
+SCHEMA = "deftly.gait/2"
 SPREAD = (0.15, 0.15, 0.15, 0.05, 0.05)  # of the first candidates, rad: centre, sine and cosine, their second harmonic
 LOG_FREQUENCY = 0.3  # likewise, of the logarithm of a frequency in Hz
 ROUND_STEPS, ROUND_BATCHES = 100, 400  # control steps and gradient steps of a round of cloning
 REFINE = 0.15  # sigma of a search that goes on from a gait
 OVERSHOOT = 1.3  # of what is learned where a command moves at its top speed: a mean of near misses would be slow
+CONTEXTS = 9  # values of a task's context, of whose gaits the nearest is cloned
 CYCLES = 20  # of which the first is left out: periods at which a cloned gait is looked at
 
 
@@ -102,13 +105,19 @@ class Gaits:
         return (self.shape * waves[..., None]).sum(1)
 
     def ahead(self, phases: Tensor) -> Gaits:
-        """The first gait with each joint ahead by `phases` (m, num_joints), rad: m gaits."""
-        shape = self.shape[:1].repeat(len(phases), 1, 1)
+        """The same gaits with each joint ahead by its phase (num_joints,), rad."""
+        shape = self.shape.clone()
         for harmonic in (1, 2):
-            sine, cosine = self.shape[0, 2 * harmonic - 1], self.shape[0, 2 * harmonic]
+            sine, cosine = self.shape[:, 2 * harmonic - 1], self.shape[:, 2 * harmonic]
             c, s = (harmonic * phases).cos(), (harmonic * phases).sin()
             shape[:, 2 * harmonic - 1], shape[:, 2 * harmonic] = c * sine - s * cosine, s * sine + c * cosine
-        return Gaits(self.frequency[:1].repeat(len(phases)), shape)
+        return Gaits(self.frequency, shape)
+
+    def at(self, context: Tensor) -> Gaits:
+        """A mixture for each context (n,): the first gait at -1, the last at 1."""
+        part = (1 + context) / 2
+        frequency = self.frequency[0] ** (1 - part) * self.frequency[-1] ** part
+        return Gaits(frequency, torch.lerp(self.shape[0], self.shape[-1], part[:, None, None]))
 
     def cycle(self, contract: Contract) -> tuple[Tensor, Tensor]:
         """Commands (m, num_joints) through which the first gait goes, each with the one after it, rad.
@@ -127,9 +136,9 @@ class Gaits:
         return settled[:-1], settled[1:]
 
     def save(self, path: Path, task: Task) -> None:
-        """Write the first gait whole or not at all."""
+        """Write the gaits whole or not at all."""
         names = np.array(task.contract().joint_names)
-        parts = {name: value[0].numpy() for name, value in vars(self).items()}
+        parts = {name: value.numpy() for name, value in vars(self).items()}
         with whole(path) as scratch, scratch.open("wb") as file:
             np.savez(file, schema=SCHEMA, task=task.name, joint_names=names, **parts)
 
@@ -144,9 +153,13 @@ class Gaits:
             raise DeftlyError(f"{path} is no gait ({reason}): give the gait.npz of a run of 'deftly gait'") from None
         if str(found["schema"]) != SCHEMA or [*map(str, found["joint_names"])] != [*task.contract().joint_names]:
             raise DeftlyError(f"{path} is no gait of this task's joints: search for one, deftly gait {task.name}")
-        gait = cls(*(torch.from_numpy(found[name])[None].float() for name in cls.__dataclass_fields__))
-        if gait.shape.shape[1:] != (len(SPREAD), len(found["joint_names"])):
-            raise DeftlyError(f"{path} is corrupt: its shape has the size {tuple(gait.shape.shape[1:])}")
+        gait = cls(*(torch.from_numpy(found[name]).float() for name in cls.__dataclass_fields__))
+        if len(gait.frequency) not in (1, 2) or gait.shape.shape != (
+            *gait.frequency.shape,
+            len(SPREAD),
+            len(found["joint_names"]),
+        ):
+            raise DeftlyError(f"{path} is corrupt: its shape has the size {tuple(gait.shape.shape)}")
         return gait
 
 
@@ -162,9 +175,33 @@ class Search:
         self.env = Env(task, env, args.sim, args.train.seed, "gait")
         self.env.auto_reset = False
         self.home = torch.tensor(self.env.contract.home())
-        known = Gaits.load(args.gait, task) if args.gait else None
-        start = known.encode(self.home, args.frequency)[0] if known else np.zeros(1 + len(SPREAD) * len(self.home))
-        self._begin(start, args.sigma)
+        self._mixed = bool(args.gait) and self._mixable
+        still = torch.cat((self.home[None], torch.zeros(len(SPREAD) - 1, len(self.home))))[None]
+        known = Gaits.load(args.gait, task) if args.gait else Gaits(torch.tensor([args.frequency]), still)
+        self._begin(self._encode(known), args.sigma)
+
+    @property
+    def _mixable(self) -> bool:
+        return self.env.task.context(self.env.state) is not None
+
+    def mix(self) -> None:
+        """Seek two gaits from now on, if the task has a context by which they may differ."""
+        if self._mixable and not self._mixed:
+            gait, self._mixed = self.best, True
+            self._begin(self._encode(gait), REFINE)
+
+    def _encode(self, gait: Gaits) -> np.ndarray:
+        """Numbers in which is searched: of the gait at context 0 and, if gaits are mixed, half of what ends differ."""
+        numbers = gait.encode(self.home, self.args.frequency)
+        middle, half = (numbers[0] + numbers[-1]) / 2, (numbers[-1] - numbers[0]) / 2
+        return np.concatenate((middle, half)) if self._mixed else middle
+
+    def _decode(self, numbers: np.ndarray, context: Tensor | None) -> Gaits:
+        """A gait for each row of numbers, and its context."""
+        if self._mixed and context is not None:
+            middle, half = np.split(numbers, 2, 1)
+            numbers = middle + context.double().numpy()[:, None] * half
+        return Gaits.decode(numbers, self.home, self.args.frequency)
 
     def _begin(self, start: np.ndarray, sigma: float) -> None:
         import cma
@@ -174,13 +211,14 @@ class Search:
 
     @property
     def best(self) -> Gaits:
-        """The gait in the middle of the search."""
-        return Gaits.decode(np.asarray(self._cma.mean)[None], self.home, self.args.frequency)
+        """The gait in the middle of the search; two, for contexts -1 and 1, if they are mixed."""
+        ends = torch.tensor([-1.0, 1.0]) if self._mixed else None
+        return self._decode(np.repeat(np.asarray(self._cma.mean)[None], 2 if self._mixed else 1, 0), ends)
 
     def generation(self) -> tuple[float, float]:
         """Try a population; returns the reward per second of the gait in its middle and of the best candidate."""
         numbers = self._cma.ask()
-        reward = self._try(Gaits.decode(np.array([*numbers, self._cma.mean]), self.home, self.args.frequency))
+        reward = self._try(np.array([*numbers, self._cma.mean]))
         self._cma.tell(numbers, (-reward[:-1]).tolist())
         return float(reward[-1]), float(reward[:-1].max())
 
@@ -195,29 +233,30 @@ class Search:
         phases = torch.zeros(len(turns), len(names))
         for i, branch in enumerate(columns[1:]):  # of which only those to the first matter
             phases[:, branch] = torch.tensor(turns)[:, i, None] * 2 * math.pi / args.phases
+        numbers, each = np.stack([self._encode(gait.ahead(phase)) for phase in phases]), args.population + 1
         rewards = []
-        for part in phases.split(args.population + 1):
+        for first in range(0, len(numbers), each):
             self.env.seed(args.train.seed)  # the same hands for all
-            idle = args.population + 1 - len(part)
-            rewards.append(self._try(gait.ahead(torch.cat((part, part.new_zeros(idle, len(names))))))[: len(part)])
+            part = numbers[first : first + each]
+            rewards.append(self._try(np.concatenate((part, numbers[: each - len(part)])))[: len(part)])
         reward = torch.cat(rewards)
         best = int(reward.argmax())
         if best:  # else the search goes on as it was
-            self._begin(gait.ahead(phases[[best]]).encode(self.home, args.frequency)[0], REFINE)
+            self._begin(numbers[best], REFINE)
         return float(reward[0]), float(reward[best])
 
     @torch.no_grad()
-    def _try(self, gaits: Gaits) -> Tensor:
-        """Mean reward per second of each gait over its trials, `(n,)`; a lost trial earns no more.
+    def _try(self, numbers: np.ndarray) -> Tensor:
+        """Mean reward per second of each row's gait over its trials, `(n,)`; a lost trial earns no more.
 
         All gaits meet the same randomized hands, and each generation meets others.
         """
         env, args = self.env, self.args
-        each = Gaits(*(part.repeat_interleave(args.trials, 0) for part in vars(gaits).values()))
         env.reset()
         rows = torch.arange(env.num_envs) % args.trials
         drawn = env.state_dict().items()
         env.load_state_dict({k: v if k.startswith(("generator", "scale/")) else v[rows] for k, v in drawn})
+        each = self._decode(numbers.repeat(args.trials, 0), env.task.context(env.state))
         env.task.curriculum(env.state, {"success": 0.0})
         rate, warm = env.contract.rate, round(env.contract.rate)
         running, earned = torch.ones(env.num_envs, dtype=torch.bool), torch.zeros(env.num_envs)
@@ -236,7 +275,8 @@ def clone(task: Task, gait: Gaits, args: GaitArgs) -> PPO:
     env.stagger()
     learner = PPO(env, replace(args.train, init_std=args.std))
     actor, delta = learner.actor, torch.tensor(env.contract.act_terms[0].scale)
-    cycle, after = gait.cycle(env.contract)
+    grid = torch.linspace(-1.0, 1.0, CONTEXTS if len(gait.frequency) > 1 else 1)
+    cycles = [gait.at(context[None]).cycle(env.contract) for context in grid]
     optimizer = torch.optim.Adam(actor.parameters(), lr=1e-3)
     seen: list[Tensor] = []
     labels: list[Tensor] = []
@@ -244,8 +284,7 @@ def clone(task: Task, gait: Gaits, args: GaitArgs) -> PPO:
         with torch.no_grad():
             for _ in range(ROUND_STEPS):
                 obs: Any = {"policy": env.obs["policy"].clone()}
-                goal = after[torch.cdist(env.state.command, cycle).argmin(-1)]
-                label = ((goal - env.state.command) / delta).clip(-1.0, 1.0)
+                label = ((_goals(env, grid, cycles) - env.state.command) / delta).clip(-1.0, 1.0)
                 label *= torch.where(label.abs() > 0.95, OVERSHOOT, 1.0)
                 seen.append(obs["policy"])
                 labels.append(label)
@@ -261,6 +300,17 @@ def clone(task: Task, gait: Gaits, args: GaitArgs) -> PPO:
     return learner
 
 
+def _goals(env: Env, grid: Tensor, cycles: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """What follows each environment's command, (num_envs, num_joints), on the cycle whose context is next to its."""
+    command, context = env.state.command, env.task.context(env.state)
+    which = torch.zeros(len(command)) if context is None else (context[:, None] - grid).abs().argmin(-1)
+    goals = torch.empty_like(command)
+    for i, (cycle, after) in enumerate(cycles):
+        rows = which == i
+        goals[rows] = after[torch.cdist(command[rows], cycle).argmin(-1)]
+    return goals
+
+
 def main(argv: list[str]) -> int:
     """Run `deftly gait`."""
     name, rest = split_task(argv)
@@ -274,9 +324,11 @@ def main(argv: list[str]) -> int:
     search, start = Search(task, args), time.perf_counter()
     run = runs.create(task.name, "train", args.runs, args.name)
     for generation in range(1, args.generations + 1):
-        if args.phases > 1 and generation == args.generations // 2 + 1:
-            before, after = search.take_turns()
-            console.print(f"fingers at other phases: reward {before:.3f}/s, now {after:.3f}/s", highlight=False)
+        if generation == args.generations // 2 + 1:
+            if args.phases > 1:
+                before, after = search.take_turns()
+                console.print(f"fingers at other phases: reward {before:.3f}/s, now {after:.3f}/s", highlight=False)
+            search.mix()
         middle, best = search.generation()
         search.best.save(run / "gait.npz", task)
         steps = generation * search.env.num_envs * (args.seconds + 1) * search.env.contract.rate

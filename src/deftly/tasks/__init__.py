@@ -126,6 +126,10 @@ class Task:
         """Which bodies are pushed."""
         return ()
 
+    def context(self, s: State) -> Tensor | None:
+        """A figure of each episode by which a gait may differ, `(num_envs,)` in -1 .. 1, or None; no policy sees it."""
+        return None
+
     def curriculum(self, s: State, progress: dict[str, float]) -> None:
         """Set factors `s.scale[name]`, of a reward term's weight or the task's own, by means over ended episodes."""
 

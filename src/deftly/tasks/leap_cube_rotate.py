@@ -292,6 +292,12 @@ class CubeRotate(Task):
         joint_pos = s.qpos[:, : len(self._joints)]
         return {"cube_half": self._half(s), "joint_pos": joint_pos, "cube_pose": s.joint(CUBE)}
 
+    def context(self, s: State) -> Tensor:
+        """The cube's size: -1 the smallest, 1 the largest."""
+        low, high = self.cfg.size
+        share = self._half(s) / HALF_EDGE
+        return ((2 * share - low - high) / max(high - low, 1e-6)).clip(-1.0, 1.0).float()
+
     def curriculum(self, s: State, progress: dict[str, float]) -> None:
         """The better the hand turns the cube, the more it matters how."""
         wanted = self.cfg.leniency + (1.0 - self.cfg.leniency) * progress["success"]
