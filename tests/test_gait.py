@@ -46,10 +46,10 @@ def test_fingers_are_tried_at_other_phases_together_and_the_best_is_kept():
 
     def tried(numbers: np.ndarray) -> torch.Tensor:
         seen.extend(numbers.tolist())
-        small = search._decode(numbers, -torch.ones(len(numbers)))
+        small = search.trials.decode(numbers, -torch.ones(len(numbers)))
         return -(small.targets(torch.zeros(len(numbers))) - wish).abs().sum(-1)
 
-    search._begin(search._encode(some(2)), 0.1)
+    search._begin(search.trials.encode(some(2)), 0.1)
     fingers = [0] * 4 + [4] * 4 + [8] * 4 + [0] * 4
     wish = search.best.ahead(torch.tensor(fingers) * math.pi / 6).targets(torch.zeros(2))[:1]
     search._try = tried
@@ -95,10 +95,10 @@ def test_gaits_are_mixed_by_the_size_of_the_cube():
     assert len(search.best.frequency) == 1
     search.mix()
     ends = Gaits(torch.tensor([0.5, 0.8]), some(2).shape)
-    search._begin(search._encode(ends), 0.1)
+    search._begin(search.trials.encode(ends), 0.1)
     for back, end in zip((search.best.frequency, search.best.shape), (ends.frequency, ends.shape)):
         assert torch.allclose(back, end, atol=1e-5)
-    between = search._decode(np.asarray(search._cma.mean)[None], torch.tensor([0.5]))
+    between = search.trials.decode(np.asarray(search._cma.mean)[None], torch.tensor([0.5]))
     mixed = ends.at(torch.tensor([0.5]))
     assert torch.allclose(between.shape, mixed.shape, atol=1e-5)
     assert torch.allclose(between.frequency, mixed.frequency, atol=1e-5)

@@ -13,7 +13,7 @@ from deftly.robots import leap_hand
 from deftly.sysid import excite, fit, logs, model, report, stage
 from deftly_bench import sysid as trials
 
-HOW = fit.Search(generations=4, population=96, polish=6, timesteps=(0.0025, 0.0005))
+HOW = fit.Search(generations=4, population=96, polish=6, timesteps=(0.0025, 0.0005, 0.00025))
 TASK = trials.TASK
 
 

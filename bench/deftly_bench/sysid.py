@@ -2,7 +2,7 @@
 
     python -m deftly_bench.sysid --trials 20 --out bench/results/sysid.json
 
-Each trial draws servos, a delay and a motion, lets the whole hand, at 0.1 ms steps, follow it under the safety kernel
+Each trial draws servos, a delay and a motion, lets the whole hand, at 0.05 ms steps, follow it under the safety kernel
 with noise, jitter and quantisation, fits one finger, and compares. The figures drawn are those of `LIMITS`.
 """
 
@@ -44,7 +44,7 @@ def draw(joints: tuple[str, ...], seed: int) -> tuple[dict[str, dict[str, float]
 
 
 def simulated_log(
-    path: Path, seed: int, seconds: float, finger: str = "index", timestep: float = 0.0001
+    path: Path, seed: int, seconds: float, finger: str = "index", timestep: float = 0.00005
 ) -> tuple[Robot, tuple[str, ...], logs.HandLog, dict[str, dict[str, float]], float]:
     """A trial's log, written and read as from a robot, and the truth."""
     cls = tasks.load(TASK)

@@ -5,8 +5,10 @@ over gaits, in which each joint follows two harmonics of one frequency, finds a 
 task's own reward, each candidate tried on several randomized hands. Halfway, the fingers of the gait found are tried at
 other phases, since a search of small steps does not find how fingers take turns. Where a task names a figure by which a
 gait may differ (`Task.context`: the size of what is held), two gaits are sought from then on, for its least and its
-greatest, and mixed in between. A network then learns to make the gait from what a policy sees. The figure is not part
-of that: the policy has to feel it. `deftly train TASK --init RUN` goes on from there.
+greatest, and mixed in between. Near a good gait chance decides more than a small change does, and CMA-ES wanders; from
+there `--optimizer ascent` follows an estimate of the gradient, slowly. A network then learns to make the gait from what
+a policy sees. The figure is not part of that: the policy has to feel it. `deftly train TASK --init RUN` goes on from
+there.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,6 +42,8 @@ SPREAD = (0.15, 0.15, 0.15, 0.05, 0.05)  # of the first candidates, rad: centre,
 LOG_FREQUENCY = 0.3  # likewise, of the logarithm of a frequency in Hz
 ROUND_STEPS, ROUND_BATCHES = 100, 400  # control steps and gradient steps of a round of cloning
 REFINE = 0.15  # sigma of a search that goes on from a gait
+MOMENTUM = 0.9  # of the estimated gradient, over generations
+OUTLIERS = 0.03  # share of the differences of reward, at each end, that count no more than the next
 OVERSHOOT = 1.3  # of what is learned where a command moves at its top speed: a mean of near misses would be slow
 CONTEXTS = 9  # values of a task's context, of whose gaits the nearest is cloned
 CYCLES = 20  # of which the first is left out: periods at which a cloned gait is looked at
@@ -53,6 +58,7 @@ class GaitArgs:
     train: PPOConfig = field(default_factory=PPOConfig)  # The network, as in the training that follows; and the seed.
     runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
     gait: Path | None = None  # Start from this gait.npz instead of standing still.
+    optimizer: Literal["cma", "ascent"] = "cma"  # To find a gait; to improve one that is good, with `sigma` 0.12.
     generations: int = 80  # Generations of the search; 0 only clones the gait given.
     phases: int = 6  # Halfway, each finger (branch of the robot) is tried at so many phases; 1: as it is.
     population: int = 48  # Candidates of a generation.
@@ -61,6 +67,7 @@ class GaitArgs:
     loss: float = 3.0  # Reward that a lost trial is worth less.
     frequency: float = 0.6  # Frequency of the first candidates, Hz.
     sigma: float = 0.5  # How far the first candidates are spread; 0.1 or 0.2 to refine a gait that is given.
+    step: float = 0.5  # How far ascent goes along the gradient in a generation.
     rounds: int = 8  # Rounds of cloning; in each, the policy drives a larger share of the hands.
     std: float = 0.2  # Exploration noise that the cloned policy starts with.
     name: str | None = "gait"  # A word for the name of the run's folder.
@@ -71,8 +78,8 @@ class GaitArgs:
                 raise DeftlyError(f"{name} is {getattr(self, name)}, but it must be {least} or more")
         if not self.generations and not self.gait:
             raise DeftlyError("--generations 0 clones a gait: give it, --gait RUN/gait.npz")
-        if not (self.seconds > 0 and self.frequency > 0 and self.sigma > 0 and self.std > 0):
-            raise DeftlyError("seconds, frequency, sigma and std must be above 0")
+        if not all(getattr(self, name) > 0 for name in ("seconds", "frequency", "sigma", "step", "std")):
+            raise DeftlyError("seconds, frequency, sigma, step and std must be above 0")
 
 
 @dataclass(frozen=True)
@@ -163,45 +170,78 @@ class Gaits:
         return gait
 
 
-class Search:
-    """CMA-ES over gaits. `best` is the mean of the search distribution."""
+class Trials:
+    """Gaits are tried on a task's randomized robots. Numbers stand for a gait, or for two that are mixed."""
 
-    def __init__(self, task: Task, args: GaitArgs):
+    def __init__(self, task: Task, args: GaitArgs, num_envs: int):
         acts = task.contract().act_terms
         if len(acts) != 1 or acts[0].kind != "delta" or acts[0].joints != task.contract().joint_names:
             raise DeftlyError(f"{task.name}: a gait is searched for tasks whose actions are deltas of all joints alone")
         self.args, self.delta = args, torch.tensor(acts[0].scale)
-        env = EnvConfig(num_envs=(args.population + 1) * args.trials, noise=False)
-        self.env = Env(task, env, args.sim, args.train.seed, "gait")
+        self.env = Env(task, EnvConfig(num_envs=num_envs, noise=False), args.sim, args.train.seed, "gait")
         self.env.auto_reset = False
         self.home = torch.tensor(self.env.contract.home())
-        self._mixed = bool(args.gait) and self._mixable
+        self.mixed = bool(args.gait) and self.mixable
         still = torch.cat((self.home[None], torch.zeros(len(SPREAD) - 1, len(self.home))))[None]
         known = Gaits.load(args.gait, task) if args.gait else Gaits(torch.tensor([args.frequency]), still)
-        self._begin(self._encode(known), args.sigma)
+        self.first = self.encode(known)
+        """Numbers of the gait from which to start."""
 
     @property
-    def _mixable(self) -> bool:
+    def mixable(self) -> bool:
+        """Whether the task has a context by which gaits may differ."""
         return self.env.task.context(self.env.state) is not None
 
-    def mix(self) -> None:
-        """Seek two gaits from now on, if the task has a context by which they may differ."""
-        if self._mixable and not self._mixed:
-            gait, self._mixed = self.best, True
-            self._begin(self._encode(gait), REFINE)
-
-    def _encode(self, gait: Gaits) -> np.ndarray:
-        """Numbers in which is searched: of the gait at context 0 and, if gaits are mixed, half of what ends differ."""
+    def encode(self, gait: Gaits) -> np.ndarray:
+        """Numbers of the gait at context 0 and, if gaits are mixed, half of what the ends differ."""
         numbers = gait.encode(self.home, self.args.frequency)
         middle, half = (numbers[0] + numbers[-1]) / 2, (numbers[-1] - numbers[0]) / 2
-        return np.concatenate((middle, half)) if self._mixed else middle
+        return np.concatenate((middle, half)) if self.mixed else middle
 
-    def _decode(self, numbers: np.ndarray, context: Tensor | None) -> Gaits:
-        """A gait for each row of numbers, and its context."""
-        if self._mixed and context is not None:
+    def decode(self, numbers: np.ndarray, context: Tensor | None, change: np.ndarray | float = 0.0) -> Gaits:
+        """A gait for each row of numbers, and its context; its own numbers changed by so much."""
+        if self.mixed and context is not None:
             middle, half = np.split(numbers, 2, 1)
             numbers = middle + context.double().numpy()[:, None] * half
-        return Gaits.decode(numbers, self.home, self.args.frequency)
+        return Gaits.decode(numbers + change, self.home, self.args.frequency)
+
+    def ends(self, numbers: np.ndarray) -> Gaits:
+        """The gait of these numbers; two, for contexts -1 and 1, if they are mixed."""
+        contexts = torch.tensor([-1.0, 1.0] if self.mixed else [0.0])
+        return self.decode(numbers[None].repeat(len(contexts), 0), contexts)
+
+    @torch.no_grad()
+    def run(self, gaits: Callable[[Tensor | None], Gaits], robots: int) -> tuple[Tensor, Tensor]:
+        """Try a gait in each environment: its reward per second and whether it was lost, `(num_envs,)` each.
+
+        `gaits` makes them of the contexts. As many different robots are drawn anew, and repeated. What is lost earns
+        no more.
+        """
+        env, args = self.env, self.args
+        env.reset()
+        rows = torch.arange(env.num_envs) % robots
+        drawn = env.state_dict().items()
+        env.load_state_dict({k: v if k.startswith(("generator", "scale/")) else v[rows] for k, v in drawn})
+        each = gaits(env.task.context(env.state))
+        env.task.curriculum(env.state, {"success": 0.0})
+        rate, warm = env.contract.rate, round(env.contract.rate)
+        running, earned = torch.ones(env.num_envs, dtype=torch.bool), torch.zeros(env.num_envs)
+        for k in range(warm + round(args.seconds * rate)):
+            wanted = each.targets(2 * math.pi * each.frequency * max(0, k - warm) / rate)
+            step = env.step((wanted - env.state.command) / self.delta)
+            earned += step.reward * running * (k >= warm)
+            earned -= args.loss * (running & step.terminated & (k >= warm))
+            running &= ~step.terminated
+        return earned / args.seconds, ~running
+
+
+class Search:
+    """CMA-ES over gaits: all of a generation meet the same robots, and each generation meets others."""
+
+    def __init__(self, task: Task, args: GaitArgs):
+        self.args, self.trials = args, Trials(task, args, (args.population + 1) * args.trials)
+        self.env = self.trials.env
+        self._begin(self.trials.first, args.sigma)
 
     def _begin(self, start: np.ndarray, sigma: float) -> None:
         import cma
@@ -211,9 +251,8 @@ class Search:
 
     @property
     def best(self) -> Gaits:
-        """The gait in the middle of the search; two, for contexts -1 and 1, if they are mixed."""
-        ends = torch.tensor([-1.0, 1.0]) if self._mixed else None
-        return self._decode(np.repeat(np.asarray(self._cma.mean)[None], 2 if self._mixed else 1, 0), ends)
+        """The gait in the middle of the search, or the two that are mixed."""
+        return self.trials.ends(np.asarray(self._cma.mean))
 
     def generation(self) -> tuple[float, float]:
         """Try a population; returns the reward per second of the gait in its middle and of the best candidate."""
@@ -221,6 +260,12 @@ class Search:
         reward = self._try(np.array([*numbers, self._cma.mean]))
         self._cma.tell(numbers, (-reward[:-1]).tolist())
         return float(reward[-1]), float(reward[:-1].max())
+
+    def mix(self) -> None:
+        """Seek two gaits from now on, if the task has a context by which they may differ."""
+        if self.trials.mixable and not self.trials.mixed:
+            gait, self.trials.mixed = self.best, True
+            self._begin(self.trials.encode(gait), REFINE)
 
     def take_turns(self) -> tuple[float, float]:
         """Try the branches of the robot (fingers) at other phases, and go on from the best.
@@ -233,10 +278,10 @@ class Search:
         phases = torch.zeros(len(turns), len(names))
         for i, branch in enumerate(columns[1:]):  # of which only those to the first matter
             phases[:, branch] = torch.tensor(turns)[:, i, None] * 2 * math.pi / args.phases
-        numbers, each = np.stack([self._encode(gait.ahead(phase)) for phase in phases]), args.population + 1
+        numbers, each = np.stack([self.trials.encode(gait.ahead(phase)) for phase in phases]), args.population + 1
         rewards = []
         for first in range(0, len(numbers), each):
-            self.env.seed(args.train.seed)  # the same hands for all
+            self.env.seed(args.train.seed)  # the same robots for all
             part = numbers[first : first + each]
             rewards.append(self._try(np.concatenate((part, numbers[: each - len(part)])))[: len(part)])
         reward = torch.cat(rewards)
@@ -245,28 +290,53 @@ class Search:
             self._begin(numbers[best], REFINE)
         return float(reward[0]), float(reward[best])
 
-    @torch.no_grad()
     def _try(self, numbers: np.ndarray) -> Tensor:
-        """Mean reward per second of each row's gait over its trials, `(n,)`; a lost trial earns no more.
+        """Mean reward per second of each row's gait over its trials, `(n,)`."""
+        each = numbers.repeat(self.args.trials, 0)
+        reward, _ = self.trials.run(lambda context: self.trials.decode(each, context), self.args.trials)
+        return reward.view(-1, self.args.trials).mean(1)
 
-        All gaits meet the same randomized hands, and each generation meets others.
-        """
-        env, args = self.env, self.args
-        env.reset()
-        rows = torch.arange(env.num_envs) % args.trials
-        drawn = env.state_dict().items()
-        env.load_state_dict({k: v if k.startswith(("generator", "scale/")) else v[rows] for k, v in drawn})
-        each = self._decode(numbers.repeat(args.trials, 0), env.task.context(env.state))
-        env.task.curriculum(env.state, {"success": 0.0})
-        rate, warm = env.contract.rate, round(env.contract.rate)
-        running, earned = torch.ones(env.num_envs, dtype=torch.bool), torch.zeros(env.num_envs)
-        for k in range(warm + round(args.seconds * rate)):
-            wanted = each.targets(2 * math.pi * each.frequency * max(0, k - warm) / rate)
-            step = env.step((wanted - env.state.command) / self.delta)
-            earned += step.reward * running * (k >= warm)
-            earned -= args.loss * (running & step.terminated & (k >= warm))
-            running &= ~step.terminated
-        return (earned / args.seconds).view(-1, args.trials).mean(1)
+
+class Ascent:
+    """Steps along an estimate of the gradient: gaits are tried in pairs, changed this way and that, on a robot a pair.
+
+    A single pair tells next to nothing. Their mean, and that over generations, tells enough.
+    """
+
+    def __init__(self, task: Task, args: GaitArgs):
+        self.args, self._pairs = args, args.population * args.trials // 2
+        self.trials = Trials(task, args, 2 * self._pairs)
+        self.env, self._numbers = self.trials.env, self.trials.first
+        self._rng, self._generation = np.random.default_rng(args.train.seed), 0
+        self._momentum = np.zeros_like(self._numbers)
+
+    @property
+    def best(self) -> Gaits:
+        """The gait reached, or the two that are mixed."""
+        return self.trials.ends(self._numbers)
+
+    def generation(self) -> tuple[float, float]:
+        """Take a step; returns the mean reward per second of the gaits around, and that without those at which lost."""
+        size = len(self._numbers) // (2 if self.trials.mixed else 1)
+        way, contexts = self._rng.standard_normal((self._pairs, size)), np.zeros(self._pairs)
+        both, change = self._numbers[None].repeat(2 * self._pairs, 0), self.args.sigma * np.concatenate((way, -way))
+
+        def around(context: Tensor | None) -> Gaits:
+            if context is not None:
+                contexts[:] = context[: self._pairs].numpy()
+            return self.trials.decode(both, context, change)
+
+        reward, lost = self.trials.run(around, self._pairs)
+        gained = (reward[: self._pairs] - reward[self._pairs :]).double().numpy()
+        gained = gained.clip(*np.quantile(gained, [OUTLIERS, 1 - OUTLIERS]))
+        slope = gained[:, None] * way / (2 * self.args.sigma)
+        gradient = slope.mean(0)
+        if self.trials.mixed:  # of the half difference, in units in which contexts spread by 1
+            gradient = np.concatenate((gradient, (slope * contexts[:, None]).mean(0) / max(contexts.std(), 1e-6)))
+        self._generation += 1
+        self._momentum = MOMENTUM * self._momentum + (1 - MOMENTUM) * gradient
+        self._numbers = self._numbers + self.args.step * self._momentum / (1 - MOMENTUM**self._generation)
+        return float(reward.mean()), float(reward[~lost].mean())
 
 
 def clone(task: Task, gait: Gaits, args: GaitArgs) -> PPO:
@@ -321,10 +391,11 @@ def main(argv: list[str]) -> int:
     defaults = {section: cls.defaults[section] for section in ("sim", "train") if section in cls.defaults}
     args = parse(with_task(GaitArgs, cls.Config), rest, prog=f"deftly gait {name}", filed=defaults)
     task, console = cls(args.task), Console()
-    search, start = Search(task, args), time.perf_counter()
+    search = Search(task, args) if args.optimizer == "cma" else Ascent(task, args)
+    start = time.perf_counter()
     run = runs.create(task.name, "train", args.runs, args.name)
     for generation in range(1, args.generations + 1):
-        if generation == args.generations // 2 + 1:
+        if isinstance(search, Search) and generation == args.generations // 2 + 1:
             if args.phases > 1:
                 before, after = search.take_turns()
                 console.print(f"fingers at other phases: reward {before:.3f}/s, now {after:.3f}/s", highlight=False)

@@ -31,18 +31,12 @@ WINDOW_S, BURN_S, LONG_S = 1.5, 0.25, 60.0
 ELITES, SMOOTHING, LEAST_STD = 0.05, 0.3, 0.02
 EPS, EPS_DELAY = 0.03, 0.1
 """Steps of the finite differences: 3 % of a figure, 1 ms of the delay."""
-DAMPINGS, FEW = (0.0, 1e-3, 0.01, 0.1, 1.0, 10.0), (0.0, 0.1)
-"""Dampings that are tried in a step of the coarse polish, and of the final one, which is near."""
-ENOUGH_COARSE, ENOUGH, CHORDS = 30.0, 0.3, 8
-"""Fall of the cost, in squared standard deviations, that is too little to go on; most steps on the same slopes."""
-STEER = 2
-"""Slopes are taken at so many times the timestep of the residuals.
-
-Not more: where steps are long, joints stick and slip a little by chance, which looks as if the log told much. At 1 ms
-and differences of 1 %, intervals came out half as wide as at 0.5, 0.25 or 0.125 ms.
-"""
-ROUNDS, NEAR = 3, 0.3
-"""Most rounds of the final polish, each on new slopes; and the move, in standard deviations, that ends it."""
+DAMPINGS = (0.0, 1e-3, 0.01, 0.1, 1.0, 10.0)
+ENOUGH = 30.0
+"""Fall of the cost of the coarse polish, in squared standard deviations, that is too little to go on."""
+STEPS, ROUNDS, NEAR, FAR = 6, 3, (0.1, 1.0), 0.5
+"""Of the final polish: most steps on the same slopes, and most such rounds; the move in a step, and that in a round, in
+standard deviations, that end them; and the longest step, in logarithms."""
 BLOCK = 20
 """Samples of a log that are taken to err together, for the intervals."""
 SURE = 1.96
@@ -63,7 +57,13 @@ class Search:
     bound: float = 5.0  # figures are sought within this factor of the robot's file, up and down
     held_out: float = 0.2  # last share of the log that is never fitted
     polish: int = 12  # most iterations of the coarse polish
-    timesteps: tuple[float, float] = (0.0025, 0.00025)  # of the coarse and the final polish, s
+    timesteps: tuple[float, float, float] = (0.0025, 0.0005, 0.000125)
+    """Of the coarse polish, of the slopes of the final one, and of its residuals, s.
+
+    Joints that stick and slip do so a little otherwise at each timestep, and a fit takes that for something to be
+    explained: 0.25 ms shift it by a third of a standard deviation. Slopes bear longer steps, but at 1 ms they say so
+    much by chance that intervals come out half as wide as they should.
+    """
 
 
 class Estimate(NamedTuple):
@@ -146,7 +146,7 @@ def fit(
     theta, trace = search(coarse, [order[:4], order[:8]], bounds, how, say)
     clock.append(_clock())
     theta, sd = polish(robot, joints, log, last, theta, bounds, how, say)
-    final = Chain(robot, joints, log, how.timesteps[1], how.delays)
+    final = Chain(robot, joints, log, how.timesteps[-1], how.delays)
     both = np.stack([nominal, theta])
     predicted = np.full((2, *final.state.shape), np.nan)
     windows = [*_windows(log, 0, last, LONG_S), *_windows(log, last, len(log.time), LONG_S)]
@@ -268,6 +268,7 @@ class Problem:
 
     def __init__(self, chain: Chain, windows: list[Window], theta: np.ndarray):
         self.chain, self.windows, n = chain, windows, len(chain.joints)
+        self._known: dict[bytes, np.ndarray] = {}
         self.prior_sd = np.append(np.repeat([PRIOR[p] for p in PARAMETERS], n), PRIOR_DELAY / DELAY_UNIT)
         self.centre = chain.nominal()
         self.eps = np.append(np.full(chain.size - 1, EPS), EPS_DELAY)
@@ -279,8 +280,15 @@ class Problem:
 
     def compare(self, theta: np.ndarray) -> np.ndarray:
         """Errors of candidates, (candidates, samples, joints), rad."""
-        paths = zip(self.windows, self.chain.simulate(theta, self.windows))
-        return np.concatenate([(path - self.chain.state[w.first : w.last])[:, w.burn :] for w, path in paths], 1)
+        new = [row for row in theta if row.tobytes() not in self._known]
+        found = {}
+        if new:
+            paths = zip(self.windows, self.chain.simulate(np.array(new), self.windows))
+            errors = np.concatenate([(path - self.chain.state[w.first : w.last])[:, w.burn :] for w, path in paths], 1)
+            found = {row.tobytes(): error for row, error in zip(new, errors)}
+        # what was asked last is often asked again: a step goes on from the best of its tries
+        self._known = {row.tobytes(): {**self._known, **found}[row.tobytes()] for row in theta}
+        return np.stack([*(self._known[row.tobytes()] for row in theta)])
 
     def residual(self, x: np.ndarray) -> np.ndarray:
         """(residuals, candidates) of columns x (size, candidates)."""
@@ -310,18 +318,28 @@ class Problem:
                 out[:, np.arange(n), group] = change
         return np.concatenate((out.reshape(-1, size), np.diag(1 / self.prior_sd)))
 
-    def improve(
-        self, theta: np.ndarray, bounds: np.ndarray, jacobian: np.ndarray, dampings: tuple[float, ...] = DAMPINGS
-    ) -> tuple[np.ndarray, float]:
+    def improve(self, theta: np.ndarray, bounds: np.ndarray, jacobian: np.ndarray) -> tuple[np.ndarray, float]:
         """A step of Levenberg and Marquardt, the best of several dampings or none; and by how much the cost falls."""
         x = np.clip(theta, *bounds)
         here = self.residual(x[:, None])[:, 0]
         normal, slope = jacobian.T @ jacobian, jacobian.T @ here
-        damped = [np.linalg.solve(normal + np.diag(mu * np.diag(normal)), slope) for mu in dampings]
+        damped = [np.linalg.solve(normal + np.diag(mu * np.diag(normal)), slope) for mu in DAMPINGS]
         tries = np.clip(x - np.array(damped), *bounds)
         gained = float((here**2).sum()) - (self.residual(tries.T) ** 2).sum(0)
         best = int(np.nan_to_num(gained, nan=-np.inf).argmax())
         return (tries[best], float(gained[best])) if gained[best] > 0 else (x, 0.0)
+
+    def step(self, theta: np.ndarray, bounds: np.ndarray, jacobian: np.ndarray) -> tuple[np.ndarray, float]:
+        """A step of Gauss and Newton, and its length in standard deviations of the number that moves most.
+
+        It is taken whether or not the cost falls. Near the minimum the cost is rough, as sticking joints come to rest
+        here or there by chance, and a search for less of it stops anywhere; that the slopes tell nothing more of the
+        residuals is a smooth condition, met after a few steps.
+        """
+        normal = jacobian.T @ jacobian
+        move = np.linalg.solve(normal, jacobian.T @ self.residual(theta[:, None])[:, 0])
+        new = np.clip(theta - move.clip(-FAR, FAR), *bounds)
+        return new, float((np.abs(new - theta) * np.sqrt(1 / np.diag(np.linalg.inv(normal)))).max())
 
 
 def polish(
@@ -335,36 +353,36 @@ def polish(
     say: Callable[[str], None],
 ) -> tuple[np.ndarray, np.ndarray]:
     """The candidate that explains the fitted part best, and the standard deviations of its numbers, (size,) each."""
-    windows, (coarse, fine) = _windows(log, 0, last, LONG_S), how.timesteps
+    windows, (coarse, middle, fine) = _windows(log, 0, last, LONG_S), how.timesteps
     chain = Chain(robot, joints, log, coarse, how.delays)
     for _ in range(how.polish):
         problem = Problem(chain, windows, theta)
         theta, gained = problem.improve(theta, bounds, problem.jacobian(theta, full=False))
         say(f"polish at {1e3 * coarse:g} ms: {problem}, gains {gained:.1f}")
-        if gained < ENOUGH_COARSE:
+        if gained < ENOUGH:
             break
     problem = Problem(Chain(robot, joints, log, fine, how.delays), windows, theta)
-    steer = Problem(Chain(robot, joints, log, STEER * fine, how.delays), windows, theta)
-    slopes, deviation = _slopes(steer, problem, theta), problem.prior_sd
+    steer = Problem(Chain(robot, joints, log, middle, how.delays), windows, theta)
+    slopes, deviation = np.empty(0), problem.prior_sd
     for _ in range(ROUNDS):
-        before = theta
-        for _ in range(CHORDS):  # on the same slopes, which cost the most
-            theta, gained = problem.improve(theta, bounds, slopes, FEW)
-            say(f"polish at {1e3 * fine:g} ms: {problem}, gains {gained:.1f}")
-            if gained < ENOUGH:
-                break
-        problem.noise = _noise(problem.compare(theta[None])[0])
+        before, problem.noise = theta, _noise(problem.compare(theta[None])[0])
         slopes = _slopes(steer, problem, theta)
+        for _ in range(STEPS):
+            theta, moved = problem.step(theta, bounds, slopes)
+            say(f"polish at {1e3 * fine:g} ms: {problem}, moves by {moved:.2f} standard deviations")
+            if moved < NEAR[0]:
+                break
         deviation = _deviations(problem, theta, slopes)
-        if (np.abs(theta - before) < NEAR * deviation).all():
+        if (np.abs(theta - before) < NEAR[1] * deviation).all():
             break
     return theta, np.minimum(np.hypot(deviation, _numerical(steer, problem, theta, slopes)), problem.prior_sd)
 
 
 def _numerical(steer: Problem, problem: Problem, theta: np.ndarray, slopes: np.ndarray) -> np.ndarray:
-    """How far the fit is off for steps that have a length, (size,): what steps `STEER` times as long would change."""
+    """How far the fit is off for steps that have a length, (size,), by what those of the slopes would change."""
     change = (steer.residual(theta[:, None]) - problem.residual(theta[:, None]))[:, 0]
-    return np.abs(np.linalg.solve(slopes.T @ slopes, slopes.T @ change)) / (STEER - 1)
+    ratio = steer.chain.timestep / problem.chain.timestep
+    return np.abs(np.linalg.solve(slopes.T @ slopes, slopes.T @ change)) / max(1.0, ratio - 1)
 
 
 def _slopes(steer: Problem, problem: Problem, theta: np.ndarray) -> np.ndarray:

@@ -29,8 +29,8 @@ NUMBERS = 16_000_000
 """Commands held at once."""
 SLACK = 0.002
 """A delay may be so far beyond its bounds, where a slope is measured at one of them, s."""
-FINE = 8
-"""Parts of a substep in which the integral of the commands is kept."""
+FINE, FINEST = 8, 0.00006
+"""Parts of a substep in which the integral of the commands is kept; but none need be shorter than so, s."""
 
 
 def alone(robot: Robot, joints: tuple[str, ...], timestep: float) -> mujoco.MjModel:
@@ -89,6 +89,7 @@ class Chain:
         self, robot: Robot, joints: tuple[str, ...], log: HandLog, timestep: float, delays: tuple[float, float]
     ):
         self.joints, self.timestep, self.delays, self.log = joints, timestep, delays, log
+        self._fine = max(1, min(FINE, round(timestep / FINEST)))
         model = alone(robot, joints, timestep)
         self.model, n = model, len(joints)
         self._act = np.array([model.actuator(name).id for name in joints])
@@ -177,9 +178,10 @@ class Chain:
 
     def _integral(self, first: int, steps: int) -> np.ndarray:
         """Integral of the commands over time as sent, on a fine grid that starts the greatest delay before a window."""
-        time, h = self.log.time - self.log.time[first], self.timestep / FINE
+        time, h = self.log.time - self.log.time[first], self.timestep / self._fine
         self._origin = int(np.ceil((self.delays[1] + self.timestep + SLACK) / h)) + 1
-        grid = h * np.arange(-self._origin, steps * FINE + 2 + int(np.ceil((max(0.0, -self.delays[0]) + SLACK) / h)))
+        after = 2 + int(np.ceil((max(0.0, -self.delays[0]) + SLACK) / h))
+        grid = h * np.arange(-self._origin, steps * self._fine + after)
         stamps = np.concatenate(([min(time[0], grid[0]) - 1.0], time[1:], [max(time[-1], grid[-1]) + 1.0]))
         total = np.cumsum(np.diff(stamps)[:, None] * self._cmd, axis=0)  # the first is taken to have been held before
         total = np.concatenate((np.zeros((1, total.shape[1])), total))
@@ -188,10 +190,10 @@ class Chain:
     def _commands(self, delay: np.ndarray, integrals: np.ndarray, place: np.ndarray, steps: int) -> np.ndarray:
         """Mean command in each substep, (candidates, steps, joints), after its delay (s): smooth in the delay."""
         early = self.timestep / 2  # a step moves a joint as if its force had acted from the step's beginning
-        begin = self._origin - (delay + early) * FINE / self.timestep
+        begin = self._origin - (delay + early) * self._fine / self.timestep
         whole = np.floor(begin).astype(int)
         part = (begin - whole)[:, None, None]
-        rows = whole[:, None] + FINE * np.arange(steps + 1)
+        rows = whole[:, None] + self._fine * np.arange(steps + 1)
         at = integrals[place[:, None], rows] * (1.0 - part) + integrals[place[:, None], rows + 1] * part
         return np.diff(at, axis=1) / self.timestep
 
