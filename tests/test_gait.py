@@ -6,7 +6,7 @@ import torch
 
 from deftly import gait
 from deftly.errors import DeftlyError
-from deftly.gait import GaitArgs, Gaits, Search
+from deftly.gait import Ascent, GaitArgs, Gaits, Search
 from deftly.learn import checkpoint
 from deftly.runs import find_checkpoint
 from deftly.tasks import load
@@ -107,14 +107,30 @@ def test_gaits_are_mixed_by_the_size_of_the_cube():
     assert torch.allclose(edge.float(), 75 + 7.5 * context, atol=1e-4)
 
 
-def test_each_hand_is_shown_the_gait_of_its_cube():
-    task = make()
-    env = Search(task, GaitArgs(population=4, trials=1)).env
-    env.reset()
-    grid = torch.tensor([-1.0, 1.0])
+def test_each_hand_is_shown_the_gait_of_its_context():
     cycles = [(torch.zeros(3, 16), torch.full((3, 16), value)) for value in (1.0, 2.0)]
-    goals = gait._goals(env, grid, cycles)
-    assert goals[:, 0].tolist() == (1.0 + (task.context(env.state) > 0)).tolist()
+    goals = gait._goals(torch.zeros(3, 16), torch.tensor([-0.9, 0.4, -0.2]), torch.tensor([-1.0, 1.0]), cycles)
+    assert goals[:, 0].tolist() == [1.0, 2.0, 1.0]
+
+
+def test_ascent_climbs_where_rewards_differ_by_context(tmp_path):
+    """Joints shall be the further from home the larger the cube is: two gaits that differ are found, and in step."""
+    task = make()
+    home = torch.tensor(task.contract().home())
+
+    def rewards(s):
+        near = -(s.command - home - 0.1 * task.context(s)[:, None]).square().sum(-1)
+        return {name: near * (name == "rotate") for name in vars(task.cfg.weights)}
+
+    task.rewards = rewards
+    still = Gaits(torch.tensor([0.6]), torch.cat((home[None], torch.zeros(4, 16)))[None])
+    still.save(tmp_path / "gait.npz", task)
+    how = GaitArgs(gait=tmp_path / "gait.npz", population=12, trials=8, seconds=0.3, sigma=0.12, step=0.1)
+    search = Ascent(task, how)
+    means = [search.generation()["around"] for _ in range(12)]
+    low, high = search.best.shape[:, 0].mean(-1) - home.mean()
+    assert means[-1] > 0.5 * means[0]
+    assert high - low > 0.05
 
 
 def test_search_climbs_the_tasks_own_reward():
@@ -128,10 +144,10 @@ def test_search_climbs_the_tasks_own_reward():
 
     task.rewards = rewards
     search = Search(task, GaitArgs(population=12, trials=1, seconds=0.3, generations=6))
-    means = [search.generation()[0] for _ in range(6)]
+    means = [search.generation()["middle"] for _ in range(6)]
     assert means[-1] > means[0]
     again = Search(task, GaitArgs(population=12, trials=1, seconds=0.3, generations=6))
-    assert [again.generation()[0] for _ in range(2)] == means[:2]
+    assert [again.generation()["middle"] for _ in range(2)] == means[:2]
 
 
 def test_all_candidates_meet_the_same_hands_and_each_generation_others():
@@ -154,7 +170,7 @@ def test_a_given_gait_is_cloned_into_a_checkpoint_that_training_starts_from(tmp_
     assert "yaw_rate" in said
     folder = said.split("--init ")[1].strip()
     found = checkpoint.load(find_checkpoint(folder, TASK, GaitArgs().runs))
-    assert float(found.policy()(torch.zeros(1, 96)).abs().sum()) > 0
+    assert float(found.policy()(torch.zeros(1, 864)).abs().sum()) > 0
 
 
 def test_tasks_without_delta_actions_are_refused():

@@ -40,7 +40,8 @@ from deftly.tasks import Task, load
 SCHEMA = "deftly.gait/2"
 SPREAD = (0.15, 0.15, 0.15, 0.05, 0.05)  # of the first candidates, rad: centre, sine and cosine, their second harmonic
 LOG_FREQUENCY = 0.3  # likewise, of the logarithm of a frequency in Hz
-ROUND_STEPS, ROUND_BATCHES = 100, 400  # control steps and gradient steps of a round of cloning
+ROUND_STEPS, ROUND_BATCHES, LAST = 100, 400, 3  # control and gradient steps of a round of cloning; the last has thrice
+CLONE_RATE = 1e-3, 1e-5  # step size of Adam, and to where it falls in the last round
 REFINE = 0.15  # sigma of a search that goes on from a gait
 MOMENTUM = 0.9  # of the estimated gradient, over generations
 OUTLIERS = 0.03  # share of the differences of reward, at each end, that count no more than the next
@@ -68,7 +69,7 @@ class GaitArgs:
     frequency: float = 0.6  # Frequency of the first candidates, Hz.
     sigma: float = 0.5  # How far the first candidates are spread; 0.1 or 0.2 to refine a gait that is given.
     step: float = 0.5  # How far ascent goes along the gradient in a generation.
-    rounds: int = 8  # Rounds of cloning; in each, the policy drives a larger share of the hands.
+    rounds: int = 10  # Rounds of cloning; in each, the policy drives a larger share of the hands.
     std: float = 0.2  # Exploration noise that the cloned policy starts with.
     name: str | None = "gait"  # A word for the name of the run's folder.
 
@@ -211,11 +212,10 @@ class Trials:
         return self.decode(numbers[None].repeat(len(contexts), 0), contexts)
 
     @torch.no_grad()
-    def run(self, gaits: Callable[[Tensor | None], Gaits], robots: int) -> tuple[Tensor, Tensor]:
-        """Try a gait in each environment: its reward per second and whether it was lost, `(num_envs,)` each.
+    def run(self, gaits: Callable[[Tensor | None], Gaits], robots: int) -> Tensor:
+        """Try a gait in each environment: its reward per second, `(num_envs,)`; once lost it earns no more.
 
-        `gaits` makes them of the contexts. As many different robots are drawn anew, and repeated. What is lost earns
-        no more.
+        `gaits` makes them of the contexts. So many different robots are drawn anew, and repeated.
         """
         env, args = self.env, self.args
         env.reset()
@@ -232,7 +232,7 @@ class Trials:
             earned += step.reward * running * (k >= warm)
             earned -= args.loss * (running & step.terminated & (k >= warm))
             running &= ~step.terminated
-        return earned / args.seconds, ~running
+        return earned / args.seconds
 
 
 class Search:
@@ -254,12 +254,12 @@ class Search:
         """The gait in the middle of the search, or the two that are mixed."""
         return self.trials.ends(np.asarray(self._cma.mean))
 
-    def generation(self) -> tuple[float, float]:
+    def generation(self) -> dict[str, float]:
         """Try a population; returns the reward per second of the gait in its middle and of the best candidate."""
         numbers = self._cma.ask()
         reward = self._try(np.array([*numbers, self._cma.mean]))
         self._cma.tell(numbers, (-reward[:-1]).tolist())
-        return float(reward[-1]), float(reward[:-1].max())
+        return {"middle": float(reward[-1]), "best": float(reward[:-1].max())}
 
     def mix(self) -> None:
         """Seek two gaits from now on, if the task has a context by which they may differ."""
@@ -293,7 +293,7 @@ class Search:
     def _try(self, numbers: np.ndarray) -> Tensor:
         """Mean reward per second of each row's gait over its trials, `(n,)`."""
         each = numbers.repeat(self.args.trials, 0)
-        reward, _ = self.trials.run(lambda context: self.trials.decode(each, context), self.args.trials)
+        reward = self.trials.run(lambda context: self.trials.decode(each, context), self.args.trials)
         return reward.view(-1, self.args.trials).mean(1)
 
 
@@ -315,8 +315,8 @@ class Ascent:
         """The gait reached, or the two that are mixed."""
         return self.trials.ends(self._numbers)
 
-    def generation(self) -> tuple[float, float]:
-        """Take a step; returns the mean reward per second of the gaits around, and that without those at which lost."""
+    def generation(self) -> dict[str, float]:
+        """Take a step; returns the mean reward per second of the gaits around."""
         size = len(self._numbers) // (2 if self.trials.mixed else 1)
         way, contexts = self._rng.standard_normal((self._pairs, size)), np.zeros(self._pairs)
         both, change = self._numbers[None].repeat(2 * self._pairs, 0), self.args.sigma * np.concatenate((way, -way))
@@ -326,7 +326,7 @@ class Ascent:
                 contexts[:] = context[: self._pairs].numpy()
             return self.trials.decode(both, context, change)
 
-        reward, lost = self.trials.run(around, self._pairs)
+        reward = self.trials.run(around, self._pairs)
         gained = (reward[: self._pairs] - reward[self._pairs :]).double().numpy()
         gained = gained.clip(*np.quantile(gained, [OUTLIERS, 1 - OUTLIERS]))
         slope = gained[:, None] * way / (2 * self.args.sigma)
@@ -336,45 +336,57 @@ class Ascent:
         self._generation += 1
         self._momentum = MOMENTUM * self._momentum + (1 - MOMENTUM) * gradient
         self._numbers = self._numbers + self.args.step * self._momentum / (1 - MOMENTUM**self._generation)
-        return float(reward.mean()), float(reward[~lost].mean())
+        return {"around": float(reward.mean())}
 
 
 def clone(task: Task, gait: Gaits, args: GaitArgs) -> PPO:
-    """A policy that makes the gait wherever its command is near the cycle: round by round, it drives more itself."""
+    """A policy that makes the gait wherever its command is near the cycle: round by round, it drives more itself.
+
+    Where gaits differ by a context, those that it does not drive follow the gait of another context than their own.
+    Else their commands would tell the context, and the policy would learn to read it there, where it finds but its own
+    belief later, rather than to feel it.
+    """
     env = Env(task, EnvConfig(num_envs=256), args.sim, args.train.seed, "gait/clone")
     env.stagger()
     learner = PPO(env, replace(args.train, init_std=args.std))
     actor, delta = learner.actor, torch.tensor(env.contract.act_terms[0].scale)
     grid = torch.linspace(-1.0, 1.0, CONTEXTS if len(gait.frequency) > 1 else 1)
     cycles = [gait.at(context[None]).cycle(env.contract) for context in grid]
-    optimizer = torch.optim.Adam(actor.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(actor.parameters(), lr=CLONE_RATE[0])
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, CLONE_RATE[1] / CLONE_RATE[0], LAST * ROUND_BATCHES)
     seen: list[Tensor] = []
     labels: list[Tensor] = []
     for turn in range(args.rounds):
         with torch.no_grad():
+            other = 2 * torch.rand(env.num_envs) - 1
             for _ in range(ROUND_STEPS):
                 obs: Any = {"policy": env.obs["policy"].clone()}
-                label = ((_goals(env, grid, cycles) - env.state.command) / delta).clip(-1.0, 1.0)
+                here, own = env.state.command, task.context(env.state)
+                label, drive = (
+                    ((_goals(here, context, grid, cycles) - here) / delta).clip(-1.0, 1.0)
+                    for context in (other if own is None else own, other)
+                )
                 label *= torch.where(label.abs() > 0.95, OVERSHOOT, 1.0)
                 seen.append(obs["policy"])
                 labels.append(label)
                 actor.update_normalization(obs)
                 pupil = torch.rand(env.num_envs, 1) < turn / args.rounds
-                env.step(torch.where(pupil, actor(obs), label) + args.std * torch.randn(label.shape))
+                env.step(torch.where(pupil, actor(obs), drive) + args.std * torch.randn(label.shape))
         inputs, wanted = torch.cat(seen), torch.cat(labels)
-        for _ in range(ROUND_BATCHES):
+        last = turn == args.rounds - 1
+        for _ in range(ROUND_BATCHES * (LAST if last else 1)):
             rows = torch.randint(len(inputs), (1024,))
             optimizer.zero_grad()
             (actor({"policy": inputs[rows]}) - wanted[rows]).square().mean().backward()
             optimizer.step()
+            if last:
+                falling.step()
     return learner
 
 
-def _goals(env: Env, grid: Tensor, cycles: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """What follows each environment's command, (num_envs, num_joints), on the cycle whose context is next to its."""
-    command, context = env.state.command, env.task.context(env.state)
-    which = torch.zeros(len(command)) if context is None else (context[:, None] - grid).abs().argmin(-1)
-    goals = torch.empty_like(command)
+def _goals(command: Tensor, context: Tensor, grid: Tensor, cycles: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """What follows each command, (n, num_joints), on the cycle of the value of `grid` that is next to its context."""
+    which, goals = (context[:, None] - grid).abs().argmin(-1), torch.empty_like(command)
     for i, (cycle, after) in enumerate(cycles):
         rows = which == i
         goals[rows] = after[torch.cdist(command[rows], cycle).argmin(-1)]
@@ -400,11 +412,11 @@ def main(argv: list[str]) -> int:
                 before, after = search.take_turns()
                 console.print(f"fingers at other phases: reward {before:.3f}/s, now {after:.3f}/s", highlight=False)
             search.mix()
-        middle, best = search.generation()
+        rewards = ", ".join(f"{name} {value:.3f}/s" for name, value in search.generation().items())
         search.best.save(run / "gait.npz", task)
         steps = generation * search.env.num_envs * (args.seconds + 1) * search.env.contract.rate
         spent = f"{(time.perf_counter() - start) / 60:.1f} min, {steps / 1e6:.2f} M steps"
-        console.print(f"generation {generation}: reward {middle:.3f}/s, best {best:.3f}/s, {spent}", highlight=False)
+        console.print(f"generation {generation}: reward {rewards}, {spent}", highlight=False)
     gait = search.best
     gait.save(run / "gait.npz", task)
     learner = clone(task, gait, args)

@@ -46,7 +46,7 @@ class RotateConfig(TaskConfig):
     stop_on_success: bool = False
     """A turn does not end the episode: what counts is to go on."""
     delta: float = 1 / 24  # Change of a joint's command at action 1, rad per step.
-    history: int = 3  # Steps of joint positions and commands that the policy sees.
+    history: int = 27  # Steps of joint positions and commands that the policy sees: a cycle of a gait, to feel sizes.
     soft_limits: float = 0.95  # Share of each joint's range, about its middle, that commands may use.
     size: tuple[float, float] = (0.9, 1.1)  # Range of the cube's edge, as a share of 75 mm.
     mass: float = 0.1  # Of the cube, kg.
@@ -91,7 +91,10 @@ class CubeRotate(Task):
 
     Config = RotateConfig
     headline = "yaw_rate"
-    defaults = {"train": {"gamma": 0.99, "hidden": [256, 128], "max_iterations": 4000}, "sim": {"preset": "coarse"}}
+    defaults = {
+        "train": {"gamma": 0.99, "hidden": [256, 128], "epochs": 2, "max_iterations": 4000},
+        "sim": {"preset": "coarse"},
+    }
     cfg: RotateConfig
     figures = {
         "yaw_rate": "rotation in the hand's direction over the time of a full episode, rad/s",
