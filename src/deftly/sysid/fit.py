@@ -372,7 +372,7 @@ def polish(
             say(f"polish at {1e3 * fine:g} ms: {problem}, moves by {moved:.2f} standard deviations")
             if moved < NEAR[0]:
                 break
-        deviation = _deviations(problem, theta, slopes)
+        deviation = _deviations(problem, theta, slopes, middle)
         if (np.abs(theta - before) < NEAR[1] * deviation).all():
             break
     return theta, np.minimum(np.hypot(deviation, _numerical(steer, problem, theta, slopes)), problem.prior_sd)
@@ -397,8 +397,11 @@ def _noise(error: np.ndarray) -> np.ndarray:
     return np.maximum((high - low) / 1.349, 1e-4)
 
 
-def _deviations(problem: Problem, theta: np.ndarray, jacobian: np.ndarray) -> np.ndarray:
-    """Standard deviations, (size,): the larger of those of independent errors, and of errors alike within a block."""
+def _deviations(problem: Problem, theta: np.ndarray, jacobian: np.ndarray, resolution: float) -> np.ndarray:
+    """Standard deviations, (size,): the larger of those of independent errors, and of errors alike within a block.
+
+    A delay is told no finer than `resolution`, the timestep (s) at which its slope is taken.
+    """
     n = len(problem.chain.joints)
     residual = problem.residual(theta[:, None])[:, 0]
     inverse = np.linalg.inv(jacobian.T @ jacobian)
@@ -410,5 +413,5 @@ def _deviations(problem: Problem, theta: np.ndarray, jacobian: np.ndarray) -> np
     alike = inverse @ (blocks.T @ blocks + prior) @ inverse
     variance = np.maximum(scale * np.diag(inverse), np.diag(alike))
     variance = np.minimum(variance, problem.prior_sd**2)
-    variance[-1] += (problem.chain.timestep / DELAY_UNIT) ** 2 / 12
+    variance[-1] += (resolution / DELAY_UNIT) ** 2 / 12
     return np.sqrt(variance)
