@@ -59,7 +59,7 @@ class GaitArgs:
     train: PPOConfig = field(default_factory=PPOConfig)  # The network, as in the training that follows; and the seed.
     runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
     gait: Path | None = None  # Start from this gait.npz instead of standing still.
-    optimizer: Literal["cma", "ascent"] = "cma"  # To find a gait; to improve one that is good, with `sigma` 0.12.
+    optimizer: Literal["cma", "ascent"] = "cma"  # To find a gait; to improve one that is good.
     generations: int = 80  # Generations of the search; 0 only clones the gait given.
     phases: int = 6  # Halfway, each finger (branch of the robot) is tried at so many phases; 1: as it is.
     population: int = 48  # Candidates of a generation.
@@ -67,7 +67,7 @@ class GaitArgs:
     seconds: float = 12.0  # How long each trial is judged, s, after a second of getting there.
     loss: float = 3.0  # Reward that a lost trial is worth less.
     frequency: float = 0.6  # Frequency of the first candidates, Hz.
-    sigma: float = 0.5  # How far the first candidates are spread; 0.1 or 0.2 to refine a gait that is given.
+    sigma: float | None = None  # How far (first) candidates are spread; unset: 0.5, and 0.12 for ascent.
     step: float = 0.5  # How far ascent goes along the gradient in a generation.
     rounds: int = 10  # Rounds of cloning; in each, the policy drives a larger share of the hands.
     std: float = 0.2  # Exploration noise that the cloned policy starts with.
@@ -79,8 +79,13 @@ class GaitArgs:
                 raise DeftlyError(f"{name} is {getattr(self, name)}, but it must be {least} or more")
         if not self.generations and not self.gait:
             raise DeftlyError("--generations 0 clones a gait: give it, --gait RUN/gait.npz")
-        if not all(getattr(self, name) > 0 for name in ("seconds", "frequency", "sigma", "step", "std")):
+        if not all(x > 0 for x in (self.seconds, self.frequency, self.spread, self.step, self.std)):
             raise DeftlyError("seconds, frequency, sigma, step and std must be above 0")
+
+    @property
+    def spread(self) -> float:
+        """Sigma, or its default."""
+        return {"cma": 0.5, "ascent": 0.12}[self.optimizer] if self.sigma is None else self.sigma
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,7 @@ class Search:
     def __init__(self, task: Task, args: GaitArgs):
         self.args, self.trials = args, Trials(task, args, (args.population + 1) * args.trials)
         self.env = self.trials.env
-        self._begin(self.trials.first, args.sigma)
+        self._begin(self.trials.first, args.spread)
 
     def _begin(self, start: np.ndarray, sigma: float) -> None:
         import cma
@@ -283,7 +288,7 @@ class Search:
         for first in range(0, len(numbers), each):
             self.env.seed(args.train.seed)  # the same robots for all
             part = numbers[first : first + each]
-            rewards.append(self._try(np.concatenate((part, numbers[: each - len(part)])))[: len(part)])
+            rewards.append(self._try(np.resize(part, (each, numbers.shape[1])))[: len(part)])
         reward = torch.cat(rewards)
         best = int(reward.argmax())
         if best:  # else the search goes on as it was
@@ -319,7 +324,7 @@ class Ascent:
         """Take a step; returns the mean reward per second of the gaits around."""
         size = len(self._numbers) // (2 if self.trials.mixed else 1)
         way, contexts = self._rng.standard_normal((self._pairs, size)), np.zeros(self._pairs)
-        both, change = self._numbers[None].repeat(2 * self._pairs, 0), self.args.sigma * np.concatenate((way, -way))
+        both, change = self._numbers[None].repeat(2 * self._pairs, 0), self.args.spread * np.concatenate((way, -way))
 
         def around(context: Tensor | None) -> Gaits:
             if context is not None:
@@ -329,7 +334,7 @@ class Ascent:
         reward = self.trials.run(around, self._pairs)
         gained = (reward[: self._pairs] - reward[self._pairs :]).double().numpy()
         gained = gained.clip(*np.quantile(gained, [OUTLIERS, 1 - OUTLIERS]))
-        slope = gained[:, None] * way / (2 * self.args.sigma)
+        slope = gained[:, None] * way / (2 * self.args.spread)
         gradient = slope.mean(0)
         if self.trials.mixed:  # of the half difference, in units in which contexts spread by 1
             gradient = np.concatenate((gradient, (slope * contexts[:, None]).mean(0) / max(contexts.std(), 1e-6)))
