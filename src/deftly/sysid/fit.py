@@ -287,8 +287,9 @@ class Problem:
             errors = np.concatenate([(path - self.chain.state[w.first : w.last])[:, w.burn :] for w, path in paths], 1)
             found = {row.tobytes(): error for row, error in zip(new, errors)}
         # what was asked last is often asked again: a step goes on from the best of its tries
-        self._known = {row.tobytes(): {**self._known, **found}[row.tobytes()] for row in theta}
-        return np.stack([*(self._known[row.tobytes()] for row in theta)])
+        known = self._known | found
+        self._known = {row.tobytes(): known[row.tobytes()] for row in theta}
+        return np.stack([known[row.tobytes()] for row in theta])
 
     def residual(self, x: np.ndarray) -> np.ndarray:
         """(residuals, candidates) of columns x (size, candidates)."""
@@ -338,6 +339,8 @@ class Problem:
         """
         normal = jacobian.T @ jacobian
         move = np.linalg.solve(normal, jacobian.T @ self.residual(theta[:, None])[:, 0])
+        if not np.isfinite(move).all():  # a simulation broke: what the coarse polish found stays
+            return theta, 0.0
         new = np.clip(theta - move.clip(-FAR, FAR), *bounds)
         return new, float((np.abs(new - theta) * np.sqrt(1 / np.diag(np.linalg.inv(normal)))).max())
 
