@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -6,6 +7,7 @@ import pytest
 import yaml
 
 from deftly import catalog, cli
+from deftly.contract import Observe
 from deftly.tasks import load, shipped
 
 TASK = "jaka-pick-cube"
@@ -50,6 +52,17 @@ def test_observation_and_action_are_counted_through(capsys):
     starts = [line.split()[:2] for line in out.splitlines()]
     for row in (["0-6", "joint_pos"], ["7-9", "cube_pos"], ["10", "cube_dist"], ["3", "gripper"]):
         assert row in starts
+
+
+def test_a_stride_counts_the_steps_that_are_seen(capsys, monkeypatch):
+    cls = load(TASK)
+    terms = (Observe("joint_pos", history=5, stride=2), Observe("cube_dist"))
+    contract = dataclasses.replace(cls(cls.Config()).contract(), observe_terms=terms)
+    monkeypatch.setattr(cls, "contract", lambda _: contract)
+    _, out, _ = run(capsys, "tasks", TASK)
+    rows = [line.split() for line in out.splitlines()]
+    assert any(row[:2] == ["0-20", "joint_pos"] and row[-2:] == ["5", "2"] for row in rows)
+    assert ["21", "cube_dist"] in [row[:2] for row in rows]
 
 
 def test_tasks_are_listed_without_the_train_extra(capsys, monkeypatch):

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deftly import contract
 from deftly.contract import Act, Contract, ContractError, Couple, Joint, Kind, Motor, Observe, Signal
 
 KINDS = get_args(Kind)
@@ -33,11 +35,19 @@ PLAIN = Contract(
     act_terms=(Act(("a", "b"), "relative", (0.5,), lowpass=0.25), Act(("c",), "gripper", (0.2,))),
     couplings=(Couple("d", (("a", -0.5), ("b", 0.25)), 0.1),),
 )
+POLICIES = Path(contract.__file__).parent / "policies"
 finite = st.floats(-100, 100, width=32)
 
 
 def with_kind(kind: str, scale=(0.5,), lowpass: float = 0.0) -> Contract:
     return dataclasses.replace(PLAIN, act_terms=(Act(("a", "b", "c"), kind, scale, lowpass),))
+
+
+def strided(history: int, stride: int = 1) -> Contract:
+    """Two terms that see this much of the past, with one between that has none."""
+    cube = Observe("cube", (2.0,), history=history, stride=stride)
+    terms = (cube, Observe("joint_pos"), Observe("command", history=history, stride=stride))
+    return dataclasses.replace(PLAIN, observe_terms=terms)
 
 
 @st.composite
@@ -60,9 +70,10 @@ def contracts(draw) -> Contract:
     )
     signals = (Signal("joint_pos", len(joints)), Signal("extra", draw(st.integers(1, 4))))
     terms = tuple(
-        Observe(name, (draw(number),), (draw(number),), draw(st.none() | st.just((-5.0, 5.0))), h)
+        Observe(name, (draw(number),), (draw(number),), draw(st.none() | st.just((-5.0, 5.0))), h, stride)
         for name in ("joint_pos", "extra", "command", "action")
-        for h in [draw(st.integers(1, 3))]
+        for h in [draw(st.integers(1, 4))]
+        for stride in [draw(st.integers(1, h))]
     )
     order = draw(st.just([]) | st.permutations(joints))
     motors = tuple(Motor(j.name, i, draw(st.sampled_from((1.0, -1.0))), draw(number)) for i, j in enumerate(order))
@@ -96,6 +107,24 @@ def test_json_round_trip_keeps_everything(c):
 
 def test_hash_does_not_change_between_versions():
     assert PLAIN.hash == "949e4cf1f422efefe6c14503c6f5ca5c347dfa1ad07ea4070bb6cd13803f575f"
+
+
+@pytest.mark.parametrize("name", [path.parent.name for path in POLICIES.glob("*/policy_spec.json")])
+def test_shipped_contracts_keep_their_text_and_hash(name):
+    text = (POLICIES / name / "policy_spec.json").read_text()
+    again = Contract.from_json(text)
+    assert again.to_json() == text
+    assert again.hash == json.loads((POLICIES / name / "checksums.json").read_text())["contract"]
+
+
+def test_a_stride_is_written_where_it_is_not_1_and_read_again():
+    c = strided(4, 3)
+    terms = json.loads(c.to_json())["observe_terms"]
+    assert [term.get("stride") for term in terms] == [3, None, 3]
+    assert Contract.from_json(c.to_json()) == c
+    assert strided(4, 1).hash == strided(4).hash != c.hash
+    with pytest.raises(ContractError, match=r"observe_terms\[0\]\.stride is 3 there, 1 here"):
+        strided(4).require(c, "the robot")
 
 
 def test_hash_ignores_how_numbers_are_written():
@@ -183,6 +212,10 @@ MALFORMED = {
     "scale of 'cube' has 2 values, expected 1 or 3": {"observe_terms": (Observe("cube", scale=(1, 2)),)},
     "clip of 'cube' is (1.0, -1.0)": {"observe_terms": (Observe("cube", clip=(1, -1)),)},
     "Observe.history is 0": {"observe_terms": (Observe("cube", history=0),)},
+    "Observe.stride is 0, expected a whole number of at least 1": {"observe_terms": (Observe("cube", stride=0),)},
+    "Observe.stride is True": {"observe_terms": (Observe("cube", history=2, stride=True),)},
+    "Observe.stride is 1.5": {"observe_terms": (Observe("cube", history=2, stride=1.5),)},  # type: ignore[arg-type]
+    "stride 4 of 'cube' is larger than its history of 3": {"observe_terms": (Observe("cube", history=3, stride=4),)},
     "needs an observation and an action": {"observe_terms": ()},
     "a joint is driven twice": {"act_terms": (Act(("a", "a"), "velocity"),)},
     "no joint 'z'": {"act_terms": (Act(("z",), "velocity", (1.0,)),)},
@@ -220,6 +253,36 @@ def test_observation_is_scaled_offset_clipped_and_stacked_oldest_first():
     assert obs[12:15].tolist() == [-1, 0.2, 1]
     obs, _ = PLAIN.observe(second, memory)
     assert obs[:12].tolist() == [0, 2, 1, 0, 0, 2, 1, 0, 1, 2, 0, 0]
+
+
+SEEN = {  # steps back, by history and stride
+    (27, 3): (24, 21, 18, 15, 12, 9, 6, 3, 0),
+    (28, 3): (27, 24, 21, 18, 15, 12, 9, 6, 3, 0),
+    (6, 4): (4, 0),
+    (3, 2): (2, 0),
+    (3, 1): (2, 1, 0),
+    (4, 4): (0,),
+}
+
+
+@pytest.mark.parametrize("array", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+@pytest.mark.parametrize(("history", "stride"), SEEN)
+def test_a_stride_sees_the_newest_step_and_every_so_many_before(history, stride, batch, array):
+    c, rng, back = strided(history, stride), np.random.default_rng(0), SEEN[history, stride]
+    assert c.obs_size == 7 * len(back) + 4
+    signals = [{k: array(v) for k, v in signals_of(c, rng, *batch).items()} for _ in range(40)]
+    cubes, commands, memory = [], [], c.reset(signals[0])
+    for t, now in enumerate(signals):
+        cubes.append(2 * now["cube"])
+        commands.append(memory["command"])
+        obs, memory = c.observe(now, memory)
+        past = [max(t - b, 0) for b in back]  # before the episode, all is as in its first step
+        rows = [*(cubes[i] for i in past), now["joint_pos"], *(commands[i] for i in past)]
+        np.testing.assert_array_equal(obs, np.concatenate(rows, -1))
+        kept = (*batch, back[0] + 1, 3) if back[0] else None
+        assert (tuple(memory["history.0"].shape) if "history.0" in memory else None) == kept
+        _, memory = c.act(array(rng.normal(size=(*batch, 3)).astype(np.float32)), memory)
 
 
 def test_command_and_action_are_observed_after_they_were_given():

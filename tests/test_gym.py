@@ -162,7 +162,7 @@ def test_spaces_are_bounded_where_the_contract_knows():
     space = deftly.gym.observation_space(contract)
     assert np.isinf(space.high[:6]).all()
     assert np.allclose(space.high[6:], 1)
-    terms = (Observe("command", (2.0, -1.0), (0.5, 0.0), history=2), Observe("joint_vel", clip=(-3, 4)))
+    terms = (Observe("command", (2.0, -1.0), (0.5, 0.0), history=4, stride=2), Observe("joint_vel", clip=(-3, 4)))
     space = deftly.gym.observation_space(dataclasses.replace(contract, observe_terms=terms))
     assert space.low.tolist() == [-3, -1, -3, -1, -3, -3]
     assert space.high.tolist() == [1, 1, 1, 1, 4, 4]

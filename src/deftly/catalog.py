@@ -78,8 +78,10 @@ def _show_task(cls: type[tasks.Task]) -> None:
     observed = []
     for o in c.observe_terms:
         clip = " .. ".join(map(_text, o.clip or ()))
-        observed.append((c.source_size(o.signal) * o.history, o.signal, o.scale, o.offset, clip, o.history))
-    _section(f"Observation ({c.obs_size})", ("index", "source", "scale", "offset", "clip", "history"), observed)
+        size = c.source_size(o.signal) * o.frames
+        observed.append((size, o.signal, o.scale, o.offset, clip, o.history, o.stride))
+    columns = ("index", "source", "scale", "offset", "clip", "history", "stride")
+    _section(f"Observation ({c.obs_size})", columns, observed)
     acts = [(len(a.joints), a.joints, a.kind, a.scale or "default", a.lowpass, MEANING[a.kind]) for a in c.act_terms]
     _section(f"Action ({c.action_size})", ("index", "joints", "kind", "scale", "lowpass", "target"), acts)
     if c.couplings:

@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 from deftly.errors import DeftlyError
 
 SCHEMA = "deftly.contract/1"
+LEFT_OUT = {"motors": (), "stride": 1}  # of the JSON, so that hashes are as before there were any
 LARGEST, SMALLEST = 1e12, 1e-9  # of the figures, and of those divided by: products stay finite in float32
 
 Kind = Literal["absolute", "relative", "delta", "velocity", "gripper"]
@@ -67,7 +68,8 @@ class Observe:
     """How one source enters the observation: `clip(scale * (value - offset))`, the last `history` steps, oldest first.
 
     The source is a signal, or `command` (the last joint targets) or `action` (the last filtered action).
-    `scale` and `offset` hold one value, or one for each element.
+    `scale` and `offset` hold one value, or one for each element. With a `stride`, the newest of the last `history`
+    steps is seen, and every `stride`-th before it.
     """
 
     signal: str
@@ -75,6 +77,17 @@ class Observe:
     offset: tuple[float, ...] = (0.0,)
     clip: tuple[float, float] | None = None
     history: int = 1
+    stride: int = 1
+
+    @property
+    def frames(self) -> int:
+        """Number of steps that are seen."""
+        return (self.history - 1) // self.stride + 1
+
+    @property
+    def kept(self) -> int:
+        """Number of steps that the memory holds: as far back as the oldest that is seen."""
+        return (self.frames - 1) * self.stride + 1
 
 
 @dataclass(frozen=True)
@@ -153,7 +166,7 @@ class Contract:
     @property
     def obs_size(self) -> int:
         """Number of elements of the observation."""
-        return sum(self.source_size(o.signal) * o.history for o in self.observe_terms)
+        return sum(self.source_size(o.signal) * o.frames for o in self.observe_terms)
 
     def source_size(self, name: str) -> int:
         """Number of elements of a signal, of `command` or of `action`."""
@@ -172,9 +185,9 @@ class Contract:
         rest = (_pick(command, k["action_joint"]) - k["bias"]) * k["inverse_gain"]
         memory = {COMMAND: command, ACTION: _xp(measured).clip(rest, -1.0, 1.0)}
         for i, term in enumerate(self.observe_terms):
-            if term.history > 1:
+            if term.frames > 1:
                 value = self._term(i, signals, memory)
-                memory[f"history.{i}"] = _xp(value).stack([value] * term.history, -2)
+                memory[f"history.{i}"] = _xp(value).stack([value] * term.kept, -2)
         return memory
 
     def observe(self, signals: Mapping[str, Array], memory: Memory) -> tuple[Array, Memory]:
@@ -182,10 +195,10 @@ class Contract:
         memory, parts = dict(memory), []
         for i, term in enumerate(self.observe_terms):
             value = self._term(i, signals, memory)
-            if term.history > 1:
+            if term.frames > 1:
                 xp, key = _xp(value), f"history.{i}"
                 memory[key] = xp.concatenate((memory[key][..., 1:, :], value[..., None, :]), -2)
-                value = memory[key].reshape(*value.shape[:-1], -1)
+                value = memory[key][..., :: term.stride, :].reshape(*value.shape[:-1], -1)
             parts.append(value)
         return _xp(parts[0]).concatenate(parts, -1), memory
 
@@ -267,9 +280,8 @@ class Contract:
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, floats in their shortest exact form."""
         data = {"schema": SCHEMA, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}}
-        if not self.motors:  # as before there were any
-            del data["motors"]
-        return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dataclasses.asdict)
+        compact: dict[str, Any] = {"sort_keys": True, "separators": (",", ":"), "allow_nan": False}
+        return json.dumps(_written(data), **compact, default=lambda part: _written(vars(part)))
 
     @property
     def hash(self) -> str:
@@ -308,6 +320,11 @@ def _pick(values: Array, columns: Array) -> Array:
 def _clip(xp: Any, value: Array, lower: Array, upper: Array) -> Array:
     """Each element within its limits; NaN stays NaN. Three times as fast as numpy's `clip` on a robot's few joints."""
     return xp.minimum(xp.maximum(value, lower), upper)
+
+
+def _written(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that stand in the JSON: all but those at a default of `LEFT_OUT`."""
+    return {name: value for name, value in fields.items() if (name, value) not in LEFT_OUT.items()}
 
 
 def _constant_arrays(c: Contract, like: Array) -> dict[str, Any]:
@@ -443,6 +460,7 @@ def _check(c: Contract) -> None:
         for name in ("scale", "offset"):
             count, size = len(getattr(o, name)), c.source_size(o.signal)
             need(count in (1, size), f"{name} of '{o.signal}' has {count} values, expected 1 or {size}")
+        need(o.stride <= o.history, f"stride {o.stride} of '{o.signal}' is larger than its history of {o.history}")
         need(o.clip is None or (len(o.clip) == 2 and o.clip[0] < o.clip[1]), f"clip of '{o.signal}' is {o.clip}")
     turned = [m.joint for m in c.motors]
     need(sorted(turned) in ([], sorted(c.joint_names)), f"the motors turn {turned}, expected each joint once")
@@ -466,6 +484,7 @@ def _check(c: Contract) -> None:
 def _difference(a: Any, b: Any, path: str = "") -> str:
     """The first place at which two JSON values differ, in words; empty if nowhere."""
     if type(a) is type(b) and isinstance(a, dict):
+        a, b = LEFT_OUT | a, LEFT_OUT | b
         pairs = [(f"{path}.{key}".lstrip("."), a.get(key), b.get(key)) for key in sorted({*a, *b})]
     elif type(a) is type(b) and isinstance(a, list) and len(a) == len(b):
         pairs = [(f"{path}[{i}]", x, y) for i, (x, y) in enumerate(zip(a, b))]

@@ -146,7 +146,7 @@ def observation_space(contract: Contract) -> Box:
         bound = bounds.get(term.signal, ([-np.inf], [np.inf]))
         source = np.broadcast_to(bound, (2, contract.source_size(term.signal)))
         ends = np.sort(np.array(term.scale) * (source - np.array(term.offset)), axis=0)
-        parts += [ends.clip(*term.clip) if term.clip else ends] * term.history
+        parts += [ends.clip(*term.clip) if term.clip else ends] * term.frames
     low, high = np.concatenate(parts, axis=1).astype(np.float32)
     return Box(low, high, dtype=np.float32)
 
