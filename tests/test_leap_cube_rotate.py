@@ -42,6 +42,13 @@ def test_turning_counts_in_the_direction_of_the_hand(name, direction):
     assert not env.task.success(env.state).any()
 
 
+def test_of_the_steps_every_so_many_are_seen():
+    cls = load(TASKS[0])
+    assert cls(cls.Config()).contract().obs_size == 32 * 27
+    env = make(TASKS[0], num_envs=2, stride=3)
+    assert env.contract.obs_size == 32 * 9 == env.obs["policy"].shape[-1]
+
+
 def test_the_yaw_rate_is_over_the_episode_as_it_is_cut():
     cls = load(TASKS[0])
     env = Env(cls(cls.Config()), EnvConfig(num_envs=2, episode_steps=100, randomize=False), SimConfig(threads=1), 3)

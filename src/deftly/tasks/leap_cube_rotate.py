@@ -1,7 +1,7 @@
 """Turn a cube in the palm of a LEAP hand about the palm's normal, by touch of its joints alone."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +47,7 @@ class RotateConfig(TaskConfig):
     """A turn does not end the episode: what counts is to go on."""
     delta: float = 1 / 24  # Change of a joint's command at action 1, rad per step.
     history: int = 27  # Steps of joint positions and commands that the policy sees: a cycle of a gait, to feel sizes.
+    stride: int = 1  # Of these steps, the newest and every `stride`-th before it are seen.
     soft_limits: float = 0.95  # Share of each joint's range, about its middle, that commands may use.
     size: tuple[float, float] = (0.9, 1.1)  # Range of the cube's edge, as a share of 75 mm.
     mass: float = 0.1  # Of the cube, kg.
@@ -66,7 +67,8 @@ class RotateConfig(TaskConfig):
 class CubeRotate(Task):
     """Turn a cube of 67 to 83 mm that lies in the upward palm about the palm's normal, without a look at it.
 
-    Observation (32 times `history`, oldest first), by touch of the joints alone:
+    Observation (32 for each step seen: the last `history`, or every `stride`-th of them, oldest first), by touch of the
+    joints alone:
 
     | term      | meaning                                        | unit | range         |
     |-----------|------------------------------------------------|------|---------------|
@@ -143,7 +145,8 @@ class CubeRotate(Task):
             middle, half = (j.lower + j.upper) / 2, cfg.soft_limits * (j.upper - j.lower) / 2
             joints.append(type(j)(j.name, middle - half, middle + half, j.home, j.velocity, j.units))
         home, names = tuple(j.home for j in joints), tuple(j.name for j in joints)
-        observe = tuple(Observe(name, offset=home, history=cfg.history) for name in ("joint_pos", "command"))
+        seen = Observe("joint_pos", offset=home, history=cfg.history, stride=cfg.stride)
+        observe = (seen, replace(seen, signal="command"))
         signals = (Signal("joint_pos", len(joints), "rad"),)
         act = (Act(names, "delta", (cfg.delta,)),)
         return Contract(robot.name, cfg.rate, tuple(joints), signals, observe, act, motors=robot.motors)
