@@ -18,7 +18,7 @@ COMMANDS = {
     "train": ("Learn", "deftly.train:main", "train a policy on a task"),
     "eval": ("Learn", "deftly.evaluate:main", "measure a policy's success rate on fixed seeds"),
     "grasps": ("Learn", "deftly.grasps:main", "look for the grasps from which an in-hand task starts"),
-    "gait": ("Learn", "deftly.gait:main", "search for a periodic movement to start a training from"),
+    "gait": ("Learn", "deftly.gait.stage:main", "search for a periodic movement to start a training from"),
     "play": ("Learn", "deftly.play:main", "watch a policy, or record a video of it"),
     "export": ("Hand over", "deftly.export:main", "turn a policy into a bundle, which runs without torch"),
     "check": ("Hand over", "deftly.check:main", "check a bundle"),

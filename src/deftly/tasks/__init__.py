@@ -46,6 +46,18 @@ class Push:
     duration: float  # length of a push, s
 
 
+@dataclass(frozen=True)
+class Strokes:
+    """Where tips of fingers push what they turn about the vertical, and when: from there a search for a gait starts."""
+
+    sites: tuple[str, ...]  # of the tips
+    angles: tuple[float, ...]  # on which side each pushes, rad about the centre, as of a turn counter-clockwise
+    phases: tuple[float, ...]  # when each does, as a share of the period
+    centre: tuple[float, float, float]  # of what is turned, at the height of the tips, m, in the world
+    radius: float  # at which a tip touches it, m
+    direction: float = 1.0  # -1 turns clockwise, with mirrored angles
+
+
 class Task:
     """A task: its scene, its contract, and its Markov decision process in torch.
 
@@ -128,6 +140,10 @@ class Task:
 
     def context(self, s: State) -> Tensor | None:
         """A figure of each episode by which a gait may differ, `(num_envs,)` in -1 .. 1, or None; no policy sees it."""
+        return None
+
+    def strokes(self) -> Strokes | None:
+        """Where a search for a gait starts, or None: from standing still."""
         return None
 
     def curriculum(self, s: State, progress: dict[str, float]) -> None:

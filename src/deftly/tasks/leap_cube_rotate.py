@@ -17,10 +17,11 @@ from deftly.grasp_cache import Grasps
 from deftly.robots import Robot, leap_hand
 from deftly.sim import scene
 from deftly.sim.randomize import Randomize
-from deftly.tasks import Noise, Push, Task, task
+from deftly.tasks import Noise, Push, Strokes, Task, task
 
 CUBE = "cube"
 HALF_EDGE = 0.0375  # m: the seed's cube of 75 mm
+TIPS = 0.088  # m: height at which fingertips push it
 SPAWN = (-0.010, 0.035, 0.074)  # m, in the right hand's frame: where a cube rests on palm and fingers
 
 
@@ -303,6 +304,13 @@ class CubeRotate(Task):
         low, high = self.cfg.size
         share = self._half(s) / HALF_EDGE
         return ((2 * share - low - high) / max(high - low, 1e-6)).clip(-1.0, 1.0).float()
+
+    def strokes(self) -> Strokes:
+        """Each finger at one side of the cube: index and ring push, and while they go back, middle finger and thumb."""
+        sites = tuple(f"{finger}_tip" for finger in (*leap_hand.FINGERS, "th"))
+        x, y, _ = self._spawn()
+        angles, phases = (-math.pi / 2, 0.0, math.pi / 2, math.pi), (0.0, 0.5, 0.0, 0.5)
+        return Strokes(sites, angles, phases, (x, y, TIPS), HALF_EDGE + 0.0145, self.direction)
 
     def curriculum(self, s: State, progress: dict[str, float]) -> None:
         """The better the hand turns the cube, the more it matters how."""
