@@ -52,11 +52,10 @@ def main(argv: list[str]) -> int:
     args = parse(with_task(GaitArgs, cls.Config), rest, prog=f"deftly gait {name}", filed=defaults)
     task, console = cls(args.task), Console()
     task.require()
-    gait = Gaits.load(args.gait, task) if args.gait else None
-    search = None if gait else Search(task, args)
+    begin = Gaits.load(args.gait, task) if args.gait else Search(task, args)
     run = runs.create(task.name, "train", args.runs, args.name)
     log = Log(task, run / "gait.npz", console)
-    gait = gait or log.generations(search, args.generations, "generation")
+    gait = begin if isinstance(begin, Gaits) else log.generations(begin, args.generations, "generation")
     if args.ascent:
         gait = log.generations(Ascent(task, args, gait), args.ascent, "ascent")
     gait.save(log.path, task)

@@ -76,7 +76,7 @@ class TipPaths:
             q, normal, slope = qpos[:, self._qpos], stay.copy(), NEAR_HOME**2 * (self._home - qpos[:, self._qpos])
             for k, tip in enumerate(tips):
                 here = places[:, tip.id].copy()
-                jacobian = sim.jac(int(tip.bodyid[0]), here)[0][:, :, self._dofs]
+                jacobian = sim.jac(int(tip.bodyid[0]), here)[0][:, :, self._dofs]  # type: ignore[attr-defined]
                 normal = normal + jacobian.transpose(0, 2, 1) @ jacobian
                 slope = slope + np.einsum("nxj,nx->nj", jacobian, wanted[:, k] - here)
             change = np.linalg.solve(normal, slope[..., None])[..., 0].clip(-LARGEST, LARGEST)
