@@ -13,12 +13,12 @@ import pytest
 from deftly import cli, inspection
 from deftly.deploy import log
 from deftly_bench import dynamixel_bus
-from deftly_bench.dynamixel_bus import EmulatedBus
 from test_run import Process
 
 sys.path.insert(0, str(Path(__file__).parent / "assets"))
 import leap
 
+bus, registers = leap.bus, leap.registers
 PATIENT = ["--safety.misses", "100", "--safety.miss-periods", "9", "--safety.stall-periods", "90"]
 QUICK = ["--start", "--safety.approach-s", "0.2", *PATIENT]
 
@@ -26,13 +26,6 @@ QUICK = ["--start", "--safety.approach-s", "0.2", *PATIENT]
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     return leap.write_bundle(tmp_path_factory.mktemp("bundle") / "leap")
-
-
-@pytest.fixture
-def bus():
-    with EmulatedBus() as found:
-        leap.go_home(found)
-        yield found
 
 
 @pytest.fixture
@@ -46,10 +39,6 @@ def start(bus, bundle, tmp_path):
             return process
 
         yield begin
-
-
-def registers(bus, address, size=1):
-    return [bus.motors[i].get(address, size) for i in range(16)]
 
 
 def test_a_policy_drives_the_hand_and_leaves_it_holding(bus, start, tmp_path):

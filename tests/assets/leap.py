@@ -1,14 +1,17 @@
-"""Contracts of the LEAP tasks at a leisurely rate, their motors in the hardware's order, and stand-in bundles."""
+"""Contracts of the LEAP tasks at a leisurely rate, their motors in the hardware's order, an emulated hand, bundles."""
 
 import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
 import fifty
 
 from deftly.tasks import load
+from deftly_bench.dynamixel_bus import EmulatedBus
 
 RATE = 5.0
 """Hz: busy machines are late, which is no fault of the driver's."""
@@ -37,6 +40,19 @@ def go_home(bus, side="right"):
     home = {j.name: j.home for j in contract(side).joints}
     for i, name in enumerate(ORDER):
         bus.motors[i].position = tick(side, name, home[name])
+
+
+@pytest.fixture
+def bus():
+    """An emulated hand at home; a module has the fixture by `bus = leap.bus`."""
+    with EmulatedBus() as found:
+        go_home(found)
+        yield found
+
+
+def registers(bus, address, size=1, signed=False):
+    """A register of each motor of an emulated hand."""
+    return [bus.motors[i].get(address, size, signed) for i in range(16)]
 
 
 def write_bundle(folder, rate=RATE):

@@ -16,21 +16,14 @@ from deftly.deploy.dynamixel_bus import Bus
 from deftly.deploy.loop import Runner
 from deftly.deploy.policy import Decision
 from deftly.deploy.safety import Fault, Kernel, SafetyConfig, State
-from deftly_bench.dynamixel_bus import EmulatedBus
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "assets"))
 import fifty
 import leap
 
+bus, registers = leap.bus, leap.registers
 HOME = np.array(leap.contract().home())
 PATIENT = SafetyConfig(misses=100, miss_periods=9, stall_periods=90)
-
-
-@pytest.fixture
-def bus():
-    with EmulatedBus() as found:
-        leap.go_home(found)
-        yield found
 
 
 @pytest.fixture
@@ -60,10 +53,6 @@ class Still:
 
     def close(self):
         pass
-
-
-def registers(bus, address, size, signed=False):
-    return [bus.motors[i].get(address, size, signed) for i in range(16)]
 
 
 def wait(happened):
