@@ -2,6 +2,7 @@ import io
 import json
 import subprocess
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -21,6 +22,15 @@ def job(tmp_path_factory):
     """A tiny job whose motions are recorded."""
     tape = tmp_path_factory.mktemp("bench") / "tape.npz"
     job = Job("", TASK, str(tape), num_envs=8, seconds=0.01, tape_envs=4, tape_steps=12, train_envs=8)
+    cases.record(job)
+    return job
+
+
+@pytest.fixture(scope="module")
+def late(tmp_path_factory):
+    """The same of a task whose commands are delayed at random."""
+    tape = tmp_path_factory.mktemp("bench") / "tape.npz"
+    job = Job("", "leap-right-cube-rotate", str(tape), num_envs=12, seconds=0.01, tape_envs=2, tape_steps=6)
     cases.record(job)
     return job
 
@@ -67,6 +77,33 @@ def test_environments_are_spread_over_an_episode(job):
     env = job.env(8)
     cases.spread(env, job.tape)
     assert len(set(env.state.steps.tolist())) > 3
+    env.step(cases.random_action(env))
+    assert env.broken_count == 0
+
+
+def test_raw_replays_a_task_with_random_delays_without_them(late):
+    assert late.env(1).model.nhistory > 0
+    assert cases.Replay(late).model.nhistory == 0
+    assert cases.raw(late)["exact"]
+
+
+def test_environments_with_random_delays_are_spread_and_hear_what_they_were_sent(late):
+    """The tape knows no delays, but what is still on its way to an actuator is what was sent, not the start's pose."""
+    env = late.env(12)
+    sent, agos = cases._tap(env), set()
+    cases.spread(env, late.tape)
+    steps = env.state.steps.tolist()
+    assert len(set(steps)) > 6
+    assert max(steps) > env.episode_steps / 2
+    for i in (i for i, count in enumerate(steps) if count >= 2):  # not those that have just begun
+        model = env.sim.batch.get_model(i)
+        data = mujoco.MjData(model)
+        mujoco.mj_setState(model, data, env.sim.state[i].numpy(), cases.FULL)
+        heard = [mujoco.mj_readCtrl(model, data, k, data.time, np.empty(1), 0).item() for k in range(model.nu)]
+        ago = int(model.actuator_delay[0] * env.contract.rate)
+        np.testing.assert_array_equal(heard, sent[-1 - ago][i])
+        agos.add(ago)
+    assert agos == {0, 1}  # some hear the newest command, others still that before it
     env.step(cases.random_action(env))
     assert env.broken_count == 0
 
