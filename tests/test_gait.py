@@ -152,7 +152,7 @@ def test_a_given_gait_is_cloned_into_a_checkpoint_that_training_starts_from(tmp_
     assert "yaw_rate" in said
     folder = said.split("--init ")[1].strip()
     found = checkpoint.load(find_checkpoint(folder, TASK, GaitArgs().runs))
-    assert float(found.policy()(torch.zeros(1, 864)).abs().sum()) > 0
+    assert float(found.policy()(torch.zeros(1, 320)).abs().sum()) > 0
 
 
 def test_tasks_without_delta_actions_are_refused():

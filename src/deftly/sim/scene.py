@@ -19,7 +19,7 @@ class Physics(NamedTuple):
 
 
 PRESETS: dict[Preset, Physics] = {
-    "coarse": Physics(timestep=0.0126, iterations=6, impratio=2.0),
+    "coarse": Physics(timestep=0.0126, iterations=10, impratio=5.0),
     "fast": Physics(timestep=0.0084, iterations=10, impratio=3.0),
     "default": Physics(timestep=0.0067, iterations=20, impratio=5.0),
     "accurate": Physics(timestep=0.002, iterations=100, impratio=10.0),

@@ -47,8 +47,8 @@ class RotateConfig(TaskConfig):
     stop_on_success: bool = False
     """A turn does not end the episode: what counts is to go on."""
     delta: float = 1 / 24  # Change of a joint's command at action 1, rad per step.
-    history: int = 27  # Steps of joint positions and commands that the policy sees: a cycle of a gait, to feel sizes.
-    stride: int = 1  # Of these steps, the newest and every `stride`-th before it are seen.
+    history: int = 40  # Steps of joint positions and commands that the policy sees: a cycle of a gait, to feel sizes.
+    stride: int = 4  # Of these steps, the newest and every `stride`-th before it are seen.
     soft_limits: float = 0.95  # Share of each joint's range, about its middle, that commands may use.
     size: tuple[float, float] = (0.9, 1.1)  # Range of the cube's edge, as a share of 75 mm.
     mass: float = 0.1  # Of the cube, kg.
