@@ -30,6 +30,7 @@ class Weights:
     """Weights of the reward terms, each multiplied by the control period: figures are per second."""
 
     rotate: float = 1.25  # Yaw rate, rad/s, at most `max_rate`; less the nearer the cube is to being lost.
+    tilt: float = -3.0  # Squared tilt of the cube, rad2: what comes before it tips.
     linear_velocity: float = -0.3  # Speed of the cube, m/s, summed over the axes.
     pose: float = -0.02  # Squared distance of the joints from the grasp beyond `pose_slack`, rad2.
     torque: float = -0.3  # Squared joint torques, (N m)2.
@@ -52,6 +53,7 @@ class RotateConfig(TaskConfig):
     soft_limits: float = 0.95  # Share of each joint's range, about its middle, that commands may use.
     size: tuple[float, float] = (0.9, 1.1)  # Range of the cube's edge, as a share of 75 mm.
     mass: float = 0.1  # Of the cube, kg.
+    friction: tuple[float, float] = (0.6, 1.4)  # Range of sliding friction of hand and cube, as a share of 1.
     start: Literal["cache", "sample"] = "cache"  # Start from grasps of the cache, or sample poses to look for grasps.
     grasps: Path | None = None  # Grasp cache of `deftly grasps`; unset: the one shipped for the hand.
     actuators: Path | None = None  # Servos of `deftly sysid --write`; unset: those of the robot's file.
@@ -221,6 +223,7 @@ class CubeRotate(Task):
         away = (s.qpos[:, : len(self._joints)] - self._grasp).abs() - cfg.pose_slack
         terms = {
             "rotate": rate.clip(max=cfg.max_rate) * safe.clip(min=0.0),
+            "tilt": self._tilt(s).square(),
             "linear_velocity": s.joint_vel(CUBE)[:, :3].abs().sum(-1),
             "pose": away.clip(min=0.0).square().sum(-1),
             "torque": self._torque(s).square().sum(-1),
@@ -265,7 +268,7 @@ class CubeRotate(Task):
             Randomize("mass", 0.7, 1.3, (CUBE,)),
             Randomize("mass", 0.8, 1.2, names),
             Randomize("com", -0.002, 0.002, (CUBE,), op="add"),
-            Randomize("friction", 0.6, 1.4, (*shapes, CUBE), shared=True),
+            Randomize("friction", *self.cfg.friction, (*shapes, CUBE), shared=True),
             Randomize("frictionloss", 0.5, 1.8, names),
             Randomize("damping", 0.6, 1.6, names),
             Randomize("armature", 0.7, 1.3, names),
