@@ -44,8 +44,8 @@ def test_turning_counts_in_the_direction_of_the_hand(name, direction):
 
 def test_of_the_steps_every_so_many_are_seen():
     cls = load(TASKS[0])
-    assert cls(cls.Config()).contract().obs_size == 32 * 27
-    env = make(TASKS[0], num_envs=2, stride=3)
+    assert cls(cls.Config()).contract().obs_size == 32 * 10
+    env = make(TASKS[0], num_envs=2, history=27, stride=3)
     assert env.contract.obs_size == 32 * 9 == env.obs["policy"].shape[-1]
 
 
@@ -128,6 +128,15 @@ def test_idle_hands_keep_the_cube(name):
         lost |= env.step(torch.zeros(32, 16)).terminated
     assert lost.double().mean() <= 0.1
     assert env.task.metrics(env.state)["net_turns"].abs().max() < 0.3
+
+
+def test_friction_can_be_drawn_from_a_part_of_its_range():
+    """Of the hand, which decides: 1.0 in its file, as far as the task's own 0.6 to 1.4 unless asked otherwise."""
+    for asked, (low, high) in ({}, (0.6, 1.4)), ({"friction": (1.0, 1.4)}, (1.0, 1.4)):
+        env = make(TASKS[0], num_envs=64, plain=False, **asked)
+        drawn = env.sim.expand("geom_friction")[:, env.model.geom("mf_tip").id, 0]
+        assert low <= drawn.min() < low + 0.1
+        assert high - 0.1 < drawn.max() <= high
 
 
 def test_sizes_and_torque_limits_differ_between_hands():

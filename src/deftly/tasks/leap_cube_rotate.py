@@ -53,7 +53,7 @@ class RotateConfig(TaskConfig):
     soft_limits: float = 0.95  # Share of each joint's range, about its middle, that commands may use.
     size: tuple[float, float] = (0.9, 1.1)  # Range of the cube's edge, as a share of 75 mm.
     mass: float = 0.1  # Of the cube, kg.
-    friction: tuple[float, float] = (0.6, 1.4)  # Range of sliding friction of hand and cube, as a share of 1.
+    friction: tuple[float, float] = (0.6, 1.4)  # Range of the friction of hand and cube, as a share of their own.
     start: Literal["cache", "sample"] = "cache"  # Start from grasps of the cache, or sample poses to look for grasps.
     grasps: Path | None = None  # Grasp cache of `deftly grasps`; unset: the one shipped for the hand.
     actuators: Path | None = None  # Servos of `deftly sysid --write`; unset: those of the robot's file.
