@@ -6,6 +6,7 @@ import torch
 
 from deftly.config import EnvConfig, SimConfig
 from deftly.env import Env
+from deftly.errors import DeftlyError
 from deftly.tasks import load
 from deftly.tasks.leap_cube_rotate import CUBE, _yaw_between
 
@@ -137,6 +138,9 @@ def test_friction_can_be_drawn_from_a_part_of_its_range():
         drawn = env.sim.expand("geom_friction")[:, env.model.geom("mf_tip").id, 0]
         assert low <= drawn.min() < low + 0.1
         assert high - 0.1 < drawn.max() <= high
+    for wrong in (1.4, 0.6), (-1.0, 1.0):
+        with pytest.raises(DeftlyError, match=r"task.friction is .*least, above 0"):
+            load(TASKS[0]).Config(friction=wrong)
 
 
 def test_sizes_and_torque_limits_differ_between_hands():

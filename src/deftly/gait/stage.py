@@ -37,7 +37,7 @@ class Log:
             search.best.save(self.path, self.task)
             self.steps += each
             spent = f"{(time.perf_counter() - self.start) / 60:.1f} min, {self.steps / 1e6:.2f} M steps"
-            self.console.print(f"{what} {generation}: reward {rewards}, {spent}", highlight=False)
+            self.console.print(f"{what} {generation}: reward {rewards}, {spent}", highlight=False, soft_wrap=True)
         return search.best
 
 

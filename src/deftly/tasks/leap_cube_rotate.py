@@ -13,6 +13,7 @@ from deftly import actuators
 from deftly.config import TaskConfig
 from deftly.contract import Act, Contract, Observe, Signal
 from deftly.env import State
+from deftly.errors import DeftlyError
 from deftly.grasp_cache import Grasps
 from deftly.robots import Robot, leap_hand
 from deftly.sim import scene
@@ -65,6 +66,13 @@ class RotateConfig(TaskConfig):
     max_tilt: float = 0.8  # Tilt of the cube at which it is lost, rad.
     leniency: float = 0.1  # In training alone: share of the penalties that counts while no episode succeeds.
     weights: Weights = field(default_factory=Weights)  # Weights of the reward terms.
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("size", "friction"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise DeftlyError(f"task.{name} is {low:g} {high:g}: give a least, above 0, and a greatest")
 
 
 class CubeRotate(Task):
