@@ -181,6 +181,13 @@ def test_tips_go_the_way_that_the_hand_turns():
     assert (turning[:, 0] > 0).tolist() == np.roll(turning[:, 1] > 0, POINTS // 2).tolist()
 
 
+def test_strokes_of_what_is_not_there_are_refused():
+    with pytest.raises(DeftlyError, match=r"'nose', but the scene's sites are .*th_tip"):
+        paths(sites=("if_tip", "nose"))
+    with pytest.raises(DeftlyError, match="an angle and a phase for each"):
+        paths(phases=(0.0, 0.5))
+
+
 def test_tips_reach_where_they_shall():
     """The gait's own joints, simulated, bring the tips to the targets, as far as two harmonics and the hand allow."""
     found, task = paths(), make()

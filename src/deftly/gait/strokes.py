@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from deftly.contract import Contract
+from deftly.errors import DeftlyError
 from deftly.gait.gaits import SPREAD, Gaits
 from deftly.tasks import Strokes, Task
 
@@ -30,12 +31,20 @@ NEAR_HOME = 4e-3  # m that a tip may miss, rather than that a joint is 1 rad fro
 
 
 class TipPaths:
-    """Gaits from numbers near zero, `(n, 8 * tips + 1)`; zero is the task's own strokes at `frequency`, Hz."""
+    """Gaits from numbers near zero, `(n, 8 * tips + 1)`; zero is the task's own strokes at `frequency`, Hz.
+
+    Raises DeftlyError if the strokes name no site of the scene, or not as many angles and phases as sites.
+    """
 
     def __init__(self, task: Task, strokes: Strokes, contract: Contract, frequency: float, threads: int = 0):
         self.strokes, self.frequency, self._threads = strokes, frequency, threads
         self.size = len(NUMBERS) * len(strokes.sites) + 1
         self._model = task.scene().compile()
+        known = [self._model.site(i).name for i in range(self._model.nsite)]
+        if unknown := [name for name in strokes.sites if name not in known]:
+            raise DeftlyError(f"{task.name}: strokes of '{unknown[0]}', but the scene's sites are {known}")
+        if not len(strokes.sites) == len(strokes.angles) == len(strokes.phases):
+            raise DeftlyError(f"{task.name}: strokes need an angle and a phase for each of {list(strokes.sites)}")
         self._model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT.value
         joints = [self._model.joint(name) for name in contract.joint_names]
         self._qpos, self._dofs = (np.array([getattr(j, at)[0] for j in joints]) for at in ("qposadr", "dofadr"))
