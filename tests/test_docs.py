@@ -13,7 +13,6 @@ from deftly import (
     doctor,
     evaluate,
     export,
-    gait,
     grasps,
     play,
     quickstart,
@@ -30,6 +29,7 @@ from deftly.check import CheckArgs
 from deftly.config import ALIASES, EnvConfig, SimConfig, parse, split_task, with_task
 from deftly.env import Env
 from deftly.findings import failed
+from deftly.gait.search import GaitArgs
 from deftly.inspection import InspectArgs
 from deftly.robots.check import check
 from deftly.run import RunArgs
@@ -45,7 +45,7 @@ STAGES = {
     "doctor": doctor.DoctorArgs,
     "train": train.TrainArgs,
     "eval": evaluate.EvalArgs,
-    "gait": gait.GaitArgs,
+    "gait": GaitArgs,
     "grasps": grasps.GraspArgs,
     "play": play.PlayArgs,
     "export": export.ExportArgs,

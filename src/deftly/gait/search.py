@@ -37,10 +37,10 @@ class GaitArgs:
     trials: int = 3  # Randomized robots on which each candidate is tried.
     ascent: int = 100  # Steps along an estimated gradient from the gait found or given; 0 leaves it as it is.
     pairs: int = 192  # Robots of such a step, each of which tries a change and its opposite.
-    sigma: float = 0.12  # How large these changes are.
-    step: float = 1.0  # How far one step goes along the gradient.
+    sigma: float = 0.15  # How large these changes are.
+    step: float = 0.6  # How far one step goes along the gradient.
     seconds: float = 8.0  # How long each trial is judged, s, after a second of getting there.
-    loss: float = 3.0  # Reward that a lost trial is worth less.
+    loss: float = 5.0  # Reward that a lost trial is worth less.
     frequency: float = 0.65  # Frequency of the first candidates, Hz.
     rounds: int = 10  # Rounds of cloning; in each, the policy drives a larger share of the robots.
     std: float = 0.2  # Exploration noise that the cloned policy starts with.
