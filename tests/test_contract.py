@@ -59,7 +59,7 @@ def contracts(draw) -> Contract:
         lower = draw(number)
         upper = lower + draw(positive)
         home = lower + draw(st.floats(0, 1)) * (upper - lower)
-        joints.append(Joint(f"j{i}", lower, upper, min(max(home, lower), upper), draw(positive)))
+        joints.append(Joint(f"j{i}", lower, upper, min(max(home, lower), upper), draw(positive), slack=draw(positive)))
     driven = draw(st.integers(1, len(joints)))
     acts = tuple(
         Act((j.name,), draw(st.sampled_from(KINDS)), (draw(positive),), draw(st.floats(0, 0.9)))
@@ -125,6 +125,15 @@ def test_a_stride_is_written_where_it_is_not_1_and_read_again():
     assert strided(4, 1).hash == strided(4).hash != c.hash
     with pytest.raises(ContractError, match=r"observe_terms\[0\]\.stride is 3 there, 1 here"):
         strided(4).require(c, "the robot")
+
+
+def test_slack_is_written_where_there_is_any():
+    loose = dataclasses.replace(PLAIN, joints=tuple(dataclasses.replace(j, slack=0.1) for j in JOINTS))
+    assert '"slack":0.1' in loose.to_json()
+    assert "slack" not in PLAIN.to_json()
+    assert Contract.from_json(loose.to_json()) == loose
+    with pytest.raises(ContractError, match=r"slack of joint \w+ is -0.1"):
+        dataclasses.replace(PLAIN, joints=(dataclasses.replace(JOINTS[0], slack=-0.1), *JOINTS[1:]))
 
 
 def test_hash_ignores_how_numbers_are_written():

@@ -134,6 +134,20 @@ def test_statistics_are_means_over_ended_episodes(slider):
     assert env.progress() == {}
 
 
+def test_a_robot_stands_ready_for_as_long_as_was_drawn(slider):
+    at_once, later = slider(64), slider(64, ready_s=(0.1, 0.3))
+    assert not at_once.sim.bind("time").any()
+    assert set((20 * later.sim.bind("time")).round().flatten().int().tolist()) == {2, 3, 4, 5, 6}
+    assert not later.state.steps.any()
+    assert torch.allclose(later.state.command, later.state.qpos[:, :2].float(), atol=1e-4)
+
+
+def test_a_robot_that_stood_ready_was_held_where_it_is_not_where_it_was_measured(slider):
+    noisy = {"noise": Noise(bias=0.1)}
+    for env, apart in ((slider(64, **noisy), True), (slider(64, **noisy, ready_s=(0.05, 0.05)), False)):
+        assert bool((env.state.command - env.state.qpos[:, :2]).abs().max() > 0.05) is apart
+
+
 def test_weights_scale_the_rewards(slider):
     env = slider(2, start=0.3, goal=0.0)
     near = torch.exp(-env.state.qpos[:, 0].square())

@@ -1,12 +1,17 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from deftly.config import EnvConfig, SimConfig
-from deftly.env import Env
+from deftly.deploy.policy import LocalPolicy
+from deftly.deploy.safety import SafetyConfig
+from deftly.env import Env, State
 from deftly.errors import DeftlyError
+from deftly.simloop import run_episode
+from deftly.simrobot import SimRobot
 from deftly.tasks import load
 from deftly.tasks.leap_cube_rotate import CUBE, _yaw_between
 
@@ -150,3 +155,18 @@ def test_sizes_and_torque_limits_differ_between_hands():
     assert 80 < edge.max() < 82.6
     assert limit.min() < 0.27
     assert limit.max() > 0.31
+
+
+def test_a_policy_first_sees_what_it_sees_in_the_control_loop(monkeypatch):
+    monkeypatch.setattr(State, "uniform", lambda self, ids, low, high, *size: torch.full((len(ids), *size), 0.4).double())
+    env = make(TASKS[1], num_envs=2, ready_s=(0.05, 0.05))
+    robot, seen = SimRobot(env.task, "default"), []
+
+    def network(obs):
+        seen.append(obs.copy())
+        return np.zeros((1, 16), np.float32)
+
+    run_episode(robot, LocalPolicy(env.contract, network), SafetyConfig(), 0, limit=1)
+    assert np.abs(seen[0] - env.obs["policy"].numpy()).max() < 1e-5
+    sag = env.state.qpos[:, :16].float() - env.state.command
+    assert 0.002 < sag.abs().max() < 0.1

@@ -48,7 +48,7 @@ RANGES: tuple[tuple[str, str, Callable[[Any], object]], ...] = (
     ("1 or more", "train.max-iterations train.steps train.epochs train.minibatches", lambda x: x >= 1),
     ("1 or more", ".eval-episodes .save-every .keep-checkpoints", lambda x: x >= 1),
     ("0 (the task's) or more", "env.episode-steps", lambda x: x >= 0),
-    ("'LOW HIGH', 0 <= LOW <= HIGH", "env.latency-ms", lambda x: 0 <= x[0] <= x[1] < inf),
+    ("'LOW HIGH', 0 <= LOW <= HIGH", "env.latency-ms task.ready-s", lambda x: 0 <= x[0] <= x[1] < inf),
     ("cpu, cuda or cuda:N", "env.device", re.compile(r"cpu|cuda(:\d+)?").fullmatch),
     ("above 0 Hz", "task.rate", lambda x: 0 < x < inf),
     ("0 or more, or -1 for a random one", "train.seed", lambda x: x >= -1),
@@ -108,6 +108,8 @@ class TaskConfig(Ranged, section="task"):
     """Control steps in a full episode."""
     stop_on_success: bool = True
     """A success ends the episode."""
+    ready_s: tuple[float, float] = (0.0, 0.0)
+    """Shortest and longest time for which servos hold the robot where it starts, before the policy drives, s."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 from deftly.errors import DeftlyError
 
 SCHEMA = "deftly.contract/1"
-LEFT_OUT = {"motors": (), "stride": 1}  # of the JSON, so that hashes are as before there were any
+LEFT_OUT = {"motors": (), "stride": 1, "slack": 0.0}  # of the JSON, so that hashes are as before there were any
 LARGEST, SMALLEST = 1e12, 1e-9  # of the figures, and of those divided by: products stay finite in float32
 
 Kind = Literal["absolute", "relative", "delta", "velocity", "gripper"]
@@ -43,7 +43,11 @@ class ContractError(DeftlyError):
 
 @dataclass(frozen=True)
 class Joint:
-    """One commanded joint: limits, home and top speed, in rad and rad/s (m and m/s for a slide)."""
+    """One commanded joint: limits, home and top speed, in rad and rad/s (m and m/s for a slide).
+
+    `slack` is how far beyond the limits of its commands the joint can be, as a hand's that something pushes; 0 if those
+    are its mechanical stops.
+    """
 
     name: str
     lower: float
@@ -51,6 +55,7 @@ class Joint:
     home: float
     velocity: float
     units: str = "rad"
+    slack: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -451,6 +456,7 @@ def _check(c: Contract) -> None:
         need(j.upper - j.lower >= SMALLEST, f"joint {j.name} has limits {j.lower} .. {j.upper}")
         need(j.lower <= j.home <= j.upper, f"home {j.home} of joint {j.name} is outside {j.lower} .. {j.upper}")
         need(j.velocity > 0, f"top speed of joint {j.name} is {j.velocity}")
+        need(j.slack >= 0, f"slack of joint {j.name} is {j.slack}")
     sizes = {s.name: s.size for s in c.signals}
     need(not {COMMAND, ACTION} & set(sizes), f"'{COMMAND}' and '{ACTION}' are no signals: choose another name")
     need(sizes.get(JOINT_POS) == len(c.joints), f"needs a signal '{JOINT_POS}' of size {len(c.joints)}")

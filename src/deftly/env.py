@@ -217,17 +217,33 @@ class Env:
         for value in (tensor for part in carried for tensor in part.values()):
             value[ids] = 0
         self.task.reset(s, ids)
-        s.ctrl[ids[:, None], self._ctrl] = self.task.signals(s)[JOINT_POS].double()[ids]
+        held = self.task.signals(s)[JOINT_POS].double()[ids]
+        s.ctrl[ids[:, None], self._ctrl] = held
         hold_commands(self.sim, ids)
         self.sim.forward(ids)
+        ready = self._stand_ready(ids)
         self.task.start(s, ids)
         signals = self._sensors.reset({k: v[ids] for k, v in self._signals().items()}, ids)
         memory = self.contract.reset(signals)
+        if ready:
+            memory = self.contract.follow(held.float(), memory)
         policy, memory = self.contract.observe(signals, memory)
         self._memory = {k: _scatter(self._memory.get(k), v, ids) for k, v in memory.items()}
         s.command = self._memory["command"]
         groups = self._groups(_scatter(self.obs.get("policy"), policy, ids))
         self.obs = {k: _scatter(self.obs.get(k), v[ids], ids) for k, v in groups.items()}
+
+    def _stand_ready(self, ids: Tensor) -> bool:
+        """Let robots stand as in a control loop before its start, held by their servos; returns whether they may sag.
+
+        A hand that holds something gives way until its servos carry it. So a policy never starts where they carry none.
+        """
+        least, most = (round(seconds * self.contract.rate) for seconds in self.task.cfg.ready_s)
+        if most:
+            periods = torch.randint(least, most + 1, (len(ids),), generator=self.state.generator)
+            for k in range(most):
+                self.sim.step(self.substeps, ids[periods > k])
+        return most > 0
 
     def progress(self) -> dict[str, float]:
         """Means over the episodes that ended since the last call, by which the task's curriculum then adapts."""

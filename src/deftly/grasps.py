@@ -132,7 +132,7 @@ def _of_size(
     from deftly.env import Env
     from deftly.sim.render import NoGLError, Renderer
 
-    task = cls(replace(args.task, start="sample", size=(share, share)))
+    task = cls(replace(args.task, start="sample", size=(share, share), ready_s=(0.0, 0.0)))
     env = Env(task, EnvConfig(num_envs=args.num_envs, noise=False), args.sim, args.seed, f"grasps/{index}")
     env.auto_reset = False
     parts: list[dict[str, np.ndarray]] = []

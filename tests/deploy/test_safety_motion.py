@@ -239,6 +239,20 @@ def test_a_measurement_beyond_the_limits_is_a_fault_of_the_sensor(joint, value):
     assert "is measured beyond its limits" in bench.kernel.reason
 
 
+def test_a_joint_may_be_pushed_into_its_slack_but_not_sent_there():
+    first, *others = TOY.joints
+    loose = dataclasses.replace(TOY, joints=(dataclasses.replace(first, slack=0.1), *others))
+    bench = Bench(loose, jump=1e6, lead=9.0).active()
+    bench.pose[0] = first.upper + 0.149
+    for _ in range(40):
+        command = bench.tick(targets=bench.pose)
+    assert bench.kernel.state is ACTIVE
+    assert command[0] == first.upper
+    bench.pose[0] = first.upper + 0.151
+    bench.tick()
+    assert bench.kernel.fault is Fault.SIGNALS_BAD
+
+
 def test_a_measurement_that_leaps_is_a_fault_of_the_sensor():
     bench = Bench().active()
     bench.pose[0] += 0.05 + 3.0 * 3.0 * PERIOD - 0.001

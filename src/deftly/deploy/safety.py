@@ -95,7 +95,7 @@ class SafetyConfig:
     ramp_s: float = 1.0
     """Time in which the allowed speed grows from nothing to full after a start, s."""
     outside: float = 0.05
-    """Farthest that a measured position may be beyond its limits, rad."""
+    """Farthest that a measured position may be beyond its limits and its joint's slack, rad."""
     jump: float = 3.0
     """A joint measured to move at more than this many times its top speed is a fault of its sensor."""
     moved: float = 0.05
@@ -160,7 +160,8 @@ class Kernel:
         lower, upper = np.array([(j.lower, j.upper) for j in joints], np.float64).T
         self._grips = np.isin(contract.joint_names, _grippers(contract))
         margin = np.where(self._grips, 0.0, self.cfg.margin) * (upper - lower)
-        self._limits, self._lower, self._upper = (lower, upper), lower + margin, upper - margin
+        slack = np.array([j.slack for j in joints])
+        self._limits, self._lower, self._upper = (lower - slack, upper + slack), lower + margin, upper - margin
         self._top_speed = np.array([j.velocity for j in joints], np.float64)
         self._speed = self.cfg.speed * self._top_speed
         self._unit = np.where([j.units == "rad" for j in joints], 1.0, upper - lower)  # of angles in the bounds

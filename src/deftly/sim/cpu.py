@@ -34,15 +34,15 @@ class CpuSim:
         """Live values of an MjModel field for each environment, `(num_envs, ...)`."""
         return _tensor(self.batch.expand(field))
 
-    def step(self, substeps: int) -> np.ndarray:
-        """Advance all environments by `substeps`; positions, contacts and their sensors are those of the new state.
+    def step(self, substeps: int, ids: torch.Tensor | None = None) -> np.ndarray:
+        """Advance all or some environments; positions, contacts and their sensors are those of the new state.
 
         Returns which broke, `(num_envs,)` bool: their physics raised or met a non-finite or huge number in this step.
         """
         before = self.state.numpy().copy() if self._dump_dir else None
         raised, warned = [], self._bad_states()
         try:
-            self.batch.step(nstep=substeps, stage=_FRESH)
+            self.batch.step(None if ids is None else ids.numpy(), nstep=substeps, stage=_FRESH)
         except mujoco.batch.SimulationError as error:
             raised = error.ids
         finite = torch.isfinite(self._qpos).all(1) & torch.isfinite(self._qvel).all(1)

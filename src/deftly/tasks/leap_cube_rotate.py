@@ -48,6 +48,8 @@ class RotateConfig(TaskConfig):
     episode_steps: int = 400
     stop_on_success: bool = False
     """A turn does not end the episode: what counts is to go on."""
+    ready_s: tuple[float, float] = (0.05, 0.5)
+    """Shortest and longest time for which the hand holds the cube before the policy drives, s."""
     delta: float = 1 / 24  # Change of a joint's command at action 1, rad per step.
     history: int = 40  # Steps of joint positions and commands that the policy sees: a cycle of a gait, to feel sizes.
     stride: int = 4  # Of these steps, the newest and every `stride`-th before it are seen.
@@ -154,7 +156,8 @@ class CubeRotate(Task):
         cfg, robot, joints = self.cfg, self.robot, []
         for j in robot.joints:
             middle, half = (j.lower + j.upper) / 2, cfg.soft_limits * (j.upper - j.lower) / 2
-            joints.append(type(j)(j.name, middle - half, middle + half, j.home, j.velocity, j.units))
+            slack = (j.upper - j.lower) / 2 - half
+            joints.append(replace(j, lower=middle - half, upper=middle + half, slack=slack))
         home, names = tuple(j.home for j in joints), tuple(j.name for j in joints)
         seen = Observe("joint_pos", offset=home, history=cfg.history, stride=cfg.stride)
         observe = (seen, replace(seen, signal="command"))
