@@ -88,8 +88,15 @@ def test_gaits_are_mixed_by_the_size_of_the_cube():
 
 def test_each_hand_is_shown_the_gait_of_its_context():
     cycles = [(torch.zeros(3, 16), torch.full((3, 16), value)) for value in (1.0, 2.0)]
-    goals = clone._goals(torch.zeros(3, 16), torch.tensor([-0.9, 0.4, -0.2]), torch.tensor([-1.0, 1.0]), cycles)
-    assert goals[:, 0].tolist() == [1.0, 2.0, 1.0]
+    change = clone._change(torch.zeros(3, 16), torch.tensor([-0.9, 0.4, -0.2]), torch.tensor([-1.0, 1.0]), cycles)
+    assert change[:, 0].tolist() == [1.0, 2.0, 1.0]
+
+
+def test_a_command_goes_on_along_the_cycle_and_a_part_of_the_way_back_to_it():
+    cycle = torch.eye(16)[:4]
+    beside = cycle[2] + torch.tensor([0.0] * 15 + [0.5])
+    change = clone._change(beside[None], torch.zeros(1), torch.zeros(1), [(cycle, cycle + 0.1)])
+    assert change[0] == pytest.approx(torch.tensor([0.1] * 15 + [0.1 - 0.5 * clone.BACK]))
 
 
 def test_ascent_climbs_where_rewards_differ_by_context():

@@ -18,6 +18,7 @@ from deftly.tasks import Task
 ROUND_STEPS, ROUND_BATCHES, LAST = 100, 400, 3  # control and gradient steps of a round of cloning; the last has thrice
 CLONE_RATE = 1e-3, 1e-5  # step size of Adam, and to where it falls in the last round
 OVERSHOOT = 1.3  # of what is learned where a command moves at its top speed: a mean of near misses would be slow
+BACK = 0.3  # share of its way back to the cycle that a command is to go in a step
 CONTEXTS = 9  # values of a task's context, of whose gaits the nearest is cloned
 
 
@@ -45,7 +46,7 @@ def clone(task: Task, gait: Gaits, args: GaitArgs) -> PPO:
                 obs: Any = {"policy": env.obs["policy"].clone()}
                 here, own = env.state.command, task.context(env.state)
                 label, drive = (
-                    ((_goals(here, context, grid, cycles) - here) / delta).clip(-1.0, 1.0)
+                    (_change(here, context, grid, cycles) / delta).clip(-1.0, 1.0)
                     for context in (other if own is None else own, other)
                 )
                 label *= torch.where(label.abs() > 0.95, OVERSHOOT, 1.0)
@@ -66,10 +67,14 @@ def clone(task: Task, gait: Gaits, args: GaitArgs) -> PPO:
     return learner
 
 
-def _goals(command: Tensor, context: Tensor, grid: Tensor, cycles: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """What follows each command, (n, num_joints), on the cycle of the value of `grid` that is next to its context."""
-    which, goals = (context[:, None] - grid).abs().argmin(-1), torch.empty_like(command)
+def _change(command: Tensor, context: Tensor, grid: Tensor, cycles: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """How each command, (n, num_joints), goes on along the cycle, and back to it.
+
+    The cycle is that of the value of `grid` next to its context.
+    """
+    which, change = (context[:, None] - grid).abs().argmin(-1), torch.empty_like(command)
     for i, (cycle, after) in enumerate(cycles):
         rows = which == i
-        goals[rows] = after[torch.cdist(command[rows], cycle).argmin(-1)]
-    return goals
+        nearest = torch.cdist(command[rows], cycle).argmin(-1)
+        change[rows] = after[nearest] - cycle[nearest] + BACK * (cycle[nearest] - command[rows])
+    return change
