@@ -33,9 +33,9 @@ def standing(home: torch.Tensor) -> Gaits:
 
 def test_numbers_and_gaits_are_inverse():
     home = torch.linspace(-1, 1, 16)
-    numbers = np.random.default_rng(0).normal(size=(5, 81))
-    assert Gaits.decode(numbers, home, 0.6).encode(home, 0.6) == pytest.approx(numbers, abs=1e-4)
-    still = Gaits.decode(np.zeros((1, 81)), home, 0.6)
+    numbers = np.random.default_rng(0).normal(size=(5, 80))
+    assert Gaits.decode(numbers, home, 0.6).encode(home) == pytest.approx(numbers, abs=1e-4)
+    still = Gaits.decode(np.zeros((1, 80)), home, 0.6)
     assert still.targets(torch.tensor([1.3]))[0] == pytest.approx(home)
 
 
@@ -71,7 +71,7 @@ def test_files_are_checked(tmp_path):
 
 
 def test_gaits_are_mixed_by_the_size_of_the_cube():
-    ends = Gaits(torch.tensor([0.5, 0.8]), some(2).shape)
+    ends = some(2)
     search = Ascent(make(), GaitArgs(pairs=4), ends)
     for back, end in zip((search.best.frequency, search.best.shape), (ends.frequency, ends.shape)):
         assert torch.allclose(back, end, atol=1e-5)
@@ -84,6 +84,15 @@ def test_gaits_are_mixed_by_the_size_of_the_cube():
     assert torch.allclose(edge.float(), 75 + 7.5 * context, atol=1e-4)
     one = Ascent(make(), GaitArgs(pairs=4), some(1)).best
     assert torch.equal(one.shape[0], one.shape[1])
+
+
+def test_ascent_keeps_the_frequency_or_takes_the_one_that_is_asked_for():
+    gait = Gaits(torch.tensor([0.4, 0.9]), some(2).shape)
+    for asked, wanted in ((None, 0.6), (0.7, 0.7)):
+        search = Ascent(make(), GaitArgs(pairs=4, seconds=0.1, frequency=asked), gait)
+        search.generation()
+        assert search.best.frequency == pytest.approx(torch.tensor([wanted] * 2))
+        assert gait.timed(asked).frequency == pytest.approx(torch.tensor([wanted] * 2))
 
 
 def test_each_hand_is_shown_the_gait_of_its_context():
@@ -177,7 +186,7 @@ def paths(hand: str = "right", **change) -> TipPaths:
 
 def test_tips_go_the_way_that_the_hand_turns():
     """Those of one pair push while those of the other are further out and go back."""
-    where = paths().targets(np.zeros((1, 33)))[0]
+    where = paths().targets(np.zeros((1, 32)))[0]
     from_centre = where - np.array(paths().strokes.centre)
     ahead = np.roll(where, -1, 0) - np.roll(where, 1, 0)
     turning = from_centre[..., 0] * ahead[..., 1] - from_centre[..., 1] * ahead[..., 0]  # counter-clockwise, POINTS x 4
@@ -198,7 +207,7 @@ def test_strokes_of_what_is_not_there_are_refused():
 def test_tips_reach_where_they_shall():
     """The gait's own joints, simulated, bring the tips to the targets, as far as two harmonics and the hand allow."""
     found, task = paths(), make()
-    gait, where = found.gaits(np.zeros((1, 33))), found.targets(np.zeros((1, 33)))[0]
+    gait, where = found.gaits(np.zeros((1, 32))), found.targets(np.zeros((1, 32)))[0]
     model = task.scene().compile()
     data = mujoco.MjData(model)
     miss = np.zeros((POINTS, 4))
@@ -211,7 +220,7 @@ def test_tips_reach_where_they_shall():
 
 
 def test_strokes_of_the_left_hand_are_mirrored():
-    numbers = np.random.default_rng(0).normal(size=(3, 33))
+    numbers = np.random.default_rng(0).normal(size=(3, 32))
     left, right = paths("left").gaits(numbers), paths().gaits(numbers)
     assert torch.allclose(left.shape, right.shape, atol=1e-5)
     assert torch.equal(left.frequency, right.frequency)

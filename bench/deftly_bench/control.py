@@ -84,10 +84,9 @@ def main(argv: list[str]) -> int:
 
 def find(task: str, path: Path | None) -> tuple[Contract, OnnxNetwork, str]:
     """Contract and network, and where they are from."""
-    path = path or bundle.shipped(task)
-    if path:
-        found = bundle.load(path)
-        return found.contract, found.network, str(path)
+    if own := path or bundle.shipped(task):
+        found = bundle.load(own)
+        return found.contract, found.network, str(path or f"the shipped bundle of {task}")
     from deftly.tasks import load
 
     cls = load(task)

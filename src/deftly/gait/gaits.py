@@ -17,7 +17,6 @@ from deftly.tasks import Task
 
 SCHEMA = "deftly.gait/2"
 SPREAD = (0.15, 0.15, 0.15, 0.05, 0.05)  # by which numbers count: rad of centre, sine and cosine, their second harmonic
-LOG_FREQUENCY = 0.3  # likewise, of the logarithm of a frequency in Hz
 CYCLES = 20  # of which the first is left out: periods at which a gait is looked at
 
 
@@ -30,18 +29,22 @@ class Gaits:
 
     @classmethod
     def decode(cls, numbers: np.ndarray, home: Tensor, frequency: float) -> Gaits:
-        """Gaits of vectors `(n, 1 + 5 * num_joints)` near zero; zero stands at home."""
+        """Gaits of one frequency, Hz, and of vectors `(n, 5 * num_joints)` near zero; zero stands at home."""
         x = torch.from_numpy(np.asarray(numbers)).float()
-        shape = torch.tensor(SPREAD)[:, None] * x[:, 1:].reshape(len(x), len(SPREAD), -1)
+        shape = torch.tensor(SPREAD)[:, None] * x.reshape(len(x), len(SPREAD), -1)
         shape[:, 0] += home
-        return cls(frequency * torch.exp(LOG_FREQUENCY * x[:, 0]), shape)
+        return cls(torch.full((len(x),), frequency), shape)
 
-    def encode(self, home: Tensor, frequency: float) -> np.ndarray:
-        """The inverse of `decode`."""
+    def encode(self, home: Tensor) -> np.ndarray:
+        """The vectors that `decode` takes."""
         shape = self.shape.clone()
         shape[:, 0] -= home
-        first = torch.log(self.frequency / frequency)[:, None] / LOG_FREQUENCY
-        return torch.cat((first, (shape / torch.tensor(SPREAD)[:, None]).flatten(1)), 1).double().numpy()
+        return (shape / torch.tensor(SPREAD)[:, None]).flatten(1).double().numpy()
+
+    def timed(self, frequency: float | None) -> Gaits:
+        """The same paths at one frequency, Hz; unset: at the mean of their own."""
+        own = float(self.frequency.log().mean().exp())
+        return Gaits(torch.full_like(self.frequency, frequency or own), self.shape)
 
     def targets(self, phase: Tensor) -> Tensor:
         """Joint targets `(n, num_joints)` at phases `(n,)`, rad."""

@@ -20,6 +20,7 @@ from deftly.tasks import Task
 
 MOMENTUM = 0.9  # of the estimated gradient, over generations
 OUTLIERS = 0.03  # share of the differences of reward, at each end, that count no more than the next
+FREQUENCY = 0.65  # Hz, of a search from nothing
 STILL = 0.5  # sigma of a search from standing still; of one over strokes it is 1
 
 
@@ -41,7 +42,7 @@ class GaitArgs:
     step: float = 0.6  # How far one step goes along the gradient.
     seconds: float = 8.0  # How long each trial is judged, s, after a second of getting there.
     loss: float = 5.0  # Reward that a lost trial is worth less.
-    frequency: float = 0.65  # Frequency of the first candidates, Hz.
+    frequency: float | None = None  # Of the gait, Hz; unset: 0.65, or what the gait given has. The search keeps it.
     rounds: int = 10  # Rounds of cloning; in each, the policy drives a larger share of the robots.
     std: float = 0.2  # Exploration noise that the cloned policy starts with.
     name: str | None = "gait"  # A word for the name of the run's folder.
@@ -53,7 +54,8 @@ class GaitArgs:
                 raise DeftlyError(f"{name} is {getattr(self, name)}, but it must be {smallest} or more")
         if not self.generations and not self.gait:
             raise DeftlyError("--generations 0 goes on from a gait: give it, --gait RUN/gait.npz")
-        if not all(x > 0 for x in (self.seconds, self.frequency, self.sigma, self.step, self.std)):
+        own = (self.seconds, self.sigma, self.step, self.std, 1.0 if self.frequency is None else self.frequency)
+        if not all(x > 0 for x in own):
             raise DeftlyError("seconds, frequency, sigma, step and std must be above 0")
 
 
@@ -105,10 +107,10 @@ class Search:
         self.args, self.trials = args, Trials(task, args, (args.population + 1) * args.trials)
         self.env, strokes = self.trials.env, task.strokes()
         if strokes:
-            paths = TipPaths(task, strokes, self.env.contract, args.frequency, args.sim.threads)
+            paths = TipPaths(task, strokes, self.env.contract, args.frequency or FREQUENCY, args.sim.threads)
             self.gaits, size, sigma = paths.gaits, paths.size, 1.0
         else:
-            self.gaits, size, sigma = self._near_home, 1 + len(SPREAD) * len(self.trials.home), STILL
+            self.gaits, size, sigma = self._near_home, len(SPREAD) * len(self.trials.home), STILL
         options = {"popsize": args.population, "seed": args.train.seed + 1, "verbose": -9}
         self._cma = cma.CMAEvolutionStrategy(np.zeros(size), sigma, {**options, "CMA_diagonal": not strokes})
 
@@ -130,7 +132,7 @@ class Search:
         return self.trials.run(lambda _: each, self.args.trials).view(-1, self.args.trials).mean(1)
 
     def _near_home(self, numbers: np.ndarray) -> Gaits:
-        return Gaits.decode(numbers, self.trials.home, self.args.frequency)
+        return Gaits.decode(numbers, self.trials.home, self.args.frequency or FREQUENCY)
 
 
 class Ascent:
@@ -144,6 +146,7 @@ class Ascent:
         self.args, self.trials = args, Trials(task, args, 2 * args.pairs)
         self.env = self.trials.env
         self.mixed = task.context(self.env.state) is not None
+        self._frequency = float(gait.timed(args.frequency).frequency[0])
         self._numbers = self.encode(gait)
         self._rng, self._generation = np.random.default_rng(args.train.seed), 0
         self._momentum = np.zeros_like(self._numbers)
@@ -156,7 +159,7 @@ class Ascent:
 
     def encode(self, gait: Gaits) -> np.ndarray:
         """Numbers of the gait at context 0 and, if gaits are mixed, half of what the ends differ."""
-        numbers = gait.encode(self.trials.home, self.args.frequency)
+        numbers = gait.encode(self.trials.home)
         middle, half = (numbers[0] + numbers[-1]) / 2, (numbers[-1] - numbers[0]) / 2
         return np.concatenate((middle, half)) if self.mixed else middle
 
@@ -165,7 +168,7 @@ class Ascent:
         if self.mixed and context is not None:
             middle, half = np.split(numbers, 2, 1)
             numbers = middle + context.double().numpy()[:, None] * half
-        return Gaits.decode(numbers + change, self.trials.home, self.args.frequency)
+        return Gaits.decode(numbers + change, self.trials.home, self._frequency)
 
     def generation(self) -> dict[str, float]:
         """Take a step; returns the mean reward per second of the gaits around."""

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     args = parse(with_task(GaitArgs, cls.Config), rest, prog=f"deftly gait {name}", filed=defaults)
     task, console = cls(args.task), Console()
     task.require()
-    begin = Gaits.load(args.gait, task) if args.gait else Search(task, args)
+    begin = Gaits.load(args.gait, task).timed(args.frequency) if args.gait else Search(task, args)
     run = runs.create(task.name, "train", args.runs, args.name)
     log = Log(task, run / "gait.npz", console)
     gait = begin if isinstance(begin, Gaits) else log.generations(begin, args.generations, "generation")

@@ -24,21 +24,21 @@ NUMBERS = ("angle", "along", "stroke", "distance", "press", "height", "rise", "p
 FIRST = {"stroke": 0.42, "distance": 1.0, "press": 0.27}  # of the first strokes, as shares of the radius
 CANDIDATES = {"angle": 0.2, "along": 0.15, "stroke": 0.12, "distance": 0.12, "press": 0.1, "height": 0.12, "rise": 0.08}
 """Spread of the first candidates: angles in rad, lengths as shares of the radius."""
-PHASE, LOG_FREQUENCY = 0.4, 0.15  # likewise, rad, and the logarithm of a frequency in Hz
+PHASE = 0.4  # likewise, rad
 POINTS = 16  # of a path, at which joints are sought
 ITERATIONS, LARGEST = 40, 0.3  # of the inverse kinematics; rad by which a joint changes in one
 NEAR_HOME = 4e-3  # m that a tip may miss, rather than that a joint is 1 rad from home
 
 
 class TipPaths:
-    """Gaits from numbers near zero, `(n, 8 * tips + 1)`; zero is the task's own strokes at `frequency`, Hz.
+    """Gaits from numbers near zero, `(n, 8 * tips)`; zero is the task's own strokes at `frequency`, Hz.
 
     Raises DeftlyError if the strokes name no site of the scene, or not as many angles and phases as sites.
     """
 
     def __init__(self, task: Task, strokes: Strokes, contract: Contract, frequency: float, threads: int = 0):
         self.strokes, self.frequency, self._threads = strokes, frequency, threads
-        self.size = len(NUMBERS) * len(strokes.sites) + 1
+        self.size = len(NUMBERS) * len(strokes.sites)
         self._model = task.scene().compile()
         known = [self._model.site(i).name for i in range(self._model.nsite)]
         if unknown := [name for name in strokes.sites if name not in known]:
@@ -58,11 +58,11 @@ class TipPaths:
         waves = np.stack((np.ones(POINTS), *(f(k * phase) for k in (1, 2) for f in (np.sin, np.cos))))
         share = np.array([1.0] + [2.0] * (len(SPREAD) - 1))[:, None] / POINTS
         shape = torch.from_numpy(np.einsum("wp,npj->nwj", share * waves, joints)).float()
-        return Gaits(self.frequency * torch.from_numpy(np.exp(LOG_FREQUENCY * numbers[:, -1])).float(), shape)
+        return Gaits(torch.full((len(numbers),), self.frequency), shape)
 
     def targets(self, numbers: np.ndarray) -> np.ndarray:
         """Where each tip shall be at each point of the period, `(n, POINTS, tips, 3)`, m, in the world."""
-        s, each = self.strokes, numbers[:, :-1].reshape(len(numbers), 1, -1, len(NUMBERS))
+        s, each = self.strokes, numbers.reshape(len(numbers), 1, -1, len(NUMBERS))
         found = {n: FIRST.get(n, 0.0) + CANDIDATES.get(n, 0.0) * each[..., i] for i, n in enumerate(NUMBERS)}
         phase = 2 * math.pi * (np.arange(POINTS)[:, None] / POINTS + np.array(s.phases)) + PHASE * each[..., -1]
         angle = np.array(s.angles) + found["angle"]
