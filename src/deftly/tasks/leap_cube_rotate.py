@@ -118,9 +118,9 @@ class CubeRotate(Task):
         "retention": "time until the cube was lost or the episode over, s",
         "mean_drift": "mean distance of the cube from its start, m",
         "mean_tilt": "mean tilt of the cube, rad",
-        "mean_torque": "mean size of a joint's torque, N m",
+        "mean_torque": "mean size of a joint's torque, as it is at the end of each control period, N m",
         "mean_contacts": "mean number of fingertips that touch the cube",
-        "work": "work of the joints, either way, J",
+        "work": "work of the joints, either way, by what it is at the end of each control period, J",
         "cube_edge": "edge of the cube, mm",
     }
     plots = (("yaw_rate", "Yaw rate, rad/s"), ("net_turns", "Net turns"), ("retention", "Time in the hand, s"))
