@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from deftly.deploy.policy import LocalPolicy
 from deftly.deploy.safety import SafetyConfig
 from deftly.env import Env, State
 from deftly.errors import DeftlyError
+from deftly.handover import drive
 from deftly.simloop import run_episode
 from deftly.simrobot import SimRobot
 from deftly.tasks import load
@@ -170,3 +172,15 @@ def test_a_policy_first_sees_what_it_sees_in_the_control_loop(monkeypatch):
     assert np.abs(seen[0] - env.obs["policy"].numpy()).max() < 1e-5
     sag = env.state.qpos[:, :16].float() - env.state.command
     assert 0.002 < sag.abs().max() < 0.1
+
+
+def test_a_bundle_is_driven_from_where_the_hand_was_held():
+    env, seen = make(TASKS[0], num_envs=1, ready_s=(0.3, 0.3)), []
+
+    def network(obs):
+        seen.append(obs.copy())
+        return np.zeros((1, 16), np.float32)
+
+    steps = drive(env, LocalPolicy(env.contract, network), 3)
+    for _, obs, _ in islice(steps, 3):
+        assert np.abs(seen[-1] - obs.numpy()).max() < 1e-6

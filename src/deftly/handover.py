@@ -50,9 +50,10 @@ def drive(env: Env, policy: Policy, seed: int) -> Iterator[tuple[Signals, Tensor
         env.seed(seed)
         env.reset()
         policy.reset(listener.signals)
+        applied = env.state.command[0].numpy()  # where the robot was held until now
         while True:
             signals, obs = listener.signals, env.obs["policy"]
-            decision = policy.infer(signals)
+            decision, applied = policy.infer(signals, applied), None
             env.step(torch.from_numpy(decision.action)[None])
             yield signals, obs, decision
             if env.ended:
