@@ -160,7 +160,8 @@ def test_sizes_and_torque_limits_differ_between_hands():
 
 
 def test_a_policy_first_sees_what_it_sees_in_the_control_loop(monkeypatch):
-    monkeypatch.setattr(State, "uniform", lambda self, ids, low, high, *size: torch.full((len(ids), *size), 0.4).double())
+    same = torch.tensor(0.4).double()
+    monkeypatch.setattr(State, "uniform", lambda self, ids, low, high, *size: same.expand(len(ids), *size))
     env = make(TASKS[1], num_envs=2, ready_s=(0.05, 0.05))
     robot, seen = SimRobot(env.task, "default"), []
 
