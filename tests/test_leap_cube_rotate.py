@@ -175,6 +175,14 @@ def test_a_policy_first_sees_what_it_sees_in_the_control_loop(monkeypatch):
     assert 0.002 < sag.abs().max() < 0.1
 
 
+def test_the_control_loop_stands_ready_as_long_as_episodes_of_training_do():
+    robot = SimRobot(make(TASKS[0], num_envs=1, ready_s=(0.1, 0.2)).task, "default")
+    policy = LocalPolicy(robot.contract, lambda obs: np.zeros((1, 16), np.float32))
+    outcomes = [run_episode(robot, policy, SafetyConfig(), i, limit=1) for i in range(12)]
+    assert {int((o.rows["state"] == "ready").sum()) for o in outcomes} == {2, 3, 4}
+    assert {o.steps for o in outcomes} == {1}
+
+
 def test_a_bundle_is_driven_from_where_the_hand_was_held():
     env, seen = make(TASKS[0], num_envs=1, ready_s=(0.3, 0.3)), []
 

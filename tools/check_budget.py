@@ -14,7 +14,7 @@ IN_HAND_FILES = {"leap_hand.py", "leap_cube_rotate.py", "dynamixel.py", "dynamix
 """What in-hand rotation brought; all else is the foundation (docs/decisions.md)."""
 PARTS = {"foundation": 5000, "hand-over": 5200, "in-hand": 4500}
 """Lines of `src/`."""
-ADDED = {("foundation", "hand-over"): 19, ("foundation", "in-hand"): 313, ("hand-over", "in-hand"): 37}
+ADDED = {("foundation", "hand-over"): 19, ("foundation", "in-hand"): 313, ("hand-over", "in-hand"): 41}
 """Lines that a later part had to add to modules of an earlier one, such as motors in the contract: its own."""
 
 

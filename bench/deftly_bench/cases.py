@@ -110,9 +110,10 @@ def _tap(env: Env) -> list[np.ndarray]:
     commands: list[np.ndarray] = []
     step = env.sim.step
 
-    def tapped(substeps: int) -> np.ndarray:
-        commands.append(env.state.ctrl.numpy().copy())
-        return step(substeps)
+    def tapped(substeps: int, ids: Tensor | None = None) -> np.ndarray:
+        if ids is None:  # else some robots stand ready: the tape has where that led as the start of an episode
+            commands.append(env.state.ctrl.numpy().copy())
+        return step(substeps, ids)
 
     env.sim.step = tapped  # type: ignore[method-assign]
     return commands

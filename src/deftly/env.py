@@ -241,8 +241,8 @@ class Env:
         least, most = (round(seconds * self.contract.rate) for seconds in self.task.cfg.ready_s)
         if most:
             periods = torch.randint(least, most + 1, (len(ids),), generator=self.state.generator)
-            for k in range(most):
-                self.sim.step(self.substeps, ids[periods > k])
+            for count in periods.unique().tolist():
+                self.sim.step(count * self.substeps, ids[periods == count])
         return most > 0
 
     def progress(self) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """What `sim2sim`, `record` and `replay` share: which policy, in which scene, and one episode of the whole chain.
 
 The chain is the robot's own: signals -> policy -> safety kernel -> driver. Only time is simulated, in lock-step, so a
-slow policy is not a late one. The robot stands in READY for one control period, held by its servos; then the operator
-starts, and with the first decision of the policy the episode's clock.
+slow policy is not a late one. The robot stands in READY, held by its servos, for a control period, or as long as the
+task's `ready_s` says; then the operator starts, and with the first decision of the policy the episode's clock.
 """
 
 from __future__ import annotations
@@ -240,13 +240,14 @@ def run_episode(
     robot.reset(episode, state)
     contract, state0, end = robot.contract, robot.state, ""
     approach = math.ceil(APPROACH_S * contract.rate) if safety.approach_s else 0
-    ring = Ring(contract, 2 + robot.task.cfg.episode_steps + approach)
+    ring = Ring(contract, 1 + robot.ready + robot.task.cfg.episode_steps + approach)
     kernel = Kernel(contract, safety)
     runner = Runner(policy, kernel, robot, ring)
     runner.episode = episode
     each()
-    runner.step(robot.now)
-    robot.advance(judge=False)
+    for _ in range(robot.ready):
+        runner.step(robot.now)
+        robot.advance(judge=False)
     if kernel.state is State.READY:
         runner.start()
     while kernel.state is State.ACTIVE and not end and not robot.broken:

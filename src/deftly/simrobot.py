@@ -169,6 +169,9 @@ class SimRobot:
             mujoco.mj_setState(self.model, self.data, state, INTEGRATION)
         self.sim.forward(ONE)
         self.task.start(s, ONE)
+        least, most = (round(seconds * self.contract.rate) for seconds in self.task.cfg.ready_s)
+        self.ready = max(1, int(torch.randint(least, most + 1, (1,), generator=s.generator)))
+        """For how many control periods the robot is to stand ready before an operator starts the policy."""
 
     @property
     def now(self) -> float:
