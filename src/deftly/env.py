@@ -241,7 +241,7 @@ class Env:
         least, most = (round(seconds * self.contract.rate) for seconds in self.task.cfg.ready_s)
         if most:
             periods = torch.randint(least, most + 1, (len(ids),), generator=self.state.generator)
-            for count in periods.unique().tolist():
+            for count in periods[periods > 0].unique().tolist():
                 self.sim.step(count * self.substeps, ids[periods == count])
         return most > 0
 
