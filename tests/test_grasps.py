@@ -57,7 +57,9 @@ def test_an_episode_starts_from_pose_and_joints_of_a_grasp_of_its_size(cache):
     from deftly.env import Env
 
     cls = load(TASK)
-    env = Env(cls(replace(cls.Config(), grasps=cache)), EnvConfig(num_envs=32), SimConfig(threads=1), 0)
+    env = Env(
+        cls(replace(cls.Config(), grasps=cache, ready_s=(0.0, 0.0))), EnvConfig(num_envs=32), SimConfig(threads=1), 0
+    )
     found = Grasps.load(cache, TASK, contract())
     half = env.task._half(env.state)
     for i in range(32):
