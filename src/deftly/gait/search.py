@@ -54,8 +54,7 @@ class GaitArgs:
                 raise DeftlyError(f"{name} is {getattr(self, name)}, but it must be {smallest} or more")
         if not self.generations and not self.gait:
             raise DeftlyError("--generations 0 goes on from a gait: give it, --gait RUN/gait.npz")
-        own = (self.seconds, self.sigma, self.step, self.std, 1.0 if self.frequency is None else self.frequency)
-        if not all(x > 0 for x in own):
+        if not all(x is None or x > 0 for x in (self.seconds, self.frequency, self.sigma, self.step, self.std)):
             raise DeftlyError("seconds, frequency, sigma, step and std must be above 0")
 
 
