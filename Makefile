@@ -20,12 +20,11 @@ quickstart: install ## train, evaluate and watch a small task
 test: install ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(STAMP) ## lint, format, types, layers, size
+check: $(STAMP) ## lint, format, types, layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python tools/check_budget.py
 
 bench: install ## measure this machine
 	$(BIN)/deftly bench $(ARGS)

@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from deftly.sim.render import choose_gl
+from deftly.render import choose_gl
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' networks are tiny: threads only cost
 try:
@@ -61,8 +61,10 @@ def exported(tmp_path_factory):
     from pathlib import Path
     from types import SimpleNamespace
 
-    from deftly import export, runs, train
+    from deftly import workspace
     from deftly.config import RunsConfig
+    from deftly.evaluate import export
+    from deftly.learn import train
 
     task, root = str(Path(__file__).parent / "assets/rail.py"), tmp_path_factory.mktemp("exported")
     where = ("--runs.root", str(root), "--sim.threads", "1")
@@ -70,7 +72,7 @@ def exported(tmp_path_factory):
     short = ("--train.max-iterations", "1", "--eval-every", "0", "--tensorboard", "False", "--log-level", "warning")
     assert train.main([task, *tiny, *short, *where]) == 0
     assert export.main([task, "--out", str(root / "bundle"), "--episodes", "8", *where]) == 0
-    checkpoint = runs.find_checkpoint("latest", "rail", RunsConfig(root=root))
+    checkpoint = workspace.find_checkpoint("latest", "rail", RunsConfig(root=root))
     return SimpleNamespace(task=task, root=root, bundle=root / "bundle", checkpoint=checkpoint)
 
 

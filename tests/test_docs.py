@@ -7,34 +7,23 @@ from pathlib import Path
 import pytest
 
 import deftly_bench
-from deftly import (
-    catalog,
-    cli,
-    doctor,
-    evaluate,
-    export,
-    grasps,
-    play,
-    quickstart,
-    record,
-    replay,
-    robots,
-    runs,
-    serve,
-    sim2sim,
-    tasks,
-    train,
-)
-from deftly.check import CheckArgs
+from deftly import robots, tasks, workspace
+from deftly.commands import catalog, cli, doctor, play, quickstart, serve
+from deftly.commands.run import RunArgs
 from deftly.config import ALIASES, EnvConfig, SimConfig, parse, split_task, with_task
+from deftly.console import failed
+from deftly.control.inspection import InspectArgs
+from deftly.data import record, replay
 from deftly.env import Env
-from deftly.findings import failed
-from deftly.gait.search import GaitArgs
-from deftly.inspection import InspectArgs
+from deftly.evaluate import evaluate, export
+from deftly.evaluate.check import CheckArgs
+from deftly.learn import train
+from deftly.recipes.in_hand import grasps
+from deftly.recipes.in_hand.gait.search import GaitArgs
 from deftly.robots.check import check
-from deftly.run import RunArgs
 from deftly.sim.scene import PRESETS, substeps
 from deftly.sysid.stage import SysidArgs
+from deftly.twin import sim2sim
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -52,7 +41,7 @@ STAGES = {
     "check": CheckArgs,
     "run": RunArgs,
     "inspect": InspectArgs,
-    "runs": runs.RunsArgs,
+    "runs": workspace.RunsArgs,
     "tasks": catalog.TasksArgs,
     "robots": catalog.RobotsArgs,
     "config": train.TrainArgs,

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from deftly.evaluate import EvalArgs, measure
+from deftly.evaluate.evaluate import EvalArgs, measure
+from deftly.evaluate.report import means
+from deftly.evaluate.rollout import prepare
 from deftly.learn import checkpoint
-from deftly.report import means
-from deftly.rollout import prepare
 from deftly.tasks import shipped
 
-POLICIES = Path(checkpoint.__file__).parents[1] / "policies"
+POLICIES = Path(checkpoint.__file__).parents[1] / "shipped/policies"
 WANTED = {
     "jaka-pick-cube": {"success": (0.98, 1.0)},
     "leap-right-cube-rotate": {"success": (0.92, 1.0), "yaw_rate": (0.8, 9.0), "drop_rate": (0.0, 0.03)},

@@ -99,13 +99,13 @@ def main(argv: list[str]) -> int:
 
 def _job(name: str, args: BenchArgs) -> Job:
     """The sizes of every measurement. Raises DeftlyError for an unknown task or a broken checkpoint."""
-    from deftly import runs
+    from deftly import workspace
     from deftly.learn import checkpoint
     from deftly.tasks import load
     from deftly_bench.cases import Job
 
     cls, given = load(name), args.checkpoint
-    path = runs.find_checkpoint(given, cls.name, RunsConfig()) if given else checkpoint.shipped(cls.name)
+    path = workspace.find_checkpoint(given, cls.name, RunsConfig()) if given else checkpoint.shipped(cls.name)
     if path:
         checkpoint.load(path).require(cls(cls.Config()))
     job = Job("", name, num_envs=args.num_envs, seconds=args.seconds, checkpoint=str(path) if path else None)
@@ -253,7 +253,7 @@ def compare_presets(job: Job, say: Say) -> dict[str, dict[str, Any]]:
 
 def machine() -> dict[str, Any]:
     """Date, machine and versions."""
-    from deftly import doctor
+    from deftly.commands import doctor
 
     versions = {"deftly": __version__, "python": platform.python_version()}
     for name in PACKAGES:

@@ -24,14 +24,14 @@ import numpy as np
 
 from deftly.config import parse, split_task
 from deftly.contract import Contract
-from deftly.deploy.drivers import Reading
-from deftly.deploy.dynamixel import Dynamixel
-from deftly.deploy.log import Ring
-from deftly.deploy.loop import Runner
-from deftly.deploy.policy import LocalPolicy, OnnxNetwork
-from deftly.deploy.safety import Kernel, SafetyConfig
+from deftly.control.drivers import Reading
+from deftly.control.drivers.dynamixel import Dynamixel
+from deftly.control.log import Ring
+from deftly.control.loop import Runner
+from deftly.control.safety import Kernel, SafetyConfig
+from deftly.control.session import Session
 from deftly.errors import DeftlyError
-from deftly.session import Session
+from deftly.policy.protocol import LocalPolicy, OnnxNetwork
 from deftly_bench.control import find, time_kept
 
 TASK = "leap-right-cube-rotate"

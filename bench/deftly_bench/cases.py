@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deftly.commands.doctor import cores
 from deftly.config import EnvConfig, PPOConfig, SimConfig
-from deftly.doctor import cores
 from deftly.env import Env
 from deftly.learn import checkpoint
 from deftly.learn.ppo import PPO
@@ -245,7 +245,7 @@ def train(job: Job) -> dict[str, Any]:
 
 def train_defaults() -> tuple[int, PPOConfig]:
     """Number of environments and the learner's settings, as `deftly train` has them."""
-    from deftly.train import TrainArgs
+    from deftly.learn.train import TrainArgs
 
     args = TrainArgs()
     return args.env.num_envs, args.train
@@ -275,7 +275,7 @@ def grip(job: Job) -> dict[str, Any]:
 
 def success(job: Job) -> dict[str, Any]:
     """Success of the checkpoint's policy on held out episodes under the preset."""
-    from deftly.rollout import EVALUATE, run_episodes
+    from deftly.evaluate.rollout import EVALUATE, run_episodes
 
     policy = job.policy()
     assert policy is not None

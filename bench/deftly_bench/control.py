@@ -24,14 +24,14 @@ import numpy as np
 
 from deftly.config import parse, split_task
 from deftly.contract import Contract
-from deftly.deploy import bundle
-from deftly.deploy.drivers import FakeDriver
-from deftly.deploy.log import Ring
-from deftly.deploy.loop import Runner
-from deftly.deploy.policy import LocalPolicy, OnnxNetwork
-from deftly.deploy.safety import Kernel, State
+from deftly.control.drivers import FakeDriver
+from deftly.control.log import Ring
+from deftly.control.loop import Runner
+from deftly.control.safety import Kernel, State
+from deftly.control.session import Session
 from deftly.errors import DeftlyError
-from deftly.session import Session
+from deftly.policy import bundle
+from deftly.policy.protocol import LocalPolicy, OnnxNetwork
 
 TASK = "jaka-pick-cube"
 HIDDEN = (128, 128)

@@ -26,11 +26,11 @@ import zmq
 
 from deftly.config import parse, split_task
 from deftly.contract import Contract
-from deftly.deploy.client import Client
-from deftly.deploy.link import Connection
-from deftly.deploy.policy import PolicyError
-from deftly.deploy.wire import pack
 from deftly.errors import DeftlyError
+from deftly.policy.protocol import PolicyError
+from deftly.serving.client import Client
+from deftly.serving.link import Connection
+from deftly.serving.wire import pack
 
 TASK = "jaka-pick-cube"
 ANY_PORT = "tcp://127.0.0.1:*"

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from deftly import tasks
-from deftly.actuators import PARAMETERS
-from deftly.deploy.safety import SafetyConfig
+from deftly.control.safety import SafetyConfig
+from deftly.files import whole
 from deftly.robots import Robot, leap_hand
-from deftly.sim import render
+from deftly.robots.actuators import PARAMETERS
 from deftly.sysid import excite, fit, logs, stage
 from deftly.sysid.driver import LoneRobot
 
@@ -108,7 +108,7 @@ def run(trials: int, how: dict[str, Any], seconds: float, out: Path | None, firs
             f"trial {seed}: {spent[-1]['total']:.0f} s, {spent[-1]['cpu']:.0f} s of CPU; {json.dumps(data['summary'])}"
         )
         if out:
-            with render.whole(out) as part:
+            with whole(out) as part:
                 part.write_text(json.dumps(data, indent=1) + "\n")
     scratch.unlink(missing_ok=True)
     return data

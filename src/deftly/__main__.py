@@ -2,6 +2,6 @@
 
 import sys
 
-from deftly.cli import main
+from deftly.commands.cli import main
 
 sys.exit(main())

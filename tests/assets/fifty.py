@@ -10,7 +10,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from deftly.contract import Act, Contract, Joint, Observe, Signal
-from deftly.deploy import bundle
+from deftly.policy import bundle
 
 CONTRACT = Contract(
     robot="fifty",
@@ -52,8 +52,8 @@ def write_bundle(folder: Path, contract=CONTRACT, task="fifty", size=1.0) -> Pat
 
 
 if __name__ == "__main__":
-    from deftly.deploy.brain import PolicyBrain
-    from deftly.deploy.server import Server
+    from deftly.serving.brain import PolicyBrain
+    from deftly.serving.server import Server
 
     contract = replace(CONTRACT, rate=float(sys.argv[1]))
     server = Server(PolicyBrain(contract, bundle.OnnxNetwork(model(contract), contract)), "tcp://127.0.0.1:*")

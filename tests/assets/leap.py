@@ -1,14 +1,10 @@
 """Contracts of the LEAP tasks at a leisurely rate, their motors in the hardware's order, an emulated hand, bundles."""
 
-import sys
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import fifty
+import pytest
 
 from deftly.tasks import load
 from deftly_bench.dynamixel_bus import EmulatedBus

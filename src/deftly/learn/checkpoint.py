@@ -153,7 +153,7 @@ def load(path: Path) -> Checkpoint:
 
 def shipped(task: str) -> Path | None:
     """The checkpoint of the policy that Deftly ships for a task, if it does."""
-    path = Path(__file__).parents[1] / "policies" / task / "checkpoint"
+    path = Path(__file__).parents[1] / "shipped/policies" / task / "checkpoint"
     return path if (path / WEIGHTS).is_file() else None
 
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from deftly.errors import DeftlyError
-from deftly.sim.render import whole
+from deftly.files import whole
 
 Row = dict[str, float]  # an iteration's figures by name; for the writers, one that is not known is missing, not NaN
 

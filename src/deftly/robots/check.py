@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import mujoco
 import numpy as np
 
-from deftly.findings import Finding, failed, judge
+from deftly.console import Finding, failed, judge
 from deftly.robots import Robot
 from deftly.sim import scene
 

@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 
 from deftly.errors import DeftlyError
-from deftly.sim.render import whole
+from deftly.files import whole
 
 SCHEMA = "deftly.dump/1"
 

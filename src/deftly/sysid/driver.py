@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 
 from deftly.contract import JOINT_POS, Contract
-from deftly.deploy.drivers import Reading
+from deftly.control.drivers import Reading
 from deftly.robots import Robot
 from deftly.sim import scene
 

@@ -9,11 +9,11 @@ import mujoco
 import numpy as np
 
 from deftly.contract import Contract
-from deftly.deploy.log import Ring
-from deftly.deploy.loop import Runner
-from deftly.deploy.policy import Decision, Signals
-from deftly.deploy.safety import Fault, Kernel, SafetyConfig, State
+from deftly.control.log import Ring
+from deftly.control.loop import Runner
+from deftly.control.safety import Fault, Kernel, SafetyConfig, State
 from deftly.errors import DeftlyError
+from deftly.policy.protocol import Decision, Signals
 from deftly.robots import Robot
 from deftly.sysid.driver import LoneRobot
 

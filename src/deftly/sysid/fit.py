@@ -15,9 +15,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from deftly.actuators import PARAMETERS
 from deftly.errors import DeftlyError
 from deftly.robots import Robot
+from deftly.robots.actuators import PARAMETERS
 from deftly.sysid.logs import STILL, HandLog, moving
 from deftly.sysid.model import DELAY_UNIT, Chain, Window
 

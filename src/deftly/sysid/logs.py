@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from deftly.contract import JOINT_POS, Contract
-from deftly.deploy import log
+from deftly.control import log
 from deftly.errors import DeftlyError
 
 CMD, STATE, TIME, NAMES = "hand_cmd", "hand_state", "time", "joint_names"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import mujoco
 import numpy as np
 
-from deftly.actuators import PARAMETERS
 from deftly.errors import DeftlyError
 from deftly.robots import Robot
+from deftly.robots.actuators import PARAMETERS
 from deftly.sim import scene
 from deftly.sim.cpu import CpuSim
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from deftly import __version__
-from deftly.actuators import Actuators, Figure
-from deftly.findings import Finding
-from deftly.sim import render
+from deftly.console import Finding
+from deftly.files import whole
+from deftly.robots.actuators import Actuators, Figure
 from deftly.sysid.fit import Estimate, Fit, Search
 from deftly.sysid.logs import STILL, HandLog, jitter
 from deftly.sysid.model import UNITS
@@ -123,7 +123,7 @@ def facts(
 def write(path: Path, data: dict[str, Any]) -> None:
     """Write the JSON; it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with render.whole(path) as scratch:
+    with whole(path) as scratch:
         scratch.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
@@ -174,5 +174,5 @@ def plot(path: Path, fits: list[Fit], held_out: float) -> None:
     picture.axes[0].legend(loc="upper left", ncols=4, fontsize=8)
     picture.axes[-1].set_xlabel("s")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with render.whole(path) as scratch:
+    with whole(path) as scratch:
         picture.savefig(scratch, format="png", dpi=110)

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from deftly import __version__, actuators, findings
+from deftly import __version__, console
 from deftly.config import parse, split_task
-from deftly.deploy.safety import SafetyConfig
+from deftly.control.safety import SafetyConfig
 from deftly.errors import DeftlyError
+from deftly.robots import actuators
 
 if TYPE_CHECKING:
     from deftly.contract import Contract
-    from deftly.deploy.loop import Tick
+    from deftly.control.loop import Tick
     from deftly.robots import Robot
     from deftly.sysid.excite import Motion
     from deftly.tasks import Task
@@ -170,8 +171,8 @@ def fit_log(task: Task, robot: Robot, contract: Contract, args: SysidArgs) -> in
     facts = report.facts(task.name, robot.name, args.log_file, log, fits, how, found)
     report.write(output, facts)
     report.plot(output.with_suffix(".png"), fits, args.held_out)
-    findings.show("\n".join(report.table(fits)), soft_wrap=True)
-    status = findings.report(found)
+    console.show("\n".join(report.table(fits)), soft_wrap=True)
+    status = console.report(found)
     print(f"report: {output}, plot: {output.with_suffix('.png')}")
     if args.write and status:
         print(f"{args.write} was not written: a joint is better off without the fit")
@@ -214,11 +215,11 @@ def excite_robot(name: str, robot: Robot, contract: Contract, args: SysidArgs) -
 
 def _on_hardware(name: str, contract: Contract, made: Motion, args: SysidArgs, facts: dict[str, str]) -> int:
     """Send the motion to a driver in real time, as `deftly run` sends a policy's targets."""
-    from deftly.deploy.log import Ring
-    from deftly.deploy.loop import Runner
-    from deftly.deploy.safety import Kernel
-    from deftly.run import RunArgs, find_driver
-    from deftly.session import Session
+    from deftly.commands.run import RunArgs, find_driver
+    from deftly.control.log import Ring
+    from deftly.control.loop import Runner
+    from deftly.control.safety import Kernel
+    from deftly.control.session import Session
     from deftly.sysid.excite import Frames
 
     frames = Frames(contract, made.cmd)
@@ -238,7 +239,7 @@ def _on_hardware(name: str, contract: Contract, made: Motion, args: SysidArgs, f
 
 
 def _write_motion(path: Path, contract: Contract, made: Motion) -> None:
-    from deftly.sim.render import whole
+    from deftly.files import whole
 
     path.parent.mkdir(parents=True, exist_ok=True)
     time = np.arange(len(made.cmd)) / contract.rate

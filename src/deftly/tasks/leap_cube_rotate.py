@@ -9,13 +9,12 @@ import mujoco
 import torch
 from torch import Tensor
 
-from deftly import actuators
 from deftly.config import TaskConfig
 from deftly.contract import Act, Contract, Observe, Signal
 from deftly.env import State
 from deftly.errors import DeftlyError
-from deftly.grasp_cache import Grasps
-from deftly.robots import Robot, leap_hand
+from deftly.objects.grasp_cache import Grasps
+from deftly.robots import Robot, actuators, leap_hand
 from deftly.sim import scene
 from deftly.sim.randomize import Randomize
 from deftly.tasks import Noise, Push, Strokes, Task, task

@@ -1,0 +1,203 @@
+"""`deftly doctor [TASK]`: is this machine fit, is everything installed, and is a task sound?"""
+
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import metadata, util
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from deftly import tasks
+from deftly.config import EnvConfig, PPOConfig, RunsConfig, parse, split_task
+from deftly.console import Finding, judge, report
+
+INSTALL = 'pip install "deftly[train]"'
+BROKEN = {"mujoco": {"4.0.0": "has a known fault in its sparse Cholesky factorization, mended in 4.0.1"}}
+MEMORY_GB = 2.0  # that 1024 environments and the learner find comfortable
+DISK_GB = 1.0
+TASK_ENVS, TASK_STEPS, ROLLOUT = 16, 5, 8
+SCENE = """<mujoco><worldbody><geom type="plane" size="1 1 1" rgba="1 0 0 1"/>
+<body pos="0 0 1"><freejoint/><geom type="box" size="0.1 0.1 0.1"/></body></worldbody></mujoco>"""
+RENDER = f"""
+import mujoco
+model = mujoco.MjModel.from_xml_string('''{SCENE}''')
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+with mujoco.Renderer(model, 64, 64) as renderer:
+    renderer.update_scene(data)
+    assert renderer.render().max() > 0
+"""
+
+
+@dataclass(frozen=True)
+class DoctorArgs:
+    """Check this machine and its installation, or a task as well: `deftly doctor [TASK]`."""
+
+    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs would be kept.
+
+
+def main(argv: list[str]) -> int:
+    """Run `deftly doctor`: 1 if something fails."""
+    name, rest = split_task(argv)
+    args = parse(DoctorArgs, rest, prog="deftly doctor")
+    of_task = examine(tasks.load(name)) if name else ()  # a wrong name is refused before anything is measured
+    return report([*machine(args.runs.root), *of_task])
+
+
+def machine(root: Path) -> Iterator[Finding]:
+    """Cores, memory, disk, Python and the packages, and what torch, OpenGL and MuJoCo can do here."""
+    yield Finding("cores", "ok", f"{cores()} for this process: {processor()}")
+    yield memory()
+    yield disk(root)
+    yield Finding("Python", "ok", f"{platform.python_version()} ({sys.executable})")
+    yield from map(package, requirements())
+    if util.find_spec("torch"):
+        import torch
+
+        threads, cuda = torch.get_num_threads(), torch.cuda.is_available()
+        gpu = torch.cuda.get_device_name() if cuda else "none that torch sees; Deftly trains on the CPU"
+        many = f"{threads} threads on {cores()} cores: set OMP_NUM_THREADS={cores()}"
+        yield judge("torch threads", [many] if threads > cores() else [], f"{threads}", "warn")
+        yield Finding("GPU", "ok", gpu)
+    if util.find_spec("mujoco"):
+        yield rendering()
+        yield physics()
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The processor's name."""
+    return _proc("cpuinfo").get("model name") or platform.processor() or platform.machine()
+
+
+def _proc(file: str) -> dict[str, str]:
+    """The values in a file of Linux's /proc by their keys; empty elsewhere."""
+    with suppress(OSError):
+        return dict(re.findall(r"^(.+?)\s*: *(.+)$", Path("/proc", file).read_text(), re.MULTILINE))
+    return {}
+
+
+def memory() -> Finding:
+    """Memory that is available."""
+    free, total = (int(_proc("meminfo").get(key, "0 kB").split()[0]) / 1e6 for key in ("MemAvailable", "MemTotal"))
+    here = f"{free:.1f} of {total:.1f} GB available" if total else "not known on this system"
+    few = f"{here}, {MEMORY_GB:g} GB wanted: train with fewer env.num_envs"
+    return judge("memory", [few] if total and free < MEMORY_GB else [], here, "warn")
+
+
+def disk(root: Path) -> Finding:
+    """Whether runs can be written to `root`, and how much fits."""
+    place = next(p for p in (root.resolve(), *root.resolve().parents) if p.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=place):
+            free = shutil.disk_usage(place).free / 1e9
+    except OSError as error:
+        return Finding("disk", "fail", f"cannot write to '{place}' ({error.strerror}): choose another --runs.root DIR")
+    few = f"{free:.1f} GB free in '{place}', {DISK_GB:g} GB wanted: delete old runs in runs_all/"
+    return judge("disk", [few] if free < DISK_GB else [], f"{free:.1f} GB free in '{place}', writable", "warn")
+
+
+def requirements() -> list[Requirement]:
+    """What Deftly itself and its train extra need, as its own metadata states it."""
+    found = map(Requirement, metadata.requires("deftly") or [])
+    return [wanted for wanted in found if wanted.marker is None or wanted.marker.evaluate({"extra": "train"})]
+
+
+def package(wanted: Requirement, version: str | None = None) -> Finding:
+    """Whether a package is there (or would be, at `version`) and of a supported version."""
+    name, need = wanted.name, wanted.specifier
+    try:
+        version = version or metadata.version(name)
+    except metadata.PackageNotFoundError:
+        if wanted.marker:
+            return Finding(name, "warn", f"missing; simulation and training need it: {INSTALL}")
+        return Finding(name, "fail", f"missing: pip install {name}")
+    if need.contains(version, prereleases=True):
+        return Finding(name, "ok", f"{version} (supported: {need})")
+    fault = BROKEN.get(name, {}).get(version)
+    text = f'{version} {fault or f"is not of the tested {need}"}: pip install "{name}{need}"'
+    return Finding(name, "fail" if fault else "warn", text)
+
+
+def rendering() -> Finding:
+    """Which OpenGL backend renders a picture, each tried in a process of its own: a fault can be fatal."""
+    for gl in ("egl", "osmesa"):
+        environment = {**os.environ, "MUJOCO_GL": gl, "PYOPENGL_PLATFORM": gl}
+        with suppress(subprocess.SubprocessError):
+            subprocess.run([sys.executable, "-c", RENDER], env=environment, capture_output=True, timeout=60, check=True)
+            return Finding("rendering", "ok", f"{gl} works")
+    text = "neither egl nor osmesa works: no pictures or videos, but training is not affected; "
+    return Finding("rendering", "warn", text + "apt-get install libegl1 libgl1-mesa-dri (or libosmesa6)")
+
+
+def physics(seconds: float = 1.0) -> Finding:
+    """How fast `mujoco.batch` steps a small scene here."""
+    try:
+        import mujoco.batch
+    except ImportError as error:
+        return Finding("physics", "fail", f"{error}: MuJoCo 3.17 has mujoco.batch: {INSTALL}")
+    batch = mujoco.batch.Batch(mujoco.MjModel.from_xml_string(SCENE), 64, cores())
+    steps, start = 0, time.perf_counter()
+    while (passed := time.perf_counter() - start) < seconds:
+        batch.step(nstep=10)
+        steps += 640
+    return Finding("physics", "ok", f"{steps / passed:,.0f} steps/s of a falling box; `deftly bench` measures a task")
+
+
+def examine(cls: type[tasks.Task]) -> Iterator[Finding]:
+    """Whether a task's parts fit each other and one iteration of learning is finite; stops where it must."""
+    try:
+        import torch
+
+        from deftly.env import Env
+        from deftly.learn.ppo import PPO
+
+        task = cls(cls.Config())
+        c = task.contract()
+        sizes = f"{c.obs_size} observations, {c.action_size} actions, {c.rate:g} Hz"
+        yield Finding("contract", "ok", f"{sizes}, {c.robot}, hash {c.hash[:12]}")
+        model = task.scene().compile()
+        yield Finding("model", "ok", f"compiles: {model.nbody - 1} bodies, {model.nv} degrees of freedom")
+        first = [model.key(i).name for i in range(model.nkey)][:1]
+        yield judge("keyframe", [] if first == ["home"] else [f"the first is {first}: scene.add_home"], "home")
+        env = Env(task, EnvConfig(num_envs=TASK_ENVS))
+        terms, weights = set(task.rewards(env.state)), set(vars(task.cfg.weights))
+        wrong = [f"reward term '{name}' has no weight: add it to Config.weights" for name in sorted(terms - weights)]
+        wrong += [f"weight '{name}' has no reward term: return it from rewards()" for name in sorted(weights - terms)]
+        yield judge("rewards", wrong, "every term has a weight, every weight a term")
+        if wrong:
+            return
+        for i in range(TASK_STEPS):
+            raw = {**task.signals(env.state), **task.rewards(env.state)}
+            step = env.step(2 * torch.rand(TASK_ENVS, c.action_size) - 1)
+            tensors = {**raw, **{f"{k} observation": v for k, v in step.obs.items()}, "reward": step.reward}
+            wrong = [f"'{name}' is not finite at step {i}" for name, t in tensors.items() if not t.isfinite().all()]
+            if env.broken_count:
+                wrong.append(f"the physics of {env.broken_count} environments broke by step {i}")
+            if wrong:
+                break
+        yield judge("steps", wrong, f"reset and {TASK_STEPS} random steps of {TASK_ENVS} environments are finite")
+        figures = PPO(env, PPOConfig(steps=ROLLOUT)).iterate().items()
+        losses = {name.removeprefix("loss/"): value for name, value in figures if name.startswith("loss/")}
+        wrong = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
+        text = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
+        yield judge("learning", wrong, f"one iteration of PPO: {text}")
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__}: {' '.join(str(error).split())} ({place.filename}:{place.lineno})"
+        yield Finding("task", "fail", text)

@@ -1,0 +1,225 @@
+"""`deftly play`: watch a policy in a window, in a browser or as a video, and follow a training while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import io
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from deftly.config import EnvConfig, RunsConfig, SimConfig
+from deftly.errors import DeftlyError
+from deftly.render import Recorder, camera_index, choose_gl, has_display, pose, write_video
+
+if TYPE_CHECKING:
+    import mujoco
+
+    from deftly.env import Env
+    from deftly.evaluate.rollout import Act
+    from deftly.tasks import Task
+
+LOOPBACK = "127.0.0.1"
+NO_VIEWER = {
+    "auto": 'no display and no web viewer: pip install "deftly[viewer]", or write a video with --video FILE.mp4',
+    "native": "no display for --viewer native: use --viewer web, or --video FILE.mp4",
+    "web": '--viewer web needs mjviser: pip install "deftly[viewer]"',
+    "none": "nothing to show it on: write a video with --video FILE.mp4, or use --viewer web",
+}
+
+
+@dataclass(frozen=True)
+class PlayArgs:
+    """Watch a policy in one environment, in real time, or record a video of it."""
+
+    agent: Literal["trained", "random", "zero"] = "trained"  # Who acts: a checkpoint's policy, uniform noise or nobody.
+    checkpoint: str | None = None  # Policy: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped.
+    viewer: Literal["auto", "native", "web", "none"] = "auto"
+    """A window (native), a page for the browser (web), or the first that works (auto)."""
+    video: Path | None = None  # Write an mp4 of some episodes to this file instead, and exit.
+    episodes: int = 0  # Episodes to play; 0 goes on until Ctrl-C, and takes 3 for a video.
+    reload: float = 0.0  # Look for a newer checkpoint each so many seconds, to follow a training; 0 never does.
+    seed: int = 0  # Decides which episodes are played.
+    speed: float = 1.0  # Simulated seconds in a second.
+    camera: str | None = None  # Camera of the video and of the first view; unset: the scene's first.
+    port: int = 8080  # Port of the web viewer on this machine; without a password: from elsewhere use ssh -L.
+    sim: SimConfig = field(default_factory=SimConfig)  # The physics engine; as in the training unless set.
+    env: EnvConfig = field(default_factory=EnvConfig)  # What disturbs the episodes; env.num-envs is not used.
+    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
+
+    def __post_init__(self) -> None:
+        limits = {"episodes": (0, 1e9), "reload": (0, 1e9), "speed": (0.01, 100), "port": (1, 65535)}
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise DeftlyError(f"{name} is {getattr(self, name)}, but it must be between {low:g} and {high:g}")
+
+
+class Trained:
+    """The policy of the checkpoint that `find` finds, which `poll` swaps for a newer one."""
+
+    def __init__(self, task: Task, find: Callable[[], Path], interval: float):
+        self._task, self._find, self._interval = task, find, interval
+        self._seen: tuple[Path, int] | None = None
+        self._swap()
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """Actions, (n, action_size), for observations, (n, obs_size)."""
+        return self._policy(obs)
+
+    def poll(self) -> None:
+        """Swap the weights if it is time and there are newer ones; what cannot be used is told and skipped."""
+        if self._interval and time.monotonic() >= self._next:
+            try:
+                self._swap()
+            except (DeftlyError, OSError) as error:
+                print(f"warning: kept the policy, {error}", file=sys.stderr, flush=True)
+
+    def _swap(self) -> None:
+        from deftly.learn import checkpoint
+
+        self._next = time.monotonic() + self._interval
+        path = self._find()
+        weights = path.resolve() / checkpoint.WEIGHTS
+        seen = weights, weights.stat().st_mtime_ns  # a new checkpoint is elsewhere, behind a link, or newer
+        if seen != self._seen:
+            self._seen = seen
+            found = checkpoint.load(path)
+            found.require(self._task)
+            self._policy = found.policy()
+            print(f"playing {path}", flush=True)
+
+
+def _untrained(agent: str, size: int) -> Act:
+    return lambda obs: torch.zeros(len(obs), size) if agent == "zero" else 2 * torch.rand(len(obs), size) - 1
+
+
+class View(NamedTuple):
+    """An open viewer: draws a state, says whether it is still open, and the user's factor of time, 0 while paused."""
+
+    show: Callable[[mujoco.MjData], None]
+    running: Callable[[], bool]
+    speed: Callable[[], float]
+
+
+def pick_viewer(wanted: str) -> str:
+    """`native` or `web`. Raises DeftlyError where the wanted one cannot work, or none can."""
+    works = {"native": has_display(), "web": all(map(importlib.util.find_spec, ("viser", "mjviser")))}
+    for name in works:
+        if works[name] and wanted in (name, "auto"):
+            return name
+    raise DeftlyError(NO_VIEWER[wanted])
+
+
+@contextlib.contextmanager
+def _native(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
+    import mujoco.viewer
+
+    index = camera_index(env.model, args.camera)
+    with mujoco.viewer.launch_passive(env.model, data) as window:
+        if args.camera:
+            window.cam.type, window.cam.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, index
+        yield View(lambda _: window.sync(), window.is_running, lambda: args.speed)
+
+
+@contextlib.contextmanager
+def _web(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
+    try:  # a port that is taken would make viser move to the next one without a word
+        socket.create_server((LOOPBACK, args.port)).close()
+    except OSError as error:
+        taken = f"cannot serve on {LOOPBACK}:{args.port}: {os.strerror(error.errno or 0)}"
+        raise DeftlyError(f"{taken}; choose another --port") from None
+    import viser
+    from mjviser import ViserMujocoScene
+
+    model, index = env.model, camera_index(env.model, args.camera)
+    with contextlib.redirect_stdout(io.StringIO()):  # its banner, whatever `verbose` says
+        server = viser.ViserServer(host=LOOPBACK, port=args.port, label=f"deftly: {env.task.name}")
+    try:
+        server.gui.configure_theme(show_share_button=False)  # it would open a tunnel to a public address
+        if index >= 0:  # the first view is that of the camera
+            eye, axes, view = data.cam_xpos[index], data.cam_xmat[index].reshape(3, 3), server.initial_camera
+            view.position, view.look_at = eye, eye - axes[:, 2] * model.stat.extent
+            view.fov = float(model.cam_fovy[index]) * torch.pi / 180
+        pause = server.gui.add_checkbox("Pause", initial_value=False)
+        speed = server.gui.add_slider("Speed", min=0.1, max=4.0, step=0.1, initial_value=min(4.0, args.speed))
+        scene = ViserMujocoScene(server, copy.copy(model), num_envs=1)
+        print(f"open http://{LOOPBACK}:{server.get_port()} in a browser; Ctrl-C ends", flush=True)
+        yield View(scene.update_from_mjdata, lambda: True, lambda: 0.0 if pause.value else speed.value)
+    finally:
+        server.stop()
+
+
+def play(env: Env, agent: Act, args: PlayArgs, view: View, data: mujoco.MjData) -> None:
+    """Step one environment in real time until the episodes are played or the viewer is closed."""
+    poll = getattr(agent, "poll", lambda: None)
+    episodes, due = 0, time.perf_counter()
+    while view.running() and not (args.episodes and episodes >= args.episodes):
+        speed = view.speed()
+        if speed > 0:
+            env.step(agent(env.obs["policy"]))
+            if env.ended:
+                ended = {name: float(value[0]) for name, value in env.ended.items()}
+                failures = [name[7:] for name, value in ended.items() if name.startswith("failed/") and value > 0]
+                how = "success" if ended["success"] > 0 else f"failed: {', '.join(failures) or 'time is up'}"
+                seconds = ended["steps"] / env.contract.rate
+                print(f"{how} after {seconds:.1f} s, return {ended['return']:.2f}", flush=True)
+                episodes += 1
+            pose(env.model, env.sim.state[0].numpy(), data)
+        view.show(data)
+        poll()
+        due = max(due + 1 / (env.contract.rate * (speed or 1.0)), time.perf_counter() - 0.2)
+        time.sleep(max(0.0, due - time.perf_counter()))
+
+
+def _live(task: Task, agent: Act, args: PlayArgs) -> None:
+    from deftly.env import Env
+
+    open_view = {"native": _native, "web": _web}[pick_viewer(args.viewer)]
+    env = Env(task, replace(args.env, num_envs=1), args.sim, args.seed, "play")
+    data = pose(env.model, env.sim.state[0].numpy())
+    with contextlib.suppress(KeyboardInterrupt), open_view(env, data, args) as view:
+        play(env, agent, args, view, data)
+
+
+def record(task: Task, agent: Act, args: PlayArgs, path: Path) -> None:
+    """Write an mp4 of some episodes, one after the other, at the control rate."""
+    from deftly.evaluate.rollout import run_episodes
+
+    if not path.parent.is_dir():
+        raise DeftlyError(f"no folder '{path.parent}' for the video: make it, or choose another --video FILE")
+    count = args.episodes or 3
+    recorder = Recorder(count, args.camera)
+    ran = run_episodes(
+        task, agent, count, seed=args.seed, purpose="play", env_cfg=args.env, sim_cfg=args.sim, on_step=recorder.watch
+    )
+    frames = write_video(path, recorder.frames(), ran.rate * args.speed)
+    print(f"{path}: {count} episodes, success {ran.success_rate:.0%}, {frames / ran.rate / args.speed:.1f} s")
+
+
+def main(argv: list[str]) -> int:
+    """Run `deftly play`."""
+    choose_gl()  # before anything imports MuJoCo
+    from deftly.evaluate import rollout
+
+    task, args, found = rollout.prepare(PlayArgs, "play", argv)
+    if not args.video:
+        pick_viewer(args.viewer)
+    if found:
+        agent = Trained(task, lambda: rollout.find_policy(args.checkpoint, task.name, args.runs), args.reload)
+    else:
+        agent = _untrained(args.agent, task.contract().action_size)
+    if args.video:
+        record(task, agent, args, args.video)
+    else:
+        _live(task, agent, args)
+    return 0

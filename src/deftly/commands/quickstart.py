@@ -1,0 +1,81 @@
+"""`deftly quickstart`: from nothing to a policy that drives a simulated robot over a socket, and what to try."""
+
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deftly.config import RunsConfig, parse
+from deftly.errors import DeftlyError
+
+NEXT = {
+    "deftly play {task}": "watch it, in a window or in the browser",
+    "deftly eval {task} --seed 1": "measure it on other episodes",
+    "deftly run --bundle {folder} --driver sim --start": "run it in real time, as on a robot",
+    "deftly runs": "list your runs; compare and pin them",
+    "deftly config {task}": "every setting, explained, as YAML to edit and feed back",
+    "docs/tutorial.md, docs/add-a-task.md, docs/run.md": "the tutorial; your own task; your own robot",
+}
+
+
+@dataclass(frozen=True)
+class QuickstartArgs:
+    """Train, measure and hand over a task from nothing, in minutes."""
+
+    task: str = "jaka-pick-cube"  # The task.
+    success: float = 0.95  # Train until this share of episodes succeeds.
+    episodes: int = 200  # Episodes of each measurement, on seeds that training never saw.
+    seed: int = 1  # Seed of the training.
+    runs: RunsConfig = field(default_factory=RunsConfig)  # Where the run and the bundle are kept.
+
+
+def main(argv: list[str]) -> int:
+    """The command line of the stage. The exit code is that of the first step that fails."""
+    from deftly.render import choose_gl
+
+    args = parse(QuickstartArgs, argv, prog="deftly quickstart")
+    choose_gl()
+    from deftly.commands import doctor
+    from deftly.evaluate import evaluate, export
+    from deftly.learn import train
+
+    start, folder = time.perf_counter(), args.runs.root / "bundles" / args.task
+    shared, episodes = [args.task, f"--runs.root={args.runs.root}"], f"--episodes={args.episodes}"
+    learn = [f"--until-success={args.success}", f"--train.seed={args.seed}", "--name=quickstart"]
+    gate = ["--gate", f"success>={args.success}"]
+    steps = (
+        ("this machine", doctor.main, []),
+        (f"train {args.task} from nothing", train.main, [*shared, *learn]),
+        ("measure it on episodes it never saw", evaluate.main, [*shared, episodes, *gate]),
+        ("export it as a bundle, and check that", export.main, [*shared, episodes, f"--out={folder}"]),
+        ("serve it to a simulated robot", lambda words: serve(folder, words), [*shared, episodes, *gate]),
+    )
+    for number, (title, step, words) in enumerate(steps, 1):
+        title = f"{number} of {len(steps)}: {title}"
+        print(f"\n{title}\n{'-' * len(title)}", flush=True)
+        if code := step(words):
+            return code
+    print("\nWhat to try next\n")
+    for command, why in NEXT.items():
+        print(f"  {command.format(task=args.task, folder=folder):65}{why}")
+    print(f"\nAll of it took {(time.perf_counter() - start) / 60:.1f} minutes.")
+    return 0
+
+
+def serve(folder: Path, words: list[str]) -> int:
+    """Sim2sim through a policy server in a process of its own, which ends with it."""
+    from deftly.twin import sim2sim
+
+    command = [sys.executable, "-m", "deftly", "serve", "--bundle", str(folder), "--bind", "tcp://127.0.0.1:*"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            line = server.stdout.readline() if server.stdout else ""
+            print(line, end="", flush=True)
+            endpoint = re.search(r"tcp://[\d.]+:\d+", line)
+            if endpoint is None:
+                raise DeftlyError(f"the policy server did not start; try it alone: deftly serve --bundle {folder}")
+            return sim2sim.main([*words, "--bundle", str(folder), "--server-endpoint", endpoint[0]])
+        finally:
+            server.terminate()

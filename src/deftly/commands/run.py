@@ -1,0 +1,245 @@
+"""`deftly run`: let a policy drive a robot under the safety kernel, with an operator at the terminal or none."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from deftly import __version__
+from deftly.config import parse, split_task
+from deftly.contract import Contract
+from deftly.control.drivers import Driver, FakeDriver
+from deftly.control.log import Ring, max_ticks
+from deftly.control.loop import Runner
+from deftly.control.safety import Kernel, SafetyConfig
+from deftly.control.session import Session
+from deftly.errors import DeftlyError
+from deftly.policy import bundle
+from deftly.policy.protocol import Policy
+from deftly.serving.client import Client
+
+PERIOD_SHARE = 0.8
+"""Longest wait for a server's answer, in control periods, unless one is asked for."""
+
+
+@dataclass(frozen=True)
+class RunArgs:
+    """Let a policy drive a robot: `deftly run TASK`, `deftly run --bundle DIR` or `--server-endpoint tcp://...`."""
+
+    driver: str
+    """The robot: sim (a simulation of TASK in a process of its own), fake, leap (a LEAP hand at --port), or your own
+    class as MODULE:CLASS."""
+    bundle: Path | None = None
+    """Folder that `deftly export` wrote; unset: the one shipped for TASK. With a server too: the robot's contract."""
+    server_endpoint: str | None = None
+    """Ask the policy of `deftly serve` at this address, such as tcp://127.0.0.1:5555."""
+    keys: Path | None = None
+    """The robot's folder of `deftly serve --new-keys`."""
+    timeout_ms: float | None = None
+    """Longest wait for the server's answer; unset: 0.8 of the control period."""
+    port: str | None = None
+    """Serial port of a LEAP hand, such as /dev/ttyUSB0; or whatever your own driver takes as `port=`."""
+    baud: int = 4_000_000
+    """Rate of the LEAP hand's bus."""
+    current_ma: int = 550
+    """Largest current of each motor of the LEAP hand, mA; 550 is what is simulated."""
+    seconds: float = 0.0
+    """End after this time; 0: when the operator quits."""
+    start: bool = False
+    """Start as soon as the robot is ready, without a key."""
+    log: Path | None = None
+    """Save the log of all ticks to this .npz at the end; a fault saves it at once, beside, in a file of its own."""
+    log_seconds: float = 600.0
+    """How far back the log reaches."""
+    seed: int = 0
+    """Decides how the simulated robot's task starts."""
+    fault: str = ""
+    """A fault of the fake robot, such as frozen or nan."""
+    fault_at: int = 40
+    """Tick after which the fake robot has it."""
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    """Bounds of the safety kernel."""
+
+    def __post_init__(self) -> None:
+        bounds = {"seconds": (0, 1e9), "log_seconds": (1, 36_000), "fault_at": (0, 1e9)}
+        for name, (low, high) in bounds.items():
+            if not low <= getattr(self, name) <= high:
+                words = name.replace("_", "-")
+                raise DeftlyError(f"{words} is {getattr(self, name)}, but it must be within {low} .. {high:g}")
+        if self.log and self.log.suffix != ".npz":
+            raise DeftlyError(f"--log is {self.log}, but a log is an .npz file: {self.log.with_suffix('.npz')}")
+
+
+def main(argv: list[str]) -> int:
+    """Run `deftly run`. Exit status 0: the time is over or the operator quit; 1: a fault that nobody could clear."""
+    task, flags = split_task(argv)
+    args = parse(RunArgs, flags, prog="deftly run")
+    _require_folder(args.log)
+    with _ending_on_signals(), ExitStack() as stack:
+        with ExitStack() as unclaimed:
+            found = find_bundle(task, args)
+            args = replace(args, bundle=found.path) if found else args
+            contract, policy = find_policy(found, args)
+            unclaimed.callback(policy.close)
+            driver = find_driver(task, args, contract, stack)
+            unclaimed.callback(driver.stop)
+            args = replace(args, safety=_bounds(args.safety, driver))
+            robot = getattr(driver, "contract", contract)  # a driver that knows its robot is believed
+            if args.log_seconds > (most := max_ticks(robot) // robot.rate):
+                raise DeftlyError(
+                    f"log-seconds is {args.log_seconds:g}, but at most {most:g} s of this robot fit a log"
+                )
+            ring = Ring(robot, math.ceil(args.log_seconds * robot.rate))
+            runner = stack.enter_context(Runner(policy, Kernel(robot, args.safety), driver, ring))
+            unclaimed.pop_all()  # the runner lets go of policy and robot
+        wishes = {"start": args.start, "seconds": args.seconds, "log": args.log}
+        return Session(runner, ring, _facts(found.task if found else task, args), **wishes).run()
+
+
+# --------------------------------------------------------------- policy and robot
+
+
+def find_bundle(task: str | None, args: RunArgs) -> bundle.Bundle | None:
+    """The bundle that is meant; None if only a server is asked. Raises DeftlyError if there is none of the task."""
+    if args.bundle is None and args.server_endpoint:
+        return None
+    folder = args.bundle or (bundle.shipped(task) if task else None)
+    if folder is None and task is None:
+        raise DeftlyError("run needs a policy: deftly run TASK, --bundle DIR or --server-endpoint tcp://HOST:PORT")
+    if folder is None:
+        raise DeftlyError(f"no bundle is shipped for '{task}': give --bundle DIR; 'deftly export TASK' makes one")
+    found = bundle.load(folder)
+    in_file = args.driver == "sim" and ".py" in (task or "")  # which the simulated robot reads, and looks at its name
+    if task not in (None, found.task) and not in_file:
+        raise DeftlyError(f"{folder} was made for {found.task}, not for {task}")
+    return found
+
+
+def find_policy(found: bundle.Bundle | None, args: RunArgs) -> tuple[Contract, Policy]:
+    """The robot's contract and its policy, in this process or on a server. Raises DeftlyError if it cannot be had."""
+    if found and args.server_endpoint is None:
+        return found.contract, found.policy()
+    client = Client(str(args.server_endpoint), keys=args.keys)
+    with ExitStack() as unclaimed:
+        unclaimed.callback(client.close)
+        period_ms = 1e3 / client.contract.rate
+        timeout_ms = PERIOD_SHARE * period_ms if args.timeout_ms is None else args.timeout_ms
+        if not 0 < timeout_ms <= period_ms:
+            raise DeftlyError(f"timeout-ms is {timeout_ms:g}, but the control period has only {period_ms:g} ms")
+        client.timeout = client.patience = 1e-3 * timeout_ms  # in the loop nothing is waited for any longer
+        unclaimed.pop_all()
+    return found.contract if found else client.contract, client
+
+
+def find_driver(task: str | None, args: RunArgs, contract: Contract, stack: ExitStack) -> Driver:
+    """The robot that `--driver` names; what it needs is ended with `stack`. Raises DeftlyError if it cannot be had."""
+    if args.driver == "fake":
+        return FakeDriver(contract, args.fault, args.fault_at)
+    if args.driver == "sim":
+        return _simulated(task, args, contract, stack)
+    if args.driver == "leap":
+        from deftly.control.drivers.dynamixel import Dynamixel
+
+        return Dynamixel(contract, args.port, args.baud, args.current_ma)
+    return custom_driver(args.driver, contract, args.port)
+
+
+def _simulated(task: str | None, args: RunArgs, contract: Contract, stack: ExitStack) -> Driver:
+    from deftly.control.drivers.socketdriver import SocketDriver
+    from deftly.twin.server import launch
+
+    if task is None and args.bundle is None:
+        raise DeftlyError("--driver sim simulates a task: deftly run TASK --driver sim --server-endpoint ...")
+    words = [*([task] if task else []), *(["--bundle", str(args.bundle)] if args.bundle else [])]
+    process, endpoint = launch([*words, "--seed", str(args.seed)])
+    stack.callback(_end, process)
+    return SocketDriver(contract, endpoint)
+
+
+def _bounds(safety: SafetyConfig, driver: Driver) -> SafetyConfig:
+    """The safety kernel's bounds; a driver that wants its robot brought home slowly says in which time."""
+    return replace(safety, approach_s=safety.approach_s or getattr(driver, "approach_s", 0.0))
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a process of ours, which was asked to end already."""
+    try:
+        process.wait(1.0)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def custom_driver(spec: str, contract: Contract, port: str | None = None) -> Driver:
+    """`MODULE:CLASS`, also of the current folder, made as `CLASS(contract)` or `CLASS(contract, port=...)`.
+
+    Raises DeftlyError, one line, if it cannot be imported, lacks a method of `Driver`, or fails.
+    """
+    module, colon, name = spec.partition(":")
+    if not (module and colon and name):
+        raise DeftlyError(
+            f"--driver is '{spec}', but it must be sim, fake, leap, or MODULE:CLASS such as my_robot:Driver"
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        cls = getattr(importlib.import_module(module), name)
+        missing = [verb for verb in ("read", "write", "stop") if not callable(getattr(cls, verb, None))]
+        if not missing:
+            return cls(contract) if port is None else cls(contract, port=port)
+    except DeftlyError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        said = " ".join(str(error).split())[:200]
+        raise DeftlyError(f"--driver {spec}: {type(error).__name__}: {said}") from error
+    raise DeftlyError(f"--driver {spec} has no method {missing[0]}(): a driver has read, write and stop (docs/run.md)")
+
+
+# --------------------------------------------------------------- around it
+
+
+def _facts(task: str | None, args: RunArgs) -> dict[str, Any]:
+    policy = args.server_endpoint or str(args.bundle)
+    facts = {"task": task or "", "policy": policy, "driver": args.driver, "deftly": __version__}
+    return {**facts, "safety": json.dumps(asdict(args.safety)), "began": datetime.now().astimezone().isoformat()}
+
+
+def _require_folder(log: Path | None) -> None:
+    """Raise DeftlyError unless logs can be written: to learn it after a fault is too late."""
+    folder = log.parent if log else Path()
+    scratch = folder / f".tmp-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch.touch()
+        scratch.unlink()
+    except OSError as error:
+        why = error.strerror or error
+        raise DeftlyError(f"cannot write logs to '{folder}': {why}; give --log FILE.npz in another folder") from None
+
+
+@contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the run as Ctrl-C does; no terminal halts it, for a halted loop guards nothing."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    handlers: dict[int, Any] = dict.fromkeys((signal.SIGTERM, signal.SIGHUP), end)
+    handlers |= dict.fromkeys((signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU), signal.SIG_IGN)
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

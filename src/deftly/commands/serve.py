@@ -1,0 +1,143 @@
+"""`deftly serve`: answer robots over a socket with a policy, from a bundle or a checkpoint."""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deftly.config import RunsConfig, parse, split_task
+from deftly.contract import Contract
+from deftly.errors import DeftlyError
+from deftly.policy import bundle
+from deftly.policy.protocol import Network
+from deftly.serving.brain import PolicyBrain
+from deftly.serving.keys import new_keys
+from deftly.serving.link import Connection
+from deftly.serving.server import IDLE_S, MAX_SESSIONS, Server
+
+
+@dataclass(frozen=True)
+class ServeArgs:
+    """Answer robots with a policy: `deftly serve TASK`, or `deftly serve --bundle DIR`."""
+
+    bundle: Path | None = None
+    """Folder that `deftly export` wrote; it needs neither torch nor MuJoCo. Unset: the one shipped for TASK."""
+    checkpoint: str | None = None
+    """Policy instead of a bundle, with torch: latest, a run, a checkpoint folder or shipped."""
+    bind: str = "tcp://127.0.0.1:5555"
+    """Where to answer; an address that other machines reach needs keys. Port * takes a free one."""
+    keys: Path | None = None
+    """The server's folder of keys: encrypt, and answer only the robots in its clients/. With --status, the robot's."""
+    new_keys: Path | None = None
+    """Write keys for a server and a robot into this new folder, and do nothing else."""
+    status: str | None = None
+    """Ask the server at this endpoint what it has counted, and do nothing else."""
+    idle_s: float = IDLE_S
+    """Seconds after which a robot that asks nothing is forgotten."""
+    max_clients: int = MAX_SESSIONS
+    """Robots that are served at one time."""
+    runs: RunsConfig = field(default_factory=RunsConfig)
+    """Where runs are kept."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.idle_s < math.inf:
+            raise DeftlyError(f"idle-s is {self.idle_s:g}, but it must be above 0")
+        if not 1 <= self.max_clients <= 10_000:
+            raise DeftlyError(f"max-clients is {self.max_clients}, but it must be 1 to 10000")
+
+
+def main(argv: list[str]) -> int:
+    """Run `deftly serve` until SIGTERM or SIGINT."""
+    task, flags = split_task(argv)
+    args = parse(ServeArgs, flags, prog="deftly serve")
+    if args.new_keys:
+        new_keys(args.new_keys)
+        print(f"wrote {args.new_keys}: serve with --keys {args.new_keys / 'server'}; {args.new_keys / 'robot'} goes")
+        print(
+            "to the robot: Client(..., keys=Path('robot')). Whoever has its client.key_secret can command the policy."
+        )
+        return 0
+    if args.status:
+        print_status(Connection(args.status, args.keys).ask("status", 3.0))
+        return 0
+    contract, network, what = find(task, args)
+    brain = PolicyBrain(contract, network)
+    server = Server(brain, args.bind, keys=args.keys, idle_s=args.idle_s, max_sessions=args.max_clients)
+    gc.freeze()  # what is loaded now stays: going through it again and again would hold answers up
+    locked = " with keys" if args.keys else ""
+    print(f"serving {contract.robot} at {server.endpoint}{locked}, contract {contract.hash[:12]}, {what}", flush=True)
+    server.run_until_signal()
+    print(f"answered {server.counts.answered} requests", flush=True)
+    return 0
+
+
+def find(task: str | None, args: ServeArgs) -> tuple[Contract, Network, str]:
+    """Contract, network and name of the policy that the arguments mean. Raises DeftlyError if there is none."""
+    if args.bundle and args.checkpoint:
+        raise DeftlyError("serve takes --bundle or --checkpoint, not both")
+    folder = args.bundle or (bundle.shipped(task) if task and not args.checkpoint else None)
+    if folder:
+        found = bundle.load(folder)
+        if task not in (None, found.task):
+            raise DeftlyError(f"{folder} was made for {found.task}, not for {task}")
+        return found.contract, found.network, f"{found.task} {args.bundle or 'shipped bundle'}"
+    if task is None and args.checkpoint is None:
+        raise DeftlyError("serve needs a policy: deftly serve TASK, or --bundle DIR; 'deftly tasks' lists the tasks")
+    return _from_checkpoint(task, args)
+
+
+def _from_checkpoint(task: str | None, args: ServeArgs) -> tuple[Contract, Network, str]:
+    import torch
+
+    from deftly import workspace
+    from deftly.evaluate.rollout import find_policy
+    from deftly.learn import checkpoint
+    from deftly.tasks import load
+
+    name = load(task).name if task else None
+    if name:
+        path = find_policy(args.checkpoint, name, args.runs)
+    elif args.checkpoint == "shipped":
+        raise DeftlyError("--checkpoint shipped needs a task: deftly serve TASK --checkpoint shipped")
+    else:
+        path = workspace.find_checkpoint(str(args.checkpoint), None, args.runs)
+    found = checkpoint.load(path)
+    if name not in (None, found.task):
+        raise DeftlyError(f"checkpoint {found.label} was made for {found.task}, not for {name}")
+    policy = found.policy()
+    torch.set_num_threads(1)  # a network this small is slower on more
+
+    def network(obs: np.ndarray) -> np.ndarray:
+        return policy(torch.from_numpy(obs)).numpy()
+
+    return found.contract, network, f"{found.task} {found.label}"
+
+
+def print_status(status: dict[str, Any]) -> None:
+    """Show a server's `status` message."""
+    from rich.console import Console
+    from rich.table import Table
+
+    def counts(name: str) -> str:
+        return ", ".join(f"{key} {count}" for key, count in sorted(status[name].items())) or "none"
+
+    latency, batches = status["latency_ms"], ", ".join(f"{size}: {count}" for size, count in status["batches"])
+    rows = {
+        "robot": f"{status['robot']}, contract {status['contract'][:12]}",
+        "up": f"{status['uptime_s']:.0f} s",
+        "robots": f"{status['sessions']} of at most {status['max_sessions']}",
+        "answered": f"{status['answered']} ({counts('types')})",
+        "errors": counts("errors"),
+        "batches": batches or "none",
+        "infer": ", ".join(f"{name} {latency[name]:.2f} ms" for name in ("p50", "p99", "max")),
+    }
+    table = Table(box=None, show_header=False)
+    for row in rows.items():
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)

@@ -1,0 +1,1 @@
+"""The control loop of a robot: safety kernel, drivers, operator, log."""

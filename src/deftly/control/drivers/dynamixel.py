@@ -1,0 +1,299 @@
+"""A LEAP hand: sixteen XC330-M288 servos on one bus, behind the driver interface. See docs/leap.md.
+
+Registers and units are those of the ROBOTIS e-manual, XC330-M288-T. A turn has 4096 ticks; LEAP's zero pose, the flat
+hand, is 180 degrees: tick 2048. So a motor's position in the contract, rad, is 0 at tick 2048.
+
+Each reading is one exchange: currents, velocities, positions, and whether each motor is as it was left. Motors are
+commanded nothing, and keep their torque as it was, until the first `write`.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import numpy as np
+
+from deftly.contract import JOINT_POS, Contract
+from deftly.control.drivers import DriverError, Reading
+from deftly.control.drivers.dynamixel_bus import BAUDS, Bus, NoAnswer
+
+MODEL = 1240
+MODELS = {1190: "XL330-M077", 1200: "XL330-M288", 1210: "XC330-T181", 1220: "XC330-T288", 1230: "XC330-M181"}
+MODELS |= {MODEL: "XC330-M288"}
+BAUD = 4_000_000
+P_GAIN, I_GAIN, D_GAIN = 1139, 0, 148
+"""Of the servo's position controller, in its own units: what robots/leap_hand.py simulates."""
+CURRENT_MA = 550
+"""Likewise: 0.29 N m."""
+MOST_MA = 1200
+"""Largest current that may be asked for: the makers of the hand found about 600 good; a motor at 5 V stalls at 1800."""
+TURN, ZERO = 4096, 2048
+RAD, SPEED = 2 * math.pi / TURN, 0.229 * 2 * math.pi / 60
+"""A tick, rad; a unit of velocity, rad/s."""
+
+RETURN_DELAY, DRIVE_MODE, OPERATING_MODE = 9, 10, 11
+TORQUE, RETURN_LEVEL, HARDWARE_ERROR, GAINS, FEED_FORWARD = 64, 68, 70, 80, 88
+WATCHDOG, GOAL_CURRENT, PROFILE, GOAL_POSITION = 98, 102, 108, 116
+PRESENT, POSITION, INDIRECT_ADDRESS, INDIRECT_DATA = 126, 132, 168, 208
+CURRENT_BASED_POSITION = 5
+STATE = (TORQUE, RETURN_LEVEL, HARDWARE_ERROR, WATCHDOG, *range(PRESENT, PRESENT + 10))
+"""Registers of a reading, byte by byte; the servo's indirect addresses bring them together."""
+STATE_FORMAT, SPARE = "<BBBBhii", (144, 145, 146)
+"""Readings in turn are up to three bytes longer: an answer that comes too late has another length, and is not used."""
+TRIPPED = 255
+ERRORS = {0: "input voltage", 2: "overheating", 3: "encoder", 4: "electrical shock", 5: "overload"}
+"""Bits of Hardware Error Status (70)."""
+
+PING_S, SET_UP_S = 0.05, 0.1
+SHARE = 0.2
+"""Longest wait for the motors' answers, control periods. There may be two, and a ping: three fifths at worst."""
+WATCHDOG_S, WATCHDOG_UNIT_S, WATCHDOG_MOST = 0.5, 0.02, 127
+WATCHDOG_PERIODS = 5
+"""More than the control loop's own patience, `stall_periods`."""
+UNITS = {JOINT_POS: "rad", "joint_vel": "rad/s", "joint_current": "A"}
+"""Signals that the hand can give, of the size of its joints."""
+
+
+class Dynamixel:
+    """The motors of a contract. Raises DriverError, one line, unless each of them is there, well, and set up.
+
+    Args:
+        contract: its `motors` say which id turns which joint, and which way.
+        port: the serial port, such as /dev/ttyUSB0.
+        baud: rate of the bus.
+        current_ma: largest current of each motor, mA.
+        timeout: longest wait for an answer, s; unset: `SHARE` of the control period.
+    """
+
+    approach_s = 3.0
+    """Time in which `deftly run` brings the hand home before the policy drives, unless it is told otherwise, s."""
+
+    def __init__(
+        self,
+        contract: Contract,
+        port: str | None,
+        baud: int = BAUD,
+        current_ma: int = CURRENT_MA,
+        timeout: float | None = None,
+    ):
+        _require(contract, current_ma)
+        if port is None:
+            raise DriverError("--driver leap needs --port, such as /dev/ttyUSB0")
+        self.contract, self.port, self.baud, self._ids = contract, port, baud, [m.id for m in contract.motors]
+        self.timeout = SHARE / contract.rate if timeout is None else timeout
+        self._names = {m.id: f"motor {m.id} ({m.joint})" for m in contract.motors}
+        self._offset = np.array([m.offset for m in contract.motors])
+        self._settings = {
+            GAINS: struct.pack("<HHH", D_GAIN, I_GAIN, P_GAIN),
+            FEED_FORWARD: bytes(4),
+            GOAL_CURRENT: struct.pack("<h", current_ma),
+            PROFILE: bytes(8),  # a profile would slow every command down
+        }
+        patience = max(WATCHDOG_S, WATCHDOG_PERIODS / contract.rate)
+        self._watchdog = bytes([min(WATCHDOG_MOST, math.ceil(patience / WATCHDOG_UNIT_S))])
+        self._engaged, self._asked = False, 0
+        self.retries = self.lost = 0
+        """Questions that had to be asked twice; and those that had no answer then either."""
+        self._spare: Reading | None = None
+        self._bus = Bus(port, baud)
+        try:
+            self._require_motors()
+            self._set_up()
+            self._zero = self._find_zero()
+            self._require_speed()
+        except BaseException:
+            self._bus.close()
+            raise
+
+    # --------------------------------------------------------------- the loop
+
+    def read(self) -> Reading:
+        """The joints, and what else the contract asks for. Raises DriverError for a motor that is not well.
+
+        The last reading stands in, at its own time, for one that is lost; not for a second one in a row.
+        """
+        at, spare = time.monotonic(), self._spare
+        self._spare = None
+        try:
+            rows = np.array([struct.unpack_from(STATE_FORMAT, row) for row in self._twice(self._exchange)])
+        except NoAnswer as failed:
+            self.lost += 1
+            if spare is None:
+                raise DriverError(self._blame(failed)) from None
+            return spare
+        torque, level, error, watchdog, current, velocity, ticks = rows.T
+        self._require_well(torque, level, error, watchdog)
+        measured = {
+            JOINT_POS: (ticks - self._zero) * RAD,
+            "joint_vel": velocity * SPEED + self._offset,  # from_motors takes the offset off, which a speed has not
+            "joint_current": 1e-3 * current + self._offset,
+        }
+        self._spare = Reading({s.name: self.contract.from_motors(measured[s.name]) for s in self.contract.signals}, at)
+        return self._spare
+
+    def write(self, targets: np.ndarray) -> None:
+        """Command joint targets, (num_joints,) rad. The first one switches torque and watchdog on."""
+        motors = self.contract.to_motors(np.asarray(targets, np.float64))
+        if not np.isfinite(motors).all():
+            raise DriverError("a target is no number")
+        ticks = np.rint(motors / RAD + self._zero).astype(np.int64)
+        self._bus.write(self._ids, GOAL_POSITION, [struct.pack("<i", int(t)) for t in ticks])
+        if not self._engaged:
+            self._engage()
+
+    def stop(self) -> None:
+        """Let go of the port. The motors hold their last target within their current; nothing watches them any more."""
+        with suppress(DriverError):  # if the port is gone, the watchdog stops them
+            if self._engaged:
+                self._write(WATCHDOG, bytes(1))
+        self._engaged = False
+        self._bus.close()
+
+    def _engage(self) -> None:
+        """Torque on, at the target that was just written; then the settings, which a change of mode may have reset."""
+        self._write(TORQUE, b"\x01")
+        for address, value in self._settings.items():
+            self._write(address, value)
+        self._write(WATCHDOG, self._watchdog)
+        self._engaged = True
+
+    def _exchange(self) -> list[bytes]:
+        """The state of each motor."""
+        self._asked += 1
+        length = len(STATE) + self._asked % (len(SPARE) + 1)
+        return self._bus.read(self._ids, INDIRECT_DATA, length, self.timeout)
+
+    def _twice(self, ask: Callable[[], list[bytes]]) -> list[bytes]:
+        """The answers. What was lost or damaged is asked for once more. Raises NoAnswer."""
+        try:
+            return ask()
+        except NoAnswer:
+            self.retries += 1
+            self._bus.settle(0.25 * self.timeout)
+        return ask()
+
+    def _blame(self, failed: NoAnswer) -> str:
+        """Who does not answer. Motors answer in turn, so behind one that is missing nobody does."""
+        name = self._names[failed.motor]
+        if failed.heard:
+            return f"the answer of {name} on {self.port} is damaged: cable, or two motors with one id?"
+        alone = failed.motor == self._ids[0] and self._bus.ping(self._ids[-1], self.timeout) is None
+        return (
+            f"no motor answers on {self.port}: cable or power?" if alone else f"{name} does not answer on {self.port}"
+        )
+
+    def _require_well(self, torque: np.ndarray, level: np.ndarray, error: np.ndarray, watchdog: np.ndarray) -> None:
+        """Raise DriverError unless each motor is as it was left."""
+        if error.any():
+            raise DriverError(self._ill(error))
+        gone = (level == 0) | (self._engaged & (torque == 0))  # who restarted has forgotten what to tell, and says 0
+        if gone.any():
+            name = self._names[self._ids[int(gone.argmax())]]
+            raise DriverError(f"{name} has restarted and let go: is the supply too weak? End the run, start it again")
+        if self._engaged and (watchdog == TRIPPED).any():
+            self._engaged = False  # the next command takes them up again
+            self._write(WATCHDOG, bytes(1))
+            raise DriverError(
+                f"the motors stopped by themselves: no packet for {self._watchdog[0] * WATCHDOG_UNIT_S:g} s"
+            )
+
+    def _ill(self, error: np.ndarray) -> str:
+        """The first motor that reports a fault, and which."""
+        worst = int((error != 0).argmax())
+        words = [word for bit, word in ERRORS.items() if int(error[worst]) & 1 << bit] or [f"error {error[worst]}"]
+        name = self._names[self._ids[worst]]
+        return f"{name} reports {' and '.join(words)}: switch its power off and on, and see docs/leap.md"
+
+    # -------------------------------------------------------------- the start
+
+    def _require_motors(self) -> None:
+        """Raise DriverError unless every motor answers, is of the right model, and turns the usual way."""
+        found = {i: self._bus.ping(i, PING_S) or self._bus.ping(i, PING_S) for i in self._ids}
+        missing = [str(i) for i, model in found.items() if model is None]
+        if len(missing) == len(found):
+            raise DriverError(self._silent())
+        if missing:
+            verb = "motors {} do" if len(missing) > 1 else "motor {} does"
+            raise DriverError(f"{verb.format(', '.join(missing))} not answer on {self.port}: check cable and ids")
+        for i, model in found.items():
+            if model != MODEL:
+                what = MODELS.get(model or 0, "unknown")
+                raise DriverError(f"motor {i} is model {model} ({what}), but the hand has {MODELS[MODEL]} ({MODEL})")
+        for i, mode in zip(self._ids, self._read(DRIVE_MODE, 1)):
+            if mode[0] & 1:
+                raise DriverError(f"motor {i} is set to reverse: give it Drive Mode 0 with Dynamixel Wizard")
+        error = np.array([row[0] for row in self._read(HARDWARE_ERROR, 1)])
+        if error.any():
+            raise DriverError(self._ill(error))
+
+    def _silent(self) -> str:
+        """Why nobody answers: perhaps at another rate somebody does."""
+        for baud in BAUDS:
+            self._bus.set_baud(baud)
+            if baud != self.baud and self._bus.ping(self._ids[0], PING_S) is not None:
+                return f"motor {self._ids[0]} on {self.port} speaks {baud} baud, not {self.baud}: give --baud {baud}"
+        return f"no motor answers on {self.port} at any rate: check power, cable and ids (docs/leap.md)"
+
+    def _set_up(self) -> None:
+        """Bring every register to what the simulation assumes. Torque is switched off only if it must be."""
+        self._write(WATCHDOG, bytes(1))  # of a run that crashed: until then no goal is taken
+        fixed = {RETURN_DELAY: bytes(1), OPERATING_MODE: bytes([CURRENT_BASED_POSITION])}
+        fixed[INDIRECT_ADDRESS] = struct.pack(f"<{len(STATE + SPARE)}H", *STATE, *SPARE)
+        changed = {a: v for a, v in fixed.items() if any(row != v for row in self._read(a, len(v)))}
+        if changed:  # a motor with torque takes none of these; and its memory wears out by writing
+            self._write(TORQUE, bytes(1))
+        for address, value in {**changed, **self._settings}.items():
+            self._write(address, value)
+            for i, row in zip(self._ids, self._read(address, len(value))):
+                if row != value:
+                    raise DriverError(f"{self._names[i]} does not take {value.hex()} at {address}: it has {row.hex()}")
+
+    def _find_zero(self) -> np.ndarray:
+        """The tick of each motor's zero: of those a turn apart, the one that has the joint nearest to its range."""
+        middle = self.contract.to_motors(np.array([(j.lower + j.upper) / 2 for j in self.contract.joints]))
+        ticks = np.array([struct.unpack("<i", row)[0] for row in self._read(POSITION, 4)])
+        return ZERO + TURN * np.rint((ticks - ZERO - middle / RAD) / TURN).astype(np.int64)
+
+    def _require_speed(self) -> None:
+        """Raise DriverError if reading takes longer than the control loop can wait."""
+        least = math.inf
+        for _ in range(10):  # a computer that is busy for a moment is not a slow adapter
+            began = time.monotonic()
+            self._read(INDIRECT_DATA, len(STATE))
+            least = min(least, time.monotonic() - began)
+            if least <= self.timeout:
+                return
+        figures = f"{1e3 * least:.1f} ms, at {self.contract.rate:g} Hz at most {1e3 * self.timeout:.1f} are left"
+        raise DriverError(f"reading {self.port} takes {figures}: set its latency timer to 1 ms (docs/leap.md)")
+
+    def _read(self, address: int, length: int) -> list[bytes]:
+        """Bytes of each motor, when there is time."""
+        try:
+            return self._twice(lambda: self._bus.read(self._ids, address, length, SET_UP_S))
+        except NoAnswer as failed:
+            raise DriverError(self._blame(failed)) from None
+
+    def _write(self, address: int, value: bytes) -> None:
+        """The same bytes to all motors."""
+        self._bus.write(self._ids, address, [value] * len(self._ids))
+
+
+def _require(contract: Contract, current_ma: int) -> None:
+    """Raise DriverError unless these motors can be what the contract says."""
+    if not contract.motors:
+        raise DriverError(f"the contract of {contract.robot} names no motors: --driver leap drives LEAP hands")
+    odd = [j.name for j in contract.joints if j.units != "rad"]
+    if odd:
+        raise DriverError(f"joint {odd[0]} of {contract.robot} does not turn: the driver's motors only do")
+    for signal in contract.signals:
+        if signal.size != len(contract.joints) or signal.units not in ("", UNITS.get(signal.name)):
+            known = ", ".join(f"{name} ({units})" for name, units in UNITS.items())
+            raise DriverError(f"the hand does not measure '{signal.name}' ({signal.units or 'no unit'}), but {known}")
+    if not 1 <= current_ma <= MOST_MA:
+        raise DriverError(f"--current-ma is {current_ma}, but it must be within 1 .. {MOST_MA}")
+    if contract.rate < WATCHDOG_PERIODS / (WATCHDOG_UNIT_S * WATCHDOG_MOST):
+        raise DriverError(f"{contract.robot} runs at {contract.rate:g} Hz: too slow for the motors' watchdog")

@@ -1,0 +1,189 @@
+"""A bus of Dynamixel motors (Protocol 2.0) on a serial port: ping, sync read, sync write, never waiting beyond a time.
+
+Packets are made and read by dynamixel-sdk. Its own port spins while it waits, for 34 ms at least and by the wall clock,
+so a port of ours takes its place.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from glob import glob
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from deftly.control.drivers import DriverError
+
+BAUDS = (4_000_000, 3_000_000, 2_000_000, 1_000_000, 115_200, 57_600, 9_600)
+"""Rates that an XC330 knows (e-manual, Baud Rate 8)."""
+QUIET_S = 1e-3
+"""A line that says nothing for this long is free: 400 bytes at 4,000,000 baud."""
+WRITE_S = 0.02
+"""Longest wait for the system to take a packet: a line that is stuck takes none."""
+
+
+class NoAnswer(DriverError):
+    """A motor did not answer in time, or what it said was damaged."""
+
+    def __init__(self, motor: int, heard: bool):
+        super().__init__(f"motor {motor} {'gave a damaged answer' if heard else 'does not answer'}")
+        self.motor, self.heard = motor, heard
+
+
+class Bus:
+    """The motors at a port. Every method raises DriverError, one line, if the port is gone.
+
+    Args:
+        path: the serial port, such as /dev/ttyUSB0.
+        baud: one of `BAUDS`.
+    """
+
+    def __init__(self, path: str, baud: int):
+        self._port = _Port(path, baud)
+        self._sdk = _sdk()
+        self._packets: Any = self._sdk.PacketHandler(2.0)
+
+    def set_baud(self, baud: int) -> None:
+        """Speak at another rate."""
+        self._port.set_baud(baud)
+
+    def ping(self, motor: int, timeout: float) -> int | None:
+        """The model number of a motor; None if it does not answer within `timeout`, s."""
+        self._port.begin(timeout)
+        model, result, _ = self._packets.ping(self._port, motor)
+        return int(model) if result == self._sdk.COMM_SUCCESS else None
+
+    def read(self, motors: Sequence[int], address: int, length: int, timeout: float) -> list[bytes]:
+        """`length` bytes from `address` of each motor, in one exchange of at most `timeout` s. Raises NoAnswer."""
+        self._port.begin(timeout)
+        self._sent(self._packets.syncReadTx(self._port, address, length, list(motors), len(motors), False))
+        return [self._answer(motor, length) for motor in motors]
+
+    def write(self, motors: Sequence[int], address: int, values: Sequence[bytes]) -> None:
+        """Bytes, as many for each motor, to `address`. Nobody answers to that."""
+        self._port.begin(WRITE_S)
+        body = [byte for motor, value in zip(motors, values) for byte in (motor, *value)]
+        self._sent(self._packets.syncWriteTxOnly(self._port, address, len(values[0]), body, len(body)))
+
+    def settle(self, timeout: float) -> None:
+        """Wait until nobody speaks any more: two who speak at once understand nothing."""
+        self._port.begin(timeout)
+        while self._port.readPort(1024, QUIET_S):
+            pass
+
+    def close(self) -> None:
+        """Let go of the port."""
+        self._port.close()
+
+    def _answer(self, motor: int, length: int) -> bytes:
+        """What one motor says. An answer of another length is an older question's: it is left out."""
+        while True:
+            packet, result = self._packets.rxPacket(self._port, False)
+            if result != self._sdk.COMM_SUCCESS:
+                raise NoAnswer(motor, heard=result == self._sdk.COMM_RX_CORRUPT)
+            size = packet[5] + (packet[6] << 8) - 4
+            if packet[4] == motor and packet[8] & 0x7F:  # the highest bit tells of a fault that is read elsewhere
+                raise DriverError(f"motor {motor} refuses to be read (error {packet[8] & 0x7F})")
+            if packet[4] == motor and size == length:
+                return bytes(packet[9 : 9 + size])
+
+    def _sent(self, result: int) -> None:
+        if result != self._sdk.COMM_SUCCESS:
+            raise DriverError(f"{self._port.path} did not take a packet ({result})")
+
+
+class _Port:
+    """What the SDK's packet handler asks of a port, over pyserial."""
+
+    def __init__(self, path: str, baud: int):
+        self.path, self.is_using, self._deadline = path, False, 0.0
+        self._serial = _open(path, baud)
+        with suppress(OSError, ValueError, NotImplementedError, AttributeError):  # a pseudo-terminal has no such timer
+            self._serial.set_low_latency_mode(True)  # else an FTDI adapter keeps what it heard for 16 ms
+
+    def begin(self, timeout: float) -> None:
+        """The next exchange is over in `timeout` s."""
+        self.is_using, self._deadline = False, time.monotonic() + timeout
+
+    def set_baud(self, baud: int) -> None:
+        """Speak at another rate."""
+        self._serial.baudrate = baud
+
+    def close(self) -> None:
+        """Let go."""
+        with suppress(OSError):
+            self._serial.close()
+
+    def readPort(self, length: int, patience: float = 60.0) -> bytes:
+        """At most `length` bytes, as soon as there are some; none if the time is over."""
+        try:
+            left = max(0.0, min(patience, self._deadline - time.monotonic()))
+            ready, _, _ = select.select([self._serial.fileno()], [], [], left)
+            return self._serial.read(length) if ready else b""
+        except Exception as error:
+            raise self._gone(error) from None
+
+    def writePort(self, packet: list[int]) -> int:
+        """Send; gives the number of bytes that were: all, or the line is stuck."""
+        try:
+            _, ready, _ = select.select([], [self._serial.fileno()], [], WRITE_S)
+            return self._serial.write(bytes(packet)) if ready else 0
+        except Exception as error:
+            raise self._gone(error) from None
+
+    def clearPort(self) -> None:
+        """Forget what was heard."""
+        try:
+            self._serial.reset_input_buffer()
+        except Exception as error:
+            raise self._gone(error) from None
+
+    def isPacketTimeout(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() >= self._deadline
+
+    def setPacketTimeout(self, _: int) -> None:
+        """The SDK's own estimate: not used."""
+
+    def _gone(self, error: Exception) -> DriverError:
+        """One line for whatever pyserial and the system raise: OSError, termios.error, TypeError of a closed port."""
+        words = " ".join(str(error).split())[:100]
+        return DriverError(f"{self.path} is gone: is the adapter unplugged? ({type(error).__name__}: {words})")
+
+
+def _sdk() -> ModuleType:
+    try:
+        import dynamixel_sdk
+    except ImportError:
+        raise DriverError('--driver leap needs dynamixel-sdk: pip install "deftly[leap]"') from None
+    return dynamixel_sdk
+
+
+def _open(path: str, baud: int) -> Any:
+    """The port, locked. Raises DriverError that says what to do."""
+    _sdk()
+    import serial
+
+    if baud not in BAUDS:
+        raise DriverError(f"--baud is {baud}, but the motors know {', '.join(map(str, BAUDS))}")
+    if not Path(path).exists():
+        raise DriverError(f"there is no port {path}: is the adapter plugged in? {_present()}")
+    try:
+        return serial.Serial(path, baud, timeout=0, write_timeout=0, exclusive=True)
+    except Exception as error:  # SerialException, termios.error, ValueError
+        code, words = getattr(error, "errno", None), " ".join(str(error).split())[:150]
+    if code in (errno.EACCES, errno.EPERM):
+        raise DriverError(f"no permission for {path}: sudo usermod -aG dialout $USER, then log out and in")
+    if code in (errno.EAGAIN, errno.EBUSY):
+        raise DriverError(f"{path} is used by another program: end that first")
+    raise DriverError(f"cannot open {path}, is it a serial port? {words}")
+
+
+def _present() -> str:
+    """The serial ports of this computer, in words."""
+    found = sorted(glob("/dev/ttyUSB*") + glob("/dev/ttyACM*"))
+    return f"there are {', '.join(found)}" if found else "there is no /dev/ttyUSB* nor /dev/ttyACM*"

@@ -1,0 +1,83 @@
+"""A robot in another process, over a socket: `Driver` for the simulated robot of `deftly.twin.server`, or one like it.
+
+Each message is a msgpack map with `type` (`hello`, `read`, `write`, `stop`) and a number `seq`, which the answer
+repeats. An answer says `ok`; that to `hello` brings the robot's contract as `spec`, that to `read` `signals` and
+`age_s`, how long ago they were measured.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import zmq
+
+from deftly.contract import Contract, ContractError
+from deftly.control.drivers import DriverError, Reading
+from deftly.serving.wire import MAX_FRAME, WireError, pack, read_signals, unpack
+
+
+class SocketDriver:
+    """The robot at `endpoint`, which must have this contract; `read` and `write` wait at most `timeout` s.
+
+    Raises DriverError if it does not answer, within `patience` s the first time.
+    """
+
+    def __init__(self, contract: Contract, endpoint: str, timeout: float | None = None, patience: float = 3.0):
+        self.contract, self.endpoint, self._seq = contract, endpoint, 0
+        self.timeout = min(0.03, 0.2 / contract.rate) if timeout is None else timeout  # others share the period
+        self.success = False
+        """Whether the task is done, if the robot can tell."""
+        self._socket = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.set(zmq.MAXMSGSIZE, MAX_FRAME)
+        try:
+            self._socket.connect(endpoint)
+            theirs = Contract.from_json(str(self._ask("hello", patience).get("spec")))
+            contract.require(theirs, f"the robot at {endpoint}")
+        except (zmq.ZMQError, ContractError, DriverError) as error:
+            self._socket.close()
+            raise DriverError(f"no robot to drive at '{endpoint}': {error}") from None
+
+    def read(self) -> Reading:
+        """The newest measurement."""
+        reply, now = self._ask("read", self.timeout), time.monotonic()
+        age = reply.get("age_s")
+        try:
+            signals = read_signals(reply.get("signals"), self.contract)
+        except WireError as error:
+            raise DriverError(f"{self.endpoint}: {error}") from None
+        if not isinstance(age, float) or not 0.0 <= age < 1e6:
+            raise DriverError(f"{self.endpoint}: 'age_s' is no time")
+        self.success = reply.get("success") is True
+        return Reading(signals, now - age)
+
+    def write(self, targets: np.ndarray) -> None:
+        """Command joint targets, (num_joints,)."""
+        self._ask("write", self.timeout, targets=np.asarray(targets, np.float64))
+
+    def stop(self) -> None:
+        """End the robot's process, whose servos hold what they hold until then; if it is gone, that is that."""
+        if not self._socket.closed:
+            with suppress(DriverError):
+                self._ask("stop", self.timeout)
+            self._socket.close()
+
+    def _ask(self, kind: str, timeout: float, **fields: Any) -> dict[str, Any]:
+        """The answer to one message; one that comes late is never taken for another's."""
+        if self._socket.closed:
+            raise DriverError("the robot was let go of: it can be neither read nor commanded")
+        self._seq, deadline = self._seq + 1, time.monotonic() + timeout
+        try:
+            self._socket.send(pack({"type": kind, "seq": self._seq, **fields}), zmq.NOBLOCK)
+            while (left := deadline - time.monotonic()) > 0 and self._socket.poll(max(1, round(1e3 * left))):
+                reply = unpack(self._socket.recv())
+                if reply.get("seq") == self._seq:
+                    if reply.get("ok") is not True:
+                        raise DriverError(f"{self.endpoint}: {str(reply.get('error'))[:200]}")
+                    return reply
+        except (zmq.ZMQError, WireError) as error:
+            raise DriverError(f"{self.endpoint}: {error}") from None
+        raise DriverError(f"{self.endpoint} does not answer '{kind}' within {1e3 * timeout:g} ms")

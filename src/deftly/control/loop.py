@@ -1,0 +1,258 @@
+"""The control loop: read, decide, pass the safety kernel, write, at a fixed rate; the same for every robot.
+
+`Runner.step` is one control period, whoever keeps the time: `run` on the monotonic clock for hardware, a simulation on
+its own.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+
+from deftly.control.drivers import Driver, DriverError, Reading
+from deftly.control.log import Ring
+from deftly.control.safety import Fault, Kernel, SafetyError, State
+from deftly.policy.protocol import Decision, Policy, PolicyError
+
+Clock = Callable[[], float]
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Tick(NamedTuple):
+    """What one control period did."""
+
+    state: State
+    reading: Reading | None
+    decision: Decision | None
+    command: np.ndarray | None
+    """What was written, (num_joints,) float64; None if nothing."""
+
+
+class Runner:
+    """Policy, safety kernel and driver of one robot, tied together. Use as a context: leaving it is always safe.
+
+    Args:
+        policy: what decides; asked only while the kernel is ACTIVE.
+        kernel: what may be commanded. It stops at once if the policy was made under another contract.
+        driver: the robot.
+        log: where each tick is kept.
+    """
+
+    def __init__(self, policy: Policy, kernel: Kernel, driver: Driver, log: Ring | None = None):
+        self.policy, self.kernel, self.driver, self.log = policy, kernel, driver, log
+        self.episode = 0
+        """Number written into the log."""
+        self.problem = ""
+        """What the driver or the policy said last when it failed."""
+        self.refused = ""
+        """What the driver said if it did not take the safe target when the loop was closed: look after the robot."""
+        self._events: list[str] = []
+        self._fresh, self._closed = True, False
+        kernel.require(policy.contract)
+        if log is not None:
+            log.keep(kernel.snapshot())
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """The operator lets the policy drive. Raises SafetyError unless READY."""
+        self.kernel.start()
+        self._note("start")
+        self._fresh = True
+
+    def resume(self) -> None:
+        """The operator clears a fault. Raises SafetyError unless in HOLD."""
+        self.kernel.resume()
+        self._note("resume")
+
+    def hold(self) -> None:
+        """The operator makes the robot stand still."""
+        self.kernel.hold()
+        self._note("hold")
+
+    def step(self, now: float) -> Tick:
+        """One control period at `now`, s on the clock of the readings.
+
+        Faults are the kernel's; nothing is raised but SafetyError after `close`.
+        """
+        if self._closed:
+            raise SafetyError("this control loop has ended: the robot was let go of")
+        began = time.perf_counter()
+        reading, decision, inferred = self._read(), None, math.nan
+        if reading is not None and self.kernel.wants_policy:
+            decision = self._decide(reading)
+            inferred = 1e3 * (time.perf_counter() - began)
+        command = self.kernel.tick(now, reading, decision and decision.targets)
+        written = command is None or self._write(command)
+        timing = {"now": now, "infer_ms": inferred, "tick_ms": 1e3 * (time.perf_counter() - began)}
+        self._keep(reading, decision, command=command, written=written, **timing)
+        return Tick(self.kernel.state, reading, decision, command)
+
+    def close(self) -> None:
+        """Command the safe target once more, and let go of robot and policy.
+
+        Raises DriverError if the driver's `stop` failed: the robot may not be safe.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.kernel.stop("the loop ended")
+            if self.kernel.command is not None and not self._write(self.kernel.command):
+                self.refused = self.problem
+        finally:
+            try:
+                self.driver.stop()
+            except Exception as error:
+                self._blame("stop", error)
+                raise DriverError(f"{self.problem}: the robot was not let go of, look after it") from error
+            finally:
+                self._let_go_of_policy()
+
+    def _read(self) -> Reading | None:
+        try:
+            signals, at = self.driver.read()
+            reading = Reading({str(name): _own(value) for name, value in signals.items()}, float(at))
+            if not math.isfinite(reading.at):
+                raise DriverError(f"measured at {reading.at} s, which is no time")
+        except Exception as error:
+            self._blame("read", error)
+            return None
+        return reading
+
+    def _write(self, command: np.ndarray) -> bool:
+        try:
+            self.driver.write(command.copy())
+        except Exception as error:
+            self._blame("write", error)
+            self.kernel.hold(self.problem, Fault.DRIVER)
+            return False
+        return True
+
+    def _keep(self, reading: Reading | None, decision: Decision | None, **row: object) -> None:
+        """Log a tick. A robot whose record has a gap stands still."""
+        events, self._events = self._events, []
+        if self.log is None:
+            return
+        measured = {f"signal/{name}": value for name, value in reading.signals.items()} if reading else {}
+        row |= {"at": reading.at if reading else None, **measured, **(decision._asdict() if decision else {})}
+        row |= {"state": self.kernel.state, "fault": self.kernel.fault, "event": "+".join(events)}
+        try:
+            self.log.add(episode=self.episode, decided=decision is not None, **row)
+            if self.log.wants_snapshot:
+                self.log.keep(self.kernel.snapshot())
+        except Exception as error:
+            self._blame("log", error)
+            self.kernel.hold(self.problem, Fault.DRIVER)
+
+    def _note(self, event: str) -> None:
+        """Remember what the operator did for the log, at most four words; a key that repeats itself counts once."""
+        if event == "resume" and event in self._events:  # each leaves the kernel alike: the first one says it all
+            del self._events[self._events.index(event) + 1 :]
+        elif self._events[-1:] != [event]:
+            self._events.append(event)
+
+    def _let_go_of_policy(self) -> None:
+        try:
+            self.policy.close()
+        except Exception as error:
+            self._blame("policy", error)
+
+    def _decide(self, reading: Reading) -> Decision | None:
+        try:
+            if self._fresh:
+                self.policy.reset(reading.signals)
+                self._fresh = False
+            action, targets = self.policy.infer(reading.signals, self.kernel.command)
+            return Decision(_own(action), _own(targets))
+        except Exception as error:
+            self._blame("policy", error)
+            return None
+
+    def _blame(self, what: str, error: Exception) -> None:
+        """Note a failure in one line; what is no DriverError or PolicyError is a bug, and named as one."""
+        known = isinstance(error, (DriverError, PolicyError))
+        try:
+            said = " ".join(str(error).split())[:200]
+        except Exception:
+            said = "without a word"
+        self.problem = f"{what}: {'' if known else type(error).__name__ + ': '}{said}"
+
+
+class Ticker:
+    """Control periods on the monotonic clock. One that was overrun is left out, never made up for by a burst."""
+
+    def __init__(self, rate: float, clock: Clock = time.monotonic, sleep: Callable[[float], None] = time.sleep):
+        self.period, self._clock, self._sleep = 1.0 / rate, clock, sleep
+        self._next: float | None = None
+        self.overruns = 0
+        """Periods left out because the one before took too long."""
+
+    def wait(self) -> float:
+        """Sleep until the next period begins, and return the time then, s."""
+        now = self._clock()
+        if self._next is None:
+            self._next = now
+        while now < self._next:
+            self._sleep(self._next - now)
+            now = self._clock()
+        late = now - self._next  # after the sleep: that too may have been stopped
+        if late >= self.period:
+            self.overruns += max(1, int(late / self.period))
+            self._next = now  # the next one is a whole period away
+        self._next += self.period
+        return now
+
+
+def run(runner: Runner, ticker: Ticker, each: Callable[[Tick], bool]) -> None:
+    """Step until `each`, called after every tick, says False; however this ends, the robot is left safe.
+
+    Ctrl-C raises KeyboardInterrupt, SIGTERM and SIGHUP raise SystemExit; while the robot is being left safe, they are
+    ignored.
+    """
+    with _one_signal(), runner:
+        while each(runner.step(ticker.wait())):
+            pass
+
+
+@contextmanager
+def _one_signal() -> Iterator[None]:
+    """The first signal to end raises, more are ignored: nothing interrupts what the first one began."""
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = {number: signal.signal(number, end) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _own(value: object) -> np.ndarray:
+    """A copy of numbers that nobody else can change, in any shape; empty if it is anything else."""
+    try:
+        array = np.array(value)
+    except Exception:  # a driver or a policy may give anything
+        array = np.zeros(0, "?")
+    array = array if array.dtype.kind in "fiu" else np.zeros(0)
+    array.setflags(write=False)
+    return array

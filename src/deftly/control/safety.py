@@ -1,0 +1,459 @@
+"""The safety kernel: the one place between a policy and the motors, the same in simulation and on hardware.
+
+Whatever comes in, `tick` raises nothing, and what goes out is finite, within the joints' limits, and no further from
+the last command than the joints' top speed allows in the time that has passed. It reads no clock and does no input or
+output: the caller says what time it is, so a log of what came in gives back what went out, bit for bit.
+
+    INIT    commands nothing. The first good measurement leads to READY; after a resume, a bad one leads back to HOLD.
+    READY   holds the pose that was measured. `start` leads to ACTIVE.
+    ACTIVE  approaches home if asked to, then follows the policy, its speed ramped up from nothing.
+    HOLD    a fault is latched: holds the last command. `resume`, by the operator alone, leads to INIT.
+    STOP    holds the last command for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from deftly.contract import JOINT_POS, Contract, ContractError
+from deftly.control.drivers import Reading
+from deftly.errors import DeftlyError
+
+_TEXTS = ("state", "fault", "reason")
+_COUNTS = ("_misses", "clipped")
+_FIGURES = ("_now", "_decided_at", "_active_s", "_approach_s", *_COUNTS)
+_ARRAYS = ("_pose", "_rest", "_origin")
+_SOON = 1e-9
+"""Rounding of a clock, s."""
+
+
+class SafetyError(DeftlyError):
+    """What the operator asked for is not possible now."""
+
+
+class _Problem(Exception):
+    """What is wrong with what came in."""
+
+    def __init__(self, fault: Fault, reason: str):
+        super().__init__(reason)
+        self.fault = fault
+
+
+class State(StrEnum):
+    """Where the kernel is."""
+
+    INIT = "init"
+    READY = "ready"
+    ACTIVE = "active"
+    HOLD = "hold"
+    STOP = "stop"
+
+
+class Fault(StrEnum):
+    """Why the kernel holds or stopped."""
+
+    NONE = "none"
+    SIGNALS_STALE = "signals-stale"
+    SIGNALS_BAD = "signals-bad"
+    POLICY_STALE = "policy-stale"
+    POLICY_BAD = "policy-bad"
+    DEADLINES = "deadlines"
+    STALLED = "stalled"
+    CLOCK = "clock"
+    ENVELOPE = "envelope"
+    FOLLOWING = "following"
+    DRIVER = "driver"
+    CONTRACT = "contract"
+    OPERATOR = "operator"
+
+
+LEAD = 0.5
+"""Farthest that a command may be from its joint, rad, where neither the user nor the contract says."""
+
+
+@dataclass(frozen=True)
+class SafetyConfig:
+    """Bounds of the safety kernel. They can only be tighter than the contract's limits and top speeds.
+
+    Angles are in rad; for a joint that slides they are a share of its travel. Raises DeftlyError for values out of
+    range, and for those that make no sense together.
+    """
+
+    speed: float = 1.0
+    """Share of each joint's top speed that a command may reach."""
+    margin: float = 0.0
+    """Share of each joint's range that is kept free at either end; a gripper uses all of its own."""
+    start_envelope: float = 0.25
+    """Farthest that a joint may stand from home when the policy starts, rad."""
+    approach_s: float = 0.0
+    """Least time in which the robot is first brought to home, s; 0 does not: it must stand within the envelope."""
+    ramp_s: float = 1.0
+    """Time in which the allowed speed grows from nothing to full after a start, s."""
+    outside: float = 0.05
+    """Farthest that a measured position may be beyond its limits and its joint's slack, rad."""
+    jump: float = 3.0
+    """A joint measured to move at more than this many times its top speed is a fault of its sensor."""
+    moved: float = 0.05
+    """A joint that something moved further than this while the robot stood still keeps its place, rad."""
+    lead: float | None = None
+    """Farthest that a command may be from where its joint is measured, rad; unset: what the contract says of its
+    motor, else 0.5. A gripper presses, it has no bound."""
+    signal_periods: float = 1.5
+    """Oldest measurement that is used, control periods."""
+    policy_periods: float = 1.5
+    """Longest time without a decision of the policy, control periods."""
+    miss_periods: float = 1.5
+    """A tick this long after the one before missed its deadline, control periods."""
+    misses: int = 3
+    """Consecutive missed deadlines that are a fault."""
+    stall_periods: float = 4.0
+    """A tick this long after the one before is a fault at once, control periods."""
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "speed": (0.001, 1.0),
+            "margin": (0.0, 0.4),
+            "start_envelope": (0.001, 10.0),
+            "approach_s": (0.0, 60.0),
+            "ramp_s": (0.0, 60.0),
+            "outside": (0.0, 0.5),
+            "jump": (1.0, 1e6),
+            "moved": (0.0, 0.5),
+            "lead": (0.01, 10.0),
+            "signal_periods": (1.0, 10.0),
+            "policy_periods": (1.0, 10.0),
+            "miss_periods": (1.1, 10.0),
+            "misses": (1, 100),
+            "stall_periods": (1.1, 100.0),
+        }
+        for name, (low, high) in bounds.items():
+            value, kinds = getattr(self, name), (int,) if name == "misses" else (int, float)
+            if name == "lead" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+                raise DeftlyError(f"safety.{name} is {str(value)[:40]}, but it must be within {low} .. {high}")
+        for less, more in (("miss_periods", "stall_periods"), ("moved", "lead")):
+            if getattr(self, more) is not None and getattr(self, less) >= getattr(self, more):
+                figures = f"safety.{less} is {getattr(self, less)}, safety.{more} is {getattr(self, more)}"
+                raise DeftlyError(f"{figures}: {less} must be the smaller, or it is never reached")
+
+
+class Kernel:
+    """The kernel of one robot.
+
+    Args:
+        contract: joints, limits, top speeds, home and rate.
+        cfg: how much tighter than the contract, and how patient.
+
+    Raises SafetyError if the margin leaves out the home of a joint.
+    """
+
+    def __init__(self, contract: Contract, cfg: SafetyConfig | None = None):
+        self.contract, self.cfg = contract, cfg or SafetyConfig()
+        self.period = 1.0 / contract.rate
+        joints = contract.joints
+        lower, upper = np.array([(j.lower, j.upper) for j in joints], np.float64).T
+        self._grips = np.isin(contract.joint_names, _grippers(contract))
+        margin = np.where(self._grips, 0.0, self.cfg.margin) * (upper - lower)
+        slack = np.array([j.slack for j in joints])
+        self._limits, self._lower, self._upper = (lower - slack, upper + slack), lower + margin, upper - margin
+        self._top_speed = np.array([j.velocity for j in joints], np.float64)
+        self._speed = self.cfg.speed * self._top_speed
+        self._unit = np.where([j.units == "rad" for j in joints], 1.0, upper - lower)  # of angles in the bounds
+        leads = {motor.joint: motor.lead for motor in contract.motors}
+        self._lead = np.array([self.cfg.lead or leads.get(j.name) or LEAD for j in joints]) * self._unit
+        self._home = np.array(contract.home(), np.float64)
+        self._sizes = {s.name: s.size for s in contract.signals}
+        try:
+            self._within(Fault.ENVELOPE, self._home, self._lower, self._upper, 0.0, "has its home outside")
+        except _Problem as problem:
+            raise SafetyError(f"safety.margin is {self.cfg.margin}: {problem}") from None
+        self.state, self.fault, self.reason = State.INIT, Fault.NONE, ""
+        self.command: np.ndarray | None = None
+        """The last command, (num_joints,) float64, read-only; None before the first."""
+        self.clipped = 0
+        """Ticks in which a target was beyond a limit or faster than allowed, and was cut back."""
+        self._now = self._decided_at = -math.inf
+        self._pose = self._rest = self._origin = self._home  # measured last; when last commanded anew; at the start
+        self._active_s = self._approach_s = 0.0  # time in this part of ACTIVE, no more than a period for each tick
+        self._misses = 0
+
+    # ----------------------------------------------------------- the operator
+
+    def start(self) -> None:
+        """Let the policy drive. Raises SafetyError unless READY; a pose outside the envelope is a fault."""
+        self._require(State.READY, "start")
+        assert self.command is not None
+        moved = self._was_moved(self._pose)
+        if moved.any():
+            name = self.contract.joint_names[int(moved.argmax())]
+            self.hold(f"{name} was moved while the robot stood ready: resume, then start", Fault.ENVELOPE)
+        elif not self.cfg.approach_s and (far := self._far_from_home(self._pose)):
+            self.hold(f"{far}: move it there, or let safety.approach_s bring it there slowly", Fault.ENVELOPE)
+        else:
+            reach = float((np.abs(self.command - self._home) / self._speed).max())
+            self._approach_s = max(self.cfg.approach_s, 10.0 * reach) if self.cfg.approach_s else 0.0
+            self._origin, self._decided_at, self._active_s, self._misses = self.command, self._now, 0.0, 0
+            self.state = State.ACTIVE
+
+    def resume(self) -> None:
+        """Clear a latched fault: from HOLD to INIT. Raises SafetyError elsewhere.
+
+        The next tick leads to READY, or back to HOLD if what is wrong still is: a resume is never kept for later.
+        """
+        self._require(State.HOLD, "resume")
+        self.state, self.fault, self.reason = State.INIT, Fault.NONE, ""
+        self._now = -math.inf  # one wrong time must not make all that follow wrong
+
+    def hold(self, reason: str = "the operator asked for it", fault: Fault = Fault.OPERATOR) -> None:
+        """Stand still and latch a fault. In HOLD and STOP, and before the first command, the robot does already."""
+        if self.state in (State.READY, State.ACTIVE) or (self.state is State.INIT and self.command is not None):
+            self.state, self.fault, self.reason = State.HOLD, fault, reason
+        elif self.state is State.INIT:
+            self.reason = reason
+
+    def stop(self, reason: str = "the operator asked for it", fault: Fault = Fault.OPERATOR) -> None:
+        """Stand still for ever. A fault that is latched stays the one to read."""
+        if self.fault is Fault.NONE:
+            self.fault, self.reason = fault, reason
+        self.state = State.STOP
+
+    def require(self, contract: Contract) -> None:
+        """Stop, by name of the first difference, unless the policy's contract is the robot's."""
+        try:
+            self.contract.require(contract, "the policy")
+        except ContractError as error:
+            self.stop(str(error), Fault.CONTRACT)
+
+    # --------------------------------------------------------------- the loop
+
+    @property
+    def wants_policy(self) -> bool:
+        """Whether the next tick follows the policy."""
+        return self.state is State.ACTIVE and not self._approach_s
+
+    def tick(self, now: float, reading: Reading | None, targets: np.ndarray | None = None) -> np.ndarray | None:
+        """One control period: the command to write, (num_joints,) float64; None while nothing may be commanded.
+
+        `now` is a monotonic clock in s, `reading` the newest measurement (None: the driver failed), `targets` what the
+        policy decided on it (None: it gave no answer, or was not asked). Nothing of them is kept by reference.
+        """
+        try:
+            elapsed = self._clock(now)
+            position = self._measured(reading, elapsed)
+            if self.state is State.INIT:
+                self._settle(position)
+            elif self.state is State.ACTIVE:
+                self._rest = position
+                self._follow(position, min(elapsed, self.period), targets)
+            if self.state in (State.READY, State.ACTIVE):
+                self._pose = position
+        except _Problem as problem:
+            self.hold(str(problem), problem.fault)
+        return None if self.command is None or self.state is State.INIT else self.command.copy()
+
+    def _clock(self, now: float) -> float:
+        """Time since the last tick, s."""
+        last = self._now
+        try:
+            now = float(now)
+        except Exception:  # whatever a caller took for a time
+            now = math.nan
+        if not math.isfinite(now) or now <= last:
+            raise _Problem(Fault.CLOCK, f"the clock went from {last} to {now} s")
+        self._now, elapsed = now, now - last
+        if self.state is State.ACTIVE:
+            self._misses = self._misses + 1 if elapsed > self.cfg.miss_periods * self.period else 0
+            if elapsed > self.cfg.stall_periods * self.period:
+                raise _Problem(Fault.STALLED, f"the control loop stood still for {1e3 * elapsed:.0f} ms")
+            if self._misses >= self.cfg.misses:
+                raise _Problem(Fault.DEADLINES, f"{self._misses} deadlines missed in a row")
+        return elapsed
+
+    def _measured(self, reading: Reading | None, elapsed: float) -> np.ndarray:
+        """The measured pose, (num_joints,), a time `elapsed` after the one before."""
+        if reading is None:
+            raise _Problem(Fault.DRIVER, "the robot could not be read")
+        try:
+            age = self._now - float(reading.at)
+            values = {name: _numbers(reading.signals.get(name), size) for name, size in self._sizes.items()}
+        except Exception as error:  # whatever a driver took for a Reading
+            raise _Problem(Fault.SIGNALS_BAD, f"the measurement is no Reading ({type(error).__name__})") from None
+        if not -self.period <= age <= self.cfg.signal_periods * self.period + _SOON:  # it may be newer than the tick
+            raise _Problem(Fault.SIGNALS_STALE, f"the measurement is {1e3 * age:.0f} ms old")
+        bad, position = [name for name, value in values.items() if value is None], values[JOINT_POS]
+        if bad or position is None:
+            raise _Problem(Fault.SIGNALS_BAD, f"signal '{bad[0]}' is missing, misshapen or not finite")
+        self._within(Fault.SIGNALS_BAD, position, *self._limits, self.cfg.outside, "is measured beyond its limits")
+        if self.state is not State.INIT:
+            reach = self.cfg.jump * self._top_speed * min(elapsed, 1e6)
+            where = self._pose - reach, self._pose + reach
+            self._within(Fault.SIGNALS_BAD, position, *where, self.cfg.outside, "jumped out of")
+        return position
+
+    def _settle(self, position: np.ndarray) -> None:
+        """From INIT to READY: command the measured pose, but what was commanded where nothing moved in a hold.
+
+        A gripper goes on holding what it held, an arm does not sag; what somebody moved stays where it was put.
+        """
+        spare = "stands outside of what safety.margin leaves it,"
+        self._within(Fault.ENVELOPE, position, self._lower, self._upper, self.cfg.outside, spare)
+        here = np.clip(position, self._lower, self._upper)
+        if self.command is not None:
+            let_go = self._was_moved(position) | self._leads(position)
+            here = np.where(let_go, here, self.command)
+        self._command(here)
+        self._rest = position
+        self.state, self.reason = State.READY, ""
+
+    def _follow(self, position: np.ndarray, period: float, targets: np.ndarray | None) -> None:
+        """Move the command towards where it should be, as far as it may in this tick."""
+        assert self.command is not None
+        leads = self._leads(position)
+        if leads.any():
+            worst = int(leads.argmax())
+            where = f"{self.contract.joint_names[worst]} is at {position[worst]:.4g}, sent to {self.command[worst]:.4g}"
+            raise _Problem(Fault.FOLLOWING, f"{where}: it is blocked, without power, or its sensor is stuck")
+        self._active_s += period
+        if self._approach_s:
+            part = min(1.0, self._active_s / self._approach_s)
+            goal = self._origin + part * part * (3.0 - 2.0 * part) * (self._home - self._origin)
+            self._move(goal, self._speed * period)
+            if part == 1.0:
+                self._arrive(position)
+        elif targets is not None:
+            goal = _numbers(targets, len(position))
+            if goal is None:
+                raise _Problem(Fault.POLICY_BAD, "the policy's targets are misshapen or not finite")
+            ramp = min(1.0, self._active_s / self.cfg.ramp_s) if self.cfg.ramp_s else 1.0
+            self._move(goal, ramp * self._speed * period)
+        elif (silent := self._now - self._decided_at) > self.cfg.policy_periods * self.period + _SOON:
+            raise _Problem(Fault.POLICY_STALE, f"no decision of the policy for {1e3 * silent:.0f} ms")
+
+    def _move(self, goal: np.ndarray, most: np.ndarray) -> None:
+        """Command the goal, or as near to it as limits and speed allow."""
+        assert self.command is not None
+        moved = _towards(self.command, np.clip(goal, self._lower, self._upper), most)
+        moved = np.clip(moved, self._lower, self._upper)
+        self.clipped += bool(np.abs(moved - goal).max() > 1e-6)
+        self._decided_at = self._now
+        self._command(moved)
+
+    def _arrive(self, position: np.ndarray) -> None:
+        """Hand over from the approach to the policy, if the robot did come home."""
+        far = self._far_from_home(position)
+        if far:
+            raise _Problem(Fault.ENVELOPE, f"{far}: the approach did not bring it there")
+        self._active_s = self._approach_s = 0.0
+
+    def _command(self, command: np.ndarray) -> None:
+        command.setflags(write=False)  # what a policy or a driver is shown, it cannot change
+        self.command = command
+
+    # -------------------------------------------------------------- questions
+
+    def _within(
+        self, fault: Fault, position: np.ndarray, low: np.ndarray, high: np.ndarray, angle: float, what: str
+    ) -> None:
+        """Raise _Problem naming the joint that is furthest beyond bounds, (num_joints,) each, and a tolerance."""
+        beyond = np.maximum(low - position, position - high) - angle * self._unit
+        worst = int(beyond.argmax())
+        if beyond[worst] > 0:
+            place, bounds = f"{position[worst]:.4g}", f"{low[worst]:.4g} .. {high[worst]:.4g}"
+            raise _Problem(fault, f"{self.contract.joint_names[worst]}, at {place}, {what} {bounds}")
+
+    def _far_from_home(self, position: np.ndarray) -> str:
+        """Which joint is furthest outside the start envelope, in words; empty if none is."""
+        beyond = np.abs(position - self._home) - self.cfg.start_envelope * self._unit
+        worst = int(beyond.argmax())
+        joint = self.contract.joints[worst]
+        where = f"{joint.name} stands at {position[worst]:.3f}, home is {joint.home:.3f} {joint.units}"
+        return where if beyond[worst] > 0 else ""
+
+    def _was_moved(self, position: np.ndarray) -> np.ndarray:
+        """Which joints, (num_joints,) bool, something moved away from where they stood; not: on to their command."""
+        assert self.command is not None
+        low, high = np.minimum(self._rest, self.command), np.maximum(self._rest, self.command)
+        return np.maximum(low - position, position - high) > self.cfg.moved * self._unit
+
+    def _leads(self, position: np.ndarray) -> np.ndarray:
+        """Which joints, (num_joints,) bool, are too far from their command."""
+        return (np.abs(self.command - position) > self._lead) & ~self._grips
+
+    def _require(self, state: State, verb: str) -> None:
+        if self.state is not state:
+            why = f" ({self.reason})" if self.reason else ""
+            raise SafetyError(f"cannot {verb} in state {self.state}{why}, only in {state}")
+
+    # -------------------------------------------------------------- snapshots
+
+    def snapshot(self) -> dict[str, np.ndarray | float | str]:
+        """All that the kernel remembers, as numbers, arrays and text: what `restore` takes."""
+        command = np.full_like(self._pose, np.nan) if self.command is None else self.command.copy()
+        return {
+            **{name: str(getattr(self, name)) for name in _TEXTS},
+            **{name.strip("_"): float(getattr(self, name)) for name in _FIGURES},
+            **{name.strip("_"): getattr(self, name).copy() for name in _ARRAYS},
+            "command": command,
+        }
+
+    def restore(self, snapshot: Mapping[str, np.ndarray | float | str]) -> None:
+        """Go on from a snapshot of a kernel with the same contract and bounds, bit for bit.
+
+        Raises SafetyError if it is no snapshot of such a kernel.
+        """
+        try:
+            state, fault = State(str(snapshot["state"])), Fault(str(snapshot["fault"]))
+            figures = {name: float(snapshot[name.strip("_")]) for name in _FIGURES}
+            figures = {name: int(value) if name in _COUNTS else value for name, value in figures.items()}
+            arrays = {name: np.array(snapshot[name.strip("_")], np.float64) for name in _ARRAYS}
+            command, reason = np.array(snapshot["command"], np.float64), str(snapshot["reason"])
+            whole = all(a.shape == self._home.shape and np.isfinite(a).all() for a in arrays.values())
+            none = command.shape == self._home.shape and np.isnan(command).all() and state in (State.INIT, State.STOP)
+            safe = command.shape == self._home.shape and np.all((self._lower <= command) & (command <= self._upper))
+            if not whole or not (none or safe) or any(math.isnan(value) for value in figures.values()):
+                raise ValueError("its figures are not those of this robot")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise SafetyError(f"no snapshot of this kernel: {' '.join(str(error).split())[:100]}") from None
+        self.state, self.fault, self.reason, self.command = state, fault, reason, None
+        for name, value in (figures | arrays).items():
+            setattr(self, name, value)
+        if safe:
+            self._command(command)
+
+
+def _grippers(contract: Contract) -> list[str]:
+    """Names of the joints that grip: those of gripper actions, and those that follow nothing else."""
+    grips = [joint for act in contract.act_terms if act.kind == "gripper" for joint in act.joints]
+    follow = [c.joint for c in contract.couplings if c.of and all(lead in grips for lead, _ in c.of)]
+    return grips + follow
+
+
+def _towards(command: np.ndarray, goal: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """The command moved towards the goal, each joint by at most `most`, and all by the same share of their way.
+
+    So joints that are coupled, as those that keep a tool upright, stay so: limiting each by itself would tilt it.
+    """
+    way = goal - command
+    share = np.divide(most, np.abs(way), out=np.ones_like(way), where=np.abs(way) > most).min()
+    return goal if share == 1.0 else np.clip(command + share * way, command - most, command + most)
+
+
+def _numbers(value: object, size: int) -> np.ndarray | None:
+    """The value as a new `(size,)` array of finite float64; None if it is anything else. Raises nothing."""
+    if not isinstance(value, (np.ndarray, list, tuple)):
+        return None
+    try:
+        array = np.asarray(value)
+        if array.shape != (size,) or array.dtype.kind not in "fiu":
+            return None
+        with np.errstate(all="ignore"):
+            array = array.astype(np.float64)
+    except Exception:  # lists may hold anything
+        return None
+    return array if np.isfinite(array).all() else None

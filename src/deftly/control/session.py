@@ -1,0 +1,288 @@
+"""What surrounds a control loop on hardware: the operator's keys, what is printed, and the logs.
+
+The loop waits for nobody: keys are looked at and never waited for, lines are printed and logs written by other threads.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import queue
+import select
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deftly.control.log import Ring
+from deftly.control.loop import Runner, Tick, Ticker, run
+from deftly.control.safety import Fault, SafetyError, State
+from deftly.errors import DeftlyError
+
+KEYS = {"s": "start", "h": "hold", "r": "resume", "q": "quit"}
+HINTS = {State.READY: "s starts, q quits", State.ACTIVE: "Enter holds", State.HOLD: "r resumes, q quits"}
+READY_S = 5.0
+"""Without an operator, a robot that gives no good measurement for this long has failed."""
+STATUS_S = {True: 0.25, False: 10.0}
+"""Time between two status lines, on a terminal and elsewhere."""
+SWITCH_S = 5e-4
+"""How long another thread's Python may hold up a tick, s."""
+TIMES = 1000
+"""Newest ticks that the status line's times are of."""
+
+
+class Session:
+    """One run of a control loop.
+
+    Args:
+        runner: the loop.
+        ring: its log.
+        facts: what the logs say beside the ticks.
+        start: start once, as soon as the robot is ready, without a key; not after a hold, nor a word of the operator.
+        seconds: end after this time; 0 does not.
+        log: where the log is saved at the end. A fault is saved at once, in a file of its own beside it.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        ring: Ring,
+        facts: Mapping[str, Any],
+        *,
+        start: bool = False,
+        seconds: float = 0.0,
+        log: Path | None = None,
+    ):
+        self.runner, self.ring, self.facts, self.seconds, self.log = runner, ring, facts, seconds, log
+        self.ticker, self.keys = Stopwatch(runner.kernel.contract.rate), Keys()
+        self._to_start, self._began, self._done = start, 0.0, False
+        self._last = (State.INIT, Fault.NONE)
+        self._failed = ""
+        self._faults: list[tuple[float, str, str]] = []
+        self._dumps: list[threading.Thread] = []
+        self.screen = Screen(self.status)
+
+    def run(self) -> int:
+        """Drive until the end. Exit status 0: the time is over or the operator quit; 1: it failed."""
+        gc.collect()
+        gc.freeze()  # what is loaded now stays: to go through it again and again would hold ticks up
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_S)
+        try:
+            run(self.runner, self.ticker, self.each)
+        finally:
+            sys.setswitchinterval(before)
+            gc.unfreeze()
+            if self.runner.refused:
+                self.screen.say(f"the robot did not take its last command, look after it: {self.runner.refused}")
+            for thread in self._dumps:
+                thread.join()
+            try:
+                self._save()
+            finally:
+                self.screen.say(f"{self.ticker.count} ticks | {self.figures()} | {len(self._faults) or 'no'} faults")
+                self.screen.close()
+        return 1 if self._failed or self.runner.refused else 0
+
+    def each(self, _: Tick) -> bool:
+        """After every tick: say what changed, do what the operator asks; False ends the loop."""
+        now, kernel = self.ticker.lap(), self.runner.kernel
+        self._began = self._began or now
+        if (kernel.state, kernel.fault) != self._last:
+            self._last = (kernel.state, kernel.fault)
+            self._changed(now)
+        if not self._done and getattr(self.runner.driver, "success", False):  # only a simulated robot can tell
+            self._done = True
+            self.screen.say(f"{now - self._began:8.2f} s  the task is done")
+        asked = [self._obey(word) for word in self.keys.read()]
+        self._to_start &= not asked and kernel.state is not State.HOLD  # after that, the operator starts
+        if self._to_start and kernel.state is State.READY:
+            self._to_start = False
+            self._obey("s")
+        self._failed = self._failure(now - self._began)
+        if self._failed:
+            self.screen.say(f"ended: {self._failed}")
+        over = 0 < self.seconds <= now - self._began
+        return not (self._failed or over or "quit" in asked)
+
+    def _obey(self, word: str) -> str:
+        """Do what a line of the operator asks. Whatever is no known key means hold: so does Enter."""
+        verb = KEYS.get(word.lower(), "hold")
+        try:
+            if verb != "quit":
+                getattr(self.runner, verb)()
+        except SafetyError as error:
+            self.screen.say(str(error))
+        return verb
+
+    def _changed(self, now: float) -> None:
+        kernel, state = self.runner.kernel, self._last[0]
+        words = f"{now - self._began:8.2f} s  {state}"
+        if kernel.fault is not Fault.NONE:
+            words += f": {kernel.fault}: {self._reason()}"
+            self._faults.append((now, kernel.fault, self._reason()))
+            self._dump()
+        if self.keys.terminal and state in HINTS:
+            words += f"  ({HINTS[state]})"
+        self.screen.say(words)
+
+    def _reason(self) -> str:
+        """The kernel's reason; where the kernel cannot know more, with the words of driver or policy."""
+        kernel, problem = self.runner.kernel, self.runner.problem
+        heard = kernel.fault in (Fault.DRIVER, Fault.POLICY_STALE) or kernel.state is State.INIT
+        return f"{kernel.reason} ({problem})" if heard and problem and problem not in kernel.reason else kernel.reason
+
+    def _failure(self, elapsed: float) -> str:
+        """Why the run is over with exit status 1, if it is."""
+        kernel, alone = self.runner.kernel, not self.keys.terminal
+        if kernel.state is State.STOP:
+            return f"{kernel.fault}: {kernel.reason}"
+        if alone and kernel.state is State.HOLD and (self.keys.closed or kernel.fault is not Fault.OPERATOR):
+            return f"{kernel.fault}, and nobody at a terminal to resume"
+        if alone and kernel.state is State.INIT and elapsed > READY_S:
+            return f"the robot was not ready in {READY_S:g} s: {self._reason()}"
+        if self.keys.closed and kernel.state is State.READY and not (self._to_start or self.seconds):
+            return "nobody can start the robot: without a terminal, give --start"
+        return ""
+
+    def status(self) -> str:
+        """State, times and counts in a line; the screen's thread asks for it."""
+        kernel = self.runner.kernel
+        fault = "" if kernel.fault is Fault.NONE else f" ({kernel.fault}: {kernel.reason})"
+        return f"{kernel.state}{fault} | {self.figures()}"
+
+    def figures(self) -> str:
+        """Times of the newest ticks, and counts of all."""
+        p50, p99 = np.percentile(self.ticker.times(), (50, 99))
+        counts = f"{self.ticker.overruns} overruns | {self.runner.kernel.clipped} targets cut back"
+        return f"tick {p50:.2f} ms p50, {p99:.2f} ms p99 | {counts}"
+
+    def _dump(self) -> None:
+        """Save the log of a fault in a thread, while the loop goes on."""
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+        path = (self.log.parent if self.log else Path()) / f"deftly-fault-{stamp}.npz"
+        thread = threading.Thread(target=self._write, args=(path, self._facts()))
+        thread.start()
+        self._dumps = [*(each for each in self._dumps if each.is_alive()), thread]
+
+    def _write(self, path: Path, facts: Mapping[str, Any]) -> None:
+        try:
+            self.ring.save(path, facts)
+            self.screen.say(f"log of the fault: {path}")
+        except (OSError, MemoryError, DeftlyError) as error:
+            self.screen.say(f"cannot write the log of the fault, {path}: {' '.join(str(error).split())[:200]}")
+
+    def _save(self) -> None:
+        if self.log:
+            self.ring.save(self.log, self._facts())
+            self.screen.say(f"log: {self.log}")
+
+    def _facts(self) -> dict[str, Any]:
+        """What the log says beside the ticks, with what happened so far."""
+        faults = json.dumps(self._faults[-100:])
+        return {**self.facts, "faults": faults, "reason": self._reason(), "overruns": self.ticker.overruns}
+
+
+class Stopwatch(Ticker):
+    """A ticker that notes how long the ticks take."""
+
+    def __init__(self, rate: float):
+        super().__init__(rate)
+        self._times, self._now = np.zeros(TIMES), 0.0
+        self.count = 0
+        """Ticks so far."""
+
+    def wait(self) -> float:
+        """Sleep until the next period begins, and return the time then, s."""
+        self._now = super().wait()
+        return self._now
+
+    def lap(self) -> float:
+        """The tick is over: note how long it took, and return when it began."""
+        self._times[self.count % TIMES] = 1e3 * (time.monotonic() - self._now)
+        self.count += 1
+        return self._now
+
+    def times(self) -> np.ndarray:
+        """The newest times, ms; a zero before the first."""
+        return self._times[: max(1, min(self.count, TIMES))].copy()
+
+
+class Keys:
+    """The operator's lines on standard input, looked at and never waited for."""
+
+    def __init__(self) -> None:
+        self._fd: int | None = None
+        with suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
+            self._fd = sys.stdin.fileno()
+        self._rest = b""
+        self.terminal = self._fd is not None and os.isatty(self._fd)
+        """Whether somebody may sit there."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more lines will come."""
+        return self._fd is None
+
+    def read(self) -> list[str]:
+        """The lines that came since the last look."""
+        if self._fd is None or not select.select([self._fd], [], [], 0)[0]:
+            return []
+        try:
+            data = os.read(self._fd, 4096)
+        except BlockingIOError:
+            return []
+        except OSError:  # the process is in the background, or the terminal is gone
+            data = b""
+        if not data:
+            return self._over(self._fd)
+        *lines, self._rest = (self._rest[-100:] + data).split(b"\n")
+        return [line.decode(errors="replace").strip() for line in lines]
+
+    def _over(self, fd: int) -> list[str]:
+        """Input ended, or cannot be read: a terminal's robot holds, and its keys stay if it is still there."""
+        lines, self._rest = ["h"] if self.terminal else [], b""
+        self.terminal = self.terminal and os.isatty(fd)
+        self._fd = fd if self.terminal else None
+        return lines
+
+
+class Screen:
+    """Prints from a thread of its own: a terminal that was halted, or a full pipe, must not halt the robot."""
+
+    def __init__(self, status: Callable[[], str]):
+        self._status, self._lines = status, queue.SimpleQueue[str | None]()
+        self._terminal = sys.stdout.isatty()
+        self._thread = threading.Thread(target=self._print, daemon=True)
+        self._thread.start()
+
+    def say(self, line: str) -> None:
+        """Print a line, soon."""
+        self._lines.put(line)
+
+    def close(self) -> None:
+        """Print what is left; gives up on a screen that takes nothing."""
+        self._lines.put(None)
+        self._thread.join(2.0)
+
+    def _print(self) -> None:
+        clear = "\r\x1b[K" if self._terminal else ""
+        with suppress(OSError, ValueError):  # nobody reads any more
+            while True:
+                try:
+                    line = self._lines.get(timeout=STATUS_S[self._terminal])
+                    text = f"{clear}{line}\n"
+                except queue.Empty:
+                    line, width = "", os.get_terminal_size().columns - 1 if self._terminal else 0
+                    text = f"{clear}{self._status()[:width]}" if self._terminal else f"{self._status()}\n"
+                if line is None:
+                    return
+                sys.stdout.write(text)
+                sys.stdout.flush()

@@ -1,0 +1,243 @@
+"""`deftly replay`: what was commanded, again and open loop: in simulation, or served to a robot.
+
+In simulation the episode starts from the recorded state, with the sensors and the latency that were recorded, and the
+commands pass the safety kernel again. Nothing then differs but what physics does: with the same MuJoCo, nothing at all.
+
+Two errors are measured for each joint. Tracking is the recorded position one control period after a command, less that
+command: what servos and load make of it. Replay is the replayed position less the recorded one, tick by tick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deftly import render
+from deftly.config import SimConfig, parse, split_task
+from deftly.contract import JOINT_POS, Contract
+from deftly.control import log
+from deftly.control.log import Log
+from deftly.control.safety import SafetyConfig
+from deftly.errors import DeftlyError
+from deftly.files import whole
+from deftly.policy.protocol import Decision, Signals
+from deftly.twin.loop import Film, Outcome, run_episode
+
+if TYPE_CHECKING:
+    from deftly.serving.brain import Step
+    from deftly.twin.robot import SimRobot
+
+
+@dataclass(frozen=True)
+class ReplayArgs:
+    """Replay a recording, FILE.npz, in simulation; or serve it to a robot, which 'deftly run' then drives."""
+
+    episode: int = 0
+    """Which episode of the recording."""
+    png: Path | None = None
+    """Plot of each joint: commanded, recorded, replayed."""
+    video: Path | None = None
+    """Write an mp4 of the replay to this file."""
+    camera: str | None = None
+    """Camera of the video; unset: the scene's first."""
+    task: str | None = None
+    """File of the recording's task, if that is none of Deftly's."""
+    serve: str | None = None
+    """Serve the commands at this endpoint instead, as tcp://127.0.0.1:5556."""
+    loop: bool = False
+    """When served, start again at the end; without it the last command is held."""
+    keys: Path | None = None
+    """The server's folder of keys, for an endpoint that other machines reach."""
+
+    def __post_init__(self) -> None:
+        if self.serve is None and (self.loop or self.keys):
+            raise DeftlyError(f"--{'loop' if self.loop else 'keys'} is for a robot: give --serve ENDPOINT too")
+
+
+class Frames:
+    """The commands of an episode, from the policy's first decision on: a `Policy` that knows only those.
+
+    Raises DeftlyError if the recording has no such episode, or no policy ever drove in it.
+    """
+
+    def __init__(self, recording: Log, episode: int, loop: bool = False):
+        self.contract, self._loop, self._next = recording.contract, loop, 0
+        rows, episodes = recording.rows, sorted(set(recording.rows["episode"].tolist()))
+        if episode not in episodes:
+            raise DeftlyError(f"the recording has episodes {episodes[:1]} to {episodes[-1:]}, not {episode}")
+        mine = np.flatnonzero(rows["episode"] == episode)
+        self.positions = rows[f"signal/{JOINT_POS}"][mine]
+        """Measured, (ticks, num_joints); also before the policy drove."""
+        self.commands = rows["command"][mine]
+        """Likewise."""
+        driven = np.flatnonzero(rows["decided"][mine])
+        if not len(driven) or not np.isfinite(self.commands[driven[0] :]).all():
+            raise DeftlyError(f"no policy drove in episode {episode} of the recording")
+        self.first = int(driven[0])
+        """Tick of the policy's first decision."""
+        self._frames = self.commands[self.first :]
+        self._actions = np.nan_to_num(rows["action"][mine][self.first :])
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, i: int) -> Decision:
+        i = i % len(self) if self._loop else min(i, len(self) - 1)
+        return Decision(self._actions[i], self._frames[i])
+
+    def reset(self, signals: Signals) -> None:
+        """Back to the first."""
+        self._next = 0
+
+    def infer(self, signals: Signals, applied: np.ndarray | None = None) -> Decision:
+        """The next."""
+        self._next += 1
+        return self[self._next - 1]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class ReplayBrain:
+    """Serves frames in their order, one for each `infer`; a robot's memory is how many it has had."""
+
+    def __init__(self, frames: Frames):
+        self.contract, self._frames = frames.contract, frames
+
+    def reset(self, signals: Signals) -> int:
+        """From the first."""
+        return 0
+
+    def infer(self, batch: Sequence[Step]) -> list[tuple[np.ndarray, np.ndarray, int]]:
+        """Action, targets and memory of each robot."""
+        frames = [self._frames[step.memory] for step in batch]
+        return [(f.action, f.targets.astype(np.float32), step.memory + 1) for f, step in zip(frames, batch)]
+
+
+def open_robot(path: Path, recording: Log, task_file: str | None) -> tuple[SimRobot, SafetyConfig]:
+    """The simulated robot of a recording. Raises DeftlyError if it names another task, or was made by no simulation."""
+    facts = recording.facts
+    if missing := [name for name in ("task", "settings", "safety", "state0", "seed", "success") if name not in facts]:
+        raise DeftlyError(f"{path} has no '{missing[0]}': give a file of 'deftly record', or serve it with --serve")
+    _require_starts(path, recording)
+    from deftly.evaluate.handover import load_task
+    from deftly.twin.robot import SimRobot
+
+    cls = load_task(task_file, str(facts["task"]), str(path))
+    try:
+        settings, safety = (json.loads(str(facts[name])) for name in ("settings", "safety"))
+        task = cls(_config(cls.Config, settings["task"]))
+        preset = _config(SimConfig, settings["sim"]).preset
+        noise, latency = bool(facts["noise"]), float(facts["latency_ms"])
+        seed, bounds = int(facts["seed"]), SafetyConfig(**safety)
+    except (ValueError, TypeError, KeyError, SystemExit) as error:
+        raise DeftlyError(f"{path} was recorded under settings that {cls.name} no longer has: {error!r:.100}") from None
+    task.contract().require(recording.contract, str(path))
+    return SimRobot(task, preset, seed, noise, latency), bounds
+
+
+def _require_starts(path: Path, recording: Log) -> None:
+    """Raise DeftlyError unless each episode has a state to start from, and says whether it succeeded."""
+    episodes, facts = sorted(set(recording.rows["episode"].tolist())), recording.facts
+    state0, success, latency = (np.asarray(facts.get(name)) for name in ("state0", "success", "latency_ms"))
+    count = len(episodes)
+    whole = episodes == [*range(count)] and state0.dtype.kind == "f" and state0.ndim == 2 and np.isfinite(state0).all()
+    for name, fits, what in (
+        ("state0", whole and state0.shape[0] == count, f"finite numbers, a row for each of {count} episodes"),
+        ("success", success.shape == (count,) and success.dtype.kind == "b", f"{count} truth values"),
+        ("latency_ms", latency.shape == () and latency.dtype.kind in "fiu" and 0 <= latency < 10_000, "0 to 10000"),
+    ):
+        if not fits:
+            raise DeftlyError(f"{path}: '{name}' must be {what}: the recording is damaged, or not of 'deftly record'")
+
+
+def _config(cls: type[Any], tree: dict[str, Any]) -> Any:
+    return parse(cls, [], prog="deftly replay", filed=tree)
+
+
+def errors(frames: Frames, outcome: Outcome) -> dict[str, np.ndarray]:
+    """`tracking` and `replay`, (ticks, num_joints): see the module."""
+    replayed = outcome.rows[f"signal/{JOINT_POS}"]
+    both = min(len(replayed), len(frames.positions))
+    return {
+        "tracking": frames.positions[1:] - frames.commands[:-1],
+        "replay": replayed[:both] - frames.positions[:both],
+    }
+
+
+def text(contract: Contract, measured: dict[str, np.ndarray]) -> list[str]:
+    """The table that is printed."""
+    lines = [f"{'joint':<16} {'tracking rms':>13} {'max':>10} {'replay rms':>13} {'max':>10}"]
+    for i, joint in enumerate(contract.joints):
+        figures = []
+        for name, width in (("tracking", 13), ("replay", 13)):
+            error = measured[name][:, i]
+            figures += [f"{np.sqrt(np.mean(error**2)):>{width}.3g}", f"{np.abs(error).max():>10.3g}"]
+        lines.append(f"{joint.name:<16} {' '.join(figures)} {joint.units}")
+    return lines
+
+
+def plot(path: Path, frames: Frames, outcome: Outcome) -> None:
+    """Write a PNG with commanded, recorded and replayed position of each joint."""
+    from matplotlib.figure import Figure
+
+    joints, period = frames.contract.joints, 1.0 / frames.contract.rate
+    figure = Figure(figsize=(8, 1.7 * len(joints)), layout="constrained")
+    replayed = outcome.rows[f"signal/{JOINT_POS}"]
+    for i, (joint, axes) in enumerate(zip(joints, np.atleast_1d(figure.subplots(len(joints), sharex=True)))):
+        lines = [("command", frames.commands, "0.6"), ("recorded", frames.positions, "C0")]
+        for label, values, colour in [*lines, ("replayed", replayed, "C1")]:
+            style = "--" if label == "replayed" else "-"
+            axes.plot(period * np.arange(len(values)), values[:, i], style, color=colour, label=label)
+        axes.set_ylabel(f"{joint.name}, {joint.units}")
+    figure.axes[0].legend(loc="best", ncols=3)
+    figure.axes[-1].set_xlabel("s")
+    with whole(path) as scratch:
+        figure.savefig(scratch, format="png", dpi=110)
+
+
+def main(argv: list[str]) -> int:
+    """Run `deftly replay`. The exit status is 1 if a recorded success is none when replayed."""
+    name, flags = split_task(argv)
+    args = parse(ReplayArgs, flags, prog="deftly replay FILE.npz")
+    if name is None:
+        raise DeftlyError("replay needs a recording: deftly replay FILE.npz; 'deftly record' makes one")
+    path = Path(name)
+    recording = log.read(path)
+    frames = Frames(recording, args.episode, args.loop)
+    if args.serve:
+        return serve(frames, args, path)
+    with contextlib.suppress(render.NoGLError):
+        render.choose_gl()  # before anything imports MuJoCo
+    robot, safety = open_robot(path, recording, args.task)
+    film = Film(robot, 1, args.camera) if args.video else None
+    each = film.watch if film else lambda: None
+    state = recording.facts["state0"][args.episode]
+    outcome = run_episode(robot, frames, safety, args.episode, limit=len(frames), state=state, each=each)
+    print(*text(robot.contract, errors(frames, outcome)), sep="\n")
+    recorded = bool(recording.facts["success"][args.episode])
+    was, now = ("success" if s else "no success" for s in (recorded, outcome.success))
+    print(f"recorded: {was}; replayed: {now}, {outcome.end} after {outcome.steps} of {len(frames)} steps")
+    if args.png:
+        plot(args.png, frames, outcome)
+    if film and args.video:
+        render.write_video(args.video, film.frames(), robot.contract.rate)
+    return int(recorded and not outcome.success)
+
+
+def serve(frames: Frames, args: ReplayArgs, path: Path) -> int:
+    """Answer robots with the frames until SIGTERM or SIGINT."""
+    from deftly.serving.server import Server
+
+    assert args.serve is not None
+    server = Server(ReplayBrain(frames), args.serve, keys=args.keys)
+    end = "again and again" if args.loop else "and holds the last"
+    print(f"serving episode {args.episode} of {path} at {server.endpoint}: {len(frames)} commands, {end}", flush=True)
+    server.run_until_signal()
+    return 0

@@ -1,0 +1,1 @@
+"""Which policy is meant, episodes of it, and the report."""

@@ -1,0 +1,219 @@
+"""`deftly check`: hold a bundle against its contract, its golden vectors, and the policy from which it was made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from deftly.config import RunsConfig, parse, split_task
+from deftly.console import Finding, judge, report
+from deftly.contract import ACTION, Contract
+from deftly.errors import DeftlyError
+from deftly.policy import bundle
+from deftly.policy.bundle import TOLERANCE, Bundle
+
+if TYPE_CHECKING:
+    from deftly.learn.checkpoint import Checkpoint
+
+HOME_TOLERANCE = 1e-6
+"""rad (m)."""
+ROBOTS, TICKS = 64, 100
+"""Of the check of the limits: actions at once, and one after the other."""
+LOOP = "closed loop"
+
+
+@dataclass(frozen=True)
+class CheckArgs:
+    """Check a bundle: `deftly check BUNDLE`. The exit status is 1 if anything fails."""
+
+    bundle: Path | None = None
+    """The bundle's folder, as an alternative to the bare word, which may also be a task whose bundle is shipped."""
+    checkpoint: str | None = None
+    """Policy from which the bundle was made; unset: where the bundle says, or shipped, if it is there."""
+    task: str | None = None
+    """File of the bundle's task, if that is none of Deftly's."""
+    episodes: int = 1
+    """Episodes of the closed loop."""
+    seed: int = 0
+    """Decides which episodes."""
+    runs: RunsConfig = field(default_factory=RunsConfig)
+    """Where runs are kept."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise DeftlyError(f"episodes is {self.episodes}, but it must be 1 or more")
+
+
+def main(argv: list[str]) -> int:
+    """Run `deftly check`."""
+    word, flags = split_task(argv[:1]) if argv and "=" not in argv[0] else (None, argv[:1])  # task= is --task
+    args = parse(CheckArgs, [*flags, *argv[1:]], prog="deftly check")
+    if (word is None) == (args.bundle is None):
+        raise DeftlyError("check needs one bundle: deftly check FOLDER; 'deftly export TASK' makes it")
+    return show(bundle.find(word) if word else args.bundle or Path(), args)
+
+
+def show(folder: Path, args: CheckArgs) -> int:
+    """Check a bundle and print what was found; 1 if anything failed."""
+    failed = report(examine(folder, args))
+    print(f"{folder} {'fails' if failed else 'is fine'}")
+    return failed
+
+
+def examine(folder: Path, args: CheckArgs) -> list[Finding]:
+    """Everything that can be checked here; stops early if there is no bundle to check."""
+    if not folder.is_dir():
+        bundle.find(str(folder))  # says what to type
+    try:
+        found = bundle.load(folder, verify_golden=False)
+    except DeftlyError as error:
+        return [Finding("bundle", "fail", str(error))]
+    c, facts = found.contract, found.manifest
+    made = f"{found.task}, iteration {facts['checkpoint']['iteration']}, made by Deftly {facts['deftly']}"
+    files = f"{len(facts['files'])} files are those of {bundle.MANIFEST}, by sha256"
+    network = f"one file, observation (n, {c.obs_size}) to action (n, {c.action_size}), float32"
+    robot = [] if found.robot_config == yaml.safe_load(bundle.robot_config(c)) else ["differs from the contract"]
+    return [
+        Finding("bundle", "ok", f"schema {bundle.SCHEMA}: {made}"),
+        Finding("files", "ok", files),
+        Finding("contract", "ok", f"{c.robot}, {c.rate:g} Hz, {c.hash}"),
+        Finding("network", "ok", network),
+        judge(bundle.ROBOT, robot, "says what the contract says"),
+        _golden(found),
+        judge("home", _home_problems(c), f"home -> action -> targets is home, within {HOME_TOLERANCE:g} rad (m)"),
+        judge("limits", _limit_problems(c), f"{ROBOTS * TICKS} random and infinite actions keep every target within"),
+        _report(found),
+        _closed_loop(found, args),
+    ]
+
+
+def _golden(found: Bundle) -> Finding:
+    errors = found.golden_errors()
+    wrong = [f"{name} differs by {error:.2g}, at most {TOLERANCE:g}" for name, error in errors.items()]
+    wrong = [text for text, error in zip(wrong, errors.values()) if not error <= TOLERANCE]
+    steps = len(found.golden[ACTION])
+    return judge("golden", wrong, f"{steps} steps computed again: off by {max(errors.values()):.1g} at most")
+
+
+def _home_problems(c: Contract) -> Iterator[str]:
+    """A robot that stands at home, and is told to be there, stays there."""
+    home = np.array(c.home())
+    signals = {s.name: np.zeros(s.size) for s in c.signals} | {"joint_pos": home}
+    memory = c.reset(signals)
+    targets, _ = c.act(c.action_for(home, memory), memory)
+    for joint, target in zip(c.joints, targets):
+        if not abs(target - joint.home) <= HOME_TOLERANCE:
+            yield f"{joint.name}: home is {joint.home!r} {joint.units}, its target {float(target)!r}"
+
+
+def _limit_problems(c: Contract) -> Iterator[str]:
+    rng = np.random.default_rng(0)
+    lower, upper = (np.array([getattr(j, name) for j in c.joints], np.float32) for name in ("lower", "upper"))
+    signals = {s.name: rng.normal(0, 10, (ROBOTS, s.size)).astype(np.float32) for s in c.signals}
+    memory, wrong = c.reset(signals), np.zeros(len(c.joints), bool)
+    for _ in range(TICKS):
+        action = rng.uniform(-1, 1, (ROBOTS, c.action_size)) * rng.choice((1, 10, np.inf), (ROBOTS, 1))
+        targets, memory = c.act(action.astype(np.float32), memory)
+        wrong |= ~((lower <= targets) & (targets <= upper)).all(0)
+    yield from (f"{j.name}: a target outside {j.lower:g} .. {j.upper:g}" for j, bad in zip(c.joints, wrong) if bad)
+
+
+def _report(found: Bundle) -> Finding:
+    measured, of = found.report, found.manifest
+    wrong = []
+    try:
+        low, high = measured["success"]["wilson95"]
+        text = f"success {measured['success']['rate']:.1%} ({low:.1%} to {high:.1%}), {measured['episodes']} episodes"
+        if measured["contract"] != of["contract"]:
+            wrong.append("measured under another contract")
+        if measured["checkpoint"]["sha256"] != of["checkpoint"]["sha256"]:
+            wrong.append("measured with another checkpoint")
+    except (KeyError, TypeError, ValueError):
+        wrong, text = ["is no report of an evaluation"], ""
+    return judge(bundle.REPORT, [f"{problem}: export again" for problem in wrong], text)
+
+
+# -------------------------------------------------------------------- closed loop
+
+
+def _closed_loop(found: Bundle, args: CheckArgs) -> Finding:
+    """Whole episodes in simulation against the torch policy, where both are here."""
+    try:
+        from deftly.evaluate import handover
+    except ModuleNotFoundError as error:
+        return Finding(LOOP, "warn", f'not checked, for want of {error.name}: pip install "deftly[train]"')
+    source = _find_checkpoint(found, args)
+    if isinstance(source, Finding):
+        return source
+    try:
+        task, sim = handover.rebuild(args.task, found.manifest["settings"], found.task)
+    except DeftlyError as error:
+        return Finding(LOOP, "warn", f"not checked: {error}; --task FILE names the task's file")
+    try:
+        task.contract().require(found.contract, str(found.path))
+    except DeftlyError as error:
+        return Finding(LOOP, "fail", str(error))
+    return _compare(found, source, task, sim, args)
+
+
+def _find_checkpoint(found: Bundle, args: CheckArgs) -> Checkpoint | Finding:
+    from deftly.evaluate import rollout
+    from deftly.learn import checkpoint
+
+    wanted = found.manifest["checkpoint"]
+    if args.checkpoint:
+        places = [rollout.find_policy(args.checkpoint, found.task, args.runs)]
+    else:
+        places = [found.path / "checkpoint", checkpoint.shipped(found.task), Path(wanted["label"])]
+    for place in places:
+        file = place / checkpoint.WEIGHTS if place else None
+        if file and file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == wanted["sha256"]:
+            return checkpoint.load(file.parent)
+    if args.checkpoint:
+        return Finding(LOOP, "fail", f"the bundle was not made from {places[0]}: its weights' sha256 is another")
+    text = f"not checked: its checkpoint '{wanted['label']}' is not here; --checkpoint names another place of it"
+    return Finding(LOOP, "warn", text)
+
+
+def _compare(found: Bundle, source: Checkpoint, task: Any, sim: Any, args: CheckArgs) -> Finding:
+    """The bundle drives from signals alone; torch sees the same steps. Then torch drives the same episodes."""
+    from deftly.config import EnvConfig
+    from deftly.env import Env
+    from deftly.evaluate.handover import drive
+    from deftly.evaluate.rollout import EVALUATE
+
+    env, network = Env(task, EnvConfig(num_envs=1), sim, args.seed, EVALUATE), source.policy()
+    errors, ends, wrong = {"actions": 0.0, "targets": 0.0}, [], []
+    for seed in range(args.seed, args.seed + args.episodes):
+        for _, obs, decision in drive(env, found.policy(), seed):
+            for name, mine, theirs in (
+                ("actions", decision.action, network(obs)[0].numpy()),
+                ("targets", decision.targets, env.state.command[0].numpy()),
+            ):
+                errors[name] = max(errors[name], float(np.nan_to_num(np.abs(mine - theirs), nan=np.inf).max()))
+        ours = _ending(env.ended)
+        env.seed(seed)
+        env.reset()
+        env.ended = {}
+        while not env.ended:
+            env.step(network(env.obs["policy"]))
+        ends.append(f"{ours} after {int(env.ended['steps'])} steps")
+        if ours != _ending(env.ended):
+            wrong.append(f"episode of seed {seed}: {ours} with the bundle, {_ending(env.ended)} with torch")
+    wrong += [f"{name} differ by {e:.2g}, at most {TOLERANCE:g}" for name, e in errors.items() if not e <= TOLERANCE]
+    text = f"{ends[0]}, as with torch; actions off by {errors['actions']:.1g}, targets by {errors['targets']:.1g}"
+    return judge(LOOP, wrong, text if len(ends) == 1 else f"{len(ends)} episodes: {text}")
+
+
+def _ending(ended: dict[str, Any]) -> str:
+    """How an episode ended; of one that ran its time, not if it succeeded: that can hang on the seventh digit."""
+    if ended["time_out"][0] > 0:
+        return "time_out"
+    reasons = ["success", *(name for name in ended if name.startswith("failed/"))]
+    return ", ".join(name for name in reasons if ended[name][0] > 0)

@@ -1,0 +1,187 @@
+"""`deftly export`: turn a checkpoint into a bundle, the folder that a robot's computer runs without torch or MuJoCo.
+
+Everything in it is made from this one checkpoint, now: the network, its evaluation on held out episodes, and golden
+vectors from a real episode. What was written is then checked as `deftly check` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import shlex
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from deftly import __version__
+from deftly.config import EnvConfig, RunsConfig, SimConfig, split_task, to_yaml
+from deftly.errors import DeftlyError
+from deftly.policy import bundle
+from deftly.policy.protocol import ACTION, OBSERVATION, LocalPolicy, OnnxNetwork
+
+if TYPE_CHECKING:
+    from deftly.learn.checkpoint import Checkpoint, Policy
+    from deftly.tasks import Task
+
+OPSET = 18
+"""Version of ONNX's operators: what onnxruntime 1.20 and later run."""
+GOLDEN_STEPS = 32
+EXTREMES = (0.0, 1.0, 10.0, 1e3, 1e6)
+"""Sizes of the observations on which torch and ONNX are compared."""
+
+
+@dataclass(frozen=True)
+class ExportArgs:
+    """Export a policy as a bundle: one folder that checks itself and runs without torch."""
+
+    checkpoint: str | None = None
+    """Policy to export: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped."""
+    out: Path | None = None
+    """Folder of the bundle; an older bundle there is replaced; unset: bundles/TASK."""
+    episodes: int = 200
+    """Held out episodes of the evaluation that goes into the bundle."""
+    seed: int = 0
+    """Decides which episodes."""
+    sim: SimConfig = field(default_factory=SimConfig)
+    """The physics engine; as in the training unless set."""
+    runs: RunsConfig = field(default_factory=RunsConfig)
+    """Where runs are kept."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise DeftlyError(f"episodes is {self.episodes}, but it must be 1 or more")
+
+
+def to_onnx(policy: Policy) -> bytes:
+    """The mean action of a policy as an ONNX model: normalizer inside, any number of rows, no other files."""
+    import torch
+
+    network: Any = policy.actor
+    network = network.as_onnx(verbose=False).eval()
+    with _quiet():
+        program = torch.onnx.export(
+            network,
+            (torch.zeros(2, network.input_size),),
+            input_names=[OBSERVATION],
+            output_names=[ACTION],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    model: Any = program.model_proto
+    graph = model.graph  # what the exporter noted beside it are stack traces: paths of this machine
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+    return model.SerializeToString(deterministic=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No hints of the exporter about itself on the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def compare(policy: Policy, network: OnnxNetwork, size: int) -> float:
+    """Largest difference of the actions of torch and of ONNX, for observations from usual to absurd.
+
+    It is measured against the row's largest action where that is above 1: in float32 an action of 1e6 has no 1e-5.
+    """
+    import torch
+
+    draws = np.random.default_rng(0).standard_normal((64, size)).astype(np.float32)
+    alone = np.concatenate((np.eye(size), -np.eye(size)), dtype=np.float32)
+    obs = np.concatenate([scale * rows for scale in EXTREMES for rows in (draws, alone)], dtype=np.float32)
+    expected = policy(torch.from_numpy(obs)).numpy()
+    both = np.stack((network(obs), np.concatenate([network(row[None]) for row in obs])))  # at once, and one by one
+    errors = np.abs(both - expected) / np.maximum(1.0, np.abs(expected).max(-1, keepdims=True))
+    return float(np.nan_to_num(errors, nan=np.inf).max())
+
+
+def golden(task: Task, network: OnnxNetwork, args: ExportArgs) -> bytes:
+    """`golden.npz`: the signals of the first steps of an episode that this policy drives, and what it makes of them."""
+    from deftly.env import Env
+    from deftly.evaluate.handover import drive
+    from deftly.evaluate.rollout import EVALUATE
+
+    env = Env(task, EnvConfig(num_envs=1), args.sim, args.seed, EVALUATE)
+    steps = islice(drive(env, LocalPolicy(env.contract, network), args.seed), GOLDEN_STEPS)
+    rows = [signals for signals, _, _ in steps]
+    signals = {s.name: np.stack([row[s.name] for row in rows]) for s in env.contract.signals}
+    arrays = {f"signal/{name}": value for name, value in signals.items()}
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **arrays, **bundle.replay(env.contract, network, signals))
+    return file.getvalue()
+
+
+def main(argv: list[str]) -> int:
+    """Run `deftly export`. The exit status is 1 if a check of what was written fails."""
+    from deftly.evaluate import check, rollout
+
+    task, args, found = rollout.prepare(ExportArgs, "export", argv)
+    assert found is not None
+    folder = args.out or args.runs.root / "bundles" / task.name
+    bundle.require_place(folder)
+    policy, contract = found.policy(), found.contract
+    model = to_onnx(policy)
+    network = OnnxNetwork(model, contract)
+    if not (error := compare(policy, network, contract.obs_size)) <= bundle.TOLERANCE:
+        raise DeftlyError(f"{found.path}: torch and ONNX differ by {error:.2g} on the same observation: not exported")
+    print(f"{bundle.NETWORK}: torch and ONNX agree to {error:.1g}")
+    report = _evaluate(task, found, args, argv)
+    low, high = report["success"]["wilson95"]
+    print(
+        f"{bundle.REPORT}: success {report['success']['rate']:.1%} ({low:.1%} to {high:.1%}), {args.episodes} episodes"
+    )
+    files = {
+        bundle.NETWORK: model,
+        bundle.SPEC: contract.to_json().encode(),
+        bundle.ROBOT: bundle.robot_config(contract).encode(),
+        bundle.GOLDEN: golden(task, network, args),
+        bundle.REPORT: (json.dumps(report, indent=2, allow_nan=False) + "\n").encode(),
+    }
+    bundle.write(folder, files, _facts(task, found, args, report))
+    size = sum(len(data) for data in files.values())
+    print(f"bundle: {folder}, {size / 1e3:.0f} kB\n", flush=True)
+    spec = split_task(argv)[0]
+    return check.show(folder, check.CheckArgs(checkpoint=str(found.path), task=spec, seed=args.seed, runs=args.runs))
+
+
+def _evaluate(task: Task, found: Checkpoint, args: ExportArgs, argv: Sequence[str]) -> dict[str, Any]:
+    from deftly.evaluate.evaluate import EvalArgs, measure
+
+    report, _ = measure(task, found, EvalArgs(episodes=args.episodes, seed=args.seed, sim=args.sim))
+    exact = [] if args.checkpoint == found.label else ["--checkpoint", found.label]
+    return {**report, "gates": [], "command": shlex.join(["deftly", "export", *argv, *exact])}
+
+
+def _facts(task: Task, found: Checkpoint, args: ExportArgs, report: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of the policy; the settings are those under which it was just evaluated."""
+    return {
+        "task": task.name,
+        "deftly": __version__,
+        "contract": found.contract.hash,
+        "checkpoint": {
+            "label": found.label,
+            "sha256": report["checkpoint"]["sha256"],
+            "iteration": found.iteration,
+        },
+        "settings": {name: yaml.safe_load(to_yaml(part)) for name, part in (("task", task.cfg), ("sim", args.sim))},
+    }

@@ -1,0 +1,1 @@
+"""What scenes are composed of besides robots."""

@@ -1,0 +1,67 @@
+"""Grasp caches: the poses of a hand and what it holds, from which in-hand tasks start. `deftly grasps` makes them.
+
+A cache is an .npz: `schema`, `task`, `hand`, `contract` (hash), `joint_names` (16,), `cube_half` (n,) m,
+`joint_pos` (n, 16) rad, `cube_pose` (n, 7) m and quaternion w x y z in the frame of the palm, `seed`, `tried` (k,) and
+`sizes` (k,): how many poses of each size were tried.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deftly.contract import Contract
+from deftly.errors import DeftlyError
+
+SCHEMA = "deftly.grasps/1"
+ARRAYS = ("cube_half", "joint_pos", "cube_pose")
+HELP = "collect one: deftly grasps {task} --out FILE, and give it as --task.grasps FILE"
+
+
+@dataclass(frozen=True)
+class Grasps:
+    """Grasps in the order of the size of what is held."""
+
+    cube_half: Tensor  # (n,) m
+    joint_pos: Tensor  # (n, num_joints) rad
+    cube_pose: Tensor  # (n, 7) m and quaternion w x y z
+
+    @classmethod
+    def load(cls, path: Path | None, task: str, contract: Contract) -> Grasps:
+        """Read a cache, or the one shipped for the task. DeftlyError if it is missing, corrupt or foreign."""
+        path, advice = path or shipped(task), HELP.format(task=task)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: file[name] for name in ("schema", "hand", "joint_names", *ARRAYS)}
+        except FileNotFoundError:
+            raise DeftlyError(f"no grasp cache {path}: {advice}") from None
+        except Exception as error:  # numpy and zipfile raise many kinds
+            raise DeftlyError(f"{path} is no grasp cache ({' '.join(str(error).split())[:80]}): {advice}") from None
+        if str(found["schema"]) != SCHEMA:
+            raise DeftlyError(f"{path} has schema '{found['schema']}', this Deftly reads {SCHEMA}: {advice}")
+        if str(found["hand"]) != contract.robot or [*map(str, found["joint_names"])] != [*contract.joint_names]:
+            raise DeftlyError(f"{path} holds grasps of '{found['hand']}', the task has {contract.robot}: {advice}")
+        half, joint_pos, pose = (found[name] for name in ARRAYS)
+        shapes = (half.shape, joint_pos.shape, pose.shape)
+        if shapes != ((len(half),), (len(half), len(contract.joints)), (len(half), 7)) or not len(half):
+            raise DeftlyError(f"{path} is corrupt: arrays of shape {shapes}: {advice}")
+        if not all(np.isfinite(array).all() for array in (half, joint_pos, pose)) or (half <= 0).any():
+            raise DeftlyError(f"{path} is corrupt: it holds numbers that are not finite: {advice}")
+        order = torch.from_numpy(np.argsort(half, kind="stable"))
+        return cls(*(torch.from_numpy(array).double()[order] for array in (half, joint_pos, pose)))
+
+    def draw(self, half: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Joint positions and cube poses, `(k, ...)`, of the sizes nearest to `half` (k,); `u` in 0 .. 1 chooses."""
+        sizes, counts = torch.unique_consecutive(self.cube_half, return_counts=True)
+        nearest = (half[:, None] - sizes).abs().argmin(-1)
+        rows = (counts.cumsum(0) - counts)[nearest] + (u * counts[nearest]).long()
+        return self.joint_pos[rows], self.cube_pose[rows]
+
+
+def shipped(task: str) -> Path:
+    """Where the cache of a task lies in the package."""
+    return Path(__file__).parents[1] / "shipped/grasp_caches" / f"{task}.npz"

@@ -1,0 +1,1 @@
+"""Policies: the protocol, ONNX networks, bundles."""

@@ -1,0 +1,1 @@
+"""What in-hand rotation needs: grasps and gaits."""

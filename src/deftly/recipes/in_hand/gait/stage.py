@@ -1,0 +1,79 @@
+"""The command `deftly gait TASK`."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from deftly import workspace
+from deftly.config import parse, split_task, to_yaml, with_task
+from deftly.errors import DeftlyError
+from deftly.evaluate.rollout import VALIDATE, run_episodes
+from deftly.learn import checkpoint
+from deftly.learn.ppo import PPO
+from deftly.recipes.in_hand.gait.clone import clone
+from deftly.recipes.in_hand.gait.gaits import Gaits
+from deftly.recipes.in_hand.gait.search import Ascent, GaitArgs, Search
+from deftly.tasks import Task, load
+
+
+@dataclass
+class Log:
+    """Prints what generations come to, and keeps the gait found so far in the run's folder."""
+
+    task: Task
+    path: Path
+    console: Console
+    start: float = field(default_factory=time.perf_counter)
+    steps: float = 0.0
+
+    def generations(self, search: Search | Ascent, count: int, what: str) -> Gaits:
+        """Run so many generations; returns the gait that they come to."""
+        each = search.env.num_envs * (search.args.seconds + 1) * search.env.contract.rate
+        for generation in range(1, count + 1):
+            rewards = ", ".join(f"{name} {value:.3f}/s" for name, value in search.generation().items())
+            search.best.save(self.path, self.task)
+            self.steps += each
+            spent = f"{(time.perf_counter() - self.start) / 60:.1f} min, {self.steps / 1e6:.2f} M steps"
+            self.console.print(f"{what} {generation}: reward {rewards}, {spent}", highlight=False, soft_wrap=True)
+        return search.best
+
+
+def main(argv: list[str]) -> int:
+    """Run `deftly gait`."""
+    name, rest = split_task(argv)
+    if name is None:
+        parse(GaitArgs, rest, prog="deftly gait TASK")
+        raise DeftlyError("a gait for which task? deftly gait TASK; 'deftly tasks' lists them")
+    cls: Any = load(name)
+    defaults = {section: cls.defaults[section] for section in ("sim", "train") if section in cls.defaults}
+    args = parse(with_task(GaitArgs, cls.Config), rest, prog=f"deftly gait {name}", filed=defaults)
+    task, console = cls(args.task), Console()
+    task.require()
+    begin = Gaits.load(args.gait, task).timed(args.frequency) if args.gait else Search(task, args)
+    run = workspace.create(task.name, "train", args.runs, args.name)
+    log = Log(task, run / "gait.npz", console)
+    gait = begin if isinstance(begin, Gaits) else log.generations(begin, args.generations, "generation")
+    if args.ascent:
+        gait = log.generations(Ascent(task, args, gait), args.ascent, "ascent")
+    gait.save(log.path, task)
+    learner = clone(task, gait, args)
+    save(run, task, learner, args)
+    which: dict[str, Any] = {"seed": args.train.seed, "purpose": VALIDATE, "sim_cfg": args.sim}
+    values = run_episodes(task, checkpoint.Policy(learner.actor), 64, **which).values
+    what = f", {task.headline} {values[task.headline].nanmean():.3f}" if task.headline else ""
+    console.print(f"cloned: success {values['success'].mean():.1%} of 64 episodes{what}", highlight=False)
+    console.print(f"go on with: deftly train {name} --init {run}", soft_wrap=True)
+    return 0
+
+
+def save(run: Path, task: Task, learner: PPO, args: GaitArgs) -> None:
+    """A checkpoint of the cloned policy, from which training starts."""
+    folder = run / "checkpoints" / "iter_000000"
+    (run / checkpoint.CONFIG).write_text(to_yaml(args))
+    contract = learner.env.contract
+    checkpoint.save(folder, learner.models, contract, to_yaml(args), task.name, 0, {"success": -1.0}, None)
+    for link in ("last", "best"):
+        workspace.link(folder.with_name(link), folder)

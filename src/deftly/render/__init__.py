@@ -1,0 +1,193 @@
+"""Offscreen pictures and videos of a scene: EGL if it is installed, else OSMesa, else one line to mend it."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes.util
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deftly.config import suggest
+from deftly.errors import DeftlyError
+from deftly.files import whole
+
+if TYPE_CHECKING:
+    import mujoco
+    from torch import Tensor
+
+    from deftly.env import Env
+
+NO_GL = "no OpenGL to render with: apt-get install libegl1 libgl1-mesa-dri (or libosmesa6, with MUJOCO_GL=osmesa)"
+LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
+WINDOW = ("glfw", "glx", "", "enable", "enabled", "on", "true", "1")  # MuJoCo's words for what needs a display
+OFF = ("0", "off", "false", "disable", "disabled")
+SIZE = (640, 480)  # width and height of a picture in pixels; even, as h264 wants
+
+
+class NoGLError(DeftlyError):
+    """There is nothing to render with."""
+
+
+def choose_gl() -> str:
+    """The backend, put into MUJOCO_GL for MuJoCo's first import; raises NoGLError if that import could not succeed."""
+    chosen = os.environ.get("MUJOCO_GL", "").lower()
+    if sys.platform != "linux":
+        return chosen
+    installed = [gl for gl, library in LIBRARIES.items() if ctypes.util.find_library(library)]
+    if not chosen and installed:
+        chosen = os.environ["MUJOCO_GL"] = installed[0]
+    if chosen in LIBRARIES and chosen not in installed:
+        raise NoGLError(f"{NO_GL} (MUJOCO_GL={chosen}, but its library is missing)")
+    if chosen not in (*LIBRARIES, *WINDOW, *OFF):
+        near = suggest(chosen, (*LIBRARIES, "glfw"))
+        raise NoGLError(f"MUJOCO_GL={chosen} is no backend{near}; unset it, or take egl")
+    return chosen
+
+
+class Renderer(contextlib.ExitStack):
+    """Renders one environment, or any model and data, from a camera: unless named, the scene's first or a free one.
+
+    DeftlyError: an unknown camera; NoGLError: no OpenGL. `mujoco.Renderer` draws only the model that it was made for,
+    and fails if MuJoCo was imported before MUJOCO_GL was set, as by a user of `deftly.gym`.
+    """
+
+    def __init__(self, model: mujoco.MjModel, camera: str | None = None, size: tuple[int, int] = SIZE):
+        import mujoco
+
+        super().__init__()
+        self._camera, index = mujoco.MjvCamera(), camera_index(model, camera)
+        if index < 0:
+            mujoco.mjv_defaultFreeCamera(model, self._camera)
+        else:
+            self._camera.type, self._camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, index
+        self._rect, self._option = mujoco.MjrRect(0, 0, *size), mujoco.MjvOption()
+        self._scene = mujoco.MjvScene(model, maxgeom=10_000)
+        buffer = model.vis.global_
+        buffer.offwidth, buffer.offheight = max(size[0], buffer.offwidth), max(size[1], buffer.offheight)
+        gl = choose_gl()
+        if gl in OFF:
+            raise NoGLError(f"MUJOCO_GL={gl} forbids rendering: unset it, or leave out the video")
+        if sys.platform != "linux":
+            gl = "gl_context"
+        elif gl in WINDOW:
+            if not has_display():
+                raise NoGLError(f"{NO_GL} (glfw needs a display)")
+            gl = "glfw"
+        try:
+            self._gl = importlib.import_module(f"mujoco.{gl}").GLContext(*size)
+            self.callback(self._gl.free)
+            atexit.register(self.close)  # before the display goes, which then complains
+            self.callback(atexit.unregister, self.close)
+            self._gl.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
+            self.callback(self._context.free)
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+        except Exception as error:  # the backends raise anything from AttributeError to mujoco.FatalError
+            reason = " ".join(traceback.format_exception_only(error)[-1].split())[:150]
+            raise NoGLError(f"{NO_GL} ({reason})") from error
+
+    def picture(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
+        """The scene as `(height, width, 3)` uint8; the positions in `data` must be fresh (`mj_forward`)."""
+        import mujoco
+
+        every = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(model, data, self._option, None, self._camera, every, self._scene)
+        self._gl.make_current()
+        mujoco.mjr_render(self._rect, self._scene, self._context)
+        pixels = np.empty((self._rect.height, self._rect.width, 3), np.uint8)
+        mujoco.mjr_readPixels(pixels, None, self._rect, self._context)
+        return pixels[::-1].copy()
+
+    def environment(self, env: Env, index: int = 0) -> np.ndarray:
+        """One environment as it is now, `(height, width, 3)` uint8."""
+        model = env.sim.batch.get_model(index)  # type: ignore[attr-defined]
+        return self.picture(model, pose(model, env.sim.state[index].numpy()))
+
+
+class Recorder:
+    """Keeps the states of the first episodes of `rollout.run_episodes(on_step=watch)`, which `frames` then renders."""
+
+    def __init__(self, episodes: int, camera: str | None = None, size: tuple[int, int] = SIZE):
+        self._count, self._camera, self._size = episodes, camera, size
+        self._episodes: list[tuple[mujoco.MjModel, list[np.ndarray]]] = []
+
+    def watch(self, env: Env, running: Tensor) -> None:
+        """Keep the states of environments in their first episode; without OpenGL it raises before the first step."""
+        if not self._episodes:
+            self._env, self._renderer = env, Renderer(env.model, self._camera, self._size)
+            batch, count = env.sim.batch, min(self._count, env.num_envs)  # type: ignore[attr-defined]
+            self._episodes = [(batch.get_model(i), []) for i in range(count)]
+        for i, (_, states) in enumerate(self._episodes):
+            if env is self._env and running[i]:
+                states.append(env.sim.state[i].numpy().copy())
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """The episodes one after the other, each with its last picture held for half a second."""
+        hold = round(self._env.contract.rate / 2)
+        with self._renderer as renderer:
+            for model, states in self._episodes:
+                data = pose(model, states[0])
+                for state in [*states, *states[-1:] * hold]:
+                    yield renderer.picture(model, pose(model, state, data))
+
+
+def pose(model: mujoco.MjModel, state: np.ndarray, data: mujoco.MjData | None = None) -> mujoco.MjData:
+    """A scene in a state of the simulation (`Sim.state`), all that follows from it included; in `data` if given."""
+    import mujoco
+
+    data = data or mujoco.MjData(model)
+    mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION.value)
+    mujoco.mj_forward(model, data)
+    return data
+
+
+def camera_index(model: mujoco.MjModel, name: str | None) -> int:
+    """Index of a named camera; None takes the first, or -1. Raises DeftlyError for an unknown name."""
+    known = [model.camera(i).name for i in range(model.ncam)]
+    if name is not None and name not in known:
+        raise DeftlyError(f"no camera '{name}' in the scene{suggest(name, known)}; it has {known}")
+    return known.index(name) if name else min(0, len(known) - 1)
+
+
+def has_display() -> bool:
+    """Whether a window can open: a DISPLAY that nobody serves would hang MuJoCo's viewer for ever."""
+    import glfw
+
+    with warnings.catch_warnings(action="ignore"):  # it says in two lines what False says
+        return bool(glfw.init())
+
+
+def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
+    """Write pictures, `(height, width, 3)` uint8, as an h264 mp4, each encoded as it comes; returns how many."""
+    import av
+
+    count = 0
+    with whole(path) as scratch, av.open(str(scratch), "w", "mp4", options={"movflags": "faststart"}) as file:
+        rate = Fraction(fps).limit_denominator(1000)
+        stream = file.add_stream("libx264", rate=rate, options={"crf": "23", "preset": "fast"})
+        for count, picture in enumerate(frames, 1):
+            if count == 1:
+                stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "yuv420p"
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+        if not count:
+            raise DeftlyError("there are no pictures to make a video of: nothing was simulated")
+        file.mux(stream.encode(None))
+    return count
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write one picture, `(height, width, 3)` uint8."""
+    from PIL import Image
+
+    with whole(path) as scratch:
+        Image.fromarray(picture).save(scratch, format="PNG")

@@ -1,0 +1,1 @@
+"""The policy server, its clients, and the wire between them."""

@@ -1,0 +1,86 @@
+"""A robot's connection to a policy server: waits no longer than told, and never takes one answer for another's."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import zmq
+import zmq.auth
+
+from deftly.errors import DeftlyError
+from deftly.policy.protocol import PolicyError
+from deftly.serving.keys import is_local
+from deftly.serving.wire import MAX_FRAME, VERSION, WireError, one_line, pack, unpack
+
+OPTIONS = {zmq.LINGER: 0, zmq.IMMEDIATE: 1, zmq.SNDHWM: 1, zmq.RCVHWM: 4, zmq.MAXMSGSIZE: MAX_FRAME}
+OPTIONS |= {zmq.RECONNECT_IVL: 50, zmq.CONNECT_TIMEOUT: 1000}  # ms; IMMEDIATE: nothing queues for a server that is away
+
+
+class Refused(PolicyError):
+    """The server answered with an error; `code` is its short name (docs/wire.md)."""
+
+    code: object = None
+
+
+class Connection:
+    """One request at a time to a policy server. `keys` is the robot's folder of `deftly serve --new-keys`."""
+
+    def __init__(self, endpoint: str, keys: Path | None = None):
+        self.endpoint, self._seq, self._unanswered, self._keys = endpoint, 0, False, (None, None, None)
+        try:
+            if keys is None and not is_local(endpoint):  # who answers tells the robot its limits
+                raise ValueError(
+                    "anybody could answer there: give --keys FOLDER, which 'deftly serve --new-keys' makes"
+                )
+            if keys is not None:
+                server, own = zmq.auth.load_certificate(keys / "server.key"), keys / "client.key_secret"
+                self._keys = (server[0], *zmq.auth.load_certificate(own))
+            self._open()
+        except (OSError, ValueError, TypeError, zmq.ZMQError, DeftlyError) as error:
+            raise PolicyError(f"cannot connect to '{endpoint}': {one_line(error)}") from None
+
+    def _open(self) -> None:
+        self._socket = zmq.Context.instance().socket(zmq.DEALER)
+        for option, value in {**OPTIONS, zmq.IPV6: int("[" in self.endpoint)}.items():
+            self._socket.set(option, value)
+        if self._keys[0]:
+            self._socket.curve_serverkey, self._socket.curve_publickey, self._socket.curve_secretkey = self._keys
+        self._socket.connect(self.endpoint)
+        self._poller = zmq.Poller()
+
+    def ask(self, kind: str, timeout: float, **fields: Any) -> dict[str, Any]:
+        """The answer to one message. Raises Refused if it is an error, PolicyError if there is none in `timeout` s."""
+        deadline, self._seq = time.monotonic() + timeout, self._seq + 1
+        if self._unanswered:  # its answer may still come; and to a server that is stopped, requests would pile up
+            self._socket.close(0)
+            self._open()
+            self._unanswered = False
+        frame = pack({"v": VERSION, "type": kind, "seq": self._seq, "time": time.time(), **fields})
+        if not self._ready(zmq.POLLOUT, deadline):
+            raise PolicyError(f"no policy server at {self.endpoint} (waited {timeout:g} s)")
+        with suppress(zmq.Again):  # the connection broke just now: no answer will come
+            self._socket.send_multipart([b"", frame], zmq.NOBLOCK)
+        self._unanswered = True
+        while self._ready(zmq.POLLIN, deadline):
+            with suppress(WireError):
+                reply = unpack(self._socket.recv_multipart()[-1])
+                if reply.get("seq") == self._seq and reply.get("type") == kind:
+                    self._unanswered = False
+                    if reply.get("ok") is True:
+                        return reply
+                    refused = Refused(f"policy server refused '{kind}': {one_line(reply.get('error'))}")
+                    refused.code = reply.get("code")
+                    raise refused
+        raise PolicyError(f"no answer to '{kind}' from {self.endpoint} within {timeout:g} s")
+
+    def _ready(self, event: int, deadline: float) -> bool:
+        left = deadline - time.monotonic()
+        self._poller.register(self._socket, event)
+        return left > 0 and bool(self._poller.poll(max(1, round(1000 * left))))
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._socket.close(0)

@@ -1,0 +1,1 @@
+"""The simulated robot that stands in for hardware."""

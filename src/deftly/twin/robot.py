@@ -1,0 +1,261 @@
+"""A robot made of one plain MuJoCo simulation, driven as hardware is: read, write, and time that passes.
+
+It is there to check the environment of training, so it shares as little with it as it can. Its own: stepping with
+`mj_step` on one MjData, commands by the actuators' names, latency, sensor noise, its random streams, and that the
+contract runs on numpy for one robot. Shared with training: the task's scene and its compilation (timestep and solver
+of the preset), where an episode starts, which signals there are, and how it is judged; and `env.State`, the view
+through which a task looks at all that. Nothing is randomized: it is the nominal model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from operator import attrgetter
+from typing import TYPE_CHECKING, Literal, cast
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from deftly.contract import JOINT_POS
+from deftly.control.drivers import DriverError, Reading
+from deftly.env import State
+from deftly.errors import DeftlyError
+from deftly.sim.scene import compile_scene, substeps
+from deftly.tasks import Noise, Task
+
+if TYPE_CHECKING:
+    from deftly.sim.cpu import CpuSim
+
+INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION.value
+BROKEN = [getattr(mujoco.mjtWarning, f"mjWARN_{name}").value for name in ("BADQPOS", "BADQVEL", "BADQACC", "BADCTRL")]
+SUCCESS, TIME_OUT, FAILED = "success", "time_out", "failed/"
+ONE = torch.zeros(1, dtype=torch.long)
+
+
+class OneSim:
+    """What `sim.cpu.CpuSim` is for many, over one MjData: what a task's `State` looks at."""
+
+    def __init__(self, model: mujoco.MjModel):
+        self.model, self.num_envs, self.data = model, 1, mujoco.MjData(model)
+
+    @property
+    def state(self) -> Tensor:
+        """Copy of the integration state, `(1, n)`."""
+        out = np.empty(mujoco.mj_stateSize(self.model, INTEGRATION))
+        mujoco.mj_getState(self.model, self.data, out, INTEGRATION)
+        return torch.from_numpy(out)[None]
+
+    def bind(self, field: str) -> Tensor:
+        """Live view of an MjData field, `(1, ...)`."""
+        return torch.from_numpy(attrgetter(field)(self.data))[None]
+
+    def expand(self, field: str) -> Tensor:
+        """Live view of an MjModel field, `(1, ...)`."""
+        return torch.from_numpy(attrgetter(field)(self.model))[None]
+
+    def step(self, substeps: int) -> np.ndarray:
+        """Advance; returns whether the physics failed, `(1,)` bool."""
+        try:
+            for _ in range(substeps):
+                mujoco.mj_step(self.model, self.data)
+            self.forward(ONE)
+        except mujoco.FatalError:
+            return np.ones(1, bool)
+        return np.array([self.broken])
+
+    @property
+    def broken(self) -> bool:
+        """Whether MuJoCo met a number that is not finite, or huge, since the reset."""
+        data = self.data
+        finite = np.isfinite(data.qpos).all() and np.isfinite(data.qvel).all()
+        return not finite or any(data.warning[i].number > 0 for i in BROKEN)
+
+    def forward(self, ids: Tensor) -> None:
+        """Bring positions, contacts and their sensors up to date; forces stay those of the last substep."""
+        mujoco.mj_fwdPosition(self.model, self.data)
+        mujoco.mj_sensorPos(self.model, self.data)
+
+    def reset(self, ids: Tensor) -> None:
+        """Put the simulation at the home keyframe."""
+        if self.model.nkey:
+            mujoco.mj_resetDataKeyframe(self.model, self.data, 0)
+        else:
+            mujoco.mj_resetData(self.model, self.data)
+
+    def set_const(self, ids: Tensor) -> None:
+        """Recompute the model's constants."""
+        mujoco.mj_setConst(self.model, self.data)
+
+
+class Sensor:
+    """What a sensor does to one signal in one episode: bias, white noise, delay (in readings) and dropout."""
+
+    def __init__(self, noise: Noise, size: int, rng: np.random.Generator):
+        self._noise, self._size, self._rng = noise, size, rng
+        self._bias = rng.uniform(-noise.bias, noise.bias, size)
+        self._recent: deque[np.ndarray] = deque(maxlen=1 + int(rng.integers(noise.delay + 1)))
+        self._last: np.ndarray | None = None
+
+    def read(self, value: np.ndarray) -> np.ndarray:
+        """The reading, (size,), of a true value."""
+        n, rng = self._noise, self._rng
+        white = rng.uniform(-n.uniform, n.uniform, self._size) + rng.normal(0.0, n.gaussian, self._size)
+        self._recent.append(value + self._bias + white)
+        if self._last is None or rng.random() >= n.dropout:
+            self._last = self._recent[0]
+        return self._last
+
+
+class SimRobot:
+    """A `Driver` in lock-step: time stands still between `advance` calls.
+
+    Args:
+        task: whose scene, start, signals and judgement.
+        preset: timestep and solver, as in training.
+        seed: with the number of an episode, decides how it starts and what its sensors do, whatever came before.
+        noise: let the task's sensor noise act; without it, readings are the truth.
+        latency_ms: simulated time from `write` until the targets reach the servos, rounded up to whole substeps.
+
+    A task that looks at the last action (`State.action`) in its judgement finds zeros: a robot is told targets alone.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        preset: Literal["fast", "default", "accurate"] = "default",
+        seed: int = 0,
+        noise: bool = False,
+        latency_ms: float = 0.0,
+    ):
+        if seed < 0 or not 0 <= latency_ms < 10_000:
+            raise DeftlyError(f"seed is {seed}, latency-ms {latency_ms}, but they must be 0 or more (and 10 s at most)")
+        self.task, self.contract, self.seed = task, task.contract(), seed
+        self.substeps = substeps(self.contract.rate, preset)
+        self.model = compile_scene(task.scene(), self.contract.rate, preset)
+        self.sim = OneSim(self.model)
+        self.data, self.latency = self.sim.data, 1e-3 * latency_ms
+        self._noise = task.noise() if noise else {}
+        names = [self.model.actuator(i).name for i in range(self.model.nu)]
+        if missing := [name for name in self.contract.joint_names if name not in names]:
+            raise DeftlyError(f"the scene has no actuator '{missing[0]}', which the contract commands")
+        self._ctrl = [names.index(name) for name in self.contract.joint_names]
+        self.reset(0)
+
+    def reset(self, episode: int, state: np.ndarray | None = None) -> None:
+        """Start an episode; `state`, as `state` gave it, replaces the one in which the task starts it.
+
+        Raises DeftlyError if the state is another scene's.
+        """
+        seeds = np.random.SeedSequence([self.seed, episode]).spawn(len(self._noise))
+        self.view = s = State(cast("CpuSim", self.sim), self.contract, self.task.cfg.episode_steps)
+        digest = hashlib.sha256(f"sim2sim/{self.seed}/{episode}".encode()).digest()
+        s.generator.manual_seed(int.from_bytes(digest[:7], "big"))
+        self._sensors = {
+            name: Sensor(n, self.contract.source_size(name), np.random.default_rng(seed))
+            for (name, n), seed in zip(self._noise.items(), seeds)
+        }
+        self._pending: deque[tuple[float, np.ndarray]] = deque()
+        self._reading: Reading | None = None
+        self._done, self._broken = 0, False
+        self.sim.reset(ONE)
+        self.task.reset(s, ONE)
+        self.data.ctrl[self._ctrl] = self._signals()[JOINT_POS]
+        if state is not None:
+            if state.shape != (size := mujoco.mj_stateSize(self.model, INTEGRATION),):
+                raise DeftlyError(f"the state has shape {state.shape}, this scene's are {size} numbers")
+            mujoco.mj_setState(self.model, self.data, state, INTEGRATION)
+        self.sim.forward(ONE)
+        self.task.start(s, ONE)
+        least, most = (round(seconds * self.contract.rate) for seconds in self.task.cfg.ready_s)
+        self.ready = max(1, int(torch.randint(least, most + 1, (1,), generator=s.generator)))
+        """For how many control periods the robot is to stand ready before an operator starts the policy."""
+
+    @property
+    def now(self) -> float:
+        """Simulated time since the episode was set up, s; it outlives a reset of MuJoCo's own after bad physics."""
+        return self._done * self.model.opt.timestep
+
+    @property
+    def state(self) -> np.ndarray:
+        """The integration state, (n,); commands that are still on their way are not in it."""
+        return self.sim.state[0].numpy()
+
+    def read(self) -> Reading:
+        """The signals now; asking again at the same time gives the same reading."""
+        if self._reading is None or self._reading.at != self.now:
+            true = self._signals()
+            noisy = {name: sensor.read(true[name]) for name, sensor in self._sensors.items()}
+            self._reading = Reading({**true, **noisy}, self.now)
+        return self._reading
+
+    def write(self, targets: np.ndarray) -> None:
+        """Send joint targets, (num_joints,), which the servos get `latency` later, and keep until the next."""
+        targets = np.array(targets, np.float64)
+        if targets.shape != (len(self._ctrl),):
+            raise DriverError(f"targets have shape {targets.shape}, the robot has {len(self._ctrl)} joints")
+        self._pending.append((self.now + self.latency, targets))
+
+    def stop(self) -> None:
+        """Nothing is held."""
+
+    def step(self, substeps: int) -> None:
+        """Let physics alone go on for some substeps."""
+        for _ in range(substeps):
+            while self._pending and self._pending[0][0] <= self.now + 1e-9:
+                self.data.ctrl[self._ctrl] = self._pending.popleft()[1]
+            if not self._broken:  # MuJoCo would go on from its reset
+                self._broken = bool(self.sim.step(1)[0])
+            self._done += 1
+
+    def advance(self, judge: bool = True) -> None:
+        """One control period; the episode's clock runs, and the task looks on, only if `judge`."""
+        self.step(self.substeps)
+        if judge:
+            self.judge()
+
+    def judge(self) -> None:
+        """Count a control period on the episode's clock, and let the task look at where it led."""
+        self.view.steps += 1
+        self.task.update(self.view)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the physics failed in this episode."""
+        return self._broken or self.sim.broken
+
+    @property
+    def steps(self) -> int:
+        """Control periods on the episode's clock."""
+        return int(self.view.steps)
+
+    @property
+    def success(self) -> bool:
+        """Whether the task is done."""
+        return not self.broken and bool(self.task.success(self.view))
+
+    @property
+    def failed(self) -> str:
+        """`physics`, or the task's name of what failed; empty if nothing did."""
+        found = [name for name, value in self.task.failed(self.view).items() if value]
+        return "physics" if self.broken else next(iter(found), "")
+
+    @property
+    def end(self) -> str:
+        """Why the episode is over: `success`, `failed/NAME` or `time_out`; empty while it is not."""
+        if self.failed:
+            return FAILED + self.failed
+        if self.success and self.task.cfg.stop_on_success:
+            return SUCCESS
+        out_of_time = self.steps >= self.view.episode_steps
+        return (SUCCESS if self.success else TIME_OUT) if out_of_time else ""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The task's own figures of the episode so far."""
+        return {name: float(value) for name, value in self.task.metrics(self.view).items()}
+
+    def _signals(self) -> dict[str, np.ndarray]:
+        return {name: value[0].double().numpy().copy() for name, value in self.task.signals(self.view).items()}

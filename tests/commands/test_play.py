@@ -1,0 +1,258 @@
+"""Watching a policy: agents, the swap of weights under a running viewer, viewers that are not there, videos."""
+
+import ctypes.util
+import os
+import socket
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deftly.commands import cli, play
+from deftly.commands.play import PlayArgs, Trained, View
+from deftly.config import EnvConfig, SimConfig
+from deftly.contract import Joint
+from deftly.errors import DeftlyError
+from deftly.learn import checkpoint
+from deftly.learn.ppo import PPOConfig, actor_model
+
+needs_gl = pytest.mark.skipif(
+    not any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")), reason="no GL library is installed"
+)
+CONFIG = "train: {hidden: [8]}\n"
+FEW = PlayArgs(env=EnvConfig(episode_steps=3), sim=SimConfig(threads=1))
+
+
+@pytest.fixture
+def task(slider):
+    return slider(1).task
+
+
+@pytest.fixture
+def no_display(monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def save(folder, contract, seed=0):
+    torch.manual_seed(seed)
+    actor = actor_model(contract.obs_size, contract.action_size, PPOConfig(hidden=(8,)))
+    checkpoint.save(folder, {"actor": actor}, contract, CONFIG, "slider", seed, {}, None)
+    return folder
+
+
+# ---------------------------------------------------------------------- reload
+
+
+@pytest.fixture
+def agent(task, tmp_path):
+    """An agent that looks for newer weights at each poll, and the place where it looks."""
+    place = [save(tmp_path / "a", task.contract())]
+    agent = Trained(task, lambda: place[0], interval=1e-9)
+    return agent, place
+
+
+def action(agent, task):
+    return agent(torch.full((1, task.contract().obs_size), 0.5)).clone()
+
+
+def test_newer_weights_are_swapped_in(agent, task, tmp_path, capsys):
+    agent, place = agent
+    first = action(agent, task)
+    agent.poll()
+    assert torch.equal(action(agent, task), first)
+    capsys.readouterr()
+    place[0] = save(tmp_path / "b", task.contract(), seed=1)
+    agent.poll()
+    agent.poll()
+    assert not torch.equal(action(agent, task), first)
+    assert capsys.readouterr().out == f"playing {place[0]}\n"
+
+
+def test_weights_replaced_in_place_are_seen(agent, task, capsys):
+    agent, place = agent
+    first = action(agent, task)
+    save(place[0], task.contract(), seed=2)
+    os.utime(place[0] / "weights.safetensors", (1, 1))
+    agent.poll()
+    assert not torch.equal(action(agent, task), first)
+
+
+def test_a_half_written_checkpoint_is_skipped(agent, task, tmp_path, capsys):
+    agent, place = agent
+    first = action(agent, task)
+    whole = (place[0] / "weights.safetensors").read_bytes()
+    place[0] = tmp_path / "half"
+    place[0].mkdir()
+    agent.poll()  # not even a file
+    (place[0] / "weights.safetensors").write_bytes(whole[:100])
+    agent.poll()
+    agent.poll()
+    error = capsys.readouterr().err
+    assert error.count("warning: kept the policy, ") == 2
+    assert error.count("\n") == 2
+    assert torch.equal(action(agent, task), first)
+
+
+def test_a_foreign_checkpoint_is_skipped(agent, task, tmp_path, capsys):
+    agent, place = agent
+    contract = task.contract()
+    place[0] = save(tmp_path / "c", replace(contract, rate=99.0), seed=3)
+    agent.poll()
+    other = replace(contract, joints=(Joint("x", -2, 2, 0, 2, "m"), contract.joints[1]))
+    place[0] = save(tmp_path / "d", other, seed=4)
+    agent.poll()
+    error = capsys.readouterr().err
+    assert error.count("another contract") == 2
+    assert error.count("\n") == 2
+
+
+def test_a_place_that_vanishes_is_no_crash(task, tmp_path, capsys):
+    def find():
+        if not places:
+            raise DeftlyError("no run")
+        return places.pop()
+
+    places = [save(tmp_path / "a", task.contract())]
+    agent = Trained(task, find, 1e-9)
+    agent.poll()
+    assert capsys.readouterr().err == "warning: kept the policy, no run\n"
+
+
+def test_no_reload_unless_asked(task, tmp_path):
+    folder = save(tmp_path / "a", task.contract())
+    places = [folder]
+    agent = Trained(task, places.pop, 0.0)
+    agent.poll()
+
+
+# --------------------------------------------------------------------- viewers
+
+
+def fake_view(shown, running=lambda: True, speed=lambda: 100.0):
+    return View(lambda data: shown.append(data.time), running, speed)
+
+
+def live(slider, args, view, agent=None):
+    import mujoco
+
+    env = slider(1, env={"episode_steps": 3}, goal=0.0)
+    play.play(env, agent or play._untrained("zero", 2), args, view, mujoco.MjData(env.model))
+    return env
+
+
+def test_episodes_are_counted_and_told(slider, capsys):
+    shown = []
+    live(slider, PlayArgs(episodes=2), fake_view(shown))
+    assert len(shown) == 6
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 2
+    assert out[0].startswith("failed: time is up after 0.1 s, return ")
+
+
+def test_real_time(slider):
+    start = time.perf_counter()
+    live(slider, PlayArgs(episodes=2), fake_view([], speed=lambda: 1.0))
+    assert 6 / 20 - 0.06 <= time.perf_counter() - start < 1.0
+
+
+def test_closing_and_pausing(slider):
+    shown, speeds = [], iter([0.0, 0.0, 100.0, 100.0])
+    left = iter([True] * 4 + [False])
+    env = live(slider, PlayArgs(), fake_view(shown, lambda: next(left), lambda: next(speeds) or 0.0))
+    assert len(shown) == 4
+    assert int(env.state.steps[0]) == 2
+
+
+def test_ctrl_c_ends_cleanly(task, monkeypatch, capsys):
+    from contextlib import contextmanager
+
+    closed = []
+
+    @contextmanager
+    def window(env, data, args):
+        try:
+            yield View(lambda data: (_ for _ in ()).throw(KeyboardInterrupt), lambda: True, lambda: 1.0)
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(play, "_web", window)
+    monkeypatch.setattr(play, "pick_viewer", lambda wanted: "web")
+    play._live(task, play._untrained("random", 2), FEW)
+    assert closed == [True]
+
+
+def test_without_a_display(no_display, monkeypatch):
+    assert play.pick_viewer("auto") == "web"
+    with pytest.raises(DeftlyError, match="no display for --viewer native: use --viewer web"):
+        play.pick_viewer("native")
+    with pytest.raises(DeftlyError, match="write a video with --video"):
+        play.pick_viewer("none")
+    monkeypatch.setattr(play.importlib.util, "find_spec", lambda name: None)
+    for wanted in ("web", "auto"):
+        with pytest.raises(DeftlyError, match=r'pip install "deftly\[viewer\]"'):
+            play.pick_viewer(wanted)
+
+
+def test_a_display_nobody_serves_is_none(no_display, monkeypatch):
+    monkeypatch.setenv("DISPLAY", ":987")
+    assert play.pick_viewer("auto") == "web"
+
+
+def test_the_web_viewer_serves_and_follows(task, capsys):
+    pytest.importorskip("mjviser")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    play._live(task, play._untrained("random", 2), replace(FEW, viewer="web", port=port, episodes=1, speed=4))
+    out = capsys.readouterr().out
+    assert out.startswith(f"open http://127.0.0.1:{port} in a browser; Ctrl-C ends\n")
+
+
+def test_a_port_that_is_taken(task, monkeypatch):
+    monkeypatch.setattr(play, "pick_viewer", lambda wanted: "web")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(DeftlyError, match=f"cannot serve on 127.0.0.1:{port}: Address already in use; choose"):
+            play._live(task, play._untrained("zero", 2), replace(FEW, viewer="web", port=port))
+
+
+# ----------------------------------------------------------------------- video
+
+
+@needs_gl
+@pytest.mark.parametrize("name", ["zero", "random"])
+def test_video(task, tmp_path, name, capsys):
+    path = tmp_path / "a.mp4"
+    play.record(task, play._untrained(name, 2), replace(FEW, episodes=2), path)
+    assert path.stat().st_size > 500
+    assert capsys.readouterr().out.startswith(f"{path}: 2 episodes, success ")
+
+
+def test_a_video_needs_its_folder(task, tmp_path):
+    with pytest.raises(DeftlyError, match="no folder"):
+        play.record(task, play._untrained("zero", 2), FEW, tmp_path / "none/a.mp4")
+
+
+# ---------------------------------------------------------------- command line
+
+
+def test_errors_are_one_line(tmp_path, capsys, no_display, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cases = {
+        (): "play needs a task: deftly play TASK",
+        ("jaka-pick-cube", "--agent", "zero", "--viewer", "none"): "write a video with --video FILE.mp4",
+        ("jaka-pick-cube", "--video", "a.mp4"): "no policy for jaka-pick-cube",
+        ("jaka-pick-cube", "--port", "70000"): "port is 70000",
+        ("jaka-pick-cube", "speed=0"): "speed is 0",
+        ("jaka-pick-cube", "reload=-1"): "reload is -1",
+        ("jaka-pick-cube", "--agent", "zero", "--video", "none/a.mp4"): "no folder 'none'",
+    }
+    for words, expected in cases.items():
+        if expected.startswith("no policy") and checkpoint.shipped("jaka-pick-cube"):
+            continue
+        assert cli.main(["play", *words]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert expected in error

@@ -1,0 +1,117 @@
+"""`deftly serve`: a policy answers over a socket as it does in this process; what cannot be served is one line."""
+
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from deftly.commands import cli, serve
+from deftly.commands.serve import ServeArgs, find
+from deftly.learn import checkpoint
+from deftly.policy.protocol import LocalPolicy
+from deftly.serving.client import Client
+
+TASK = "jaka-pick-cube"
+ANY_PORT = ("--bind", "tcp://127.0.0.1:*")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The shipped policy served by the command; its first line and the process."""
+    root = tmp_path_factory.mktemp("ws")
+    command = [sys.executable, "-m", "deftly", "serve", TASK, *ANY_PORT, "--runs.root", str(root)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    yield process.stdout.readline(), process
+    process.kill()
+    process.communicate()
+
+
+def endpoint(line: str) -> str:
+    return next(word.rstrip(",") for word in line.split() if word.startswith("tcp://"))
+
+
+def test_answers_are_those_of_the_policy_and_the_end_is_clean(server, capsys):
+    line, process = server
+    contract, network, what = find(TASK, ServeArgs())
+    assert what == f"{TASK} shipped bundle"
+    assert line == f"serving {contract.robot} at {endpoint(line)}, contract {contract.hash[:12]}, {what}\n"
+    remote, local = Client(endpoint(line), contract, timeout=5), LocalPolicy(contract, network)
+    rng = np.random.default_rng(0)
+    signals = {s.name: rng.uniform(-0.3, 0.3, s.size).astype(np.float32) for s in contract.signals}
+    signals["joint_pos"] = np.array(contract.home(), np.float32)
+    remote.reset(signals)
+    local.reset(signals)
+    for _ in range(10):
+        there, here = remote.infer(signals), local.infer(signals)
+        assert np.array_equal(there.targets, here.targets)
+        signals["joint_pos"] = here.targets
+    remote.close()
+    assert cli.main(["serve", "--status", endpoint(line)]) == 0
+    shown = capsys.readouterr().out
+    assert contract.robot in shown
+    assert "infer 10" in shown
+    assert "p99" in shown
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=20)
+    assert out.splitlines()[-1] == "answered 14 requests"
+    assert (process.returncode, err) == (0, "")
+
+
+def test_checkpoint_without_a_task():
+    found = find(None, ServeArgs(checkpoint=str(checkpoint.shipped(TASK))))
+    assert found[0] == find(TASK, ServeArgs(checkpoint="shipped"))[0]
+
+
+def test_a_checkpoint_of_another_task_is_refused(exported):
+    args = ServeArgs(checkpoint=str(exported.checkpoint))
+    assert find(exported.task, args)[2].startswith("rail ")
+    with pytest.raises(serve.DeftlyError, match=rf"was made for rail, not for {TASK}"):
+        find(TASK, args)
+
+
+def test_a_bundle_is_loaded_with_its_task(exported):
+    args = ServeArgs(bundle=exported.bundle)
+    contract, network, what = find(None, args)
+    assert (contract.robot, what) == ("slider", f"rail {exported.bundle}")
+    assert network(np.zeros((2, contract.obs_size), np.float32)).shape == (2, contract.action_size)
+    assert find("rail", args)[0] == contract
+    with pytest.raises(serve.DeftlyError, match="was made for rail, not for other"):
+        find("other", args)
+
+
+def test_a_task_alone_is_its_shipped_bundle(exported, monkeypatch):
+    monkeypatch.setattr(serve.bundle, "shipped", lambda task: exported.bundle if task == "rail" else None)
+    assert find("rail", ServeArgs())[2] == "rail shipped bundle"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "serve needs a policy: deftly serve TASK, or --bundle DIR"),
+        (["--checkpoint", "shipped"], "needs a task"),
+        ([TASK, "--checkpoint", "nothing-like-it"], "nothing-like-it"),
+        ([TASK, "--bundle", "x", "--checkpoint", "y"], "not both"),
+        ([TASK, "--idle-s", "0"], "idle-s is 0"),
+        ([TASK, "--max-clients", "0"], "max-clients is 0"),
+        ([TASK, "--bind", "junk"], "write it as tcp://127.0.0.1:5555"),
+        ([TASK, "--bind", "tcp://0.0.0.0:*"], "give --keys DIR"),
+        ([TASK, "--bind", "tcp://0.0.0.0:*", "--keys", "nowhere"], "--new-keys DIR"),
+        (["jaka-pick-cub"], "jaka-pick-cube"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(words, message, capsys, tmp_path):
+    assert cli.main(["serve", *words, "--runs.root", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_new_keys(tmp_path, capsys):
+    folder = tmp_path / "keys"
+    assert cli.main(["serve", "--new-keys", str(folder)]) == 0
+    assert f"--keys {folder}/server" in capsys.readouterr().out
+    assert cli.main(["serve", "--new-keys", str(folder)]) == 2
+    assert "never overwritten" in capsys.readouterr().err

@@ -1,0 +1,430 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from four_joints import HOME, PERIOD, TOY, Steady, Watched
+
+from deftly.control.drivers import DriverError, Reading
+from deftly.control.log import Ring
+from deftly.control.loop import Runner, Ticker, run
+from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError, State
+from deftly.policy.protocol import Decision, LocalPolicy, PolicyError
+
+
+class Clock:
+    """A monotonic clock that only sleeping and a test move."""
+
+    def __init__(self):
+        self.now, self.slept = 50.0, []
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        assert seconds > 0
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def throws(error):
+    def act(*_, **__):
+        raise error
+
+    return act
+
+
+def looped(driver, policy=None, ticks=10, each=None, log=None, **cfg):
+    """A loop in simulated time, started at its first tick; the runner, when it has ended."""
+    runner = Runner(policy or Steady(), Kernel(TOY, SafetyConfig(**cfg)), driver, log)
+    ticker = Ticker(TOY.rate, lambda: driver.time, driver.sleep)
+    left = [ticks]
+
+    def step(tick):
+        if tick.state is State.READY:
+            runner.start()
+        left[0] -= 1
+        return each(tick) if each else left[0] > 0
+
+    run(runner, ticker, step)
+    return runner
+
+
+def left_safe(driver, policy=None):
+    """The last command was written once more, the driver was stopped once, then nothing."""
+    assert driver.calls.count("stop") == 1
+    assert driver.calls[-2:] == ["write", "stop"]
+    if policy:
+        assert policy.calls.count("close") == 1
+    return True
+
+
+# ------------------------------------------------------------ the clock
+
+
+def test_ticks_come_at_the_rate_whatever_the_work_takes():
+    clock = Clock()
+    ticker, times = Ticker(20, clock, clock.sleep), []
+    for i in range(200):
+        times.append(ticker.wait())
+        clock.now += 0.001 * (i % 40)
+    np.testing.assert_allclose(times, 50.0 + 0.05 * np.arange(200), atol=1e-9)
+    assert ticker.overruns == 0
+
+
+@pytest.mark.parametrize("stall", [0.05, 0.07, 0.1, 0.15, 1.0, 7.0, 3600.0])
+def test_a_stall_is_counted_and_not_made_up_for(stall):
+    clock = Clock()
+    ticker = Ticker(20, clock, clock.sleep)
+    times = [ticker.wait(), ticker.wait()]
+    clock.now += 0.05 + stall
+    times += [ticker.wait() for _ in range(20)]
+    steps = np.diff(times)[2:]
+    assert ticker.overruns == int(round(stall / 0.05, 6))
+    np.testing.assert_allclose(steps, 0.05, atol=1e-9)
+
+
+def test_a_stall_of_exactly_a_period_gives_no_second_tick_at_the_same_time():
+    clock = Clock()
+    ticker = Ticker(16, clock, clock.sleep)
+    times = [ticker.wait()]
+    clock.now += 2 / 16
+    times += [ticker.wait(), ticker.wait()]
+    assert times == [50.0, 50.125, 50.1875]
+    assert ticker.overruns == 1
+
+
+def test_the_time_before_the_first_tick_is_no_overrun():
+    clock = Clock()
+    ticker = Ticker(20, clock, clock.sleep)
+    clock.now += 9.0
+    assert ticker.wait() == 59.0
+    assert ticker.wait() == pytest.approx(59.05)
+    assert ticker.overruns == 0
+
+
+def test_a_sleep_that_ends_early_is_slept_again():
+    clock = Clock()
+    ticker = Ticker(20, clock, lambda s: clock.sleep(max(s / 2, 1e-6)))
+    ticker.wait()
+    assert ticker.wait() >= 50.05
+
+
+def test_a_jump_of_the_wall_clock_has_no_effect(monkeypatch):
+    wall = iter(np.linspace(-1e9, 1e12, 10_000))
+    monkeypatch.setattr(time, "time", lambda: next(wall))
+    monkeypatch.setattr(time, "time_ns", lambda: int(1e9 * next(wall)))
+    driver = Watched()
+    runner = Runner(Steady(), Kernel(TOY), driver)
+    ticker, times = Ticker(200), []
+    driver._clock = time.monotonic
+    for _ in range(20):
+        times.append(ticker.wait())
+        runner.step(times[-1])
+        if runner.kernel.state is State.READY:
+            runner.start()
+    assert runner.kernel.fault is not Fault.CLOCK
+    assert min(np.diff(times)) > 0
+    assert times[-1] - times[0] < 60
+
+
+# ------------------------------------------------------------ every exit
+
+
+def test_the_normal_end_leaves_the_robot_safe():
+    driver, policy = Watched(), Steady()
+    runner = looped(driver, policy)
+    assert left_safe(driver, policy)
+    assert (runner.kernel.state, runner.kernel.reason) == (State.STOP, "the loop ended")
+    np.testing.assert_array_equal(driver.command, runner.kernel.command)
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(3), GeneratorExit(), MemoryError()])
+@pytest.mark.parametrize("where", ["each", "read", "write", "reset", "infer"])
+def test_every_exit_commands_the_safe_target_and_stops_the_driver_once(where, error):
+    count = [0]
+
+    def late(*_):
+        count[0] += 1
+        if count[0] == 5:
+            raise error
+        return
+
+    driver, policy = Watched(), Steady()
+    if where in ("read", "write"):
+        real = getattr(super(Watched, driver), where)
+        driver.broken[where] = lambda *args: (late(), real(*args))[1]
+    elif where == "infer":
+        policy = Steady(infer=lambda s, a: (late(), Decision(np.zeros(3), HOME))[1])
+    elif where == "reset":
+        policy = Steady(reset=throws(error))
+    each = (lambda tick: late() is None) if where == "each" else None
+    passes = isinstance(error, Exception) and where != "each"  # the kernel's business
+    if passes:
+        runner = looped(driver, policy, ticks=30)
+        assert runner.problem
+        assert runner.kernel.fault in (Fault.DRIVER, Fault.POLICY_STALE, Fault.OPERATOR)
+    else:
+        with pytest.raises(type(error)):
+            looped(driver, policy, ticks=30, each=each)
+    assert left_safe(driver, policy)
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), KeyboardInterrupt(), SystemExit(1)])
+@pytest.mark.parametrize("where", ["write", "stop", "policy"])
+def test_what_fails_while_leaving_does_not_keep_the_rest_from_being_left_safe(where, error):
+    driver, policy = Watched(), Steady(close=throws(error) if where == "policy" else None)
+    runner = Runner(policy, Kernel(TOY), driver)
+    runner.step(driver.time)
+    if where != "policy":
+        driver.broken[where] = throws(error)
+    if where == "stop" and isinstance(error, Exception):
+        with pytest.raises(DriverError, match=r"^stop: OSError: gone: the robot was not let go of"):
+            runner.close()
+    elif isinstance(error, Exception):
+        runner.close()
+        assert "OSError: gone" in runner.problem
+    else:
+        with pytest.raises(type(error)):
+            runner.close()
+    assert left_safe(driver, policy)
+    assert bool(runner.refused) == (where == "write" and isinstance(error, Exception))
+    runner.close()
+    assert left_safe(driver, policy)
+
+
+def test_a_robot_that_was_never_measured_is_stopped_and_not_commanded():
+    driver = Watched("read", at=0)
+    looped(driver, ticks=3)
+    assert driver.calls == ["read"] * 3 + ["stop"]
+
+
+def test_leaving_after_a_resume_commands_what_was_held():
+    driver = Watched()
+    runner = Runner(Steady(), Kernel(TOY), driver)
+    driver.sleep(PERIOD)
+    runner.step(driver.time)
+    runner.hold()
+    runner.resume()
+    runner.close()
+    assert left_safe(driver)
+    assert runner.kernel.state is State.STOP
+
+
+def test_a_loop_that_ended_writes_no_more():
+    driver = Watched()
+    runner = looped(driver)
+    before = list(driver.calls)
+    with pytest.raises(SafetyError, match="has ended"):
+        runner.step(driver.time + 1)
+    assert driver.calls == before
+
+
+PROGRAM = """
+    import sys, time
+    sys.path[:0] = {paths!r}
+    from four_joints import *
+    from deftly.control.loop import Runner, Ticker, run
+    from deftly.control.drivers import FakeDriver
+
+    class Loud(FakeDriver):
+        def write(self, targets):
+            super().write(targets)
+            print("write", flush=True)
+        def stop(self):
+            print("stopping", flush=True)
+            time.sleep(0.3)
+            print("stopped", flush=True)
+
+    run(Runner(Steady(), Kernel(TOY), Loud(TOY)), Ticker(TOY.rate), lambda tick: True)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_leaves_the_robot_safe_and_a_second_one_does_not_interrupt_that(name):
+    paths = [str(Path(__file__).parents[1] / "assets"), str(Path(__file__).parents[2] / "src")]
+    program = [sys.executable, "-c", textwrap.dedent(PROGRAM).format(paths=paths)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            lines = [process.stdout.readline().strip() for _ in range(3)]
+            assert lines == ["write"] * 3
+            os.kill(process.pid, getattr(signal, name))
+            for line in process.stdout:
+                lines.append(line.strip())
+                if line.strip() == "stopping":
+                    os.kill(process.pid, signal.SIGTERM)
+                    os.kill(process.pid, signal.SIGINT)
+            code = process.wait(10)
+        finally:
+            process.kill()
+    assert lines[-3:] == ["write", "stopping", "stopped"]
+    assert code == (-signal.SIGINT if name == "SIGINT" else 128 + getattr(signal, name))
+
+
+def test_the_handlers_of_signals_are_put_back():
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    looped(Watched())
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+# ------------------------------------------------------------ what comes in
+
+
+class Rude(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+ANSWERS = [None, 3, (), (1, 2), Reading(None, 0.0), Reading({}, None), Reading({"joint_pos": [[1], [1, 2]]}, 101.0)]
+
+
+@pytest.mark.parametrize("answer", [*ANSWERS, Reading({1: 2}, "x"), Reading({"joint_pos": HOME}, np.nan)], ids=repr)
+def test_whatever_a_driver_gives_is_at_most_a_fault(answer):
+    driver, ring, count = Watched(), Ring(TOY, 50), [0]
+
+    def read():
+        count[0] += 1
+        return super(Watched, driver).read() if count[0] < 5 else answer
+
+    driver.broken["read"] = read
+    runner = looped(driver, ticks=20, log=ring)
+    assert runner.kernel.fault in (Fault.DRIVER, Fault.SIGNALS_BAD, Fault.SIGNALS_STALE)
+    assert left_safe(driver)
+
+
+@pytest.mark.parametrize("answer", [None, 3, (), (None, None), ([1], [[1], [1, 2]]), ("a", "b"), (HOME, HOME > 0)])
+def test_whatever_a_policy_gives_is_at_most_a_fault(answer):
+    driver, ring = Watched(), Ring(TOY, 50)
+    runner = looped(driver, Steady(infer=lambda s, a: answer), ticks=20, log=ring)
+    assert runner.kernel.fault in (Fault.POLICY_STALE, Fault.POLICY_BAD)
+    assert left_safe(driver)
+
+
+@pytest.mark.parametrize("at", [np.nan, np.inf])
+def test_a_measurement_without_a_time_is_the_drivers_fault_in_the_log_too(at):
+    ring, driver = Ring(TOY, 50), Watched()
+    driver.broken["read"] = lambda: Reading({"joint_pos": HOME, "cube": np.zeros(3)}, at)
+    runner = looped(driver, ticks=3, log=ring)
+    assert runner.problem == f"read: measured at {at} s, which is no time"
+    assert np.isnan(ring.rows()["at"]).all()
+
+
+def test_an_exception_without_words_is_named():
+    runner = looped(Watched(read=throws(Rude())), ticks=3)
+    assert runner.problem == "read: Rude: without a word"
+    runner = looped(Watched(read=throws(DriverError("no\nanswer"))), ticks=3)
+    assert runner.problem == "read: no answer"
+
+
+def test_a_policy_cannot_change_what_was_measured_or_commanded():
+    def infer(signals, applied):
+        for array in (*signals.values(), applied):
+            with pytest.raises(ValueError, match="read-only"):
+                array += 1.0
+        signals.clear()
+        return Decision(np.zeros(3), HOME)
+
+    runner = looped(Watched(), Steady(infer=infer), ticks=10)
+    assert runner.kernel.fault is Fault.SIGNALS_BAD  # the map it cleared
+
+
+def test_a_driver_may_keep_and_change_its_arrays():
+    driver, ring, mine = Watched(), Ring(TOY, 50), Reading({}, 0.0)
+
+    def read():
+        nonlocal mine
+        for value in mine.signals.values():
+            value += 1e6
+        mine = super(Watched, driver).read()
+        return mine
+
+    def write(targets):
+        super(Watched, driver).write(targets)
+        targets *= 57.3  # to degrees, in place
+
+    driver.broken |= {"read": read, "write": write}
+    runner = looped(driver, ticks=20, log=ring)
+    assert runner.kernel.fault is Fault.OPERATOR
+    assert np.abs(ring.rows()["signal/joint_pos"]).max() < 10
+    assert np.abs(ring.rows()["command"]).max() < 10
+
+
+def test_the_log_holds_what_the_kernel_saw():
+    driver, ring = Watched(), Ring(TOY, 50)
+    driver.broken["read"] = lambda: Reading({"joint_pos": ["1", "2", "3", "4"], "cube": np.zeros(3, bool)}, driver.time)
+    looped(driver, ticks=3, log=ring)
+    assert np.isnan(ring.rows()["signal/joint_pos"]).all()
+    assert np.isnan(ring.rows()["signal/cube"]).all()
+
+
+def test_a_record_with_a_gap_makes_the_robot_stand_still():
+    ring = Ring(TOY, 50)
+    driver = Watched()
+    runner = Runner(Steady(), Kernel(TOY), driver, ring)
+    runner.step(100.0)
+    ring.add = throws(MemoryError("full"))
+    runner.step(100.05)
+    assert (runner.kernel.state, runner.kernel.reason) == (State.HOLD, "log: MemoryError: full")
+
+
+# ------------------------------------------------------------ the policy
+
+
+def test_the_policy_is_asked_only_while_active_and_reset_at_each_start():
+    driver, policy, ring = Watched(), Steady(), Ring(TOY, 400)
+    runner = Runner(policy, Kernel(TOY, SafetyConfig(approach_s=0.5)), driver, ring)
+    asked = []
+    for i in range(120):
+        driver.sleep(PERIOD)
+        before = (runner.kernel.state, bool(runner.kernel._approach_s), len(policy.calls))
+        runner.step(driver.time)
+        asked.append((before[0], before[1], policy.calls[before[2] :]))
+        if i in (3, 63):
+            runner.start()
+        if i == 50:
+            runner.hold()
+        if i == 60:
+            runner.resume()
+    assert all((state is State.ACTIVE and not approach) == bool(calls) for state, approach, calls in asked)
+    assert policy.calls.count("reset") == 2
+    assert [c for _, _, c in asked if "reset" in c] == [["reset", "infer"]] * 2
+
+
+@pytest.mark.parametrize("error", [PolicyError("no answer"), TimeoutError(), ZeroDivisionError()])
+def test_a_policy_that_fails_once_is_waited_for_and_then_held(error):
+    count = [0]
+
+    def infer(signals, applied):
+        count[0] += 1
+        if count[0] == 5 or count[0] > 9:
+            raise error
+        return Decision(np.zeros(3), HOME)
+
+    driver = Watched()
+    runner = looped(driver, Steady(infer=infer), ticks=30)
+    assert count[0] == 11  # two control periods after the last answer, it is asked no more
+    assert runner.kernel.fault is Fault.POLICY_STALE
+
+
+def test_a_local_policy_that_gives_nan_is_a_fault():
+    policy = LocalPolicy(TOY, lambda obs: np.full((1, 3), np.nan, np.float32))
+    assert looped(Watched(), policy, ticks=10).kernel.fault is Fault.POLICY_BAD
+
+
+def test_operators_who_lean_on_a_key_are_logged_once():
+    ring, driver = Ring(TOY, 10), Watched()
+    runner = Runner(Steady(), Kernel(TOY), driver, ring)
+    runner.step(100.0)
+    runner.start()
+    for _ in range(50):
+        runner.hold()
+    runner.resume()
+    for _ in range(50):
+        runner.hold()
+    runner.step(100.05)
+    assert ring.rows()["event"].tolist() == ["", "start+hold+resume+hold"]

@@ -1,0 +1,168 @@
+import dataclasses
+
+import mujoco
+import pytest
+
+from deftly import robots
+from deftly.console import failed
+from deftly.contract import Joint
+from deftly.errors import DeftlyError
+from deftly.robots.check import check
+
+JAKA = robots.load("jaka-zu5")
+LIMIT = (-1.5, 1.5)
+
+
+def arm(change=lambda spec: None, joints=("one", "two"), homes=(0.3, 0.4)):
+    """A sound robot of two links, to be broken by `change`."""
+
+    def spec() -> mujoco.MjSpec:
+        s = mujoco.MjSpec()
+        s.compiler.degree = False
+        body = s.worldbody.add_body(name="base")
+        body.add_geom(name="base", size=[0.05, 0, 0], mass=1.0)
+        for name in ("one", "two"):
+            body = body.add_body(name=f"link_{name}", pos=[0.3, 0, 0], gravcomp=1)
+            body.add_joint(name=name, axis=[0, 1, 0], range=LIMIT, armature=0.05)
+            geom = body.add_geom(name=name, type=mujoco.mjtGeom.mjGEOM_CAPSULE, fromto=[0, 0, 0, 0.2, 0, 0])
+            geom.size[0], geom.mass = 0.03, 1.0
+            actuator = s.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
+            actuator.set_to_position(kp=100.0, kv=10.0)
+            actuator.ctrlrange, actuator.forcerange = LIMIT, (-20, 20)
+        change(s)
+        return s
+
+    listed = tuple(Joint(name, *LIMIT, home=home, velocity=2.0) for name, home in zip(joints, homes))
+    return robots.Robot("arm", "Two links", spec, listed)
+
+
+def level(robot, name):
+    return next(finding.level for finding in check(robot) if finding.name == name)
+
+
+def test_shipped_robots_pass():
+    for name in robots.shipped():
+        assert not failed(check(robots.load(name)))
+
+
+def test_jaka_is_found_by_name():
+    assert JAKA.name == "jaka-zu5"
+    assert robots.shipped()["jaka-zu5"] == "deftly.robots.jaka_zu5"
+
+
+def test_sound_arm_passes():
+    assert {finding.level for finding in check(arm())} == {"ok"}
+
+
+def test_wrong_limit():
+    def change(s):
+        s.joint("two").range = (-1.5, 1.6)
+
+    assert level(arm(change), "limits") == "fail"
+
+
+def test_unlimited_joint_and_actuator():
+    def change(s):
+        s.joint("one").limited = 0
+        s.actuator("one").ctrllimited = 0
+
+    (found,) = (f for f in check(arm(change)) if f.name == "limits")
+    assert found.level == "fail"
+    assert "not limited" in found.text
+    assert "no ctrlrange" in found.text
+
+
+def test_limits_of_jaka_in_degrees():
+    degrees = tuple(dataclasses.replace(j, upper=57.3 * j.upper) for j in JAKA.joints)
+    assert level(dataclasses.replace(JAKA, joints=degrees), "limits") == "fail"
+
+
+def test_wrong_order():
+    (found,) = (f for f in check(arm(joints=("two", "one"))) if f.name == "joint order")
+    assert found.level == "fail"
+    assert "one, two" in found.text
+
+
+def test_missing_joint_and_actuator():
+    found = check(arm(joints=("one", "too")))
+    assert next(f for f in found if f.name == "model").text.startswith("no joint 'too'")
+    assert level(arm(lambda s: s.delete(s.actuator("two"))), "actuators") == "fail"
+
+
+def test_torque_actuator():
+    assert level(arm(lambda s: s.actuator("one").set_to_motor()), "actuators") == "fail"
+
+
+def test_massless_body_does_not_compile():
+    def change(s):
+        s.geom("two").mass = 0.0
+
+    (found,) = check(arm(change))
+    assert found.level == "fail"
+    assert "does not compile" in found.text
+
+
+@pytest.mark.parametrize("mass", [1e-4, 500.0])
+def test_implausible_mass(mass):
+    def change(s):
+        s.geom("two").mass = mass
+
+    assert level(arm(change), "masses") == "fail"
+
+
+def test_implausible_inertia():
+    def change(s):
+        body = s.body("link_two")
+        body.explicitinertial, body.mass, body.ipos, body.inertia = True, 1.0, [0.1, 0, 0], [1.0, 1.0, 1.0]
+
+    assert level(arm(change), "inertia") == "fail"
+
+
+def test_collision_at_home():
+    def collide(s):
+        s.worldbody.add_geom(name="wall", size=[0.1, 0, 0], pos=[0.6, 0, -0.2])
+
+    (found,) = (f for f in check(arm(collide)) if f.name == "self-collision")
+    assert found.level == "fail"
+    assert "'wall'" in found.text
+
+
+def test_gravity_pulls_a_weak_arm_from_home():
+    def change(s):
+        for name in ("one", "two"):
+            s.body(f"link_{name}").gravcomp = 0
+            s.actuator(name).forcerange = (-1, 1)
+
+    (found,) = (f for f in check(arm(change)) if f.name == "gravity hold")
+    assert found.level == "fail"
+    assert "drifts" in found.text
+
+
+def test_velocity():
+    joints = (dataclasses.replace(JAKA.joints[0], velocity=0.0), *JAKA.joints[1:])
+    assert level(dataclasses.replace(JAKA, joints=joints), "velocity") == "fail"
+
+
+def test_floating_base_is_held():
+    robot = arm(lambda s: s.body("base").add_freejoint(name="root"))
+    assert level(robot, "gravity hold") == "ok"
+    assert level(robot, "joint order") == "ok"
+
+
+def test_unknown_robot():
+    with pytest.raises(DeftlyError, match="did you mean 'jaka-zu5'"):
+        robots.load("jaka-zu")
+    with pytest.raises(DeftlyError, match="no robot file"):
+        robots.load("missing.py")
+
+
+def test_robot_file(tmp_path):
+    file = tmp_path / "my_robot.py"
+    file.write_text("from deftly.robots.jaka_zu5 import ROBOT\n")
+    assert robots.load(str(file)).name == "jaka-zu5"
+    file.write_text("x = 1\n")
+    with pytest.raises(DeftlyError, match="defines no robot"):
+        robots.load(str(file))
+    file.write_text("import nothing_of_that_name\n")
+    with pytest.raises(DeftlyError, match="does not import"):
+        robots.load(str(file))

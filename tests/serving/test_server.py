@@ -1,0 +1,466 @@
+"""The policy server: every message answered, no robot spoils another's answer, keys, limits, a clean end."""
+
+import dataclasses
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+import zmq
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from toy_robot import CONTRACT, LOOPBACK, network, running, signals
+
+from deftly.errors import DeftlyError
+from deftly.policy.protocol import LocalPolicy, PolicyError
+from deftly.serving.brain import PolicyBrain
+from deftly.serving.client import Client
+from deftly.serving.server import Server
+from deftly.serving.wire import MAX_FRAME, pack, unpack
+
+SCRIPT = Path(__file__).parents[1] / "assets/toy_robot.py"
+
+
+@contextmanager
+def raw(endpoint: str, kind: int = zmq.DEALER):
+    with zmq.Context.instance().socket(kind) as peer:
+        peer.linger, peer.rcvtimeo = 0, 5000
+        peer.connect(endpoint)
+        yield peer
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def peer(server):
+    with raw(server.endpoint) as peer:
+        yield peer
+
+
+def message(kind="ping", seq=1, **fields):
+    return {"v": 1, "type": kind, "seq": seq, "time": 1.5, **fields}
+
+
+def ask(peer, *frames):
+    """Send frames, and return the answer, without the empty frame."""
+    peer.send_multipart(frames)
+    return unpack(peer.recv_multipart()[-1])
+
+
+def call(peer, kind, seq=1, **fields):
+    return ask(peer, b"", pack(message(kind, seq, **fields)))
+
+
+def open_session(peer) -> str:
+    reply = call(peer, "init")
+    assert reply["ok"]
+    return reply["session"]
+
+
+def wait_for(condition, seconds=5.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.01)
+
+
+# ------------------------------------------------------------------ envelopes and garbage
+
+
+def test_req_dealer_and_bare_dealer_are_answered_alike(server, peer):
+    frame = pack(message())
+    with raw(server.endpoint, zmq.REQ) as req:
+        req.send(frame)
+        from_req = req.recv_multipart()
+    peer.send_multipart([b"", frame])
+    empty, from_dealer = peer.recv_multipart()
+    peer.send(frame)
+    (from_bare,) = peer.recv_multipart()
+    assert empty == b""
+    assert from_req == [from_dealer] == [from_bare]
+    assert unpack(from_bare) == {"v": 1, "type": "ping", "seq": 1, "time": 1.5, "ok": True}
+
+
+@pytest.mark.parametrize(
+    ("frames", "back"),
+    [([b"", b""], 2), ([b""], 1), ([b"", b"x", b"y"], 2), ([b"x", b"y"], 1), ([b"a"] * 500, 1)],
+)
+def test_wrong_frames_are_answered_in_their_envelope(peer, frames, back):
+    peer.send_multipart(frames)
+    reply = peer.recv_multipart()
+    assert len(reply) == back
+    assert unpack(reply[-1])["code"] in ("bad-frames", "bad-message")
+    assert call(peer, "ping")["ok"]
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.binary(max_size=300))
+def test_random_bytes_get_an_error(peer, frame):
+    reply = ask(peer, frame)
+    assert reply["ok"] is False
+    assert reply["error"].isprintable()
+
+
+FIELDS = ("v", "type", "seq", "time", "session", "contract", "spec", "signals", "applied")
+WRONG = [None, True, -1, 2**64 - 1, 1e300, float("nan"), "x\n\x1b[2J", b"\xff", [], [[]], {}, {"a": {}}, "y" * 40_000]
+
+
+@pytest.mark.parametrize("kind", ["ping", "init", "reset", "infer", "status", "close"])
+@pytest.mark.parametrize("field", FIELDS)
+def test_wrong_types_in_every_field_are_answered_and_change_nothing(peer, kind, field):
+    mine = open_session(peer)
+    right = {"session": mine, "signals": signals(0), "applied": np.zeros(3)}
+    assert call(peer, "reset", 1, **right)["ok"]
+    good = call(peer, "infer", 2, **right)
+    for seq, value in enumerate(WRONG, 3):
+        reply = ask(peer, b"", pack({**message(kind, seq), **right, field: value}))
+        if not reply["ok"]:
+            assert reply["error"].isprintable()
+            assert reply["code"] != "internal"
+            assert len(reply["error"]) <= 300
+    if kind in ("ping", "status", "init"):
+        assert call(peer, "infer", 2, **right) == good
+
+
+def test_codes(peer):
+    session = open_session(peer)
+    for changed, code in {
+        ("v", 2): "bad-version",
+        ("type", "eval"): "unknown-type",
+        ("seq", -1): "bad-field",
+        ("time", "now"): "bad-field",
+    }.items():
+        assert ask(peer, pack({**message(), changed[0]: changed[1]}))["code"] == code
+    assert ask(peer, b"junk")["code"] == "bad-message"
+    assert call(peer, "infer", signals=signals(0))["code"] == "no-session"
+    assert call(peer, "infer", session=secrets.token_hex(16))["code"] == "no-session"
+    assert call(peer, "infer", session=session, signals=signals(0))["code"] == "needs-reset"
+    bad = call(peer, "reset", 2, session=session, signals={**signals(0), "cube": [1.0]})
+    assert (bad["code"], bad["error"]) == ("bad-signals", "'cube' is no array of 3 numbers")
+
+
+def test_a_frame_that_is_too_long_costs_the_sender_its_connection(server, peer):
+    with raw(server.endpoint) as rude:
+        assert call(rude, "ping")["ok"]
+        rude.rcvtimeo = 300
+        rude.send(bytes(MAX_FRAME + 1))
+        with pytest.raises(zmq.Again):
+            rude.recv()
+        rude.rcvtimeo = 5000
+        assert call(rude, "ping")["ok"]  # connected anew
+    assert call(peer, "ping")["ok"]
+
+
+def test_half_open_peers_and_half_a_greeting_disturb_nobody(server, peer):
+    port = int(server.endpoint.rpartition(":")[2])
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL"
+    rest = bytes(16) + b"\x00" + bytes(31)
+    ready = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+    endless = b"\x03" + (1 << 62).to_bytes(8, "big")  # a frame of 2^62 bytes, with more to follow
+    parts = [
+        b"",
+        greeting[:5],
+        greeting + rest,
+        greeting + rest + ready,
+        greeting + rest + ready + endless,
+        os.urandom(99),
+    ]
+    sockets = []
+    try:
+        for part in parts:
+            sockets.append(socket.create_connection(("127.0.0.1", port), 5))
+            sockets[-1].sendall(part)
+        for seq in range(20):
+            start = time.monotonic()
+            assert call(peer, "ping", seq)["ok"]
+            assert time.monotonic() - start < 1
+    finally:
+        for s in sockets:
+            s.close()
+
+
+# ------------------------------------------------------------------ sessions
+
+
+def test_two_robots_have_memories_of_their_own_bit_for_bit(server):
+    robots = [(Client(server.endpoint, CONTRACT, timeout=5), LocalPolicy(CONTRACT, network)) for _ in range(2)]
+    for i, pair in enumerate(robots):
+        for policy in pair:
+            policy.reset(signals(i))
+    for step in range(20):
+        for i, (remote, local) in enumerate(robots):
+            now, applied = signals(10 * step + i), np.full(3, 0.01 * step) if step % 3 == i else None
+            there, here = remote.infer(now, applied), local.infer(now, applied)
+            assert np.array_equal(there.action, here.action)
+            assert np.array_equal(there.targets, here.targets)
+        if step == 9:
+            for policy in robots[1]:
+                policy.reset(signals(99))
+    for remote, _ in robots:
+        remote.close()
+
+
+def test_the_session_is_the_token_not_the_connection(server):
+    local = LocalPolicy(CONTRACT, network)
+    local.reset(signals(0))
+    with raw(server.endpoint) as peer:
+        session = open_session(peer)
+        call(peer, "reset", 1, session=session, signals=signals(0))
+    for seq in range(2, 5):
+        with raw(server.endpoint, zmq.REQ) as peer:
+            peer.send(pack(message("infer", seq, session=session, signals=signals(seq))))
+            reply = unpack(peer.recv())
+        assert np.frombuffer(reply["targets"]["data"], "<f4").tolist() == local.infer(signals(seq)).targets.tolist()
+
+
+def test_a_repeated_seq_steps_the_memory_once_and_an_older_one_is_refused(peer):
+    session, local = open_session(peer), LocalPolicy(CONTRACT, network)
+    call(peer, "reset", 5, session=session, signals=signals(0))
+    local.reset(signals(0))
+    first = call(peer, "infer", 6, session=session, signals=signals(1))
+    for _ in range(3):
+        assert call(peer, "infer", 6, session=session, signals=signals(2)) == first
+    local.infer(signals(1))
+    assert call(peer, "infer", 4, session=session, signals=signals(1))["code"] == "old-seq"
+    then = call(peer, "infer", 7, session=session, signals=signals(3))
+    assert np.frombuffer(then["targets"]["data"], "<f4").tolist() == local.infer(signals(3)).targets.tolist()
+
+
+def test_closed_sessions_are_gone(peer):
+    session = open_session(peer)
+    assert call(peer, "close", 1, session=session)["ok"]
+    assert call(peer, "close", 2, session=session)["code"] == "no-session"
+
+
+def test_idle_sessions_are_dropped():
+    with running(idle_s=0.2) as server, raw(server.endpoint) as peer:
+        session, busy = open_session(peer), open_session(peer)
+        assert call(peer, "reset", 1, session=session, signals=signals(0))["ok"]
+        for seq in range(1, 6):
+            time.sleep(0.1)
+            assert call(peer, "reset", seq, session=busy, signals=signals(0))["ok"]
+        assert call(peer, "infer", 2, session=session, signals=signals(0))["code"] == "no-session"
+        assert call(peer, "status")["sessions"] == 1
+
+
+def test_the_limit_refuses_a_robot_but_not_for_sessions_that_were_never_used():
+    with running(max_sessions=2) as server, raw(server.endpoint) as peer:
+        used, unused = open_session(peer), open_session(peer)
+        call(peer, "reset", 1, session=used, signals=signals(0))
+        other = open_session(peer)
+        assert call(peer, "reset", 1, session=unused, signals=signals(0))["code"] == "no-session"
+        assert call(peer, "reset", 1, session=other, signals=signals(0))["ok"]
+        assert call(peer, "init")["code"] == "too-many-sessions"
+        assert call(peer, "infer", 2, session=used, signals=signals(0))["ok"]
+
+
+def test_another_contract_is_refused_by_name(server, peer):
+    other = dataclasses.replace(CONTRACT, rate=10)
+    assert call(peer, "init", contract=CONTRACT.hash, spec=CONTRACT.to_json())["ok"]
+    assert call(peer, "init", contract=other.hash)["code"] == "contract-mismatch"
+    reply = call(peer, "init", contract=CONTRACT.hash, spec=other.to_json())
+    assert reply["error"] == "the robot was made under another contract: rate is 10.0 there, 20.0 here"
+    for spec in ("{}", "[" * 5000, "z" * 20_000):
+        assert call(peer, "init", spec=spec)["code"] == "contract-mismatch"
+    spaced = CONTRACT.to_json().replace(",", ", ")
+    assert call(peer, "init", spec=spaced)["ok"]
+    with pytest.raises(PolicyError, match=r"rate is 10\.0 there"):
+        Client(server.endpoint, other)
+
+
+# ------------------------------------------------------------------ batches
+
+
+class Gate:
+    """A network that waits until it is let go, counts its calls, and may fail."""
+
+    def __init__(self):
+        self.open, self.sizes, self.fails = threading.Event(), [], lambda obs: False
+        self.open.set()
+
+    def __call__(self, obs):
+        self.open.wait(5)
+        self.sizes.append(len(obs))
+        if self.fails(obs):
+            raise ZeroDivisionError("secret detail")
+        return network(obs)
+
+
+def coincide(server, gate, peers, requests):
+    """Send each peer's request while the server is busy, so that they are answered together; the answers."""
+    gate.open.clear()
+    with raw(server.endpoint) as other:
+        session = open_session(other)
+        assert call(other, "reset", 1, session=session, signals=signals(0))["ok"]
+        gate.sizes.clear()
+        other.send(pack(message("infer", 2, session=session, signals=signals(0))))
+        time.sleep(0.05)  # into the network
+        for peer, frames in zip(peers, requests):
+            for frame in frames:
+                peer.send(frame)
+        time.sleep(0.1)
+        gate.open.set()
+        other.recv()
+    return [[unpack(peer.recv()) for _ in frames] for peer, frames in zip(peers, requests)]
+
+
+@pytest.fixture
+def gated():
+    gate = Gate()
+    with running(PolicyBrain(CONTRACT, gate)) as server:
+        peers = [zmq.Context.instance().socket(zmq.DEALER) for _ in range(5)]
+        sessions = []
+        for peer in peers:
+            peer.linger, peer.rcvtimeo = 0, 5000
+            peer.connect(server.endpoint)
+            sessions.append(ask(peer, pack(message("init")))["session"])
+            ask(peer, pack(message("reset", 1, session=sessions[-1], signals=signals(len(sessions)))))
+        yield server, gate, peers, sessions
+        gate.open.set()
+        for peer in peers:
+            peer.close()
+
+
+def targets_of(i: int, *steps: int):
+    local = LocalPolicy(CONTRACT, network)
+    local.reset(signals(i + 1))
+    return [local.infer(signals(step)).targets.tolist() for step in steps][-1]
+
+
+def targets(reply):
+    return np.frombuffer(reply["targets"]["data"], "<f4").tolist()
+
+
+def test_requests_that_coincide_are_one_call_and_equal_single_ones(gated):
+    server, gate, peers, sessions = gated
+    requests = [[pack(message("infer", 2, session=s, signals=signals(i)))] for i, s in enumerate(sessions)]
+    replies = coincide(server, gate, peers, requests)
+    assert gate.sizes == [1, 5]
+    assert [targets(r) for (r,) in replies] == [targets_of(i, i) for i in range(5)]
+    assert [5, 1] in server.counts.report()["batches"]
+
+
+def test_one_robots_bad_data_does_not_spoil_the_others(gated):
+    server, gate, peers, sessions = gated
+    wrong = {**signals(0), "cube": [1.0, float("nan"), 0.0]}
+    huge = {**signals(0), "cube": [3e38, 3e38, 3e38]}
+    requests = [[pack(message("infer", 2, session=s, signals=signals(i)))] for i, s in enumerate(sessions)]
+    requests[1] = [pack(message("infer", 2, session=sessions[1], signals=wrong))]
+    requests[2] = [pack(message("infer", 2, session=sessions[2], signals=huge))]
+    requests[3] = [b"junk"]
+    replies = coincide(server, gate, peers, requests)
+    assert replies[1][0]["code"] == "bad-signals"
+    assert replies[3][0]["code"] == "bad-message"
+    for i in (0, 4):
+        assert targets(replies[i][0]) == targets_of(i, i)
+
+
+def test_a_batch_that_fails_is_answered_one_by_one(gated, caplog):
+    server, gate, peers, sessions = gated
+    bad = signals(0)["cube"]
+    gate.fails = lambda obs: (obs[:, 9:12] == bad).all(1).any() and len(gate.sizes) > 1
+    requests = [[pack(message("infer", 2, session=s, signals=signals(i)))] for i, s in enumerate(sessions)]
+    replies = coincide(server, gate, peers, requests)
+    assert gate.sizes == [1, 5, 1, 1, 1, 1, 1]
+    assert replies[0][0]["code"] == "internal"
+    assert "secret" not in replies[0][0]["error"]
+    assert [targets(r) for (r,) in replies[1:]] == [targets_of(i, i) for i in range(1, 5)]
+
+
+def test_steps_of_one_robot_that_come_together_are_taken_in_order(gated):
+    server, gate, peers, sessions = gated
+    frames = [pack(message("infer", seq, session=sessions[0], signals=signals(seq))) for seq in (2, 2, 3, 4)]
+    (replies,) = coincide(server, gate, peers[:1], [frames])
+    expected = [targets_of(0, *range(2, last + 1)) for last in (2, 2, 3, 4)]
+    assert [targets(r) for r in replies] == expected
+
+
+def test_a_decision_that_is_not_finite_is_refused_and_not_remembered():
+    poisoned = lambda obs: np.where(obs[:, 9:10] > 100, np.nan, network(obs))  # noqa: E731
+    with running(PolicyBrain(CONTRACT, poisoned)) as server, raw(server.endpoint) as peer:
+        session, local = open_session(peer), LocalPolicy(CONTRACT, network)
+        call(peer, "reset", 1, session=session, signals=signals(0))
+        local.reset(signals(0))
+        bad = call(peer, "infer", 2, session=session, signals={**signals(0), "cube": [101.0, 0.0, 0.0]})
+        assert bad["code"] == "no-answer"
+        good = call(peer, "infer", 3, session=session, signals=signals(1))
+        assert targets(good) == local.infer(signals(1)).targets.tolist()
+
+
+def test_a_network_of_another_size_is_refused_before_it_serves():
+    with pytest.raises(DeftlyError, match=r"the contract wants \(2, 3\)"):
+        PolicyBrain(CONTRACT, lambda obs: obs)
+
+
+# ------------------------------------------------------------------ status, load
+
+
+def test_status_counts(peer):
+    before = call(peer, "status")
+    session = open_session(peer)
+    call(peer, "reset", 1, session=session, signals=signals(0))
+    for seq in range(2, 12):
+        call(peer, "infer", seq, session=session, signals=signals(0))
+    ask(peer, b"junk")
+    after = call(peer, "status")
+    assert after["types"]["infer"] - before["types"].get("infer", 0) == 10
+    assert after["errors"]["bad-message"] - before["errors"].get("bad-message", 0) == 1
+    assert after["answered"] - before["answered"] == 14
+    latency = after["latency_ms"]
+    assert sum(latency["count"]) - sum(before["latency_ms"]["count"]) == 10
+    assert len(latency["count"]) == len(latency["le"]) + 1
+    assert 0 < latency["p50"] <= latency["p99"] <= latency["max"]
+    assert session not in str(after)
+
+
+def test_vanished_robots_leave_nothing_and_the_good_one_goes_on(server):
+    good = Client(server.endpoint, CONTRACT, timeout=2)
+    good.reset(signals(0))
+    for i in range(50):
+        with raw(server.endpoint) as peer:
+            peer.send(pack(message("init")) if i % 2 else os.urandom(50))
+            if i % 10 == 0:
+                good.infer(signals(i))
+    good.infer(signals(0))
+    assert good.status()["sessions"] <= 64
+    good.close()
+
+
+# ------------------------------------------------------------------ the end
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly(number):
+    process = subprocess.Popen([sys.executable, str(SCRIPT), LOOPBACK], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        endpoint = process.stdout.readline().strip()
+        with raw(endpoint) as peer:
+            assert call(peer, "ping")["ok"]
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=10)
+    finally:
+        process.kill()
+        process.wait()
+    assert out == "answered 1\n"
+    assert process.returncode == 0
+    server = Server(PolicyBrain(CONTRACT, network), endpoint)  # the port is free again
+    server.close()
+
+
+def test_msgpack_extensions_are_refused(peer):
+    frame = msgpack.packb({**message(), "x": msgpack.ExtType(1, b"abc")})
+    assert ask(peer, frame)["code"] == "bad-message"
