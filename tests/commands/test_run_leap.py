@@ -10,7 +10,7 @@ from pathlib import Path
 import leap
 import numpy as np
 import pytest
-from test_run import Process
+from run_process import Process
 
 from deftly.commands import cli
 from deftly.control import inspection, log

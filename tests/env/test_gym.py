@@ -18,15 +18,15 @@ SLIDER = str(Path(__file__).parents[1] / "assets" / "slider.py")
 CUBE = "deftly/jaka-pick-cube-v0"
 
 
-def vector(num_envs=3, **config) -> deftly.gym.TaskVectorEnv:
-    env = deftly.gym.make(SLIDER, num_envs, **config)
-    assert isinstance(env, deftly.gym.TaskVectorEnv)
+def vector(num_envs=3, **config) -> deftly.env.gym.TaskVectorEnv:
+    env = deftly.env.gym.make(SLIDER, num_envs, **config)
+    assert isinstance(env, deftly.env.gym.TaskVectorEnv)
     return env
 
 
-def single(**config) -> deftly.gym.TaskEnv:
-    env = deftly.gym.make(SLIDER, **config)
-    assert isinstance(env, deftly.gym.TaskEnv)
+def single(**config) -> deftly.env.gym.TaskEnv:
+    env = deftly.env.gym.make(SLIDER, **config)
+    assert isinstance(env, deftly.env.gym.TaskEnv)
     return env
 
 
@@ -54,7 +54,7 @@ def test_stable_baselines_learns():
 
 def test_make_vec_gives_one_batch():
     envs = gymnasium.make_vec(CUBE, num_envs=4, env={"episode_steps": 3})
-    assert isinstance(envs, deftly.gym.TaskVectorEnv)
+    assert isinstance(envs, deftly.env.gym.TaskVectorEnv)
     assert envs.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
     assert envs.metadata["render_fps"] == 15
     obs, info = envs.reset(seed=1)
@@ -159,19 +159,19 @@ def test_observations_handed_out_do_not_change_later():
 
 def test_spaces_are_bounded_where_the_contract_knows():
     contract = single().batch.contract
-    space = deftly.gym.observation_space(contract)
+    space = deftly.env.gym.observation_space(contract)
     assert np.isinf(space.high[:6]).all()
     assert np.allclose(space.high[6:], 1)
     terms = (Observe("command", (2.0, -1.0), (0.5, 0.0), history=4, stride=2), Observe("joint_vel", clip=(-3, 4)))
-    space = deftly.gym.observation_space(dataclasses.replace(contract, observe_terms=terms))
+    space = deftly.env.gym.observation_space(dataclasses.replace(contract, observe_terms=terms))
     assert space.low.tolist() == [-3, -1, -3, -1, -3, -3]
     assert space.high.tolist() == [1, 1, 1, 1, 4, 4]
-    action = deftly.gym.action_space(contract)
+    action = deftly.env.gym.action_space(contract)
     assert (action.low.tolist(), action.high.tolist()) == ([-1, -1], [1, 1])
 
 
 def test_settings_are_those_of_a_configuration_file():
-    env = deftly.gym.make(
+    env = deftly.env.gym.make(
         SLIDER, sim={"preset": "fast"}, task={"rate": 10.0, "weights": {"near": 3.0}}, env={"noise": False}
     )
     assert env.batch.contract.rate == 10
@@ -191,7 +191,7 @@ def test_settings_are_those_of_a_configuration_file():
 )
 def test_wrong_settings_are_refused_by_name(config, message):
     with pytest.raises(DeftlyError, match=message):
-        deftly.gym.make(SLIDER, **config)
+        deftly.env.gym.make(SLIDER, **config)
 
 
 def test_render_gives_a_picture_of_the_episode():

@@ -168,5 +168,5 @@ def _fill(config: Any, values: Mapping[str, Any], where: str) -> Any:
 
 
 for _name in shipped():
-    _single, _batch = "deftly.gym:TaskEnv", "deftly.gym:TaskVectorEnv"
+    _single, _batch = "deftly.env.gym:TaskEnv", "deftly.env.gym:TaskVectorEnv"
     gymnasium.register(f"deftly/{_name}-v0", _single, vector_entry_point=_batch, kwargs={"name": _name})

@@ -58,7 +58,7 @@ class Renderer(contextlib.ExitStack):
     """Renders one environment, or any model and data, from a camera: unless named, the scene's first or a free one.
 
     DeftlyError: an unknown camera; NoGLError: no OpenGL. `mujoco.Renderer` draws only the model that it was made for,
-    and fails if MuJoCo was imported before MUJOCO_GL was set, as by a user of `deftly.gym`.
+    and fails if MuJoCo was imported before MUJOCO_GL was set, as by a user of `deftly.env.gym`.
     """
 
     def __init__(self, model: mujoco.MjModel, camera: str | None = None, size: tuple[int, int] = SIZE):
