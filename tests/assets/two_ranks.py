@@ -4,7 +4,7 @@ import sys
 
 from safetensors.torch import save_file
 
-from deftly.learn import train
+from deftly.commands import train
 from deftly.learn.ppo import Ranks
 from deftly.learn.trainer import Training
 

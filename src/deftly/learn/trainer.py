@@ -27,7 +27,7 @@ from deftly.stats import wilson
 from deftly.tasks import Task
 
 if TYPE_CHECKING:
-    from deftly.learn.train import TrainArgs
+    from deftly.config import TrainArgs
 
 COLUMNS = ("iteration", "steps", "seconds", "seconds_left", "steps_per_second", "eval_success", "eval_steps")
 LEARNER = ("std", "learning_rate", "time/collect", "time/update", "loss/value", "loss/surrogate", "loss/entropy")
