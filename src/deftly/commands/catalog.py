@@ -1,7 +1,6 @@
 """What there is: `deftly tasks`, `deftly robots`, `deftly config`."""
 
 import inspect
-import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from deftly.config import field_docs, parse, split_task, to_yaml, with_task
 from deftly.console import report, show, table
 from deftly.contract import Joint
 from deftly.errors import DeftlyError
+from deftly.files import FileError, read_json
 
 POLICIES = Path(__file__).parents[1] / "shipped/policies"
 MEANING = {  # how an action of each kind becomes a target; `deftly.contract.Act` has the whole story
@@ -62,8 +62,8 @@ def shipped_policy(task: str) -> str:
     folder = POLICIES / task
     if not (folder / "checkpoint/weights.safetensors").is_file():
         return "no"
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return f"yes, {json.loads((folder / 'eval.json').read_text())['success']['rate']:.1%} success"
+    with suppress(FileError, KeyError, TypeError):
+        return f"yes, {read_json(folder / 'eval.json', 'a report')['success']['rate']:.1%} success"
     return "yes"
 
 

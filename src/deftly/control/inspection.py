@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from deftly.control.drivers import Reading
 from deftly.control.log import Log
 from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError
 from deftly.errors import DeftlyError
+from deftly.files import write_bytes, write_text
 from deftly.policy import bundle
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def main(argv: list[str]) -> int:
     for what, problem in zip(("safety kernel", "policy"), problems):
         console.print(f"{what}: {problem or 'replays bit for bit'}")
     if args.csv:
-        _write_whole(args.csv, rows_csv(found).encode())
+        write_text(args.csv, rows_csv(found))
     if args.png:
-        _write_whole(args.png, plot(found, Path(name).name))
+        write_bytes(args.png, plot(found, Path(name).name))
     return 1 if any(problems) else 0
 
 
@@ -291,12 +291,3 @@ def _bands(axis: Axes, found: Log) -> None:
     for _, at, _, _ in faults(found):
         axis.axvline(at, color=FAULT, lw=1.2)
     axis.margins(x=0)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    scratch = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        scratch.write_bytes(data)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

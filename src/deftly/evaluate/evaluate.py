@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import hashlib
 import io
 import json
 import math
@@ -18,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deftly import __version__, render, workspace
+from deftly import __version__, render, stats, workspace
 from deftly.config import OLDER_NAMES, EnvConfig, RunsConfig, SimConfig, suggest
 from deftly.console import show, table
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
-from deftly.files import whole
+from deftly.files import sha256, write_text
 
 if TYPE_CHECKING:
     from deftly.evaluate.rollout import OnStep
@@ -82,7 +81,7 @@ def measure(task: Task, found: Checkpoint, args: EvalArgs, on_step: OnStep | Non
     seconds, success = values["steps"] / ran.rate, values["success"]
     times = {"seconds": seconds, "success_seconds": np.where(success > 0, seconds, np.nan)}
     values = {"success": success, "steps": values["steps"]} | times | values
-    sha = hashlib.sha256((found.path / workspace.WEIGHTS).read_bytes()).hexdigest()
+    sha = sha256(found.path / workspace.WEIGHTS, "the weights of a checkpoint")
     disturbances = {name: getattr(args.env, name) for name in ("randomize", "noise", "pushes")}
     disturbances["latency_ms"] = list(args.env.latency_ms)
     if args.wider > 1:
@@ -91,8 +90,8 @@ def measure(task: Task, found: Checkpoint, args: EvalArgs, on_step: OnStep | Non
     who = {"task": task.name, "robot": found.contract.robot, "contract": found.contract.hash, "checkpoint": policy}
     how = {"episodes": len(ran), "seed": args.seed, "stochastic": args.stochastic, "preset": args.sim.preset}
     how |= {"disturbances": disturbances, "wall_seconds": round(ran.seconds, 3), "version": __version__}
-    figures = {name: report.summarize(value) for name, value in values.items() if name != "success"}
-    outcome = {"success": report.share(success), "figures": figures, **report.divide(values, task)}
+    figures = {name: stats.summarize(value) for name, value in values.items() if name != "success"}
+    outcome = {"success": stats.proportion(success), "figures": figures, **report.divide(values, task)}
     outcome["broken_physics"] = int(values["failed/physics"].sum())
     return {"schema": report.SCHEMA, **who, **how, **outcome}, values
 
@@ -174,8 +173,7 @@ def main(argv: list[str]) -> int:
     texts = {"eval.json": json.dumps(result, indent=2, allow_nan=False) + "\n", "episodes.csv": file.getvalue()}
     texts["report.html"] = report.html(result, values, folder / "video.mp4" if recorder else None, task)
     for name, text in texts.items():
-        with whole(folder / name) as path:
-            path.write_text(text)
+        write_text(folder / name, text)
     for head, *rows in filter(None, (report.figures_table(result), report.bins_table(result))):
         show(table(head, rows), "")
     if earlier:

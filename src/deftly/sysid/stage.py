@@ -14,6 +14,7 @@ from deftly import __version__, console
 from deftly.config import parse, split_task
 from deftly.control.safety import SafetyConfig
 from deftly.errors import DeftlyError
+from deftly.files import write_npz
 from deftly.robots import actuators
 
 if TYPE_CHECKING:
@@ -239,11 +240,6 @@ def _on_hardware(name: str, contract: Contract, made: Motion, args: SysidArgs, f
 
 
 def _write_motion(path: Path, contract: Contract, made: Motion) -> None:
-    from deftly.files import whole
-
-    path.parent.mkdir(parents=True, exist_ok=True)
     time = np.arange(len(made.cmd)) / contract.rate
-    with whole(path) as scratch, scratch.open("wb") as file:
-        np.savez_compressed(
-            file, schema="deftly.excite/1", time=time, hand_cmd=made.cmd, joint_names=np.array(contract.joint_names)
-        )
+    names = np.array(contract.joint_names)
+    write_npz(path, {"schema": "deftly.excite/1", "time": time, "hand_cmd": made.cmd, "joint_names": names})
