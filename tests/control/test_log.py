@@ -301,7 +301,7 @@ def test_a_disk_that_fails_keeps_the_old_log(tmp_path, monkeypatch, where):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, where, full)
-    with pytest.raises(DeftlyError, match="cannot write .*No space left"):
+    with pytest.raises(DeftlyError, match=r"cannot write .*No space left"):
         small(ticks=5).save(path, {})
     monkeypatch.undo()
     assert len(log.read(path)) == 3
