@@ -58,6 +58,10 @@ class FileError(DeftlyError):
     """A file that cannot be read, is not what it should be, or cannot be written."""
 
 
+class WriteError(FileError):
+    """A file or folder that the system does not let be written: a full disk, a missing permission; exit status 1."""
+
+
 # ------------------------------------------------------------------------ writing
 
 
@@ -257,7 +261,7 @@ def _said_as(what: str, kept: str = "") -> Iterator[None]:
     except BrokenPipeError:  # of a terminal that went away, not of the file
         raise
     except OSError as error:
-        raise FileError(f"{what}: {error.strerror or printable(error)}{kept}") from error
+        raise WriteError(f"{what}: {error.strerror or printable(error)}{kept}") from error
 
 
 def _require_replaceable(path: Path) -> None:

@@ -213,7 +213,6 @@ def groups(robot: Robot, finger: str) -> list[tuple[str, ...]]:
 
 def write_motion(path: Path, contract: Contract, made: Motion) -> None:
     """Write a motion as an .npz file of `deftly.excite/1`: times, commands and the names of the joints."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     time = np.arange(len(made.cmd)) / contract.rate
     names = np.array(contract.joint_names)
     write_npz(path, {"schema": "deftly.excite/1", "time": time, "hand_cmd": made.cmd, "joint_names": names})

@@ -21,15 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deftly import __version__, render
+from deftly import __version__, render, stats
 from deftly.contract import Contract
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
 from deftly.evaluate.evaluate import check_gate
 from deftly.files import write_json
 from deftly.policy.protocol import Policy
-from deftly.stats import fisher, percentiles, proportion
-from deftly.stats import summarize as stats_summary
 from deftly.twin.loop import FAULT, LoopArgs, Origin, Outcome, run_episode
 
 if TYPE_CHECKING:
@@ -76,13 +74,13 @@ def summarize(task: Task, args: LoopArgs, origin: Origin, outcomes: Sequence[Out
         "preset": args.sim.preset,
         "disturbances": {"noise": args.noise, "latency_ms": args.latency_ms},
         "safety": asdict(args.safety),
-        "success": proportion(success),
-        "figures": {k: stats_summary(v) for k, v in {**figures, "clipped": clipped, **own}.items()},
+        "success": stats.proportion(success),
+        "figures": {k: stats.summarize(v) for k, v in {**figures, "clipped": clipped, **own}.items()},
         "ends": dict(Counter(o.end for o in outcomes).most_common()),
         "reasons": dict(Counter(f"{o.end}: {o.reason}" for o in outcomes if o.reason).most_common(10)),
         "broken_physics": sum(o.end == "failed/physics" for o in outcomes),
         "violation": max(violation(contract, o.rows) for o in outcomes),
-        "timing": {name: percentiles(values[driven]) for name, values in rows.items()},
+        "timing": {name: stats.percentiles(values[driven]) for name, values in rows.items()},
         "version": __version__,
     }
     return {**result, "eval": agreement(result["success"], len(outcomes), origin.report)}
@@ -107,7 +105,7 @@ def agreement(success: Mapping[str, Any], total: int, measured: Mapping[str, Any
         return None
     theirs, episodes = measured["success"], measured["episodes"]
     (low, high), (ours_low, ours_high) = theirs["wilson95"], success["wilson95"]
-    p = fisher(success["count"], total, theirs["count"], episodes)
+    p = stats.fisher(success["count"], total, theirs["count"], episodes)
     within = agrees = low <= success["rate"] <= high
     how = "the rate lies within its interval"
     if not within:
