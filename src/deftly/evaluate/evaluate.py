@@ -88,7 +88,7 @@ def measure(task: Task, found: Checkpoint, args: EvalArgs, on_step: OnStep | Non
     if args.wider > 1:
         disturbances |= {"wider": args.wider, "only_outside": args.only_outside}
     policy = {"path": found.label, "sha256": sha, "iteration": found.iteration, "task": found.task}
-    who = {"task": task.name, "robot": found.contract.robot, "contract": found.contract.hash, "checkpoint": policy}
+    who = {"task": task.name, "robot": found.contract.robot.name, "contract": found.contract.hash, "checkpoint": policy}
     how = {"episodes": len(ran), "seed": args.seed, "stochastic": args.stochastic, "preset": args.sim.preset}
     how |= {"disturbances": disturbances, "wall_seconds": round(ran.seconds, 3), "version": __version__}
     figures = {name: report.summarize(value) for name, value in values.items() if name != "success"}

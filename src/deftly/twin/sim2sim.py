@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deftly import __version__, render
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
 from deftly.evaluate.evaluate import check_gate, gather, read_gate
@@ -99,7 +99,7 @@ def summarize(task: Task, args: Sim2SimArgs, origin: Origin, outcomes: Sequence[
     result = {
         "schema": SCHEMA,
         "task": task.name,
-        "robot": contract.robot,
+        "robot": contract.robot.name,
         "contract": contract.hash,
         "policy": {"label": origin.label, "sha256": origin.sha256, "endpoint": args.server_endpoint},
         "episodes": len(outcomes),
@@ -119,7 +119,7 @@ def summarize(task: Task, args: Sim2SimArgs, origin: Origin, outcomes: Sequence[
     return {**result, "eval": agreement(result["success"], len(outcomes), origin.report)}
 
 
-def violation(contract: Contract, rows: Mapping[str, np.ndarray]) -> float:
+def violation(contract: PolicyContract, rows: Mapping[str, np.ndarray]) -> float:
     """By how much, at most, a command was beyond a limit (rad or m), or too fast (rad/s or m/s); 0 if none was."""
     joints, command = contract.joints, rows["command"]
     lower, upper, speed = np.array([(j.lower, j.upper, j.velocity) for j in joints]).T
