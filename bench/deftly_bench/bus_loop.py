@@ -103,7 +103,7 @@ def keep_time(contract: PolicyContract, network: OnnxNetwork, port: str, seconds
     """Drive the motors for a while: how well the loop kept its rate, and what the bus took of it."""
     driver, bounds = Timed(contract, port), SafetyConfig(approach_s=Dynamixel.approach_s)
     ring = Ring(contract, math.ceil(1.1 * seconds * contract.rate) + 10)
-    runner = Runner(LocalPolicy(contract, network), Kernel(contract, bounds), driver, ring)
+    runner = Runner(LocalPolicy(contract, network), Kernel(contract.robot, contract.rate, bounds), driver, ring)
     session = Session(runner, ring, {}, start=True, seconds=seconds)
     session.run()
     found = {**time_kept(session, contract.rate), "retries": driver.retries}

@@ -175,8 +175,8 @@ def lateness(now: np.ndarray, period: float) -> np.ndarray:
 
 
 def _runner(contract: PolicyContract, network: OnnxNetwork, ring: Ring, clock: Callable[[], float]) -> Runner:
-    driver = FakeDriver(contract, clock=clock)
-    return Runner(LocalPolicy(contract, network), Kernel(contract), driver, ring)
+    driver = FakeDriver(contract.robot, contract.rate, clock=clock)
+    return Runner(LocalPolicy(contract, network), Kernel(contract.robot, contract.rate), driver, ring)
 
 
 def _figures(seconds: list[float]) -> dict[str, float]:
