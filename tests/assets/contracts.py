@@ -128,7 +128,9 @@ def contracts(draw) -> PolicyContract:
         kind = draw(st.sampled_from(KINDS))
         origin = draw(st.sampled_from(("home", "start"))) if kind == "relative" else "home"
         acts.append(Act((joint.name,), kind, (draw(positive),), draw(st.floats(0, 0.9)), origin))
-    couplings = [Coupling(j.name, (("j0", draw(number)),), draw(number)) for j in joints[driven:] if draw(st.booleans())]
+    couplings = [
+        Coupling(j.name, (("j0", draw(number)),), draw(number)) for j in joints[driven:] if draw(st.booleans())
+    ]
     terms = []
     for name in ("joint_pos", "extra", "command", "action"):
         history = draw(st.integers(1, 4))

@@ -11,7 +11,7 @@ from contracts import DERIVED, PLAIN, ROBOT, contracts, signals_of, with_kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deftly.contract import Act, ContractError, Coupling, Input, Observe, PolicyContract, Signal
+from deftly.contract import ContractError, Coupling, Input, Observe, PolicyContract, Signal
 
 finite = st.floats(-100, 100, width=32)
 
@@ -265,7 +265,10 @@ def test_a_relative_action_from_the_start_is_about_where_the_episode_began():
 
 COMMANDED = dataclasses.replace(
     PLAIN,
-    inputs=(Input("velocity", 2, "m/s", lower=(-1.0, -0.5), upper=1.0, default=(0.25, 0.0)), Input("say", dtype="text")),
+    inputs=(
+        Input("velocity", 2, "m/s", lower=(-1.0, -0.5), upper=1.0, default=(0.25, 0.0)),
+        Input("say", dtype="text"),
+    ),
     observe_terms=(Observe("velocity", history=2), Observe("cube")),
 )
 

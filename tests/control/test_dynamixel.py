@@ -272,7 +272,10 @@ def test_bytes_that_look_like_a_packet_are_a_fault_and_no_measurement(bus, hand)
 
 
 def test_a_motor_that_is_held_fast_is_a_fault_of_following(bus, hand):
-    driver, kernel = hand(), Kernel(leap.contract().robot, leap.contract().rate, replace(PATIENT, approach_s=1e-3, lead=0.06))
+    driver, kernel = (
+        hand(),
+        Kernel(leap.contract().robot, leap.contract().rate, replace(PATIENT, approach_s=1e-3, lead=0.06)),
+    )
     bus.motors[1].position = leap.tick("right", "if_mcp", 1.1)
     runner = Runner(Still(), kernel, driver)
     runner.step(time.monotonic())

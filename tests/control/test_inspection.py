@@ -30,7 +30,9 @@ class Recorded:
         self.clock, cfg = 100.0, cfg or SafetyConfig(start_envelope=3.0)
         ring, kernel = Ring(contract, size), Kernel(contract.robot, contract.rate, cfg)
         policy = LocalPolicy(contract, network or OnnxNetwork(fifty.model(), contract))
-        self.runner = Runner(policy, kernel, FakeDriver(contract.robot, contract.rate, clock=lambda: self.clock, **fault), ring)
+        self.runner = Runner(
+            policy, kernel, FakeDriver(contract.robot, contract.rate, clock=lambda: self.clock, **fault), ring
+        )
         faults, last = [], "none"
         for tick in range(ticks):
             self.clock += 1 / contract.rate

@@ -43,7 +43,9 @@ class Shaky:
 def recorded(ring, seed, ticks, fault="", at=40):
     """A loop of some ticks with an operator who starts and resumes at once; returns what it commanded."""
     clock = [100.0]
-    runner = Runner(Shaky(seed), Kernel(TOY.robot, TOY.rate), FakeDriver(TOY.robot, TOY.rate, fault, at, lambda: clock[0]), ring)
+    runner = Runner(
+        Shaky(seed), Kernel(TOY.robot, TOY.rate), FakeDriver(TOY.robot, TOY.rate, fault, at, lambda: clock[0]), ring
+    )
     rng = np.random.default_rng(seed)
     for _ in range(ticks):
         clock[0] += rng.choice([0.05, 0.05, 0.05, 0.051, 0.09])

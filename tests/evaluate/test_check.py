@@ -161,13 +161,13 @@ def test_targets_stay_within_limits():
 
 
 def test_a_contract_that_leaves_its_limits_is_named(monkeypatch):
-    act = Contract.act
+    act = PolicyContract.act
 
     def careless(self, action, memory):
         targets, memory = act(self, action, memory)
         return targets + np.array([0.0, 1e-3], np.float32), memory
 
-    monkeypatch.setattr(Contract, "act", careless)
+    monkeypatch.setattr(PolicyContract, "act", careless)
     assert [*check._limit_problems(two())] == ["b: a target outside 0 .. 0.04"]
 
 

@@ -73,7 +73,11 @@ def _show_task(cls: type[tasks.Task]) -> None:
     summary = f"Robot {c.robot.name}, {c.rate:g} Hz, policy shipped: {shipped_policy(cls.name)}\nContract {c.hash}"
     show(f"{cls.name}\n\n{inspect.getdoc(cls)}\n\n{summary}\n", soft_wrap=True)
     _show_joints(c.joints)
-    _section("Signals", ("signal", "shape", "units", "frame", "type"), ((s.name, s.shape, s.units, s.frame, s.dtype) for s in c.signals))
+    _section(
+        "Signals",
+        ("signal", "shape", "units", "frame", "type"),
+        ((s.name, s.shape, s.units, s.frame, s.dtype) for s in c.signals),
+    )
     observed = []
     for o in c.observe_terms:
         clip = " .. ".join(map(_text, o.clip or ()))

@@ -71,7 +71,9 @@ def main(argv: list[str]) -> int:
     server = Server(brain, args.bind, keys=args.keys, idle_s=args.idle_s, max_sessions=args.max_clients)
     gc.freeze()  # what is loaded now stays: going through it again and again would hold answers up
     locked = " with keys" if args.keys else ""
-    print(f"serving {contract.robot.name} at {server.endpoint}{locked}, contract {contract.hash[:12]}, {what}", flush=True)
+    print(
+        f"serving {contract.robot.name} at {server.endpoint}{locked}, contract {contract.hash[:12]}, {what}", flush=True
+    )
     server.run_until_signal()
     print(f"answered {server.counts.answered} requests", flush=True)
     return 0

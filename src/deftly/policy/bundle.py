@@ -143,7 +143,7 @@ def replay(contract: PolicyContract, network: Network, signals: Signals) -> dict
 def observation_names(contract: PolicyContract) -> dict[str, str]:
     """Name in `golden.npz` of what the policy saw of each group."""
     if single_input(contract):
-        return {group: OBSERVATION for group in contract.groups}
+        return dict.fromkeys(contract.groups, OBSERVATION)
     return {group: f"{OBSERVATION}/{group}" for group in contract.groups}
 
 

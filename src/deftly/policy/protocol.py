@@ -118,7 +118,9 @@ def _require_ports(found: Sequence[Any], wanted: Sequence[tuple[str, str, tuple[
     for port in found:
         if isinstance(port.shape[0], int):
             batch = port.shape[0]
-            raise DeftlyError(f"{what}: '{port.name}' is for batches of {batch} alone; export it with a free batch size")
+            raise DeftlyError(
+                f"{what}: '{port.name}' is for batches of {batch} alone; export it with a free batch size"
+            )
 
 
 class LocalPolicy:

@@ -73,7 +73,10 @@ TOOL_DOWN = (
 def joints() -> tuple[Joint, ...]:
     """The arm's joints and the gripper (opening of one finger, m), in the order of the contract."""
     arm = tuple(Joint(link[0], *link[3], home=q, velocity=SPEED) for link, q in zip(LINKS, HOME))
-    return (*arm, Joint("gripper", 0.0, FINGER_TRAVEL, home=FINGER_TRAVEL, velocity=GRIPPER_SPEED, units="m", grips=True))
+    return (
+        *arm,
+        Joint("gripper", 0.0, FINGER_TRAVEL, home=FINGER_TRAVEL, velocity=GRIPPER_SPEED, units="m", grips=True),
+    )
 
 
 def spec() -> mujoco.MjSpec:
