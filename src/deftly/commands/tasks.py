@@ -1,7 +1,6 @@
 """`deftly tasks`: list the tasks, or show one."""
 
 import inspect
-import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass

@@ -261,7 +261,7 @@ class Env:
         return True
 
     def _first_observation(self, rows: Rows, held: Tensor | None) -> None:
-        """Signals and observation of new episodes; `held (rows.count, num_joints)` is what servos held while settling."""
+        """Signals and observation of new episodes; `held (rows.count, num_joints)` is what servos held in settling."""
         broken = self._episode["unsettled"]
         signals = self._sensors.reset({k: rows.take(v) for k, v in self._true_signals(broken).items()}, rows)
         self.signals = {name: rows.merge(self.signals.get(name), value) for name, value in signals.items()}

@@ -51,7 +51,7 @@ class Entity:
         return torch.stack([s.sensor(_touch_name(pad, body)).norm(dim=-1) for pad in self.pads], -1)
 
     def is_grasping(self, s: State, body: str, within: float, force: float = 1.0) -> Tensor:
-        """Whether all pads press a body with over `force` (N) and it is `within` (m) of the tool point, `(num_envs,)`."""
+        """Whether all pads press a body with over `force` (N), and it is `within` (m) of the tool point."""
         near = (self.tool(s) - s.body(body)).norm(dim=-1) < within
         return (self.touch(s, body) > force).all(-1) & near
 

@@ -16,8 +16,11 @@ Tensor = torch.Tensor
 _BAD_STATE = [getattr(mujoco.mjtWarning, f"mjWARN_BAD{name}").value for name in ("QPOS", "QVEL", "QACC", "CTRL")]
 _OVERFLOW = [getattr(mujoco.mjtWarning, f"mjWARN_{name}").value for name in ("CONTACTFULL", "CNSTRFULL")]
 _COUNT = 1  # column of `Batch.warning` that counts; column 0 says where
-_FRESH = mujoco.mjtStage.mjSTAGE_POS.value
+_POSITIONS = mujoco.mjtStage.mjSTAGE_POS.value
+_ALL = mujoco.mjtStage.mjSTAGE_ACC.value
 _NOTHING = mujoco.mjtStage.mjSTAGE_NONE.value
+_DERIVED = ("xpos", "xquat", "site_xpos", "sensordata", "actuator_force")
+"""Derived fields that are kept from the start. One that is bound later has no past: see `CpuSim.bind`."""
 _MAX_DUMPS = 10  # broken environments that are written to `dump_dir`; the others are only counted
 
 
@@ -44,13 +47,22 @@ class CpuSim:
         self._bound: dict[str, Tensor] = {}
         self._expanded: dict[str, Tensor] = {}
         self._state = torch.from_numpy(self.batch.state)
+        for field in _DERIVED:
+            self._bound[field] = _tensor(self.batch.bind(field))
         self._qpos = self.bind("qpos")
         self._qvel = self.bind("qvel")
 
     def bind(self, field: str) -> Tensor:
-        """Live view of an MjData field, `(num_envs, ...)`; writing to a state field writes the simulation."""
+        """Live view of an MjData field, `(num_envs, ...)`; writing to a state field writes the simulation.
+
+        `mujoco.batch` leaves a derived field zero until its next call. So where one is bound for the first time,
+        everything derived is computed at the state of now, forces too: a task is to bind what is not in `_DERIVED`
+        before its first step, in `start`.
+        """
         if field not in self._bound:
             self._bound[field] = _tensor(self.batch.bind(field))
+            if not self.batch.bind(field).flags.writeable:
+                self.forward()
         return self._bound[field]
 
     def expand(self, field: str) -> Tensor:
@@ -69,7 +81,7 @@ class CpuSim:
         raised = []
         warned = self.batch.warning[:, :, _COUNT].copy()
         try:
-            self.batch.step(_ids(mask), nstep=substeps, stage=_FRESH)
+            self.batch.step(_ids(mask), nstep=substeps, stage=_POSITIONS)
         except mujoco.batch.SimulationError as error:
             raised = error.ids
         broken = self._find_broken(warned)
@@ -88,8 +100,11 @@ class CpuSim:
         return kept[field]
 
     def forward(self, mask: Tensor | None = None) -> None:
-        """Recompute derived fields after the state was written."""
-        self.batch.forward(_ids(mask), stage=_FRESH)
+        """Recompute derived fields after the state was written.
+
+        Forces too: what a call of `mujoco.batch` does not compute would hold another environment's values.
+        """
+        self.batch.forward(_ids(mask), stage=_ALL)
 
     def reset(self, mask: Tensor | None = None) -> None:
         """Put environments at the home keyframe, without computing derived fields."""

@@ -21,9 +21,10 @@ Tensor = torch.Tensor
 class Sim(Protocol):
     """`num_envs` simulations of one model.
 
-    Freshness: after `step` and `forward`, positions, contacts and the sensors that follow from them describe the state
-    that was reached; velocities too. Forces and accelerations (`actuator_force`, contact forces) are those of the last
-    substep. Before the first call, derived fields are zero.
+    Freshness: after `step`, positions, contacts and the sensors that follow from them describe the state that was
+    reached; forces and accelerations (`actuator_force`, contact forces) are those of the last substep. After `forward`
+    everything describes the state and the `ctrl` of now, forces too. Neither touches derived fields of environments
+    that are not in the mask.
     """
 
     @property

@@ -134,18 +134,22 @@ def task(name: str) -> Callable[[T], T]:
     return mark
 
 
+_TURN = "Turn a cube of 67 to 83 mm that lies in the upward palm about the palm's normal, without a look at it."
 SHIPPED = {
-    "jaka-pick-cube": "deftly.tasks.jaka_pick_cube",
-    "leap-left-cube-rotate": "deftly.tasks.leap_cube_rotate",
-    "leap-left-custom-cube-rotate": "deftly.tasks.leap_cube_rotate",
-    "leap-right-cube-rotate": "deftly.tasks.leap_cube_rotate",
+    "jaka-pick-cube": (
+        "deftly.tasks.jaka_pick_cube",
+        "Pick the red cube up with a JAKA Zu5 and hold it with its centre 10 cm above the table.",
+    ),
+    "leap-left-cube-rotate": ("deftly.tasks.leap_cube_rotate", _TURN),
+    "leap-left-custom-cube-rotate": ("deftly.tasks.leap_cube_rotate", _TURN),
+    "leap-right-cube-rotate": ("deftly.tasks.leap_cube_rotate", _TURN),
 }
-"""Shipped tasks and their modules, written down because importing them is slow: `deftly --help` names them."""
+"""Shipped tasks: module and description. Written down, since importing them is slow and needs torch; a test compares."""
 
 
 def shipped() -> dict[str, str]:
     """Shipped tasks: name -> module."""
-    return dict(SHIPPED)
+    return {name: module for name, (module, _) in SHIPPED.items()}
 
 
 def description(cls: type[Task]) -> str:
