@@ -144,7 +144,7 @@ SHIPPED = {
     "leap-left-custom-cube-rotate": ("deftly.tasks.leap_cube_rotate", _TURN),
     "leap-right-cube-rotate": ("deftly.tasks.leap_cube_rotate", _TURN),
 }
-"""Shipped tasks: module and description. Written down, since importing them is slow and needs torch; a test compares."""
+"""Shipped tasks: module and description. Written down, since importing is slow and needs torch; a test compares."""
 
 
 def shipped() -> dict[str, str]:
