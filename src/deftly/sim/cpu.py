@@ -43,7 +43,7 @@ class CpuSim:
         self.batch = mujoco.batch.Batch(model, num_envs, threads or len(os.sched_getaffinity(0)))
         self.broken_count = 0
         self.overflow_count = 0
-        self._dump_dir = dump_dir
+        self.dump_dir = dump_dir
         self._bound: dict[str, Tensor] = {}
         self._expanded: dict[str, Tensor] = {}
         self._state = torch.from_numpy(self.batch.state)
@@ -77,7 +77,7 @@ class CpuSim:
         Returns which broke, `(num_envs,)` bool: their physics raised, met a non-finite or huge number, or ran out of
         memory for contacts in this step.
         """
-        before = self.batch.state.copy() if self._dump_dir else None
+        before = self.batch.state.copy() if self.dump_dir else None
         raised = []
         warned = self.batch.warning[:, :, _COUNT].copy()
         try:
@@ -86,6 +86,8 @@ class CpuSim:
             raised = error.ids
         broken = self._find_broken(warned)
         broken[raised] = True
+        if mask is not None:
+            broken &= mask.numpy()
         if broken.any():
             self._count(broken, before, substeps)
         return torch.from_numpy(broken)
@@ -151,8 +153,8 @@ class CpuSim:
     def _count(self, broken: np.ndarray, before: np.ndarray | None, substeps: int) -> None:
         """Count broken environments, and write the first few to disk."""
         for env in np.flatnonzero(broken).tolist():
-            if self._dump_dir and before is not None and self.broken_count < _MAX_DUMPS:
-                path = self._dump_dir / f"broken_{self.broken_count:04d}_env{env}.npz"
+            if self.dump_dir and before is not None and self.broken_count < _MAX_DUMPS:
+                path = self.dump_dir / f"broken_{self.broken_count:04d}_env{env}.npz"
                 dump(path, self.model_of(env), before[env], substeps)
             self.broken_count += 1
 

@@ -7,6 +7,7 @@ environments are meant.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -105,6 +106,9 @@ class Sim(Protocol):
     def model_of(self, index: int) -> mujoco.MjModel:
         """A model of one environment with its own values of the fields of `expand`, for pictures and dumps."""
         ...
+
+    dump_dir: Path | None
+    """Where environments that break are written for `deftly.sim.guard.replay`; None only counts them."""
 
     @property
     def broken_count(self) -> int:

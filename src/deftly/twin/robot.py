@@ -38,6 +38,7 @@ class OneSim:
     device = torch.device("cpu")
     dtype = torch.float64
     overflow_count = 0
+    dump_dir = None
 
     def __init__(self, model: mujoco.MjModel):
         self.model = model
