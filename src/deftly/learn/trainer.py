@@ -85,8 +85,8 @@ class Training:
 
     def _open_logs(self) -> Iterator[log.Writer]:
         write_text(self.run / checkpoint.CONFIG, self.config)
-        args, columns = self.args, [*COLUMNS, *LEARNER, "broken", *self.env.figures]
-        columns += [f"eval_{self.task.headline}"] * bool(self.task.headline)
+        args, columns = self.args, [*COLUMNS, *LEARNER, "broken", *self.env.metric_names]
+        columns += [f"eval_{self.task.report.selection}"] * bool(self.task.report.selection)
         yield log.metrics(self.run / "metrics.csv", columns, self.iteration)
         if args.tensorboard:
             yield log.tensorboard(self.run / "tensorboard", self.steps)
@@ -166,7 +166,7 @@ class Training:
         self.success, steps = episodes.success_rate, float(episodes.values["steps"].mean())
         row = {"eval_success": self.success, "eval_steps": steps}
         quality = (self.success, -steps)
-        if headline := self.task.headline:
+        if headline := self.task.report.selection:
             row[f"eval_{headline}"] = float(episodes.values[headline].nanmean())
             quality = (row[f"eval_{headline}"], self.success)
         if quality > self.best:
