@@ -41,6 +41,20 @@ def report(findings: Iterable[Finding]) -> int:
     return int(failed(found))
 
 
+def printable(text: object, limit: int = 300) -> str:
+    """Text of a file, a peer or an error that may quote one, as one short line that does nothing to a terminal.
+
+    Every run of white space becomes a space, every other character that cannot be printed (escapes, controls, marks of
+    direction) a `?`; what is longer than `limit` characters ends in `...`.
+    """
+    try:
+        words = str(text)[: 4 * limit].split()
+    except Exception:  # an object of a user's code
+        words = [type(text).__name__]
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(words))
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
 def show(*parts: Any, soft_wrap: bool = False) -> None:
     """Print text and tables as they are, as wide as the terminal; 200 columns into a file or a pipe."""
     from rich.console import Console

@@ -1,16 +1,18 @@
 """The run workspace: `runs_all/` keeps every run for ever, `runs/` links the newest, `runs/pinned/` the best."""
 
 import csv
+import fcntl
 import json
 import math
 import os
 import re
 import secrets
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,11 +20,11 @@ from typing import Any, Literal
 
 from deftly import __version__
 from deftly.config import RunsConfig, parse, suggest
-from deftly.console import show, table
+from deftly.console import printable, show, table
 from deftly.errors import DeftlyError
 
 Kind = Literal["train", "test"]
-WEIGHTS = "weights.safetensors"
+WEIGHTS, LOCK = "weights.safetensors", ".lock"
 LATEST: dict[str, Kind] = {"latest": "train", "latest_train": "train", "latest_test": "test"}
 NAME = re.compile(r"(?P<task>.+?)_(?P<kind>train|test)_(.+_)?(?P<stamp>\d{8}_\d{6})(_(?P<again>\d+))?")
 
@@ -93,6 +95,36 @@ def link(place: Path, target: Path) -> None:
     temporary = place.with_name(f".tmp-{secrets.token_hex(4)}")
     temporary.symlink_to(os.path.relpath(target.resolve(), place.parent.resolve()))
     os.replace(temporary, place)
+
+
+@contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """Keep a run folder to this process while the block runs: two trainings that write one run destroy it.
+
+    Raises DeftlyError if another process has it. The lock ends with the process, however it ends. A file system
+    without locks (some network mounts) cannot keep anybody out.
+    """
+    try:
+        handle = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise DeftlyError(f"cannot write '{run / LOCK}': {error.strerror}") from error
+    try:
+        _take(handle, run)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _take(handle: int, run: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = printable(os.read(handle, 100).decode(errors="replace")) or "another process"
+        raise DeftlyError(f"run '{run.name}' is being written by {holder}: wait until it ends, or stop it") from None
+    except OSError:  # no locks here
+        return
+    os.ftruncate(handle, 0)
+    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
 def _prune(kind: Kind, cfg: RunsConfig) -> None:
