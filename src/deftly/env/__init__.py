@@ -245,14 +245,26 @@ class Env:
                 self.sim.step(count * self.substeps, ids[periods == count])
         return most > 0
 
-    def progress(self) -> dict[str, float]:
-        """Means over the episodes that ended since the last call, by which the task's curriculum then adapts."""
-        count = self._totals.pop("episodes", 0)
-        means = {name: total / count for name, total in self._totals.items()}
+    def statistics(self) -> dict[str, Tensor]:
+        """Sums over the episodes that ended since the last call, and `episodes`, their number: scalar tensors.
+
+        The names are the same on every rank, whatever ended there, so that they can be added up.
+        """
+        names = ("episodes", *("steps" if name == "episode_steps" else name for name in self.metric_names))
+        sums = {name: torch.tensor(self._totals.get(name, 0.0), dtype=torch.float64) for name in names}
         self._totals.clear()
+        return sums
+
+    def adapt(self, means: dict[str, float]) -> None:
+        """Let the task's curriculum adapt by means over ended episodes; nothing where none ended."""
         if means:
             self.task.curriculum(self.state, means)
-        return means
+
+    def progress(self) -> dict[str, float]:
+        """Means over the episodes that ended since the last call, by which the task's curriculum then adapts."""
+        found = means(self.statistics())
+        self.adapt(found)
+        return found
 
     def stagger(self) -> None:
         """Spread the environments over the length of an episode, so that they do not all run out of time at once."""
@@ -260,7 +272,7 @@ class Env:
         s.steps[:] = torch.randint(self.episode_steps, (self.num_envs,), generator=s.generator)
 
     @property
-    def figures(self) -> list[str]:
+    def metric_names(self) -> list[str]:
         """Names of the episode statistics that `progress` gives; `steps` is called `episode_steps` in training logs."""
         failures = [f"failed/{name}" for name in (*self.task.failed(self.state), "physics")]
         own = ["success", "episode_steps", "time_out", "return", "reward_per_step", "action_change"]
@@ -303,6 +315,12 @@ class Env:
     def _parts(self) -> dict[str, dict[str, Tensor]]:
         parts = {"store": self.state.store, "memory": self._memory, "sums": self._sums, "obs": self.obs}
         return {**parts, "sensors": self._sensors.state, "pushes": self._pushes.state}
+
+
+def means(statistics: dict[str, Tensor]) -> dict[str, float]:
+    """Means over ended episodes from the sums of `Env.statistics`; empty where none ended."""
+    count = float(statistics["episodes"])
+    return {name: float(total) / count for name, total in statistics.items() if name != "episodes"} if count else {}
 
 
 class Pushes:

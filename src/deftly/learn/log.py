@@ -1,6 +1,7 @@
-"""Where a training's figures go: a live table, `metrics.csv`, TensorBoard, and wandb if asked."""
+"""Where a training's metrics go: a live table, `metrics.csv`, TensorBoard, Weights & Biases, a sweep."""
 
 import csv
+import importlib.util
 from collections.abc import Callable
 from itertools import zip_longest
 from math import isnan, nan
@@ -13,16 +14,18 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from deftly.errors import DeftlyError
-from deftly.files import whole
+from deftly.files import atomic_write
+from deftly.learn.learner import Metrics
 
-Row = dict[str, float]  # an iteration's figures by name; for the writers, one that is not known is missing, not NaN
+def _nothing() -> None:
+    pass
 
 
 class Writer(NamedTuple):
-    """One place that figures go to."""
+    """One place that metrics go to. A sweep gives the function that reports to it: `Writer(tune.report)`."""
 
-    write: Callable[[Row], None]
-    close: Callable[[], None]
+    write: Callable[[Metrics], None]
+    close: Callable[[], None] = _nothing
 
 
 def metrics(path: Path, columns: list[str], resume_at: int) -> Writer:
@@ -32,14 +35,14 @@ def metrics(path: Path, columns: list[str], resume_at: int) -> Writer:
         with path.open(newline="") as old:
             rows = [row for row in csv.DictReader(old) if row.get("iteration", "").isdigit()]
             kept = [row for row in rows if int(row["iteration"]) <= resume_at]
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         file = scratch.open("w", newline="")
         writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
         writer.writeheader()
         writer.writerows(kept)
         file.flush()
 
-    def write(row: Row) -> None:
+    def write(row: Metrics) -> None:
         writer.writerow({k: f"{v:.6g}" for k, v in row.items()})
         file.flush()
 
@@ -52,19 +55,23 @@ def tensorboard(folder: Path, resume_steps: int) -> Writer:
 
     writer = SummaryWriter(str(folder), purge_step=resume_steps + 1 if resume_steps else None)
 
-    def write(row: Row) -> None:
+    def write(row: Metrics) -> None:
         for name, value in row.items():
             writer.add_scalar(name, value, int(row["steps"]))
 
     return Writer(write, writer.close)
 
 
+def require_wandb() -> None:
+    """Raise DeftlyError if Weights & Biases is not installed; called before a run is made."""
+    if importlib.util.find_spec("wandb") is None:
+        raise DeftlyError("--wandb needs the wandb package: pip install wandb, or leave --wandb out")
+
+
 def wandb(folder: Path, config: dict[str, Any]) -> Writer:
     """Weights & Biases, for who has it installed and asks for it."""
-    try:
-        import wandb  # type: ignore[import-not-found]
-    except ImportError:
-        raise DeftlyError("--wandb needs the wandb package: pip install wandb, or leave --wandb out") from None
+    import wandb  # type: ignore[import-not-found]
+
     run = wandb.init(project="deftly", name=folder.name, dir=str(folder), config=config, resume="allow")
     return Writer(lambda row: run.log(row, step=int(row["steps"])), run.finish)
 
@@ -77,7 +84,7 @@ def progress(console: Console, title: str, iterations: int, level: str) -> Write
     if console.is_terminal and level == "info":
         live.start()
 
-    def write(row: Row) -> None:
+    def write(row: Metrics) -> None:
         nonlocal evaluated
         evaluated = row.get("eval_success", evaluated)
         if live.is_started:
@@ -92,7 +99,7 @@ def progress(console: Console, title: str, iterations: int, level: str) -> Write
     return Writer(write, live.stop)
 
 
-def _table(row: Row, evaluated: float) -> Table:
+def _table(row: Metrics, evaluated: float) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2))
     terms = [(k.replace("/", " ", 1), f"{v:+.3f}") for k, v in row.items() if k.startswith("reward/")]
     figures = [

@@ -20,7 +20,7 @@ class CpuSim:
     """Many simulations of one model on C++ threads, bit-identical at any number of them; arrays are float64."""
 
     def __init__(self, model: mujoco.MjModel, num_envs: int, threads: int = 0, dump_dir: Path | None = None):
-        self.model, self.num_envs, self._dump_dir = model, num_envs, dump_dir
+        self.model, self.num_envs, self.dump_dir = model, num_envs, dump_dir
         self.batch = mujoco.batch.Batch(model, num_envs, threads or len(os.sched_getaffinity(0)))
         self.state = torch.from_numpy(self.batch.state)
         self._qpos, self._qvel = self.bind("qpos"), self.bind("qvel")
@@ -39,7 +39,7 @@ class CpuSim:
 
         Returns which broke, `(num_envs,)` bool: their physics raised or met a non-finite or huge number in this step.
         """
-        before = self.state.numpy().copy() if self._dump_dir else None
+        before = self.state.numpy().copy() if self.dump_dir else None
         raised, warned = [], self._bad_states()
         try:
             self.batch.step(None if ids is None else ids.numpy(), nstep=substeps, stage=_FRESH)
@@ -49,8 +49,8 @@ class CpuSim:
         broken = (self._bad_states() != warned) | ~finite.numpy()
         broken[raised] = True
         for env in map(int, np.flatnonzero(broken)):
-            if self._dump_dir and before is not None and self.broken_count < _MAX_DUMPS:
-                path = self._dump_dir / f"broken_{self.broken_count:04d}_env{env}.npz"
+            if self.dump_dir and before is not None and self.broken_count < _MAX_DUMPS:
+                path = self.dump_dir / f"broken_{self.broken_count:04d}_env{env}.npz"
                 dump(path, self.batch.get_model(env), before[env], substeps)
             self.broken_count += 1
         return broken
