@@ -22,7 +22,7 @@ from deftly.control.safety import SafetyConfig
 from deftly.files import whole
 from deftly.robots import Robot, leap_hand
 from deftly.robots.actuators import PARAMETERS
-from deftly.sysid import excite, fit, logs, stage
+from deftly.sysid import excite, fit, logs
 from deftly.sysid.driver import LoneRobot
 
 TASK = "leap-right-cube-rotate"
@@ -50,7 +50,7 @@ def simulated_log(
     cls = tasks.load(TASK)
     task: Any = cls(cls.Config())
     contract, robot = task.contract(), task.robot
-    joints = stage.groups(robot, finger)[0]
+    joints = excite.groups(robot, finger)[0]
     figures, delay = draw(joints, seed)
     made = excite.motion(robot, contract, [joints], excite.Excitation(seconds=seconds, seed=seed))
     told = {"delay": delay, "noise": NOISE, "quantum": QUANTUM, "jitter": JITTER, "seed": seed, "timestep": timestep}

@@ -13,14 +13,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from deftly import __version__
-from deftly.config import RunsConfig, parse, suggest
-from deftly.console import printable, show, table
+from deftly.config import RunsConfig, suggest
+from deftly.console import printable, table
 from deftly.errors import DeftlyError
 
 Kind = Literal["train", "test"]
@@ -296,30 +296,3 @@ def overview(cfg: RunsConfig) -> Any:
         lines.append((run.path.name, run.task, f"{run.created:%Y-%m-%d %H:%M}", "*" * run.pinned, *texts))
     columns = ("run", "task", "started", "pinned", "iterations", "best success", "minutes")
     return table(columns, lines) if lines else f"no runs in '{cfg.root}' yet; start one: deftly train TASK"
-
-
-@dataclass(frozen=True)
-class RunsArgs:
-    """List the runs, newest first, or compare, pin and unpin them."""
-
-    compare: tuple[str, ...] = ()  # Runs to compare (names or parts of them).
-    column: str = "eval_success"  # Column of metrics.csv to compare.
-    out: Path = Path("compare.png")  # Where to write the comparison's plot.
-    pin: str | None = None  # Run to keep in view in runs/pinned/.
-    name: str | None = None  # Name to pin the run under; unset: its own.
-    unpin: str | None = None  # Pinned name to remove; the run itself stays.
-    runs: RunsConfig = field(default_factory=RunsConfig)  # Where the runs are.
-
-
-def main(argv: list[str]) -> int:
-    """Run `deftly runs`."""
-    args = parse(RunsArgs, argv, prog="deftly runs")
-    if args.pin:
-        show(f"pinned as {pin(args.pin, args.name, args.runs)}")
-    elif args.unpin:
-        unpin(args.unpin, args.runs)
-    elif args.compare:
-        show(compare(args.compare, args.column, args.out, args.runs), f"plot: {args.out}")
-    else:
-        show(overview(args.runs))
-    return 0

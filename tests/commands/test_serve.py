@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from deftly.commands import cli, serve
+from deftly.commands import main as cli
+from deftly.commands import serve
 from deftly.commands.serve import ServeArgs, find
 from deftly.learn import checkpoint
 from deftly.policy.protocol import LocalPolicy

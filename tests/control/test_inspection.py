@@ -10,7 +10,7 @@ import fifty
 import numpy as np
 import pytest
 
-from deftly.commands import cli
+from deftly.commands import main as cli
 from deftly.contract import Act, Contract, Joint, Observe, Signal
 from deftly.control import inspection, log
 from deftly.control.drivers import FakeDriver

@@ -13,13 +13,15 @@ import pytest
 import yaml
 
 from deftly import workspace
-from deftly.commands import cli
-from deftly.config import EnvConfig, PPOConfig, RunsConfig, SimConfig, to_yaml, with_task
+from deftly.commands import main as cli
+from deftly.commands.eval import EvalArgs
+from deftly.commands.eval import main as eval_main
+from deftly.config import EnvConfig, PPOConfig, RunsConfig, SimConfig, gather, to_yaml, with_task
 from deftly.errors import DeftlyError
-from deftly.evaluate import evaluate, report
-from deftly.evaluate.evaluate import EvalArgs, check_gate, gather, measure
+from deftly.evaluate import report
+from deftly.evaluate.evaluate import check_gate, measure
 from deftly.learn import checkpoint
-from deftly.learn.ppo import actor_model
+from deftly.learn.networks import Network, NetworkSpec
 from deftly.stats import wilson
 from deftly.tasks import load
 
@@ -44,8 +46,8 @@ def make_checkpoint(root: Path, **cfg) -> Path:
     contract, train = task.contract(), PPOConfig(hidden=(16,))
     config = with_task(Saved, type(task.cfg))(SimConfig(preset="fast"), train, task.cfg)  # type: ignore[call-arg]
     folder = workspace.create(TASK, "train", RunsConfig(root=root)) / "checkpoints/iter_000007"
-    actor = actor_model(contract.obs_size, contract.action_size, train)
-    checkpoint.save(folder, {"actor": actor}, contract, to_yaml(config), TASK, 7, {}, None)
+    actor = Network(NetworkSpec({"state": contract.obs_size}, contract.action_size, (16,), head="gaussian"))
+    checkpoint.write(folder, task, {"actor": actor}, contract=contract, config=to_yaml(config), iteration=7)
     return folder
 
 
@@ -59,12 +61,12 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(root):
     """A report folder."""
-    assert evaluate.main([TASK, *SHORT, "--runs.root", str(root), "--out", str(root / "out")]) == 0
+    assert eval_main([TASK, *SHORT, "--runs.root", str(root), "--out", str(root / "out")]) == 0
     return root / "out"
 
 
 def run(root: Path, *more: str) -> int:
-    return evaluate.main([TASK, *SHORT, "--runs.root", str(root), "--out", str(root / "again"), *more])
+    return eval_main([TASK, *SHORT, "--runs.root", str(root), "--out", str(root / "again"), *more])
 
 
 # ------------------------------------------------------------------ statistics
@@ -197,7 +199,7 @@ def test_the_saved_command_names_the_checkpoint_once(root, given):
     assert words[:3] == ["deftly", "eval", TASK]
     assert words[-2:] == ["--checkpoint", found.label]
     assert [word for word in words if "checkpoint" in word] == ["--checkpoint", found.label]
-    assert evaluate.main(words[2:]) == 0
+    assert eval_main(words[2:]) == 0
 
 
 def test_the_page_needs_nothing_else(result):
@@ -264,7 +266,7 @@ def test_exit_status_of_gates(root, capsys):
 
 
 def test_a_test_run_is_made(root):
-    assert evaluate.main([TASK, *SHORT, "--runs.root", str(root)]) == 0
+    assert eval_main([TASK, *SHORT, "--runs.root", str(root)]) == 0
     assert (root / "runs/latest_test/eval.json").is_file()
 
 

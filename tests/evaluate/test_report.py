@@ -7,12 +7,14 @@ from html import escape
 import numpy as np
 import pytest
 
+from deftly.commands.eval import EvalArgs
+from deftly.commands.eval import main as eval_main
 from deftly.config import EnvConfig, PPOConfig, SimConfig, to_yaml, with_task
 from deftly.errors import DeftlyError
 from deftly.evaluate import evaluate, report
-from deftly.evaluate.evaluate import EvalArgs, check_gate, measure
+from deftly.evaluate.evaluate import check_gate, measure
 from deftly.learn import checkpoint
-from deftly.learn.ppo import actor_model
+from deftly.learn.networks import Network, NetworkSpec
 from deftly.sim.randomize import Randomize
 from deftly.stats import wilson
 from deftly.tasks import Task, load, shipped
@@ -211,9 +213,9 @@ def hand(tmp_path_factory):
     cls, folder = load(HAND), tmp_path_factory.mktemp("hand") / "policy"
     task = cls(cls.Config(start="sample"))  # type: ignore[call-arg]
     contract, train = task.contract(), PPOConfig(hidden=(8,))
-    actor = actor_model(contract.obs_size, contract.action_size, train)
+    actor = Network(NetworkSpec({"state": contract.obs_size}, contract.action_size, (8,), head="gaussian"))
     config = with_task(Saved, cls.Config)(SimConfig(preset="fast", threads=1), train, task.cfg)  # type: ignore[call-arg]
-    checkpoint.save(folder, {"actor": actor}, contract, to_yaml(config), cls.name, 1, {}, None)
+    checkpoint.write(folder, task, {"actor": actor}, contract=contract, config=to_yaml(config), iteration=1)
     return task, folder
 
 
@@ -221,7 +223,7 @@ def test_evaluation_of_the_hand(hand, tmp_path, capsys):
     task, folder = hand
     words = [HAND, "--checkpoint", str(folder), "--episodes", "12", "--env.episode-steps", "3", "--video", "False"]
     gates = ["--gate", "yaw_rate<9", "--gate", "drop_rate<=0.05"]
-    assert evaluate.main([*words, *gates, "--wider", "1.5", "--out", str(tmp_path)]) == 0
+    assert eval_main([*words, *gates, "--wider", "1.5", "--out", str(tmp_path)]) == 0
     data = json.loads((tmp_path / "eval.json").read_text())
     assert (data["disturbances"]["wider"], data["disturbances"]["only_outside"]) == (1.5, False)
     bins = data["breakdown"]["bins"]

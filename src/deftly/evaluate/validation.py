@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Self
 
-from deftly.config import EnvConfig, SimConfig
+from deftly.config import EnvConfig, SimConfig, TrainArgs
 from deftly.evaluate.rollout import VALIDATE, Episodes, run_episodes
 from deftly.learn.learner import Metrics
 from deftly.learn.trainer import Trainer
 from deftly.stats import wilson
-from deftly.tasks import Task
+from deftly.tasks import Task, load
 
 EARLY = 5
 """Fewest iterations between evaluations that come before their time, because training looks good enough."""
@@ -23,7 +24,7 @@ class Validation:
 
     Attributes:
         success: of the last evaluation; NaN before the first.
-        reached: whether evaluation said with 95 % confidence that `until_success` is reached, or all episodes succeeded.
+        reached: whether evaluation said with 95 % confidence that `until_success` is reached, or all succeeded.
     """
 
     def __init__(
@@ -52,6 +53,19 @@ class Validation:
         self.success = math.nan
         self.reached = False
         self._last = -math.inf
+
+    @classmethod
+    def of(cls, name: str, args: TrainArgs) -> Self:
+        """The validation that the settings of a training ask for; `name` is the task's name or file."""
+        return cls(
+            load(name)(args.task),
+            args.env,
+            args.sim,
+            seed=max(args.train.seed, 0),
+            every=args.eval_every,
+            episodes=args.eval_episodes,
+            until_success=args.until_success,
+        )
 
     @property
     def columns(self) -> list[str]:

@@ -17,6 +17,7 @@ from deftly.errors import DeftlyError
 from deftly.files import atomic_write
 from deftly.learn.learner import Metrics
 
+
 def _nothing() -> None:
     pass
 

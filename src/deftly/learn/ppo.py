@@ -108,7 +108,7 @@ class PPO:
         self.iterations += 1
         ended = time.perf_counter()
         return {
-            "std": float(self.actor.bounded_std().mean()),
+            "std": float(self.actor.bounded_std().detach().mean()),
             "learning_rate": self.learning_rate,
             "time/collect": collected - start,
             "time/update": ended - collected,
@@ -277,7 +277,7 @@ class PPO:
 
 
 class Finals:
-    """The last observations of episodes that time cut off in a rollout: what was to come there is the critic's guess."""
+    """The last observations of episodes that time cut off in a rollout: the critic says what was to come there."""
 
     def __init__(self) -> None:
         self._steps: list[Tensor] = []

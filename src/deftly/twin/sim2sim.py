@@ -1,4 +1,4 @@
-"""`deftly sim2sim`: prove that what was handed over does what training measured, before it meets a robot.
+"""Sim2sim: prove that what was handed over does what training measured, before it meets a robot.
 
 One plain MuJoCo simulation (`simrobot.py`, not the environment of training), the control loop and the safety kernel of
 the robot, and the policy from a bundle, or over the socket. Episodes start as in training, on the nominal model.
@@ -14,12 +14,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import shlex
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +27,11 @@ from deftly import __version__, render
 from deftly.contract import Contract
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
-from deftly.evaluate.evaluate import check_gate, gather, read_gate
+from deftly.evaluate.evaluate import check_gate
 from deftly.files import whole
 from deftly.policy.protocol import Policy
 from deftly.stats import wilson
-from deftly.twin.loop import FAULT, Film, LoopArgs, Origin, Outcome, prepare, run_episode
+from deftly.twin.loop import FAULT, LoopArgs, Origin, Outcome, run_episode
 
 if TYPE_CHECKING:
     from deftly.tasks import Task
@@ -47,34 +45,7 @@ SLACK = 1e-9
 """rad/s (m/s) by which rounding alone may exceed a top speed."""
 
 
-@dataclass(frozen=True)
-class Sim2SimArgs(LoopArgs):
-    """Drive a simulated robot as a real one: policy, safety kernel and driver, in a simulation of its own."""
-
-    gate: tuple[str, ...] = ()
-    """Conditions such as 'success>=0.95' 'faults<=0' 'agrees>=1'; the exit status is 1 unless all hold."""
-    out: Path | None = None
-    """Folder in which to write sim2sim.json."""
-    video: Path | None = None
-    """Write an mp4 of the first episodes to this file."""
-    video_episodes: int = 3
-    """How many episodes the video shows."""
-    render: bool = False
-    """Watch in a window, in real time."""
-    camera: str | None = None
-    """Camera of the video and the window; unset: the scene's first."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.video_episodes < 1:
-            raise DeftlyError(f"video-episodes is {self.video_episodes}, but it must be 1 or more")
-        for text in self.gate:
-            read_gate(text)
-
-
-def measure(
-    robot: SimRobot, policy: Policy, args: Sim2SimArgs, hooks: Sequence[Callable[[], None]] = ()
-) -> list[Outcome]:
+def measure(robot: SimRobot, policy: Policy, args: LoopArgs, hooks: Sequence[Callable[[], None]] = ()) -> list[Outcome]:
     """Run the episodes; the hooks are called at the start of each and after every tick."""
 
     def each() -> None:
@@ -84,7 +55,7 @@ def measure(
     return [run_episode(robot, policy, args.safety, i, each=each) for i in range(args.episodes)]
 
 
-def summarize(task: Task, args: Sim2SimArgs, origin: Origin, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def summarize(task: Task, args: LoopArgs, origin: Origin, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """What `sim2sim.json` holds; its success and figures are laid out as those of `eval.json`."""
     contract = task.contract()
     success = np.array([o.success for o in outcomes])
@@ -240,40 +211,3 @@ def window(robot: SimRobot, camera: str | None) -> Iterator[Callable[[], None]]:
             time.sleep(max(0.0, due[0] - time.perf_counter()))
 
         yield show
-
-
-def main(argv: list[str]) -> int:
-    """Run `deftly sim2sim`. The exit status is 1 if a gate fails, or a command was beyond a limit."""
-    with contextlib.suppress(render.NoGLError):
-        render.choose_gl()  # before anything imports MuJoCo
-    task, args, origin = prepare(Sim2SimArgs, "sim2sim", gather(argv))
-    from deftly.twin.robot import SimRobot
-
-    if args.video and not args.video.parent.is_dir():
-        raise DeftlyError(f"no folder '{args.video.parent}' for the video: make it, or choose another --video FILE")
-    robot = SimRobot(task, args.sim.preset, args.seed, args.noise, args.latency_ms)
-    require_metrics(args.gate, robot)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-    film = Film(robot, args.video_episodes, args.camera) if args.video else None
-    hooks = [film.watch] if film else []
-    with contextlib.ExitStack() as stack:
-        if args.render:
-            hooks.append(stack.enter_context(window(robot, args.camera)))
-        policy = origin.open(args, robot.contract)
-        stack.callback(policy.close)
-        outcomes = measure(robot, policy, args, hooks)
-    result = summarize(task, args, origin, outcomes)
-    result |= {"gates": [], "command": shlex.join(["deftly", "sim2sim", *argv])}
-    save(args.out, result)  # what was measured is kept, whatever becomes of the gates and the video
-    result["gates"] = judge(args.gate, result)
-    save(args.out, result)
-    print(*text(result), sep="\n")
-    if film:
-        assert args.video is not None
-        render.write_video(args.video, film.frames(), robot.contract.rate)
-        print(f"video: {args.video}")
-    if args.out:
-        print(f"report: {args.out / 'sim2sim.json'}")
-    sys.stdout.flush()
-    return 0 if all(gate["holds"] for gate in result["gates"]) and not result["violation"] else 1

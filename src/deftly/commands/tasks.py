@@ -1,8 +1,7 @@
-"""What there is: `deftly tasks`, `deftly robots`, `deftly config`."""
+"""`deftly tasks`: list the tasks, or show one."""
 
 import inspect
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -10,11 +9,10 @@ from dataclasses import astuple, dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from deftly import robots, tasks
-from deftly.config import field_docs, parse, split_task, to_yaml, with_task
-from deftly.console import report, show, table
+from deftly import tasks
+from deftly.config import field_docs, parse, split_task
+from deftly.console import show, table
 from deftly.contract import Joint
-from deftly.errors import DeftlyError
 
 POLICIES = Path(__file__).parents[1] / "shipped/policies"
 MEANING = {  # how an action of each kind becomes a target; `deftly.contract.Act` has the whole story
@@ -33,7 +31,7 @@ class TasksArgs:
     names: bool = False  # Print the bare names, one a line.
 
 
-def tasks_main(argv: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Run `deftly tasks`."""
     if argv == ["--names"]:  # what shell completion calls: no parser, no tables
         print("\n".join(tasks.shipped()))
@@ -72,34 +70,35 @@ def _show_task(cls: type[tasks.Task]) -> None:
     c = task.contract()
     summary = f"Robot {c.robot}, {c.rate:g} Hz, policy shipped: {shipped_policy(cls.name)}\nContract {c.hash}"
     show(f"{cls.name}\n\n{inspect.getdoc(cls)}\n\n{summary}\n", soft_wrap=True)
-    _show_joints(c.joints)
-    _section("Signals", ("signal", "size", "units", "frame"), map(astuple, c.signals))
+    show_joints(c.joints)
+    section("Signals", ("signal", "size", "units", "frame"), map(astuple, c.signals))
     observed = []
     for o in c.observe_terms:
-        clip = " .. ".join(map(_text, o.clip or ()))
+        clip = " .. ".join(map(text, o.clip or ()))
         size = c.source_size(o.signal) * o.frames
         observed.append((size, o.signal, o.scale, o.offset, clip, o.history, o.stride))
     columns = ("index", "source", "scale", "offset", "clip", "history", "stride")
-    _section(f"Observation ({c.obs_size})", columns, observed)
+    section(f"Observation ({c.obs_size})", columns, observed)
     acts = [(len(a.joints), a.joints, a.kind, a.scale or "default", a.lowpass, MEANING[a.kind]) for a in c.act_terms]
-    _section(f"Action ({c.action_size})", ("index", "joints", "kind", "scale", "lowpass", "target"), acts)
+    section(f"Action ({c.action_size})", ("index", "joints", "kind", "scale", "lowpass", "target"), acts)
     if c.couplings:
         coupled = [(k.joint, " + ".join([*(f"{r:g} * {j}" for j, r in k.of), f"{k.offset:g}"])) for k in c.couplings]
-        _section("Coupled joints", ("joint", "target"), coupled)
+        section("Coupled joints", ("joint", "target"), coupled)
     if weights := getattr(task.cfg, "weights", None):
         docs = field_docs(type(weights))
         rows = [(name, float(value), docs.get(name, "")) for name, value in vars(weights).items()]
-        _section("Reward terms", ("term", "weight", "meaning"), rows)
+        section("Reward terms", ("term", "weight", "meaning"), rows)
 
 
-def _show_joints(joints: Sequence[Joint]) -> None:
+def show_joints(joints: Sequence[Joint]) -> None:
+    """Print a table of the joints of a robot."""
     rows = [(1, j.name, j.lower, j.upper, j.home, j.units, f"{j.velocity:g} {j.units}/s") for j in joints]
-    _section("Joints", ("index", "joint", "lower", "upper", "home", "units", "top speed"), rows)
+    section("Joints", ("index", "joint", "lower", "upper", "home", "units", "top speed"), rows)
 
 
-def _section(title: str, columns: Sequence[str], rows: Iterable[tuple]) -> None:
+def section(title: str, columns: Sequence[str], rows: Iterable[tuple]) -> None:
     """Print a table. Rows of an `index` begin with a size and are counted through: `0-6`, `7`, `8-9`."""
-    cells = [list(map(_text, row)) for row in rows]
+    cells = [list(map(text, row)) for row in rows]
     if columns[0] == "index":
         ends = pairwise(accumulate((int(row[0]) for row in cells), initial=0))
         for row, (start, end) in zip(cells, ends):
@@ -107,76 +106,9 @@ def _section(title: str, columns: Sequence[str], rows: Iterable[tuple]) -> None:
     show(title, table(columns, cells), "")
 
 
-def _text(cell: object) -> str:
+def text(cell: object) -> str:
     """What a table shows; of several figures that are all the same, one."""
     if isinstance(cell, tuple):
         between = ", " if any(isinstance(x, str) for x in cell) else " "
-        return between.join(map(_text, cell[:1] if len(set(cell)) == 1 else cell))
+        return between.join(map(text, cell[:1] if len(set(cell)) == 1 else cell))
     return f"{cell:g}" if isinstance(cell, float) else str(cell)
-
-
-@dataclass(frozen=True)
-class RobotsArgs:
-    """List the robots, or check one and show its joints: `deftly robots [NAME]`."""
-
-    xml: bool = False  # Print the robot's MJCF and nothing else.
-    png: Path | None = None  # Write a picture of the robot at home to this file.
-
-
-def robots_main(argv: list[str]) -> int:
-    """Run `deftly robots`: 1 if a check of the robot fails."""
-    name, rest = split_task(argv)
-    args = parse(RobotsArgs, rest, prog="deftly robots")
-    if name is None:
-        if args.xml or args.png:
-            raise DeftlyError("--xml and --png show one robot: deftly robots NAME --png robot.png")
-        shipped = map(robots.load, robots.shipped())
-        rows = [(r.name, r.title, str(len(r.joints)), f"{r.spec().compile().body_mass.sum():.3g} kg") for r in shipped]
-        show(table(("robot", "what", "joints", "mass"), rows))
-    elif args.png:
-        _write_picture(name, args.png)
-    elif args.xml:
-        spec = robots.load(name).spec()
-        spec.compile()
-        print(spec.to_xml())
-    else:
-        from deftly.robots.check import check
-
-        robot = robots.load(name)
-        show(f"{robot.name}: {robot.title}\n")
-        _show_joints(robot.joints)
-        show("Check")
-        return report(check(robot))
-    return 0
-
-
-def _write_picture(name: str, path: Path) -> None:
-    from deftly import render
-
-    if path.suffix.lower() != ".png":
-        raise DeftlyError(f"--png writes a PNG picture: --png {path.with_suffix('.png')}")
-    if not path.parent.is_dir():
-        raise DeftlyError(f"--png: there is no folder {path.parent}; make it, or choose another place")
-    render.choose_gl()  # before MuJoCo is imported
-    from deftly.robots.check import at_home
-
-    model, data, _ = at_home(robots.load(name), floor=True)
-    low, high = data.geom_xpos.min(0), data.geom_xpos.max(0)
-    model.stat.center, model.stat.extent = (low + high) / 2, 1.1 * math.dist(low, high)
-    model.vis.global_.azimuth, model.vis.global_.elevation = 130, -20
-    with render.Renderer(model, size=(960, 720)) as renderer:
-        render.write_png(path, renderer.picture(model, data))
-    print(f"wrote {path}")
-
-
-def config_main(argv: list[str]) -> int:
-    """Run `deftly config TASK [settings]`: the training's configuration as documented YAML."""
-    name, rest = split_task(argv)
-    if name is None:
-        raise DeftlyError(f"config needs a task: deftly config {next(iter(tasks.shipped()), 'TASK')}")
-    cls = tasks.load(name)
-    from deftly.learn.train import TrainArgs
-
-    args = parse(with_task(TrainArgs, cls.Config), rest, prog=f"deftly config {name}")
-    print(f"# deftly train {name} --config FILE\n{to_yaml(args)}", end="")
-    return 0

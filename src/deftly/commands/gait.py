@@ -1,4 +1,4 @@
-"""The command `deftly gait TASK`."""
+"""`deftly gait TASK`: search for a periodic movement and clone it into a policy, to start a training from."""
 
 import time
 from dataclasses import dataclass, field
@@ -8,15 +8,23 @@ from typing import Any
 from rich.console import Console
 
 from deftly import workspace
-from deftly.config import parse, split_task, to_yaml, with_task
+from deftly.config import RunsConfig, parse, split_task, to_yaml, with_task
 from deftly.errors import DeftlyError
 from deftly.evaluate.rollout import VALIDATE, run_episodes
 from deftly.learn import checkpoint
 from deftly.learn.ppo import PPO
 from deftly.recipes.in_hand.gait.clone import clone
 from deftly.recipes.in_hand.gait.gaits import Gaits
-from deftly.recipes.in_hand.gait.search import Ascent, GaitArgs, Search
+from deftly.recipes.in_hand.gait.search import Ascent, GaitSettings, Search
 from deftly.tasks import Task, load
+
+
+@dataclass(frozen=True)
+class GaitArgs(GaitSettings):
+    """Search for a gait and clone it into a policy: `deftly gait TASK`."""
+
+    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
+    name: str | None = "gait"  # A word for the name of the run's folder.
 
 
 @dataclass
