@@ -49,7 +49,6 @@ class SliderConfig(TaskConfig):
     noise: Noise = field(default_factory=Noise)
     randomize: tuple[Randomize, ...] = ()
     stop_on_success: bool = True
-    curriculum: bool = False
     weights: Weights = field(default_factory=Weights)
 
 
@@ -98,10 +97,6 @@ class Slider(Task):
 
     def metrics(self, s):
         return {"travel": s.store["travel"]}
-
-    def curriculum(self, s, progress):
-        if self.cfg.curriculum:
-            s.scale["near"] = 1 + progress["reward/near"]
 
     def randomize(self):
         return self.cfg.randomize

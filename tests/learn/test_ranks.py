@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from deftly.errors import DeftlyError
 from deftly.learn.ranks import Ranks
 
-SCRIPT = Path(__file__).parents[1] / "assets/two_ranks.py"
+ASSETS = Path(__file__).parents[1] / "assets"
+SCRIPT, CURRICULUM = ASSETS / "two_ranks.py", ASSETS / "curriculum.py"
 
 
 def torchrun(out: Path, words: list[str]) -> list[dict[str, torch.Tensor]]:
@@ -39,8 +40,8 @@ def test_two_processes_train_one_policy_and_resume_it(tiny_at, tmp_path):
 
     A training of four iterations is bit for bit the one that stopped after two and was resumed.
     """
-    parts, whole = tiny_at(tmp_path / "parts"), tiny_at(tmp_path / "whole")
-    flags = ["--task.curriculum", "True", "--train.max-iterations"]
+    parts, whole = (tiny_at(tmp_path / name, CURRICULUM) for name in ("parts", "whole"))
+    flags = ["--train.max-iterations"]
     first, second = torchrun(tmp_path / "half", [*parts.words, *flags, "2"])
     shared = [name for name in first if name != "obs"]
     assert "scale/near" in shared

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from deftly import workspace
 from deftly.errors import DeftlyError
 from deftly.learn import checkpoint
 
-NOISY = ("--env.latency-ms", "0", "50", "--task.curriculum", "True", "--task.noise.gaussian", "0.01")
+CURRICULUM = Path(__file__).parents[1] / "assets/curriculum.py"
+NOISY = ("--env.latency-ms", "0", "50", "--task.noise.gaussian", "0.01")
 
 
 def same(a, b) -> bool:
@@ -19,7 +21,7 @@ def same(a, b) -> bool:
 
 def test_resume_is_bit_identical(tiny_at, tmp_path):
     flags = ("--eval-every", "4", "--eval-episodes", "4", "--save-every", "5", *NOISY)
-    whole, parts = tiny_at(tmp_path / "whole"), tiny_at(tmp_path / "parts")
+    whole, parts = (tiny_at(tmp_path / name, CURRICULUM) for name in ("whole", "parts"))
     assert whole.train(10, *flags) == 0
     assert parts.train(5, *flags) == 0
     assert not same(whole.weights(), parts.weights())
