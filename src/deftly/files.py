@@ -58,6 +58,10 @@ class FileError(DeftlyError):
     """A file that cannot be read, is not what it should be, or cannot be written."""
 
 
+class WriteError(FileError):
+    """A file or folder that the system does not let be written: a full disk, a missing permission; exit status 1."""
+
+
 # ------------------------------------------------------------------------ writing
 
 
@@ -157,10 +161,6 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-whole = atomic_write
-"""The old name, until nobody uses it."""
-
-
 @cache
 def sweep(folder: Path) -> None:
     """Delete what killed processes left in a folder: scratch that nobody holds, a minute old. Once in a process."""
@@ -195,7 +195,7 @@ def read_bytes(path: Path, what: str, max_bytes: int, *, links: bool = True, adv
     with _opened(path, what, max_bytes, links, advice) as file:
         data = _drain(file, max_bytes + 1)
     if len(data) > max_bytes:  # it grew meanwhile
-        raise _unreadable(path, what, f"it has more than {max_bytes} bytes", advice)
+        raise _unreadable(path, what, f"it has more than {_size(max_bytes)}", advice)
     return data
 
 
@@ -261,7 +261,7 @@ def _said_as(what: str, kept: str = "") -> Iterator[None]:
     except BrokenPipeError:  # of a terminal that went away, not of the file
         raise
     except OSError as error:
-        raise FileError(f"{what}: {error.strerror or printable(error)}{kept}") from error
+        raise WriteError(f"{what}: {error.strerror or printable(error)}{kept}") from error
 
 
 def _require_replaceable(path: Path) -> None:
@@ -392,7 +392,15 @@ def _require_readable(info: os.stat_result, max_bytes: int) -> None:
     if not stat.S_ISREG(info.st_mode):
         raise ValueError(f"it is {_kind(info.st_mode)}, not a file")
     if info.st_size > max_bytes:
-        raise ValueError(f"it has {info.st_size} bytes, at most {max_bytes} are read")
+        raise ValueError(f"it has {_size(info.st_size)}, at most {_size(max_bytes)} are read")
+
+
+def _size(count: int) -> str:
+    """A number of bytes for people; exact, so that a limit and what is one byte more do not read the same."""
+    for unit, name in ((MB, "MiB"), (KB, "KiB")):
+        if count and count % unit == 0:
+            return f"{count // unit} {name}"
+    return f"{count} bytes"
 
 
 def _kind(mode: int) -> str:
@@ -435,7 +443,10 @@ def _parsed(load: Callable[[Any], Any], data: Any, what: str, path: Path | str, 
 
 
 def _load_json(data: bytes | str) -> Any:
-    value = json.loads(data, parse_constant=_refuse_constant)
+    try:
+        value = json.loads(data, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
     _require_tree(value)
     return value
 
@@ -447,7 +458,11 @@ def _refuse_constant(name: str) -> Any:
 def _load_yaml(data: bytes | str) -> Any:
     import yaml
 
-    value = yaml.load(data, Loader=_yaml_loader())
+    try:
+        value = yaml.load(data, Loader=_yaml_loader())
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"it is not YAML: {where}{error.problem or error.context}") from None
     _require_tree(value)
     return value
 
@@ -514,7 +529,7 @@ def _unpack(file: BinaryIO, max_bytes: int, names: tuple[str, ...]) -> dict[str,
         if len(parts) > MAX_ARRAYS:
             raise ValueError(f"it holds more than {MAX_ARRAYS} arrays")
         if sum(part.file_size for part in parts) > max_bytes:
-            raise ValueError(f"it unpacks to more than {max_bytes} bytes")
+            raise ValueError(f"it unpacks to more than {_size(max_bytes)}")
         by_name = {part.filename.removesuffix(".npy"): part for part in parts}
         if len(by_name) < len(parts):
             raise ValueError("it holds an array twice")

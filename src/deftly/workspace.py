@@ -22,6 +22,7 @@ from deftly import __version__
 from deftly.config import RunsConfig, suggest
 from deftly.console import printable, table
 from deftly.errors import DeftlyError
+from deftly.files import write_json
 
 Kind = Literal["train", "test"]
 WEIGHTS, LOCK = "weights.safetensors", ".lock"
@@ -54,7 +55,7 @@ def create(task: str, kind: Kind, cfg: RunsConfig, name: str | None = None) -> P
         run = _new_folder(cfg.root / ("runs_all" if cfg.workspace else "runs"), stem)
         facts = {"task": task, "kind": kind, "created": datetime.now().astimezone().isoformat()}
         facts |= {"command": sys.argv, "version": __version__, "commit": _commit()}
-        (run / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+        write_json(run / "run.json", facts)
         if cfg.workspace:
             for name in (run.name, *(latest for latest, of in LATEST.items() if of == kind)):
                 place = cfg.root / "runs" / name

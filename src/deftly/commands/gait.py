@@ -11,6 +11,7 @@ from deftly import workspace
 from deftly.config import RunsConfig, parse, split_task, to_yaml, with_task
 from deftly.errors import DeftlyError
 from deftly.evaluate.rollout import VALIDATE, run_episodes
+from deftly.files import write_text
 from deftly.learn import checkpoint
 from deftly.learn.ppo import PPO
 from deftly.recipes.in_hand.gait.clone import clone
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> int:
 def save(run: Path, task: Task, learner: PPO, args: GaitArgs) -> None:
     """A checkpoint of the cloned policy, from which training starts."""
     folder = run / "checkpoints" / "iter_000000"
-    (run / checkpoint.CONFIG).write_text(to_yaml(args))
+    write_text(run / checkpoint.CONFIG, to_yaml(args))
     checkpoint.write(folder, task, learner.networks, contract=learner.env.contract, config=to_yaml(args))
     for link in ("last", "best"):
         workspace.link(folder.with_name(link), folder)

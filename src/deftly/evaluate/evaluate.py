@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import operator
 import re
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deftly import __version__, workspace
+from deftly import __version__, stats, workspace
 from deftly.config import EnvConfig, SimConfig, suggest
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
+from deftly.files import sha256
 
 if TYPE_CHECKING:
     from deftly.evaluate.rollout import OnStep
@@ -75,7 +75,7 @@ def measure(
     seconds, success = values["steps"] / ran.rate, values["success"]
     times = {"seconds": seconds, "success_seconds": np.where(success > 0, seconds, np.nan)}
     values = {"success": success, "steps": values["steps"]} | times | values
-    sha = hashlib.sha256((found.path / workspace.WEIGHTS).read_bytes()).hexdigest()
+    sha = sha256(found.path / workspace.WEIGHTS, "the weights of a checkpoint")
     disturbances = {name: getattr(settings.env, name) for name in ("randomize", "noise", "pushes")}
     disturbances["latency_ms"] = list(settings.env.latency_ms)
     if settings.wider > 1:
@@ -85,8 +85,8 @@ def measure(
     how: dict[str, Any] = {"episodes": len(ran), "seed": settings.seed, "stochastic": settings.stochastic}
     how["preset"] = settings.sim.preset
     how |= {"disturbances": disturbances, "wall_seconds": round(ran.seconds, 3), "version": __version__}
-    figures = {name: report.summarize(value) for name, value in values.items() if name != "success"}
-    outcome = {"success": report.share(success), "figures": figures, **report.divide(values, task)}
+    figures = {name: stats.summarize(value) for name, value in values.items() if name != "success"}
+    outcome = {"success": stats.proportion(success), "figures": figures, **report.divide(values, task)}
     outcome["broken_physics"] = int(values["failed/physics"].sum())
     return {"schema": report.SCHEMA, **who, **how, **outcome}, values
 
