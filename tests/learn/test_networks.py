@@ -14,6 +14,7 @@ from deftly.learn.networks import (
     Normalizer,
     Policy,
     build,
+    gaussian_entropy,
     gaussian_kl,
     gaussian_log_prob,
 )
@@ -113,6 +114,7 @@ def test_the_gaussian_is_torchs():
     means, old_means, actions = torch.randn(3, 5, 4)
     std, old_std = 0.1 + torch.rand(2, 4)
     assert torch.allclose(gaussian_log_prob(actions, means, std), Normal(means, std).log_prob(actions).sum(-1))
+    assert torch.allclose(gaussian_entropy(std), Normal(means, std).entropy().sum(-1)[0])
     expected = kl_divergence(Normal(old_means, old_std), Normal(means, std)).sum(-1)
     assert torch.allclose(gaussian_kl(old_means, old_std, means, std), expected, atol=1e-5)
 

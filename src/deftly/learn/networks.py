@@ -191,6 +191,11 @@ def gaussian_kl(old_mean: Tensor, old_std: Tensor, mean: Tensor, std: Tensor) ->
     return 0.5 * (ratio + distance - 1 - ratio.log()).sum(-1)
 
 
+def gaussian_entropy(std: Tensor) -> Tensor:
+    """Differential entropy of a diagonal Gaussian, a scalar, in nats."""
+    return std.log().sum() + 0.5 * len(std) * (1 + math.log(2 * math.pi))
+
+
 def gaussian_log_prob(action: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Logarithm of the density of actions under a diagonal Gaussian, summed over the last axis."""
     squares = ((action - mean) / std).square().sum(-1)

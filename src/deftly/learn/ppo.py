@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from deftly.config import PPOConfig
 from deftly.env import Env
 from deftly.errors import DeftlyError
-from deftly.learn.networks import Network, NetworkSpec, Policy, gaussian_kl, gaussian_log_prob
+from deftly.learn.networks import Network, NetworkSpec, Policy, gaussian_entropy, gaussian_kl, gaussian_log_prob
 from deftly.learn.ranks import Ranks
 
 CRITIC_RATE = 1e-3
@@ -188,7 +188,7 @@ class PPO:
             values = self.critic.layers(batch.critic_inputs).squeeze(-1)
             kl = gaussian_kl(batch.means, old_std, means.detach(), std.detach()).mean()
             self._set_learning_rate(kl, critic_only)
-            entropy = std.log().sum()
+            entropy = gaussian_entropy(std)
             surrogate_loss = self._surrogate_loss(batch, means, std)
             value_loss = self._value_loss(batch, values)
             policy_loss = surrogate_loss - self.settings.entropy * entropy
