@@ -46,7 +46,7 @@ def make_checkpoint(root: Path, **cfg) -> Path:
     contract, train = task.contract(), PPOConfig(hidden=(16,))
     config = with_task(Saved, type(task.cfg))(SimConfig(preset="fast"), train, task.cfg)  # type: ignore[call-arg]
     folder = workspace.create(TASK, "train", RunsConfig(root=root)) / "checkpoints/iter_000007"
-    actor = Network(NetworkSpec({"state": contract.obs_size}, contract.action_size, (16,), head="gaussian"))
+    actor = Network(NetworkSpec({"state": contract.obs_size()}, contract.action_size, (16,), head="gaussian"))
     checkpoint.write(folder, task, {"actor": actor}, contract=contract, config=to_yaml(config), iteration=7)
     return folder
 

@@ -213,7 +213,7 @@ def hand(tmp_path_factory):
     cls, folder = load(HAND), tmp_path_factory.mktemp("hand") / "policy"
     task = cls(cls.Config(start="sample"))  # type: ignore[call-arg]
     contract, train = task.contract(), PPOConfig(hidden=(8,))
-    actor = Network(NetworkSpec({"state": contract.obs_size}, contract.action_size, (8,), head="gaussian"))
+    actor = Network(NetworkSpec({"state": contract.obs_size()}, contract.action_size, (8,), head="gaussian"))
     config = with_task(Saved, cls.Config)(SimConfig(preset="fast", threads=1), train, task.cfg)  # type: ignore[call-arg]
     checkpoint.write(folder, task, {"actor": actor}, contract=contract, config=to_yaml(config), iteration=1)
     return task, folder

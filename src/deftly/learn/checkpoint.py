@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from deftly import __version__
 from deftly.config import suggest
 from deftly.console import printable
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.files import MB, FileError, atomic_folder, parse_json, parse_yaml, read_text, require_plain, write_text
 from deftly.learn.networks import Network, NetworkSpec, Policy, build
@@ -55,7 +55,7 @@ class Checkpoint:
     iteration: int
     steps: int  # environment steps of all processes so far
     ranks: int  # processes that trained together
-    contract: Contract
+    contract: PolicyContract
     config: Mapping[str, Any]  # the saved settings by section: `sim`, `env`, `task`, `train`, ...
     weights: Mapping[str, Tensor]  # by `actor/...`, `critic/...`
     numbers: Mapping[str, float]  # such as `learning_rate` and `success`
@@ -96,7 +96,9 @@ class Checkpoint:
         `any_robot` allows another robot with the same joints, observation and action, such as a mirrored hand.
         """
         own, other = task.contract(), self.contract
-        other = replace(other, robot=own.robot, motors=own.motors) if any_robot else other
+        if any_robot:
+            named = {"name": own.robot.name, "motors": own.robot.motors, "sites": own.robot.sites}
+            other = replace(other, robot=replace(other.robot, **named))
         own.require(other, str(self.path))
 
     def is_of(self, task: type[Task]) -> bool:
@@ -162,7 +164,7 @@ def write(
     task: Task,
     networks: Mapping[str, Network],
     *,
-    contract: Contract,
+    contract: PolicyContract,
     config: str,
     algorithm: str = "ppo",
     iteration: int = 0,
@@ -239,7 +241,7 @@ def load(path: Path) -> Checkpoint:
     about = parse_json(texts[ABOUT], "a checkpoint's description", path / ABOUT, OTHER)
     config = parse_yaml(texts[CONFIG], "a checkpoint's settings", path / CONFIG, OTHER)
     try:
-        return _checkpoint(path, about, config, Contract.from_json(texts[CONTRACT]), weights)
+        return _checkpoint(path, about, config, PolicyContract.from_json(texts[CONTRACT]), weights)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DeftlyError(f"{path} is damaged: {type(error).__name__} {printable(error, 200)}; {OTHER}") from None
 
@@ -250,7 +252,9 @@ def shipped(task: str) -> Path | None:
     return path if (path / WEIGHTS).is_file() else None
 
 
-def _checkpoint(path: Path, about: Any, config: Any, contract: Contract, weights: dict[str, Tensor]) -> Checkpoint:
+def _checkpoint(
+    path: Path, about: Any, config: Any, contract: PolicyContract, weights: dict[str, Tensor]
+) -> Checkpoint:
     """Put together what the files say. Raises ValueError, KeyError or TypeError for what no checkpoint says."""
     if not isinstance(config, dict):
         raise TypeError(f"{CONFIG} holds no sections")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deftly.config import EnvConfig, SimConfig, TaskConfig
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.objects.grasp_cache import ARRAYS, SCHEMA
 
@@ -28,7 +28,7 @@ class GraspTask(Protocol):
     name: str
     cfg: Any  # with `start` and `size`
 
-    def contract(self) -> Contract:
+    def contract(self) -> PolicyContract:
         """The hand's joints."""
         ...
 
@@ -144,7 +144,7 @@ def write(path: Path, task: GraspTask, found: dict[str, np.ndarray], tried: dict
     facts: dict[str, Any] = {
         "schema": SCHEMA,
         "task": task.name,
-        "hand": contract.robot,
+        "hand": contract.robot.name,
         "contract": contract.hash,
         "seed": seed,
         **found,
