@@ -119,9 +119,11 @@ def _files(trainer: Trainer, args: TrainArgs) -> Iterator[log.Writer]:
     """The writers that the settings ask for."""
     console = Console(quiet=args.log_level == "warning")
     console.print(f"run {trainer.run}", soft_wrap=True)
-    yield log.metrics(trainer.run / "metrics.csv", trainer.columns, trainer.iteration)
+    table = log.metrics(trainer.run / "metrics.csv", trainer.columns, trainer.iteration)
+    yield log.sturdy(table, "metrics.csv")
     if args.tensorboard:
-        yield log.tensorboard(trainer.run / "tensorboard", trainer.steps)
+        events = log.tensorboard(trainer.run / "tensorboard", trainer.steps)
+        yield log.sturdy(events, "TensorBoard")
     if args.wandb:
         yield log.wandb(trainer.run, asdict(args))
     yield log.progress(console, trainer.env.task.name, trainer.max_iterations, args.log_level)
