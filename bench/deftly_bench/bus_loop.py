@@ -59,7 +59,7 @@ class Timed(Dynamixel):
     """The driver, its calls timed."""
 
     def __init__(self, contract: PolicyContract, port: str):
-        super().__init__(contract, port)
+        super().__init__(contract.robot, contract.rate, port)
         self.read_ms: list[float] = []
         self.write_ms: list[float] = []
 
@@ -83,11 +83,16 @@ def main(argv: list[str]) -> int:
     contract, network, what = find(task or TASK, args.bundle)
     gc.collect()
     gc.freeze()  # as the command does
-    with emulated(len(contract.motors)) as port:
+    with emulated(len(contract.robot.motors)) as port:
         loop = keep_time(replace(contract, rate=args.hertz), network, port, args.seconds)
     kept = not (loop["missed"] or loop["overruns"] or loop["fault"])
     targets = {f"{args.hertz:g} Hz for {args.seconds:g} s without a miss": kept}
-    facts = {"policy": what, "robot": contract.robot.name, "motors": len(contract.motors), "cores": os.cpu_count()}
+    facts = {
+        "policy": what,
+        "robot": contract.robot.name,
+        "motors": len(contract.robot.motors),
+        "cores": os.cpu_count(),
+    }
     result = {"schema": "deftly.bench.bus/1", **facts, "load": os.getloadavg()[0], "loop": loop, "targets": targets}
     for name in ("loop", "targets"):
         print(

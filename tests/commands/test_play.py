@@ -101,7 +101,8 @@ def test_a_foreign_checkpoint_is_skipped(agent, task, tmp_path, capsys):
     contract = task.contract()
     place[0] = save(tmp_path / "c", task, replace(contract, rate=99.0), seed=3)
     agent.poll()
-    other = replace(contract, joints=(Joint("x", -2, 2, 0, 2, "m"), contract.joints[1]))
+    joints = (Joint("x", -2, 2, 0, 2, "m"), contract.joints[1])
+    other = replace(contract, robot=replace(contract.robot, joints=joints))
     place[0] = save(tmp_path / "d", task, other, seed=4)
     agent.poll()
     error = capsys.readouterr().err
