@@ -62,9 +62,8 @@ def exported(tmp_path_factory):
     from types import SimpleNamespace
 
     from deftly import workspace
+    from deftly.commands import export, train
     from deftly.config import RunsConfig
-    from deftly.evaluate import export
-    from deftly.learn import train
 
     task, root = str(Path(__file__).parent / "assets/rail.py"), tmp_path_factory.mktemp("exported")
     where = ("--runs.root", str(root), "--sim.threads", "1")

@@ -32,7 +32,7 @@ class Block(MetaPathFinder):
 sys.meta_path.insert(0, Block())
 
 import numpy as np
-from deftly.commands import cli
+from deftly.commands import main as cli
 from deftly.policy import bundle
 
 found = bundle.load(folder)

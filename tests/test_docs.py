@@ -1,5 +1,6 @@
 """The documentation: examples run, commands parse, links lead somewhere."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -7,52 +8,28 @@ from pathlib import Path
 import pytest
 
 import deftly_bench
-from deftly import robots, tasks, workspace
-from deftly.commands import catalog, cli, doctor, play, quickstart, serve
-from deftly.commands.run import RunArgs
-from deftly.config import ALIASES, EnvConfig, SimConfig, parse, split_task, with_task
+from deftly import robots, tasks
+from deftly.commands import main as cli
+from deftly.commands.completion import INTO
+from deftly.commands.table import COMMANDS
+from deftly.config import ALIASES, EnvConfig, SimConfig, gather, parse, split_task, with_task
 from deftly.console import failed
-from deftly.control.inspection import InspectArgs
-from deftly.data import record, replay
 from deftly.env import Env
-from deftly.evaluate import evaluate, export
-from deftly.evaluate.check import CheckArgs
-from deftly.learn import train
-from deftly.recipes.in_hand import grasps
-from deftly.recipes.in_hand.gait.search import GaitArgs
 from deftly.robots.check import check
 from deftly.sim.scene import PRESETS, substeps
-from deftly.sysid.stage import SysidArgs
-from deftly.twin import sim2sim
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 REACH = str(EXAMPLES / "reach_target.py")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-STAGES = {
-    "quickstart": quickstart.QuickstartArgs,
-    "doctor": doctor.DoctorArgs,
-    "train": train.TrainArgs,
-    "eval": evaluate.EvalArgs,
-    "gait": GaitArgs,
-    "grasps": grasps.GraspArgs,
-    "play": play.PlayArgs,
-    "export": export.ExportArgs,
-    "check": CheckArgs,
-    "run": RunArgs,
-    "inspect": InspectArgs,
-    "runs": workspace.RunsArgs,
-    "tasks": catalog.TasksArgs,
-    "robots": catalog.RobotsArgs,
-    "config": train.TrainArgs,
-    "serve": serve.ServeArgs,
-    "sim2sim": sim2sim.Sim2SimArgs,
-    "record": record.RecordArgs,
-    "replay": replay.ReplayArgs,
-    "sysid": SysidArgs,
-    "bench": deftly_bench.BenchArgs,
-}
-WITH_TASK = ("train", "eval", "play", "export", "sim2sim", "record", "config", "gait", "grasps")
+
+
+def settings_of(name: str) -> type:
+    """The dataclass of a command's settings."""
+    if name == "bench":
+        return deftly_bench.BenchArgs
+    command = COMMANDS[name]
+    return getattr(importlib.import_module(command.module), command.args)
 
 
 def without_code(text: str) -> str:
@@ -108,30 +85,30 @@ def test_make_targets_exist():
 @pytest.mark.parametrize(("page", "command"), ALL_COMMANDS)
 def test_commands_parse(page, command):
     name, *words = shlex.split(command)
-    assert name in cli.COMMANDS
+    assert name in COMMANDS
     if name == "completion":
-        assert words[0] in cli.SHELLS
+        assert words[0] in INTO
         return
     words = words[: words.index(">")] if ">" in words else words
     if "--config" in words:  # a file of the reader's
         del words[(at := words.index("--config")) : at + 2]
-    given, rest = (None, words) if name in ("runs", "quickstart") else split_task(words)
-    cls = STAGES[name]
-    if name in ("check", "inspect", "replay"):  # of a file or folder of the reader's
-        assert given
-    elif name == "robots":
-        assert given is None or robots.load(str(ROOT / given) if given.endswith(".py") else given)
-    elif given is not None:
-        task = tasks.load(str(ROOT / given) if given.endswith(".py") else given)
-        cls = with_task(cls, task.Config) if name in WITH_TASK else cls
-    else:
-        assert name not in WITH_TASK, "needs a task"
-    parse(cls, evaluate.gather(rest) if name in ("eval", "sim2sim") else rest, prog=name)
+    positional = COMMANDS[name].positional
+    given, rest = split_task(words) if positional else (None, words)
+    assert given or positional.startswith("[") or not positional, f"{name} needs {positional}"
+    cls = settings_of(name)
+    if given and given.endswith(".py"):
+        given = str(ROOT / given)
+    if given and name == "robots":
+        robots.load(given)
+    elif given and COMMANDS[name].takes_task:
+        task = tasks.load(given)
+        cls = with_task(cls, task.Config) if COMMANDS[name].task_settings else cls
+    parse(cls, gather(rest) if name in ("eval", "sim2sim") else rest, prog=name)
 
 
 def test_every_command_is_documented():
     text = "".join(page.read_text() for page in PAGES)
-    assert all(f"deftly {name}" in text for name in cli.COMMANDS)
+    assert all(f"deftly {name}" in text for name in COMMANDS)
 
 
 def test_aliases_of_the_table_are_known():

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deftly.evaluate.evaluate import EvalArgs, measure
+from deftly.commands.eval import EvalArgs
+from deftly.evaluate.evaluate import measure
 from deftly.evaluate.report import means
 from deftly.evaluate.rollout import prepare
 from deftly.learn import checkpoint

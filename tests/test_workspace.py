@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from deftly import workspace
+from deftly.commands.runs import main as runs_main
 from deftly.config import RunsConfig
 from deftly.errors import DeftlyError
 from deftly.workspace import WEIGHTS, create, find_checkpoint, find_run, list_runs, pin, unpin
@@ -242,20 +243,20 @@ def test_command_lists_compares_and_pins(cfg, clock, capsys):
     root = f"--runs.root={cfg.root}"
     for run in (one, two):
         (run / "metrics.csv").write_text("iteration,steps,seconds,eval_success\n1,24,60,0.25\n2,48,120,0.5\n")
-    assert workspace.main([root]) == 0
+    assert runs_main([root]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == [two.name, one.name]
     assert "50.0%" in lines[1]
     out = cfg.root / "c.png"
-    assert workspace.main(["--compare", one.name, two.name, f"--out={out}", root]) == 0
+    assert runs_main(["--compare", one.name, two.name, f"--out={out}", root]) == 0
     assert "0.25" in capsys.readouterr().out
     assert out.read_bytes().startswith(b"\x89PNG")
-    assert workspace.main(["--pin", one.name, "--name", "good", root]) == 0
-    assert workspace.main(["--unpin", "good", root]) == 0
+    assert runs_main(["--pin", one.name, "--name", "good", root]) == 0
+    assert runs_main(["--unpin", "good", root]) == 0
     with pytest.raises(DeftlyError, match="did you mean 'eval_success'"):
-        workspace.main(["--compare", one.name, "--column", "eval_succes", root])
+        runs_main(["--compare", one.name, "--column", "eval_succes", root])
 
 
 def test_command_without_runs_says_how_to_start(cfg, capsys):
-    assert workspace.main([f"runs.root={cfg.root}"]) == 0
+    assert runs_main([f"runs.root={cfg.root}"]) == 0
     assert "deftly train TASK" in capsys.readouterr().out

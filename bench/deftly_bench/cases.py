@@ -245,7 +245,7 @@ def train(job: Job) -> dict[str, Any]:
 
 def train_defaults() -> tuple[int, PPOConfig]:
     """Number of environments and the learner's settings, as `deftly train` has them."""
-    from deftly.learn.train import TrainArgs
+    from deftly.config import TrainArgs
 
     args = TrainArgs()
     return args.env.num_envs, args.train

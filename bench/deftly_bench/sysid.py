@@ -19,10 +19,10 @@ import numpy as np
 
 from deftly import tasks
 from deftly.control.safety import SafetyConfig
-from deftly.files import whole
+from deftly.files import atomic_write
 from deftly.robots import Robot, leap_hand
 from deftly.robots.actuators import PARAMETERS
-from deftly.sysid import excite, fit, logs, stage
+from deftly.sysid import excite, fit, logs
 from deftly.sysid.driver import LoneRobot
 
 TASK = "leap-right-cube-rotate"
@@ -50,7 +50,7 @@ def simulated_log(
     cls = tasks.load(TASK)
     task: Any = cls(cls.Config())
     contract, robot = task.contract(), task.robot
-    joints = stage.groups(robot, finger)[0]
+    joints = excite.groups(robot, finger)[0]
     figures, delay = draw(joints, seed)
     made = excite.motion(robot, contract, [joints], excite.Excitation(seconds=seconds, seed=seed))
     told = {"delay": delay, "noise": NOISE, "quantum": QUANTUM, "jitter": JITTER, "seed": seed, "timestep": timestep}
@@ -108,7 +108,7 @@ def run(trials: int, how: dict[str, Any], seconds: float, out: Path | None, firs
             f"trial {seed}: {spent[-1]['total']:.0f} s, {spent[-1]['cpu']:.0f} s of CPU; {json.dumps(data['summary'])}"
         )
         if out:
-            with whole(out) as part:
+            with atomic_write(out) as part:
                 part.write_text(json.dumps(data, indent=1) + "\n")
     scratch.unlink(missing_ok=True)
     return data

@@ -2,6 +2,6 @@
 
 import sys
 
-from deftly.commands.cli import main
+from deftly.commands.main import main
 
 sys.exit(main())

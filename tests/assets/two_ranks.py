@@ -4,12 +4,13 @@ import sys
 
 from safetensors.torch import save_file
 
-from deftly.learn import train
+from deftly.commands import train
 from deftly.learn.ppo import Ranks
+from deftly.learn.trainer import Training
 
 kept = []
-close = train.Training.close
-train.Training.close = lambda self: (kept.append(self), close(self))[1]
+close = Training.close
+Training.close = lambda self: (kept.append(self), close(self))[1]
 assert train.main(sys.argv[2:]) == 0
 models = kept[0].ppo.models
 weights = {f"{n}/{k}": v for n, m in models.items() for k, v in m.state_dict().items()}

@@ -8,7 +8,7 @@ import pytest
 
 import deftly_bench as bench
 from deftly.commands import bench as launcher
-from deftly.commands import cli
+from deftly.commands import main as cli
 from deftly.errors import DeftlyError
 from deftly.tasks import load
 from deftly_bench import cases, peer, presets, table

@@ -6,7 +6,8 @@ import mujoco
 import pytest
 import yaml
 
-from deftly.commands import catalog, cli
+from deftly.commands import main as cli
+from deftly.commands import tasks
 from deftly.contract import Observe
 from deftly.tasks import load, shipped
 
@@ -20,7 +21,7 @@ def run(capsys, *argv):
 
 
 def test_names_are_bare_and_import_nothing_heavy():
-    code = "import sys; from deftly.commands.cli import main; main(['tasks', '--names']); print(*sys.modules)"
+    code = "import sys; from deftly.commands.main import main; main(['tasks', '--names']); print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     *names, modules = result.stdout.splitlines()
     assert names == list(shipped())
@@ -69,20 +70,20 @@ def test_tasks_are_listed_without_the_train_extra(capsys, monkeypatch):
     def missing(name):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr(catalog.tasks, "load", missing)
+    monkeypatch.setattr(tasks.tasks, "load", missing)
     status, out, _ = run(capsys, "tasks")
     assert status == 0
     assert "Pick the red cube up" in out
 
 
 def test_shipped_policy(tmp_path, monkeypatch):
-    monkeypatch.setattr(catalog, "POLICIES", tmp_path)
-    assert catalog.shipped_policy(TASK) == "no"
+    monkeypatch.setattr(tasks, "POLICIES", tmp_path)
+    assert tasks.shipped_policy(TASK) == "no"
     (tmp_path / TASK / "checkpoint").mkdir(parents=True)
     (tmp_path / TASK / "checkpoint/weights.safetensors").touch()
-    assert catalog.shipped_policy(TASK) == "yes"
+    assert tasks.shipped_policy(TASK) == "yes"
     (tmp_path / TASK / "eval.json").write_text('{"success": {"rate": 0.965, "count": 193}}')
-    assert catalog.shipped_policy(TASK) == "yes, 96.5% success"
+    assert tasks.shipped_policy(TASK) == "yes, 96.5% success"
 
 
 def test_robots(capsys):

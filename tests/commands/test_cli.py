@@ -6,7 +6,9 @@ import types
 import pytest
 
 from deftly import __version__
-from deftly.commands import cli
+from deftly.commands import main as cli
+from deftly.commands.completion import INTO
+from deftly.commands.table import COMMANDS
 from deftly.errors import DeftlyError
 
 
@@ -17,8 +19,8 @@ def python(*argv: str, **keywords) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def stage(monkeypatch):
     """Puts a function behind `deftly train`."""
-    module = types.ModuleType("deftly.train")
-    monkeypatch.setitem(sys.modules, "deftly.train", module)
+    module = types.ModuleType("deftly.commands.train")
+    monkeypatch.setitem(sys.modules, "deftly.commands.train", module)
     return lambda function: setattr(module, "main", function)
 
 
@@ -30,7 +32,7 @@ def fail(error: BaseException):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; from deftly.commands.cli import main; main(['--help']); print(*sys.modules)"
+    code = "import sys; from deftly.commands.main import main; main(['--help']); print(*sys.modules)"
     result = python("-c", code)
     loaded = set(result.stdout.splitlines()[-1].split())
     assert not loaded & {"torch", "mujoco", "numpy", "tyro", "rich", "yaml", "deftly.config"}
@@ -41,7 +43,7 @@ def test_help_lists_every_command(capsys):
     plain = capsys.readouterr().out
     assert cli.main(["--help"]) == 0
     assert capsys.readouterr().out == plain
-    assert all(f"\n  {name} " in plain for name in cli.COMMANDS)
+    assert all(f"\n  {name} " in plain for name in COMMANDS)
     assert plain.count("\n  deftly ") == 3
 
 
@@ -109,11 +111,11 @@ def test_a_closed_pipe_is_quiet():
     assert result.returncode == 141
 
 
-@pytest.mark.parametrize("shell", list(cli.SHELLS))
+@pytest.mark.parametrize("shell", list(INTO))
 def test_completion_names_every_command(shell, capsys):
     assert cli.main(["completion", shell]) == 0
     script = capsys.readouterr().out
-    assert all(name in script for name in cli.COMMANDS)
+    assert all(name in script for name in COMMANDS)
     assert "deftly tasks --names" in script
     assert "{" not in script.replace("{COMP_WORDS", "").replace("() {", "")
 

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from deftly.commands import cli, doctor
+from deftly.commands import doctor
+from deftly.commands import main as cli
 from deftly.config import RunsConfig
 from deftly.console import Finding
 from deftly.tasks import load

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deftly.commands import cli, play
+from deftly.commands import main as cli
+from deftly.commands import play
 from deftly.commands.play import PlayArgs, Trained, View
 from deftly.config import EnvConfig, SimConfig
 from deftly.contract import Joint

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from run_process import Process
 
-from deftly.commands import cli, run
+from deftly.commands import main as cli
+from deftly.commands import run
 from deftly.control import inspection, log, session
 from deftly.control.drivers import FAULTS, FakeDriver
 from deftly.control.loop import Runner
@@ -55,7 +56,8 @@ FORKS = """
 import os, sys
 from pathlib import Path
 import onnxruntime, tyro, yaml
-from deftly.commands import cli, run
+from deftly.commands import run
+from deftly.commands import main as cli
 children = {}
 for fault in sys.argv[1].split():
     children[os.fork()] = fault
@@ -430,4 +432,4 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_loop(bundle, start, term
     process.until("ready", 2)
     os.write(terminal[0], b"q\n")
     assert process.end() == 1
-    assert process.text.splitlines()[-1].startswith("error: 'run' failed: ")
+    assert process.text.splitlines()[-1].startswith("error: cannot write 'logs/log.npz'")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from run_process import Process
 
-from deftly.commands import cli
+from deftly.commands import main as cli
 from deftly.control import inspection, log
 from deftly_bench import dynamixel_bus
 

@@ -11,7 +11,8 @@ import fifty
 import numpy as np
 import pytest
 
-from deftly.commands import cli, run
+from deftly.commands import main as cli
+from deftly.commands import run
 from deftly.control import inspection, log
 from deftly.control.drivers import DriverError, FakeDriver
 from deftly.control.log import Ring

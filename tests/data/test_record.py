@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
+from deftly.commands.record import main as record_main
 from deftly.control import log
-from deftly.data import record
 from deftly.errors import DeftlyError
 
 
 def make(exported, path, *more):
     words = [exported.task, "--bundle", str(exported.bundle), "--noise", "--latency-ms", "20", "--seed", "3"]
-    assert record.main([*words, "--out", str(path), *more]) == 0
+    assert record_main([*words, "--out", str(path), *more]) == 0
     return log.read(path)
 
 
@@ -57,7 +57,7 @@ def test_a_number_of_steps_cuts_the_last_episode_off(exported, tmp_path):
 )
 def test_what_cannot_be_done_is_one_line(exported, words, message):
     with pytest.raises(DeftlyError, match=message):
-        record.main([exported.task, "--bundle", str(exported.bundle), *words])
+        record_main([exported.task, "--bundle", str(exported.bundle), *words])
 
 
 def test_a_policy_that_cannot_start_is_no_endless_recording(exported, tmp_path):

@@ -7,12 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
-from deftly.commands import cli
+from deftly.commands import main as cli
 from deftly.config import RunsConfig
 from deftly.contract import Act, Coupling, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.errors import DeftlyError
 from deftly.evaluate import check
-from deftly.evaluate.check import CheckArgs, examine
+from deftly.evaluate.check import CheckSettings, examine
 from deftly.learn import checkpoint
 from deftly.policy import bundle
 from deftly.robots import jaka_zu5
@@ -26,7 +26,7 @@ def copy(exported, tmp_path):
 
 @pytest.fixture
 def args(exported, tmp_path):
-    return CheckArgs(task=exported.task, runs=RunsConfig(root=tmp_path))
+    return CheckSettings(task=exported.task, runs=RunsConfig(root=tmp_path))
 
 
 def levels(folder, args):
@@ -196,7 +196,7 @@ def test_another_checkpoint_is_refused(exported, args, tmp_path):
     source = checkpoint.load(exported.checkpoint)
     other = tmp_path / "other"
     checkpoint.save(other, {"actor": source.policy().actor}, source.contract, "train: {}\n", "rail", 1, {}, None)
-    given = CheckArgs(task=args.task, checkpoint=str(other), runs=args.runs)
+    given = CheckSettings(task=args.task, checkpoint=str(other), runs=args.runs)
     found = line(exported.bundle, given, "closed loop")
     assert found.level == "fail"
     assert "sha256 is another" in found.text
@@ -214,7 +214,7 @@ def test_the_checkpoint_may_lie_in_the_bundle(copy, args, exported):
 
 
 def test_a_task_that_is_not_deftlys(exported, args):
-    found = line(exported.bundle, CheckArgs(runs=args.runs), "closed loop")
+    found = line(exported.bundle, CheckSettings(runs=args.runs), "closed loop")
     assert found.level == "warn"
     assert "for the task 'rail', none of Deftly's" in found.text
     assert "--task FILE" in found.text
@@ -227,14 +227,14 @@ def test_a_bundle_that_names_a_file_as_its_task_runs_none_of_it(copy, args, tmp_
     manifest = json.loads((copy / "checksums.json").read_text())
     for name in (str(trap), f"{trap}:rail"):
         (copy / "checksums.json").write_text(json.dumps({**manifest, "task": name}))
-        found = line(copy, CheckArgs(task=given, runs=args.runs), "closed loop")
+        found = line(copy, CheckSettings(task=given, runs=args.runs), "closed loop")
         assert not sprung.exists()
         assert found.level == "warn"
         assert "not checked: the bundle was made for the task" in found.text
 
 
 def test_another_task_is_refused(exported, args):
-    found = line(exported.bundle, CheckArgs(task="jaka-pick-cube", runs=args.runs), "closed loop")
+    found = line(exported.bundle, CheckSettings(task="jaka-pick-cube", runs=args.runs), "closed loop")
     assert found.level in ("warn", "fail")
     assert "jaka-pick-cube" in found.text
 
@@ -251,4 +251,4 @@ def test_without_the_train_extra_it_says_so(exported, args, monkeypatch):
 
 def test_no_episodes():
     with pytest.raises(DeftlyError, match="episodes is 0"):
-        CheckArgs(episodes=0)
+        CheckSettings(episodes=0)

@@ -10,12 +10,13 @@ import onnx
 import pytest
 import torch
 
-from deftly.commands import cli
+from deftly.commands import main as cli
+from deftly.commands.export import main as export_main
 from deftly.config import EnvConfig
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.evaluate import export
-from deftly.evaluate.evaluate import EvalArgs, measure
+from deftly.evaluate.evaluate import EvalSettings, measure
 from deftly.evaluate.handover import drive, rebuild
 from deftly.learn import checkpoint
 from deftly.policy import bundle
@@ -83,14 +84,14 @@ def test_a_network_that_differs_is_not_exported(exported, monkeypatch, tmp_path)
     monkeypatch.setattr(export, "compare", lambda *args: float("nan"))
     monkeypatch.setattr(export, "to_onnx", lambda policy: (exported.bundle / "policy.onnx").read_bytes())
     with pytest.raises(DeftlyError, match="torch and ONNX differ by nan"):
-        export.main([exported.task, "--runs.root", str(exported.root), "--out", str(tmp_path / "b")])
+        export_main([exported.task, "--runs.root", str(exported.root), "--out", str(tmp_path / "b")])
     assert not (tmp_path / "b").exists()
 
 
 def test_the_report_is_a_fresh_one_of_this_policy(exported, found, source):
     report = found.report
     task, sim = rebuild(exported.task, found.manifest["settings"])
-    again, _ = measure(task, source, EvalArgs(episodes=8, sim=sim))
+    again, _ = measure(task, source, EvalSettings(episodes=8, sim=sim))
     assert {k: v for k, v in report.items() if k not in ("wall_seconds", "gates", "command")} == {
         k: v for k, v in json.loads(json.dumps(again)).items() if k != "wall_seconds"
     }
@@ -145,7 +146,7 @@ def test_a_place_that_is_taken_is_refused_before_the_work(exported, tmp_path, mo
     monkeypatch.setattr(export, "to_onnx", None)
     (tmp_path / "mine.txt").touch()
     with pytest.raises(DeftlyError, match="is no bundle of this Deftly: choose another folder"):
-        export.main([exported.task, "--runs.root", str(exported.root), "--out", str(tmp_path)])
+        export_main([exported.task, "--runs.root", str(exported.root), "--out", str(tmp_path)])
 
 
 def test_what_a_user_mistypes(capsys, tmp_path):

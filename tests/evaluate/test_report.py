@@ -7,10 +7,12 @@ from html import escape
 import numpy as np
 import pytest
 
+from deftly.commands.eval import EvalArgs
+from deftly.commands.eval import main as eval_main
 from deftly.config import EnvConfig, PPOConfig, SimConfig, to_yaml, with_task
 from deftly.errors import DeftlyError
 from deftly.evaluate import evaluate, report
-from deftly.evaluate.evaluate import EvalArgs, check_gate, measure
+from deftly.evaluate.evaluate import check_gate, measure
 from deftly.learn import checkpoint
 from deftly.learn.ppo import actor_model
 from deftly.sim.randomize import Randomize
@@ -221,7 +223,7 @@ def test_evaluation_of_the_hand(hand, tmp_path, capsys):
     task, folder = hand
     words = [HAND, "--checkpoint", str(folder), "--episodes", "12", "--env.episode-steps", "3", "--video", "False"]
     gates = ["--gate", "yaw_rate<9", "--gate", "drop_rate<=0.05"]
-    assert evaluate.main([*words, *gates, "--wider", "1.5", "--out", str(tmp_path)]) == 0
+    assert eval_main([*words, *gates, "--wider", "1.5", "--out", str(tmp_path)]) == 0
     data = json.loads((tmp_path / "eval.json").read_text())
     assert (data["disturbances"]["wider"], data["disturbances"]["only_outside"]) == (1.5, False)
     bins = data["breakdown"]["bins"]

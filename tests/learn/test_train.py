@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from deftly import workspace
+from deftly.commands.train import main as train_main
 from deftly.config import RunsConfig
 from deftly.errors import DeftlyError
-from deftly.learn import checkpoint, train
+from deftly.learn import checkpoint
 
 TASK = "jaka-pick-cube"
 TINY = [
@@ -28,7 +29,7 @@ TINY = [
 
 
 def run(root: Path, *more: str) -> int:
-    return train.main([*TINY, "--runs.root", str(root), *more])
+    return train_main([*TINY, "--runs.root", str(root), *more])
 
 
 def weights(root: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -230,7 +231,7 @@ def test_the_older_names_of_resume(tmp_path, word):
 
 def hand(root: Path, side: str, *more: str) -> int:
     words = f"leap-{side}-cube-rotate --runs.root {root} --env.num-envs 4 --eval-every 0 --train.max-iterations 1"
-    return train.main([*words.split(), "--no-tensorboard", "--log-level", "warning", *more])
+    return train_main([*words.split(), "--no-tensorboard", "--log-level", "warning", *more])
 
 
 def test_a_policy_of_one_hand_starts_the_training_of_its_mirror_image(tmp_path):

@@ -29,7 +29,10 @@ CONTRACT = PolicyContract(
 STEPS = 6
 
 
-def model(outputs=2, inputs=CONTRACT.obs_size(), weights=None) -> bytes:
+SEEN = CONTRACT.obs_size()
+
+
+def model(outputs=2, inputs=SEEN, weights=None) -> bytes:
     """A linear network."""
     w = np.random.default_rng(0).normal(0, 0.3, (inputs, outputs)).astype(np.float32)
     tensor = onnx.numpy_helper.from_array(w, "w")
@@ -358,7 +361,7 @@ def test_bytes_of_any_kind_are_refused_in_one_line(folder):
         try:
             load(folder)
         except DeftlyError as error:
-            assert "\n" not in str(error)  # noqa: PT017
+            assert "\n" not in str(error)
         put(folder, name, whole[name])
 
 

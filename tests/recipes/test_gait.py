@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from deftly.commands.gait import main as gait_main
+from deftly.config import RunsConfig
 from deftly.errors import DeftlyError
 from deftly.learn import checkpoint
-from deftly.recipes.in_hand.gait import clone, stage
+from deftly.recipes.in_hand.gait import clone
 from deftly.recipes.in_hand.gait.gaits import Gaits
-from deftly.recipes.in_hand.gait.search import Ascent, GaitArgs, Search
+from deftly.recipes.in_hand.gait.search import Ascent, GaitSettings, Search
 from deftly.recipes.in_hand.gait.strokes import POINTS, TipPaths
 from deftly.tasks import load
 from deftly.workspace import find_checkpoint
@@ -59,7 +61,7 @@ def test_files_are_checked(tmp_path):
     back = Gaits.load(path, task)
     assert (back.shape == some(2).shape).all()
     (tmp_path / "bad.npz").write_text("no")
-    with pytest.raises(DeftlyError, match=r"no gait.*deftly gait"):
+    with pytest.raises(DeftlyError, match=r"as a gait.*deftly gait"):
         Gaits.load(tmp_path / "bad.npz", task)
     with np.load(path) as file:
         np.savez(tmp_path / "other.npz", **{**file, "joint_names": np.array(["a"] * 16)})
@@ -72,7 +74,7 @@ def test_files_are_checked(tmp_path):
 
 def test_gaits_are_mixed_by_the_size_of_the_cube():
     ends = some(2)
-    search = Ascent(make(), GaitArgs(pairs=4), ends)
+    search = Ascent(make(), GaitSettings(pairs=4), ends)
     for back, end in zip((search.best.frequency, search.best.shape), (ends.frequency, ends.shape)):
         assert torch.allclose(back, end, atol=1e-5)
     between = search.decode(search._numbers[None], torch.tensor([0.5]))
@@ -82,14 +84,14 @@ def test_gaits_are_mixed_by_the_size_of_the_cube():
     search.env.reset()
     edge, context = search.env.task._half(search.env.state) * 2e3, search.env.task.context(search.env.state)
     assert torch.allclose(edge.float(), 75 + 7.5 * context, atol=1e-4)
-    one = Ascent(make(), GaitArgs(pairs=4), some(1)).best
+    one = Ascent(make(), GaitSettings(pairs=4), some(1)).best
     assert torch.equal(one.shape[0], one.shape[1])
 
 
 def test_ascent_keeps_the_frequency_or_takes_the_one_that_is_asked_for():
     gait = Gaits(torch.tensor([0.4, 0.9]), some(2).shape)
     for asked, wanted in ((None, 0.6), (0.7, 0.7)):
-        search = Ascent(make(), GaitArgs(pairs=4, seconds=0.1, frequency=asked), gait)
+        search = Ascent(make(), GaitSettings(pairs=4, seconds=0.1, frequency=asked), gait)
         search.generation()
         assert search.best.frequency == pytest.approx(torch.tensor([wanted] * 2))
         assert gait.timed(asked).frequency == pytest.approx(torch.tensor([wanted] * 2))
@@ -118,7 +120,7 @@ def test_ascent_climbs_where_rewards_differ_by_context():
         return {name: near * (name == "rotate") for name in vars(task.cfg.weights)}
 
     task.rewards = rewards
-    search = Ascent(task, GaitArgs(pairs=48, seconds=0.3, step=0.1), standing(home))
+    search = Ascent(task, GaitSettings(pairs=48, seconds=0.3, step=0.1), standing(home))
     means = [search.generation()["around"] for _ in range(12)]
     low, high = search.best.shape[:, 0].mean(-1) - home.mean()
     assert means[-1] > 0.5 * means[0]
@@ -134,7 +136,7 @@ def climb(task) -> list[float]:
         return {name: near * (name == "rotate") for name in vars(task.cfg.weights)}
 
     task.rewards = rewards
-    search = Search(task, GaitArgs(population=12, trials=1, seconds=0.3))
+    search = Search(task, GaitSettings(population=12, trials=1, seconds=0.3))
     return [search.generation()["middle"] for _ in range(6)]
 
 
@@ -149,7 +151,7 @@ def test_search_climbs_the_tasks_own_reward(strokes):
 
 
 def test_all_candidates_meet_the_same_hands_and_each_generation_others():
-    search = Search(make("cache"), GaitArgs(population=4, trials=2, seconds=0.5))  # without random pushes
+    search = Search(make("cache"), GaitSettings(population=4, trials=2, seconds=0.5))  # without random pushes
     same = np.zeros((5, len(search._cma.mean)))
     first, second = search.rewards(same), search.rewards(same)
     assert first.tolist() == [first[0].item()] * 5
@@ -163,19 +165,19 @@ def test_a_given_gait_is_cloned_into_a_checkpoint_that_training_starts_from(tmp_
     monkeypatch.setattr(clone, "ROUND_BATCHES", 4)
     some(2).save(tmp_path / "gait.npz", make())
     flags = ["--task.start", "sample", "--gait", "gait.npz", "--ascent", "0", "--rounds", "2", "task.episode_steps=3"]
-    assert stage.main([TASK, *flags]) == 0
+    assert gait_main([TASK, *flags]) == 0
     said = capsys.readouterr().out
     assert "yaw_rate" in said
     folder = said.split("--init ")[1].strip()
-    found = checkpoint.load(find_checkpoint(folder, TASK, GaitArgs().runs))
+    found = checkpoint.load(find_checkpoint(folder, TASK, RunsConfig()))
     assert float(found.policy()(torch.zeros(1, 320)).abs().sum()) > 0
 
 
 def test_tasks_without_delta_actions_are_refused():
     with pytest.raises(DeftlyError, match="deltas"):
-        stage.main(["jaka-pick-cube"])
+        gait_main(["jaka-pick-cube"])
     with pytest.raises(DeftlyError, match="give it"):
-        stage.main([TASK, "--generations", "0"])
+        gait_main([TASK, "--generations", "0"])
 
 
 def paths(hand: str = "right", **change) -> TipPaths:

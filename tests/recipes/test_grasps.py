@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from deftly.commands.grasps import main as grasps_main
 from deftly.errors import DeftlyError
 from deftly.objects.grasp_cache import Grasps
-from deftly.recipes.in_hand import grasps
 from deftly.tasks import load
 
 TASK = "leap-right-cube-rotate"
@@ -14,7 +14,7 @@ SMALL = ["--num-envs", "16", "--num-sizes", "3", "--per-size", "8", "--settle-s"
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     path = tmp_path_factory.mktemp("grasps") / "right.npz"
-    assert grasps.main([TASK, *SMALL, "--out", str(path), "--no-render"]) == 0
+    assert grasps_main([TASK, *SMALL, "--out", str(path), "--no-render"]) == 0
     return path
 
 
@@ -45,7 +45,7 @@ def test_a_cache_says_what_it_holds(cache):
 
 def test_the_same_seed_finds_the_same_grasps(cache, tmp_path):
     again = tmp_path / "again.npz"
-    grasps.main([TASK, *SMALL, "--out", str(again), "--no-render"])
+    grasps_main([TASK, *SMALL, "--out", str(again), "--no-render"])
     with np.load(cache) as a, np.load(again) as b:
         assert all((a[name] == b[name]).all() for name in a.files)
 
@@ -84,7 +84,7 @@ def test_draw_takes_every_grasp_of_the_nearest_size(cache):
         ({"joint_names": np.array(["a"] * 16)}, "holds grasps of"),
         ({"joint_pos": np.zeros((3, 16))}, "corrupt"),
         ({"cube_pose": np.full((24, 7), np.nan)}, "not finite"),
-        ({"cube_half": None}, "no grasp cache"),
+        ({"cube_half": None}, "as a grasp cache: it holds no 'cube_half'"),
     ],
 )
 def test_a_foreign_or_corrupt_cache_is_refused_in_one_line(cache, tmp_path, changes, words):
@@ -102,7 +102,7 @@ def test_a_missing_and_a_broken_file_are_refused(tmp_path):
 
 
 def test_training_stops_at_a_foreign_cache_before_it_makes_a_run(cache, capsys, tmp_path):
-    from deftly.commands.cli import main
+    from deftly.commands.main import main
 
     flags = ["--task.grasps", str(cache), "train.max_iterations=1", "env.num_envs=4", "--runs.root", str(tmp_path)]
     assert main(["train", "leap-left-cube-rotate", *flags]) != 0
@@ -113,9 +113,9 @@ def test_training_stops_at_a_foreign_cache_before_it_makes_a_run(cache, capsys, 
 def test_bad_arguments(tmp_path):
     for flags in (["--out", "x.json"], ["--out", "x.npz", "--num-sizes", "0"]):
         with pytest.raises(DeftlyError, match="but"):
-            grasps.main([TASK, *flags])
+            grasps_main([TASK, *flags])
     with pytest.raises(DeftlyError, match="without a grasp cache"):
-        grasps.main(["jaka-pick-cube", "--out", str(tmp_path / "x.npz")])
+        grasps_main(["jaka-pick-cube", "--out", str(tmp_path / "x.npz")])
 
 
 @pytest.mark.parametrize("name", ["leap-right-cube-rotate", "leap-left-cube-rotate", "leap-left-custom-cube-rotate"])

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from deftly import tasks
+from deftly.commands.sysid import main as sysid_main
 from deftly.errors import DeftlyError
 from deftly.robots import actuators, leap_hand
-from deftly.sysid import excite, fit, logs, model, report, stage
+from deftly.sysid import excite, fit, logs, model, report
 from deftly_bench import sysid as trials
 
 HOW = fit.Search(generations=4, population=96, polish=6, timesteps=(0.0025, 0.0005, 0.00025))
@@ -134,7 +135,7 @@ def test_the_command_writes_report_plot_and_actuators(tmp_path, monkeypatch, cap
     monkeypatch.setattr(fit, "fit", lambda *_, **__: fitted)
     path, out, written = save(tmp_path / "log.npz", plain), tmp_path / "fit.json", tmp_path / "servos.json"
     words = [TASK, "--log-file", str(path), "--hardware-order", "True", "--output-file", str(out)]
-    assert stage.main([*words, "--write", str(written)]) == 0
+    assert sysid_main([*words, "--write", str(written)]) == 0
     data = json.loads(out.read_text())
     assert data["schema"] == report.SCHEMA
     kp = data["joints"]["if_mcp"]["kp"]
@@ -219,7 +220,7 @@ def test_a_bad_log_is_refused_in_one_line_and_nothing_is_lost(tmp_path, contract
     written.write_text('{"schema": "deftly.actuators/1", "robot": "leap-right", "joints": {}}')
     before = written.read_bytes()
     with pytest.raises(DeftlyError) as error:
-        stage.main([TASK, "--log-file", str(path), "--write", str(written)])
+        sysid_main([TASK, "--log-file", str(path), "--write", str(written)])
     assert said in str(error.value)
     assert "\n" not in str(error.value)
     assert written.read_bytes() == before
@@ -234,7 +235,7 @@ def test_a_log_of_another_hand_is_refused(log_file, case):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--log-file", "nowhere.npz"], "cannot read the log 'nowhere.npz'"),
+        (["--log-file", "nowhere.npz"], "cannot read 'nowhere.npz' as a log of"),
         ([], "give --log-file LOG.npz to fit"),
         (["--excite", "True"], "--out LOG.npz"),
         (["--log-file", "a.npz", "--driver", "sim"], "--driver is for --excite"),
@@ -245,7 +246,7 @@ def test_a_log_of_another_hand_is_refused(log_file, case):
 )
 def test_bad_flags_are_refused_in_one_line(words, said):
     with pytest.raises(DeftlyError, match=said):
-        stage.main([TASK, *words])
+        sysid_main([TASK, *words])
 
 
 # --------------------------------------------------------------- excitation
@@ -253,7 +254,7 @@ def test_bad_flags_are_refused_in_one_line(words, said):
 
 def test_motion_keeps_to_limits_and_speed_and_moves_every_joint(contract):
     how = excite.Excitation(seconds=20.0)
-    groups = stage.groups(leap_hand.RIGHT, "all")
+    groups = excite.groups(leap_hand.RIGHT, "all")
     made = excite.motion(leap_hand.RIGHT, contract, groups, how)
     lower, upper = np.array([(j.lower, j.upper) for j in contract.joints]).T
     assert (made.cmd >= lower - 1e-9).all()
@@ -268,11 +269,11 @@ def test_motion_keeps_to_limits_and_speed_and_moves_every_joint(contract):
 def test_excite_writes_the_motion_alone_or_drives_a_simulated_hand(tmp_path, contract, capsys):
     words = [TASK, "--excite", "True", "--finger", "thumb", "--seconds", "6"]
     alone, log = tmp_path / "motion.npz", tmp_path / "log.npz"
-    assert stage.main([*words, "--out", str(alone)]) == 0
+    assert sysid_main([*words, "--out", str(alone)]) == 0
     with np.load(alone, allow_pickle=False) as file:
         assert file["hand_cmd"].shape == (len(file["time"]), 16)
         assert file["joint_names"].tolist() == list(contract.joint_names)
-    assert stage.main([*words, "--driver", "sim", "--out", str(log)]) == 0
+    assert sysid_main([*words, "--driver", "sim", "--out", str(log)]) == 0
     found = logs.read(log, contract)
     thumb = tuple(n for n in contract.joint_names if n.startswith("th_"))
     assert logs.require_motion(log, contract, found, thumb) == list(thumb)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from deftly.commands.sim2sim import Sim2SimArgs
+from deftly.commands.sim2sim import main as sim2sim_main
 from deftly.config import EnvConfig, SimConfig
 from deftly.contract import JOINT_POS, ContractError
 from deftly.control.drivers import DriverError
@@ -17,11 +19,12 @@ from deftly.control.safety import SafetyConfig
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import LocalPolicy
+from deftly.stats import proportion
 from deftly.tasks import Noise, load
 from deftly.twin import sim2sim
 from deftly.twin.loop import run_episode
 from deftly.twin.robot import Sensor, SimRobot
-from deftly.twin.sim2sim import Sim2SimArgs, agreement, violation
+from deftly.twin.sim2sim import agreement, violation
 
 TASK = "jaka-pick-cube"
 
@@ -239,8 +242,7 @@ def measured(count, total):
 
 
 def success(count, total):
-    low, high = sim2sim.wilson(count, total)
-    return {"rate": count / total, "count": count, "wilson95": [low, high]}
+    return proportion(np.arange(total) < count)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +268,7 @@ def test_agreement_with_eval(ours, theirs, agrees, how):
 
 def test_the_shipped_policy_passes(tmp_path, capsys):
     words = [TASK, "--checkpoint", "shipped", "--episodes", "20", "--gate", "success>=0.95", "faults<=0", "agrees>=1"]
-    assert sim2sim.main([*words, "--out", str(tmp_path)]) == 0
+    assert sim2sim_main([*words, "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "largest violation of a limit 0\n" in out
     assert ": agrees, " in out
@@ -279,7 +281,7 @@ def test_the_shipped_policy_passes(tmp_path, capsys):
 
 def test_a_failed_gate_is_an_exit_status(exported, tmp_path, capsys):
     words = ["--bundle", str(exported.bundle), "--episodes", "2"]
-    assert sim2sim.main([exported.task, *words, "--gate", "steps>1000"]) == 1
+    assert sim2sim_main([exported.task, *words, "--gate", "steps>1000"]) == 1
     assert "FAILED" in capsys.readouterr().out
 
 
@@ -292,10 +294,10 @@ def no_episodes(monkeypatch):
 def test_gates_and_out_are_looked_at_before_the_episodes(exported, no_episodes, tmp_path):
     words = [exported.task, "--bundle", str(exported.bundle)]
     with pytest.raises(DeftlyError, match="unknown metric 'sucess'"):
-        sim2sim.main([*words, "--gate", "sucess>=0"])
+        sim2sim_main([*words, "--gate", "sucess>=0"])
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
-        sim2sim.main([*words, "--out", str(tmp_path / "file")])
+        sim2sim_main([*words, "--out", str(tmp_path / "file")])
 
 
 def test_every_metric_that_a_report_has_may_be_named(exported, tmp_path, capsys):
@@ -304,7 +306,7 @@ def test_every_metric_that_a_report_has_may_be_named(exported, tmp_path, capsys)
     robot.advance()
     names = [*sim2sim.METRICS, "success", "broken_physics", *robot.figures]
     gates = [f"{name}>=0" for name in names]
-    sim2sim.main([exported.task, "--bundle", str(exported.bundle), "--episodes", "1", "--gate", *gates])
+    sim2sim_main([exported.task, "--bundle", str(exported.bundle), "--episodes", "1", "--gate", *gates])
     assert capsys.readouterr().out.count("\ngate ") == len(gates)
 
 
@@ -312,7 +314,7 @@ def test_what_was_measured_is_written_before_it_is_judged(exported, tmp_path, mo
     monkeypatch.setattr(sim2sim, "judge", lambda *_: 1 / 0)
     words = [exported.task, "--bundle", str(exported.bundle), "--episodes", "1"]
     with pytest.raises(ZeroDivisionError):
-        sim2sim.main([*words, "--out", str(tmp_path / "a/b")])
+        sim2sim_main([*words, "--out", str(tmp_path / "a/b")])
     assert json.loads((tmp_path / "a/b/sim2sim.json").read_text())["episodes"] == 1
 
 
@@ -340,7 +342,7 @@ def test_a_bundles_report_is_read_before_the_episodes(exported, no_episodes, tmp
     manifest["files"]["eval.json"] = hashlib.sha256(data).hexdigest()
     (folder / "checksums.json").write_text(json.dumps(manifest))
     with pytest.raises(DeftlyError, match=r"eval\.json of bundle .* is no report of an evaluation"):
-        sim2sim.main([exported.task, "--bundle", str(folder)])
+        sim2sim_main([exported.task, "--bundle", str(folder)])
 
 
 def test_over_the_socket_as_in_process(exported, tmp_path):
@@ -356,7 +358,7 @@ def test_over_the_socket_as_in_process(exported, tmp_path):
     try:
         for more in ([], ["--server-endpoint", server.endpoint]):
             words = [exported.task, "--bundle", str(exported.bundle), "--episodes", "3", "--noise"]
-            sim2sim.main([*words, *more, "--out", str(tmp_path)])
+            sim2sim_main([*words, *more, "--out", str(tmp_path)])
             reports.append(json.loads((tmp_path / "sim2sim.json").read_text()))
     finally:
         server.stop()
@@ -384,15 +386,15 @@ def test_over_the_socket_as_in_process(exported, tmp_path):
 )
 def test_what_cannot_be_done_is_one_line(words, message):
     with pytest.raises(DeftlyError, match=message) as found:
-        sim2sim.main(words)
+        sim2sim_main(words)
     assert "\n" not in str(found.value)
 
 
 def test_another_tasks_bundle_is_refused_and_a_bundle_runs_no_code(exported):
     with pytest.raises(DeftlyError, match="made for the task 'rail', not for jaka-pick-cube"):
-        sim2sim.main([TASK, "--bundle", str(exported.bundle)])
+        sim2sim_main([TASK, "--bundle", str(exported.bundle)])
     with pytest.raises(DeftlyError, match="'rail', none of Deftly's: give the file"):
-        sim2sim.main(["--bundle", str(exported.bundle)])
+        sim2sim_main(["--bundle", str(exported.bundle)])
 
 
 def test_a_policy_of_another_contract_is_refused(block):

@@ -37,9 +37,7 @@ def main(argv: list[str]) -> int:
 
     args = parse(QuickstartArgs, argv, prog="deftly quickstart")
     choose_gl()
-    from deftly.commands import doctor
-    from deftly.evaluate import evaluate, export
-    from deftly.learn import train
+    from deftly.commands import doctor, eval, export, train
 
     start, folder = time.perf_counter(), args.runs.root / "bundles" / args.task
     shared, episodes = [args.task, f"--runs.root={args.runs.root}"], f"--episodes={args.episodes}"
@@ -48,7 +46,7 @@ def main(argv: list[str]) -> int:
     steps = (
         ("this machine", doctor.main, []),
         (f"train {args.task} from nothing", train.main, [*shared, *learn]),
-        ("measure it on episodes it never saw", evaluate.main, [*shared, episodes, *gate]),
+        ("measure it on episodes it never saw", eval.main, [*shared, episodes, *gate]),
         ("export it as a bundle, and check that", export.main, [*shared, episodes, f"--out={folder}"]),
         ("serve it to a simulated robot", lambda words: serve(folder, words), [*shared, episodes, *gate]),
     )
@@ -66,7 +64,7 @@ def main(argv: list[str]) -> int:
 
 def serve(folder: Path, words: list[str]) -> int:
     """Sim2sim through a policy server in a process of its own, which ends with it."""
-    from deftly.twin import sim2sim
+    from deftly.commands import sim2sim
 
     command = [sys.executable, "-m", "deftly", "serve", "--bundle", str(folder), "--bind", "tcp://127.0.0.1:*"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:

@@ -146,6 +146,37 @@ class RunsConfig(Ranged, section="runs"):
     workspace: bool = True  # Keep runs in `runs_all/` and link the newest; False writes plain folders into `runs/`.
 
 
+@dataclass(frozen=True)
+class TrainArgs(Ranged):
+    """Train a policy. Sections: sim, env, task, train, runs."""
+
+    sim: SimConfig = field(default_factory=SimConfig)  # The physics engine.
+    env: EnvConfig = field(default_factory=lambda: EnvConfig(num_envs=512))  # The batch of environments.
+    task: TaskConfig = field(default_factory=TaskConfig)  # The task's own figures.
+    train: PPOConfig = field(default_factory=PPOConfig)  # The learner.
+    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
+    name: str | None = None  # A word for the name of the run's folder.
+    resume: str | None = None  # Continue exactly where a run stopped: latest, a run, or a checkpoint folder.
+    init: str | None = None  # Start from the weights of this checkpoint, also of another hand's; all else starts anew.
+    until_success: float | None = None
+    """Stop once evaluation says with 95 % confidence that this share of episodes succeeds (or all of them did)."""
+    eval_every: int = 25  # Iterations between evaluations; 0 never evaluates.
+    eval_episodes: int = 200  # Episodes of an evaluation, deterministic, on seeds that training never sees.
+    save_every: int = 50  # Iterations between checkpoints.
+    keep_checkpoints: int = 3  # Periodic checkpoints kept, besides the best.
+    tensorboard: bool = True  # Write TensorBoard files into the run's folder.
+    wandb: bool = False  # Log to Weights & Biases, if it is installed.
+    log_level: Literal["debug", "info", "warning"] = "info"
+    """What to print: every iteration, a live table (each tenth iteration without a terminal), or only problems."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resume and self.init:
+            raise DeftlyError("--resume continues a run and --init starts a new one: give one of them")
+        if self.env.device != "cpu":
+            raise DeftlyError(f"env.device is {self.env.device}, but this Deftly simulates on the CPU: use cpu")
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """`, did you mean 'x'?` for the nearest known name, or an empty string; goes at the end of an error."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
@@ -178,6 +209,21 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, filed: Mapping[str, A
     aliases = {_kebab(old): flag for old, flag in ALIASES.items() if _kebab(old) not in kinds}
     flags = _spell(_flag_words(filed, aliases) + rewrite(argv, aliases), kinds)
     return tyro.cli(cls, args=flags, prog=prog, config=(tyro.conf.FlagConversionOff,))
+
+
+def gather(argv: Sequence[str], flag: str = "gate", instead: str | None = None) -> list[str]:
+    """Put the values of every --gate, or what stands `instead` of another flag's, behind one; the parser keeps one."""
+    words, values, inside = [], [], False
+    for word in argv:
+        name, equals, value = word.partition("=")
+        is_flag = name.startswith("--") or (equals and re.fullmatch(r"[A-Za-z_][\w.-]*", name))
+        inside = name in (flag, f"--{flag}", *OLDER_NAMES.get(flag, "").split()) if is_flag else inside
+        if not inside:
+            words.append(word)
+        elif equals or not is_flag:
+            values.append(value if is_flag else word)
+    values = [instead] if instead else values
+    return [*words, *([f"--{flag}", *values] if values else [])]
 
 
 def flag_kinds(cls: type, prefix: str = "") -> dict[str, Any]:

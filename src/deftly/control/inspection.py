@@ -1,23 +1,18 @@
-"""`deftly inspect`: a log of `deftly run` or `deftly record` in words and as a plot, replayed bit for bit."""
+"""A log of `deftly run` or `deftly record` in words and as a plot, replayed bit for bit."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import os
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deftly.config import parse, split_task
 from deftly.contract import JOINT_POS
-from deftly.control import log
 from deftly.control.drivers import Reading
 from deftly.control.log import Log
 from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError
@@ -30,42 +25,6 @@ if TYPE_CHECKING:
 COLOURS = {"init": "#d9d9d9", "ready": "#c6dbef", "active": "#d5eeca", "hold": "#fdd0a2", "stop": "#f4b6b6"}
 """Background of the plot while the kernel is in a state."""
 FAULT = "#b30000"
-
-
-@dataclass(frozen=True)
-class InspectArgs:
-    """Summarize a log, replay it bit for bit, and plot it: `deftly inspect LOG.npz`."""
-
-    bundle: Path | None = None
-    """Bundle of the policy that drove: replay its decisions too."""
-    png: Path | None = None
-    """Plot the joints over time to this file."""
-    csv: Path | None = None
-    """Write a row for each tick to this file."""
-
-
-def main(argv: list[str]) -> int:
-    """Run `deftly inspect`. The exit status is 1 if the log does not replay bit for bit."""
-    from rich.console import Console
-
-    name, flags = split_task(argv)
-    args = parse(InspectArgs, flags, prog="deftly inspect")
-    if name is None:
-        raise DeftlyError("inspect needs a log: deftly inspect LOG.npz; 'deftly run ... --log LOG.npz' writes it")
-    found = log.read(Path(name))
-    if not len(found):
-        raise DeftlyError(f"{name} holds no ticks: there is nothing to inspect")
-    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
-    console.print(*summary(found), sep="\n")
-    problem, asked = replay(found)
-    problems = [problem] + ([replay_policy(found, asked, args.bundle)] if args.bundle else [])
-    for what, problem in zip(("safety kernel", "policy"), problems):
-        console.print(f"{what}: {problem or 'replays bit for bit'}")
-    if args.csv:
-        _write_whole(args.csv, rows_csv(found).encode())
-    if args.png:
-        _write_whole(args.png, plot(found, Path(name).name))
-    return 1 if any(problems) else 0
 
 
 # ------------------------------------------------------------------------ replay
@@ -293,12 +252,3 @@ def _bands(axis: Axes, found: Log) -> None:
     for _, at, _, _ in faults(found):
         axis.axvline(at, color=FAULT, lw=1.2)
     axis.margins(x=0)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    scratch = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        scratch.write_bytes(data)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""`deftly record`: keep episodes of the simulated robot, tick by tick, in the format of the robot's own log.
+"""Keep episodes of the simulated robot, tick by tick, in the format of the robot's own log.
 
 Beside the rows of `deftly.log/1` the file says how they came about, and from which state of the simulation each episode
 started, so that `deftly replay` starts alike.
@@ -7,8 +7,7 @@ started, so that `deftly replay` starts alike.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,49 +15,32 @@ import yaml
 
 from deftly import __version__
 from deftly.config import to_yaml
-from deftly.control import log
+from deftly.control.safety import SafetyConfig
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import Policy
-from deftly.twin.loop import LoopArgs, Origin, Outcome, prepare, run_episode
+from deftly.twin.loop import LoopArgs, Origin, Outcome, run_episode
 
 if TYPE_CHECKING:
     from deftly.tasks import Task
     from deftly.twin.robot import SimRobot
 
 
-@dataclass(frozen=True)
-class RecordArgs(LoopArgs):
-    """Record episodes of a simulated robot that a policy drives."""
-
-    out: Path | None = None
-    """File to write, FILE.npz."""
-    episodes: int = 1
-    """Episodes to record."""
-    num_steps: int = 0
-    """Record so many steps instead, of as many episodes as it takes; the last is cut off."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_steps < 0:
-            raise DeftlyError(f"num-steps is {self.num_steps}, but it must be 0 (whole episodes) or more")
-        if self.out is not None and self.out.suffix != ".npz":
-            raise DeftlyError(f"a recording is an .npz file: --out {self.out.with_suffix('.npz')}, not {self.out}")
-
-
-def run(robot: SimRobot, policy: Policy, args: RecordArgs) -> list[Outcome]:
-    """Run the episodes, or the steps."""
+def run(
+    robot: SimRobot, policy: Policy, safety: SafetyConfig, *, episodes: int = 1, num_steps: int = 0
+) -> list[Outcome]:
+    """Run so many episodes; or, if `num_steps` is not 0, so many steps, the last episode of which is cut off."""
     outcomes: list[Outcome] = []
-    while (left := args.num_steps - sum(o.steps for o in outcomes)) > 0 or not args.num_steps:
-        if len(outcomes) == args.episodes and not args.num_steps:
+    while (left := num_steps - sum(o.steps for o in outcomes)) > 0 or not num_steps:
+        if len(outcomes) == episodes and not num_steps:
             break
-        outcome = run_episode(robot, policy, args.safety, len(outcomes), limit=max(0, left))
+        outcome = run_episode(robot, policy, safety, len(outcomes), limit=max(0, left))
         outcomes.append(outcome)
-        if args.num_steps and not outcome.steps:
+        if num_steps and not outcome.steps:
             raise DeftlyError(f"episode {len(outcomes) - 1} ended before its first step, {outcome.end}")
     return outcomes
 
 
-def facts(task: Task, args: RecordArgs, origin: Origin, outcomes: list[Outcome]) -> dict[str, Any]:
+def facts(task: Task, args: LoopArgs, origin: Origin, outcomes: list[Outcome]) -> dict[str, Any]:
     """What a recording says beside its rows; arrays lead with the episodes."""
     settings = {name: yaml.safe_load(to_yaml(part)) for name, part in (("task", task.cfg), ("sim", args.sim))}
     rate = task.contract().rate
@@ -80,24 +62,3 @@ def facts(task: Task, args: RecordArgs, origin: Origin, outcomes: list[Outcome])
         "state0": np.stack([o.state0 for o in outcomes]),
         "deftly": __version__,
     }
-
-
-def main(argv: list[str]) -> int:
-    """Run `deftly record`."""
-    task, args, origin = prepare(RecordArgs, "record", argv)
-    if args.out is None:
-        raise DeftlyError("record needs a file to write: --out FILE.npz")
-    from deftly.twin.robot import SimRobot
-
-    robot = SimRobot(task, args.sim.preset, args.seed, args.noise, args.latency_ms)
-    policy = origin.open(args, robot.contract)
-    try:
-        outcomes = run(robot, policy, args)
-    finally:
-        policy.close()
-    rows = {name: np.concatenate([o.rows[name] for o in outcomes]) for name in outcomes[0].rows}
-    log.write(args.out, robot.contract, rows, facts(task, args, origin, outcomes))
-    for i, o in enumerate(outcomes):
-        print(f"episode {i}: {o.end} after {o.steps} steps{f' ({o.reason})' if o.reason else ''}")
-    print(f"recording: {args.out}, {len(rows['now'])} ticks")
-    return 0

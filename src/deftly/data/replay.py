@@ -1,4 +1,4 @@
-"""`deftly replay`: what was commanded, again and open loop: in simulation, or served to a robot.
+"""What was commanded, again and open loop: in simulation, or served to a robot.
 
 In simulation the episode starts from the recorded state, with the sensors and the latency that were recorded, and the
 commands pass the safety kernel again. Nothing then differs but what physics does: with the same MuJoCo, nothing at all.
@@ -9,55 +9,25 @@ command: what servos and load make of it. Replay is the replayed position less t
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deftly import render
-from deftly.config import SimConfig, parse, split_task
+from deftly.config import SimConfig, parse
 from deftly.contract import JOINT_POS, Inputs, PolicyContract
-from deftly.control import log
 from deftly.control.log import Log
 from deftly.control.safety import SafetyConfig
 from deftly.errors import DeftlyError
-from deftly.files import whole
+from deftly.files import atomic_write
 from deftly.policy.protocol import Decision, Signals
-from deftly.twin.loop import Film, Outcome, run_episode
+from deftly.twin.loop import Outcome
 
 if TYPE_CHECKING:
     from deftly.serving.brain import Step
     from deftly.twin.robot import SimRobot
-
-
-@dataclass(frozen=True)
-class ReplayArgs:
-    """Replay a recording, FILE.npz, in simulation; or serve it to a robot, which 'deftly run' then drives."""
-
-    episode: int = 0
-    """Which episode of the recording."""
-    png: Path | None = None
-    """Plot of each joint: commanded, recorded, replayed."""
-    video: Path | None = None
-    """Write an mp4 of the replay to this file."""
-    camera: str | None = None
-    """Camera of the video; unset: the scene's first."""
-    task: str | None = None
-    """File of the recording's task, if that is none of Deftly's."""
-    serve: str | None = None
-    """Serve the commands at this endpoint instead, as tcp://127.0.0.1:5556."""
-    loop: bool = False
-    """When served, start again at the end; without it the last command is held."""
-    keys: Path | None = None
-    """The server's folder of keys, for an endpoint that other machines reach."""
-
-    def __post_init__(self) -> None:
-        if self.serve is None and (self.loop or self.keys):
-            raise DeftlyError(f"--{'loop' if self.loop else 'keys'} is for a robot: give --serve ENDPOINT too")
 
 
 class Frames:
@@ -198,46 +168,5 @@ def plot(path: Path, frames: Frames, outcome: Outcome) -> None:
         axes.set_ylabel(f"{joint.name}, {joint.units}")
     figure.axes[0].legend(loc="best", ncols=3)
     figure.axes[-1].set_xlabel("s")
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         figure.savefig(scratch, format="png", dpi=110)
-
-
-def main(argv: list[str]) -> int:
-    """Run `deftly replay`. The exit status is 1 if a recorded success is none when replayed."""
-    name, flags = split_task(argv)
-    args = parse(ReplayArgs, flags, prog="deftly replay FILE.npz")
-    if name is None:
-        raise DeftlyError("replay needs a recording: deftly replay FILE.npz; 'deftly record' makes one")
-    path = Path(name)
-    recording = log.read(path)
-    frames = Frames(recording, args.episode, args.loop)
-    if args.serve:
-        return serve(frames, args, path)
-    with contextlib.suppress(render.NoGLError):
-        render.choose_gl()  # before anything imports MuJoCo
-    robot, safety = open_robot(path, recording, args.task)
-    film = Film(robot, 1, args.camera) if args.video else None
-    each = film.watch if film else lambda: None
-    state = recording.facts["state0"][args.episode]
-    outcome = run_episode(robot, frames, safety, args.episode, limit=len(frames), state=state, each=each)
-    print(*text(robot.contract, errors(frames, outcome)), sep="\n")
-    recorded = bool(recording.facts["success"][args.episode])
-    was, now = ("success" if s else "no success" for s in (recorded, outcome.success))
-    print(f"recorded: {was}; replayed: {now}, {outcome.end} after {outcome.steps} of {len(frames)} steps")
-    if args.png:
-        plot(args.png, frames, outcome)
-    if film and args.video:
-        render.write_video(args.video, film.frames(), robot.contract.rate)
-    return int(recorded and not outcome.success)
-
-
-def serve(frames: Frames, args: ReplayArgs, path: Path) -> int:
-    """Answer robots with the frames until SIGTERM or SIGINT."""
-    from deftly.serving.server import Server
-
-    assert args.serve is not None
-    server = Server(ReplayBrain(frames), args.serve, keys=args.keys)
-    end = "again and again" if args.loop else "and holds the last"
-    print(f"serving episode {args.episode} of {path} at {server.endpoint}: {len(frames)} commands, {end}", flush=True)
-    server.run_until_signal()
-    return 0

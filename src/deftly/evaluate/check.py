@@ -1,8 +1,7 @@
-"""`deftly check`: hold a bundle against its contract, its golden vectors, and the policy from which it was made."""
+"""Hold a bundle against its contract, its golden vectors, and the policy from which it was made."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from deftly.config import RunsConfig, parse, split_task
-from deftly.console import Finding, judge, report
+from deftly.config import RunsConfig
+from deftly.console import Finding, judge
 from deftly.contract import ACTION, PolicyContract
 from deftly.errors import DeftlyError
+from deftly.files import sha256
 from deftly.policy import bundle
 from deftly.policy.bundle import TOLERANCE, Bundle
 
@@ -29,11 +29,9 @@ LOOP = "closed loop"
 
 
 @dataclass(frozen=True)
-class CheckArgs:
-    """Check a bundle: `deftly check BUNDLE`. The exit status is 1 if anything fails."""
+class CheckSettings:
+    """With what a bundle is compared."""
 
-    bundle: Path | None = None
-    """The bundle's folder, as an alternative to the bare word, which may also be a task whose bundle is shipped."""
     checkpoint: str | None = None
     """Policy from which the bundle was made; unset: where the bundle says, or shipped, if it is there."""
     task: str | None = None
@@ -50,23 +48,7 @@ class CheckArgs:
             raise DeftlyError(f"episodes is {self.episodes}, but it must be 1 or more")
 
 
-def main(argv: list[str]) -> int:
-    """Run `deftly check`."""
-    word, flags = split_task(argv[:1]) if argv and "=" not in argv[0] else (None, argv[:1])  # task= is --task
-    args = parse(CheckArgs, [*flags, *argv[1:]], prog="deftly check")
-    if (word is None) == (args.bundle is None):
-        raise DeftlyError("check needs one bundle: deftly check FOLDER; 'deftly export TASK' makes it")
-    return show(bundle.find(word) if word else args.bundle or Path(), args)
-
-
-def show(folder: Path, args: CheckArgs) -> int:
-    """Check a bundle and print what was found; 1 if anything failed."""
-    failed = report(examine(folder, args))
-    print(f"{folder} {'fails' if failed else 'is fine'}")
-    return failed
-
-
-def examine(folder: Path, args: CheckArgs) -> list[Finding]:
+def examine(folder: Path, settings: CheckSettings) -> list[Finding]:
     """Everything that can be checked here; stops early if there is no bundle to check."""
     if not folder.is_dir():
         bundle.find(str(folder))  # says what to type
@@ -89,7 +71,7 @@ def examine(folder: Path, args: CheckArgs) -> list[Finding]:
         judge("home", _home_problems(c), f"home -> action -> targets is home, within {HOME_TOLERANCE:g} rad (m)"),
         judge("limits", _limit_problems(c), f"{ROBOTS * TICKS} random and infinite actions keep every target within"),
         _report(found),
-        _closed_loop(found, args),
+        _closed_loop(found, settings),
     ]
 
 
@@ -142,55 +124,55 @@ def _report(found: Bundle) -> Finding:
 # -------------------------------------------------------------------- closed loop
 
 
-def _closed_loop(found: Bundle, args: CheckArgs) -> Finding:
+def _closed_loop(found: Bundle, settings: CheckSettings) -> Finding:
     """Whole episodes in simulation against the torch policy, where both are here."""
     try:
         from deftly.evaluate import handover
     except ModuleNotFoundError as error:
         return Finding(LOOP, "warn", f'not checked, for want of {error.name}: pip install "deftly[train]"')
-    source = _find_checkpoint(found, args)
+    source = _find_checkpoint(found, settings)
     if isinstance(source, Finding):
         return source
     try:
-        task, sim = handover.rebuild(args.task, found.manifest["settings"], found.task)
+        task, sim = handover.rebuild(settings.task, found.manifest["settings"], found.task)
     except DeftlyError as error:
         return Finding(LOOP, "warn", f"not checked: {error}; --task FILE names the task's file")
     try:
         task.contract().require(found.contract, str(found.path))
     except DeftlyError as error:
         return Finding(LOOP, "fail", str(error))
-    return _compare(found, source, task, sim, args)
+    return _compare(found, source, task, sim, settings)
 
 
-def _find_checkpoint(found: Bundle, args: CheckArgs) -> Checkpoint | Finding:
+def _find_checkpoint(found: Bundle, settings: CheckSettings) -> Checkpoint | Finding:
     from deftly.evaluate import rollout
     from deftly.learn import checkpoint
 
     wanted = found.manifest["checkpoint"]
-    if args.checkpoint:
-        places = [rollout.find_policy(args.checkpoint, found.task, args.runs)]
+    if settings.checkpoint:
+        places = [rollout.find_policy(settings.checkpoint, found.task, settings.runs)]
     else:
         places = [found.path / "checkpoint", checkpoint.shipped(found.task), Path(wanted["label"])]
     for place in places:
         file = place / checkpoint.WEIGHTS if place else None
-        if file and file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == wanted["sha256"]:
+        if file and file.is_file() and sha256(file, "the weights of a checkpoint") == wanted["sha256"]:
             return checkpoint.load(file.parent)
-    if args.checkpoint:
+    if settings.checkpoint:
         return Finding(LOOP, "fail", f"the bundle was not made from {places[0]}: its weights' sha256 is another")
     text = f"not checked: its checkpoint '{wanted['label']}' is not here; --checkpoint names another place of it"
     return Finding(LOOP, "warn", text)
 
 
-def _compare(found: Bundle, source: Checkpoint, task: Any, sim: Any, args: CheckArgs) -> Finding:
+def _compare(found: Bundle, source: Checkpoint, task: Any, sim: Any, settings: CheckSettings) -> Finding:
     """The bundle drives from signals alone; torch sees the same steps. Then torch drives the same episodes."""
     from deftly.config import EnvConfig
     from deftly.env import Env
     from deftly.evaluate.handover import drive
     from deftly.evaluate.rollout import EVALUATE
 
-    env, network = Env(task, EnvConfig(num_envs=1), sim, args.seed, EVALUATE), source.policy()
+    env, network = Env(task, EnvConfig(num_envs=1), sim, settings.seed, EVALUATE), source.policy()
     errors, ends, wrong = {"actions": 0.0, "targets": 0.0}, [], []
-    for seed in range(args.seed, args.seed + args.episodes):
+    for seed in range(settings.seed, settings.seed + settings.episodes):
         for _, obs, decision in drive(env, found.policy(), seed):
             for name, mine, theirs in (
                 ("actions", decision.action, network(obs)[0].numpy()),

@@ -1,4 +1,4 @@
-"""`deftly export`: turn a checkpoint into a bundle, the folder that a robot's computer runs without torch or MuJoCo.
+"""Turn a checkpoint into a bundle, the folder that a robot's computer runs without torch or MuJoCo.
 
 Everything in it is made from this one checkpoint, now: the network, its evaluation on held out episodes, and golden
 vectors from a real episode. What was written is then checked as `deftly check` does.
@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
-import shlex
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
 from deftly import __version__
-from deftly.config import EnvConfig, RunsConfig, SimConfig, split_task, to_yaml
-from deftly.errors import DeftlyError
+from deftly.config import EnvConfig, SimConfig, to_yaml
+from deftly.files import pack_npz
 from deftly.policy import bundle
 from deftly.policy.protocol import ACTION, OBSERVATION, LocalPolicy, OnnxNetwork
 
@@ -36,28 +32,6 @@ OPSET = 18
 GOLDEN_STEPS = 32
 EXTREMES = (0.0, 1.0, 10.0, 1e3, 1e6)
 """Sizes of the observations on which torch and ONNX are compared."""
-
-
-@dataclass(frozen=True)
-class ExportArgs:
-    """Export a policy as a bundle: one folder that checks itself and runs without torch."""
-
-    checkpoint: str | None = None
-    """Policy to export: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped."""
-    out: Path | None = None
-    """Folder of the bundle; an older bundle there is replaced; unset: bundles/TASK."""
-    episodes: int = 200
-    """Held out episodes of the evaluation that goes into the bundle."""
-    seed: int = 0
-    """Decides which episodes."""
-    sim: SimConfig = field(default_factory=SimConfig)
-    """The physics engine; as in the training unless set."""
-    runs: RunsConfig = field(default_factory=RunsConfig)
-    """Where runs are kept."""
-
-    def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise DeftlyError(f"episodes is {self.episodes}, but it must be 1 or more")
 
 
 def to_onnx(policy: Policy) -> bytes:
@@ -115,64 +89,23 @@ def compare(policy: Policy, network: OnnxNetwork, size: int) -> float:
     return float(np.nan_to_num(errors, nan=np.inf).max())
 
 
-def golden(task: Task, network: OnnxNetwork, args: ExportArgs) -> bytes:
+def golden(task: Task, network: OnnxNetwork, sim: SimConfig, seed: int) -> bytes:
     """`golden.npz`: the signals of the first steps of an episode that this policy drives, and what it makes of them."""
     from deftly.env import Env
     from deftly.evaluate.handover import drive
     from deftly.evaluate.rollout import EVALUATE
 
-    env = Env(task, EnvConfig(num_envs=1), args.sim, args.seed, EVALUATE)
-    steps = islice(drive(env, LocalPolicy(env.contract, network), args.seed), GOLDEN_STEPS)
+    env = Env(task, EnvConfig(num_envs=1), sim, seed, EVALUATE)
+    steps = islice(drive(env, LocalPolicy(env.contract, network), seed), GOLDEN_STEPS)
     rows = [signals for signals, _, _ in steps]
     signals = {s.name: np.stack([row[s.name] for row in rows]) for s in env.contract.signals}
     arrays = {f"signal/{name}": value for name, value in signals.items()}
     file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **arrays, **bundle.replay(env.contract, network, signals))
+    pack_npz(file, arrays | bundle.replay(env.contract, network, signals), level=0)
     return file.getvalue()
 
 
-def main(argv: list[str]) -> int:
-    """Run `deftly export`. The exit status is 1 if a check of what was written fails."""
-    from deftly.evaluate import check, rollout
-
-    task, args, found = rollout.prepare(ExportArgs, "export", argv)
-    assert found is not None
-    folder = args.out or args.runs.root / "bundles" / task.name
-    bundle.require_place(folder)
-    policy, contract = found.policy(), found.contract
-    model = to_onnx(policy)
-    network = OnnxNetwork(model, contract)
-    if not (error := compare(policy, network, contract.obs_size())) <= bundle.TOLERANCE:
-        raise DeftlyError(f"{found.path}: torch and ONNX differ by {error:.2g} on the same observation: not exported")
-    print(f"{bundle.NETWORK}: torch and ONNX agree to {error:.1g}")
-    report = _evaluate(task, found, args, argv)
-    low, high = report["success"]["wilson95"]
-    print(
-        f"{bundle.REPORT}: success {report['success']['rate']:.1%} ({low:.1%} to {high:.1%}), {args.episodes} episodes"
-    )
-    files = {
-        bundle.NETWORK: model,
-        bundle.SPEC: contract.to_json().encode(),
-        bundle.ROBOT: bundle.robot_config(contract).encode(),
-        bundle.GOLDEN: golden(task, network, args),
-        bundle.REPORT: (json.dumps(report, indent=2, allow_nan=False) + "\n").encode(),
-    }
-    bundle.write(folder, files, _facts(task, found, args, report))
-    size = sum(len(data) for data in files.values())
-    print(f"bundle: {folder}, {size / 1e3:.0f} kB\n", flush=True)
-    spec = split_task(argv)[0]
-    return check.show(folder, check.CheckArgs(checkpoint=str(found.path), task=spec, seed=args.seed, runs=args.runs))
-
-
-def _evaluate(task: Task, found: Checkpoint, args: ExportArgs, argv: Sequence[str]) -> dict[str, Any]:
-    from deftly.evaluate.evaluate import EvalArgs, measure
-
-    report, _ = measure(task, found, EvalArgs(episodes=args.episodes, seed=args.seed, sim=args.sim))
-    exact = [] if args.checkpoint == found.label else ["--checkpoint", found.label]
-    return {**report, "gates": [], "command": shlex.join(["deftly", "export", *argv, *exact])}
-
-
-def _facts(task: Task, found: Checkpoint, args: ExportArgs, report: dict[str, Any]) -> dict[str, Any]:
+def facts(task: Task, found: Checkpoint, sim: SimConfig, report: dict[str, Any]) -> dict[str, Any]:
     """What the manifest says of the policy; the settings are those under which it was just evaluated."""
     return {
         "task": task.name,
@@ -183,5 +116,5 @@ def _facts(task: Task, found: Checkpoint, args: ExportArgs, report: dict[str, An
             "sha256": report["checkpoint"]["sha256"],
             "iteration": found.iteration,
         },
-        "settings": {name: yaml.safe_load(to_yaml(part)) for name, part in (("task", task.cfg), ("sim", args.sim))},
+        "settings": {name: yaml.safe_load(to_yaml(part)) for name, part in (("task", task.cfg), ("sim", sim))},
     }

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import zmq
 
+from deftly.console import printable
 from deftly.contract import ContractError, PolicyContract
 from deftly.contract.policy import MAX_PROMPT
 from deftly.errors import DeftlyError
@@ -32,7 +33,6 @@ from deftly.serving.wire import (
     VERSION,
     WireError,
     max_frame,
-    one_line,
     pack,
     read_array,
     read_inputs,
@@ -233,9 +233,9 @@ class Server:
 
     def _refuse(self, request: _Request, error: Exception) -> None:
         if isinstance(error, WireError):
-            code, message = "bad-signals" if request.session else "bad-message", one_line(error)
+            code, message = "bad-signals" if request.session else "bad-message", printable(error)
         elif isinstance(error, DeftlyError):
-            code, message = error.code if isinstance(error, Refusal) else "no-answer", one_line(error)
+            code, message = error.code if isinstance(error, Refusal) else "no-answer", printable(error)
         else:
             code, message = "internal", "the server failed at this message; its log says why"
             if self.counts.errors[code] < 10:  # a log must not grow with what peers send

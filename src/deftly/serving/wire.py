@@ -1,6 +1,6 @@
 """The messages between a policy server and its robots: msgpack maps of bounded size, checked against the contract.
 
-An array is a map `{"dtype": "<f4" or "<f8", "shape": [n], "data": bytes}`, or a plain list of numbers; an image is a map
+An array is a map `{"dtype": "<f4" or "<f8", "shape": [n], "data": bytes}`, or a plain list of numbers; an image is
 `{"dtype": "|u1", "shape": [height, width, 3], "data": bytes}`. Nothing is ever built from a peer's bytes but numbers,
 text, lists and maps.
 
@@ -15,6 +15,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from deftly.console import printable
 from deftly.contract import PolicyContract, RobotInterface
 from deftly.contract.policy import MAX_PROMPT
 from deftly.errors import DeftlyError
@@ -54,7 +55,7 @@ def unpack(frame: bytes | memoryview, most: int = MAX_FRAME) -> dict[str, Any]:
     try:
         message = msgpack.unpackb(frame, raw=False, strict_map_key=True, **_BOUNDS)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise WireError(f"message is no msgpack: {one_line(error)[:100]}") from None
+        raise WireError(f"message is no msgpack: {printable(error, 100)}") from None
     if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
         raise WireError("message is no map with text as keys")
     return message
@@ -135,11 +136,6 @@ def read_signals(value: object, robot: RobotInterface) -> dict[str, np.ndarray]:
         else:
             found[signal.name] = read_array(said, signal.size, signal.name)
     return found
-
-
-def one_line(text: object) -> str:
-    """Text of a peer, or an error that may quote one, as one short line that does nothing to a terminal."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(str(text)[:300].split()))
 
 
 def _encode(value: object) -> dict[str, Any]:

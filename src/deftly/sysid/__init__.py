@@ -1,6 +1,6 @@
 """System identification: the figures of a robot's servos, from logs of what was commanded and what was measured.
 
-`stage` is the command, `logs` reads, `model` simulates many candidates at once, `fit` finds the one that fits best and
+`logs` reads, `model` simulates many candidates at once, `fit` finds the one that fits best and
 how far it can be trusted, `report` writes, and tells what to doubt; `excite` makes the motion for a log, `driver` is a
 simulated robot to try it on.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import mujoco
@@ -13,10 +14,13 @@ from deftly.control.log import Ring
 from deftly.control.loop import Runner
 from deftly.control.safety import Fault, Kernel, SafetyConfig, State
 from deftly.errors import DeftlyError
+from deftly.files import write_npz
 from deftly.policy.protocol import Decision, Signals
-from deftly.robots import Robot
+from deftly.robots import Robot, branches
 from deftly.sysid.driver import LoneRobot
 
+FINGERS = {"index": "if_", "middle": "mf_", "ring": "rf_", "thumb": "th_"}
+"""How the joints of a finger begin."""
 STEP_HOLD_S, PRBS_DWELL = 0.8, (3, 8)  # as the published collection of LEAP logs
 TOGETHER = 0.2
 """Share of the time in which the joints move together, each by half its amplitude: at the start, and at the end."""
@@ -195,3 +199,20 @@ def on_simulated(frames: Frames, robot: LoneRobot, safety: SafetyConfig) -> Ring
             if runner.kernel.fault is not Fault.NONE:
                 raise DeftlyError(f"the safety kernel held the robot: {runner.kernel.fault}: {runner.kernel.reason}")
     return ring
+
+
+def groups(robot: Robot, finger: str) -> list[tuple[str, ...]]:
+    """The joints to fit, a branch at a time. Raises DeftlyError if the robot has no such finger."""
+    found = branches(robot)
+    if finger != "all":
+        found = [names for names in found if all(n.startswith(FINGERS[finger]) for n in names)]
+    if not found:
+        raise DeftlyError(f"{robot.name} has no {finger} finger: --finger all")
+    return found
+
+
+def write_motion(path: Path, contract: PolicyContract, made: Motion) -> None:
+    """Write a motion as an .npz file of `deftly.excite/1`: times, commands and the names of the joints."""
+    time = np.arange(len(made.cmd)) / contract.rate
+    names = np.array(contract.joint_names)
+    write_npz(path, {"schema": "deftly.excite/1", "time": time, "hand_cmd": made.cmd, "joint_names": names})

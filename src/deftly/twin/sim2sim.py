@@ -1,4 +1,4 @@
-"""`deftly sim2sim`: prove that what was handed over does what training measured, before it meets a robot.
+"""Sim2sim: prove that what was handed over does what training measured, before it meets a robot.
 
 One plain MuJoCo simulation (`simrobot.py`, not the environment of training), the control loop and the safety kernel of
 the robot, and the policy from a bundle, or over the socket. Episodes start as in training, on the nominal model.
@@ -12,28 +12,23 @@ first decision. A fault of the kernel, a start pose outside its envelope among t
 from __future__ import annotations
 
 import contextlib
-import json
-import math
-import shlex
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deftly import __version__, render
+from deftly import __version__, render, stats
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
-from deftly.evaluate.evaluate import check_gate, gather, read_gate
-from deftly.files import whole
+from deftly.evaluate.evaluate import check_gate
+from deftly.files import write_json
 from deftly.policy.protocol import Policy
-from deftly.stats import wilson
-from deftly.twin.loop import FAULT, Film, LoopArgs, Origin, Outcome, prepare, run_episode
+from deftly.twin.loop import FAULT, LoopArgs, Origin, Outcome, run_episode
 
 if TYPE_CHECKING:
     from deftly.tasks import Task
@@ -47,34 +42,7 @@ SLACK = 1e-9
 """rad/s (m/s) by which rounding alone may exceed a top speed."""
 
 
-@dataclass(frozen=True)
-class Sim2SimArgs(LoopArgs):
-    """Drive a simulated robot as a real one: policy, safety kernel and driver, in a simulation of its own."""
-
-    gate: tuple[str, ...] = ()
-    """Conditions such as 'success>=0.95' 'faults<=0' 'agrees>=1'; the exit status is 1 unless all hold."""
-    out: Path | None = None
-    """Folder in which to write sim2sim.json."""
-    video: Path | None = None
-    """Write an mp4 of the first episodes to this file."""
-    video_episodes: int = 3
-    """How many episodes the video shows."""
-    render: bool = False
-    """Watch in a window, in real time."""
-    camera: str | None = None
-    """Camera of the video and the window; unset: the scene's first."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.video_episodes < 1:
-            raise DeftlyError(f"video-episodes is {self.video_episodes}, but it must be 1 or more")
-        for text in self.gate:
-            read_gate(text)
-
-
-def measure(
-    robot: SimRobot, policy: Policy, args: Sim2SimArgs, hooks: Sequence[Callable[[], None]] = ()
-) -> list[Outcome]:
+def measure(robot: SimRobot, policy: Policy, args: LoopArgs, hooks: Sequence[Callable[[], None]] = ()) -> list[Outcome]:
     """Run the episodes; the hooks are called at the start of each and after every tick."""
 
     def each() -> None:
@@ -84,11 +52,10 @@ def measure(
     return [run_episode(robot, policy, args.safety, i, each=each) for i in range(args.episodes)]
 
 
-def summarize(task: Task, args: Sim2SimArgs, origin: Origin, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def summarize(task: Task, args: LoopArgs, origin: Origin, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """What `sim2sim.json` holds; its success and figures are laid out as those of `eval.json`."""
     contract = task.contract()
     success = np.array([o.success for o in outcomes])
-    count = int(success.sum())
     steps = np.array([o.steps for o in outcomes], float)
     rows = {name: np.concatenate([o.rows[name] for o in outcomes]) for name in ("infer_ms", "tick_ms")}
     driven = np.isfinite(rows["infer_ms"])
@@ -107,13 +74,13 @@ def summarize(task: Task, args: Sim2SimArgs, origin: Origin, outcomes: Sequence[
         "preset": args.sim.preset,
         "disturbances": {"noise": args.noise, "latency_ms": args.latency_ms},
         "safety": asdict(args.safety),
-        "success": {"rate": count / len(outcomes), "count": count, "wilson95": list(wilson(count, len(outcomes)))},
-        "figures": {k: report.summarize(v) for k, v in {**figures, "clipped": clipped, **own}.items()},
+        "success": stats.proportion(success),
+        "figures": {k: stats.summarize(v) for k, v in {**figures, "clipped": clipped, **own}.items()},
         "ends": dict(Counter(o.end for o in outcomes).most_common()),
         "reasons": dict(Counter(f"{o.end}: {o.reason}" for o in outcomes if o.reason).most_common(10)),
         "broken_physics": sum(o.end == "failed/physics" for o in outcomes),
         "violation": max(violation(contract, o.rows) for o in outcomes),
-        "timing": {name: _percentiles(values[driven]) for name, values in rows.items()},
+        "timing": {name: stats.percentiles(values[driven]) for name, values in rows.items()},
         "version": __version__,
     }
     return {**result, "eval": agreement(result["success"], len(outcomes), origin.report)}
@@ -138,7 +105,7 @@ def agreement(success: Mapping[str, Any], total: int, measured: Mapping[str, Any
         return None
     theirs, episodes = measured["success"], measured["episodes"]
     (low, high), (ours_low, ours_high) = theirs["wilson95"], success["wilson95"]
-    p = fisher(success["count"], total, theirs["count"], episodes)
+    p = stats.fisher(success["count"], total, theirs["count"], episodes)
     within = agrees = low <= success["rate"] <= high
     how = "the rate lies within its interval"
     if not within:
@@ -146,23 +113,6 @@ def agreement(success: Mapping[str, Any], total: int, measured: Mapping[str, Any
         where = "intervals overlap" if agrees else "rate lies outside its interval"
         how = f"the {where}, and p = {p:.2g} (Fisher)"
     return {"agrees": agrees, "within_interval": within, "how": how, "p": p, "success": theirs, "episodes": episodes}
-
-
-def fisher(count_a: int, total_a: int, count_b: int, total_b: int) -> float:
-    """p-value, two-sided, of the hypothesis that two proportions are equal: Fisher's exact test.
-
-    The z-test of `report.two_proportions` is wrong where hardly anything fails: one failure of 50, none of 500, is no
-    evidence (p = 0.09), but it says 0.0015.
-    """
-    count = count_a + count_b
-    ways = {i: math.comb(total_a, i) * math.comb(total_b, count - i) for i in range(min(total_a, count) + 1)}
-    return sum(w for w in ways.values() if w <= ways[count_a]) / sum(ways.values())
-
-
-def _percentiles(values: np.ndarray) -> dict[str, float | None]:
-    if not len(values):
-        return dict.fromkeys(("p50", "p99", "max"))
-    return dict(zip(("p50", "p99", "max"), map(float, np.percentile(values, (50, 99, 100)))))
 
 
 def judge(gates: Sequence[str], result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -190,8 +140,7 @@ def require_metrics(gates: Sequence[str], robot: SimRobot) -> None:
 def save(folder: Path | None, result: Mapping[str, Any]) -> None:
     """Write `sim2sim.json`, if there is a folder for it."""
     if folder:
-        with whole(folder / "sim2sim.json") as path:
-            path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        write_json(folder / "sim2sim.json", result)
 
 
 def text(result: Mapping[str, Any]) -> list[str]:
@@ -240,40 +189,3 @@ def window(robot: SimRobot, camera: str | None) -> Iterator[Callable[[], None]]:
             time.sleep(max(0.0, due[0] - time.perf_counter()))
 
         yield show
-
-
-def main(argv: list[str]) -> int:
-    """Run `deftly sim2sim`. The exit status is 1 if a gate fails, or a command was beyond a limit."""
-    with contextlib.suppress(render.NoGLError):
-        render.choose_gl()  # before anything imports MuJoCo
-    task, args, origin = prepare(Sim2SimArgs, "sim2sim", gather(argv))
-    from deftly.twin.robot import SimRobot
-
-    if args.video and not args.video.parent.is_dir():
-        raise DeftlyError(f"no folder '{args.video.parent}' for the video: make it, or choose another --video FILE")
-    robot = SimRobot(task, args.sim.preset, args.seed, args.noise, args.latency_ms)
-    require_metrics(args.gate, robot)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-    film = Film(robot, args.video_episodes, args.camera) if args.video else None
-    hooks = [film.watch] if film else []
-    with contextlib.ExitStack() as stack:
-        if args.render:
-            hooks.append(stack.enter_context(window(robot, args.camera)))
-        policy = origin.open(args, robot.contract)
-        stack.callback(policy.close)
-        outcomes = measure(robot, policy, args, hooks)
-    result = summarize(task, args, origin, outcomes)
-    result |= {"gates": [], "command": shlex.join(["deftly", "sim2sim", *argv])}
-    save(args.out, result)  # what was measured is kept, whatever becomes of the gates and the video
-    result["gates"] = judge(args.gate, result)
-    save(args.out, result)
-    print(*text(result), sep="\n")
-    if film:
-        assert args.video is not None
-        render.write_video(args.video, film.frames(), robot.contract.rate)
-        print(f"video: {args.video}")
-    if args.out:
-        print(f"report: {args.out / 'sim2sim.json'}")
-    sys.stdout.flush()
-    return 0 if all(gate["holds"] for gate in result["gates"]) and not result["violation"] else 1

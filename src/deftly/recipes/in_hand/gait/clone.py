@@ -12,7 +12,7 @@ from deftly.config import EnvConfig
 from deftly.env import Env
 from deftly.learn.ppo import PPO
 from deftly.recipes.in_hand.gait.gaits import Gaits
-from deftly.recipes.in_hand.gait.search import GaitArgs
+from deftly.recipes.in_hand.gait.search import GaitSettings
 from deftly.tasks import Task
 
 ROUND_STEPS, ROUND_BATCHES, LAST = 100, 400, 3  # control and gradient steps of a round of cloning; the last has thrice
@@ -22,7 +22,7 @@ BACK = 0.3  # share of its way back to the cycle that a command is to go in a st
 CONTEXTS = 9  # values of a task's context, of whose gaits the nearest is cloned
 
 
-def clone(task: Task, gait: Gaits, args: GaitArgs) -> PPO:
+def clone(task: Task, gait: Gaits, args: GaitSettings) -> PPO:
     """A policy that makes the gait wherever its command is near the cycle: round by round, it drives more itself.
 
     Where gaits differ by a context, those that it does not drive follow the gait of another context than their own.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deftly.config import EnvConfig, PPOConfig, RunsConfig, SimConfig, TaskConfig
+from deftly.config import EnvConfig, PPOConfig, SimConfig, TaskConfig
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.recipes.in_hand.gait.gaits import SPREAD, Gaits
@@ -25,13 +25,12 @@ STILL = 0.5  # sigma of a search from standing still; of one over strokes it is 
 
 
 @dataclass(frozen=True)
-class GaitArgs:
-    """Search for a gait and clone it into a policy: `deftly gait TASK`."""
+class GaitSettings:
+    """How a gait is searched for and cloned into a policy."""
 
     sim: SimConfig = field(default_factory=SimConfig)  # The physics engine.
     task: TaskConfig = field(default_factory=TaskConfig)  # The task's own figures.
     train: PPOConfig = field(default_factory=PPOConfig)  # The network, as in the training that follows; and the seed.
-    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
     gait: Path | None = None  # Go on from this gait.npz instead of searching from nothing.
     generations: int = 80  # Generations of the search from nothing.
     population: int = 32  # Candidates of each.
@@ -45,7 +44,6 @@ class GaitArgs:
     frequency: float | None = None  # Of the gait, Hz; unset: 0.65, or what the gait given has. The search keeps it.
     rounds: int = 10  # Rounds of cloning; in each, the policy drives a larger share of the robots.
     std: float = 0.2  # Exploration noise that the cloned policy starts with.
-    name: str | None = "gait"  # A word for the name of the run's folder.
 
     def __post_init__(self) -> None:
         least = {"generations": 0, "population": 4, "trials": 1, "ascent": 0, "pairs": 1, "rounds": 1}
@@ -61,7 +59,7 @@ class GaitArgs:
 class Trials:
     """Gaits are tried on a task's randomized robots."""
 
-    def __init__(self, task: Task, args: GaitArgs, num_envs: int):
+    def __init__(self, task: Task, args: GaitSettings, num_envs: int):
         acts = task.contract().act_terms
         if len(acts) != 1 or acts[0].kind != "delta" or acts[0].joints != task.contract().joint_names:
             raise DeftlyError(f"{task.name}: a gait is searched for tasks whose actions are deltas of all joints alone")
@@ -100,7 +98,7 @@ class Search:
     Its numbers are those of strokes, or of the joints themselves where the task names none.
     """
 
-    def __init__(self, task: Task, args: GaitArgs):
+    def __init__(self, task: Task, args: GaitSettings):
         import cma
 
         self.args, self.trials = args, Trials(task, args, (args.population + 1) * args.trials)
@@ -141,7 +139,7 @@ class Ascent:
     figure by which gaits may differ, there are two of them, for its least and its greatest, mixed in between.
     """
 
-    def __init__(self, task: Task, args: GaitArgs, gait: Gaits):
+    def __init__(self, task: Task, args: GaitSettings, gait: Gaits):
         self.args, self.trials = args, Trials(task, args, 2 * args.pairs)
         self.env = self.trials.env
         self.mixed = task.context(self.env.state) is not None

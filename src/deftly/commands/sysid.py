@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from deftly import __version__, console
 from deftly.config import parse, split_task
 from deftly.control.safety import SafetyConfig
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
     from deftly.sysid.excite import Motion
     from deftly.tasks import Task
 
-FINGERS = {"index": "if_", "middle": "mf_", "ring": "rf_", "thumb": "th_"}
-"""How the joints of a finger begin."""
 BOUNDS = {
     "cem_generations": (1, 1000),
     "parallel_envs": (16, 1_000_000),
@@ -131,28 +127,16 @@ def main(argv: list[str]) -> int:
     return excite_robot(name, robot, contract, args) if args.excite else fit_log(task, robot, contract, args)
 
 
-def groups(robot: Robot, finger: str) -> list[tuple[str, ...]]:
-    """The joints to fit, a branch at a time. Raises DeftlyError if the robot has no such finger."""
-    from deftly.robots import branches
-
-    found = branches(robot)
-    if finger != "all":
-        found = [names for names in found if all(n.startswith(FINGERS[finger]) for n in names)]
-    if not found:
-        raise DeftlyError(f"{robot.name} has no {finger} finger: --finger all")
-    return found
-
-
 # --------------------------------------------------------------- fit
 
 
 def fit_log(task: Task, robot: Robot, contract: PolicyContract, args: SysidArgs) -> int:
     """Fit, and write what came of it."""
-    from deftly.sysid import fit, logs, report
+    from deftly.sysid import excite, fit, logs, report
 
     assert args.log_file is not None
     log = logs.read(args.log_file, contract, args.command_hz, args.hardware_order, args.units)
-    wanted = groups(robot, args.finger)
+    wanted = excite.groups(robot, args.finger)
     logs.require_motion(args.log_file, contract, log, tuple(n for group in wanted for n in group))
     if args.write and args.write.exists():
         actuators.load(args.write, robot.name, contract.joint_names)  # refused now, not after minutes
@@ -192,12 +176,12 @@ def excite_robot(name: str, robot: Robot, contract: PolicyContract, args: SysidA
 
     assert args.out is not None
     how = excite.Excitation(args.seconds, args.amplitude, args.chirp_hz, args.speed, args.seed)
-    made = excite.motion(robot, contract, groups(robot, args.finger), how)
+    made = excite.motion(robot, contract, excite.groups(robot, args.finger), how)
     for joint, reach in made.amplitude.items():
         print(f"{joint}: {reach:.3f} rad about its middle")
     facts = {"task": name, "finger": args.finger, "driver": args.driver or "", "deftly": __version__}
     if args.driver is None:
-        _write_motion(args.out, contract, made)
+        excite.write_motion(args.out, contract, made)
         print(f"motion: {args.out}, {len(made.cmd)} commands, {len(made.cmd) / contract.rate:.1f} s")
         return 0
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -236,14 +220,3 @@ def _on_hardware(name: str, contract: PolicyContract, made: Motion, args: SysidA
         runner = stack.enter_context(Runner(frames, Kernel(contract.robot, contract.rate, args.safety), driver, ring))
         said = {**facts, "safety": json.dumps(asdict(args.safety))}
         return Until(runner, ring, said, start=True, log=args.out).run()
-
-
-def _write_motion(path: Path, contract: PolicyContract, made: Motion) -> None:
-    from deftly.files import whole
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    time = np.arange(len(made.cmd)) / contract.rate
-    with whole(path) as scratch, scratch.open("wb") as file:
-        np.savez_compressed(
-            file, schema="deftly.excite/1", time=time, hand_cmd=made.cmd, joint_names=np.array(contract.joint_names)
-        )

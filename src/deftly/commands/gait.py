@@ -1,4 +1,4 @@
-"""The command `deftly gait TASK`."""
+"""`deftly gait TASK`: search for a periodic movement and clone it into a policy, to start a training from."""
 
 import time
 from dataclasses import dataclass, field
@@ -8,15 +8,24 @@ from typing import Any
 from rich.console import Console
 
 from deftly import workspace
-from deftly.config import parse, split_task, to_yaml, with_task
+from deftly.config import RunsConfig, parse, split_task, to_yaml, with_task
 from deftly.errors import DeftlyError
 from deftly.evaluate.rollout import VALIDATE, run_episodes
+from deftly.files import write_text
 from deftly.learn import checkpoint
 from deftly.learn.ppo import PPO
 from deftly.recipes.in_hand.gait.clone import clone
 from deftly.recipes.in_hand.gait.gaits import Gaits
-from deftly.recipes.in_hand.gait.search import Ascent, GaitArgs, Search
+from deftly.recipes.in_hand.gait.search import Ascent, GaitSettings, Search
 from deftly.tasks import Task, load
+
+
+@dataclass(frozen=True)
+class GaitArgs(GaitSettings):
+    """Search for a gait and clone it into a policy: `deftly gait TASK`."""
+
+    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
+    name: str | None = "gait"  # A word for the name of the run's folder.
 
 
 @dataclass
@@ -72,7 +81,7 @@ def main(argv: list[str]) -> int:
 def save(run: Path, task: Task, learner: PPO, args: GaitArgs) -> None:
     """A checkpoint of the cloned policy, from which training starts."""
     folder = run / "checkpoints" / "iter_000000"
-    (run / checkpoint.CONFIG).write_text(to_yaml(args))
+    write_text(run / checkpoint.CONFIG, to_yaml(args))
     contract = learner.env.contract
     checkpoint.save(folder, learner.models, contract, to_yaml(args), task.name, 0, {"success": -1.0}, None)
     for link in ("last", "best"):

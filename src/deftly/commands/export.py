@@ -1,0 +1,84 @@
+"""`deftly export`: turn a policy into a bundle, and check what was written."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deftly.commands import check
+from deftly.config import RunsConfig, SimConfig, split_task
+from deftly.errors import DeftlyError
+from deftly.evaluate import export
+from deftly.evaluate.check import CheckSettings
+from deftly.evaluate.evaluate import EvalSettings, measure
+from deftly.policy import bundle
+from deftly.policy.protocol import OnnxNetwork
+
+if TYPE_CHECKING:
+    from deftly.learn.checkpoint import Checkpoint
+    from deftly.tasks import Task
+
+
+@dataclass(frozen=True)
+class ExportArgs:
+    """Export a policy as a bundle: one folder that checks itself and runs without torch."""
+
+    checkpoint: str | None = None
+    """Policy to export: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped."""
+    out: Path | None = None
+    """Folder of the bundle; an older bundle there is replaced; unset: bundles/TASK."""
+    episodes: int = 200
+    """Held out episodes of the evaluation that goes into the bundle."""
+    seed: int = 0
+    """Decides which episodes."""
+    sim: SimConfig = field(default_factory=SimConfig)
+    """The physics engine; as in the training unless set."""
+    runs: RunsConfig = field(default_factory=RunsConfig)
+    """Where runs are kept."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise DeftlyError(f"episodes is {self.episodes}, but it must be 1 or more")
+
+
+def main(argv: list[str]) -> int:
+    """Run `deftly export`. The exit status is 1 if a check of what was written fails."""
+    from deftly.evaluate import rollout
+
+    task, args, found = rollout.prepare(ExportArgs, "export", argv)
+    assert found is not None
+    folder = args.out or args.runs.root / "bundles" / task.name
+    bundle.require_place(folder)
+    policy, contract = found.policy(), found.contract
+    model = export.to_onnx(policy)
+    network = OnnxNetwork(model, contract)
+    if not (error := export.compare(policy, network, contract.obs_size())) <= bundle.TOLERANCE:
+        raise DeftlyError(f"{found.path}: torch and ONNX differ by {error:.2g} on the same observation: not exported")
+    print(f"{bundle.NETWORK}: torch and ONNX agree to {error:.1g}")
+    report = _evaluate(task, found, args, argv)
+    low, high = report["success"]["wilson95"]
+    print(
+        f"{bundle.REPORT}: success {report['success']['rate']:.1%} ({low:.1%} to {high:.1%}), {args.episodes} episodes"
+    )
+    files = {
+        bundle.NETWORK: model,
+        bundle.SPEC: contract.to_json().encode(),
+        bundle.ROBOT: bundle.robot_config(contract).encode(),
+        bundle.GOLDEN: export.golden(task, network, args.sim, args.seed),
+        bundle.REPORT: (json.dumps(report, indent=2, allow_nan=False) + "\n").encode(),
+    }
+    bundle.write(folder, files, export.facts(task, found, args.sim, report))
+    size = sum(len(data) for data in files.values())
+    print(f"bundle: {folder}, {size / 1e3:.0f} kB\n", flush=True)
+    spec = split_task(argv)[0]
+    return check.show(folder, CheckSettings(checkpoint=str(found.path), task=spec, seed=args.seed, runs=args.runs))
+
+
+def _evaluate(task: Task, found: Checkpoint, args: ExportArgs, argv: Sequence[str]) -> dict[str, Any]:
+    report, _ = measure(task, found, EvalSettings(episodes=args.episodes, seed=args.seed, sim=args.sim))
+    exact = [] if args.checkpoint == found.label else ["--checkpoint", found.label]
+    return {**report, "gates": [], "command": shlex.join(["deftly", "export", *argv, *exact])}

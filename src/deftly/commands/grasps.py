@@ -1,0 +1,51 @@
+"""`deftly grasps TASK`: look for poses in which a hand holds its object, from which training then starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deftly.config import parse, split_task, with_task
+from deftly.errors import DeftlyError
+from deftly.recipes.in_hand.grasps import GraspSettings, collect, write
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraspArgs(GraspSettings):
+    """Look for stable grasps: `deftly grasps TASK --out FILE`."""
+
+    out: Path
+    """The .npz to write; beside it, pictures of some grasps as .png."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out.suffix != ".npz":
+            raise DeftlyError(f"--out is {self.out}, but a grasp cache is an .npz file: {self.out.with_suffix('.npz')}")
+
+
+def main(argv: list[str]) -> int:
+    """Run `deftly grasps`. The exit status is 1 if a size has no grasp."""
+    from deftly import render
+
+    render.choose_gl()
+    from deftly.tasks import load
+
+    name, flags = split_task(argv)
+    if name is None:
+        parse(GraspArgs, flags, prog="deftly grasps TASK")
+        raise DeftlyError("grasps of which task? deftly grasps TASK --out FILE; 'deftly tasks' lists them")
+    cls: Any = load(name)
+    if not hasattr(cls, "grasp"):
+        raise DeftlyError(f"{name} starts without a grasp cache: it has no `stable` and `grasp` to look for grasps")
+    args = parse(with_task(GraspArgs, cls.Config), flags, prog=f"deftly grasps {name}")
+    found, tried, pictures = collect(cls, args)
+    if not len(found["cube_half"]):
+        raise DeftlyError("no pose of any size was stable: nothing was written")
+    write(args.out, cls(args.task), found, tried, args.seed)
+    if pictures:
+        grid = np.concatenate([np.concatenate(pictures[i : i + 4], 1) for i in range(0, len(pictures) // 4 * 4, 4)])
+        render.write_png(args.out.with_suffix(".png"), grid)
+    kept = len(found["cube_half"])
+    print(f"wrote {args.out}: {kept} grasps, {args.out.stat().st_size / 1024:.0f} kB")
+    return int(any(not (found["cube_half"] == np.float32(half)).any() for half in tried))

@@ -1,0 +1,46 @@
+"""`deftly inspect`: a log of `deftly run` or `deftly record` in words and as a plot, replayed bit for bit."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from deftly.config import parse, split_task
+from deftly.control import inspection, log
+from deftly.errors import DeftlyError
+from deftly.files import write_bytes, write_text
+
+
+@dataclass(frozen=True)
+class InspectArgs:
+    """Summarize a log, replay it bit for bit, and plot it: `deftly inspect LOG.npz`."""
+
+    bundle: Path | None = None
+    """Bundle of the policy that drove: replay its decisions too."""
+    png: Path | None = None
+    """Plot the joints over time to this file."""
+    csv: Path | None = None
+    """Write a row for each tick to this file."""
+
+
+def main(argv: list[str]) -> int:
+    """Run `deftly inspect`. The exit status is 1 if the log does not replay bit for bit."""
+    from rich.console import Console
+
+    name, flags = split_task(argv)
+    args = parse(InspectArgs, flags, prog="deftly inspect")
+    if name is None:
+        raise DeftlyError("inspect needs a log: deftly inspect LOG.npz; 'deftly run ... --log LOG.npz' writes it")
+    found = log.read(Path(name))
+    if not len(found):
+        raise DeftlyError(f"{name} holds no ticks: there is nothing to inspect")
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
+    console.print(*inspection.summary(found), sep="\n")
+    problem, asked = inspection.replay(found)
+    problems = [problem] + ([inspection.replay_policy(found, asked, args.bundle)] if args.bundle else [])
+    for what, problem in zip(("safety kernel", "policy"), problems):
+        console.print(f"{what}: {problem or 'replays bit for bit'}")
+    if args.csv:
+        write_text(args.csv, inspection.rows_csv(found))
+    if args.png:
+        write_bytes(args.png, inspection.plot(found, Path(name).name))
+    return 1 if any(problems) else 0

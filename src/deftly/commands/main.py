@@ -1,0 +1,76 @@
+"""The `deftly` command: find the command, import it, run it, and turn what goes wrong into one line.
+
+Nothing heavy is imported here, so that `deftly --help` answers at once.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+
+from deftly import __version__
+from deftly.commands.table import COMMANDS
+from deftly.errors import DeftlyError
+
+LEARNING = "mujoco torch rsl_rl gymnasium safetensors tensorboard matplotlib PIL av tensordict"
+EXTRAS = {"mjviser": "viewer", "viser": "viewer"} | dict.fromkeys(LEARNING.split(), "train")
+"""Module to the extra that installs it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 2 for what the user can mend, 130 for Ctrl-C."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        status = _dispatch(name, rest)
+        sys.stdout.flush()  # here, so that a closed pipe is met here and not at exit
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (DeftlyError, OSError, ImportError) as error:
+        if os.environ.get("DEFTLY_TRACEBACK"):
+            raise
+        print(f"error: {_explain(error, name)}", file=sys.stderr)
+        from deftly.files import WriteError
+
+        return 2 if isinstance(error, DeftlyError) and not isinstance(error, WriteError) else 1
+
+
+def _dispatch(name: str, rest: list[str]) -> int:
+    if name in COMMANDS:
+        return importlib.import_module(COMMANDS[name].module).main(rest)
+    if name in ("-V", "--version"):
+        print(f"deftly {__version__}")
+    elif name in ("-h", "--help", "help"):
+        print(help_text(), end="")
+    else:
+        from deftly.config import suggest
+
+        near = suggest(name, COMMANDS) or "; 'deftly --help' lists them"
+        raise DeftlyError(f"deftly has no command '{name}'{near}")
+    return 0
+
+
+def help_text() -> str:
+    """The grouped list of commands, made from `COMMANDS` alone."""
+    lines = [f"deftly {__version__}: robot skills from simulation to hardware", "", "usage: deftly COMMAND ..."]
+    for group, commands in groupby(COMMANDS.values(), key=lambda command: command.group):
+        lines += ["", f"{group}:", *(f"  {command.name:<12} {command.summary}" for command in commands)]
+    lines += ["", "'deftly COMMAND --help' shows a command's settings.", "", "examples:", "  deftly quickstart"]
+    lines += ["  deftly train jaka-pick-cube env.num_envs=256", "  deftly eval jaka-pick-cube checkpoint=latest", ""]
+    return "\n".join(lines)
+
+
+def _explain(error: Exception, command: str) -> str:
+    if isinstance(error, ImportError):
+        missing = (error.name or "").partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and missing in EXTRAS:
+            return f"'{command}' needs {missing}: pip install \"deftly[{EXTRAS[missing]}]\""
+        return f"'{command}' cannot import what it needs: {error}; 'deftly doctor' checks the installation"
+    if isinstance(error, OSError):
+        where = f" '{error.filename}'" if error.filename else ""
+        return f"'{command}' failed: {error.strerror or error}{where}"
+    return str(error)

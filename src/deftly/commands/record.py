@@ -1,0 +1,51 @@
+"""`deftly record`: record episodes of the simulated robot, in the format of the robot's own log."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deftly.control import log
+from deftly.data import record
+from deftly.errors import DeftlyError
+from deftly.twin.loop import LoopArgs, prepare
+
+
+@dataclass(frozen=True)
+class RecordArgs(LoopArgs):
+    """Record episodes of a simulated robot that a policy drives."""
+
+    out: Path | None = None
+    """File to write, FILE.npz."""
+    episodes: int = 1
+    """Episodes to record."""
+    num_steps: int = 0
+    """Record so many steps instead, of as many episodes as it takes; the last is cut off."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_steps < 0:
+            raise DeftlyError(f"num-steps is {self.num_steps}, but it must be 0 (whole episodes) or more")
+        if self.out is not None and self.out.suffix != ".npz":
+            raise DeftlyError(f"a recording is an .npz file: --out {self.out.with_suffix('.npz')}, not {self.out}")
+
+
+def main(argv: list[str]) -> int:
+    """Run `deftly record`."""
+    task, args, origin = prepare(RecordArgs, "record", argv)
+    if args.out is None:
+        raise DeftlyError("record needs a file to write: --out FILE.npz")
+    from deftly.twin.robot import SimRobot
+
+    robot = SimRobot(task, args.sim.preset, args.seed, args.noise, args.latency_ms)
+    policy = origin.open(args, robot.contract)
+    try:
+        outcomes = record.run(robot, policy, args.safety, episodes=args.episodes, num_steps=args.num_steps)
+    finally:
+        policy.close()
+    rows = {name: np.concatenate([o.rows[name] for o in outcomes]) for name in outcomes[0].rows}
+    log.write(args.out, robot.contract, rows, record.facts(task, args, origin, outcomes))
+    for i, o in enumerate(outcomes):
+        print(f"episode {i}: {o.end} after {o.steps} steps{f' ({o.reason})' if o.reason else ''}")
+    print(f"recording: {args.out}, {len(rows['now'])} ticks")
+    return 0

@@ -1,0 +1,69 @@
+"""`deftly robots`: list the robots, or check one and show its joints."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from deftly import robots
+from deftly.commands.tasks import show_joints
+from deftly.config import parse, split_task
+from deftly.console import report, show, table
+from deftly.errors import DeftlyError
+
+
+@dataclass(frozen=True)
+class RobotsArgs:
+    """List the robots, or check one and show its joints: `deftly robots [NAME]`."""
+
+    names: bool = False  # Print the bare names, one a line.
+    xml: bool = False  # Print the robot's MJCF and nothing else.
+    png: Path | None = None  # Write a picture of the robot at home to this file.
+
+
+def main(argv: list[str]) -> int:
+    """Run `deftly robots`: 1 if a check of the robot fails."""
+    if argv == ["--names"]:  # what shell completion calls: no parser, no tables
+        print("\n".join(robots.shipped()))
+        return 0
+    name, rest = split_task(argv)
+    args = parse(RobotsArgs, rest, prog="deftly robots")
+    if name is None:
+        if args.xml or args.png:
+            raise DeftlyError("--xml and --png show one robot: deftly robots NAME --png robot.png")
+        shipped = map(robots.load, robots.shipped())
+        rows = [(r.name, r.title, str(len(r.joints)), f"{r.spec().compile().body_mass.sum():.3g} kg") for r in shipped]
+        show(table(("robot", "what", "joints", "mass"), rows))
+    elif args.png:
+        _write_picture(name, args.png)
+    elif args.xml:
+        spec = robots.load(name).spec()
+        spec.compile()
+        print(spec.to_xml())
+    else:
+        from deftly.robots.check import check
+
+        robot = robots.load(name)
+        show(f"{robot.name}: {robot.title}\n")
+        show_joints(robot.joints)
+        show("Check")
+        return report(check(robot))
+    return 0
+
+
+def _write_picture(name: str, path: Path) -> None:
+    from deftly import render
+
+    if path.suffix.lower() != ".png":
+        raise DeftlyError(f"--png writes a PNG picture: --png {path.with_suffix('.png')}")
+    if not path.parent.is_dir():
+        raise DeftlyError(f"--png: there is no folder {path.parent}; make it, or choose another place")
+    render.choose_gl()  # before MuJoCo is imported
+    from deftly.robots.check import at_home
+
+    model, data, _ = at_home(robots.load(name), floor=True)
+    low, high = data.geom_xpos.min(0), data.geom_xpos.max(0)
+    model.stat.center, model.stat.extent = (low + high) / 2, 1.1 * math.dist(low, high)
+    model.vis.global_.azimuth, model.vis.global_.elevation = 130, -20
+    with render.Renderer(model, size=(960, 720)) as renderer:
+        render.write_png(path, renderer.picture(model, data))
+    print(f"wrote {path}")
