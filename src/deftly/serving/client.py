@@ -12,7 +12,7 @@ import numpy as np
 from deftly.contract import COMMAND, ContractError, Inputs, PolicyContract
 from deftly.policy.protocol import Decision, PolicyError, Signals, as_seen
 from deftly.serving.link import Connection, Refused
-from deftly.serving.wire import WireError, read_array
+from deftly.serving.wire import WireError, max_frame, read_array
 
 
 class Client:
@@ -87,6 +87,7 @@ class Client:
         except ContractError as error:
             raise PolicyError(str(error)) from None
         self._session = str(reply.get("session"))
+        self._link.most = max_frame(theirs.robot)
         return theirs
 
     def _in_session(self, kind: str, timeout: float, **fields: Any) -> dict[str, Any]:
