@@ -14,8 +14,7 @@ def main(argv: list[str]) -> int:
 
         return play.main([*([name] if name else []), *(word for word, key in zip(rest, low) if key != "test=true")])
     if name is None:
-        if {"-h", "--help"} & set(rest):
-            parse(TrainArgs, rest, prog="deftly train TASK")
+        parse(TrainArgs, rest, prog="deftly train TASK")  # answers --help
         raise DeftlyError("which task? `deftly train TASK`; `deftly tasks` lists them")
     from deftly import workspace
     from deftly.learn import checkpoint

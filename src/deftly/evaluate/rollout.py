@@ -125,7 +125,7 @@ def prepare(stage: type[Any], verb: str, argv: Sequence[str]) -> tuple[Task, Any
         found = checkpoint.load(find_policy(args.checkpoint, cls.name, args.runs))
         sections = ("task", "sim") if found.task == cls.name else ("sim",)
         filed = {name: found.config[name] for name in sections if name in found.config}
-        args = parse(stage, flags, prog=prog, filed=filed)
+        args = parse(stage, flags, prog=prog, filed=filed, origin=str(found.path / checkpoint.CONFIG))
     task = cls(args.task)
     if found:
         found.require(task)
