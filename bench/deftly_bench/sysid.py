@@ -19,7 +19,7 @@ import numpy as np
 
 from deftly import tasks
 from deftly.control.safety import SafetyConfig
-from deftly.files import whole
+from deftly.files import atomic_write
 from deftly.robots import Robot, leap_hand
 from deftly.robots.actuators import PARAMETERS
 from deftly.sysid import excite, fit, logs
@@ -108,7 +108,7 @@ def run(trials: int, how: dict[str, Any], seconds: float, out: Path | None, firs
             f"trial {seed}: {spent[-1]['total']:.0f} s, {spent[-1]['cpu']:.0f} s of CPU; {json.dumps(data['summary'])}"
         )
         if out:
-            with whole(out) as part:
+            with atomic_write(out) as part:
                 part.write_text(json.dumps(data, indent=1) + "\n")
     scratch.unlink(missing_ok=True)
     return data

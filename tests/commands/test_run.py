@@ -432,4 +432,4 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_loop(bundle, start, term
     process.until("ready", 2)
     os.write(terminal[0], b"q\n")
     assert process.end() == 1
-    assert process.text.splitlines()[-1].startswith("error: 'run' failed: ")
+    assert process.text.splitlines()[-1].startswith("error: cannot write 'logs/log.npz'")

@@ -248,8 +248,8 @@ def test_what_cannot_be_inspected_is_one_line(held, bundle, tmp_path, capsys):
     other = fifty.write_bundle(tmp_path / "other", replace(CONTRACT, rate=40.0))
     for words, said in (
         ([], "inspect needs a log: deftly inspect LOG.npz"),
-        ([str(tmp_path / "no.npz")], "is no log of"),
-        ([str(tmp_path / "missing.npz")], "cannot read the log"),
+        ([str(tmp_path / "no.npz")], "as a log of"),
+        ([str(tmp_path / "missing.npz")], "no such file"),
         ([str(tmp_path / "bare.npz")], "does not say the bounds of its safety kernel"),
         ([str(tmp_path / "none.npz")], "holds no ticks"),
         ([str(held), "--bundle", str(other)], "the log was made under another contract: rate"),

@@ -287,7 +287,7 @@ def test_a_log_never_runs_a_pickle(tmp_path):
     np.save(buffer, np.array([Evil()], dtype=object), allow_pickle=True)
     small().save(path, {})
     _member(path, "schema.npy", buffer.getvalue())
-    with pytest.raises(DeftlyError, match="no log of"):
+    with pytest.raises(DeftlyError, match=r"as a log of .*Object arrays"):
         log.read(path)
     assert not (tmp_path / "evil").exists()
 
@@ -300,8 +300,8 @@ def test_a_disk_that_fails_keeps_the_old_log(tmp_path, monkeypatch, where):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(log.os, where, full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, where, full)
+    with pytest.raises(DeftlyError, match=r"cannot write .*No space left"):
         small(ticks=5).save(path, {})
     monkeypatch.undo()
     assert len(log.read(path)) == 3

@@ -274,7 +274,7 @@ def test_broken_environment_is_dumped_for_replay(slider, tmp_path):
 def test_something_else_is_no_dump(tmp_path):
     path = tmp_path / "x.npz"
     path.write_text("no")
-    with pytest.raises(DeftlyError, match="is no dump"):
+    with pytest.raises(DeftlyError, match="as a dump of a broken environment"):
         replay(path)
 
 

@@ -69,41 +69,6 @@ def run(root: Path, *more: str) -> int:
     return eval_main([TASK, *SHORT, "--runs.root", str(root), "--out", str(root / "again"), *more])
 
 
-# ------------------------------------------------------------------ statistics
-
-
-@pytest.mark.parametrize(
-    ("count", "total", "low", "high"),
-    [  # R. G. Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3 (score)
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-        (95, 100, 0.8882, 0.9785),
-        (20, 20, 0.8389, 1.0),
-    ],
-)
-def test_wilson(count, total, low, high):
-    assert wilson(count, total) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_two_proportions():
-    # 15 of 100 against 30 of 100: z = 0.15 / sqrt(0.225 * 0.775 * 0.02) = 2.540, two-sided p = 0.0111
-    assert report.two_proportions(15, 100, 30, 100) == pytest.approx(0.0111, abs=1e-4)
-    assert report.two_proportions(15, 100, 30, 100) == report.two_proportions(30, 100, 15, 100)
-    assert report.two_proportions(7, 10, 7, 10) == 1.0
-    assert report.two_proportions(10, 10, 20, 20) == 1.0
-    assert report.two_proportions(0, 10, 0, 20) == 1.0
-
-
-def test_summary_leaves_out_what_is_not_a_number():
-    out = report.summarize(np.array([1.0, np.nan, 3.0, np.inf]))
-    assert (out["mean"], out["min"], out["max"], out["p50"], out["count"], out["missing"]) == (2, 1, 3, 2, 2, 2)
-    empty = report.summarize(np.array([np.nan]))
-    assert empty["mean"] is None
-    assert empty["missing"] == 1
-
-
 # ----------------------------------------------------------------------- gates
 
 
@@ -305,7 +270,7 @@ def test_errors_are_one_line(root, capsys, monkeypatch):
         ("jaka-pick-cub",): "did you mean 'jaka-pick-cube'",
         (TASK, "checkpoint=nonsense"): "no run or checkpoint 'nonsense'",
         (TASK, "episodes=0"): "episodes is 0",
-        (TASK, "--compare", "nowhere.json"): "nowhere.json is no report of 'deftly eval'",
+        (TASK, "--compare", "nowhere.json"): "cannot read 'nowhere.json' as a report of 'deftly eval': no such file",
         (TASK, *SHORT, "--gate", "stepz<3"): "unknown metric 'stepz', did you mean 'steps'",
     }
     for words, expected in cases.items():

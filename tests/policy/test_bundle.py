@@ -356,7 +356,7 @@ def test_bytes_of_any_kind_are_refused_in_one_line(folder):
         try:
             load(folder)
         except DeftlyError as error:
-            assert "\n" not in str(error)  # noqa: PT017
+            assert "\n" not in str(error)
         put(folder, name, whole[name])
 
 

@@ -61,7 +61,7 @@ def test_files_are_checked(tmp_path):
     back = Gaits.load(path, task)
     assert (back.shape == some(2).shape).all()
     (tmp_path / "bad.npz").write_text("no")
-    with pytest.raises(DeftlyError, match=r"no gait.*deftly gait"):
+    with pytest.raises(DeftlyError, match=r"as a gait.*deftly gait"):
         Gaits.load(tmp_path / "bad.npz", task)
     with np.load(path) as file:
         np.savez(tmp_path / "other.npz", **{**file, "joint_names": np.array(["a"] * 16)})

@@ -84,7 +84,7 @@ def test_draw_takes_every_grasp_of_the_nearest_size(cache):
         ({"joint_names": np.array(["a"] * 16)}, "holds grasps of"),
         ({"joint_pos": np.zeros((3, 16))}, "corrupt"),
         ({"cube_pose": np.full((24, 7), np.nan)}, "not finite"),
-        ({"cube_half": None}, "no grasp cache"),
+        ({"cube_half": None}, "as a grasp cache: it holds no 'cube_half'"),
     ],
 )
 def test_a_foreign_or_corrupt_cache_is_refused_in_one_line(cache, tmp_path, changes, words):

@@ -81,6 +81,6 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(tmp_path, data, said):
 
 
 def test_a_file_that_is_missing_is_named(tmp_path):
-    with pytest.raises(DeftlyError, match="cannot read the actuators"):
+    with pytest.raises(DeftlyError, match="as identified actuators: no such file"):
         actuators.load(tmp_path / "none.json", "leap-right", NAMES)
     assert actuators.load(None, "leap-right", NAMES) == Actuators({})

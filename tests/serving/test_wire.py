@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from toy_robot import CONTRACT, signals
 
-from deftly.serving.wire import MAX_FRAME, MAX_LIST, WireError, one_line, pack, read_array, read_signals, unpack
+from deftly.console import printable
+from deftly.serving.wire import MAX_FRAME, MAX_LIST, WireError, pack, read_array, read_signals, unpack
 
 plain = st.recursive(
     st.none()
@@ -155,6 +156,6 @@ def test_signals_are_refused_by_name():
 
 
 @given(st.text())
-def test_one_line(text):
-    assert one_line(text).isprintable()
-    assert len(one_line(text * 100)) <= 300
+def test_printable(text):
+    assert printable(text).isprintable()
+    assert len(printable(text * 100)) <= 300

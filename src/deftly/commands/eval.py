@@ -18,7 +18,7 @@ from deftly.config import Repeatable, RunsConfig, with_setting
 from deftly.console import show, table
 from deftly.evaluate import report
 from deftly.evaluate.evaluate import EvalSettings, check_gate, measure, read_gate
-from deftly.files import whole
+from deftly.files import write_text
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,7 @@ def main(argv: list[str]) -> int:
     texts = {"eval.json": json.dumps(result, indent=2, allow_nan=False) + "\n", "episodes.csv": file.getvalue()}
     texts["report.html"] = report.html(result, values, folder / "video.mp4" if recorder else None, task)
     for name, text in texts.items():
-        with whole(folder / name) as path:
-            path.write_text(text)
+        write_text(folder / name, text)
     for head, *rows in filter(None, (report.figures_table(result), report.bins_table(result))):
         show(table(head, rows), "")
     if earlier:

@@ -12,6 +12,7 @@ from deftly import workspace
 from deftly.config import RunsConfig, parse, split_task, to_yaml, with_task
 from deftly.errors import DeftlyError
 from deftly.evaluate.rollout import VALIDATE, run_episodes
+from deftly.files import write_text
 from deftly.learn import checkpoint
 from deftly.learn.ppo import PPO
 from deftly.recipes.in_hand.gait.clone import clone
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> int:
 def save(run: Path, task: Task, learner: PPO, args: GaitArgs) -> None:
     """A checkpoint of the cloned policy, from which training starts."""
     folder = run / "checkpoints" / "iter_000000"
-    (run / checkpoint.CONFIG).write_text(to_yaml(args))
+    write_text(run / checkpoint.CONFIG, to_yaml(args))
     contract = learner.env.contract
     checkpoint.save(folder, learner.models, contract, to_yaml(args), task.name, 0, {"success": -1.0}, None)
     for link in ("last", "best"):

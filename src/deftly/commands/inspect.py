@@ -1,6 +1,5 @@
 """`deftly inspect`: a log of `deftly run` or `deftly record` in words and as a plot, replayed bit for bit."""
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing_extensions import Doc
 from deftly.config import Settings, parse, split_word
 from deftly.control import inspection, log
 from deftly.errors import DeftlyError
+from deftly.files import write_bytes, write_text
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,7 @@ def main(argv: list[str]) -> int:
     for what, problem in zip(("safety kernel", "policy"), problems):
         console.print(f"{what}: {problem or 'replays bit for bit'}")
     if args.csv:
-        _write_whole(args.csv, inspection.rows_csv(found).encode())
+        write_text(args.csv, inspection.rows_csv(found))
     if args.png:
-        _write_whole(args.png, inspection.plot(found, Path(name).name))
+        write_bytes(args.png, inspection.plot(found, Path(name).name))
     return 1 if any(problems) else 0
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    scratch = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        scratch.write_bytes(data)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

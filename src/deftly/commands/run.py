@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -219,11 +220,10 @@ def _facts(task: str | None, args: RunArgs) -> dict[str, Any]:
 def _require_folder(log: Path | None) -> None:
     """Raise DeftlyError unless logs can be written: to learn it after a fault is too late."""
     folder = log.parent if log else Path()
-    scratch = folder / f".tmp-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        scratch.touch()
-        scratch.unlink()
+        with tempfile.TemporaryFile(prefix=".tmp-", dir=folder):
+            pass
     except OSError as error:
         why = error.strerror or error
         raise DeftlyError(f"cannot write logs to '{folder}': {why}; give --log FILE.npz in another folder") from None

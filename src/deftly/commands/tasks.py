@@ -1,7 +1,6 @@
 """`deftly tasks`: list the tasks, or show one."""
 
 import inspect
-import json
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from deftly import tasks
 from deftly.config import Settings, field_docs, parse, split_task
 from deftly.console import show, table
 from deftly.contract import Joint
+from deftly.files import FileError, read_json
 
 POLICIES = Path(__file__).parents[1] / "shipped/policies"
 MEANING = {  # how an action of each kind becomes a target; `deftly.contract.Act` has the whole story
@@ -63,8 +63,8 @@ def shipped_policy(task: str) -> str:
     folder = POLICIES / task
     if not (folder / "checkpoint/weights.safetensors").is_file():
         return "no"
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return f"yes, {json.loads((folder / 'eval.json').read_text())['success']['rate']:.1%} success"
+    with suppress(FileError, KeyError, TypeError):
+        return f"yes, {read_json(folder / 'eval.json', 'a report')['success']['rate']:.1%} success"
     return "yes"
 
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-import os
-import zipfile
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from deftly.console import printable
 from deftly.contract import Contract
 from deftly.errors import DeftlyError
+from deftly.files import FileError, read_npz, write_npz
 
 SCHEMA = "deftly.log/1"
 MAX_BYTES = 512 * 2**20
 """Size of the largest log that is read, unpacked."""
-MAX_ARRAYS = 4096
 SNAPSHOT_TICKS = 256
 """Ticks between two snapshots of the safety kernel in a log."""
 Snapshot = Mapping[str, np.ndarray | float | str]
@@ -105,7 +104,7 @@ class Ring:
         return {name: column[order] for name, column in self._rows.items()}
 
     def save(self, path: Path, facts: Mapping[str, Any]) -> None:
-        """Write the rows and some facts to an `.npz`; it appears whole or not at all.
+        """Write the rows and some facts to an `.npz`, atomically.
 
         Rows older than the oldest snapshot of the safety kernel are left out: nothing could replay them. So are those
         that another thread writes over meanwhile: a control loop may go on.
@@ -129,44 +128,27 @@ def write(
     facts: Mapping[str, Any],
     snapshots: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write a log; the file appears whole or not at all."""
+    """Write a log atomically."""
     if path.suffix != ".npz":
         raise DeftlyError(f"a log is an .npz file: {path.with_suffix('.npz')}, not {path}")
-    scratch = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     head = {"schema": SCHEMA, "contract": contract.to_json(), "contract_hash": contract.hash, "rate": contract.rate}
     parts = {"row": rows, "fact": facts, "snapshot": snapshots or {}}
     arrays = {**head, **{f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}}
-    try:
-        with scratch.open("wb") as file:
-            _savez(file, arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_npz(path, arrays, level=1)  # in a third of the time: a control loop may be running beside
 
 
 def read(path: Path) -> Log:
     """Read and check a log. Raises DeftlyError if it is none, damaged, too large, or of another schema."""
+    what = "a log of 'deftly run' or 'deftly record'"
+    arrays = read_npz(path, what, MAX_BYTES)
     try:
-        with zipfile.ZipFile(path) as archive:
-            parts = archive.infolist()
-            if sum(part.file_size for part in parts) > MAX_BYTES or len(parts) > MAX_ARRAYS:
-                raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MiB, or {MAX_ARRAYS} arrays")
-        with np.load(path, allow_pickle=False) as file:
-            return _checked({name: file[name] for name in file.files})
-    except OSError as error:
-        raise DeftlyError(f"cannot read the log '{path}': {error.strerror or error}") from None
-    except Exception as error:  # zipfile, zlib and numpy have many ways to say that a file is damaged
-        reason = " ".join(f"{error or type(error).__name__}".split())[:160]
-        raise DeftlyError(f"{path} is no log of 'deftly run' or 'deftly record', or damaged: {reason}") from None
+        return _checked(arrays)
+    except Exception as error:  # the contract in it, and numpy, have many ways to say that an array does not fit
+        raise FileError(f"{path} is not {what}: {printable(error, 160) or type(error).__name__}") from None
 
 
 def _checked(arrays: Mapping[str, np.ndarray]) -> Log:
     """The log that some arrays are. Raises ValueError or KeyError naming the array that does not fit."""
-    if any(not isinstance(value, np.ndarray) for value in arrays.values()):
-        raise ValueError("it holds something that is no array")
     if "schema" not in arrays or str(arrays["schema"]) != SCHEMA:
         raise ValueError(f"its schema is {str(arrays.get('schema'))[:40]!r}, this Deftly reads {SCHEMA!r}")
     contract = Contract.from_json(str(arrays["contract"]))
@@ -184,14 +166,6 @@ def _checked(arrays: Mapping[str, np.ndarray]) -> Log:
         if column.shape[:1] != snapshots["tick"].shape:
             raise ValueError(f"'snapshot/{name}' is {column.shape} of {column.dtype}")
     return Log(contract, rows, parts["fact"], snapshots)
-
-
-def _savez(file: BinaryIO, arrays: Mapping[str, Any]) -> None:
-    """As `np.savez_compressed`, at the level that takes a third of the time: a control loop may be running beside."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, value in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as part:
-                np.lib.format.write_array(part, np.asarray(value), allow_pickle=False)
 
 
 def _fitting(value: Any, column: np.ndarray) -> Any:

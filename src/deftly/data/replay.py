@@ -21,7 +21,7 @@ from deftly.contract import JOINT_POS, Contract
 from deftly.control.log import Log
 from deftly.control.safety import SafetyConfig
 from deftly.errors import DeftlyError
-from deftly.files import whole
+from deftly.files import atomic_write
 from deftly.policy.protocol import Decision, Signals
 from deftly.twin.loop import Outcome
 
@@ -168,5 +168,5 @@ def plot(path: Path, frames: Frames, outcome: Outcome) -> None:
         axes.set_ylabel(f"{joint.name}, {joint.units}")
     figure.axes[0].legend(loc="best", ncols=3)
     figure.axes[-1].set_xlabel("s")
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         figure.savefig(scratch, format="png", dpi=110)

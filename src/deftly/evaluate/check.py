@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from deftly.config import SEEDS, RunsConfig, Settings
 from deftly.console import Finding, judge
 from deftly.contract import ACTION, Contract
 from deftly.errors import DeftlyError
+from deftly.files import sha256
 from deftly.policy import bundle
 from deftly.policy.bundle import TOLERANCE, Bundle
 
@@ -151,7 +151,7 @@ def _find_checkpoint(found: Bundle, settings: CheckSettings) -> Checkpoint | Fin
         places = [found.path / "checkpoint", checkpoint.shipped(found.task), Path(wanted["label"])]
     for place in places:
         file = place / checkpoint.WEIGHTS if place else None
-        if file and file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == wanted["sha256"]:
+        if file and file.is_file() and sha256(file, "the weights of a checkpoint") == wanted["sha256"]:
             return checkpoint.load(file.parent)
     if settings.checkpoint:
         return Finding(LOOP, "fail", f"the bundle was not made from {places[0]}: its weights' sha256 is another")

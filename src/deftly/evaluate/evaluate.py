@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import operator
 import re
 from dataclasses import dataclass, field
@@ -13,10 +12,11 @@ import numpy as np
 from annotated_types import Ge, Lt
 from typing_extensions import Doc
 
-from deftly import __version__, workspace
+from deftly import __version__, stats, workspace
 from deftly.config import SEEDS, EnvConfig, Settings, SimConfig, suggest
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
+from deftly.files import sha256
 
 if TYPE_CHECKING:
     from deftly.evaluate.rollout import OnStep
@@ -81,7 +81,7 @@ def measure(
     seconds, success = values["steps"] / ran.rate, values["success"]
     times = {"seconds": seconds, "success_seconds": np.where(success > 0, seconds, np.nan)}
     values = {"success": success, "steps": values["steps"]} | times | values
-    sha = hashlib.sha256((found.path / workspace.WEIGHTS).read_bytes()).hexdigest()
+    sha = sha256(found.path / workspace.WEIGHTS, "the weights of a checkpoint")
     disturbances = {name: getattr(settings.env, name) for name in ("randomize", "noise", "pushes")}
     disturbances["latency_ms"] = list(settings.env.latency_ms)
     if settings.wider > 1:
@@ -91,8 +91,8 @@ def measure(
     how: dict[str, Any] = {"episodes": len(ran), "seed": settings.seed, "stochastic": settings.stochastic}
     how["preset"] = settings.sim.preset
     how |= {"disturbances": disturbances, "wall_seconds": round(ran.seconds, 3), "version": __version__}
-    figures = {name: report.summarize(value) for name, value in values.items() if name != "success"}
-    outcome = {"success": report.share(success), "figures": figures, **report.divide(values, task)}
+    figures = {name: stats.summarize(value) for name, value in values.items() if name != "success"}
+    outcome = {"success": stats.proportion(success), "figures": figures, **report.divide(values, task)}
     outcome["broken_physics"] = int(values["failed/physics"].sum())
     return {"schema": report.SCHEMA, **who, **how, **outcome}, values
 

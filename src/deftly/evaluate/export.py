@@ -19,6 +19,7 @@ import yaml
 
 from deftly import __version__
 from deftly.config import EnvConfig, SimConfig, to_yaml
+from deftly.files import pack_npz
 from deftly.policy import bundle
 from deftly.policy.protocol import ACTION, OBSERVATION, LocalPolicy, OnnxNetwork
 
@@ -100,7 +101,7 @@ def golden(task: Task, network: OnnxNetwork, sim: SimConfig, seed: int) -> bytes
     signals = {s.name: np.stack([row[s.name] for row in rows]) for s in env.contract.signals}
     arrays = {f"signal/{name}": value for name, value in signals.items()}
     file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **arrays, **bundle.replay(env.contract, network, signals))
+    pack_npz(file, arrays | bundle.replay(env.contract, network, signals), level=0)
     return file.getvalue()
 
 

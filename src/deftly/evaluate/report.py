@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
+from deftly.console import printable
 from deftly.errors import DeftlyError
-from deftly.stats import wilson
+from deftly.files import FileError, read_json
+from deftly.stats import SUMMARY, fisher, proportion, summarize
 from deftly.tasks import Task
 
 if TYPE_CHECKING:
@@ -27,22 +28,7 @@ Report = Mapping[str, Any]  # what `eval.json` holds
 Values = Mapping[str, np.ndarray]  # the figures of the episodes by name, each (episodes,)
 SCHEMA = "deftly.eval/1"
 CONDITIONS = ("task", "contract", "seed", "episodes", "preset", "disturbances", "stochastic")  # of a fair comparison
-COLUMNS = ("mean", "std", "min", "p5", "p50", "p95", "max", "count")  # `count` is how many episodes have a value
 MAX_INLINE_VIDEO = 8_000_000  # bytes up to which a video is put into the page itself
-
-
-def summarize(values: np.ndarray) -> dict[str, float | int | None]:
-    """Mean, spread and percentiles of the values that are numbers; None where there are none."""
-    known = values[np.isfinite(values)]
-    spread = (known.mean(), known.std(), *np.percentile(known, (0, 5, 50, 95, 100))) if len(known) else ()
-    counts = {"count": len(known), "missing": len(values) - len(known)}
-    return dict.fromkeys(COLUMNS) | dict(zip(COLUMNS, map(float, spread))) | counts
-
-
-def share(success: np.ndarray) -> dict[str, Any]:
-    """How many of the episodes succeeded, of `success` (episodes,) 0 or 1; the rate of none is None."""
-    count, total = int(success.sum()), len(success)
-    return {"rate": count / total if total else None, "count": count, "wilson95": list(wilson(count, total))}
 
 
 def divide(values: Values, task: Task | type[Task]) -> dict[str, Any]:
@@ -63,7 +49,7 @@ def divide(values: Values, task: Task | type[Task]) -> dict[str, Any]:
         if inside.any() or None not in (low, high):
             figures = {name: summarize(values[name][inside])["mean"] for name in own}
             bounds = {"low": low, "high": high, "episodes": int(inside.sum())}
-            bins.append({**bounds, "success": share(values["success"][inside]), "figures": figures})
+            bins.append({**bounds, "success": proportion(values["success"][inside]), "figures": figures})
     return {"breakdown": {"metric": metric, "bins": bins}}
 
 
@@ -73,23 +59,17 @@ def means(report: Report) -> dict[str, float | None]:
     return {"success": report["success"]["rate"], "broken_physics": report["broken_physics"], **figures}
 
 
-def two_proportions(count_a: int, total_a: int, count_b: int, total_b: int) -> float:
-    """p-value, two-sided, of the hypothesis that two proportions are equal: the pooled z-test."""
-    pooled = (count_a + count_b) / (total_a + total_b)
-    spread = math.sqrt(pooled * (1 - pooled) * (1 / total_a + 1 / total_b))
-    return math.erfc(abs(count_a / total_a - count_b / total_b) / spread / math.sqrt(2)) if spread else 1.0
-
-
 def read_report(path: Path) -> Report:
     """Read an `eval.json`, or that of a folder. Raises DeftlyError for anything else."""
     path = path / "eval.json" if path.is_dir() else path
+    what, advice = "a report of 'deftly eval'", "give the eval.json of a test run"
+    report = read_json(path, what, advice=advice)
     try:
-        report = json.loads(path.read_text())
         if report["schema"] != SCHEMA:
             raise ValueError(f"its schema is {report['schema']!r}, this Deftly reads {SCHEMA!r}")
         compare(report, report)  # it has all that a comparison needs
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise DeftlyError(f"{path} is no report of 'deftly eval' ({error}): give the eval.json of a test run") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileError(f"{path} is not {what}: {printable(error)}; {advice}") from None
     return report
 
 
@@ -102,7 +82,7 @@ def compare(old: Report, new: Report) -> tuple[Table, list[str]]:
         side.add_row(name, number(a), number(b), "" if a is None or b is None else f"{b - a:+.4g}")
     apart = (name for name in CONDITIONS if old[name] != new[name])
     lines = [f"warning: {name} differs, {old[name]!s:.120} before and {new[name]!s:.120} now" for name in apart]
-    p = two_proportions(old["success"]["count"], old["episodes"], new["success"]["count"], new["episodes"])
+    p = fisher(old["success"]["count"], old["episodes"], new["success"]["count"], new["episodes"])
     lines += [f"before: {headline(old)}", f"now: {headline(new)}"]
     return side, [*lines, f"success {'differs' if p < 0.05 else 'cannot be told apart'} at the 5 % level, p = {p:.2g}"]
 
@@ -122,8 +102,8 @@ def headline(report: Report) -> str:
 
 def figures_table(report: Report) -> list[tuple[str, ...]]:
     """The figures, a row each below a head."""
-    rows = ((name, *(number(figure[key]) for key in COLUMNS)) for name, figure in report["figures"].items())
-    return [("metric", *COLUMNS), *rows]
+    rows = ((name, *(number(figure[key]) for key in SUMMARY)) for name, figure in report["figures"].items())
+    return [("metric", *SUMMARY), *rows]
 
 
 def bins_table(report: Report) -> list[tuple[str, ...]]:

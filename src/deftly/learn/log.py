@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from deftly.errors import DeftlyError
-from deftly.files import whole
+from deftly.files import atomic_write
 
 Row = dict[str, float]  # an iteration's figures by name; for the writers, one that is not known is missing, not NaN
 
@@ -32,7 +32,7 @@ def metrics(path: Path, columns: list[str], resume_at: int) -> Writer:
         with path.open(newline="") as old:
             rows = [row for row in csv.DictReader(old) if row.get("iteration", "").isdigit()]
             kept = [row for row in rows if int(row["iteration"]) <= resume_at]
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         file = scratch.open("w", newline="")
         writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
         writer.writeheader()

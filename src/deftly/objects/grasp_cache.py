@@ -16,9 +16,12 @@ from torch import Tensor
 
 from deftly.contract import Contract
 from deftly.errors import DeftlyError
+from deftly.files import read_npz
 
 SCHEMA = "deftly.grasps/1"
 ARRAYS = ("cube_half", "joint_pos", "cube_pose")
+MAX_BYTES = 256 << 20
+"""Largest cache that is read, unpacked: a million grasps of 16 joints."""
 HELP = "collect one: deftly grasps {task} --out FILE, and give it as --task.grasps FILE"
 
 
@@ -34,13 +37,8 @@ class Grasps:
     def load(cls, path: Path | None, task: str, contract: Contract) -> Grasps:
         """Read a cache, or the one shipped for the task. DeftlyError if it is missing, corrupt or foreign."""
         path, advice = path or shipped(task), HELP.format(task=task)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                found = {name: file[name] for name in ("schema", "hand", "joint_names", *ARRAYS)}
-        except FileNotFoundError:
-            raise DeftlyError(f"no grasp cache {path}: {advice}") from None
-        except Exception as error:  # numpy and zipfile raise many kinds
-            raise DeftlyError(f"{path} is no grasp cache ({' '.join(str(error).split())[:80]}): {advice}") from None
+        names = ("schema", "hand", "joint_names", *ARRAYS)
+        found = read_npz(path, "a grasp cache", MAX_BYTES, names=names, advice=advice)
         if str(found["schema"]) != SCHEMA:
             raise DeftlyError(f"{path} has schema '{found['schema']}', this Deftly reads {SCHEMA}: {advice}")
         if str(found["hand"]) != contract.robot or [*map(str, found["joint_names"])] != [*contract.joint_names]:

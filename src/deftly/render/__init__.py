@@ -19,7 +19,7 @@ import numpy as np
 
 from deftly.config import suggest
 from deftly.errors import DeftlyError
-from deftly.files import whole
+from deftly.files import atomic_write
 
 if TYPE_CHECKING:
     import mujoco
@@ -172,7 +172,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
     import av
 
     count = 0
-    with whole(path) as scratch, av.open(str(scratch), "w", "mp4", options={"movflags": "faststart"}) as file:
+    with atomic_write(path) as scratch, av.open(str(scratch), "w", "mp4", options={"movflags": "faststart"}) as file:
         rate = Fraction(fps).limit_denominator(1000)
         stream = file.add_stream("libx264", rate=rate, options={"crf": "23", "preset": "fast"})
         for count, picture in enumerate(frames, 1):
@@ -189,5 +189,5 @@ def write_png(path: Path, picture: np.ndarray) -> None:
     """Write one picture, `(height, width, 3)` uint8."""
     from PIL import Image
 
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         Image.fromarray(picture).save(scratch, format="PNG")

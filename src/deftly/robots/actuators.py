@@ -9,7 +9,6 @@ Only what a log told is in it: other joints and figures stay as the robot's file
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deftly.config import suggest
 from deftly.errors import DeftlyError
-from deftly.files import whole
+from deftly.files import read_json, write_json
 
 if TYPE_CHECKING:
     import mujoco
@@ -50,15 +49,7 @@ def load(path: Path | None, robot: str, joints: tuple[str, ...]) -> Actuators:
     """The figures of a file; none without a file. Raises DeftlyError, one line, if it is not of this robot."""
     if path is None:
         return Actuators({})
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        why = error.strerror or error
-        raise DeftlyError(
-            f"cannot read the actuators '{path}': {why}; 'deftly sysid --write {path}' makes it"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise DeftlyError(f"{path} is not JSON: {str(error)[:100]}; 'deftly sysid --write' makes such files") from None
+    data = read_json(path, "identified actuators", advice=f"'deftly sysid --write {path}' makes it")
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
         hint = ": give the file of --write, not the report" if schema == "deftly.sysid/1" else ""
@@ -102,9 +93,7 @@ def save(path: Path, robot: str, joints: tuple[str, ...], new: Actuators) -> Act
         "joints": {j: {n: f._asdict() for n, f in both.joints[j].items()} for j in joints if j in both.joints},
         "delay": both.delay and both.delay._asdict(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as scratch:
-        scratch.write_text(json.dumps(data, indent=1) + "\n")
+    write_json(path, data, indent=1)
     return both
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import zmq
 import zmq.auth
 
+from deftly.console import printable
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import PolicyError
 from deftly.serving.keys import is_local
-from deftly.serving.wire import MAX_FRAME, VERSION, WireError, one_line, pack, unpack
+from deftly.serving.wire import MAX_FRAME, VERSION, WireError, pack, unpack
 
 OPTIONS = {zmq.LINGER: 0, zmq.IMMEDIATE: 1, zmq.SNDHWM: 1, zmq.RCVHWM: 4, zmq.MAXMSGSIZE: MAX_FRAME}
 OPTIONS |= {zmq.RECONNECT_IVL: 50, zmq.CONNECT_TIMEOUT: 1000}  # ms; IMMEDIATE: nothing queues for a server that is away
@@ -40,7 +41,7 @@ class Connection:
                 self._keys = (server[0], *zmq.auth.load_certificate(own))
             self._open()
         except (OSError, ValueError, TypeError, zmq.ZMQError, DeftlyError) as error:
-            raise PolicyError(f"cannot connect to '{endpoint}': {one_line(error)}") from None
+            raise PolicyError(f"cannot connect to '{endpoint}': {printable(error)}") from None
 
     def _open(self) -> None:
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
@@ -71,7 +72,7 @@ class Connection:
                     self._unanswered = False
                     if reply.get("ok") is True:
                         return reply
-                    refused = Refused(f"policy server refused '{kind}': {one_line(reply.get('error'))}")
+                    refused = Refused(f"policy server refused '{kind}': {printable(reply.get('error'))}")
                     refused.code = reply.get("code")
                     raise refused
         raise PolicyError(f"no answer to '{kind}' from {self.endpoint} within {timeout:g} s")

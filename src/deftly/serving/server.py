@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 import zmq
 
+from deftly.console import printable
 from deftly.contract import Contract, ContractError
 from deftly.errors import DeftlyError
 from deftly.serving.brain import Brain, Step
 from deftly.serving.counts import Counts
 from deftly.serving.keys import is_local, lock
-from deftly.serving.wire import MAX_FRAME, VERSION, WireError, one_line, pack, read_array, read_signals, unpack
+from deftly.serving.wire import MAX_FRAME, VERSION, WireError, pack, read_array, read_signals, unpack
 
 IDLE_S, MAX_SESSIONS = 60.0, 64
 MAX_ROUND, ROUND_S = 64, 0.002
@@ -217,9 +218,9 @@ class Server:
 
     def _refuse(self, request: _Request, error: Exception) -> None:
         if isinstance(error, WireError):
-            code, message = "bad-signals" if request.session else "bad-message", one_line(error)
+            code, message = "bad-signals" if request.session else "bad-message", printable(error)
         elif isinstance(error, DeftlyError):
-            code, message = error.code if isinstance(error, Refusal) else "no-answer", one_line(error)
+            code, message = error.code if isinstance(error, Refusal) else "no-answer", printable(error)
         else:
             code, message = "internal", "the server failed at this message; its log says why"
             if self.counts.errors[code] < 10:  # a log must not grow with what peers send

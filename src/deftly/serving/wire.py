@@ -14,6 +14,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from deftly.console import printable
 from deftly.contract import Contract
 from deftly.errors import DeftlyError
 
@@ -42,7 +43,7 @@ def unpack(frame: bytes | memoryview) -> dict[str, Any]:
     try:
         message = msgpack.unpackb(frame, raw=False, strict_map_key=True, **_BOUNDS)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise WireError(f"message is no msgpack: {one_line(error)[:100]}") from None
+        raise WireError(f"message is no msgpack: {printable(error, 100)}") from None
     if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
         raise WireError("message is no map with text as keys")
     return message
@@ -80,11 +81,6 @@ def read_signals(value: object, contract: Contract) -> dict[str, np.ndarray]:
     if missing:
         raise WireError(f"signal '{missing[0]}' is missing")
     return {s.name: read_array(value[s.name], s.size, s.name) for s in contract.signals}
-
-
-def one_line(text: object) -> str:
-    """Text of a peer, or an error that may quote one, as one short line that does nothing to a terminal."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(str(text)[:300].split()))
 
 
 def _encode(value: object) -> dict[str, Any]:

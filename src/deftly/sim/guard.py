@@ -5,30 +5,26 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
-from deftly.errors import DeftlyError
-from deftly.files import whole
+from deftly.files import FileError, read_npz, write_npz
 
 SCHEMA = "deftly.dump/1"
+MAX_BYTES = 1 << 30
+"""Largest dump that is read, unpacked: a model with its meshes and textures."""
 
 
 def dump(path: Path, model: mujoco.MjModel, state: np.ndarray, substeps: int) -> None:
     """Write an environment's own model and its state before the step in which it broke, for `replay`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     binary = np.zeros(mujoco.mj_sizeModel(model), np.uint8)
     mujoco.mj_saveModel(model, None, binary)
-    with whole(path) as scratch:
-        np.savez_compressed(scratch, schema=SCHEMA, model=binary, state=state, substeps=substeps)
+    write_npz(path, {"schema": SCHEMA, "model": binary, "state": state, "substeps": substeps})
 
 
 def replay(path: Path) -> mujoco.MjData:
     """Step a dumped environment again from the state before it broke; returns the data at the break."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            saved = {name: file[name] for name in ("schema", "model", "state", "substeps")}
-    except (OSError, ValueError, KeyError) as error:
-        raise DeftlyError(f"{path} is no dump of a broken environment: {error}") from None
+    names = ("schema", "model", "state", "substeps")
+    saved = read_npz(path, "a dump of a broken environment", MAX_BYTES, names=names)
     if str(saved["schema"]) != SCHEMA:
-        raise DeftlyError(f"{path} has schema {saved['schema']}, this Deftly reads {SCHEMA}")
+        raise FileError(f"{path} has schema {saved['schema']}, this Deftly reads {SCHEMA}")
     model = mujoco.MjModel.from_binary_path("dump.mjb", {"dump.mjb": saved["model"].tobytes()})
     data = mujoco.MjData(model)
     mujoco.mj_setState(model, data, saved["state"], mujoco.mjtState.mjSTATE_INTEGRATION)

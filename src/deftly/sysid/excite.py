@@ -14,7 +14,7 @@ from deftly.control.log import Ring
 from deftly.control.loop import Runner
 from deftly.control.safety import Fault, Kernel, SafetyConfig, State
 from deftly.errors import DeftlyError
-from deftly.files import whole
+from deftly.files import write_npz
 from deftly.policy.protocol import Decision, Signals
 from deftly.robots import Robot, branches
 from deftly.sysid.driver import LoneRobot
@@ -213,9 +213,6 @@ def groups(robot: Robot, finger: str) -> list[tuple[str, ...]]:
 
 def write_motion(path: Path, contract: Contract, made: Motion) -> None:
     """Write a motion as an .npz file of `deftly.excite/1`: times, commands and the names of the joints."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     time = np.arange(len(made.cmd)) / contract.rate
-    with whole(path) as scratch, scratch.open("wb") as file:
-        np.savez_compressed(
-            file, schema="deftly.excite/1", time=time, hand_cmd=made.cmd, joint_names=np.array(contract.joint_names)
-        )
+    names = np.array(contract.joint_names)
+    write_npz(path, {"schema": "deftly.excite/1", "time": time, "hand_cmd": made.cmd, "joint_names": names})

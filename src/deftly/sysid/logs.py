@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 from deftly.contract import JOINT_POS, Contract
 from deftly.control import log
 from deftly.errors import DeftlyError
+from deftly.files import read_npz
 
 CMD, STATE, TIME, NAMES = "hand_cmd", "hand_state", "time", "joint_names"
 LEAST_S = 5.0
@@ -73,19 +73,7 @@ def read(
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(part.file_size for part in archive.infolist()) > MAX_BYTES:
-                raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except OSError as error:
-        raise DeftlyError(
-            f"cannot read the log '{path}': {error.strerror or error}; give --log-file FILE.npz"
-        ) from None
-    except Exception as error:  # zipfile, zlib and numpy have many ways to say that a file is damaged
-        reason = " ".join(f"{error or type(error).__name__}".split())[:120]
-        raise DeftlyError(f"{path} is no .npz of {CMD} and {STATE}, or damaged: {reason}") from None
+    return read_npz(path, f"a log of {CMD} and {STATE}", MAX_BYTES, advice="give --log-file FILE.npz")
 
 
 def _matrix(path: Path, arrays: dict[str, np.ndarray], name: str, contract: Contract) -> np.ndarray:

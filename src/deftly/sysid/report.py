@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from deftly import __version__
 from deftly.console import Finding
-from deftly.files import whole
+from deftly.files import atomic_write, write_json
 from deftly.robots.actuators import Actuators, Figure
 from deftly.sysid.fit import Estimate, Fit, Search
 from deftly.sysid.logs import STILL, HandLog, jitter
@@ -121,10 +120,8 @@ def facts(
 
 
 def write(path: Path, data: dict[str, Any]) -> None:
-    """Write the JSON; it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as scratch:
-        scratch.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    """Write the JSON atomically."""
+    write_json(path, data, indent=1)
 
 
 def identified(fits: list[Fit]) -> Actuators:
@@ -173,6 +170,5 @@ def plot(path: Path, fits: list[Fit], held_out: float) -> None:
             axes.set_title(f"held-out error {error:.2f} mrad", fontsize=9, loc="right")
     picture.axes[0].legend(loc="upper left", ncols=4, fontsize=8)
     picture.axes[-1].set_xlabel("s")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         picture.savefig(scratch, format="png", dpi=110)

@@ -7,7 +7,6 @@ task's `ready_s` says; then the operator starts, and with the first decision of 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from deftly.control.log import Ring
 from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, SafetyConfig, State
 from deftly.errors import DeftlyError
+from deftly.files import sha256
 from deftly.policy.protocol import LocalPolicy, Policy
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _from_bundle(path: Path) -> Origin:
     from deftly.policy import bundle
 
     found = bundle.load(path)
-    sha = hashlib.sha256((path / bundle.MANIFEST).read_bytes()).hexdigest()
+    sha = sha256(path / bundle.MANIFEST, "the manifest of a bundle")
     label = "the shipped bundle" if path == bundle.shipped(found.task) else f"bundle {path}"
     return Origin(found.task, label, sha, found.manifest["settings"], _measured(label, found.report), found.policy)
 
@@ -189,7 +189,7 @@ def _from_checkpoint(found: Checkpoint, task: str) -> Origin:
 
     sections = ("task", "sim") if found.task == task else ("sim",)
     settings = {name: found.config[name] for name in sections if name in found.config}
-    sha = hashlib.sha256((found.path / workspace.WEIGHTS).read_bytes()).hexdigest()
+    sha = sha256(found.path / workspace.WEIGHTS, "the weights of a checkpoint")
     beside = [folder / "eval.json" for folder in (found.path, found.path.parent) if found.label == "shipped"]
     measured = next((report.read_report(path) for path in beside if path.is_file()), None)
     return Origin(task, f"checkpoint {found.label}", sha, settings, measured, local)

@@ -12,8 +12,6 @@ first decision. A fault of the kernel, a start pose outside its envelope among t
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,14 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deftly import __version__, render
+from deftly import __version__, render, stats
 from deftly.contract import Contract
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
 from deftly.evaluate.evaluate import check_gate
-from deftly.files import whole
+from deftly.files import write_json
 from deftly.policy.protocol import Policy
-from deftly.stats import wilson
 from deftly.twin.loop import FAULT, LoopArgs, Origin, Outcome, run_episode
 
 if TYPE_CHECKING:
@@ -59,7 +56,6 @@ def summarize(task: Task, args: LoopArgs, origin: Origin, outcomes: Sequence[Out
     """What `sim2sim.json` holds; its success and figures are laid out as those of `eval.json`."""
     contract = task.contract()
     success = np.array([o.success for o in outcomes])
-    count = int(success.sum())
     steps = np.array([o.steps for o in outcomes], float)
     rows = {name: np.concatenate([o.rows[name] for o in outcomes]) for name in ("infer_ms", "tick_ms")}
     driven = np.isfinite(rows["infer_ms"])
@@ -78,13 +74,13 @@ def summarize(task: Task, args: LoopArgs, origin: Origin, outcomes: Sequence[Out
         "preset": args.sim.preset,
         "disturbances": {"noise": args.noise, "latency_ms": args.latency_ms},
         "safety": asdict(args.safety),
-        "success": {"rate": count / len(outcomes), "count": count, "wilson95": list(wilson(count, len(outcomes)))},
-        "figures": {k: report.summarize(v) for k, v in {**figures, "clipped": clipped, **own}.items()},
+        "success": stats.proportion(success),
+        "figures": {k: stats.summarize(v) for k, v in {**figures, "clipped": clipped, **own}.items()},
         "ends": dict(Counter(o.end for o in outcomes).most_common()),
         "reasons": dict(Counter(f"{o.end}: {o.reason}" for o in outcomes if o.reason).most_common(10)),
         "broken_physics": sum(o.end == "failed/physics" for o in outcomes),
         "violation": max(violation(contract, o.rows) for o in outcomes),
-        "timing": {name: _percentiles(values[driven]) for name, values in rows.items()},
+        "timing": {name: stats.percentiles(values[driven]) for name, values in rows.items()},
         "version": __version__,
     }
     return {**result, "eval": agreement(result["success"], len(outcomes), origin.report)}
@@ -109,7 +105,7 @@ def agreement(success: Mapping[str, Any], total: int, measured: Mapping[str, Any
         return None
     theirs, episodes = measured["success"], measured["episodes"]
     (low, high), (ours_low, ours_high) = theirs["wilson95"], success["wilson95"]
-    p = fisher(success["count"], total, theirs["count"], episodes)
+    p = stats.fisher(success["count"], total, theirs["count"], episodes)
     within = agrees = low <= success["rate"] <= high
     how = "the rate lies within its interval"
     if not within:
@@ -117,23 +113,6 @@ def agreement(success: Mapping[str, Any], total: int, measured: Mapping[str, Any
         where = "intervals overlap" if agrees else "rate lies outside its interval"
         how = f"the {where}, and p = {p:.2g} (Fisher)"
     return {"agrees": agrees, "within_interval": within, "how": how, "p": p, "success": theirs, "episodes": episodes}
-
-
-def fisher(count_a: int, total_a: int, count_b: int, total_b: int) -> float:
-    """p-value, two-sided, of the hypothesis that two proportions are equal: Fisher's exact test.
-
-    The z-test of `report.two_proportions` is wrong where hardly anything fails: one failure of 50, none of 500, is no
-    evidence (p = 0.09), but it says 0.0015.
-    """
-    count = count_a + count_b
-    ways = {i: math.comb(total_a, i) * math.comb(total_b, count - i) for i in range(min(total_a, count) + 1)}
-    return sum(w for w in ways.values() if w <= ways[count_a]) / sum(ways.values())
-
-
-def _percentiles(values: np.ndarray) -> dict[str, float | None]:
-    if not len(values):
-        return dict.fromkeys(("p50", "p99", "max"))
-    return dict(zip(("p50", "p99", "max"), map(float, np.percentile(values, (50, 99, 100)))))
 
 
 def judge(gates: Sequence[str], result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -161,8 +140,7 @@ def require_metrics(gates: Sequence[str], robot: SimRobot) -> None:
 def save(folder: Path | None, result: Mapping[str, Any]) -> None:
     """Write `sim2sim.json`, if there is a folder for it."""
     if folder:
-        with whole(folder / "sim2sim.json") as path:
-            path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        write_json(folder / "sim2sim.json", result)
 
 
 def text(result: Mapping[str, Any]) -> list[str]:

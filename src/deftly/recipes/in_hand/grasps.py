@@ -126,8 +126,8 @@ def _settle(env: Env, task: GraspTask, settings: GraspSettings) -> Tensor:
 
 
 def write(path: Path, task: GraspTask, found: dict[str, np.ndarray], tried: dict[float, int], seed: int) -> None:
-    """Write a cache whole or not at all."""
-    from deftly.files import whole
+    """Write a cache atomically."""
+    from deftly.files import write_npz
 
     contract = task.contract()
     facts: dict[str, Any] = {
@@ -139,6 +139,4 @@ def write(path: Path, task: GraspTask, found: dict[str, np.ndarray], tried: dict
         **found,
     }
     facts |= {"joint_names": np.array(contract.joint_names), "sizes": np.array([*tried]), "tried": [*tried.values()]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as scratch, scratch.open("wb") as file:
-        np.savez_compressed(file, **facts)
+    write_npz(path, facts)

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from deftly.contract import Contract
 from deftly.errors import DeftlyError
-from deftly.files import whole
+from deftly.files import read_npz, write_npz
 from deftly.tasks import Task
 
+MAX_BYTES = 1 << 20
+"""Largest file of gaits that is read."""
 SCHEMA = "deftly.gait/2"
 SPREAD = (0.15, 0.15, 0.15, 0.05, 0.05)  # by which numbers count: rad of centre, sine and cosine, their second harmonic
 CYCLES = 20  # of which the first is left out: periods at which a gait is looked at
@@ -80,21 +82,17 @@ class Gaits:
         return settled[:-1], settled[1:]
 
     def save(self, path: Path, task: Task) -> None:
-        """Write the gaits whole or not at all."""
+        """Write the gaits atomically."""
         names = np.array(task.contract().joint_names)
         parts = {name: value.numpy() for name, value in vars(self).items()}
-        with whole(path) as scratch, scratch.open("wb") as file:
-            np.savez(file, schema=SCHEMA, task=task.name, joint_names=names, **parts)
+        write_npz(path, {"schema": SCHEMA, "task": task.name, "joint_names": names, **parts})
 
     @classmethod
     def load(cls, path: Path, task: Task) -> Gaits:
         """Read what `save` wrote. Raises DeftlyError if it is no gait of this task's joints."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                found = {name: file[name] for name in ("schema", "joint_names", *cls.__dataclass_fields__)}
-        except Exception as error:  # numpy and zipfile raise many kinds
-            reason = " ".join(str(error).split())[:100]
-            raise DeftlyError(f"{path} is no gait ({reason}): give the gait.npz of a run of 'deftly gait'") from None
+        names = ("schema", "joint_names", *cls.__dataclass_fields__)
+        advice = "give the gait.npz of a run of 'deftly gait'"
+        found = read_npz(path, "a gait", MAX_BYTES, names=names, advice=advice)
         if str(found["schema"]) != SCHEMA or [*map(str, found["joint_names"])] != [*task.contract().joint_names]:
             raise DeftlyError(f"{path} is no gait of this task's joints: search for one, deftly gait {task.name}")
         gait = cls(*(torch.from_numpy(found[name]).float() for name in cls.__dataclass_fields__))
