@@ -60,7 +60,7 @@ def test_suggest():
     ("argv", "message"),
     [
         (["env.num_env=3"], "deftly train has no setting env.num_env, did you mean 'env.num-envs'?"),
-        (["--env.num-env", "3"], "deftly train has no setting --env.num-env, did you mean 'env.num-envs'?"),
+        (["--env.num-env", "3"], "deftly train has no setting --env.num-env, did you mean '--env.num-envs'?"),
         (
             ["task.ranges.cube_z=1"],
             "deftly train has no setting task.ranges.cube_z, did you mean 'task.ranges.cube-x'?",

@@ -205,7 +205,8 @@ def _joined(before: Setting, now: Setting) -> Setting:
 
 def _unknown(setting: Setting, name: str, known: Mapping[str, Flag], prog: str) -> str:
     written = setting.key if kebab(setting.key.removeprefix("--")) == name else f"{setting.key} (--{name})"
-    near = suggest(name, known)
+    dashes = "--" if setting.key.startswith("--") else ""
+    near = suggest(dashes + name, [dashes + flag for flag in known])
     if setting.place:
         return f"{setting.place}: there is no setting {written}{near}"
     return f"{prog} has no setting {written}{near or '; --help lists them'}"
