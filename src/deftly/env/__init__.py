@@ -13,7 +13,7 @@ from deftly.contract import JOINT_POS, STATE, Memory, PolicyContract
 from deftly.errors import DeftlyError
 from deftly.sim.cpu import CpuSim
 from deftly.sim.randomize import Randomize, Randomizer, hold_commands, prepare
-from deftly.sim.scene import compile_scene, substeps
+from deftly.sim.scene import compile_scene
 from deftly.sim.sensors import Sensors
 from deftly.tasks import Push, Task
 
@@ -112,14 +112,14 @@ class Env:
         self.task, self.cfg, self.contract, self.purpose = task, cfg, task.contract(), purpose
         self.num_envs = cfg.num_envs
         self.episode_steps = cfg.episode_steps or task.cfg.episode_steps
-        self.substeps = substeps(self.contract.rate, sim.preset)
+        self.substeps = sim.substeps_at(self.contract.rate)
         low, high = (1e-3 * ms for ms in cfg.latency_ms)
         latency = Randomize("latency", low, high, self.contract.joint_names, op="add", shared=True)
         own = task.randomize() if cfg.randomize else ()
         entries = (*own, latency) if high > 0 else own
         spec = task.scene()
         prepare(spec, entries, 1 / (self.contract.rate * self.substeps))
-        self.model = compile_scene(spec, self.contract.rate, sim.preset)
+        self.model = compile_scene(spec, self.contract.rate, sim)
         self.sim = CpuSim(self.model, cfg.num_envs, sim.threads, dump_dir)
         self.state = State(self.sim, self.contract, self.episode_steps)
         self.seed(seed)

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from deftly.config import PPOConfig
 from deftly.env import Env
-from deftly.errors import DeftlyError
 from deftly.learn.networks import Network, NetworkSpec, Policy, gaussian_entropy, gaussian_kl, gaussian_log_prob
 from deftly.learn.ranks import Ranks
 
@@ -71,9 +70,7 @@ class PPO:
     def __init__(self, env: Env, settings: PPOConfig, ranks: Ranks | None = None):
         self.env, self.settings, self.ranks = env, settings, ranks or Ranks()
         self.steps_per_iteration = settings.steps * env.num_envs
-        if settings.minibatches > self.steps_per_iteration:
-            have = f"a rollout has {settings.steps} x {env.num_envs} samples"
-            raise DeftlyError(f"train.minibatches is {settings.minibatches}, but {have}: use fewer minibatches")
+        settings.require_for(env.num_envs)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.actor = actor_network(env, settings)

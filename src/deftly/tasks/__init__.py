@@ -171,9 +171,9 @@ def shipped() -> dict[str, str]:
 
 def load(name: str) -> type[Task]:
     """The class of a shipped task's name, of `file.py` or of `file.py:name`; raises DeftlyError if there is none."""
-    path, is_file, wanted = name.partition(".py")
-    if is_file and wanted[:1] in ("", ":"):
-        return _pick(_import_file(Path(path + ".py")), wanted[1:] or None, name)
+    file = re.fullmatch(r"(.*\.py)(?::([\w-]*))?", name)
+    if file:
+        return _pick(_import_file(Path(file[1])), file[2] or None, name)
     modules = shipped()
     if name not in modules:
         unknown = f"no task '{name}'{suggest(name, modules)}"
