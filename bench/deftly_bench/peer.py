@@ -16,7 +16,7 @@ import numpy as np
 
 from deftly.config import SimConfig
 from deftly.config.presets import Preset
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.sim.scene import compile_scene
 from deftly.tasks import load
 
@@ -95,7 +95,7 @@ class PickCube(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._pads <= set(touching.ravel().tolist())
 
 
-def _limits(contract: Contract) -> tuple[np.ndarray, np.ndarray, float]:
+def _limits(contract: PolicyContract) -> tuple[np.ndarray, np.ndarray, float]:
     """Limits of the joints, and how far the gripper moves in a step."""
     lower, upper = ([getattr(j, end) for j in contract.joints] for end in ("lower", "upper"))
     return np.array(lower), np.array(upper), contract.joints[6].velocity / contract.rate

@@ -43,8 +43,8 @@ from pathlib import Path
 from deftly.control.drivers import FakeDriver
 
 class Robot(FakeDriver):
-    def __init__(self, contract, port="none"):
-        super().__init__(contract)
+    def __init__(self, robot, rate, port="none"):
+        super().__init__(robot, rate)
         Path("port").write_text(port)
 
     def stop(self):
@@ -339,7 +339,10 @@ def test_a_bad_driver_is_one_line(source, spec, said, bundle, tmp_path, monkeypa
         (["--server-endpoint", "tcp://192.0.2.1:5555", "--driver", "fake"], "give --keys FOLDER"),
         (["--server-endpoint", "tcp://localhost:5555", "--driver", "fake"], "give --keys FOLDER"),
         (["--bundle", "BUNDLE", "--driver", "fake", "--fault", "odd"], "the fake robot has no fault 'odd'"),
-        (["--bundle", "BUNDLE", "--driver", "fake", "--log", "x.csv"], "a log is an .npz file: x.npz"),
+        (
+            ["--bundle", "BUNDLE", "--driver", "fake", "--log", "x.csv"],
+            "it must be a .npz file, such as x.npz",
+        ),
         (["--bundle", "BUNDLE", "--driver", "fake", "--log", "/proc/none/x.npz"], "cannot write logs to '/proc/none'"),
         (["--bundle", "BUNDLE", "--driver", "fake", "--seconds", "-1"], "seconds is -1.0"),
         (["--bundle", "BUNDLE", "--driver", "fake", "--safety.speed", "2"], "safety.speed is 2"),
@@ -399,14 +402,14 @@ def test_a_policy_of_another_contract_stops_by_name(server, bundle, monkeypatch,
 
 def test_a_driver_that_knows_its_robot_is_believed(bundle, monkeypatch, tmp_path, capsys):
     class Other(FakeDriver):
-        def __init__(self, contract):
-            joints = (replace(contract.joints[0], upper=1.0), *contract.joints[1:])
-            super().__init__(replace(contract, joints=joints))
+        def __init__(self, robot, rate):
+            joints = (replace(robot.joints[0], upper=1.0), *robot.joints[1:])
+            super().__init__(replace(robot, joints=joints), rate)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "custom_driver", lambda spec, contract, port: Other(contract))
+    monkeypatch.setattr(run, "custom_driver", lambda spec, robot, rate, port: Other(robot, rate))
     assert cli.main(["run", "--bundle", str(bundle), "--driver", "other:Robot", "--start"]) == 1
-    assert "contract: the policy was made under another contract: joints" in capsys.readouterr().out
+    assert "contract: the policy was made under another robot interface: joints" in capsys.readouterr().out
 
 
 def test_what_was_opened_is_closed_when_the_rest_fails(bundle, monkeypatch, tmp_path):

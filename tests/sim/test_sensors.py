@@ -1,17 +1,15 @@
 import pytest
 import torch
 
-from deftly.contract import Act, Contract, Joint, Observe, Signal
+from deftly.contract import Act, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.errors import DeftlyError
 from deftly.sim.sensors import Sensors
 from deftly.tasks import Noise
 
 N = 4000
-CONTRACT = Contract(
-    "toy",
+CONTRACT = PolicyContract(
+    RobotInterface("toy", (Joint("a", -1, 1, 0, 1),), (Signal("joint_pos", 1), Signal("pose", 2))),
     10,
-    (Joint("a", -1, 1, 0, 1),),
-    (Signal("joint_pos", 1), Signal("pose", 2)),
     (Observe("pose"),),
     (Act(("a",), "velocity"),),
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deftly.config import EnvConfig, SimConfig
-from deftly.contract import JOINT_POS, Contract, Memory
+from deftly.contract import JOINT_POS, STATE, Memory, PolicyContract
 from deftly.errors import DeftlyError
 from deftly.sim.cpu import CpuSim
 from deftly.sim.randomize import Randomize, Randomizer, hold_commands, prepare
@@ -36,7 +36,7 @@ class Step(NamedTuple):
 class State:
     """What a task sees of the simulation. Views are live; positions and contacts are those of the newest state."""
 
-    def __init__(self, sim: CpuSim, contract: Contract, episode_steps: int):
+    def __init__(self, sim: CpuSim, contract: PolicyContract, episode_steps: int):
         self.sim, self.num_envs, self.dt = sim, sim.num_envs, 1.0 / contract.rate
         self.episode_steps = episode_steps  # control steps of a full episode
         self.qpos, self.qvel, self.ctrl = sim.bind("qpos"), sim.bind("qvel"), sim.bind("ctrl")
@@ -165,8 +165,8 @@ class Env:
         success = task.success(s) & ~broken
         terminated = torch.stack([*failures.values()]).any(0) | (success & task.cfg.stop_on_success)
         truncated = (s.steps >= self.episode_steps) & ~terminated
-        policy, self._memory = self.contract.observe(self._sensors.read(self._signals()), self._memory)
-        self.obs = final_obs = self._groups(policy)
+        observed, self._memory = self.contract.observe(self._sensors.read(self._signals()), self._memory)
+        self.obs = final_obs = self._groups(observed[STATE])
         done = (terminated | truncated).nonzero().squeeze(-1)
         self.ended = self._end(done, success, failures, truncated) if len(done) else {}
         if self.ended and self.auto_reset:
@@ -227,7 +227,8 @@ class Env:
         memory = self.contract.reset(signals)
         if ready:
             memory = self.contract.follow(held.float(), memory)
-        policy, memory = self.contract.observe(signals, memory)
+        observed, memory = self.contract.observe(signals, memory)
+        policy = observed[STATE]
         self._memory = {k: _scatter(self._memory.get(k), v, ids) for k, v in memory.items()}
         s.command = self._memory["command"]
         groups = self._groups(_scatter(self.obs.get("policy"), policy, ids))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.tasks import Noise
 
@@ -11,7 +11,7 @@ from deftly.tasks import Noise
 class Sensors:
     """Corrupts signals that have a `Noise` entry; `state` holds what an episode carries: bias, delay, readings."""
 
-    def __init__(self, noise: dict[str, Noise], contract: Contract, num_envs: int, generator: torch.Generator):
+    def __init__(self, noise: dict[str, Noise], contract: PolicyContract, num_envs: int, generator: torch.Generator):
         known = [signal.name for signal in contract.signals]
         if unknown := [name for name in noise if name not in known]:
             raise DeftlyError(f"noise on '{unknown[0]}', which is no signal of the contract: {known}")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deftly import __version__, render, stats
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
 from deftly.evaluate.evaluate import check_gate
@@ -66,7 +66,7 @@ def summarize(task: Task, args: LoopArgs, origin: Origin, outcomes: Sequence[Out
     result = {
         "schema": SCHEMA,
         "task": task.name,
-        "robot": contract.robot,
+        "robot": contract.robot.name,
         "contract": contract.hash,
         "policy": {"label": origin.label, "sha256": origin.sha256, "endpoint": args.server_endpoint},
         "episodes": len(outcomes),
@@ -86,7 +86,7 @@ def summarize(task: Task, args: LoopArgs, origin: Origin, outcomes: Sequence[Out
     return {**result, "eval": agreement(result["success"], len(outcomes), origin.report)}
 
 
-def violation(contract: Contract, rows: Mapping[str, np.ndarray]) -> float:
+def violation(contract: PolicyContract, rows: Mapping[str, np.ndarray]) -> float:
     """By how much, at most, a command was beyond a limit (rad or m), or too fast (rad/s or m/s); 0 if none was."""
     joints, command = contract.joints, rows["command"]
     lower, upper, speed = np.array([(j.lower, j.upper, j.velocity) for j in joints]).T

@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from deftly.config import SEEDS, EnvConfig, Settings, SimConfig, TaskConfig
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.objects.grasp_cache import ARRAYS, SCHEMA
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class GraspTask(Protocol):
     name: str
     cfg: Any  # with `start` and `size`
 
-    def contract(self) -> Contract:
+    def contract(self) -> PolicyContract:
         """The hand's joints."""
         ...
 
@@ -133,7 +133,7 @@ def write(path: Path, task: GraspTask, found: dict[str, np.ndarray], tried: dict
     facts: dict[str, Any] = {
         "schema": SCHEMA,
         "task": task.name,
-        "hand": contract.robot,
+        "hand": contract.robot.name,
         "contract": contract.hash,
         "seed": seed,
         **found,
