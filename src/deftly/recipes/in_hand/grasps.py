@@ -14,7 +14,6 @@ from typing_extensions import Doc
 
 from deftly.config import SEEDS, EnvConfig, Settings, SimConfig, TaskConfig
 from deftly.contract import PolicyContract
-from deftly.errors import DeftlyError
 from deftly.objects.grasp_cache import ARRAYS, SCHEMA
 
 if TYPE_CHECKING:
