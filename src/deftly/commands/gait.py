@@ -73,7 +73,8 @@ def main(argv: list[str]) -> int:
     save(run, task, learner, args)
     which: dict[str, Any] = {"seed": args.train.seed, "purpose": VALIDATE, "sim_cfg": args.sim}
     values = run_episodes(task, learner.policy(), 64, **which).values
-    what = f", {task.headline} {values[task.headline].nanmean():.3f}" if task.headline else ""
+    selection = task.report.selection
+    what = f", {selection} {values[selection].nanmean():.3f}" if selection else ""
     console.print(f"cloned: success {values['success'].mean():.1%} of 64 episodes{what}", highlight=False)
     console.print(f"go on with: deftly train {name} --init {run}", soft_wrap=True)
     return 0

@@ -19,7 +19,7 @@ EARLY = 5
 class Validation:
     """A callback of a training: evaluates its policy, deterministic, on episodes that training never sees.
 
-    It tells the trainer which checkpoint is the best, by the task's headline metric if it has one, else by success and
+    It tells the trainer which checkpoint is the best, by the task's selection metric if it has one, else by success and
     then by few steps; and it ends the training when `until_success` is reached.
 
     Attributes:
@@ -70,7 +70,7 @@ class Validation:
     @property
     def columns(self) -> list[str]:
         """The metrics that an evaluation adds."""
-        own = [f"eval_{self.task.headline}"] if self.task.headline else []
+        own = [f"eval_{self.task.report.selection}"] if self.task.report.selection else []
         return ["eval_success", "eval_steps", *own]
 
     def __call__(self, trainer: Trainer, metrics: Metrics) -> None:
@@ -99,13 +99,13 @@ class Validation:
 
     def _metrics(self, results: Episodes) -> Metrics:
         metrics = {"eval_success": results.success_rate, "eval_steps": float(results.values["steps"].mean())}
-        if headline := self.task.headline:
+        if headline := self.task.report.selection:
             metrics[f"eval_{headline}"] = float(results.values[headline].nanmean())
         return metrics
 
     def _quality(self, metrics: Metrics) -> tuple[float, float]:
-        if self.task.headline:
-            return metrics[f"eval_{self.task.headline}"], metrics["eval_success"]
+        if self.task.report.selection:
+            return metrics[f"eval_{self.task.report.selection}"], metrics["eval_success"]
         return metrics["eval_success"], -metrics["eval_steps"]
 
     def _is_reached(self, wanted: float) -> bool:

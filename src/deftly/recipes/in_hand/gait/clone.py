@@ -13,6 +13,7 @@ from deftly.learn.networks import Normalizer
 from deftly.learn.ppo import PPO
 from deftly.recipes.in_hand.gait.gaits import Gaits
 from deftly.recipes.in_hand.gait.search import GaitSettings
+from deftly.recipes.in_hand.protocol import context
 from deftly.tasks import Task
 
 ROUND_STEPS, ROUND_BATCHES, LAST = 100, 400, 3  # control and gradient steps of a round of cloning; the last has thrice
@@ -34,7 +35,7 @@ def clone(task: Task, gait: Gaits, args: GaitSettings) -> PPO:
     learner = PPO(env, replace(args.train, init_std=args.std))
     actor, delta = learner.actor, torch.tensor(env.contract.act_terms[0].scale)
     grid = torch.linspace(-1.0, 1.0, CONTEXTS if len(gait.frequency) > 1 else 1)
-    cycles = [gait.at(context[None]).cycle(env.contract) for context in grid]
+    cycles = [gait.at(value[None]).cycle(env.contract) for value in grid]
     normalizer = actor.normalizer
     assert isinstance(normalizer, Normalizer)
     optimizer = torch.optim.Adam(actor.parameters(), lr=CLONE_RATE[0])
@@ -46,10 +47,10 @@ def clone(task: Task, gait: Gaits, args: GaitSettings) -> PPO:
             other = 2 * torch.rand(env.num_envs) - 1
             for _ in range(ROUND_STEPS):
                 obs = actor.gather(env.obs).clone()
-                here, own = env.state.command, task.context(env.state)
+                here, own = env.state.command, context(task, env.state)
                 label, drive = (
-                    (_change(here, context, grid, cycles) / delta).clip(-1.0, 1.0)
-                    for context in (other if own is None else own, other)
+                    (_change(here, value, grid, cycles) / delta).clip(-1.0, 1.0)
+                    for value in (other if own is None else own, other)
                 )
                 label *= torch.where(label.abs() > 0.95, OVERSHOOT, 1.0)
                 seen.append(obs)
