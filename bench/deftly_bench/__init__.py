@@ -19,10 +19,13 @@ from datetime import datetime
 from importlib import metadata, util
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, Gt, Lt
+from typing_extensions import Doc
 
 from deftly import __version__
-from deftly.config import RunsConfig, parse, split_task
+from deftly.config import RunsConfig, Settings, parse, split_task
 from deftly.errors import DeftlyError
 from deftly_bench.table import SCHEMA, TITLES
 
@@ -42,34 +45,23 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class BenchArgs:
+class BenchArgs(Settings):
     """Measure simulation and training beside the raw limit and a peer: `deftly bench [TASK]`."""
 
-    num_envs: int = 1024
-    """Environments of the batch that is stepped."""
-    seconds: float = 10.0
-    """Shortest time of one measurement, s."""
-    repeats: int = 3
-    """Rounds in which the cases take turns; the medians count."""
-    quick: bool = False
-    """Small sizes and one short round: a look, not a measurement."""
-    presets: bool = False
-    """Also compare the physics presets: speed, grip, and success of the policy."""
-    checkpoint: str | None = None
-    """Policy whose motions and success are measured: latest, a run, a checkpoint; unset: the shipped one."""
-    out: Path | None = None
-    """Write the results to this JSON file, such as bench/results/laptop.json."""
-    table: bool = False
-    """Measure nothing: write the tables of bench/results/*.json (or of --out) into docs/performance.md."""
-    docs: Path = Path("docs/performance.md")
-    """Page that holds the tables."""
-
-    def __post_init__(self) -> None:
-        for name, low in (("num_envs", 1), ("repeats", 1)):
-            if getattr(self, name) < low:
-                raise DeftlyError(f"{name.replace('_', '-')} is {getattr(self, name)}, but must be {low} or more")
-        if not 0 < self.seconds < 3600:
-            raise DeftlyError(f"seconds is {self.seconds:g}, but must be above 0 and below an hour")
+    num_envs: Annotated[int, Ge(1), Doc("Environments of the batch that is stepped.")] = 1024
+    seconds: Annotated[float, Gt(0), Lt(3600), Doc("Shortest time of one measurement, s.")] = 10.0
+    repeats: Annotated[int, Ge(1), Doc("Rounds in which the cases take turns; the medians count.")] = 3
+    quick: Annotated[bool, Doc("Small sizes and one short round: a look, not a measurement.")] = False
+    presets: Annotated[bool, Doc("Also compare the physics presets: speed, grip, and success of the policy.")] = False
+    checkpoint: Annotated[
+        str | None,
+        Doc("Policy whose motions and success are measured: latest, a run, a checkpoint; unset: the shipped one."),
+    ] = None
+    out: Annotated[Path | None, Doc("Write the results to this JSON file, such as bench/results/laptop.json.")] = None
+    table: Annotated[
+        bool, Doc("Measure nothing: write the tables of bench/results/*.json (or of --out) into docs/performance.md.")
+    ] = False
+    docs: Annotated[Path, Doc("Page that holds the tables.")] = Path("docs/performance.md")
 
 
 def main(argv: list[str]) -> int:

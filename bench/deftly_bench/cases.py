@@ -23,10 +23,11 @@ from torch import Tensor
 
 from deftly.commands.doctor import cores
 from deftly.config import EnvConfig, PPOConfig, SimConfig
+from deftly.config.presets import Preset
 from deftly.env import Env
 from deftly.learn import checkpoint
 from deftly.learn.ppo import PPO
-from deftly.sim.scene import Preset, compile_scene
+from deftly.sim.scene import compile_scene
 from deftly.tasks import Task, load
 
 FULL = mujoco.mjtState.mjSTATE_INTEGRATION.value
@@ -147,7 +148,7 @@ class Replay:
 
     def __init__(self, job: Job):
         task = job.new_task()
-        self.model = compile_scene(task.scene(), task.contract().rate, job.preset)
+        self.model = compile_scene(task.scene(), task.contract().rate, SimConfig(preset=job.preset))
         with np.load(job.tape, allow_pickle=False) as file:
             tape = {k: file[k] for k in file.files if not k.startswith(SNAP)}
         self.start, self.commands, self.substeps = tape["start"], tape["commands"], int(tape["substeps"])

@@ -206,7 +206,7 @@ def test_summary_prints():
     ("argv", "says"),
     [
         (["bench", "nothing"], "no task 'nothing'"),
-        (["bench", "--num-envs", "0"], "num-envs is 0, but must be 1 or more"),
+        (["bench", "--num-envs", "0"], "num-envs is 0, but it must be 1 or more"),
         (["bench", "--seconds", "-1"], "seconds is -1"),
         (["bench", "--out", "/proc/x/y.json"], "cannot write --out '/proc/x/y.json'"),
         (["bench", "--checkpoint", "no-such-run"], "no run or checkpoint 'no-such-run'"),

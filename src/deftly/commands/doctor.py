@@ -15,11 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
+from typing import Annotated
 
 from packaging.requirements import Requirement
+from typing_extensions import Doc
 
 from deftly import tasks
-from deftly.config import EnvConfig, PPOConfig, RunsConfig, parse, split_task
+from deftly.config import EnvConfig, PPOConfig, RunsConfig, Settings, parse, split_task
 from deftly.console import Finding, judge, report
 
 INSTALL = 'pip install "deftly[train]"'
@@ -41,16 +43,16 @@ with mujoco.Renderer(model, 64, 64) as renderer:
 
 
 @dataclass(frozen=True)
-class DoctorArgs:
+class DoctorArgs(Settings):
     """Check this machine and its installation, or a task as well: `deftly doctor [TASK]`."""
 
-    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs would be kept.
+    runs: Annotated[RunsConfig, Doc("Where runs would be kept.")] = field(default_factory=RunsConfig)
 
 
 def main(argv: list[str]) -> int:
     """Run `deftly doctor`: 1 if something fails."""
     name, rest = split_task(argv)
-    args = parse(DoctorArgs, rest, prog="deftly doctor")
+    args = parse(DoctorArgs, rest, prog="deftly doctor [TASK]")
     of_task = examine(tasks.load(name)) if name else ()  # a wrong name is refused before anything is measured
     return report([*machine(args.runs.root), *of_task])
 
