@@ -83,6 +83,7 @@ class SimConfig(Ranged, section="sim"):
 
     preset: Literal["coarse", "fast", "default", "accurate"] = "default"  # How finely it steps, and how hard it solves.
     threads: int = 0  # CPU threads that step the environments; 0 uses all cores. The results do not depend on it.
+    engine: Literal["cpu", "warp"] = "cpu"  # cpu: MuJoCo on the cores, float64; warp: MuJoCo Warp, float32, for a GPU.
 
 
 @dataclass(frozen=True)

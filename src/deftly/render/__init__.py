@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deftly.config import suggest
+from deftly.console import Progress
 from deftly.errors import DeftlyError
 from deftly.files import atomic_write
 
@@ -110,8 +111,8 @@ class Renderer(contextlib.ExitStack):
 
     def environment(self, env: Env, index: int = 0) -> np.ndarray:
         """One environment as it is now, `(height, width, 3)` uint8."""
-        model = env.sim.batch.get_model(index)  # type: ignore[attr-defined]
-        return self.picture(model, pose(model, env.sim.state[index].numpy()))
+        model = env.sim.model_of(index)
+        return self.picture(model, pose(model, env.sim.state_of(index)))
 
 
 class Recorder:
@@ -125,24 +126,26 @@ class Recorder:
         """Keep the states of environments in their first episode; without OpenGL it raises before the first step."""
         if not self._episodes:
             self._env, self._renderer = env, Renderer(env.model, self._camera, self._size)
-            batch, count = env.sim.batch, min(self._count, env.num_envs)  # type: ignore[attr-defined]
-            self._episodes = [(batch.get_model(i), []) for i in range(count)]
+            count = min(self._count, env.num_envs)
+            self._episodes = [(env.sim.model_of(i), []) for i in range(count)]
         for i, (_, states) in enumerate(self._episodes):
             if env is self._env and running[i]:
-                states.append(env.sim.state[i].numpy().copy())
+                states.append(env.sim.state_of(i))
 
     def frames(self) -> Iterator[np.ndarray]:
         """The episodes one after the other, each with its last picture held for half a second."""
         hold = round(self._env.contract.rate / 2)
-        with self._renderer as renderer:
+        total = sum(len(states) + hold for _, states in self._episodes)
+        with self._renderer as renderer, Progress(total, "rendering") as shown:
             for model, states in self._episodes:
                 data = pose(model, states[0])
                 for state in [*states, *states[-1:] * hold]:
                     yield renderer.picture(model, pose(model, state, data))
+                    shown.advance()
 
 
 def pose(model: mujoco.MjModel, state: np.ndarray, data: mujoco.MjData | None = None) -> mujoco.MjData:
-    """A scene in a state of the simulation (`Sim.state`), all that follows from it included; in `data` if given."""
+    """A scene in a state of the simulation (`Sim.state_of`), all that follows from it included; in `data` if given."""
     import mujoco
 
     data = data or mujoco.MjData(model)
