@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deftly.config import TaskConfig
-from deftly.contract import Act, Contract, Observe, Signal
+from deftly.contract import Act, Derive, Observe, PolicyContract, Signal
 from deftly.robots import jaka_zu5
 from deftly.robots.jaka_zu5 import ARM
 from deftly.sim import scene
@@ -85,25 +85,22 @@ class Reach(Task):
         scene.add_home(s, {j.name: j.home for j in jaka_zu5.ROBOT.joints})
         return s
 
-    def contract(self) -> Contract:
+    def contract(self) -> PolicyContract:
         """Velocity control of three joints, the wrist coupled to them; the gripper keeps its last command."""
-        joints = jaka_zu5.ROBOT.joints
-        return Contract(
-            robot=jaka_zu5.ROBOT.name,
+        return PolicyContract(
+            robot=jaka_zu5.ROBOT.interface(Signal("target_pos", 3, "m", "base")),
             rate=self.cfg.rate,
-            joints=joints,
-            signals=(Signal("joint_pos", len(joints), "rad, gripper m"), Signal("to_target", 3, "m", "base")),
             observe_terms=(Observe("joint_pos"), Observe("to_target")),
             act_terms=(Act(("joint_1", "joint_2", "joint_3"), "velocity", (self.cfg.speed,), lowpass=0.4),),
-            couplings=jaka_zu5.TOOL_DOWN,
+            derive=(
+                Derive("pinch_pos", "forward_kinematics", site="pinch"),
+                Derive("to_target", "difference", ("target_pos", "pinch_pos")),
+            ),
         )
 
     def signals(self, s: State) -> dict[str, Tensor]:
-        """Joint positions, and the way from the pinch point to the target."""
-        return {
-            "joint_pos": s.joint_pos,
-            "to_target": s.body("target") - ARM.tool(s),
-        }
+        """Joint positions, and where the target is."""
+        return {"joint_pos": s.joint_pos, "target_pos": s.body("target")}
 
     def reset(self, s: State, mask: Tensor) -> None:
         """The arm stands at home; the target is anywhere in its box."""
@@ -153,7 +150,7 @@ class Reach(Task):
 
     def noise(self) -> dict[str, Noise]:
         """What measures the target errs a little."""
-        return {"to_target": Noise(gaussian=0.001)}
+        return {"target_pos": Noise(gaussian=0.001)}
 
     def _distance(self, s: State) -> Tensor:
         return (s.body("target") - ARM.tool(s)).norm(dim=-1)

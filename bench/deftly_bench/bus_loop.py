@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from deftly.config import parse, split_task
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.control.drivers import Reading
 from deftly.control.drivers.dynamixel import Dynamixel
 from deftly.control.log import Ring
@@ -58,8 +58,8 @@ class BusLoopArgs:
 class Timed(Dynamixel):
     """The driver, its calls timed."""
 
-    def __init__(self, contract: Contract, port: str):
-        super().__init__(contract, port)
+    def __init__(self, contract: PolicyContract, port: str):
+        super().__init__(contract.robot, contract.rate, port)
         self.read_ms: list[float] = []
         self.write_ms: list[float] = []
 
@@ -83,11 +83,16 @@ def main(argv: list[str]) -> int:
     contract, network, what = find(task or TASK, args.bundle)
     gc.collect()
     gc.freeze()  # as the command does
-    with emulated(len(contract.motors)) as port:
+    with emulated(len(contract.robot.motors)) as port:
         loop = keep_time(replace(contract, rate=args.hertz), network, port, args.seconds)
     kept = not (loop["missed"] or loop["overruns"] or loop["fault"])
     targets = {f"{args.hertz:g} Hz for {args.seconds:g} s without a miss": kept}
-    facts = {"policy": what, "robot": contract.robot, "motors": len(contract.motors), "cores": os.cpu_count()}
+    facts = {
+        "policy": what,
+        "robot": contract.robot.name,
+        "motors": len(contract.robot.motors),
+        "cores": os.cpu_count(),
+    }
     result = {"schema": "deftly.bench.bus/1", **facts, "load": os.getloadavg()[0], "loop": loop, "targets": targets}
     for name in ("loop", "targets"):
         print(
@@ -99,11 +104,11 @@ def main(argv: list[str]) -> int:
     return 0 if kept else 1
 
 
-def keep_time(contract: Contract, network: OnnxNetwork, port: str, seconds: float) -> dict[str, Any]:
+def keep_time(contract: PolicyContract, network: OnnxNetwork, port: str, seconds: float) -> dict[str, Any]:
     """Drive the motors for a while: how well the loop kept its rate, and what the bus took of it."""
     driver, bounds = Timed(contract, port), SafetyConfig(approach_s=Dynamixel.approach_s)
     ring = Ring(contract, math.ceil(1.1 * seconds * contract.rate) + 10)
-    runner = Runner(LocalPolicy(contract, network), Kernel(contract, bounds), driver, ring)
+    runner = Runner(LocalPolicy(contract, network), Kernel(contract.robot, contract.rate, bounds), driver, ring)
     session = Session(runner, ring, {}, start=True, seconds=seconds)
     session.run()
     found = {**time_kept(session, contract.rate), "retries": driver.retries}

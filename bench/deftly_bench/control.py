@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from deftly.config import parse, split_task
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.control.drivers import FakeDriver
 from deftly.control.log import Ring
 from deftly.control.loop import Runner
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     gc.freeze()  # as the command does
     core = max(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})  # threads that are started from now on stay there too
-    result: dict[str, Any] = {"schema": "deftly.bench.control/1", "policy": what, "robot": contract.robot}
+    result: dict[str, Any] = {"schema": "deftly.bench.control/1", "policy": what, "robot": contract.robot.name}
     tick, bare = measure(contract, network, args.ticks)
     result |= {"tick": tick, "bare onnxruntime": bare, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     result["ratio"] = {name: tick[name] / bare[name] for name in ("p50_ms", "p99_ms")}
@@ -82,8 +82,8 @@ def main(argv: list[str]) -> int:
     return 0 if all(targets.values()) else 1
 
 
-def find(task: str, path: Path | None) -> tuple[Contract, OnnxNetwork, str]:
-    """Contract and network, and where they are from."""
+def find(task: str, path: Path | None) -> tuple[PolicyContract, OnnxNetwork, str]:
+    """PolicyContract and network, and where they are from."""
     if own := path or bundle.shipped(task):
         found = bundle.load(own)
         return found.contract, found.network, str(path or f"the shipped bundle of {task}")
@@ -94,12 +94,12 @@ def find(task: str, path: Path | None) -> tuple[Contract, OnnxNetwork, str]:
     return contract, OnnxNetwork(mlp(contract), contract), f"{task}'s contract, random weights"
 
 
-def mlp(contract: Contract) -> bytes:
+def mlp(contract: PolicyContract) -> bytes:
     """An ONNX network of the shipped policies' shape, with random weights."""
     from onnx import TensorProto, helper, numpy_helper
 
     rng, nodes, weights, name = np.random.default_rng(0), [], [], "observation"
-    sizes = (contract.obs_size, *HIDDEN, contract.action_size)
+    sizes = (contract.obs_size(), *HIDDEN, contract.action_size)
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         arrays = {"w": rng.normal(0, inputs**-0.5, (inputs, outputs)), "b": np.zeros(outputs)}
         weights += [numpy_helper.from_array(v.astype(np.float32), f"{k}{i}") for k, v in arrays.items()]
@@ -107,17 +107,17 @@ def mlp(contract: Contract) -> bytes:
         nodes.append(helper.make_node("Gemm", [name, f"w{i}", f"b{i}"], ["action" if last else f"y{i}"]))
         if not last:
             nodes.append(helper.make_node("Elu", [f"y{i}"], [name := f"x{i}"]))
-    ports = {"observation": contract.obs_size, "action": contract.action_size}
+    ports = {"observation": contract.obs_size(), "action": contract.action_size}
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", size]) for n, size in ports.items()]
     graph = helper.make_graph(nodes, "policy", ends[:1], ends[1:], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
 
 
-def measure(contract: Contract, network: OnnxNetwork, ticks: int) -> tuple[dict[str, float], dict[str, float]]:
+def measure(contract: PolicyContract, network: OnnxNetwork, ticks: int) -> tuple[dict[str, float], dict[str, float]]:
     """Times of ticks that follow the policy, and of bare calls of its network, taken in turns."""
     clock = [100.0]
     runner = _runner(contract, network, Ring(contract, 12_000), lambda: clock[0])
-    obs, times = np.zeros((1, contract.obs_size), np.float32), {"tick": [], "bare": []}
+    obs, times = np.zeros((1, contract.obs_size()), np.float32), {"tick": [], "bare": []}
 
     def tick() -> None:
         clock[0] += 1.0 / contract.rate
@@ -139,7 +139,7 @@ def measure(contract: Contract, network: OnnxNetwork, ticks: int) -> tuple[dict[
     return _figures(times["tick"][WARM:]), _figures(times["bare"][WARM:])
 
 
-def keep_time(contract: Contract, network: OnnxNetwork, seconds: float) -> dict[str, Any]:
+def keep_time(contract: PolicyContract, network: OnnxNetwork, seconds: float) -> dict[str, Any]:
     """How well the loop of `deftly run` kept 20 Hz: a tick that starts more than half a period late is missed."""
     contract = replace(contract, rate=HERTZ)
     ring = Ring(contract, math.ceil(1.1 * seconds * HERTZ) + 10)
@@ -174,9 +174,9 @@ def lateness(now: np.ndarray, period: float) -> np.ndarray:
     return late
 
 
-def _runner(contract: Contract, network: OnnxNetwork, ring: Ring, clock: Callable[[], float]) -> Runner:
-    driver = FakeDriver(contract, clock=clock)
-    return Runner(LocalPolicy(contract, network), Kernel(contract), driver, ring)
+def _runner(contract: PolicyContract, network: OnnxNetwork, ring: Ring, clock: Callable[[], float]) -> Runner:
+    driver = FakeDriver(contract.robot, contract.rate, clock=clock)
+    return Runner(LocalPolicy(contract, network), Kernel(contract.robot, contract.rate), driver, ring)
 
 
 def _figures(seconds: list[float]) -> dict[str, float]:

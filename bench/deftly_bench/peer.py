@@ -14,7 +14,7 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.sim.scene import Preset, compile_scene, substeps
 from deftly.tasks import load
 
@@ -93,7 +93,7 @@ class PickCube(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._pads <= set(touching.ravel().tolist())
 
 
-def _limits(contract: Contract) -> tuple[np.ndarray, np.ndarray, float]:
+def _limits(contract: PolicyContract) -> tuple[np.ndarray, np.ndarray, float]:
     """Limits of the joints, and how far the gripper moves in a step."""
     lower, upper = ([getattr(j, end) for j in contract.joints] for end in ("lower", "upper"))
     return np.array(lower), np.array(upper), contract.joints[6].velocity / contract.rate

@@ -25,7 +25,7 @@ import numpy as np
 import zmq
 
 from deftly.config import parse, split_task
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import PolicyError
 from deftly.serving.client import Client
@@ -103,7 +103,7 @@ def measure(endpoint: str, pid: int, args: ServingArgs) -> dict[str, Any]:
         "schema": "deftly.bench.serving/1",
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
         "cores": os.cpu_count(),
-        "robot": contract.robot,
+        "robot": contract.robot.name,
         "cases": {"one robot": one, "plain echo": echo, "eight robots": eight, "among a flood": flood},
         "ratio_to_echo": {name: one[name] / echo[name] for name in ("p50_ms", "p99_ms")},
         "server_ms": {name: status["latency_ms"][name] for name in ("p50", "p99", "max")},
@@ -117,7 +117,7 @@ def measure(endpoint: str, pid: int, args: ServingArgs) -> dict[str, Any]:
 
 
 def run_robot(
-    endpoint: str, contract: Contract, period: float, count: int = 0, until: Callable[[], bool] = lambda: False
+    endpoint: str, contract: PolicyContract, period: float, count: int = 0, until: Callable[[], bool] = lambda: False
 ) -> list[float]:
     """Waits of one robot in s, infinite where no answer came; `count` requests, or as many until `until()`."""
     client, waits, seen = Client(endpoint, contract, timeout=1.0), [], some_signals(contract, count)
@@ -136,7 +136,7 @@ def run_robot(
     return waits
 
 
-def run_robots(endpoint: str, contract: Contract, seconds: float) -> list[float]:
+def run_robots(endpoint: str, contract: PolicyContract, seconds: float) -> list[float]:
     """Waits of eight robots, 20 times a second each; infinite ones for a robot that broke off."""
     waits: list[float] = []
     count = max(1, round(seconds * HERTZ))
@@ -152,7 +152,7 @@ def run_robots(endpoint: str, contract: Contract, seconds: float) -> list[float]
     return waits + [float("inf")] * (ROBOTS * count - len(waits))
 
 
-def run_flood(endpoint: str, contract: Contract, args: ServingArgs) -> dict[str, Any]:
+def run_flood(endpoint: str, contract: PolicyContract, args: ServingArgs) -> dict[str, Any]:
     """Waits of a good robot while others send random messages, or connect, send and disappear."""
     start = time.perf_counter()
     script = [sys.executable, __file__, "flood", endpoint, str(args.messages), str(args.vanished)]
@@ -186,7 +186,7 @@ def figures(waits: list[float]) -> dict[str, Any]:
     return {"requests": len(waits), "missed": sum(not np.isfinite(wait) for wait in waits), **found}
 
 
-def some_signals(contract: Contract, seed: int) -> Signals:
+def some_signals(contract: PolicyContract, seed: int) -> Signals:
     """Signals of the contract's sizes, the joints at home."""
     rng = np.random.default_rng(seed)
     found = {s.name: rng.uniform(-0.5, 0.5, s.size).astype(np.float32) for s in contract.signals}

@@ -1,15 +1,28 @@
-"""What a check found: one line each, ok, warn or fail, with what was measured and what to do."""
+"""What commands print: text, tables, what a check found, and how far a long command is.
+
+Text from files and peers never moves the cursor, colours the terminal or makes lines of its own: see `printable`.
+"""
+
+from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple, TextIO, TypeVar
+
+T = TypeVar("T")
+CELL, FINDING = 500, 2000
+"""Most characters in a cell of a table, and in what a check found."""
+QUIET_SECONDS, REDRAW_SECONDS, LINE_SECONDS = 2.0, 0.2, 10.0
+"""How long progress is silent at first, and between two lines on a terminal and elsewhere."""
 
 Level = Literal["ok", "warn", "fail"]
 COLOURS: dict[Level, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 class Finding(NamedTuple):
-    """One line of a check; its text is what was measured, what was expected, what to do."""
+    """One line of a check, `ok`, `warn` or `fail`; its text is what was measured, what was expected, what to do."""
 
     name: str
     level: Level
@@ -36,38 +49,122 @@ def report(findings: Iterable[Finding]) -> int:
     found = list(findings)
     lines = Table("", Column("", no_wrap=True), Column("", overflow="fold"), box=None, show_header=False)
     for finding in found:
-        lines.add_row(Text(finding.level, COLOURS[finding.level]), finding.name, Text(finding.text))
+        level = Text(finding.level, COLOURS[finding.level])
+        lines.add_row(level, Text(printable(finding.name)), Text(printable(finding.text, FINDING)))
     show(lines)
     return int(failed(found))
+
+
+def clean(text: str) -> str:
+    """Text whose characters do nothing to a terminal but print and end lines; the others become `?`."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 def printable(text: object, limit: int = 300) -> str:
     """Text of a file, a peer or an error that may quote one, as one short line that does nothing to a terminal.
 
-    Every run of white space becomes a space, every other character that cannot be printed (escapes, controls, marks of
-    direction) a `?`; what is longer than `limit` characters ends in `...`.
+    White space becomes one space; escapes, controls and marks of direction become `?`; what is longer than `limit`
+    characters ends in `...`.
     """
     try:
         words = str(text)[: 4 * limit].split()
     except Exception:  # an object of a user's code
         words = [type(text).__name__]
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(words))
+    line = clean(" ".join(words))
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 def show(*parts: Any, soft_wrap: bool = False) -> None:
-    """Print text and tables as they are, as wide as the terminal; 200 columns into a file or a pipe."""
+    """Print text and tables as they are, as wide as the terminal; 200 columns into a file or a pipe.
+
+    Text is cleaned of what a terminal would obey. A text from outside may still hold line ends: give it through
+    `printable` first.
+    """
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 200
-    Console(width=width, markup=False, highlight=False).print(*parts, soft_wrap=soft_wrap)
+    said = (clean(part) if isinstance(part, str) else part for part in parts)
+    Console(width=width, markup=False, highlight=False).print(*said, soft_wrap=soft_wrap)
 
 
 def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> Any:
-    """Lines of text in columns: a `rich.table.Table`, which is imported only here."""
+    """Lines of text in columns: a `rich.table.Table`, which is imported only here. A cell is one line, and clean."""
     from rich.table import Column, Table
 
     found = Table(*(Column(name, overflow="fold") for name in columns), box=None)
     for line in lines:
-        found.add_row(*line)
+        found.add_row(*(printable(cell, CELL) for cell in line))
     return found
+
+
+class Progress:
+    """How far a long command is, and the time left: a line that is written over on a terminal, else one each 10 s.
+
+    It goes to the standard error, so that what a command prints can be piped. Nothing appears in the first two
+    seconds, and nothing stays on a terminal.
+    """
+
+    def __init__(self, total: float, what: str, stream: TextIO | None = None, clock: Callable[[], float] | None = None):
+        """Args: `total` of what `advance` counts; `what` is done, in one or two words; stream and clock for tests."""
+        self.total, self.done = max(float(total), 1e-9), 0.0
+        self._what, self._stream, self._clock = what, stream or sys.stderr, clock or time.monotonic
+        self._is_terminal = self._stream.isatty()
+        self._began = self._clock()
+        self._next = self._began + QUIET_SECONDS if self._is_terminal else self._began + LINE_SECONDS
+        self._shown = False
+
+    def advance(self, count: float = 1.0) -> None:
+        """Count what was done since the last call."""
+        self.reach(self.done + count)
+
+    def reach(self, done: float) -> None:
+        """Say how much is done in all."""
+        self.done = min(done, self.total)
+        now = self._clock()
+        if now < self._next:
+            return
+        self._next = now + (REDRAW_SECONDS if self._is_terminal else LINE_SECONDS)
+        self._write(self.line(now))
+
+    def line(self, now: float) -> str:
+        """What is shown: `evaluating: 40 %, 1:05 left`."""
+        fraction = self.done / self.total
+        spent = now - self._began
+        left = f", {duration(spent / fraction - spent)} left" if fraction > 0 else f", {duration(spent)} so far"
+        return f"{self._what}: {fraction:.0%}{left}"
+
+    def close(self) -> None:
+        """Wipe the line off a terminal."""
+        if self._shown and self._is_terminal:
+            self._put("\r\x1b[K")
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write(self, line: str) -> None:
+        self._shown = True
+        self._put(f"\r\x1b[K{line}" if self._is_terminal else f"{line}\n")
+
+    def _put(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # the terminal is gone: no reason to end the work
+            self._stream.write(text)
+            self._stream.flush()
+
+
+def progress(items: Iterable[T], what: str, total: float | None = None) -> Iterator[T]:
+    """The items, one by one, while a line says how far it is; `total` for items that have no length."""
+    count = total if total is not None else len(items) if isinstance(items, Sized) else 0
+    with Progress(count, what) as shown:
+        for item in items:
+            yield item
+            shown.advance()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `0:07`, `12:30` or `1:02:03`."""
+    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

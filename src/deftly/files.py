@@ -47,8 +47,10 @@ MAX_DIRECTORY = 1 * MB
 """Largest directory of a zip archive, bytes: 4096 names take about 400 kB."""
 MAX_MERGED = 10_000
 """Most keys that the merges (`<<`) of a YAML file make."""
-MAX_VALUES = 1_000_000
-"""Most values of a JSON or YAML file."""
+MAX_VALUES = 250_000
+"""Most values of a JSON or YAML file, with those that aliases repeat."""
+BRANCHES = (dict, list, tuple, set)
+"""What JSON and YAML nest."""
 SCRATCH = re.compile(r"\.tmp-(old-)?[0-9a-f]{16}-(.+)")
 STALE_SECONDS = 60.0
 """Age at which scratch that no process holds is swept."""
@@ -56,6 +58,10 @@ STALE_SECONDS = 60.0
 
 class FileError(DeftlyError):
     """A file that cannot be read, is not what it should be, or cannot be written."""
+
+
+class WriteError(FileError):
+    """A file or folder that the system does not let be written: a full disk, a missing permission; exit status 1."""
 
 
 # ------------------------------------------------------------------------ writing
@@ -72,7 +78,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
-        scratch = _scratch_for(path)
+        scratch = scratch_for(path)
         handle = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         try:
             _hold(handle)
@@ -135,7 +141,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
         _recover(path)
-        scratch = _scratch_for(path)
+        scratch = scratch_for(path)
         scratch.mkdir()
         handle = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
@@ -151,10 +157,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def remove_folder(path: Path) -> None:
     """Delete a folder so that no half of it can be taken for the whole: first it is renamed to scratch."""
-    scratch = _scratch_for(path)
+    scratch = scratch_for(path)
     with _said_as(f"cannot delete '{path}'"):
         path.rename(scratch)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def scratch_for(path: Path, word: str = "") -> Path:
+    """A new name beside `path` that nobody can guess, for scratch that `sweep` knows."""
+    return path.with_name(f".tmp-{word}{secrets.token_hex(8)}-{path.name}")
 
 
 @cache
@@ -257,7 +268,7 @@ def _said_as(what: str, kept: str = "") -> Iterator[None]:
     except BrokenPipeError:  # of a terminal that went away, not of the file
         raise
     except OSError as error:
-        raise FileError(f"{what}: {error.strerror or printable(error)}{kept}") from error
+        raise WriteError(f"{what}: {error.strerror or printable(error)}{kept}") from error
 
 
 def _require_replaceable(path: Path) -> None:
@@ -266,10 +277,6 @@ def _require_replaceable(path: Path) -> None:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, f"it is {_kind(mode)}, not a file")
-
-
-def _scratch_for(path: Path, word: str = "") -> Path:
-    return path.with_name(f".tmp-{word}{secrets.token_hex(8)}-{path.name}")
 
 
 def _hold(handle: int) -> None:
@@ -342,7 +349,7 @@ def _exchange(new: Path, path: Path) -> None:
     if not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
     if not _exchange_in_one_step(new, path):
-        aside = _scratch_for(path, "old-")
+        aside = scratch_for(path, "old-")
         path.rename(aside)
         try:
             new.rename(path)
@@ -506,16 +513,18 @@ def _yaml_loader() -> Any:
 
 def _require_tree(value: Any) -> None:
     """Raise ValueError if a value is nested too deeply, is its own part, or unfolds into too many values."""
-    left, seen = [(value, 1)], 0
+    left, seen = [(value, 1)], 1
     while left:
         item, depth = left.pop()
-        seen += 1
-        if depth > MAX_DEPTH:
+        if type(item) not in BRANCHES:
+            continue
+        parts = item.values() if isinstance(item, dict) else item
+        seen += len(parts)
+        if depth >= MAX_DEPTH and parts:
             raise ValueError("it is nested too deeply")
         if seen > MAX_VALUES:
             raise ValueError(f"it holds more than {MAX_VALUES} values")
-        children = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple | set) else ()
-        left.extend((child, depth + 1) for child in children)
+        left.extend((part, depth + 1) for part in parts if type(part) in BRANCHES)
 
 
 def _unpack(file: BinaryIO, max_bytes: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -1,12 +1,18 @@
-"""The run workspace: `runs_all/` keeps every run for ever, `runs/` links the newest, `runs/pinned/` the best."""
+"""The run workspace: `runs_all/` keeps every run for ever, `runs/` links the newest, `runs/pinned/` the best.
+
+Which run is the latest is read from the runs themselves, not from the links or their names: each `run.json` has an
+`order` (s since 1970) that is later than that of every run before it, also where the clock was set back.
+
+Where a file system has no symbolic links, a text file stands in for each: `deftly.link/1 ../runs_all/NAME`.
+"""
 
 import csv
+import errno
 import fcntl
-import json
+import io
 import math
 import os
 import re
-import secrets
 import socket
 import subprocess
 import sys
@@ -22,11 +28,31 @@ from deftly import __version__
 from deftly.config import RunsConfig, suggest
 from deftly.console import printable, table
 from deftly.errors import DeftlyError
-from deftly.files import write_json
+from deftly.files import (
+    MB,
+    FileError,
+    atomic_write,
+    read_bytes,
+    read_json,
+    read_text,
+    remove_folder,
+    scratch_for,
+    write_json,
+    write_text,
+)
 
 Kind = Literal["train", "test"]
-WEIGHTS, LOCK = "weights.safetensors", ".lock"
+WEIGHTS, FACTS, LOCK = "weights.safetensors", "run.json", ".lock"
 LATEST: dict[str, Kind] = {"latest": "train", "latest_train": "train", "latest_test": "test"}
+POINTER = "deftly.link/1 "
+"""First words of the text file that stands in for a link."""
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What the system answers where there are no symbolic links."""
+ELSEWHERE = "choose another place with --runs.root DIR"
+LAST_ORDER = 1e11
+"""Largest `order` that is believed: the year 5138."""
+MAX_METRICS = 64 * MB
+"""Largest `metrics.csv` that is read."""
 NAME = re.compile(r"(?P<task>.+?)_(?P<kind>train|test)_(.+_)?(?P<stamp>\d{8}_\d{6})(_(?P<again>\d+))?")
 
 
@@ -38,13 +64,20 @@ class Run:
     task: str
     kind: str
     created: datetime
+    order: float
+    """Greater than that of every earlier run; s since 1970."""
     pinned: bool
+    damaged: str = ""
+    """Why its `run.json` cannot be read; empty if it can, or if there is none."""
 
-    def figures(self) -> tuple[float | None, float | None, float | None]:
-        """Iterations so far, highest evaluated success rate (0 to 1) and minutes; None where there is none yet."""
-        rows, names = _metrics(self.path), ("iteration", "eval_success", "seconds")
-        iterations, success, seconds = (max((x for x, _ in _curve(rows, n, n)), default=None) for n in names)
-        return iterations, success, seconds and seconds / 60
+    def metrics(self) -> tuple[float | None, float | None, float | None]:
+        """Iterations so far, success rate (0 to 1; the highest evaluated) and minutes; None where there is none yet."""
+        rows = _metrics(self.path)
+        columns = [_curve(rows, name, name) for name in ("iteration", "eval_success", "seconds")]
+        iterations, success, seconds = (max((x for x, _ in column), default=None) for column in columns)
+        if not rows:
+            success, seconds = _evaluated(self.path)
+        return iterations, success, None if seconds is None else seconds / 60
 
 
 def create(task: str, kind: Kind, cfg: RunsConfig, name: str | None = None) -> Path:
@@ -53,19 +86,24 @@ def create(task: str, kind: Kind, cfg: RunsConfig, name: str | None = None) -> P
     _check_name(stem)
     try:
         run = _new_folder(cfg.root / ("runs_all" if cfg.workspace else "runs"), stem)
-        facts = {"task": task, "kind": kind, "created": datetime.now().astimezone().isoformat()}
-        facts |= {"command": sys.argv, "version": __version__, "commit": _commit()}
-        write_json(run / "run.json", facts)
+        facts: dict[str, Any] = {"task": task, "kind": kind, "created": datetime.now().astimezone().isoformat()}
+        facts |= {"order": _next_order(cfg), "command": sys.argv, "version": __version__, "commit": _commit()}
+        write_json(run / FACTS, facts)
         if cfg.workspace:
             for name in (run.name, *(latest for latest, of in LATEST.items() if of == kind)):
-                place = cfg.root / "runs" / name
-                if place.is_symlink() or not place.is_dir():  # a real folder of that name is the user's and stays
-                    link(place, run)
+                link(cfg.root / "runs" / name, run)
             _prune(kind, cfg)
+    except FileError as error:
+        raise DeftlyError(f"{error}; {ELSEWHERE}") from error
     except OSError as error:
-        text = f"cannot write '{error.filename or cfg.root}': {error.strerror}"
-        raise DeftlyError(f"{text}; choose another place with --runs.root DIR") from error
+        raise DeftlyError(f"cannot write '{error.filename or cfg.root}': {error.strerror}; {ELSEWHERE}") from error
     return run
+
+
+def _next_order(cfg: RunsConfig) -> float:
+    """The time now, or just after the latest run if the clock was set back since."""
+    latest = max((run.order for run in list_runs(cfg)), default=0.0)
+    return max(time.time(), math.nextafter(latest, math.inf))
 
 
 def _check_name(name: str) -> None:
@@ -91,11 +129,44 @@ def _commit() -> str | None:
 
 
 def link(place: Path, target: Path) -> None:
-    """Make `place` a relative link to `target`, or point the link that is there at it, in one step."""
+    """Make `place` a relative link to `target`, or point the link that is there at it, in one step.
+
+    Where there are no symbolic links it becomes a text file that `follow` understands. A folder at `place` is the
+    user's and stays, unless it is a checkpoint: in a run that was copied with its links followed, `last` and `best`
+    are folders, and make way.
+    """
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".tmp-{secrets.token_hex(4)}")
-    temporary.symlink_to(os.path.relpath(target.resolve(), place.parent.resolve()))
-    os.replace(temporary, place)
+    if place.is_dir() and not place.is_symlink():
+        if not (place / WEIGHTS).is_file():
+            return
+        remove_folder(place)
+    relative = os.path.relpath(target.resolve(), place.parent.resolve())
+    scratch = scratch_for(place)
+    try:
+        scratch.symlink_to(relative)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        write_text(place, f"{POINTER}{relative}\n")
+    else:
+        os.replace(scratch, place)
+
+
+def follow(place: Path) -> Path:
+    """Where a link leads, be it symbolic or the text file that stands in for one; other paths lead to themselves."""
+    target = _target(place)
+    return Path(os.path.realpath(place if target is None else target))
+
+
+def _target(place: Path) -> Path | None:
+    """What a link names, whether or not it is there; None for what is no link."""
+    with suppress(OSError, ValueError):
+        if place.is_symlink():
+            return place.parent / os.readlink(place)
+        if place.is_file() and place.stat().st_size < 4096:
+            text = read_text(place, "a link", 4096)
+            return place.parent / text.removeprefix(POINTER).strip() if text.startswith(POINTER) else None
+    return None
 
 
 @contextmanager
@@ -130,10 +201,17 @@ def _take(handle: int, run: Path) -> None:
 
 def _prune(kind: Kind, cfg: RunsConfig) -> None:
     limit = cfg.max_train_runs if kind == "train" else cfg.max_test_runs
-    links = [(NAME.fullmatch(link.name), link) for link in (cfg.root / "runs").iterdir() if link.is_symlink()]
-    mine = [(m["stamp"], int(m["again"] or 0), link) for m, link in links if m and m["kind"] == kind]
-    for _, _, link in sorted(mine)[:-limit]:
+    orders = {run.path: run.order for run in list_runs(cfg)}
+    named = [link for link in (cfg.root / "runs").iterdir() if _target(link) and _kind_of(link.name) == kind]
+    ordered = sorted(named, key=lambda link: (orders.get(follow(link), 0.0), link.name))
+    for link in ordered[:-limit]:
         link.unlink(missing_ok=True)
+
+
+def _kind_of(name: str) -> str | None:
+    """The kind of run that a folder's name says; None if it is no run's name."""
+    match = NAME.fullmatch(name)
+    return match["kind"] if match else None
 
 
 def find_checkpoint(spec: str | Path, task: str | None, cfg: RunsConfig, wanted: str = "best") -> Path:
@@ -145,9 +223,10 @@ def find_checkpoint(spec: str | Path, task: str | None, cfg: RunsConfig, wanted:
     head, _, tail = str(spec).rpartition(":")
     text, name = (head, tail) if head and re.fullmatch(r"[\w-]+", tail) else (str(spec), None)
     path = _existing(text, cfg)
-    folder = path.parent if path and path.is_file() else path
+    end = follow(path) if path else None
+    folder = end.parent if end and end.is_file() else end
     if folder and not name and (folder / WEIGHTS).is_file():
-        return folder.resolve()
+        return folder
     run = find_run(text, task, cfg, complete=True)
     found = _checkpoints(run)
     if not found:
@@ -158,13 +237,20 @@ def find_checkpoint(spec: str | Path, task: str | None, cfg: RunsConfig, wanted:
 
 
 def _existing(text: str, cfg: RunsConfig) -> Path | None:
-    return next((path for path in (Path(text), cfg.root / text) if path.exists()), None)
+    with suppress(OSError, ValueError):  # a name that is too long, or holds a null byte
+        return next((path for path in (Path(text), cfg.root / text) if path.exists()), None)
+    return None
 
 
 def _checkpoints(run: Path) -> dict[str, Path]:
     """The complete checkpoints of a run by name, oldest first."""
-    weights = sorted(run.glob(f"checkpoints/[!.]*/{WEIGHTS}"), key=lambda path: path.stat().st_mtime)
-    return {path.parent.name: path.parent for path in weights}
+    found: dict[str, tuple[float, Path]] = {}
+    for entry in run.glob("checkpoints/[!.]*"):
+        folder = entry if entry.is_dir() else follow(entry)
+        with suppress(OSError):
+            if (folder / WEIGHTS).is_file():
+                found[entry.name] = ((folder / WEIGHTS).stat().st_mtime, folder)
+    return {name: folder for name, (_, folder) in sorted(found.items(), key=lambda item: item[1][0])}
 
 
 def find_run(spec: str | Path, task: str | None, cfg: RunsConfig, *, complete: bool = False) -> Path:
@@ -183,7 +269,8 @@ def find_run(spec: str | Path, task: str | None, cfg: RunsConfig, *, complete: b
         others = ", ".join(sorted({run.task for run in runs})[:5]) or "no task"
         raise DeftlyError(f"{what} in '{cfg.root}' (runs of {others}); start one: deftly train {task or 'TASK'}")
     path = _existing(text, cfg)
-    for folder in (path.resolve(), *path.resolve().parents) if path else ():
+    end = follow(path) if path else None
+    for folder in (end, *end.parents) if end else ():
         if _is_run(folder):
             return folder
     folders = _folders(cfg)
@@ -203,38 +290,87 @@ def find_run(spec: str | Path, task: str | None, cfg: RunsConfig, *, complete: b
 
 def _folders(cfg: RunsConfig) -> dict[str, Path]:
     """Every run folder (links followed) by each of its names."""
-    with suppress(OSError):
-        for pinned in (cfg.root / "runs/pinned").glob("*"):
-            if pinned.is_symlink() and not pinned.exists():  # moved here with `mv`, which breaks a relative link
-                target = cfg.root / "runs_all" / Path(os.readlink(pinned)).name
-                if target.is_dir():
-                    link(pinned, target)
-    found = [path for place in ("runs_all", "runs", "runs/pinned") for path in (cfg.root / place).glob("[!.]*")]
-    return {path.name: path.resolve() for path in found if path.name not in LATEST and _is_run(path)}
+    for pinned in (cfg.root / "runs/pinned").glob("[!.]*"):
+        _mend(pinned, cfg)
+    found: dict[str, Path] = {}
+    for place in ("runs_all", "runs", "runs/pinned"):
+        for path in (cfg.root / place).glob("[!.]*"):
+            end = follow(path)
+            if path.name not in LATEST and _is_run(end):
+                found[path.name] = end
+    return found
+
+
+def _mend(pinned: Path, cfg: RunsConfig) -> None:
+    """Point a link that was moved here with `mv`, which breaks a relative link, at its run again."""
+    target = _target(pinned)
+    if target is None or target.exists():
+        return
+    run = cfg.root / "runs_all" / target.name
+    with suppress(OSError, FileError):
+        if run.is_dir():
+            link(pinned, run)
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "run.json").is_file() or (path.is_dir() and NAME.fullmatch(path.name) is not None)
+    return path.is_dir() and (os.path.lexists(path / FACTS) or NAME.fullmatch(path.name) is not None)
 
 
 def list_runs(cfg: RunsConfig) -> list[Run]:
     """Every run in `runs/`, `runs/pinned/` and `runs_all/`, newest first."""
-    pins, runs = {path.resolve() for path in (cfg.root / "runs/pinned").glob("*")}, []
-    for path in set(_folders(cfg).values()):
+    pins = {follow(path) for path in (cfg.root / "runs/pinned").glob("*")}
+    runs = [_read_run(path, path in pins) for path in set(_folders(cfg).values())]
+    return sorted(runs, key=lambda run: (run.order, run.path), reverse=True)
+
+
+def _read_run(path: Path, pinned: bool) -> Run:
+    """What a run's `run.json` says of it; else what its name and age say."""
+    damaged = ""
+    if os.path.lexists(path / FACTS):
         try:
-            facts = json.loads((path / "run.json").read_text())
-            task, kind, created = facts["task"], facts["kind"], datetime.fromisoformat(facts["created"]).astimezone()
-        except (OSError, ValueError, KeyError, TypeError):
-            match, created = NAME.fullmatch(path.name), datetime.fromtimestamp(path.stat().st_mtime).astimezone()
-            task, kind = (match["task"], match["kind"]) if match else (path.name, "train")
-        runs.append(Run(path, task, kind, created, path in pins))
-    return sorted(runs, key=lambda run: (run.created, run.path), reverse=True)
+            return _from_facts(path, read_json(path / FACTS, "what a run says of itself"), pinned)
+        except FileError as error:
+            damaged = str(error)
+        except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:  # of dates: many kinds
+            damaged = f"'{path / FACTS}' is not what a run says of itself: {printable(error)}"
+    match = NAME.fullmatch(path.name)
+    created = _at(path.stat().st_mtime)
+    task, kind = (match["task"], match["kind"]) if match else (path.name, "train")
+    return Run(path, task, kind, created, created.timestamp(), pinned, damaged)
+
+
+def _from_facts(path: Path, facts: Any, pinned: bool) -> Run:
+    task, kind = facts["task"], facts["kind"]
+    if not isinstance(task, str) or kind not in ("train", "test"):
+        raise TypeError("task or kind")
+    created = datetime.fromisoformat(facts["created"]).astimezone()
+    order = facts.get("order")
+    known = type(order) is float and 0.0 <= order < LAST_ORDER
+    return Run(path, task, kind, created, order if known else created.timestamp(), pinned)
+
+
+def _at(seconds: float) -> datetime:
+    """A time of the file system, which may be any number."""
+    with suppress(ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(seconds).astimezone()
+    return datetime.fromtimestamp(0).astimezone()
 
 
 def _metrics(run: Path) -> list[dict[str, str]]:
-    with suppress(OSError, csv.Error), (run / "metrics.csv").open(newline="", errors="replace") as file:
-        return list(csv.DictReader(file))
+    with suppress(FileError, csv.Error):
+        data = read_bytes(run / "metrics.csv", "the metrics of a training", MAX_METRICS)
+        return list(csv.DictReader(io.StringIO(data.decode(errors="replace"), newline="")))
     return []
+
+
+def _evaluated(run: Path) -> tuple[float | None, float | None]:
+    """Success rate and seconds of the evaluation in a test run; None for what its report does not say."""
+    with suppress(FileError, KeyError, TypeError):
+        report = read_json(run / "eval.json", "a report of 'deftly eval'", 4 * MB)
+        found = (report["success"]["rate"], report.get("wall_seconds"))
+        rate, seconds = (float(x) if type(x) in (int, float) and abs(x) < 1e9 else None for x in found)
+        return rate, seconds
+    return None, None
 
 
 def _curve(rows: list[dict[str, str]], x: str, y: str) -> list[tuple[float, float]]:
@@ -260,8 +396,8 @@ def pin(spec: str, new_name: str | None, cfg: RunsConfig) -> Path:
 def unpin(name: str, cfg: RunsConfig) -> None:
     """Remove a link from `runs/pinned/`; the run itself stays."""
     link = cfg.root / "runs/pinned" / name
-    if not link.is_symlink():
-        names = [path.name for path in link.parent.glob("*") if path.is_symlink()]
+    if _target(link) is None:
+        names = [path.name for path in link.parent.glob("*") if _target(path)]
         raise DeftlyError(f"no pinned link '{link}'{suggest(name, names)}")
     link.unlink()
 
@@ -278,22 +414,33 @@ def compare(specs: Sequence[str], column: str, out_png: Path, cfg: RunsConfig) -
         points = _curve(rows, "steps", column)
         if not points:
             near = suggest(column, rows[0] if rows else [])
-            raise DeftlyError(f"'{run / 'metrics.csv'}' has no figures in column '{column}'{near}")
+            raise DeftlyError(f"'{run / 'metrics.csv'}' has no numbers in column '{column}'{near}")
         steps, values = zip(*points)
         axes.plot(steps, values, label=run.name)
         lines.append((run.name, *(f"{value:.6g}" for value in (steps[-1], values[-1], min(values), max(values)))))
     axes.set(xlabel="steps", ylabel=column)
     axes.legend()
-    figure.savefig(out_png)
+    with atomic_write(out_png) as scratch:
+        figure.savefig(scratch, format=out_png.suffix.lstrip(".") or "png")
     return table(("run", "steps", f"last {column}", "min", "max"), lines)
 
 
 def overview(cfg: RunsConfig) -> Any:
-    """Every run with its figures, newest first."""
-    lines = []
-    for run in list_runs(cfg):
-        figures = zip(("{:.0f}", "{:.1%}", "{:.1f}"), run.figures())
-        texts = ["" if value is None else form.format(value) for form, value in figures]
-        lines.append((run.path.name, run.task, f"{run.created:%Y-%m-%d %H:%M}", "*" * run.pinned, *texts))
-    columns = ("run", "task", "started", "pinned", "iterations", "best success", "minutes")
-    return table(columns, lines) if lines else f"no runs in '{cfg.root}' yet; start one: deftly train TASK"
+    """Every run with its metrics, newest first."""
+    lines = [_line(run) for run in list_runs(cfg)]
+    if not lines:
+        return f"no runs in '{cfg.root}' yet; start one: deftly train TASK"
+    return table(("run", "task", "started", "pinned", "iterations", "success", "minutes"), lines)
+
+
+def _line(run: Run) -> tuple[str, ...]:
+    iterations, success, minutes = run.metrics()
+    return (
+        run.path.name,
+        f"{run.task} (damaged {FACTS})" if run.damaged else run.task,
+        f"{run.created:%Y-%m-%d %H:%M}",
+        "*" if run.pinned else "",
+        "" if iterations is None else f"{iterations:.0f}",
+        "" if success is None else f"{success:.1%}",
+        "" if minutes is None else f"{minutes:.1f}",
+    )

@@ -9,14 +9,21 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from deftly.contract import Act, Contract, Joint, Observe, Signal
+from deftly.contract import Act, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.policy import bundle
 
-CONTRACT = Contract(
-    robot="fifty",
-    rate=50,
-    joints=(Joint("a", -1.0, 2.0, 0.5, 3.0), Joint("b", -2.0, 2.0, 0.0, 1.5), Joint("c", 0.0, 0.04, 0.04, 0.15, "m")),
+ROBOT = RobotInterface(
+    name="fifty",
+    joints=(
+        Joint("a", -1.0, 2.0, 0.5, 3.0),
+        Joint("b", -2.0, 2.0, 0.0, 1.5),
+        Joint("c", 0.0, 0.04, 0.04, 0.15, "m", grips=True),
+    ),
     signals=(Signal("joint_pos", 3, "rad"), Signal("cube", 3, "m", "base")),
+)
+CONTRACT = PolicyContract(
+    robot=ROBOT,
+    rate=50,
     observe_terms=(Observe("joint_pos", history=2), Observe("cube"), Observe("command")),
     act_terms=(Act(("a", "b"), "delta", (0.05,), lowpass=0.25), Act(("c",), "gripper", (0.2,))),
 )
@@ -24,7 +31,7 @@ CONTRACT = Contract(
 
 def model(contract=CONTRACT, size=1.0, batch="n") -> bytes:
     """A linear network."""
-    sizes = contract.obs_size, contract.action_size
+    sizes = contract.obs_size(), contract.action_size
     weights = numpy_helper.from_array((size * np.random.default_rng(7).normal(size=sizes)).astype(np.float32), "w")
     ports = zip(("observation", "action"), sizes)
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, size]) for name, size in ports]

@@ -6,7 +6,7 @@ import mujoco
 import torch
 
 from deftly.config import TaskConfig
-from deftly.contract import Act, Contract, Joint, Observe, Signal
+from deftly.contract import Act, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.sim import scene
 from deftly.tasks import Task, task
 
@@ -67,13 +67,11 @@ class Floating(Task):
         return s
 
     def contract(self):
-        return Contract(
-            robot="floating",
-            rate=self.cfg.rate,
-            joints=JOINTS,
-            signals=(Signal("joint_pos", 2, "rad"),),
-            observe_terms=(Observe("joint_pos"),),
-            act_terms=(Act(("right_hip", "left_hip"), "delta", (0.1,)),),
+        return PolicyContract(
+            RobotInterface("floating", JOINTS, (Signal("joint_pos", 2, "rad"),)),
+            self.cfg.rate,
+            (Observe("joint_pos"),),
+            (Act(("right_hip", "left_hip"), "delta", (0.1,)),),
         )
 
     def signals(self, s):

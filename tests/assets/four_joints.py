@@ -2,24 +2,27 @@
 
 import numpy as np
 
-from deftly.contract import Act, Contract, Couple, Joint, Observe, Signal
+from deftly.contract import Act, Coupling, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.control.drivers import FakeDriver, Reading
 from deftly.control.safety import Kernel, SafetyConfig
 from deftly.policy.protocol import Decision
 
-TOY = Contract(
-    robot="toy",
-    rate=20,
+ROBOT = RobotInterface(
+    name="toy",
     joints=(
         Joint("a", -1.0, 2.0, 0.5, 3.0),
         Joint("b", -2.0, 2.0, 0.0, 1.5),
-        Joint("grip", 0.0, 0.04, 0.04, 0.15, "m"),
+        Joint("grip", 0.0, 0.04, 0.04, 0.15, "m", grips=True),
         Joint("d", -1.0, 1.0, 0.0, 1.0),
     ),
     signals=(Signal("joint_pos", 4, "rad"), Signal("cube", 3, "m", "base")),
+    couplings=(Coupling("d", (("a", -0.5),), 0.1),),
+)
+TOY = PolicyContract(
+    robot=ROBOT,
+    rate=20,
     observe_terms=(Observe("joint_pos"), Observe("cube")),
     act_terms=(Act(("a", "b"), "delta", (0.2,)), Act(("grip",), "gripper", (0.1,))),
-    couplings=(Couple("d", (("a", -0.5),), 0.1),),
 )
 HOME = np.array(TOY.home())
 LOWER, UPPER = np.array([(j.lower, j.upper) for j in TOY.joints]).T
@@ -30,8 +33,8 @@ PERIOD = 1 / TOY.rate
 class Bench:
     """A kernel and a clock: one good control period after another, unless a test breaks one of them."""
 
-    def __init__(self, contract=TOY, **cfg):
-        self.kernel, self.now, self.pose = Kernel(contract, SafetyConfig(**cfg)), 100.0, HOME.copy()
+    def __init__(self, robot=ROBOT, **cfg):
+        self.kernel, self.now, self.pose = Kernel(robot, TOY.rate, SafetyConfig(**cfg)), 100.0, HOME.copy()
 
     def reading(self, age=0.0, **signals):
         return Reading({"joint_pos": self.pose.copy(), "cube": np.zeros(3), **signals}, self.now - age)
@@ -59,12 +62,12 @@ class Steady:
     def __init__(self, infer=None, reset=None, close=None):
         self.calls, self._infer, self._reset, self._close = [], infer, reset, close
 
-    def reset(self, signals):
+    def reset(self, signals, inputs=None):
         self.calls.append("reset")
         if self._reset:
             self._reset(signals)
 
-    def infer(self, signals, applied=None):
+    def infer(self, signals, applied=None, inputs=None):
         self.calls.append("infer")
         if self._infer:
             return self._infer(signals, applied)
@@ -81,7 +84,7 @@ class Watched(FakeDriver):
 
     def __init__(self, fault="", at=40, **broken):
         self.time, self.calls, self.broken = 100.0, [], broken
-        super().__init__(TOY, fault, at, lambda: self.time, self.sleep)
+        super().__init__(ROBOT, TOY.rate, fault, at, lambda: self.time, self.sleep)
 
     def sleep(self, seconds):
         self.time += seconds

@@ -23,7 +23,8 @@ TURNED["left-custom"] = TURNED["left"]
 @cache
 def contract(side="right", rate=RATE, **more):
     cls = load(f"leap-{side}-cube-rotate")
-    return replace(cls(cls.Config(start="sample")).contract(), rate=rate, **more)
+    made = cls(cls.Config(start="sample")).contract()
+    return replace(made, robot=replace(made.robot, **more), rate=rate)
 
 
 def tick(side, joint, angle):

@@ -6,7 +6,7 @@ import mujoco
 import torch
 
 from deftly.config import TaskConfig
-from deftly.contract import Act, Contract, Joint, Observe, Signal
+from deftly.contract import Act, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.sim import scene
 from deftly.sim.pushes import Push
 from deftly.sim.randomize import Randomize
@@ -64,11 +64,14 @@ class Slider(Task):
         return s
 
     def contract(self):
-        return Contract(
-            robot="slider",
-            rate=self.cfg.rate,
+        robot = RobotInterface(
+            name="slider",
             joints=(Joint("x", -1, 1, 0, 2, "m"), Joint("y", -1, 1, 0, 2, "m")),
             signals=(Signal("joint_pos", 2, "m"), Signal("joint_vel", 2, "m/s")),
+        )
+        return PolicyContract(
+            robot=robot,
+            rate=self.cfg.rate,
             observe_terms=(Observe("joint_pos", history=2), Observe("joint_vel", (0.5,)), Observe("action")),
             act_terms=(Act(("x", "y"), "velocity", (1.0,), lowpass=0.3),),
         )

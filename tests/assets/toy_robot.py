@@ -7,20 +7,27 @@ from pathlib import Path
 
 import numpy as np
 
-from deftly.contract import Act, Contract, Joint, Observe, Signal
+from deftly.contract import Act, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.serving.brain import PolicyBrain
 from deftly.serving.server import Server
 
 LOOPBACK = "tcp://127.0.0.1:*"
-CONTRACT = Contract(
-    robot="toy",
-    rate=20,
-    joints=(Joint("a", -1.0, 2.0, 0.5, 3.0), Joint("b", -2.0, 2.0, 0.0, 1.5), Joint("c", 0.0, 0.04, 0.04, 0.15, "m")),
+ROBOT = RobotInterface(
+    name="toy",
+    joints=(
+        Joint("a", -1.0, 2.0, 0.5, 3.0),
+        Joint("b", -2.0, 2.0, 0.0, 1.5),
+        Joint("c", 0.0, 0.04, 0.04, 0.15, "m", grips=True),
+    ),
     signals=(Signal("joint_pos", 3, "rad"), Signal("cube", 3, "m", "base")),
+)
+CONTRACT = PolicyContract(
+    robot=ROBOT,
+    rate=20,
     observe_terms=(Observe("joint_pos", scale=(1, 2, 25), history=3), Observe("cube"), Observe("command")),
     act_terms=(Act(("a", "b"), "delta", (0.05,), lowpass=0.25), Act(("c",), "gripper", (0.2,))),
 )
-WEIGHTS = np.random.default_rng(7).normal(size=(CONTRACT.obs_size, CONTRACT.action_size)).astype(np.float32)
+WEIGHTS = np.random.default_rng(7).normal(size=(CONTRACT.obs_size(), CONTRACT.action_size)).astype(np.float32)
 
 
 def network(obs: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ def no_display(monkeypatch):
 
 def save(folder, contract, seed=0):
     torch.manual_seed(seed)
-    actor = actor_model(contract.obs_size, contract.action_size, PPOConfig(hidden=(8,)))
+    actor = actor_model(contract.obs_size(), contract.action_size, PPOConfig(hidden=(8,)))
     checkpoint.save(folder, {"actor": actor}, contract, CONFIG, "slider", seed, {}, None)
     return folder
 
@@ -55,7 +55,7 @@ def agent(task, tmp_path):
 
 
 def action(agent, task):
-    return agent(torch.full((1, task.contract().obs_size), 0.5)).clone()
+    return agent(torch.full((1, task.contract().obs_size()), 0.5)).clone()
 
 
 def test_newer_weights_are_swapped_in(agent, task, tmp_path, capsys):
@@ -101,7 +101,8 @@ def test_a_foreign_checkpoint_is_skipped(agent, task, tmp_path, capsys):
     contract = task.contract()
     place[0] = save(tmp_path / "c", replace(contract, rate=99.0), seed=3)
     agent.poll()
-    other = replace(contract, joints=(Joint("x", -2, 2, 0, 2, "m"), contract.joints[1]))
+    joints = (Joint("x", -2, 2, 0, 2, "m"), contract.joints[1])
+    other = replace(contract, robot=replace(contract.robot, joints=joints))
     place[0] = save(tmp_path / "d", other, seed=4)
     agent.poll()
     error = capsys.readouterr().err

@@ -43,8 +43,8 @@ from pathlib import Path
 from deftly.control.drivers import FakeDriver
 
 class Robot(FakeDriver):
-    def __init__(self, contract, port="none"):
-        super().__init__(contract)
+    def __init__(self, robot, rate, port="none"):
+        super().__init__(robot, rate)
         Path("port").write_text(port)
 
     def stop(self):
@@ -399,14 +399,14 @@ def test_a_policy_of_another_contract_stops_by_name(server, bundle, monkeypatch,
 
 def test_a_driver_that_knows_its_robot_is_believed(bundle, monkeypatch, tmp_path, capsys):
     class Other(FakeDriver):
-        def __init__(self, contract):
-            joints = (replace(contract.joints[0], upper=1.0), *contract.joints[1:])
-            super().__init__(replace(contract, joints=joints))
+        def __init__(self, robot, rate):
+            joints = (replace(robot.joints[0], upper=1.0), *robot.joints[1:])
+            super().__init__(replace(robot, joints=joints), rate)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "custom_driver", lambda spec, contract, port: Other(contract))
+    monkeypatch.setattr(run, "custom_driver", lambda spec, robot, rate, port: Other(robot, rate))
     assert cli.main(["run", "--bundle", str(bundle), "--driver", "other:Robot", "--start"]) == 1
-    assert "contract: the policy was made under another contract: joints" in capsys.readouterr().out
+    assert "contract: the policy was made under another robot interface: joints" in capsys.readouterr().out
 
 
 def test_what_was_opened_is_closed_when_the_rest_fails(bundle, monkeypatch, tmp_path):
@@ -432,4 +432,4 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_loop(bundle, start, term
     process.until("ready", 2)
     os.write(terminal[0], b"q\n")
     assert process.end() == 1
-    assert process.text.splitlines()[-1].startswith("error: 'run' failed: ")
+    assert process.text.splitlines()[-1].startswith("error: cannot write 'logs/log.npz'")

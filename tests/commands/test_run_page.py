@@ -96,8 +96,10 @@ def test_a_log_saved_beside_a_running_loop_is_whole(tmp_path):
     clock, path = [100.0], tmp_path / "log.npz"
     ring = Ring(fifty.CONTRACT, 400)
     network = lambda obs: np.tanh(obs[:, :3])  # noqa: E731
-    driver = FakeDriver(fifty.CONTRACT, clock=lambda: clock[0])
-    runner = Runner(LocalPolicy(fifty.CONTRACT, network), Kernel(fifty.CONTRACT), driver, ring)
+    driver = FakeDriver(fifty.CONTRACT.robot, fifty.CONTRACT.rate, clock=lambda: clock[0])
+    runner = Runner(
+        LocalPolicy(fifty.CONTRACT, network), Kernel(fifty.CONTRACT.robot, fifty.CONTRACT.rate), driver, ring
+    )
     over = threading.Event()
 
     def loop():

@@ -77,7 +77,7 @@ def test_a_bundle_is_loaded_with_its_task(exported):
     args = ServeArgs(bundle=exported.bundle)
     contract, network, what = find(None, args)
     assert (contract.robot, what) == ("slider", f"rail {exported.bundle}")
-    assert network(np.zeros((2, contract.obs_size), np.float32)).shape == (2, contract.action_size)
+    assert network(np.zeros((2, contract.obs_size()), np.float32)).shape == (2, contract.action_size)
     assert find("rail", args)[0] == contract
     with pytest.raises(serve.DeftlyError, match="was made for rail, not for other"):
         find("other", args)

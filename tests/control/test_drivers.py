@@ -70,4 +70,4 @@ def test_robots_that_fail():
 
 def test_an_unknown_fault_is_refused_by_name():
     with pytest.raises(DeftlyError, match="has no fault 'gremlin', it has late, frozen"):
-        FakeDriver(TOY, "gremlin")
+        FakeDriver(TOY.robot, TOY.rate, "gremlin")

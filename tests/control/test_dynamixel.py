@@ -29,7 +29,7 @@ def hand(bus):
     made = []
 
     def make(side="right", **more):
-        made.append(Dynamixel(leap.contract(side), bus.port, **more))
+        made.append(Dynamixel(leap.contract(side).robot, leap.RATE, bus.port, **more))
         return made[-1]
 
     yield make
@@ -42,10 +42,10 @@ class Still:
 
     contract = leap.contract()
 
-    def reset(self, signals):
+    def reset(self, signals, inputs=None):
         pass
 
-    def infer(self, signals, applied=None):
+    def infer(self, signals, applied=None, inputs=None):
         return Decision(np.zeros(16, np.float32), HOME.astype(np.float32))
 
     def close(self):
@@ -97,7 +97,7 @@ def test_what_else_a_contract_asks_for_is_measured(bus):
     signals = tuple(
         Signal(*s) for s in (("joint_pos", 16, "rad"), ("joint_vel", 16, "rad/s"), ("joint_current", 16, "A"))
     )
-    driver = Dynamixel(leap.contract(signals=signals), bus.port)
+    driver = Dynamixel(leap.contract(signals=signals).robot, leap.RATE, bus.port)
     driver.write(HOME)
     bus.motors[
         12
@@ -209,7 +209,7 @@ LOST = ("unplugged", "first unplugged", "silent", "slow", "corrupt")
 def test_a_fault_of_the_bus_is_a_hold_and_one_line(bus, hand, fault):
     """At once, or if an answer is lost, with the second one in a row: two periods."""
     change, words = FAULTS[fault]
-    runner = Runner(Still(), Kernel(leap.contract(), PATIENT), hand())
+    runner = Runner(Still(), Kernel(leap.contract().robot, leap.contract().rate, PATIENT), hand())
     for _ in range(3):
         runner.step(time.monotonic())
         if runner.kernel.state is State.READY:
@@ -272,7 +272,10 @@ def test_bytes_that_look_like_a_packet_are_a_fault_and_no_measurement(bus, hand)
 
 
 def test_a_motor_that_is_held_fast_is_a_fault_of_following(bus, hand):
-    driver, kernel = hand(), Kernel(leap.contract(), replace(PATIENT, approach_s=1e-3, lead=0.06))
+    driver, kernel = (
+        hand(),
+        Kernel(leap.contract().robot, leap.contract().rate, replace(PATIENT, approach_s=1e-3, lead=0.06)),
+    )
     bus.motors[1].position = leap.tick("right", "if_mcp", 1.1)
     runner = Runner(Still(), kernel, driver)
     runner.step(time.monotonic())
@@ -287,7 +290,7 @@ def test_a_motor_that_is_held_fast_is_a_fault_of_following(bus, hand):
 
 
 def test_an_adapter_that_is_pulled_is_a_hold_and_the_end_says_so(bus, hand):
-    runner = Runner(Still(), Kernel(leap.contract(), PATIENT), hand())
+    runner = Runner(Still(), Kernel(leap.contract().robot, leap.contract().rate, PATIENT), hand())
     runner.step(time.monotonic())
     bus.close()
     runner.step(time.monotonic())
@@ -358,7 +361,7 @@ def test_a_slow_adapter_is_refused_with_the_cure(bus, hand):
 def test_a_port_that_cannot_be_opened_is_one_line(bus, hand, monkeypatch, tmp_path):
     def refused(words, port=bus.port, **more):
         with pytest.raises(DriverError) as found:
-            Dynamixel(leap.contract(), port, **more)
+            Dynamixel(leap.contract().robot, leap.RATE, port, **more)
         assert words in str(found.value)
         assert "\n" not in str(found.value)
 
@@ -383,7 +386,7 @@ def test_a_port_that_cannot_be_opened_is_one_line(bus, hand, monkeypatch, tmp_pa
 @pytest.mark.parametrize(
     ("contract", "more", "words"),
     [
-        (fifty.CONTRACT, {}, "the contract of fifty names no motors"),
+        (fifty.CONTRACT, {}, "the interface of fifty names no motors"),
         (leap.contract(), {"current_ma": 5000}, "--current-ma is 5000, but it must be within 1 .. 1200"),
         (leap.contract(), {"current_ma": 0}, "--current-ma is 0"),
         (leap.contract(rate=1.0), {}, "runs at 1 Hz: too slow for the motors' watchdog"),
@@ -396,5 +399,5 @@ def test_a_port_that_cannot_be_opened_is_one_line(bus, hand, monkeypatch, tmp_pa
 )
 def test_what_the_motors_cannot_be_is_refused_before_the_port_is_opened(contract, more, words):
     with pytest.raises(DriverError) as found:
-        Dynamixel(contract, "/dev/ttyNONE", **more)
+        Dynamixel(contract.robot, contract.rate, "/dev/ttyNONE", **more)
     assert words in str(found.value)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deftly.commands import main as cli
-from deftly.contract import Act, Contract, Joint, Observe, Signal
+from deftly.contract import Act, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.control import inspection, log
 from deftly.control.drivers import FakeDriver
 from deftly.control.log import Ring
@@ -28,9 +28,11 @@ class Recorded:
 
     def __init__(self, path, events, ticks, *, contract=CONTRACT, network=None, size=1000, cfg=None, **fault):
         self.clock, cfg = 100.0, cfg or SafetyConfig(start_envelope=3.0)
-        ring, kernel = Ring(contract, size), Kernel(contract, cfg)
+        ring, kernel = Ring(contract, size), Kernel(contract.robot, contract.rate, cfg)
         policy = LocalPolicy(contract, network or OnnxNetwork(fifty.model(), contract))
-        self.runner = Runner(policy, kernel, FakeDriver(contract, clock=lambda: self.clock, **fault), ring)
+        self.runner = Runner(
+            policy, kernel, FakeDriver(contract.robot, contract.rate, clock=lambda: self.clock, **fault), ring
+        )
         faults, last = [], "none"
         for tick in range(ticks):
             self.clock += 1 / contract.rate
@@ -213,11 +215,13 @@ def test_a_plot_of_sixteen_joints(tmp_path, capsys):
     from matplotlib import image
 
     names = tuple(f"finger{i // 4}_joint{i % 4}" for i in range(16))
-    hand = Contract(
-        robot="hand",
+    hand = PolicyContract(
+        robot=RobotInterface(
+            name="hand",
+            joints=tuple(Joint(name, -0.5, 1.6, 0.3, 3.0) for name in names),
+            signals=(Signal("joint_pos", 16),),
+        ),
         rate=20.0,
-        joints=tuple(Joint(name, -0.5, 1.6, 0.3, 3.0) for name in names),
-        signals=(Signal("joint_pos", 16),),
         observe_terms=(Observe("joint_pos"),),
         act_terms=(Act(names, "relative", (0.2,)),),
     )

@@ -28,10 +28,10 @@ class Shaky:
     def __init__(self, seed):
         self.rng = np.random.default_rng(seed)
 
-    def reset(self, signals):
+    def reset(self, signals, inputs=None):
         pass
 
-    def infer(self, signals, applied=None):
+    def infer(self, signals, applied=None, inputs=None):
         if self.rng.random() < 0.03:
             raise TimeoutError
         return Decision(np.zeros(3, np.float32), self.rng.normal(size=4).astype(np.float32))
@@ -43,7 +43,9 @@ class Shaky:
 def recorded(ring, seed, ticks, fault="", at=40):
     """A loop of some ticks with an operator who starts and resumes at once; returns what it commanded."""
     clock = [100.0]
-    runner = Runner(Shaky(seed), Kernel(TOY), FakeDriver(TOY, fault, at, lambda: clock[0]), ring)
+    runner = Runner(
+        Shaky(seed), Kernel(TOY.robot, TOY.rate), FakeDriver(TOY.robot, TOY.rate, fault, at, lambda: clock[0]), ring
+    )
     rng = np.random.default_rng(seed)
     for _ in range(ticks):
         clock[0] += rng.choice([0.05, 0.05, 0.05, 0.051, 0.09])
@@ -90,7 +92,7 @@ def test_a_log_whose_beginning_was_dropped_replays_from_its_oldest_row(tmp_path_
     found = log.read(path)
     assert min(ticks, 0.7 * size) <= len(found) <= size
     assert found.snapshot(0) is not None
-    np.testing.assert_array_equal(replayed(found, Kernel(TOY)), found.rows["command"])
+    np.testing.assert_array_equal(replayed(found, Kernel(TOY.robot, TOY.rate)), found.rows["command"])
 
 
 def small(ticks=5, size=10):
@@ -162,7 +164,7 @@ def test_snapshots_of_a_long_run_are_few():
     recorded(ring, 0, 50)
     for _ in range(20_000):
         if ring.wants_snapshot:
-            ring.keep(Kernel(TOY).snapshot())
+            ring.keep(Kernel(TOY.robot, TOY.rate).snapshot())
         ring.add(now=1.0)
     assert len(ring._snapshots) == 2000 // 256 + 1
 
@@ -183,9 +185,9 @@ def test_a_log_read_back_is_what_was_saved(tmp_path):
 
 
 def test_a_snapshot_is_read_back_as_it_was_kept(tmp_path):
-    ring, kernel = Ring(TOY, 9), Kernel(TOY)
+    ring, kernel = Ring(TOY, 9), Kernel(TOY.robot, TOY.rate)
     kernel.hold("a reason, with any length: " + "x" * 300)
-    runner = Runner(Steady(), kernel, FakeDriver(TOY), ring)
+    runner = Runner(Steady(), kernel, FakeDriver(TOY.robot, TOY.rate), ring)
     kept = kernel.snapshot()
     runner.step(100.0)
     ring.save(tmp_path / "log.npz", {})

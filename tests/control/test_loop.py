@@ -41,7 +41,7 @@ def throws(error):
 
 def looped(driver, policy=None, ticks=10, each=None, log=None, **cfg):
     """A loop in simulated time, started at its first tick; the runner, when it has ended."""
-    runner = Runner(policy or Steady(), Kernel(TOY, SafetyConfig(**cfg)), driver, log)
+    runner = Runner(policy or Steady(), Kernel(TOY.robot, TOY.rate, SafetyConfig(**cfg)), driver, log)
     ticker = Ticker(TOY.rate, lambda: driver.time, driver.sleep)
     left = [ticks]
 
@@ -120,7 +120,7 @@ def test_a_jump_of_the_wall_clock_has_no_effect(monkeypatch):
     monkeypatch.setattr(time, "time", lambda: next(wall))
     monkeypatch.setattr(time, "time_ns", lambda: int(1e9 * next(wall)))
     driver = Watched()
-    runner = Runner(Steady(), Kernel(TOY), driver)
+    runner = Runner(Steady(), Kernel(TOY.robot, TOY.rate), driver)
     ticker, times = Ticker(200), []
     driver._clock = time.monotonic
     for _ in range(20):
@@ -179,7 +179,7 @@ def test_every_exit_commands_the_safe_target_and_stops_the_driver_once(where, er
 @pytest.mark.parametrize("where", ["write", "stop", "policy"])
 def test_what_fails_while_leaving_does_not_keep_the_rest_from_being_left_safe(where, error):
     driver, policy = Watched(), Steady(close=throws(error) if where == "policy" else None)
-    runner = Runner(policy, Kernel(TOY), driver)
+    runner = Runner(policy, Kernel(TOY.robot, TOY.rate), driver)
     runner.step(driver.time)
     if where != "policy":
         driver.broken[where] = throws(error)
@@ -206,7 +206,7 @@ def test_a_robot_that_was_never_measured_is_stopped_and_not_commanded():
 
 def test_leaving_after_a_resume_commands_what_was_held():
     driver = Watched()
-    runner = Runner(Steady(), Kernel(TOY), driver)
+    runner = Runner(Steady(), Kernel(TOY.robot, TOY.rate), driver)
     driver.sleep(PERIOD)
     runner.step(driver.time)
     runner.hold()
@@ -241,7 +241,7 @@ PROGRAM = """
             time.sleep(0.3)
             print("stopped", flush=True)
 
-    run(Runner(Steady(), Kernel(TOY), Loud(TOY)), Ticker(TOY.rate), lambda tick: True)
+    run(Runner(Steady(), Kernel(TOY.robot, TOY.rate), Loud(TOY.robot, TOY.rate)), Ticker(TOY.rate), lambda tick: True)
 """
 
 
@@ -365,7 +365,7 @@ def test_the_log_holds_what_the_kernel_saw():
 def test_a_record_with_a_gap_makes_the_robot_stand_still():
     ring = Ring(TOY, 50)
     driver = Watched()
-    runner = Runner(Steady(), Kernel(TOY), driver, ring)
+    runner = Runner(Steady(), Kernel(TOY.robot, TOY.rate), driver, ring)
     runner.step(100.0)
     ring.add = throws(MemoryError("full"))
     runner.step(100.05)
@@ -377,7 +377,7 @@ def test_a_record_with_a_gap_makes_the_robot_stand_still():
 
 def test_the_policy_is_asked_only_while_active_and_reset_at_each_start():
     driver, policy, ring = Watched(), Steady(), Ring(TOY, 400)
-    runner = Runner(policy, Kernel(TOY, SafetyConfig(approach_s=0.5)), driver, ring)
+    runner = Runner(policy, Kernel(TOY.robot, TOY.rate, SafetyConfig(approach_s=0.5)), driver, ring)
     asked = []
     for i in range(120):
         driver.sleep(PERIOD)
@@ -418,7 +418,7 @@ def test_a_local_policy_that_gives_nan_is_a_fault():
 
 def test_operators_who_lean_on_a_key_are_logged_once():
     ring, driver = Ring(TOY, 10), Watched()
-    runner = Runner(Steady(), Kernel(TOY), driver, ring)
+    runner = Runner(Steady(), Kernel(TOY.robot, TOY.rate), driver, ring)
     runner.step(100.0)
     runner.start()
     for _ in range(50):

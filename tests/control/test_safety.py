@@ -185,7 +185,7 @@ class Anything(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.lower[2], self.upper[2] = LOWER[2], UPPER[2]  # the gripper
-        self.kernel = Kernel(TOY, self.cfg)
+        self.kernel = Kernel(TOY.robot, TOY.rate, self.cfg)
         self.now, self.last, self.out, self.ever = 0.0, -np.inf, None, False
         self.stopped = False
 
@@ -386,7 +386,7 @@ def test_nothing_that_came_in_or_went_out_is_kept_by_reference():
 @given(st.lists(ticks(), max_size=25), st.integers(0, 25), st.integers(0, 2**32))
 def test_a_kernel_restored_from_a_snapshot_goes_on_bit_for_bit(hostile, at, seed):
     rng = np.random.default_rng(seed)
-    first, second, bench = Kernel(TOY), Kernel(TOY), Bench()
+    first, second, bench = Kernel(TOY.robot, TOY.rate), Kernel(TOY.robot, TOY.rate), Bench()
     events = [getattr(Kernel, name) for name in rng.choice(["start", "resume", "hold"], 50, p=[0.6, 0.3, 0.1])]
 
     def go(kernel, i, now):
@@ -459,7 +459,7 @@ SEEN = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_of_the_robot_leads_to_the_safe_command_within_two_periods(fault):
     driver = Watched(fault, at=20)
-    runner = Runner(Steady(lambda s, a: (np.zeros(3), np.asarray(a) + 0.01)), Kernel(TOY), driver)
+    runner = Runner(Steady(lambda s, a: (np.zeros(3), np.asarray(a) + 0.01)), Kernel(TOY.robot, TOY.rate), driver)
     held = None
     for i in range(1, 40):
         driver.time += PERIOD

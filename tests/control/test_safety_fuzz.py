@@ -23,7 +23,7 @@ def hostile(rng, count):
 
 def fuzz(count, seed):
     """Run `count` ticks; returns how many were unsafe, and in how many the policy drove."""
-    rng, kernel, now, last = np.random.default_rng(seed), Kernel(TOY, CFG), 0.0, -np.inf
+    rng, kernel, now, last = np.random.default_rng(seed), Kernel(TOY.robot, TOY.rate, CFG), 0.0, -np.inf
     most, unsafe, drove, done, zeros = CFG.speed * TOP, 0, 0, 0, np.zeros(3)
     while done < count:
         size = min(10_000, count - done)

@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from four_joints import HOME, PERIOD, TOP, TOY, UPPER, Bench, Watched
+from four_joints import HOME, PERIOD, ROBOT, TOP, TOY, UPPER, Bench, Watched
 
-from deftly.contract import Act, Contract
 from deftly.control.loop import Runner
 from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError, State
 from deftly.errors import DeftlyError
@@ -199,27 +198,22 @@ def test_a_resume_into_the_margin_is_a_fault_again():
 
 
 def test_a_margin_that_leaves_out_home_is_refused():
-    far = dataclasses.replace(TOY, joints=(dataclasses.replace(TOY.joints[0], home=1.9), *TOY.joints[1:]))
+    far = dataclasses.replace(ROBOT, joints=(dataclasses.replace(TOY.joints[0], home=1.9), *TOY.joints[1:]))
     with pytest.raises(DeftlyError, match=r"^safety.margin is 0.2: a, at 1.9, has its home outside -0.4 .. 1.4$"):
-        Kernel(far, SafetyConfig(margin=0.2))
-    Kernel(TOY, SafetyConfig(margin=0.3))  # the gripper's home is at its limit: it has no margin
+        Kernel(far, TOY.rate, SafetyConfig(margin=0.2))
+    Kernel(TOY.robot, TOY.rate, SafetyConfig(margin=0.3))  # the gripper's home is at its limit: it has no margin
 
 
 def test_followers_of_grippers_grip_and_others_do_not():
-    fingers = dataclasses.replace(
-        TOY,
-        act_terms=(Act(("a", "b"), "delta", (0.2,)), Act(("grip",), "gripper", (0.1,))),
-        couplings=(dataclasses.replace(TOY.couplings[0], of=(("grip", 1.0),)),),
-    )
-    assert Kernel(TOY)._grips.tolist() == [False, False, True, False]
-    assert Kernel(fingers)._grips.tolist() == [False, False, True, True]
+    couplings = (dataclasses.replace(ROBOT.couplings[0], of=(("grip", 1.0),)),)
+    fingers = dataclasses.replace(ROBOT, couplings=couplings)
+    assert Kernel(TOY.robot, TOY.rate)._grips.tolist() == [False, False, True, False]
+    assert Kernel(fingers, TOY.rate)._grips.tolist() == [False, False, True, True]
 
 
 def test_bounds_of_a_slide_are_a_share_of_its_travel():
-    slide = Contract(
-        **{f.name: getattr(TOY, f.name) for f in dataclasses.fields(TOY) if f.init}
-        | {"act_terms": (Act(("a", "b"), "delta", (0.2,)), Act(("grip",), "absolute"))}
-    )
+    joints = tuple(dataclasses.replace(joint, grips=False) for joint in ROBOT.joints)
+    slide = dataclasses.replace(ROBOT, joints=joints)
     bench = Bench(slide)
     bench.pose[2] = 0.04 - 0.24 * 0.04
     bench.ready().kernel.start()
@@ -241,7 +235,7 @@ def test_a_measurement_beyond_the_limits_is_a_fault_of_the_sensor(joint, value):
 
 def test_a_joint_may_be_pushed_into_its_slack_but_not_sent_there():
     first, *others = TOY.joints
-    loose = dataclasses.replace(TOY, joints=(dataclasses.replace(first, slack=0.1), *others))
+    loose = dataclasses.replace(ROBOT, joints=(dataclasses.replace(first, slack=0.1), *others))
     bench = Bench(loose, jump=1e6, lead=9.0).active()
     bench.pose[0] = first.upper + 0.149
     for _ in range(40):
@@ -287,7 +281,7 @@ def test_a_policy_of_another_contract_never_drives():
     bench.ready().kernel.require(OTHER)
     assert (bench.kernel.state, bench.kernel.fault) == (STOP, Fault.CONTRACT)
     assert bench.kernel.reason == "the policy was made under another contract: rate is 25.0 there, 20.0 here"
-    runner = Runner(SimpleNamespace(contract=OTHER, close=lambda: None), Kernel(TOY), Watched())
+    runner = Runner(SimpleNamespace(contract=OTHER, close=lambda: None), Kernel(TOY.robot, TOY.rate), Watched())
     assert runner.step(101.0).command is None
 
 

@@ -70,8 +70,8 @@ class Typed:
 def sat_down(*looks, start=True, **fault):
     """A session with `--start` in simulated time; its tick gives the state after each."""
     clock = [100.0]
-    kernel = Kernel(fifty.CONTRACT, SafetyConfig(start_envelope=3.0))
-    driver = FakeDriver(fifty.CONTRACT, clock=lambda: clock[0], **fault)
+    kernel = Kernel(fifty.CONTRACT.robot, fifty.CONTRACT.rate, SafetyConfig(start_envelope=3.0))
+    driver = FakeDriver(fifty.CONTRACT.robot, fifty.CONTRACT.rate, clock=lambda: clock[0], **fault)
     policy = LocalPolicy(fifty.CONTRACT, lambda obs: np.zeros((1, 3), np.float32))
     ring = log.Ring(fifty.CONTRACT, 50)
     made = session.Session(Runner(policy, kernel, driver, ring), ring, {}, start=start)

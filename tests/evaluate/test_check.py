@@ -9,7 +9,7 @@ import pytest
 
 from deftly.commands import main as cli
 from deftly.config import RunsConfig
-from deftly.contract import Act, Contract, Couple, Joint, Observe, Signal
+from deftly.contract import Act, Coupling, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.errors import DeftlyError
 from deftly.evaluate import check
 from deftly.evaluate.check import CheckSettings, examine
@@ -45,14 +45,17 @@ def put(folder, name, data):
 
 
 def two(a=None, acts=None, couplings=()):
-    return Contract(
-        robot="two",
-        rate=20.0,
-        joints=(a or Joint("a", -1, 1, 0.2, 2), Joint("b", 0, 0.04, 0.04, 0.15, "m")),
+    robot = RobotInterface(
+        name="two",
+        joints=(a or Joint("a", -1, 1, 0.2, 2), Joint("b", 0, 0.04, 0.04, 0.15, "m", grips=True)),
         signals=(Signal("joint_pos", 2),),
+        couplings=couplings,
+    )
+    return PolicyContract(
+        robot=robot,
+        rate=20.0,
         observe_terms=(Observe("joint_pos", history=2),),
         act_terms=acts or (Act(("a",), "velocity", lowpass=0.9), Act(("b",), "gripper")),
-        couplings=couplings,
     )
 
 
@@ -134,11 +137,11 @@ def test_home_is_held():
 
 
 def test_a_home_that_is_not_held_is_named():
-    half_open = two(acts=(Act(("a", "b"), "gripper"),))
+    half_open = two(Joint("a", -1, 1, 0.2, 2, grips=True), acts=(Act(("a", "b"), "gripper"),))
     assert [p.split(":")[0] for p in check._home_problems(half_open)] == ["a"]
-    coupled = two(acts=(Act(("b",), "gripper"),), couplings=(Couple("a", (("b", 1.0),), 0.2),))
+    coupled = two(acts=(Act(("b",), "gripper"),), couplings=(Coupling("a", (("b", 1.0),), 0.2),))
     assert [*check._home_problems(coupled)] == ["a: home is 0.2 rad, its target 0.24000000000000002"]
-    assert not [*check._home_problems(two(Joint("a", -1, 1, 0.24, 2), coupled.act_terms, coupled.couplings))]
+    assert not [*check._home_problems(two(Joint("a", -1, 1, 0.24, 2), coupled.act_terms, coupled.robot.couplings))]
 
 
 def test_the_home_of_the_jaka():
@@ -158,13 +161,13 @@ def test_targets_stay_within_limits():
 
 
 def test_a_contract_that_leaves_its_limits_is_named(monkeypatch):
-    act = Contract.act
+    act = PolicyContract.act
 
     def careless(self, action, memory):
         targets, memory = act(self, action, memory)
         return targets + np.array([0.0, 1e-3], np.float32), memory
 
-    monkeypatch.setattr(Contract, "act", careless)
+    monkeypatch.setattr(PolicyContract, "act", careless)
     assert [*check._limit_problems(two())] == ["b: a target outside 0 .. 0.04"]
 
 

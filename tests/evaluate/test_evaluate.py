@@ -46,7 +46,7 @@ def make_checkpoint(root: Path, **cfg) -> Path:
     contract, train = task.contract(), PPOConfig(hidden=(16,))
     config = with_task(Saved, type(task.cfg))(SimConfig(preset="fast"), train, task.cfg)  # type: ignore[call-arg]
     folder = workspace.create(TASK, "train", RunsConfig(root=root)) / "checkpoints/iter_000007"
-    actor = actor_model(contract.obs_size, contract.action_size, train)
+    actor = actor_model(contract.obs_size(), contract.action_size, train)
     checkpoint.save(folder, {"actor": actor}, contract, to_yaml(config), TASK, 7, {}, None)
     return folder
 

@@ -66,18 +66,18 @@ def test_the_network_is_one_file_and_says_nothing_of_this_machine(exported):
 def test_the_network_is_the_policys_mean_with_its_normalizer(found, source):
     actor = source.policy()
     actor.actor.obs_normalizer._mean += 3.0  # type: ignore[union-attr]
-    obs = torch.randn(5, source.contract.obs_size)
+    obs = torch.randn(5, source.contract.obs_size())
     assert np.abs(found.network(obs.numpy()) - source.policy()(obs).numpy()).max() <= 1e-6
     assert np.abs(found.network(obs.numpy()) - actor(obs).numpy()).max() > 1e-3
-    assert export.compare(source.policy(), found.network, source.contract.obs_size) <= 1e-5
-    assert export.compare(actor, found.network, source.contract.obs_size) > 1e-3
+    assert export.compare(source.policy(), found.network, source.contract.obs_size()) <= 1e-5
+    assert export.compare(actor, found.network, source.contract.obs_size()) > 1e-3
 
 
 def test_a_network_of_nans_does_not_compare(source):
     def broken(obs):
         return np.full((len(obs), 2), np.nan, np.float32)
 
-    assert export.compare(source.policy(), broken, source.contract.obs_size) == np.inf  # type: ignore[arg-type]
+    assert export.compare(source.policy(), broken, source.contract.obs_size()) == np.inf  # type: ignore[arg-type]
 
 
 def test_a_network_that_differs_is_not_exported(exported, monkeypatch, tmp_path):
@@ -159,4 +159,4 @@ def test_what_a_user_mistypes(capsys, tmp_path):
 def test_the_network_runs_in_batches(found):
     network = OnnxNetwork((found.path / "policy.onnx").read_bytes(), found.contract)
     for count in (1, 2, 17):
-        assert network(np.zeros((count, found.contract.obs_size), np.float32)).shape == (count, 2)
+        assert network(np.zeros((count, found.contract.obs_size()), np.float32)).shape == (count, 2)

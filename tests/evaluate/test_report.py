@@ -215,7 +215,7 @@ def hand(tmp_path_factory):
     cls, folder = load(HAND), tmp_path_factory.mktemp("hand") / "policy"
     task = cls(cls.Config(start="sample"))  # type: ignore[call-arg]
     contract, train = task.contract(), PPOConfig(hidden=(8,))
-    actor = actor_model(contract.obs_size, contract.action_size, train)
+    actor = actor_model(contract.obs_size(), contract.action_size, train)
     config = with_task(Saved, cls.Config)(SimConfig(preset="fast", threads=1), train, task.cfg)  # type: ignore[call-arg]
     checkpoint.save(folder, {"actor": actor}, contract, to_yaml(config), cls.name, 1, {}, None)
     return task, folder

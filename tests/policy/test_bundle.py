@@ -11,23 +11,25 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from deftly.contract import Act, Contract, Joint, Observe, Signal
+from deftly.contract import Act, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.errors import DeftlyError
 from deftly.policy import bundle
 from deftly.policy.bundle import GOLDEN, LIMITS, MANIFEST, NETWORK, REPORT, ROBOT, SPEC, BundleError, load
 
-CONTRACT = Contract(
-    robot="two",
+CONTRACT = PolicyContract(
+    robot=RobotInterface(
+        name="two",
+        joints=(Joint("a", -1, 1, 0.2, 2), Joint("b", 0, 0.04, 0.04, 0.15, "m", grips=True)),
+        signals=(Signal("joint_pos", 2), Signal("cube_pos", 3, "m")),
+    ),
     rate=20.0,
-    joints=(Joint("a", -1, 1, 0.2, 2), Joint("b", 0, 0.04, 0.04, 0.15, "m")),
-    signals=(Signal("joint_pos", 2), Signal("cube_pos", 3, "m")),
     observe_terms=(Observe("joint_pos", history=2), Observe("cube_pos", (2.0,)), Observe("action")),
     act_terms=(Act(("a",), "velocity", lowpass=0.3), Act(("b",), "gripper")),
 )
 STEPS = 6
 
 
-def model(outputs=2, inputs=CONTRACT.obs_size, weights=None) -> bytes:
+def model(outputs=2, inputs=CONTRACT.obs_size(), weights=None) -> bytes:
     """A linear network."""
     w = np.random.default_rng(0).normal(0, 0.3, (inputs, outputs)).astype(np.float32)
     tensor = onnx.numpy_helper.from_array(w, "w")
@@ -275,7 +277,7 @@ def test_weights_in_other_files(folder, weights):
     refused(folder, "policy.onnx takes weights from other files")
 
 
-@pytest.mark.parametrize("sizes", [{"outputs": 3}, {"inputs": CONTRACT.obs_size + 1}])
+@pytest.mark.parametrize("sizes", [{"outputs": 3}, {"inputs": CONTRACT.obs_size() + 1}])
 def test_a_network_of_other_dimensions(folder, sizes):
     put(folder, NETWORK, model(**sizes))
     with pytest.raises(Exception, match="the contract wants") as error:
@@ -356,7 +358,7 @@ def test_bytes_of_any_kind_are_refused_in_one_line(folder):
         try:
             load(folder)
         except DeftlyError as error:
-            assert "\n" not in str(error)  # noqa: PT017
+            assert "\n" not in str(error)
         put(folder, name, whole[name])
 
 

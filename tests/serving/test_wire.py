@@ -141,7 +141,7 @@ def test_what_is_no_array_of_three(value):
 
 def test_signals_are_refused_by_name():
     good = unpack(pack({"signals": signals(0)}))["signals"]
-    read = read_signals(good, CONTRACT)
+    read = read_signals(good, CONTRACT.robot)
     assert all(np.array_equal(read[name], value) for name, value in signals(0).items())
     wrong = {
         "'signals' is no map": None,
@@ -152,7 +152,7 @@ def test_signals_are_refused_by_name():
     }
     for message, value in wrong.items():
         with pytest.raises(WireError, match=message):
-            read_signals(value, CONTRACT)
+            read_signals(value, CONTRACT.robot)
 
 
 @given(st.text())

@@ -52,9 +52,9 @@ def test_turning_counts_in_the_direction_of_the_hand(name, direction):
 
 def test_of_the_steps_every_so_many_are_seen():
     cls = load(TASKS[0])
-    assert cls(cls.Config()).contract().obs_size == 32 * 10
+    assert cls(cls.Config()).contract().obs_size() == 32 * 10
     env = make(TASKS[0], num_envs=2, history=27, stride=3)
-    assert env.contract.obs_size == 32 * 9 == env.obs["policy"].shape[-1]
+    assert env.contract.obs_size() == 32 * 9 == env.obs["policy"].shape[-1]
 
 
 def test_the_yaw_rate_is_over_the_episode_as_it_is_cut():
@@ -110,8 +110,8 @@ def test_policy_sees_joints_alone(name):
     env = make(name)
     before = env.obs["policy"].clone()
     env.state.pose(CUBE)[:, :3] += 0.01
-    policy, _ = env.contract.observe(env._true_signals(torch.zeros(4, dtype=torch.bool)), env._memory)
-    assert policy[:, -32:] == pytest.approx(before[:, -32:])
+    groups, _ = env.contract.observe(env.task.signals(env.state), env._memory)
+    assert groups["state"][:, -32:] == pytest.approx(before[:, -32:])
     assert env.obs["critic"].shape[1] > env.obs["policy"].shape[1]
     assert {s.name for s in env.contract.signals} == {"joint_pos"}
 

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +39,7 @@ def robot():
 
 @pytest.fixture
 def driver(robot, contract):
-    driver = SocketDriver(contract, robot[1], timeout=PATIENCE)
+    driver = SocketDriver(contract.robot, contract.rate, robot[1], timeout=PATIENCE)
     yield driver
     driver._socket.close()  # `stop` would end the process
 
@@ -78,7 +77,7 @@ def test_without_commands_the_last_target_is_held(driver):
 
 
 def test_simulated_time_is_the_clocks(robot, contract):
-    inner = SocketDriver(contract, robot[1], timeout=PATIENCE)
+    inner = SocketDriver(contract.robot, contract.rate, robot[1], timeout=PATIENCE)
     ages = [time.monotonic() - inner.read().at for _ in range(50)]
     inner._socket.close()
     assert min(ages) < 0.03  # a substep, and the way here
@@ -86,9 +85,9 @@ def test_simulated_time_is_the_clocks(robot, contract):
 
 CLIENT = """
 import sys, numpy as np
-from deftly.contract import Contract
+from deftly.contract import RobotInterface
 from deftly.control.drivers.socketdriver import SocketDriver
-driver = SocketDriver(Contract.from_json(sys.argv[2]), sys.argv[1], timeout=20.0)
+driver = SocketDriver(RobotInterface.from_json(sys.argv[2]), float(sys.argv[3]), sys.argv[1], timeout=20.0)
 print("drives", flush=True)
 while True:
     driver.read()
@@ -97,7 +96,7 @@ while True:
 
 
 def test_it_outlives_a_client_that_is_killed(robot, contract, driver):
-    command = [sys.executable, "-c", CLIENT, robot[1], contract.to_json()]
+    command = [sys.executable, "-c", CLIENT, robot[1], contract.robot.to_json(), str(contract.rate)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
         assert client.stdout is not None
         assert client.stdout.readline() == "drives\n"
@@ -123,12 +122,12 @@ def test_garbage_is_answered_and_harms_nobody(robot, driver):
 
 
 def test_another_contract_is_refused(robot, contract):
-    with pytest.raises(DriverError, match="another contract: rate"):
-        SocketDriver(replace(contract, rate=10.0), robot[1])
+    with pytest.raises(DriverError, match=r"its control rate is 20\.0 Hz, the policy's 10"):
+        SocketDriver(contract.robot, 10.0, robot[1])
 
 
 def test_silence_is_a_driver_error_and_late_answers_are_not_used(robot, contract):
-    driver = SocketDriver(contract, robot[1], timeout=0.05, patience=PATIENCE)
+    driver = SocketDriver(contract.robot, contract.rate, robot[1], timeout=0.05, patience=PATIENCE)
     os.kill(robot[0].pid, signal.SIGSTOP)
     try:
         for _ in range(2):
@@ -147,18 +146,19 @@ def test_silence_is_a_driver_error_and_late_answers_are_not_used(robot, contract
 
 
 def test_the_time_to_wait_is_a_share_of_the_period(contract, monkeypatch):
-    monkeypatch.setattr(SocketDriver, "_ask", lambda self, *_: {"spec": self.contract.to_json()})
+    monkeypatch.setattr(SocketDriver, "_ask", lambda self, *_: hello)
     for rate, timeout in ((5.0, 0.03), (200.0, 0.001)):
-        driver = SocketDriver(replace(contract, rate=rate), "tcp://127.0.0.1:1")
+        hello = {"spec": contract.robot.to_json(), "rate": rate}
+        driver = SocketDriver(contract.robot, rate, "tcp://127.0.0.1:1")
         assert driver.timeout == pytest.approx(timeout)
         driver.stop()
 
 
 def test_nobody_there_is_one_line(contract):
     with pytest.raises(DriverError, match="no robot to drive at"):
-        SocketDriver(contract, "tcp://127.0.0.1:1", patience=0.1)
+        SocketDriver(contract.robot, contract.rate, "tcp://127.0.0.1:1", patience=0.1)
     with pytest.raises(DriverError, match="no robot to drive at"):
-        SocketDriver(contract, "nonsense", patience=0.1)
+        SocketDriver(contract.robot, contract.rate, "nonsense", patience=0.1)
 
 
 def test_a_robot_that_does_not_start_says_why():
@@ -190,7 +190,7 @@ def test_it_ends_with_its_parent():
 
 def test_it_ends_when_told(robot, contract):
     """The last test of the module: it ends the robot that they share."""
-    driver = SocketDriver(contract, robot[1], timeout=PATIENCE)
+    driver = SocketDriver(contract.robot, contract.rate, robot[1], timeout=PATIENCE)
     driver.stop()
     driver.stop()
     assert robot[0].wait(PATIENCE) == 0

@@ -169,8 +169,8 @@ def examine(cls: type[tasks.Task]) -> Iterator[Finding]:
 
         task = cls(cls.Config())
         c = task.contract()
-        sizes = f"{c.obs_size} observations, {c.action_size} actions, {c.rate:g} Hz"
-        yield Finding("contract", "ok", f"{sizes}, {c.robot}, hash {c.hash[:12]}")
+        sizes = f"{c.obs_size()} observations, {c.action_size} actions, {c.rate:g} Hz"
+        yield Finding("contract", "ok", f"{sizes}, {c.robot.name}, hash {c.hash[:12]}")
         model = task.scene().compile()
         yield Finding("model", "ok", f"compiles: {model.nbody - 1} bodies, {model.nv} degrees of freedom")
         first = [model.key(i).name for i in range(model.nkey)][:1]

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     policy, contract = found.policy(), found.contract
     model = export.to_onnx(policy)
     network = OnnxNetwork(model, contract)
-    if not (error := export.compare(policy, network, contract.obs_size)) <= bundle.TOLERANCE:
+    if not (error := export.compare(policy, network, contract.obs_size())) <= bundle.TOLERANCE:
         raise DeftlyError(f"{found.path}: torch and ONNX differ by {error:.2g} on the same observation: not exported")
     print(f"{bundle.NETWORK}: torch and ONNX agree to {error:.1g}")
     report = _evaluate(task, found, args, argv)

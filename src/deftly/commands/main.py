@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("DEFTLY_TRACEBACK"):
             raise
         print(f"error: {_explain(error, name)}", file=sys.stderr)
-        return 2 if isinstance(error, DeftlyError) else 1
+        from deftly.files import WriteError
+
+        return 2 if isinstance(error, DeftlyError) and not isinstance(error, WriteError) else 1
 
 
 def _dispatch(name: str, rest: list[str]) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 
 from deftly import __version__
 from deftly.config import parse, split_task
-from deftly.contract import Contract
+from deftly.contract import PolicyContract, RobotInterface
 from deftly.control.drivers import Driver, FakeDriver
 from deftly.control.log import Ring, max_ticks
 from deftly.control.loop import Runner
@@ -96,13 +96,14 @@ def main(argv: list[str]) -> int:
             driver = find_driver(task, args, contract, stack)
             unclaimed.callback(driver.stop)
             args = replace(args, safety=_bounds(args.safety, driver))
-            robot = getattr(driver, "contract", contract)  # a driver that knows its robot is believed
-            if args.log_seconds > (most := max_ticks(robot) // robot.rate):
+            robot = getattr(driver, "robot", contract.robot)  # a driver that knows its robot is believed
+            if args.log_seconds > (most := max_ticks(contract) // contract.rate):
                 raise DeftlyError(
                     f"log-seconds is {args.log_seconds:g}, but at most {most:g} s of this robot fit a log"
                 )
-            ring = Ring(robot, math.ceil(args.log_seconds * robot.rate))
-            runner = stack.enter_context(Runner(policy, Kernel(robot, args.safety), driver, ring))
+            ring = Ring(contract, math.ceil(args.log_seconds * contract.rate), robot)
+            kernel = Kernel(robot, contract.rate, args.safety)
+            runner = stack.enter_context(Runner(policy, kernel, driver, ring))
             unclaimed.pop_all()  # the runner lets go of policy and robot
         wishes = {"start": args.start, "seconds": args.seconds, "log": args.log}
         return Session(runner, ring, _facts(found.task if found else task, args), **wishes).run()
@@ -127,7 +128,7 @@ def find_bundle(task: str | None, args: RunArgs) -> bundle.Bundle | None:
     return found
 
 
-def find_policy(found: bundle.Bundle | None, args: RunArgs) -> tuple[Contract, Policy]:
+def find_policy(found: bundle.Bundle | None, args: RunArgs) -> tuple[PolicyContract, Policy]:
     """The robot's contract and its policy, in this process or on a server. Raises DeftlyError if it cannot be had."""
     if found and args.server_endpoint is None:
         return found.contract, found.policy()
@@ -143,20 +144,20 @@ def find_policy(found: bundle.Bundle | None, args: RunArgs) -> tuple[Contract, P
     return found.contract if found else client.contract, client
 
 
-def find_driver(task: str | None, args: RunArgs, contract: Contract, stack: ExitStack) -> Driver:
+def find_driver(task: str | None, args: RunArgs, contract: PolicyContract, stack: ExitStack) -> Driver:
     """The robot that `--driver` names; what it needs is ended with `stack`. Raises DeftlyError if it cannot be had."""
     if args.driver == "fake":
-        return FakeDriver(contract, args.fault, args.fault_at)
+        return FakeDriver(contract.robot, contract.rate, args.fault, args.fault_at)
     if args.driver == "sim":
         return _simulated(task, args, contract, stack)
     if args.driver == "leap":
         from deftly.control.drivers.dynamixel import Dynamixel
 
-        return Dynamixel(contract, args.port, args.baud, args.current_ma)
-    return custom_driver(args.driver, contract, args.port)
+        return Dynamixel(contract.robot, contract.rate, args.port, args.baud, args.current_ma)
+    return custom_driver(args.driver, contract.robot, contract.rate, args.port)
 
 
-def _simulated(task: str | None, args: RunArgs, contract: Contract, stack: ExitStack) -> Driver:
+def _simulated(task: str | None, args: RunArgs, contract: PolicyContract, stack: ExitStack) -> Driver:
     from deftly.control.drivers.socketdriver import SocketDriver
     from deftly.twin.server import launch
 
@@ -165,12 +166,14 @@ def _simulated(task: str | None, args: RunArgs, contract: Contract, stack: ExitS
     words = [*([task] if task else []), *(["--bundle", str(args.bundle)] if args.bundle else [])]
     process, endpoint = launch([*words, "--seed", str(args.seed)])
     stack.callback(_end, process)
-    return SocketDriver(contract, endpoint)
+    return SocketDriver(contract.robot, contract.rate, endpoint)
 
 
 def _bounds(safety: SafetyConfig, driver: Driver) -> SafetyConfig:
-    """The safety kernel's bounds; a driver that wants its robot brought home slowly says in which time."""
-    return replace(safety, approach_s=safety.approach_s or getattr(driver, "approach_s", 0.0))
+    """The safety kernel's bounds, with what the driver says of its robot where the user says nothing."""
+    approach_s = safety.approach_s or getattr(driver, "approach_s", 0.0)
+    lead = getattr(driver, "lead", None) if safety.lead is None else safety.lead
+    return replace(safety, approach_s=approach_s, lead=lead)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -182,8 +185,8 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def custom_driver(spec: str, contract: Contract, port: str | None = None) -> Driver:
-    """`MODULE:CLASS`, also of the current folder, made as `CLASS(contract)` or `CLASS(contract, port=...)`.
+def custom_driver(spec: str, robot: RobotInterface, rate: float, port: str | None = None) -> Driver:
+    """`MODULE:CLASS`, also of the current folder, made as `CLASS(robot, rate)` or `CLASS(robot, rate, port=...)`.
 
     Raises DeftlyError, one line, if it cannot be imported, lacks a method of `Driver`, or fails.
     """
@@ -198,7 +201,7 @@ def custom_driver(spec: str, contract: Contract, port: str | None = None) -> Dri
         cls = getattr(importlib.import_module(module), name)
         missing = [verb for verb in ("read", "write", "stop") if not callable(getattr(cls, verb, None))]
         if not missing:
-            return cls(contract) if port is None else cls(contract, port=port)
+            return cls(robot, rate) if port is None else cls(robot, rate, port=port)
     except DeftlyError:
         raise
     except Exception as error:  # the user's code may raise anything

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from deftly.config import RunsConfig, parse, split_task
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.policy import bundle
 from deftly.policy.protocol import Network
@@ -71,14 +71,16 @@ def main(argv: list[str]) -> int:
     server = Server(brain, args.bind, keys=args.keys, idle_s=args.idle_s, max_sessions=args.max_clients)
     gc.freeze()  # what is loaded now stays: going through it again and again would hold answers up
     locked = " with keys" if args.keys else ""
-    print(f"serving {contract.robot} at {server.endpoint}{locked}, contract {contract.hash[:12]}, {what}", flush=True)
+    print(
+        f"serving {contract.robot.name} at {server.endpoint}{locked}, contract {contract.hash[:12]}, {what}", flush=True
+    )
     server.run_until_signal()
     print(f"answered {server.counts.answered} requests", flush=True)
     return 0
 
 
-def find(task: str | None, args: ServeArgs) -> tuple[Contract, Network, str]:
-    """Contract, network and name of the policy that the arguments mean. Raises DeftlyError if there is none."""
+def find(task: str | None, args: ServeArgs) -> tuple[PolicyContract, Network, str]:
+    """PolicyContract, network and name of the policy that the arguments mean. Raises DeftlyError if there is none."""
     if args.bundle and args.checkpoint:
         raise DeftlyError("serve takes --bundle or --checkpoint, not both")
     folder = args.bundle or (bundle.shipped(task) if task and not args.checkpoint else None)
@@ -92,7 +94,7 @@ def find(task: str | None, args: ServeArgs) -> tuple[Contract, Network, str]:
     return _from_checkpoint(task, args)
 
 
-def _from_checkpoint(task: str | None, args: ServeArgs) -> tuple[Contract, Network, str]:
+def _from_checkpoint(task: str | None, args: ServeArgs) -> tuple[PolicyContract, Network, str]:
     import torch
 
     from deftly import workspace

@@ -15,7 +15,7 @@ from deftly.errors import DeftlyError
 from deftly.robots import actuators
 
 if TYPE_CHECKING:
-    from deftly.contract import Contract
+    from deftly.contract import PolicyContract
     from deftly.control.loop import Tick
     from deftly.robots import Robot
     from deftly.sysid.excite import Motion
@@ -130,7 +130,7 @@ def main(argv: list[str]) -> int:
 # --------------------------------------------------------------- fit
 
 
-def fit_log(task: Task, robot: Robot, contract: Contract, args: SysidArgs) -> int:
+def fit_log(task: Task, robot: Robot, contract: PolicyContract, args: SysidArgs) -> int:
     """Fit, and write what came of it."""
     from deftly.sysid import excite, fit, logs, report
 
@@ -169,7 +169,7 @@ def fit_log(task: Task, robot: Robot, contract: Contract, args: SysidArgs) -> in
 # --------------------------------------------------------------- excite
 
 
-def excite_robot(name: str, robot: Robot, contract: Contract, args: SysidArgs) -> int:
+def excite_robot(name: str, robot: Robot, contract: PolicyContract, args: SysidArgs) -> int:
     """Make the motion; write it, or send it to a robot and write the log."""
     from deftly.sysid import excite
     from deftly.sysid.driver import LoneRobot
@@ -197,7 +197,7 @@ def excite_robot(name: str, robot: Robot, contract: Contract, args: SysidArgs) -
     return status
 
 
-def _on_hardware(name: str, contract: Contract, made: Motion, args: SysidArgs, facts: dict[str, str]) -> int:
+def _on_hardware(name: str, contract: PolicyContract, made: Motion, args: SysidArgs, facts: dict[str, str]) -> int:
     """Send the motion to a driver in real time, as `deftly run` sends a policy's targets."""
     from deftly.commands.run import RunArgs, find_driver
     from deftly.control.log import Ring
@@ -217,6 +217,6 @@ def _on_hardware(name: str, contract: Contract, made: Motion, args: SysidArgs, f
     with ExitStack() as stack:
         driver = find_driver(name, RunArgs(driver=str(args.driver), port=args.port), contract, stack)
         ring = Ring(contract, len(made.cmd) + round(120 * contract.rate))
-        runner = stack.enter_context(Runner(frames, Kernel(contract, args.safety), driver, ring))
+        runner = stack.enter_context(Runner(frames, Kernel(contract.robot, contract.rate, args.safety), driver, ring))
         said = {**facts, "safety": json.dumps(asdict(args.safety))}
         return Until(runner, ring, said, start=True, log=args.out).run()

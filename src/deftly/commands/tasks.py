@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         with suppress(ImportError):  # without the train extra
             cls = tasks.load(name)
             c = cls(cls.Config()).contract()
-            sizes = (c.robot, str(c.obs_size), str(c.action_size), f"{c.rate:g} Hz")
+            sizes = (c.robot.name, str(c.obs_size()), str(c.action_size), f"{c.rate:g} Hz")
         rows.append((name, what, *sizes, shipped_policy(name)))
     show(table(("task", "what", "robot", "obs", "action", "rate", "shipped policy"), rows))
     return 0
@@ -65,21 +65,25 @@ def shipped_policy(task: str) -> str:
 def _show_task(cls: type[tasks.Task]) -> None:
     task = cls(cls.Config())
     c = task.contract()
-    summary = f"Robot {c.robot}, {c.rate:g} Hz, policy shipped: {shipped_policy(cls.name)}\nContract {c.hash}"
+    summary = f"Robot {c.robot.name}, {c.rate:g} Hz, policy shipped: {shipped_policy(cls.name)}\nContract {c.hash}"
     show(f"{cls.name}\n\n{inspect.getdoc(cls)}\n\n{summary}\n", soft_wrap=True)
     show_joints(c.joints)
-    section("Signals", ("signal", "size", "units", "frame"), map(astuple, c.signals))
+    signals = [(s.name, s.shape, s.units, s.frame, s.dtype) for s in c.signals]
+    section("Signals", ("signal", "shape", "units", "frame", "type"), signals)
+    if c.derive:
+        derived = [(d.name, d.kind, d.of or "", d.site or (f"{d.period:g} s" if d.period else "")) for d in c.derive]
+        section("Derived values", ("value", "kind", "of", "site or period"), derived)
     observed = []
     for o in c.observe_terms:
         clip = " .. ".join(map(text, o.clip or ()))
-        size = c.source_size(o.signal) * o.frames
-        observed.append((size, o.signal, o.scale, o.offset, clip, o.history, o.stride))
-    columns = ("index", "source", "scale", "offset", "clip", "history", "stride")
-    section(f"Observation ({c.obs_size})", columns, observed)
+        size = c.source_size(o.term) * o.frames
+        observed.append((size, o.term, o.scale, o.offset, clip, o.history, o.stride))
+    columns = ("index", "term", "scale", "offset", "clip", "history", "stride")
+    section(f"Observation ({sum(map(c.obs_size, c.groups))})", columns, observed)
     acts = [(len(a.joints), a.joints, a.kind, a.scale or "default", a.lowpass, MEANING[a.kind]) for a in c.act_terms]
     section(f"Action ({c.action_size})", ("index", "joints", "kind", "scale", "lowpass", "target"), acts)
-    if c.couplings:
-        coupled = [(k.joint, " + ".join([*(f"{r:g} * {j}" for j, r in k.of), f"{k.offset:g}"])) for k in c.couplings]
+    if couplings := c.robot.couplings:
+        coupled = [(k.joint, " + ".join([*(f"{r:g} * {j}" for j, r in k.of), f"{k.offset:g}"])) for k in couplings]
         section("Coupled joints", ("joint", "target"), coupled)
     if weights := getattr(task.cfg, "weights", None):
         docs = field_docs(type(weights))

@@ -37,10 +37,10 @@ def replay(found: Log) -> tuple[str, list[np.ndarray | None]]:
     recording has a kernel of its own. Raises DeftlyError if the log does not say with which bounds it ran.
     """
     cfg, asked = _safety(found), []
-    kernel, begins = Kernel(found.contract, cfg), _begins(found)
+    kernel, begins = Kernel(found.robot, found.contract.rate, cfg), _begins(found)
     for tick, row in enumerate(_ticks(found)):
         if begins[tick]:
-            kernel = Kernel(found.contract, cfg)
+            kernel = Kernel(found.robot, found.contract.rate, cfg)
         if (snapshot := found.snapshot(tick)) is not None:
             kernel.restore(snapshot)
         try:
@@ -71,6 +71,8 @@ def replay_policy(found: Log, asked: Sequence[np.ndarray | None], path: Path) ->
     """
     loaded, policy, fresh, compared = bundle.load(path), None, True, 0
     loaded.contract.require(found.contract, "the log")
+    if any(s.is_image for s in found.robot.signals) or any(i.is_text for i in found.contract.inputs):
+        raise DeftlyError("a log keeps neither images nor texts: the decisions of this policy cannot be replayed")
     for tick, row in enumerate(_ticks(found)):
         if "start" in str(row["event"]).split("+"):
             policy, fresh = loaded.policy(), True
@@ -79,11 +81,11 @@ def replay_policy(found: Log, asked: Sequence[np.ndarray | None], path: Path) ->
         if not row["decided"]:
             policy = None
             continue
-        signals = found.signals(tick)
+        signals, inputs = found.signals(tick), found.inputs(tick)
         if fresh:
-            policy.reset(signals)
+            policy.reset(signals, inputs)
             fresh = False
-        decision, compared = policy.infer(signals, asked[tick]), compared + 1
+        decision, compared = policy.infer(signals, asked[tick], inputs), compared + 1
         for name, value in decision._asdict().items():
             if not same(value, row[name].astype(np.float32)):
                 return f"tick {tick} differs: the {name}, by {_distance(value, row[name])}"
@@ -141,7 +143,7 @@ def summary(found: Log) -> list[Any]:
     gaps = np.diff(now) * contract.rate
     rate = f"{(len(now) - 1) / span:.2f} Hz of {contract.rate:g}" if span > 0 else f"{contract.rate:g} Hz"
     known = ", ".join(f"{name} {facts[name]}" for name in ("task", "policy", "driver", "began") if name in facts)
-    lines: list[Any] = [f"{contract.robot}, contract {contract.hash[:12]}{known and ', '}{known}"]
+    lines: list[Any] = [f"{found.robot.name}, contract {contract.hash[:12]}{known and ', '}{known}"]
     lines.append(f"{len(now)} ticks in {span:.2f} s, {rate}; {int((gaps > 1.5).sum())} ticks came half a period late")
     lines += ["states: " + ", ".join(f"{state} {s:.2f} s" for state, s in durations(found).items())]
     lines += [f"fault at {at:.2f} s, tick {tick}: {fault}{reason}" for tick, at, fault, reason in faults(found)]
@@ -152,7 +154,7 @@ def summary(found: Log) -> list[Any]:
         times.add_row(name, *(f"{figure:.3f}" for figure in figures))
     joints = Table("joint", "command from", "to", "units", "largest step", "of the allowed", box=None)
     steps = np.abs(np.diff(rows["command"], axis=0))[~_begins(found)[1:]]
-    for i, joint in enumerate(contract.joints):
+    for i, joint in enumerate(found.robot.joints):
         column, step = rows["command"][:, i], steps[:, i][np.isfinite(steps[:, i])]
         seen, most = column[np.isfinite(column)], step.max() if len(step) else 0.0
         ends = (f"{seen.min():.4f}", f"{seen.max():.4f}") if len(seen) else ("", "")
@@ -188,7 +190,7 @@ def faults(found: Log) -> list[tuple[int, float, str, str]]:
 
 def rows_csv(found: Log) -> str:
     """A row for each tick: times, state, and each joint's measured position, target and command."""
-    rows, names = found.rows, found.contract.joint_names
+    rows, names = found.rows, found.robot.joint_names
     columns: dict[str, Any] = {"tick": range(len(found)), "seconds": timeline(found)}
     columns |= {k: rows[k] for k in ("episode", "state", "fault", "event", "decided", "written", "tick_ms", "infer_ms")}
     for title, key in (("measured", f"signal/{JOINT_POS}"), ("target", "targets"), ("command", "command")):
@@ -208,7 +210,7 @@ def plot(found: Log, title: str) -> bytes:
     from matplotlib import pyplot as plt
     from matplotlib.patches import Patch
 
-    rows, joints = found.rows, found.contract.joints
+    rows, joints = found.rows, found.robot.joints
     wide = 1 if len(joints) <= 4 else 2
     high = -(-len(joints) // wide)
     now = timeline(found)

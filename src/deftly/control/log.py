@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from deftly.console import printable
-from deftly.contract import Contract
+from deftly.contract import PolicyContract, RobotInterface
 from deftly.errors import DeftlyError
 from deftly.files import FileError, read_npz, write_npz
 
@@ -29,12 +29,16 @@ class Log:
     """A log read from disk.
 
     `rows` holds arrays of T ticks each: `now` (s, monotonic), `episode`, `state` and `fault` (text, after the tick),
-    `event` (what the operator asked before it), `at` (s, of the measurement; NaN: none), `signal/<name>` (T, size),
+    `event` (what the operator asked before it), `at` (s, of the measurement; NaN: none), `signal/<name>` (T, size) of
+    each signal that is no image, `input/<name>` (T, size) of each input of numbers that the policy was given,
     `decided` (whether the policy answered), `action` (T, action_size), `targets` and `command` (T, num_joints; NaN:
     none), `written` (whether the robot took it), `infer_ms` and `tick_ms`.
     """
 
-    contract: Contract
+    contract: PolicyContract
+    """Of the policy that drove."""
+    robot: RobotInterface
+    """Of the robot that was driven: the policy's, or the policy was refused."""
     rows: Mapping[str, np.ndarray]
     facts: Mapping[str, Any]
     """Arrays and figures saved beside the rows, such as `task`, `seed`, `safety` (JSON), `reason`."""
@@ -46,7 +50,12 @@ class Log:
 
     def signals(self, tick: int) -> dict[str, np.ndarray]:
         """What was measured in a tick, by signal name."""
-        return {s.name: self.rows[f"signal/{s.name}"][tick] for s in self.contract.signals}
+        return {s.name: self.rows[f"signal/{s.name}"][tick] for s in self.robot.signals if not s.is_image}
+
+    def inputs(self, tick: int) -> dict[str, np.ndarray]:
+        """What an operator or planner said to the policy in a tick, by name; without what was left at its default."""
+        rows = {i.name: self.rows[f"input/{i.name}"][tick] for i in self.contract.inputs if not i.is_text}
+        return {name: value for name, value in rows.items() if not np.isnan(value).any()}
 
     def snapshot(self, tick: int) -> dict[str, np.ndarray | float | str] | None:
         """The safety kernel before a tick and its event, for `Kernel.restore`; None if it was not kept.
@@ -61,15 +70,20 @@ class Log:
 
 
 class Ring:
-    """The newest `ticks` rows of a control loop; memory is taken once, when it is made."""
+    """The newest `ticks` rows of a control loop; memory is taken once, when it is made.
 
-    def __init__(self, contract: Contract, ticks: int):
+    The robot is the contract's, unless another one is driven.
+    """
+
+    def __init__(self, contract: PolicyContract, ticks: int, robot: RobotInterface | None = None):
         if ticks < 1:
             raise DeftlyError(f"a log of {ticks} ticks keeps nothing: at least 1")
-        self.contract, self._begun, self._count, self._ticks = contract, 0, 0, ticks
+        self.contract, self.robot = contract, robot or contract.robot
+        self._begun, self._count, self._ticks = 0, 0, ticks
         self._snapshots: deque[tuple[int, Snapshot]] = deque()
         self._every = max(1, min(SNAPSHOT_TICKS, ticks // 4))
-        self._rows = {name: np.empty((ticks, *shape), dtype) for name, (shape, dtype) in _columns(contract).items()}
+        columns = _columns(contract, self.robot)
+        self._rows = {name: np.empty((ticks, *shape), dtype) for name, (shape, dtype) in columns.items()}
         for column in self._rows.values():
             column.fill(column.dtype.type())  # touched now, not first in the control loop
 
@@ -118,20 +132,22 @@ class Ring:
         snapshots = {name: np.array([s[name] for _, s in kept]) for name in (kept[0][1] if kept else ())}
         if kept:
             snapshots["tick"] = np.array([tick - first for tick, _ in kept])
-        write(path, self.contract, rows, facts, snapshots)
+        write(path, self.contract, rows, facts, snapshots, self.robot)
 
 
 def write(
     path: Path,
-    contract: Contract,
+    contract: PolicyContract,
     rows: Mapping[str, np.ndarray],
     facts: Mapping[str, Any],
     snapshots: Mapping[str, np.ndarray] | None = None,
+    robot: RobotInterface | None = None,
 ) -> None:
-    """Write a log atomically."""
+    """Write a log atomically. The robot is the contract's unless it is given."""
     if path.suffix != ".npz":
         raise DeftlyError(f"a log is an .npz file: {path.with_suffix('.npz')}, not {path}")
     head = {"schema": SCHEMA, "contract": contract.to_json(), "contract_hash": contract.hash, "rate": contract.rate}
+    head["robot"] = (robot or contract.robot).to_json()
     parts = {"row": rows, "fact": facts, "snapshot": snapshots or {}}
     arrays = {**head, **{f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}}
     write_npz(path, arrays, level=1)  # in a third of the time: a control loop may be running beside
@@ -151,7 +167,8 @@ def _checked(arrays: Mapping[str, np.ndarray]) -> Log:
     """The log that some arrays are. Raises ValueError or KeyError naming the array that does not fit."""
     if "schema" not in arrays or str(arrays["schema"]) != SCHEMA:
         raise ValueError(f"its schema is {str(arrays.get('schema'))[:40]!r}, this Deftly reads {SCHEMA!r}")
-    contract = Contract.from_json(str(arrays["contract"]))
+    contract = PolicyContract.from_json(str(arrays["contract"]))
+    robot = RobotInterface.from_json(str(arrays["robot"]))
     parts: dict[str, dict[str, np.ndarray]] = {"row": {}, "fact": {}, "snapshot": {}}
     for name, value in arrays.items():
         part, _, key = name.partition("/")
@@ -159,13 +176,13 @@ def _checked(arrays: Mapping[str, np.ndarray]) -> Log:
     rows, snapshots = parts["row"], parts["snapshot"]
     if rows["now"].ndim != 1:
         raise ValueError(f"'now' is {rows['now'].shape}")
-    for name, (shape, dtype) in _columns(contract).items():
+    for name, (shape, dtype) in _columns(contract, robot).items():
         if rows[name].shape != (*rows["now"].shape, *shape) or rows[name].dtype.kind != np.dtype(dtype).kind:
             raise ValueError(f"'{name}' is {rows[name].shape} of {rows[name].dtype}")
     for name, column in snapshots.items():
         if column.shape[:1] != snapshots["tick"].shape:
             raise ValueError(f"'snapshot/{name}' is {column.shape} of {column.dtype}")
-    return Log(contract, rows, parts["fact"], snapshots)
+    return Log(contract, robot, rows, parts["fact"], snapshots)
 
 
 def _fitting(value: Any, column: np.ndarray) -> Any:
@@ -181,15 +198,16 @@ def _fitting(value: Any, column: np.ndarray) -> Any:
         return nothing
 
 
-def max_ticks(contract: Contract) -> int:
+def max_ticks(contract: PolicyContract) -> int:
     """Ticks of the longest log of a robot that can be read back; a tenth is left to snapshots and facts."""
-    row = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in _columns(contract).values())
+    columns = _columns(contract, contract.robot).values()
+    row = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in columns)
     return int(0.9 * MAX_BYTES / row)
 
 
-def _columns(contract: Contract) -> dict[str, tuple[tuple[int, ...], str]]:
+def _columns(contract: PolicyContract, robot: RobotInterface) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape of a tick's value and type of each row."""
-    joints = len(contract.joints)
+    joints = len(robot.joints)
     return {
         **dict.fromkeys(("now", "at", "infer_ms", "tick_ms"), ((), "f8")),
         **dict.fromkeys(("state", "fault", "event"), ((), "U32")),
@@ -198,5 +216,6 @@ def _columns(contract: Contract) -> dict[str, tuple[tuple[int, ...], str]]:
         "action": ((contract.action_size,), "f4"),
         "targets": ((joints,), "f8"),
         "command": ((joints,), "f8"),
-        **{f"signal/{s.name}": ((s.size,), "f8") for s in contract.signals},
+        **{f"signal/{s.name}": ((s.size,), "f8") for s in robot.signals if not s.is_image},
+        **{f"input/{i.name}": ((i.size,), "f8") for i in contract.inputs if not i.is_text},
     }

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class Runner:
 
     Args:
         policy: what decides; asked only while the kernel is ACTIVE.
-        kernel: what may be commanded. It stops at once if the policy was made under another contract.
+        kernel: what may be commanded. It stops at once if the policy was made for another robot or rate.
         driver: the robot.
         log: where each tick is kept.
     """
@@ -54,6 +54,8 @@ class Runner:
         """What the driver or the policy said last when it failed."""
         self.refused = ""
         """What the driver said if it did not take the safe target when the loop was closed: look after the robot."""
+        self.inputs: dict[str, Any] = {}
+        """What the operator says to the policy, by name of the contract's inputs; those missing are at their default."""
         self._events: list[str] = []
         self._fresh, self._closed = True, False
         kernel.require(policy.contract)
@@ -150,6 +152,7 @@ class Runner:
         row |= {"at": reading.at if reading else None, **measured, **(decision._asdict() if decision else {})}
         row |= {"state": self.kernel.state, "fault": self.kernel.fault, "event": "+".join(events)}
         try:
+            row |= {f"input/{name}": np.ravel(value) for name, value in self.inputs.items()}
             self.log.add(episode=self.episode, decided=decision is not None, **row)
             if self.log.wants_snapshot:
                 self.log.keep(self.kernel.snapshot())
@@ -173,9 +176,9 @@ class Runner:
     def _decide(self, reading: Reading) -> Decision | None:
         try:
             if self._fresh:
-                self.policy.reset(reading.signals)
+                self.policy.reset(reading.signals, self.inputs)
                 self._fresh = False
-            action, targets = self.policy.infer(reading.signals, self.kernel.command)
+            action, targets = self.policy.infer(reading.signals, self.kernel.command, self.inputs)
             return Decision(_own(action), _own(targets))
         except Exception as error:
             self._blame("policy", error)

@@ -20,8 +20,9 @@ from enum import StrEnum
 
 import numpy as np
 
-from deftly.contract import JOINT_POS, Contract, ContractError
+from deftly.contract import JOINT_POS, ContractError, PolicyContract, RobotInterface, Signal
 from deftly.control.drivers import Reading
+from deftly.control.drivers.buses import lead_of
 from deftly.errors import DeftlyError
 
 _TEXTS = ("state", "fault", "reason")
@@ -73,12 +74,12 @@ class Fault(StrEnum):
 
 
 LEAD = 0.5
-"""Farthest that a command may be from its joint, rad, where neither the user nor the contract says."""
+"""Farthest that a command may be from its joint, rad, where nobody says otherwise."""
 
 
 @dataclass(frozen=True)
 class SafetyConfig:
-    """Bounds of the safety kernel. They can only be tighter than the contract's limits and top speeds.
+    """Bounds of the safety kernel. They can only be tighter than the robot's limits and top speeds.
 
     Angles are in rad; for a joint that slides they are a share of its travel. Raises DeftlyError for values out of
     range, and for those that make no sense together.
@@ -101,8 +102,8 @@ class SafetyConfig:
     moved: float = 0.05
     """A joint that something moved further than this while the robot stood still keeps its place, rad."""
     lead: float | None = None
-    """Farthest that a command may be from where its joint is measured, rad; unset: what the contract says of its
-    motor, else 0.5. A gripper presses, it has no bound."""
+    """Farthest that a command may be from where its joint is measured, rad; unset: what is known of the robot's motors
+    (1.5 for LEAP hands), else 0.5. A gripper presses, it has no bound."""
     signal_periods: float = 1.5
     """Oldest measurement that is used, control periods."""
     policy_periods: float = 1.5
@@ -147,28 +148,27 @@ class Kernel:
     """The kernel of one robot.
 
     Args:
-        contract: joints, limits, top speeds, home and rate.
-        cfg: how much tighter than the contract, and how patient.
+        robot: joints, limits, top speeds and home; what it measures.
+        rate: of the control loop, Hz.
+        cfg: how much tighter than the robot's limits, and how patient.
 
     Raises SafetyError if the margin leaves out the home of a joint.
     """
 
-    def __init__(self, contract: Contract, cfg: SafetyConfig | None = None):
-        self.contract, self.cfg = contract, cfg or SafetyConfig()
-        self.period = 1.0 / contract.rate
-        joints = contract.joints
+    def __init__(self, robot: RobotInterface, rate: float, cfg: SafetyConfig | None = None):
+        self.robot, self.rate, self.cfg = robot, float(rate), cfg or SafetyConfig()
+        self.period = 1.0 / self.rate
+        joints = robot.joints
         lower, upper = np.array([(j.lower, j.upper) for j in joints], np.float64).T
-        self._grips = np.isin(contract.joint_names, _grippers(contract))
+        self._grips = np.isin(robot.joint_names, robot.gripping)
         margin = np.where(self._grips, 0.0, self.cfg.margin) * (upper - lower)
         slack = np.array([j.slack for j in joints])
         self._limits, self._lower, self._upper = (lower - slack, upper + slack), lower + margin, upper - margin
         self._top_speed = np.array([j.velocity for j in joints], np.float64)
         self._speed = self.cfg.speed * self._top_speed
         self._unit = np.where([j.units == "rad" for j in joints], 1.0, upper - lower)  # of angles in the bounds
-        leads = {motor.joint: motor.lead for motor in contract.motors}
-        self._lead = np.array([self.cfg.lead or leads.get(j.name) or LEAD for j in joints]) * self._unit
-        self._home = np.array(contract.home(), np.float64)
-        self._sizes = {s.name: s.size for s in contract.signals}
+        self._lead = (self.cfg.lead or lead_of(robot.name) or LEAD) * self._unit
+        self._home = np.array(robot.home(), np.float64)
         try:
             self._within(Fault.ENVELOPE, self._home, self._lower, self._upper, 0.0, "has its home outside")
         except _Problem as problem:
@@ -191,7 +191,7 @@ class Kernel:
         assert self.command is not None
         moved = self._was_moved(self._pose)
         if moved.any():
-            name = self.contract.joint_names[int(moved.argmax())]
+            name = self.robot.joint_names[int(moved.argmax())]
             self.hold(f"{name} was moved while the robot stood ready: resume, then start", Fault.ENVELOPE)
         elif not self.cfg.approach_s and (far := self._far_from_home(self._pose)):
             self.hold(f"{far}: move it there, or let safety.approach_s bring it there slowly", Fault.ENVELOPE)
@@ -223,12 +223,16 @@ class Kernel:
             self.fault, self.reason = fault, reason
         self.state = State.STOP
 
-    def require(self, contract: Contract) -> None:
-        """Stop, by name of the first difference, unless the policy's contract is the robot's."""
+    def require(self, contract: PolicyContract) -> None:
+        """Stop, by name of the first difference, unless the policy was made for this robot at this rate."""
         try:
-            self.contract.require(contract, "the policy")
+            self.robot.require(contract.robot, "the policy")
         except ContractError as error:
             self.stop(str(error), Fault.CONTRACT)
+        else:
+            if contract.rate != self.rate:
+                rates = f"rate is {contract.rate} there, {self.rate} here"
+                self.stop(f"the policy was made under another contract: {rates}", Fault.CONTRACT)
 
     # --------------------------------------------------------------- the loop
 
@@ -281,7 +285,7 @@ class Kernel:
             raise _Problem(Fault.DRIVER, "the robot could not be read")
         try:
             age = self._now - float(reading.at)
-            values = {name: _numbers(reading.signals.get(name), size) for name, size in self._sizes.items()}
+            values = {s.name: _measurement(s, reading.signals.get(s.name)) for s in self.robot.signals}
         except Exception as error:  # whatever a driver took for a Reading
             raise _Problem(Fault.SIGNALS_BAD, f"the measurement is no Reading ({type(error).__name__})") from None
         if not -self.period <= age <= self.cfg.signal_periods * self.period + _SOON:  # it may be newer than the tick
@@ -317,7 +321,7 @@ class Kernel:
         leads = self._leads(position)
         if leads.any():
             worst = int(leads.argmax())
-            where = f"{self.contract.joint_names[worst]} is at {position[worst]:.4g}, sent to {self.command[worst]:.4g}"
+            where = f"{self.robot.joint_names[worst]} is at {position[worst]:.4g}, sent to {self.command[worst]:.4g}"
             raise _Problem(Fault.FOLLOWING, f"{where}: it is blocked, without power, or its sensor is stuck")
         self._active_s += period
         if self._approach_s:
@@ -365,13 +369,13 @@ class Kernel:
         worst = int(beyond.argmax())
         if beyond[worst] > 0:
             place, bounds = f"{position[worst]:.4g}", f"{low[worst]:.4g} .. {high[worst]:.4g}"
-            raise _Problem(fault, f"{self.contract.joint_names[worst]}, at {place}, {what} {bounds}")
+            raise _Problem(fault, f"{self.robot.joint_names[worst]}, at {place}, {what} {bounds}")
 
     def _far_from_home(self, position: np.ndarray) -> str:
         """Which joint is furthest outside the start envelope, in words; empty if none is."""
         beyond = np.abs(position - self._home) - self.cfg.start_envelope * self._unit
         worst = int(beyond.argmax())
-        joint = self.contract.joints[worst]
+        joint = self.robot.joints[worst]
         where = f"{joint.name} stands at {position[worst]:.3f}, home is {joint.home:.3f} {joint.units}"
         return where if beyond[worst] > 0 else ""
 
@@ -403,7 +407,7 @@ class Kernel:
         }
 
     def restore(self, snapshot: Mapping[str, np.ndarray | float | str]) -> None:
-        """Go on from a snapshot of a kernel with the same contract and bounds, bit for bit.
+        """Go on from a snapshot of a kernel of the same robot, rate and bounds, bit for bit.
 
         Raises SafetyError if it is no snapshot of such a kernel.
         """
@@ -427,13 +431,6 @@ class Kernel:
             self._command(command)
 
 
-def _grippers(contract: Contract) -> list[str]:
-    """Names of the joints that grip: those of gripper actions, and those that follow nothing else."""
-    grips = [joint for act in contract.act_terms if act.kind == "gripper" for joint in act.joints]
-    follow = [c.joint for c in contract.couplings if c.of and all(lead in grips for lead, _ in c.of)]
-    return grips + follow
-
-
 def _towards(command: np.ndarray, goal: np.ndarray, most: np.ndarray) -> np.ndarray:
     """The command moved towards the goal, each joint by at most `most`, and all by the same share of their way.
 
@@ -442,6 +439,14 @@ def _towards(command: np.ndarray, goal: np.ndarray, most: np.ndarray) -> np.ndar
     way = goal - command
     share = np.divide(most, np.abs(way), out=np.ones_like(way), where=np.abs(way) > most).min()
     return goal if share == 1.0 else np.clip(command + share * way, command - most, command + most)
+
+
+def _measurement(signal: Signal, value: object) -> np.ndarray | None:
+    """The value of a signal, None if it is not what the robot should measure. Raises nothing."""
+    if not signal.is_image:
+        return _numbers(value, signal.size)
+    fits = isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.shape == signal.shape
+    return value if fits else None
 
 
 def _numbers(value: object, size: int) -> np.ndarray | None:

@@ -61,7 +61,7 @@ class Session:
         log: Path | None = None,
     ):
         self.runner, self.ring, self.facts, self.seconds, self.log = runner, ring, facts, seconds, log
-        self.ticker, self.keys = Stopwatch(runner.kernel.contract.rate), Keys()
+        self.ticker, self.keys = Stopwatch(runner.kernel.rate), Keys()
         self._to_start, self._began, self._done = start, 0.0, False
         self._last = (State.INIT, Fault.NONE)
         self._failed = ""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deftly.config import SimConfig, parse
-from deftly.contract import JOINT_POS, Contract
+from deftly.contract import JOINT_POS, Inputs, PolicyContract
 from deftly.control.log import Log
 from deftly.control.safety import SafetyConfig
 from deftly.errors import DeftlyError
@@ -61,11 +61,11 @@ class Frames:
         i = i % len(self) if self._loop else min(i, len(self) - 1)
         return Decision(self._actions[i], self._frames[i])
 
-    def reset(self, signals: Signals) -> None:
+    def reset(self, signals: Signals, inputs: Inputs | None = None) -> None:
         """Back to the first."""
         self._next = 0
 
-    def infer(self, signals: Signals, applied: np.ndarray | None = None) -> Decision:
+    def infer(self, signals: Signals, applied: np.ndarray | None = None, inputs: Inputs | None = None) -> Decision:
         """The next."""
         self._next += 1
         return self[self._next - 1]
@@ -80,7 +80,7 @@ class ReplayBrain:
     def __init__(self, frames: Frames):
         self.contract, self._frames = frames.contract, frames
 
-    def reset(self, signals: Signals) -> int:
+    def reset(self, signals: Signals, inputs: Inputs | None = None) -> int:
         """From the first."""
         return 0
 
@@ -141,7 +141,7 @@ def errors(frames: Frames, outcome: Outcome) -> dict[str, np.ndarray]:
     }
 
 
-def text(contract: Contract, measured: dict[str, np.ndarray]) -> list[str]:
+def text(contract: PolicyContract, measured: dict[str, np.ndarray]) -> list[str]:
     """The table that is printed."""
     lines = [f"{'joint':<16} {'tracking rms':>13} {'max':>10} {'replay rms':>13} {'max':>10}"]
     for i, joint in enumerate(contract.joints):

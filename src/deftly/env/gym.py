@@ -20,7 +20,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from deftly.config import EnvConfig, SimConfig, suggest
-from deftly.contract import ACTION, COMMAND, Contract
+from deftly.contract import ACTION, COMMAND, STATE, PolicyContract
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.render import Renderer
@@ -138,20 +138,22 @@ def make(name: str, num_envs: int | None = None, **config: Any) -> TaskEnv | Tas
     return TaskEnv(name, **config) if num_envs is None else TaskVectorEnv(name, num_envs, **config)
 
 
-def observation_space(contract: Contract) -> Box:
+def observation_space(contract: PolicyContract) -> Box:
     """The policy's observation, bounded by commands, actions and clips; a joint may be pressed past its limits."""
     limits = [j.lower for j in contract.joints], [j.upper for j in contract.joints]
     bounds, parts = {COMMAND: limits, ACTION: ([-1.0], [1.0])}, []
     for term in contract.observe_terms:
-        bound = bounds.get(term.signal, ([-np.inf], [np.inf]))
-        source = np.broadcast_to(bound, (2, contract.source_size(term.signal)))
+        if term.group != STATE:
+            continue
+        bound = bounds.get(term.term, ([-np.inf], [np.inf]))
+        source = np.broadcast_to(bound, (2, contract.source_size(term.term)))
         ends = np.sort(np.array(term.scale) * (source - np.array(term.offset)), axis=0)
         parts += [ends.clip(*term.clip) if term.clip else ends] * term.frames
     low, high = np.concatenate(parts, axis=1).astype(np.float32)
     return Box(low, high, dtype=np.float32)
 
 
-def action_space(contract: Contract) -> Box:
+def action_space(contract: PolicyContract) -> Box:
     """Every action is in [-1, 1]."""
     return Box(-1.0, 1.0, (contract.action_size,), np.float32)
 

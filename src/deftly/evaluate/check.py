@@ -12,7 +12,7 @@ import yaml
 
 from deftly.config import RunsConfig
 from deftly.console import Finding, judge
-from deftly.contract import ACTION, Contract
+from deftly.contract import ACTION, PolicyContract
 from deftly.errors import DeftlyError
 from deftly.files import sha256
 from deftly.policy import bundle
@@ -59,12 +59,12 @@ def examine(folder: Path, settings: CheckSettings) -> list[Finding]:
     c, facts = found.contract, found.manifest
     made = f"{found.task}, iteration {facts['checkpoint']['iteration']}, made by Deftly {facts['deftly']}"
     files = f"{len(facts['files'])} files are those of {bundle.MANIFEST}, by sha256"
-    network = f"one file, observation (n, {c.obs_size}) to action (n, {c.action_size}), float32"
+    network = f"one file, observation (n, {c.obs_size()}) to action (n, {c.action_size}), float32"
     robot = [] if found.robot_config == yaml.safe_load(bundle.robot_config(c)) else ["differs from the contract"]
     return [
         Finding("bundle", "ok", f"schema {bundle.SCHEMA}: {made}"),
         Finding("files", "ok", files),
-        Finding("contract", "ok", f"{c.robot}, {c.rate:g} Hz, {c.hash}"),
+        Finding("contract", "ok", f"{c.robot.name}, {c.rate:g} Hz, {c.hash}"),
         Finding("network", "ok", network),
         judge(bundle.ROBOT, robot, "says what the contract says"),
         _golden(found),
@@ -83,7 +83,7 @@ def _golden(found: Bundle) -> Finding:
     return judge("golden", wrong, f"{steps} steps computed again: off by {max(errors.values()):.1g} at most")
 
 
-def _home_problems(c: Contract) -> Iterator[str]:
+def _home_problems(c: PolicyContract) -> Iterator[str]:
     """A robot that stands at home, and is told to be there, stays there."""
     home = np.array(c.home())
     signals = {s.name: np.zeros(s.size) for s in c.signals} | {"joint_pos": home}
@@ -94,7 +94,7 @@ def _home_problems(c: Contract) -> Iterator[str]:
             yield f"{joint.name}: home is {joint.home!r} {joint.units}, its target {float(target)!r}"
 
 
-def _limit_problems(c: Contract) -> Iterator[str]:
+def _limit_problems(c: PolicyContract) -> Iterator[str]:
     rng = np.random.default_rng(0)
     lower, upper = (np.array([getattr(j, name) for j in c.joints], np.float32) for name in ("lower", "upper"))
     signals = {s.name: rng.normal(0, 10, (ROBOTS, s.size)).astype(np.float32) for s in c.signals}

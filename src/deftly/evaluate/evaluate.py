@@ -81,7 +81,7 @@ def measure(
     if settings.wider > 1:
         disturbances |= {"wider": settings.wider, "only_outside": settings.only_outside}
     policy = {"path": found.label, "sha256": sha, "iteration": found.iteration, "task": found.task}
-    who = {"task": task.name, "robot": found.contract.robot, "contract": found.contract.hash, "checkpoint": policy}
+    who = {"task": task.name, "robot": found.contract.robot.name, "contract": found.contract.hash, "checkpoint": policy}
     how: dict[str, Any] = {"episodes": len(ran), "seed": settings.seed, "stochastic": settings.stochastic}
     how["preset"] = settings.sim.preset
     how |= {"disturbances": disturbances, "wall_seconds": round(ran.seconds, 3), "version": __version__}

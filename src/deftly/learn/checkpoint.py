@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deftly.config import PPOConfig
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.learn.ppo import actor_model
 from deftly.tasks import Task
@@ -52,7 +52,7 @@ class Checkpoint:
     path: Path
     task: str
     iteration: int
-    contract: Contract
+    contract: PolicyContract
     config: dict[str, Any]  # The saved configuration by section: `sim`, `env`, `task`, `train`, ...
     weights: dict[str, Tensor]  # Tensors by `actor/...` and `critic/...`.
     numbers: dict[str, float]  # Figures saved beside the weights, such as `learning_rate` and `success`.
@@ -65,7 +65,7 @@ class Checkpoint:
     def policy(self) -> Policy:
         """The policy network with these weights."""
         cfg = PPOConfig(**{**self.config["train"], "hidden": tuple(self.config["train"]["hidden"])})
-        actor = actor_model(self.contract.obs_size, self.contract.action_size, cfg)
+        actor = actor_model(self.contract.obs_size(), self.contract.action_size, cfg)
         self.load_into({"actor": actor})
         return Policy(actor)
 
@@ -85,7 +85,9 @@ class Checkpoint:
         `any_robot` allows another robot with the same joints, observation and action, such as a mirrored hand.
         """
         own, other = task.contract(), self.contract
-        other = replace(other, robot=own.robot, motors=own.motors) if any_robot else other
+        if any_robot:
+            named = {"name": own.robot.name, "motors": own.robot.motors, "sites": own.robot.sites}
+            other = replace(other, robot=replace(other.robot, **named))
         own.require(other, str(self.path))
 
     def state(self) -> dict[str, Tensor]:
@@ -98,7 +100,7 @@ class Checkpoint:
 def save(
     folder: Path,
     models: dict[str, nn.Module],
-    contract: Contract,
+    contract: PolicyContract,
     config: str,
     task: str,
     iteration: int,
@@ -144,7 +146,7 @@ def load(path: Path) -> Checkpoint:
         texts = {name: (path / name).read_text() for name in (CONTRACT, CONFIG)}
         if changed := [name for name, text in texts.items() if sha256(text.encode()).hexdigest() != facts[name]]:
             raise DeftlyError(f"{path / changed[0]} is not what was saved with the weights; use another checkpoint")
-        contract, config = Contract.from_json(texts[CONTRACT]), yaml.safe_load(texts[CONFIG])
+        contract, config = PolicyContract.from_json(texts[CONTRACT]), yaml.safe_load(texts[CONFIG])
         numbers = json.loads(facts["numbers"])
         return Checkpoint(path, facts["task"], int(facts["iteration"]), contract, dict(config), weights, numbers)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, KeyError, TypeError) as error:

@@ -72,7 +72,7 @@ class PPO:
         self.env, self.cfg, self.ranks = env, cfg, ranks or Ranks()
         torch.manual_seed(cfg.seed)
         obs, action_size = _dict(env.obs), env.contract.action_size
-        self.actor = actor = actor_model(env.contract.obs_size, action_size, cfg)
+        self.actor = actor = actor_model(env.contract.obs_size(), action_size, cfg)
         if cfg.keep_normalizer:
             actor.obs_normalizer.until = 0  # type: ignore[assignment]
         critic = MLPModel(obs, GROUPS, "critic", 1, cfg.hidden, cfg.activation, True)

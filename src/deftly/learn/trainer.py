@@ -21,6 +21,7 @@ from deftly.config import to_yaml
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.evaluate.rollout import VALIDATE, run_episodes
+from deftly.files import write_text
 from deftly.learn import checkpoint, log
 from deftly.learn.ppo import PPO, Ranks
 from deftly.stats import wilson
@@ -83,7 +84,7 @@ class Training:
         self.seconds, self.best = numbers["seconds"], (numbers["best"], numbers["best_tie"])
 
     def _open_logs(self) -> Iterator[log.Writer]:
-        (self.run / checkpoint.CONFIG).write_text(self.config)
+        write_text(self.run / checkpoint.CONFIG, self.config)
         args, columns = self.args, [*COLUMNS, *LEARNER, "broken", *self.env.metric_names]
         columns += [f"eval_{self.task.report.selection}"] * bool(self.task.report.selection)
         yield log.metrics(self.run / "metrics.csv", columns, self.iteration)

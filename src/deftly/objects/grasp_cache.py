@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.files import read_npz
 
@@ -35,15 +35,15 @@ class Grasps:
     cube_pose: Tensor  # (n, 7) m and quaternion w x y z
 
     @classmethod
-    def load(cls, path: Path | None, task: str, contract: Contract) -> Grasps:
+    def load(cls, path: Path | None, task: str, contract: PolicyContract) -> Grasps:
         """Read a cache, or the one shipped for the task. DeftlyError if it is missing, corrupt or foreign."""
         path, advice = path or shipped(task), HELP.format(task=task)
         names = ("schema", "hand", "joint_names", *ARRAYS)
         found = read_npz(path, "a grasp cache", MAX_BYTES, names=names, advice=advice)
         if str(found["schema"]) != SCHEMA:
             raise DeftlyError(f"{path} has schema '{found['schema']}', this Deftly reads {SCHEMA}: {advice}")
-        if str(found["hand"]) != contract.robot or [*map(str, found["joint_names"])] != [*contract.joint_names]:
-            raise DeftlyError(f"{path} holds grasps of '{found['hand']}', the task has {contract.robot}: {advice}")
+        if str(found["hand"]) != contract.robot.name or [*map(str, found["joint_names"])] != [*contract.joint_names]:
+            raise DeftlyError(f"{path} holds grasps of '{found['hand']}', the task has {contract.robot.name}: {advice}")
         half, joint_pos, pose = (found[name] for name in ARRAYS)
         shapes = (half.shape, joint_pos.shape, pose.shape)
         if shapes != ((len(half),), (len(half), len(contract.joints)), (len(half), 7)) or not len(half):

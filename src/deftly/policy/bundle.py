@@ -29,11 +29,21 @@ from typing import Any
 import numpy as np
 import yaml
 
-from deftly.contract import Contract, ContractError
+from deftly.contract import ContractError, PolicyContract
 from deftly.errors import DeftlyError
-from deftly.policy.protocol import LocalPolicy, Network, OnnxNetwork, Signals
+from deftly.policy.protocol import (
+    ACTION,
+    OBSERVATION,
+    LocalPolicy,
+    Network,
+    OnnxNetwork,
+    Signals,
+    single_input,
+    stacked,
+)
 
 SCHEMA = "deftly.bundle/1"
+TARGETS = "targets"
 MANIFEST, NETWORK, SPEC = "checksums.json", "policy.onnx", "policy_spec.json"
 ROBOT, GOLDEN, REPORT = "robot_config.yaml", "golden.npz", "eval.json"
 KB, MB = 1 << 10, 1 << 20
@@ -62,10 +72,11 @@ class Bundle:
 
     path: Path
     task: str
-    contract: Contract
+    contract: PolicyContract
     network: OnnxNetwork
     golden: dict[str, np.ndarray]
-    """`signal/NAME` (steps, size), `observation`, `action` and `targets`, float32."""
+    """`signal/NAME` (steps, size), `observation`, `action` and `targets`, float32; images are uint8, and where there are
+    several groups, `observation/GROUP` is what the policy saw of each."""
     manifest: dict[str, Any]
     """What `checksums.json` holds: `checkpoint`, `settings`, ..."""
     report: dict[str, Any]
@@ -110,18 +121,30 @@ def load(path: Path, verify_golden: bool = True) -> Bundle:
     return bundle
 
 
-def replay(contract: Contract, network: Network, signals: Signals) -> dict[str, np.ndarray]:
-    """What a policy makes of the signals of an episode, `(steps, size)` each: `observation`, `action`, `targets`."""
+def replay(contract: PolicyContract, network: Network, signals: Signals) -> dict[str, np.ndarray]:
+    """What a policy makes of the signals of an episode, `(steps, size)` each: `observation`, `action`, `targets`.
+
+    Inputs are at their defaults. Where there are several groups, `observation/GROUP` is what the policy saw of each.
+    """
     rows = [dict(zip(signals, row)) for row in zip(*signals.values())]
-    made: dict[str, list[np.ndarray]] = {"observation": [], "action": [], "targets": []}
+    names = observation_names(contract)
+    made: dict[str, list[np.ndarray]] = {name: [] for name in (*names.values(), ACTION, TARGETS)}
     memory = contract.reset(rows[0])
     for row in rows:
-        obs, memory = contract.observe(row, memory)
-        action = network(obs[None])[0]
+        groups, memory = contract.observe(row, memory)
+        action = network(stacked(contract, [groups]))[0]
         targets, memory = contract.act(action, memory)
-        for name, value in zip(made, (obs, action, targets)):
+        step = {names[group]: value for group, value in groups.items()} | {ACTION: action, TARGETS: targets}
+        for name, value in step.items():
             made[name].append(value)
     return {name: np.stack(values) for name, values in made.items()}
+
+
+def observation_names(contract: PolicyContract) -> dict[str, str]:
+    """Name in `golden.npz` of what the policy saw of each group."""
+    if single_input(contract):
+        return dict.fromkeys(contract.groups, OBSERVATION)
+    return {group: f"{OBSERVATION}/{group}" for group in contract.groups}
 
 
 def shipped(task: str) -> Path | None:
@@ -138,11 +161,21 @@ def find(spec: str) -> Path:
     return path
 
 
-def robot_config(contract: Contract) -> str:
+def robot_config(contract: PolicyContract) -> str:
     """The text of `robot_config.yaml`: robot, rate, joints, signals and actions in the contract's order."""
     data = json.loads(contract.to_json())
-    names = {"robot": "robot", "rate_hz": "rate", "joints": "joints", "signals": "signals", "actions": "act_terms"}
-    parts = {name: data[field] for name, field in {**names, "couplings": "couplings"}.items()}
+    robot = data["robot"]
+    parts = {
+        "robot": robot["name"],
+        "rate_hz": data["rate"],
+        "joints": robot["joints"],
+        "signals": robot["signals"],
+        "inputs": data["inputs"],
+        "derived": data["derive"],
+        "observation": data["observe_terms"],
+        "actions": data["act_terms"],
+        "couplings": robot["couplings"],
+    }
     return HEADER + yaml.safe_dump(parts, sort_keys=False, width=120)
 
 
@@ -272,9 +305,9 @@ def _mapping(file: Path, data: bytes, read: Callable[[str], Any]) -> dict[str, A
     return found
 
 
-def _read_contract(file: Path, data: bytes) -> Contract:
+def _read_contract(file: Path, data: bytes) -> PolicyContract:
     try:
-        contract = Contract.from_json(data.decode())
+        contract = PolicyContract.from_json(data.decode())
     except (UnicodeDecodeError, ContractError) as error:
         raise BundleError(f"{file}: {error}; {AGAIN}") from None
     if contract.to_json().encode() != data:
@@ -282,9 +315,8 @@ def _read_contract(file: Path, data: bytes) -> Contract:
     return contract
 
 
-def _read_golden(file: Path, data: bytes, contract: Contract) -> dict[str, np.ndarray]:
-    sizes = {f"signal/{s.name}": s.size for s in contract.signals}
-    sizes |= {"observation": contract.obs_size, "action": contract.action_size, "targets": len(contract.joints)}
+def _read_golden(file: Path, data: bytes, contract: PolicyContract) -> dict[str, np.ndarray]:
+    wanted = _golden_arrays(contract)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if sum(item.file_size for item in archive.infolist()) > LIMITS[GOLDEN]:
@@ -293,9 +325,19 @@ def _read_golden(file: Path, data: bytes, contract: Contract) -> dict[str, np.nd
             golden = {name: arrays[name] for name in arrays.files}
     except Exception as error:  # zipfile, zlib and numpy have many ways to say that a file is damaged
         raise BundleError(f"{file} cannot be read ({' '.join(str(error).split()):.100}); {AGAIN}") from None
-    shapes = {name: value.shape for name, value in golden.items() if getattr(value, "dtype", None) == np.float32}
-    steps = shapes.get("action", ())[:1]
-    fits = len(golden) == len(shapes) and shapes == {name: (*steps, size) for name, size in sizes.items()}
+    found = {name: (getattr(value, "dtype", None), np.shape(value)) for name, value in golden.items()}
+    steps = np.shape(golden.get(ACTION))[:1]
+    fits = found == {name: (np.dtype(kind), (*steps, *shape)) for name, (kind, shape) in wanted.items()}
     if not fits or steps == (0,) or not all(np.isfinite(value).all() for value in golden.values()):
-        raise BundleError(f"{file} does not hold finite float32 arrays of one length that fit the contract; {AGAIN}")
+        raise BundleError(f"{file} does not hold finite arrays of one length that fit the contract; {AGAIN}")
     return golden
+
+
+def _golden_arrays(contract: PolicyContract) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of a step of each array of `golden.npz`."""
+    arrays = {f"signal/{s.name}": (s.dtype, s.shape) for s in contract.signals}
+    for group, name in observation_names(contract).items():
+        arrays[name] = ("uint8" if contract.is_image(group) else "float32", contract.group_shape(group))
+    arrays[ACTION] = ("float32", (contract.action_size,))
+    arrays[TARGETS] = ("float32", (len(contract.joints),))
+    return arrays

@@ -1,15 +1,16 @@
 """Robots, one file each: a module here, or a file of the user's, that defines `ROBOT` (or several `Robot`s)."""
 
+import functools
 import importlib
 import re
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deftly.config import suggest
-from deftly.contract import Joint, Motor
+from deftly.contract import JOINT_POS, Coupling, Joint, Motor, RobotInterface, Signal, Site
 from deftly.errors import DeftlyError
 
 if TYPE_CHECKING:
@@ -20,18 +21,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Robot:
-    """How to build a robot's model, and its commanded joints."""
+    """How to build a robot's model, and what its interface says of it."""
 
     name: str
     title: str
     spec: "Callable[[], mujoco.MjSpec]"  # with an actuator of each joint's name that takes a position target (rad or m)
-    joints: tuple[Joint, ...]  # in the order of the contract
+    joints: tuple[Joint, ...]  # in the order of `joint_pos` and of the targets
     motors: tuple[Motor, ...] = ()  # of the hardware, in its order
+    couplings: tuple[Coupling, ...] = ()  # joints that follow others
+    sites: tuple[str, ...] = ()  # sites of the model whose place policies may compute from the joints
+
+    def interface(self, *signals: Signal, joints: Sequence[Joint] = ()) -> RobotInterface:
+        """The robot's interface: positions of its joints, and what else it measures in a task.
+
+        Args:
+            signals: what is measured beside `joint_pos`, such as where a camera sees an object.
+            joints: instead of the robot's own, with other limits.
+        """
+        units = sorted({joint.units for joint in self.joints}, reverse=True)
+        measured = (Signal(JOINT_POS, len(self.joints), ", ".join(units)), *signals)
+        return RobotInterface(
+            self.name, tuple(joints) or self.joints, measured, self.couplings, self.motors, _chains(self)
+        )
+
+
+@functools.cache
+def _chains(robot: Robot) -> tuple[Site, ...]:
+    """Chains of the robot's sites, from its model."""
+    if not robot.sites:
+        return ()
+    from deftly.robots.chain import site_chain
+
+    model = robot.spec().compile()
+    names = [joint.name for joint in robot.joints]
+    return tuple(site_chain(model, site, names) for site in robot.sites)
 
 
 def of(task: "Task") -> Robot:
     """The robot of a task: the one it brings, or else the shipped one that its contract names."""
-    return getattr(task, "robot", None) or load(task.contract().robot)
+    return getattr(task, "robot", None) or load(task.contract().robot.name)
 
 
 def branches(robot: Robot) -> list[tuple[str, ...]]:

@@ -11,7 +11,7 @@ import math
 
 import mujoco
 
-from deftly.contract import Couple, Joint
+from deftly.contract import Coupling, Joint
 from deftly.robots import Robot
 from deftly.robots.entity import Entity
 from deftly.sim.scene import add_camera, cylinder_inertia
@@ -65,16 +65,19 @@ HALF_PI = math.pi / 2
 HOME = (-0.23, 1.5506, -1.6951, HALF_PI - 1.5506 + 1.6951, HALF_PI, HALF_PI - 0.23)
 # The wrist follows joints 1 to 3: the tool points straight down, the fingers stay square to the base frame.
 TOOL_DOWN = (
-    Couple("joint_4", (("joint_2", -1.0), ("joint_3", -1.0)), HALF_PI),
-    Couple("joint_5", (), HALF_PI),
-    Couple("joint_6", (("joint_1", 1.0),), HALF_PI),
+    Coupling("joint_4", (("joint_2", -1.0), ("joint_3", -1.0)), HALF_PI),
+    Coupling("joint_5", (), HALF_PI),
+    Coupling("joint_6", (("joint_1", 1.0),), HALF_PI),
 )
 
 
 def joints() -> tuple[Joint, ...]:
     """The arm's joints and the gripper (opening of one finger, m), in the order of the contract."""
     arm = tuple(Joint(link[0], *link[3], home=q, velocity=SPEED) for link, q in zip(LINKS, HOME))
-    return (*arm, Joint("gripper", 0.0, FINGER_TRAVEL, home=FINGER_TRAVEL, velocity=GRIPPER_SPEED, units="m"))
+    return (
+        *arm,
+        Joint("gripper", 0.0, FINGER_TRAVEL, home=FINGER_TRAVEL, velocity=GRIPPER_SPEED, units="m", grips=True),
+    )
 
 
 def spec() -> mujoco.MjSpec:
@@ -132,7 +135,14 @@ def _add_gripper(s: mujoco.MjSpec, flange: mujoco.MjsBody) -> None:
     drive.ctrlrange, drive.forcerange = [0, FINGER_TRAVEL], [-GRIPPER_FORCE, GRIPPER_FORCE]
 
 
-ROBOT = Robot(name="jaka-zu5", title="JAKA Zu5 arm with a parallel-jaw gripper", spec=spec, joints=joints())
+ROBOT = Robot(
+    name="jaka-zu5",
+    title="JAKA Zu5 arm with a parallel-jaw gripper",
+    spec=spec,
+    joints=joints(),
+    couplings=TOOL_DOWN,
+    sites=("pinch",),
+)
 
 
 class JakaZu5(Entity):

@@ -25,7 +25,6 @@ DARK, GREY, WHITE, TIP = (0.13, 0.14, 0.16, 1), (0.45, 0.48, 0.52, 1), (0.88, 0.
 KP, KD, TORQUE = 3.0, 0.2, 0.2915  # N m/rad, N m s/rad, N m
 ARMATURE, FRICTIONLOSS, DAMPING = 1.413e-3, 0.02915, 0.01  # kg m2, N m, N m s/rad
 SPEED = 8.48  # rad/s: 81 rev/min without load at 5 V
-LEAD = 1.5  # rad by which a command may be ahead of its joint: 0.1 rad is all of the torque, more presses no harder
 FINGERS = {"if": -0.0454, "mf": 0.0, "rf": 0.0454}  # m, along y from the middle finger
 THUMB_OUT = 0.0285  # m, by which the thumb of left-custom sits further out
 
@@ -90,7 +89,7 @@ def motors(side: float) -> tuple[Motor, ...]:
     """Hardware order: motor 0 turns `if_rot`, 1 `if_mcp`, ...; `th_cmc` turns the other way, on left hands more do."""
     order = [f"{f}_{j}" for f in FINGERS for j in ("rot", "mcp", "pip", "dip")] + [f"th_{row[0]}" for row in THUMB]
     turned = {"th_cmc"} if side > 0 else {"th_cmc", "th_axl", "if_rot", "mf_rot", "rf_rot"}
-    return tuple(Motor(name, i, -1.0 if name in turned else 1.0, lead=LEAD) for i, name in enumerate(order))
+    return tuple(Motor(name, -1.0 if name in turned else 1.0) for name in order)
 
 
 def spec(side: float, thumb_out: float = 0.0) -> mujoco.MjSpec:

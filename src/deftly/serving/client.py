@@ -1,7 +1,8 @@
 """The robot's side of a policy server: a policy that decides somewhere else, within a time, or raises PolicyError.
 
-Another project installs the base package; or it copies this file, `link.py`, `keys.py`, `wire.py`, `policy.py`,
-`contract.py` and `errors.py`, mends their imports of each other (`deftly.`...), and has numpy, pyzmq and msgpack."""
+Another project installs the base package; or it copies this file, `link.py`, `keys.py`, `wire.py`, `protocol.py` of
+`policy/`, the folder `contract/` and `errors.py`, mends their imports of each other (`deftly.`...), and has numpy, pyzmq,
+msgpack and msgspec."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from deftly.contract import COMMAND, Contract, ContractError
-from deftly.policy.protocol import Decision, PolicyError, Signals, as_float32
+from deftly.contract import COMMAND, ContractError, Inputs, PolicyContract
+from deftly.policy.protocol import Decision, PolicyError, Signals, as_seen
 from deftly.serving.link import Connection, Refused
 from deftly.serving.wire import WireError, read_array
 
@@ -24,7 +25,7 @@ class Client:
     patience = 3.0
 
     def __init__(
-        self, endpoint: str, contract: Contract | None = None, timeout: float = 0.25, keys: Path | None = None
+        self, endpoint: str, contract: PolicyContract | None = None, timeout: float = 0.25, keys: Path | None = None
     ):
         self.timeout, self._link, self._doubt = timeout, Connection(endpoint, keys), False
         self._session = self._last = None  # `_last`: targets that the robot has; None outside of an episode
@@ -42,26 +43,27 @@ class Client:
         """What the server has counted."""
         return self._link.ask("status", self.patience)
 
-    def reset(self, signals: Signals) -> None:
+    def reset(self, signals: Signals, inputs: Inputs | None = None) -> None:
         """Start an episode where the robot is; a server that was restarted is met anew."""
-        self._last, signals = None, as_float32(signals)
-        start = self.contract.reset(signals)[COMMAND]
+        self._last, signals = None, as_seen(signals)
+        start = self.contract.reset(signals, inputs)[COMMAND]
+        said = _packed(inputs)
         try:
-            self._in_session("reset", self.patience, signals=signals)
+            self._in_session("reset", self.patience, signals=signals, **said)
         except PolicyError:
             if self._session is not None:
                 raise
             self._init(self.contract)
-            self._in_session("reset", self.patience, signals=signals)
+            self._in_session("reset", self.patience, signals=signals, **said)
         self._last, self._doubt = start, False
 
-    def infer(self, signals: Signals, applied: np.ndarray | None = None) -> Decision:
+    def infer(self, signals: Signals, applied: np.ndarray | None = None, inputs: Inputs | None = None) -> Decision:
         """Decide one control step; `applied` is what the robot was commanded last, if not the last targets."""
         if self._last is None:
             raise PolicyError("the policy decides only in an episode: call reset first")
         applied = self._last if applied is None and self._doubt else applied  # it may have decided what never came
         self._doubt, more = True, {} if applied is None else {"applied": np.asarray(applied, np.float32)}
-        reply = self._in_session("infer", self.timeout, signals=as_float32(signals), **more)
+        reply = self._in_session("infer", self.timeout, signals=as_seen(signals), **more, **_packed(inputs))
         try:
             action = read_array(reply.get("action"), self.contract.action_size, "action")
             self._last = read_array(reply.get("targets"), len(self.contract.joints), "targets")
@@ -77,11 +79,11 @@ class Client:
         self._session = None
         self._link.close()
 
-    def _init(self, contract: Contract | None) -> Contract:
+    def _init(self, contract: PolicyContract | None) -> PolicyContract:
         ours = {} if contract is None else {"contract": contract.hash, "spec": contract.to_json()}
         reply = self._link.ask("init", self.patience, **ours)
         try:
-            theirs = Contract.from_json(str(reply.get("spec")))
+            theirs = PolicyContract.from_json(str(reply.get("spec")))
             (contract or theirs).require(theirs, f"the policy at {self._link.endpoint}")
         except ContractError as error:
             raise PolicyError(str(error)) from None
@@ -98,3 +100,11 @@ class Client:
                 self._session = self._last = None
                 raise PolicyError(f"{self._link.endpoint} was restarted, or the robot was idle: call reset") from None
             raise
+
+
+def _packed(inputs: Inputs | None) -> dict[str, Any]:
+    """The field of a message that carries inputs; none without any."""
+    if not inputs:
+        return {}
+    said = {n: value if isinstance(value, str) else np.ravel(value).astype(np.float32) for n, value in inputs.items()}
+    return {"inputs": said}

@@ -22,12 +22,23 @@ import numpy as np
 import zmq
 
 from deftly.console import printable
-from deftly.contract import Contract, ContractError
+from deftly.contract import ContractError, PolicyContract
+from deftly.contract.policy import MAX_PROMPT
 from deftly.errors import DeftlyError
 from deftly.serving.brain import Brain, Step
 from deftly.serving.counts import Counts
 from deftly.serving.keys import is_local, lock
-from deftly.serving.wire import MAX_FRAME, VERSION, WireError, pack, read_array, read_signals, unpack
+from deftly.serving.wire import (
+    MAX_FRAME,
+    VERSION,
+    WireError,
+    max_frame,
+    pack,
+    read_array,
+    read_inputs,
+    read_signals,
+    unpack,
+)
 
 IDLE_S, MAX_SESSIONS = 60.0, 64
 MAX_ROUND, ROUND_S = 64, 0.002
@@ -88,9 +99,13 @@ class Server:
     ):
         self.brain, self.contract, self.idle_s, self.max_sessions = brain, brain.contract, idle_s, max_sessions
         self._spec, self._hash = self.contract.to_json(), self.contract.hash
-        arrays = 4 * (sum(s.size for s in self.contract.signals) + len(self.contract.joints))
+        numbers = sum(s.size for s in self.contract.signals if not s.is_image) + len(self.contract.joints)
+        texts = 4 * MAX_PROMPT * sum(given.is_text for given in self.contract.inputs)
+        arrays = 8 * (numbers + sum(given.size for given in self.contract.inputs)) + texts
+        self._frame = max_frame(self.contract.robot)
         if max(len(self._spec.encode()), arrays) + 4096 > MAX_FRAME:
-            raise DeftlyError(f"the contract of {self.contract.robot} does not fit into messages of {MAX_FRAME} bytes")
+            name = self.contract.robot.name
+            raise DeftlyError(f"the contract of {name} does not fit into messages of {MAX_FRAME} bytes")
         self._sessions: OrderedDict[str, _Session] = OrderedDict()  # the longest idle first
         self._batch: list[_Request] = []
         self._stop, self.counts = threading.Event(), Counts()
@@ -109,7 +124,7 @@ class Server:
         self._socket = self._context.socket(zmq.ROUTER)
         options = {
             zmq.LINGER: 0,
-            zmq.MAXMSGSIZE: MAX_FRAME,
+            zmq.MAXMSGSIZE: self._frame,
             zmq.RCVHWM: QUEUE,
             zmq.SNDHWM: QUEUE,
             zmq.HEARTBEAT_IVL: 2000,
@@ -162,7 +177,7 @@ class Server:
 
     def status(self) -> dict[str, Any]:
         """What `deftly serve --status` shows."""
-        who = {"robot": self.contract.robot, "contract": self._hash}
+        who = {"robot": self.contract.robot.name, "contract": self._hash}
         return {**who, "sessions": len(self._sessions), "max_sessions": self.max_sessions, **self.counts.report()}
 
     def _round(self) -> None:
@@ -201,7 +216,7 @@ class Server:
         if len(payload) != 1:
             raise Refusal("bad-frames", "a message is one frame, or an empty one and one")
         body, echo = request.body, request.echo
-        body |= unpack(payload[0])
+        body |= unpack(payload[0], self._frame)
         seq, sent, kind = body.get("seq"), body.get("time"), body.get("type")
         if type(seq) is int and 0 <= seq < 2**63:
             echo["seq"] = seq
@@ -252,7 +267,7 @@ class Server:
             if len(spec) > 2 * len(self._spec) + 4096:  # reading it would cost more than it can tell
                 raise Refusal("contract-mismatch", "the contract of the robot is far larger than the policy's")
             try:
-                self.contract.require(Contract.from_json(spec), "the robot")
+                self.contract.require(PolicyContract.from_json(spec), "the robot")
             except ContractError as error:
                 raise Refusal("contract-mismatch", str(error)) from None
         elif theirs not in (None, self._hash):
@@ -289,7 +304,8 @@ class Server:
 
     def _reset(self, request: _Request) -> None:
         if session := self._enter(request):
-            session.memory = self.brain.reset(read_signals(request.body.get("signals"), self.contract))
+            inputs = read_inputs(request.body.get("inputs"), self.contract)
+            session.memory = self.brain.reset(read_signals(request.body.get("signals"), self.contract.robot), inputs)
             self._send(request, {"ok": True})
 
     def _infer(self, request: _Request) -> None:
@@ -297,10 +313,12 @@ class Server:
         if session := self._enter(request):
             if session.memory is None:
                 raise Refusal("needs-reset", "the policy decides only in an episode: reset first")
-            signals, applied = read_signals(request.body.get("signals"), self.contract), request.body.get("applied")
+            signals = read_signals(request.body.get("signals"), self.contract.robot)
+            applied = request.body.get("applied")
+            inputs = read_inputs(request.body.get("inputs"), self.contract)
             if applied is not None:
                 applied = read_array(applied, len(self.contract.joints), "applied")
-            request.step = Step(signals, session.memory, applied)
+            request.step = Step(signals, session.memory, applied, inputs)
             self._batch.append(request)
 
     def _close(self, request: _Request) -> None:

@@ -1,7 +1,8 @@
 """The messages between a policy server and its robots: msgpack maps of bounded size, checked against the contract.
 
-An array is a map `{"dtype": "<f4" or "<f8", "shape": [n], "data": bytes}`, or a plain list of numbers. Nothing is ever
-built from a peer's bytes but numbers, text, lists and maps.
+An array is a map `{"dtype": "<f4" or "<f8", "shape": [n], "data": bytes}`, or a plain list of numbers; an image is a map
+`{"dtype": "|u1", "shape": [height, width, 3], "data": bytes}`. Nothing is ever built from a peer's bytes but numbers,
+text, lists and maps.
 
 docs/wire.md describes the messages for those who speak them from another language.
 """
@@ -15,15 +16,18 @@ import msgpack
 import numpy as np
 
 from deftly.console import printable
-from deftly.contract import Contract
+from deftly.contract import PolicyContract, RobotInterface
+from deftly.contract.policy import MAX_PROMPT
 from deftly.errors import DeftlyError
 
 VERSION = 1
 MAX_FRAME = 65_536
-"""Bytes of the longest message that is read, in either direction."""
+"""Bytes of the longest message that is read, in either direction, apart from images: see `max_frame`."""
 MAX_LIST, MAX_MAP = 512, 256
 """Elements of the longest list and map: msgpack sets aside the memory that a header claims, at every depth."""
 _BOUNDS = {"max_ext_len": 0, "max_array_len": MAX_LIST, "max_map_len": MAX_MAP}
+IMAGE = "|u1"
+"""Type of an image's numbers: one byte each."""
 DTYPES = {"<f4": np.dtype("<f4"), "<f8": np.dtype("<f8")}
 
 
@@ -36,10 +40,18 @@ def pack(message: Mapping[str, Any]) -> bytes:
     return msgpack.packb(message, default=_encode)  # type: ignore[return-value]
 
 
-def unpack(frame: bytes | memoryview) -> dict[str, Any]:
-    """The message of some bytes. Raises WireError if they are too many, or no msgpack map with text as keys."""
-    if len(frame) > MAX_FRAME:
-        raise WireError(f"message of {len(frame)} bytes, at most {MAX_FRAME} are read")
+def max_frame(robot: RobotInterface) -> int:
+    """Bytes of the longest message to or from this robot: its images come on top of everything else."""
+    return MAX_FRAME + sum(signal.size for signal in robot.signals if signal.is_image)
+
+
+def unpack(frame: bytes | memoryview, most: int = MAX_FRAME) -> dict[str, Any]:
+    """The message of some bytes.
+
+    Raises WireError if they are more than `most`, or no msgpack map with text as keys.
+    """
+    if len(frame) > most:
+        raise WireError(f"message of {len(frame)} bytes, at most {most} are read")
     try:
         message = msgpack.unpackb(frame, raw=False, strict_map_key=True, **_BOUNDS)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
@@ -69,22 +81,67 @@ def read_array(value: object, size: int, name: str) -> np.ndarray:
     return array
 
 
-def read_signals(value: object, contract: Contract) -> dict[str, np.ndarray]:
-    """The signals of a message, each `(size,)` float32. Raises WireError naming the one that is missing or wrong."""
+def read_image(value: object, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """An image of a message, of exactly this shape, uint8. Raises WireError for anything else."""
+    try:
+        if not isinstance(value, dict) or value["dtype"] != IMAGE or value["shape"] != list(shape):
+            raise ValueError
+        return np.frombuffer(value["data"], np.uint8).reshape(shape)
+    except (KeyError, TypeError, ValueError):
+        raise WireError(f"'{name}' is no image of {' x '.join(map(str, shape))} bytes") from None
+
+
+def read_inputs(value: object, contract: PolicyContract) -> dict[str, Any]:
+    """The inputs of a message, each `(size,)` float32 or text; there may be none of them.
+
+    Raises WireError naming the one that is unknown or wrong.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise WireError("'inputs' is no map of arrays and texts")
+    known = {given.name: given for given in contract.inputs}
+    found = {}
+    for name, said in value.items():
+        if name not in known:
+            raise WireError(f"'{str(name)[:40]}' is no input of the policy, which has {list(known)}")
+        if not known[name].is_text:
+            found[name] = read_array(said, known[name].size, name)
+        elif isinstance(said, str) and len(said) <= MAX_PROMPT:
+            found[name] = said
+        else:
+            raise WireError(f"'{name}' is no text of at most {MAX_PROMPT} characters")
+    return found
+
+
+def read_signals(value: object, robot: RobotInterface) -> dict[str, np.ndarray]:
+    """The signals of a message, each `(size,)` float32, or `(height, width, 3)` uint8 of an image.
+
+    Raises WireError naming the one that is missing or wrong.
+    """
     if not isinstance(value, dict):
         raise WireError("'signals' is no map of arrays")
-    known = [s.name for s in contract.signals]
+    known = [s.name for s in robot.signals]
     for name in value:
         if name not in known:
-            raise WireError(f"'{str(name)[:40]}' is no signal of {contract.robot}, which has {known}")
+            raise WireError(f"'{str(name)[:40]}' is no signal of {robot.name}, which has {known}")
     missing = [name for name in known if name not in value]
     if missing:
         raise WireError(f"signal '{missing[0]}' is missing")
-    return {s.name: read_array(value[s.name], s.size, s.name) for s in contract.signals}
+    found = {}
+    for signal in robot.signals:
+        said = value[signal.name]
+        if signal.is_image:
+            found[signal.name] = read_image(said, signal.shape, signal.name)
+        else:
+            found[signal.name] = read_array(said, signal.size, signal.name)
+    return found
 
 
 def _encode(value: object) -> dict[str, Any]:
-    if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+    if not isinstance(value, np.ndarray) or (value.dtype.kind != "f" and value.dtype != np.uint8):
         raise TypeError(f"cannot send a {type(value).__name__}")
+    if value.dtype == np.uint8:
+        return {"dtype": IMAGE, "shape": list(value.shape), "data": value.tobytes()}
     dtype = "<f8" if value.dtype.itemsize == 8 else "<f4"
     return {"dtype": dtype, "shape": list(value.shape), "data": value.astype(dtype).tobytes()}

@@ -8,7 +8,7 @@ import mujoco
 import torch
 from torch import Tensor
 
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.sim.protocol import Sim
 from deftly.sim.rows import Rows, wide
@@ -35,7 +35,7 @@ class State:
         generator: of all random draws.
     """
 
-    def __init__(self, sim: Sim, contract: Contract, episode_steps: int):
+    def __init__(self, sim: Sim, contract: PolicyContract, episode_steps: int):
         self.sim = sim
         self.num_envs = sim.num_envs
         self.device = sim.device

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-from deftly.contract import JOINT_POS, Contract
+from deftly.contract import JOINT_POS, PolicyContract
 from deftly.control.drivers import Reading
 from deftly.robots import Robot
 from deftly.sim import scene
@@ -29,7 +29,7 @@ class LoneRobot:
     def __init__(
         self,
         robot: Robot,
-        contract: Contract,
+        contract: PolicyContract,
         figures: dict[str, dict[str, float]] | None = None,
         *,
         delay: float = 0.0,

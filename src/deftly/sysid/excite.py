@@ -9,7 +9,7 @@ from typing import NamedTuple
 import mujoco
 import numpy as np
 
-from deftly.contract import Contract
+from deftly.contract import Inputs, PolicyContract
 from deftly.control.log import Ring
 from deftly.control.loop import Runner
 from deftly.control.safety import Fault, Kernel, SafetyConfig, State
@@ -46,7 +46,7 @@ class Motion(NamedTuple):
     amplitude: dict[str, float]  # rad, of each joint that moves, after shapes that would touch were kept apart
 
 
-def motion(robot: Robot, contract: Contract, groups: list[tuple[str, ...]], how: Excitation) -> Motion:
+def motion(robot: Robot, contract: PolicyContract, groups: list[tuple[str, ...]], how: Excitation) -> Motion:
     """Commands at the contract's rate that excite groups of joints, one group after the other, the rest held.
 
     The joints of a group move about their middles, where gravity pulls at most of them, within their limits and speed;
@@ -134,7 +134,7 @@ def _ramp(start: np.ndarray, end: np.ndarray, rate: float) -> np.ndarray:
     return start + np.linspace(0.0, 1.0, count)[:, None] * (end - start)
 
 
-def _touches(robot: Robot, contract: Contract) -> Callable[[np.ndarray, list[int], np.ndarray], int | None]:
+def _touches(robot: Robot, contract: PolicyContract) -> Callable[[np.ndarray, list[int], np.ndarray], int | None]:
     """A test of a path: the place in `columns` of the joint that is furthest out where shapes touch, or None."""
     model = robot.spec().compile()
     data, qpos = mujoco.MjData(model), [int(model.joint(n).qposadr[0]) for n in contract.joint_names]
@@ -160,7 +160,7 @@ def _touches(robot: Robot, contract: Contract) -> Callable[[np.ndarray, list[int
 class Frames:
     """The motion as a `Policy`: one row for each decision, then the last."""
 
-    def __init__(self, contract: Contract, cmd: np.ndarray):
+    def __init__(self, contract: PolicyContract, cmd: np.ndarray):
         self.contract, self._cmd, self._next = contract, cmd, 0
 
     @property
@@ -168,11 +168,11 @@ class Frames:
         """Whether all rows were sent."""
         return self._next >= len(self._cmd)
 
-    def reset(self, signals: Signals) -> None:
+    def reset(self, signals: Signals, inputs: Inputs | None = None) -> None:
         """From the first row."""
         self._next = 0
 
-    def infer(self, signals: Signals, applied: np.ndarray | None = None) -> Decision:
+    def infer(self, signals: Signals, applied: np.ndarray | None = None, inputs: Inputs | None = None) -> Decision:
         """The next row."""
         row = self._cmd[min(self._next, len(self._cmd) - 1)]
         self._next += 1
@@ -189,7 +189,7 @@ def on_simulated(frames: Frames, robot: LoneRobot, safety: SafetyConfig) -> Ring
     """
     contract = robot.contract
     ring = Ring(contract, len(frames._cmd) + round((safety.approach_s + 60.0) * contract.rate))
-    with Runner(frames, Kernel(contract, safety), robot, ring) as runner:
+    with Runner(frames, Kernel(contract.robot, contract.rate, safety), robot, ring) as runner:
         while not frames.done:
             tick = runner.step(robot.now)
             if tick.command is None:
@@ -211,9 +211,8 @@ def groups(robot: Robot, finger: str) -> list[tuple[str, ...]]:
     return found
 
 
-def write_motion(path: Path, contract: Contract, made: Motion) -> None:
+def write_motion(path: Path, contract: PolicyContract, made: Motion) -> None:
     """Write a motion as an .npz file of `deftly.excite/1`: times, commands and the names of the joints."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     time = np.arange(len(made.cmd)) / contract.rate
     names = np.array(contract.joint_names)
     write_npz(path, {"schema": "deftly.excite/1", "time": time, "hand_cmd": made.cmd, "joint_names": names})

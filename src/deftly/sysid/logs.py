@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from deftly.contract import JOINT_POS, Contract
+from deftly.contract import JOINT_POS, PolicyContract
 from deftly.control import log
 from deftly.errors import DeftlyError
 from deftly.files import read_npz
@@ -37,7 +37,7 @@ class HandLog(NamedTuple):
 
 def read(
     path: Path,
-    contract: Contract,
+    contract: PolicyContract,
     command_hz: float = 0.0,
     hardware_order: bool = False,
     units: Literal["rad", "deg"] = "rad",
@@ -64,9 +64,9 @@ def read(
     if units == "deg":
         cmd, state = np.deg2rad(cmd), np.deg2rad(state)
     if hardware_order:
-        if not contract.motors:
-            raise DeftlyError(f"{contract.robot} has no table of motors: leave --hardware-order out")
-        cmd, state = contract.from_motors(cmd), contract.from_motors(state)
+        if not contract.robot.motors:
+            raise DeftlyError(f"{contract.robot.name} has no table of motors: leave --hardware-order out")
+        cmd, state = contract.robot.from_motors(cmd), contract.robot.from_motors(state)
     rate = command_hz or contract.rate
     time = _times(path, arrays[TIME], len(cmd)) if TIME in arrays else np.arange(len(cmd)) / rate
     return _check(path, contract, HandLog(time, cmd, state, TIME in arrays), units)
@@ -76,7 +76,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     return read_npz(path, f"a log of {CMD} and {STATE}", MAX_BYTES, advice="give --log-file FILE.npz")
 
 
-def _matrix(path: Path, arrays: dict[str, np.ndarray], name: str, contract: Contract) -> np.ndarray:
+def _matrix(path: Path, arrays: dict[str, np.ndarray], name: str, contract: PolicyContract) -> np.ndarray:
     """An array of the log, (T, num_joints) float64."""
     joints = len(contract.joints)
     if name not in arrays:
@@ -87,7 +87,7 @@ def _matrix(path: Path, arrays: dict[str, np.ndarray], name: str, contract: Cont
     if values.ndim != 2 or values.shape[1] != joints or values.dtype.kind not in "fiu":
         found = f"{'x'.join(map(str, values.shape)) or 'a single value'} of {values.dtype}"
         raise DeftlyError(
-            f"{path}: '{name}' is {found}, but {contract.robot} has {joints} joints: (T, {joints}) numbers"
+            f"{path}: '{name}' is {found}, but {contract.robot.name} has {joints} joints: (T, {joints}) numbers"
         )
     values = values.astype(np.float64)
     if bad := np.argwhere(~np.isfinite(values)).tolist():
@@ -107,21 +107,21 @@ def _times(path: Path, time: np.ndarray, count: int) -> np.ndarray:
     return time - time[0]
 
 
-def _require_names(path: Path, contract: Contract, names: list[str], hardware_order: bool) -> None:
-    wanted = [m.joint for m in contract.motors] if hardware_order else list(contract.joint_names)
+def _require_names(path: Path, contract: PolicyContract, names: list[str], hardware_order: bool) -> None:
+    wanted = [m.joint for m in contract.robot.motors] if hardware_order else list(contract.joint_names)
     if names == wanted:
         return
-    if contract.motors and names == [m.joint for m in contract.motors]:
+    if contract.robot.motors and names == [m.joint for m in contract.robot.motors]:
         raise DeftlyError(f"{path}: its joints are in the order of the motors: add --hardware-order True")
     first = next((f"'{a}' for '{b}'" for a, b in zip(names, wanted) if a != b), f"{len(names)} for {len(wanted)}")
-    raise DeftlyError(f"{path} is of another robot than {contract.robot}: its joints are {first}")
+    raise DeftlyError(f"{path} is of another robot than {contract.robot.name}: its joints are {first}")
 
 
-def _of_run(path: Path, contract: Contract) -> HandLog:
+def _of_run(path: Path, contract: PolicyContract) -> HandLog:
     """The ticks of a `deftly.log/1` in which a policy drove; the first stretch of them."""
     found = log.read(path)
     for what, ours, theirs in (
-        ("robot", contract.robot, found.contract.robot),
+        ("robot", contract.robot.name, found.contract.robot),
         ("joints", contract.joint_names, found.contract.joint_names),
     ):
         if ours != theirs:
@@ -138,7 +138,7 @@ def _of_run(path: Path, contract: Contract) -> HandLog:
     return HandLog(time, rows["command"][part], rows[f"signal/{JOINT_POS}"][part])
 
 
-def _check(path: Path, contract: Contract, found: HandLog, units: str = "rad") -> HandLog:
+def _check(path: Path, contract: PolicyContract, found: HandLog, units: str = "rad") -> HandLog:
     """The log, if it may be this robot's."""
     lower, upper = np.array([(j.lower, j.upper) for j in contract.joints]).T
     if len(found.time) < 2 or found.time[-1] < LEAST_S:
@@ -171,7 +171,7 @@ def moving(found: HandLog, columns: list[int], spare: float = 1.0) -> HandLog:
     return HandLog(found.time[first:stop], found.cmd[first:stop], found.state[first:stop], found.stamped)
 
 
-def require_motion(path: Path, contract: Contract, found: HandLog, joints: tuple[str, ...]) -> list[str]:
+def require_motion(path: Path, contract: PolicyContract, found: HandLog, joints: tuple[str, ...]) -> list[str]:
     """The joints of these that the log moves, in order.
 
     Raises DeftlyError if there is none, or one of them goes where another joint is commanded.

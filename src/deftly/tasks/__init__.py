@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deftly.config import TaskConfig, suggest
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Task:
         """The robot in its surroundings, with a keyframe `home`."""
         raise NotImplementedError
 
-    def contract(self) -> Contract:
+    def contract(self) -> PolicyContract:
         """Which signals are observed and how actions act."""
         raise NotImplementedError
 

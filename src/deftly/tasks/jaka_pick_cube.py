@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from deftly.config import TaskConfig
-from deftly.contract import Act, Contract, Observe, Signal
+from deftly.contract import Act, Derive, Observe, PolicyContract, Signal
 from deftly.robots import jaka_zu5
 from deftly.robots.jaka_zu5 import ARM
 from deftly.sim import scene
@@ -59,12 +59,14 @@ class PickCube(Task):
 
     Observation (11):
 
-    | index | signal    | meaning                              | unit | range of the signal |
+    | index | term      | meaning                              | unit | range of the term   |
     |-------|-----------|--------------------------------------|------|---------------------|
     | 0-5   | joint_pos | arm joints 1 to 6                    | rad  | joint limits        |
     | 6     | joint_pos | opening of a finger, divided by 0.04 | m    | 0 .. 0.04           |
     | 7-9   | cube_pos  | cube centre in the base frame        | m    | the table           |
     | 10    | cube_dist | pinch point to cube centre           | m    | 0 .. 1.5            |
+
+    `cube_dist` is no signal: the contract computes it from the measured joints and cube position, noise and all.
 
     Action (4), in [-1, 1]:
 
@@ -112,22 +114,24 @@ class PickCube(Task):
         scene.add_home(s, {j.name: j.home for j in jaka_zu5.ROBOT.joints})
         return s
 
-    def contract(self) -> Contract:
+    def contract(self) -> PolicyContract:
         """Velocity control of three joints and the gripper, at `rate`."""
         robot, cfg = jaka_zu5.ROBOT, self.cfg
-        joint_pos = Signal("joint_pos", len(robot.joints), "rad, gripper m")
-        signals = (joint_pos, Signal("cube_pos", 3, "m", "base"), Signal("cube_dist", 1, "m"))
+        interface = robot.interface(Signal("cube_pos", 3, "m", "base"))
+        derive = (
+            Derive("pinch_pos", "forward_kinematics", site="pinch"),
+            Derive("cube_offset", "difference", ("pinch_pos", "cube_pos")),
+            Derive("cube_dist", "norm", ("cube_offset",)),
+        )
         joint_scale = (1, 1, 1, 1, 1, 1, 1 / jaka_zu5.FINGER_TRAVEL)
         observe = (Observe("joint_pos", joint_scale), Observe("cube_pos"), Observe("cube_dist"))
         arm = Act(("joint_1", "joint_2", "joint_3"), "velocity", (cfg.speed,), cfg.lowpass)
         act = (arm, Act(("gripper",), "gripper", (jaka_zu5.GRIPPER_SPEED,)))
-        return Contract(robot.name, cfg.rate, robot.joints, signals, observe, act, jaka_zu5.TOOL_DOWN)
+        return PolicyContract(interface, cfg.rate, observe, act, derive=derive)
 
     def signals(self, s: State) -> dict[str, Tensor]:
-        """Joint positions, cube position, and the distance between cube and pinch point."""
-        cube = _cube(s)
-        distance = (ARM.tool(s) - cube).norm(dim=-1, keepdim=True)
-        return {"joint_pos": s.joint_pos, "cube_pos": cube, "cube_dist": distance}
+        """Joint positions and cube position."""
+        return {"joint_pos": s.joint_pos, "cube_pos": _cube(s)}
 
     def privileged(self, s: State) -> Tensor:
         """Joint velocities, cube velocity, pinch point relative to the cube, grip, fraction of the steps to hold."""

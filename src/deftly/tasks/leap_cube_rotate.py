@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deftly.config import TaskConfig
-from deftly.contract import Act, Contract, Observe, Signal
+from deftly.contract import Act, Observe, PolicyContract
 from deftly.errors import DeftlyError
 from deftly.objects.grasp_cache import Grasps
 from deftly.objects.strokes import Strokes
@@ -156,7 +156,7 @@ class CubeRotate(Task):
         scene.add_home(s, {j.name: j.home for j in self.robot.joints})
         return s
 
-    def contract(self) -> Contract:
+    def contract(self) -> PolicyContract:
         """Positions and commands of the joints in, changes of the commands out."""
         cfg, robot, joints = self.cfg, self.robot, []
         for j in robot.joints:
@@ -165,10 +165,9 @@ class CubeRotate(Task):
             joints.append(replace(j, lower=middle - half, upper=middle + half, slack=slack))
         home, names = tuple(j.home for j in joints), tuple(j.name for j in joints)
         seen = Observe("joint_pos", offset=home, history=cfg.history, stride=cfg.stride)
-        observe = (seen, replace(seen, signal="command"))
-        signals = (Signal("joint_pos", len(joints), "rad"),)
+        observe = (seen, replace(seen, term="command"))
         act = (Act(names, "delta", (cfg.delta,)),)
-        return Contract(robot.name, cfg.rate, tuple(joints), signals, observe, act, motors=robot.motors)
+        return PolicyContract(robot.interface(joints=joints), cfg.rate, observe, act)
 
     def signals(self, s: State) -> dict[str, Tensor]:
         """Joint positions."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from deftly.config import RunsConfig, SimConfig, parse, rewrite, split_task, with_task
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.control.log import Ring
 from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, SafetyConfig, State
@@ -101,7 +101,7 @@ class Origin:
     local: Callable[[], LocalPolicy] | None
     """Makes the policy in this process; None if only a server has it."""
 
-    def open(self, args: LoopArgs, contract: Contract) -> Policy:
+    def open(self, args: LoopArgs, contract: PolicyContract) -> Policy:
         """The policy. Raises DeftlyError unless it was made under this contract."""
         if args.server_endpoint:
             from deftly.serving.client import Client
@@ -242,7 +242,7 @@ def run_episode(
     contract, state0, end = robot.contract, robot.state, ""
     approach = math.ceil(APPROACH_S * contract.rate) if safety.approach_s else 0
     ring = Ring(contract, 1 + robot.ready + robot.task.cfg.episode_steps + approach)
-    kernel = Kernel(contract, safety)
+    kernel = Kernel(contract.robot, contract.rate, safety)
     runner = Runner(policy, kernel, robot, ring)
     runner.episode = episode
     each()

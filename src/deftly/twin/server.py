@@ -111,7 +111,7 @@ class RobotServer:
         if kind == "write":
             robot.write(read_array(message.get("targets"), len(robot.contract.joints), "targets"))
         elif kind == "hello":
-            return {"spec": robot.contract.to_json(), "rate": robot.contract.rate}
+            return {"spec": robot.contract.robot.to_json(), "rate": robot.contract.rate}
         elif kind == "stop":
             self.running = False
         else:

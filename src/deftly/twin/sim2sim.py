@@ -21,15 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deftly import __version__, render
-from deftly.contract import Contract
+from deftly import __version__, render, stats
+from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
 from deftly.evaluate.evaluate import check_gate
 from deftly.files import write_json
 from deftly.policy.protocol import Policy
-from deftly.stats import fisher, percentiles, proportion
-from deftly.stats import summarize as stats_summary
 from deftly.twin.loop import FAULT, LoopArgs, Origin, Outcome, run_episode
 
 if TYPE_CHECKING:
@@ -68,7 +66,7 @@ def summarize(task: Task, args: LoopArgs, origin: Origin, outcomes: Sequence[Out
     result = {
         "schema": SCHEMA,
         "task": task.name,
-        "robot": contract.robot,
+        "robot": contract.robot.name,
         "contract": contract.hash,
         "policy": {"label": origin.label, "sha256": origin.sha256, "endpoint": args.server_endpoint},
         "episodes": len(outcomes),
@@ -76,19 +74,19 @@ def summarize(task: Task, args: LoopArgs, origin: Origin, outcomes: Sequence[Out
         "preset": args.sim.preset,
         "disturbances": {"noise": args.noise, "latency_ms": args.latency_ms},
         "safety": asdict(args.safety),
-        "success": proportion(success),
-        "figures": {k: stats_summary(v) for k, v in {**figures, "clipped": clipped, **own}.items()},
+        "success": stats.proportion(success),
+        "figures": {k: stats.summarize(v) for k, v in {**figures, "clipped": clipped, **own}.items()},
         "ends": dict(Counter(o.end for o in outcomes).most_common()),
         "reasons": dict(Counter(f"{o.end}: {o.reason}" for o in outcomes if o.reason).most_common(10)),
         "broken_physics": sum(o.end == "failed/physics" for o in outcomes),
         "violation": max(violation(contract, o.rows) for o in outcomes),
-        "timing": {name: percentiles(values[driven]) for name, values in rows.items()},
+        "timing": {name: stats.percentiles(values[driven]) for name, values in rows.items()},
         "version": __version__,
     }
     return {**result, "eval": agreement(result["success"], len(outcomes), origin.report)}
 
 
-def violation(contract: Contract, rows: Mapping[str, np.ndarray]) -> float:
+def violation(contract: PolicyContract, rows: Mapping[str, np.ndarray]) -> float:
     """By how much, at most, a command was beyond a limit (rad or m), or too fast (rad/s or m/s); 0 if none was."""
     joints, command = contract.joints, rows["command"]
     lower, upper, speed = np.array([(j.lower, j.upper, j.velocity) for j in joints]).T
@@ -107,7 +105,7 @@ def agreement(success: Mapping[str, Any], total: int, measured: Mapping[str, Any
         return None
     theirs, episodes = measured["success"], measured["episodes"]
     (low, high), (ours_low, ours_high) = theirs["wilson95"], success["wilson95"]
-    p = fisher(success["count"], total, theirs["count"], episodes)
+    p = stats.fisher(success["count"], total, theirs["count"], episodes)
     within = agrees = low <= success["rate"] <= high
     how = "the rate lies within its interval"
     if not within:

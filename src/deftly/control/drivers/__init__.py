@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from deftly.contract import JOINT_POS, Contract
+from deftly.contract import JOINT_POS, RobotInterface
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import Signals
 
@@ -21,13 +21,17 @@ class Reading(NamedTuple):
     """What a robot measured."""
 
     signals: Signals
-    """By signal name, (size,) each; units and order are the contract's."""
+    """By signal name, (size,) each, or (height, width, 3) of an image; units and order are the robot interface's."""
     at: float
     """When, on this computer's monotonic clock, s."""
 
 
 class Driver(Protocol):
     """A robot. A class outside the package is one too: `deftly run --driver my_robot:Driver`.
+
+    A driver may say more than it must, by attributes: `robot`, the RobotInterface that it really has; `approach_s`, the
+    time in which its robot is brought home before a policy drives, s; `lead`, how far a command may be ahead of its
+    joint, rad; `success`, whether the task is done, which only a simulated robot can tell.
 
     Every method returns within a fraction of the control period, and raises DriverError if it cannot do its work. What
     it is given and what it gives back is copied: a driver may keep its own arrays and change them.
@@ -38,7 +42,7 @@ class Driver(Protocol):
         ...
 
     def write(self, targets: np.ndarray) -> None:
-        """Command joint targets, (num_joints,) float64 in the contract's order, rad (m)."""
+        """Command joint targets, (num_joints,) float64 in the robot interface's order, rad (m)."""
         ...
 
     def stop(self) -> None:
@@ -59,7 +63,8 @@ class FakeDriver:
 
     def __init__(
         self,
-        contract: Contract,
+        robot: RobotInterface,
+        rate: float,
         fault: str = "",
         at: int = 40,
         clock: Callable[[], float] = time.monotonic,
@@ -67,10 +72,11 @@ class FakeDriver:
     ):
         if fault and fault not in FAULTS:
             raise DeftlyError(f"the fake robot has no fault '{fault}', it has {', '.join(FAULTS)}")
-        self.contract, self._fault, self._at, self._clock, self._sleep = contract, fault, at, clock, sleep
-        self._lower, self._upper = np.array([(j.lower, j.upper) for j in contract.joints]).T
-        self._reach = np.array([j.velocity for j in contract.joints]) / contract.rate
-        self.position = np.array(contract.home())
+        self.robot, self.rate = robot, rate
+        self._fault, self._at, self._clock, self._sleep = fault, at, clock, sleep
+        self._lower, self._upper = np.array([(j.lower, j.upper) for j in robot.joints]).T
+        self._reach = np.array([j.velocity for j in robot.joints]) / rate
+        self.position = np.array(robot.home())
         self.command: np.ndarray | None = None
         """The last command that was taken."""
         self.stopped = False
@@ -92,17 +98,18 @@ class FakeDriver:
         if fault == "frozen":
             return self._last
         if fault == "slow":
-            self._sleep(5 / self.contract.rate)
+            self._sleep(5 / self.rate)
         if fault in ("beyond", "jump"):
             span = self._upper - self._lower
             leap = position[0] + 0.5 * span[0] * (1 if position[0] < (self._lower + self._upper)[0] / 2 else -1)
             position[0] = self._upper[0] + span[0] if fault == "beyond" else leap
-        signals = {s.name: np.zeros(s.size) for s in self.contract.signals} | {JOINT_POS: position}
+        signals = {s.name: np.zeros(s.shape, s.dtype if s.is_image else None) for s in self.robot.signals}
+        signals[JOINT_POS] = position
         broken = {"nan": np.full(len(position), np.nan), "shape": np.zeros(len(position) + 1)}
         signals[JOINT_POS] = broken.get(fault, position)
         if fault == "missing":
             del signals[JOINT_POS]
-        self._last = Reading(signals, now - (10 / self.contract.rate if fault == "late" else 0.0))
+        self._last = Reading(signals, now - (10 / self.rate if fault == "late" else 0.0))
         return self._last
 
     def write(self, targets: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """A LEAP hand: sixteen XC330-M288 servos on one bus, behind the driver interface. See docs/leap.md.
 
 Registers and units are those of the ROBOTIS e-manual, XC330-M288-T. A turn has 4096 ticks; LEAP's zero pose, the flat
-hand, is 180 degrees: tick 2048. So a motor's position in the contract, rad, is 0 at tick 2048.
+hand, is 180 degrees: tick 2048. So a motor's position in the robot interface, rad, is 0 at tick 2048.
 
 Each reading is one exchange: currents, velocities, positions, and whether each motor is as it was left. Motors are
 commanded nothing, and keep their torque as it was, until the first `write`.
@@ -17,8 +17,9 @@ from contextlib import suppress
 
 import numpy as np
 
-from deftly.contract import JOINT_POS, Contract
+from deftly.contract import JOINT_POS, RobotInterface
 from deftly.control.drivers import DriverError, Reading
+from deftly.control.drivers.buses import BUSES, LEAP
 from deftly.control.drivers.dynamixel_bus import BAUDS, Bus, NoAnswer
 
 MODEL = 1240
@@ -27,7 +28,7 @@ MODELS |= {MODEL: "XC330-M288"}
 BAUD = 4_000_000
 P_GAIN, I_GAIN, D_GAIN = 1139, 0, 148
 """Of the servo's position controller, in its own units: what robots/leap_hand.py simulates."""
-CURRENT_MA = 550
+CURRENT_MA = LEAP.current_ma
 """Likewise: 0.29 N m."""
 MOST_MA = 1200
 """Largest current that may be asked for: the makers of the hand found about 600 good; a motor at 5 V stalls at 1800."""
@@ -59,10 +60,11 @@ UNITS = {JOINT_POS: "rad", "joint_vel": "rad/s", "joint_current": "A"}
 
 
 class Dynamixel:
-    """The motors of a contract. Raises DriverError, one line, unless each of them is there, well, and set up.
+    """The motors of a robot. Raises DriverError, one line, unless each of them is there, well, and set up.
 
     Args:
-        contract: its `motors` say which id turns which joint, and which way.
+        robot: its `motors` say in which order and which way joints are turned; `buses.BUSES` has their ids.
+        rate: of the control loop, Hz.
         port: the serial port, such as /dev/ttyUSB0.
         baud: rate of the bus.
         current_ma: largest current of each motor, mA.
@@ -74,26 +76,29 @@ class Dynamixel:
 
     def __init__(
         self,
-        contract: Contract,
+        robot: RobotInterface,
+        rate: float,
         port: str | None,
         baud: int = BAUD,
         current_ma: int = CURRENT_MA,
         timeout: float | None = None,
     ):
-        _require(contract, current_ma)
+        _require(robot, rate, current_ma)
         if port is None:
             raise DriverError("--driver leap needs --port, such as /dev/ttyUSB0")
-        self.contract, self.port, self.baud, self._ids = contract, port, baud, [m.id for m in contract.motors]
-        self.timeout = SHARE / contract.rate if timeout is None else timeout
-        self._names = {m.id: f"motor {m.id} ({m.joint})" for m in contract.motors}
-        self._offset = np.array([m.offset for m in contract.motors])
+        bus = BUSES[robot.name]
+        self.robot, self.rate, self.port, self.baud = robot, rate, port, baud
+        self.lead, self._ids = bus.lead, list(bus.ids)
+        self.timeout = SHARE / rate if timeout is None else timeout
+        self._names = {i: f"motor {i} ({motor.joint})" for i, motor in zip(bus.ids, robot.motors)}
+        self._offset = np.array([m.offset for m in robot.motors])
         self._settings = {
             GAINS: struct.pack("<HHH", D_GAIN, I_GAIN, P_GAIN),
             FEED_FORWARD: bytes(4),
             GOAL_CURRENT: struct.pack("<h", current_ma),
             PROFILE: bytes(8),  # a profile would slow every command down
         }
-        patience = max(WATCHDOG_S, WATCHDOG_PERIODS / contract.rate)
+        patience = max(WATCHDOG_S, WATCHDOG_PERIODS / rate)
         self._watchdog = bytes([min(WATCHDOG_MOST, math.ceil(patience / WATCHDOG_UNIT_S))])
         self._engaged, self._asked = False, 0
         self.retries = self.lost = 0
@@ -112,7 +117,7 @@ class Dynamixel:
     # --------------------------------------------------------------- the loop
 
     def read(self) -> Reading:
-        """The joints, and what else the contract asks for. Raises DriverError for a motor that is not well.
+        """The joints, and what else the robot interface asks for. Raises DriverError for a motor that is not well.
 
         The last reading stands in, at its own time, for one that is lost; not for a second one in a row.
         """
@@ -132,12 +137,13 @@ class Dynamixel:
             "joint_vel": velocity * SPEED + self._offset,  # from_motors takes the offset off, which a speed has not
             "joint_current": 1e-3 * current + self._offset,
         }
-        self._spare = Reading({s.name: self.contract.from_motors(measured[s.name]) for s in self.contract.signals}, at)
+        signals = {s.name: self.robot.from_motors(measured[s.name]) for s in self.robot.signals}
+        self._spare = Reading(signals, at)
         return self._spare
 
     def write(self, targets: np.ndarray) -> None:
         """Command joint targets, (num_joints,) rad. The first one switches torque and watchdog on."""
-        motors = self.contract.to_motors(np.asarray(targets, np.float64))
+        motors = self.robot.to_motors(np.asarray(targets, np.float64))
         if not np.isfinite(motors).all():
             raise DriverError("a target is no number")
         ticks = np.rint(motors / RAD + self._zero).astype(np.int64)
@@ -254,7 +260,7 @@ class Dynamixel:
 
     def _find_zero(self) -> np.ndarray:
         """The tick of each motor's zero: of those a turn apart, the one that has the joint nearest to its range."""
-        middle = self.contract.to_motors(np.array([(j.lower + j.upper) / 2 for j in self.contract.joints]))
+        middle = self.robot.to_motors(np.array([(j.lower + j.upper) / 2 for j in self.robot.joints]))
         ticks = np.array([struct.unpack("<i", row)[0] for row in self._read(POSITION, 4)])
         return ZERO + TURN * np.rint((ticks - ZERO - middle / RAD) / TURN).astype(np.int64)
 
@@ -267,7 +273,7 @@ class Dynamixel:
             least = min(least, time.monotonic() - began)
             if least <= self.timeout:
                 return
-        figures = f"{1e3 * least:.1f} ms, at {self.contract.rate:g} Hz at most {1e3 * self.timeout:.1f} are left"
+        figures = f"{1e3 * least:.1f} ms, at {self.rate:g} Hz at most {1e3 * self.timeout:.1f} are left"
         raise DriverError(f"reading {self.port} takes {figures}: set its latency timer to 1 ms (docs/leap.md)")
 
     def _read(self, address: int, length: int) -> list[bytes]:
@@ -282,18 +288,20 @@ class Dynamixel:
         self._bus.write(self._ids, address, [value] * len(self._ids))
 
 
-def _require(contract: Contract, current_ma: int) -> None:
-    """Raise DriverError unless these motors can be what the contract says."""
-    if not contract.motors:
-        raise DriverError(f"the contract of {contract.robot} names no motors: --driver leap drives LEAP hands")
-    odd = [j.name for j in contract.joints if j.units != "rad"]
+def _require(robot: RobotInterface, rate: float, current_ma: int) -> None:
+    """Raise DriverError unless these motors can be what the robot interface says."""
+    if not robot.motors:
+        raise DriverError(f"the interface of {robot.name} names no motors: --driver leap drives LEAP hands")
+    if robot.name not in BUSES or len(BUSES[robot.name].ids) != len(robot.motors):
+        raise DriverError(f"no bus is known for {robot.name}: --driver leap drives {', '.join(BUSES)}")
+    odd = [j.name for j in robot.joints if j.units != "rad"]
     if odd:
-        raise DriverError(f"joint {odd[0]} of {contract.robot} does not turn: the driver's motors only do")
-    for signal in contract.signals:
-        if signal.size != len(contract.joints) or signal.units not in ("", UNITS.get(signal.name)):
+        raise DriverError(f"joint {odd[0]} of {robot.name} does not turn: the driver's motors only do")
+    for signal in robot.signals:
+        if signal.size != len(robot.joints) or signal.units not in ("", UNITS.get(signal.name)):
             known = ", ".join(f"{name} ({units})" for name, units in UNITS.items())
             raise DriverError(f"the hand does not measure '{signal.name}' ({signal.units or 'no unit'}), but {known}")
     if not 1 <= current_ma <= MOST_MA:
         raise DriverError(f"--current-ma is {current_ma}, but it must be within 1 .. {MOST_MA}")
-    if contract.rate < WATCHDOG_PERIODS / (WATCHDOG_UNIT_S * WATCHDOG_MOST):
-        raise DriverError(f"{contract.robot} runs at {contract.rate:g} Hz: too slow for the motors' watchdog")
+    if rate < WATCHDOG_PERIODS / (WATCHDOG_UNIT_S * WATCHDOG_MOST):
+        raise DriverError(f"{robot.name} runs at {rate:g} Hz: too slow for the motors' watchdog")

@@ -1,8 +1,8 @@
 """A robot in another process, over a socket: `Driver` for the simulated robot of `deftly.twin.server`, or one like it.
 
 Each message is a msgpack map with `type` (`hello`, `read`, `write`, `stop`) and a number `seq`, which the answer
-repeats. An answer says `ok`; that to `hello` brings the robot's contract as `spec`, that to `read` `signals` and
-`age_s`, how long ago they were measured.
+repeats. An answer says `ok`; that to `hello` brings the robot's interface as `spec` and its `rate`, that to `read`
+`signals` and `age_s`, how long ago they were measured.
 """
 
 from __future__ import annotations
@@ -14,29 +14,39 @@ from typing import Any
 import numpy as np
 import zmq
 
-from deftly.contract import Contract, ContractError
+from deftly.contract import ContractError, RobotInterface
 from deftly.control.drivers import DriverError, Reading
-from deftly.serving.wire import MAX_FRAME, WireError, pack, read_signals, unpack
+from deftly.serving.wire import WireError, max_frame, pack, read_signals, unpack
 
 
 class SocketDriver:
-    """The robot at `endpoint`, which must have this contract; `read` and `write` wait at most `timeout` s.
+    """The robot at `endpoint`, which must have this interface and rate; `read` and `write` wait at most `timeout` s.
 
     Raises DriverError if it does not answer, within `patience` s the first time.
     """
 
-    def __init__(self, contract: Contract, endpoint: str, timeout: float | None = None, patience: float = 3.0):
-        self.contract, self.endpoint, self._seq = contract, endpoint, 0
-        self.timeout = min(0.03, 0.2 / contract.rate) if timeout is None else timeout  # others share the period
+    def __init__(
+        self,
+        robot: RobotInterface,
+        rate: float,
+        endpoint: str,
+        timeout: float | None = None,
+        patience: float = 3.0,
+    ):
+        self.robot, self.endpoint, self._seq = robot, endpoint, 0
+        self.timeout = min(0.03, 0.2 / rate) if timeout is None else timeout  # others share the period
         self.success = False
         """Whether the task is done, if the robot can tell."""
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.set(zmq.LINGER, 0)
-        self._socket.set(zmq.MAXMSGSIZE, MAX_FRAME)
+        self._frame = max_frame(robot)
+        self._socket.set(zmq.MAXMSGSIZE, self._frame)
         try:
             self._socket.connect(endpoint)
-            theirs = Contract.from_json(str(self._ask("hello", patience).get("spec")))
-            contract.require(theirs, f"the robot at {endpoint}")
+            hello = self._ask("hello", patience)
+            robot.require(RobotInterface.from_json(str(hello.get("spec"))), f"the robot at {endpoint}")
+            if hello.get("rate") != rate:
+                raise DriverError(f"its control rate is {hello.get('rate')!r:.20} Hz, the policy's {rate:g}")
         except (zmq.ZMQError, ContractError, DriverError) as error:
             self._socket.close()
             raise DriverError(f"no robot to drive at '{endpoint}': {error}") from None
@@ -46,7 +56,7 @@ class SocketDriver:
         reply, now = self._ask("read", self.timeout), time.monotonic()
         age = reply.get("age_s")
         try:
-            signals = read_signals(reply.get("signals"), self.contract)
+            signals = read_signals(reply.get("signals"), self.robot)
         except WireError as error:
             raise DriverError(f"{self.endpoint}: {error}") from None
         if not isinstance(age, float) or not 0.0 <= age < 1e6:
@@ -73,7 +83,7 @@ class SocketDriver:
         try:
             self._socket.send(pack({"type": kind, "seq": self._seq, **fields}), zmq.NOBLOCK)
             while (left := deadline - time.monotonic()) > 0 and self._socket.poll(max(1, round(1e3 * left))):
-                reply = unpack(self._socket.recv())
+                reply = unpack(self._socket.recv(), self._frame)
                 if reply.get("seq") == self._seq:
                     if reply.get("ok") is not True:
                         raise DriverError(f"{self.endpoint}: {str(reply.get('error'))[:200]}")

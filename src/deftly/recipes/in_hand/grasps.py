@@ -125,7 +125,7 @@ def write(path: Path, task: GraspTask, found: dict[str, np.ndarray], tried: dict
     facts: dict[str, Any] = {
         "schema": SCHEMA,
         "task": task.name,
-        "hand": contract.robot,
+        "hand": contract.robot.name,
         "contract": contract.hash,
         "seed": seed,
         **found,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deftly.contract import Contract
+    from deftly.contract import PolicyContract
     from deftly.objects.strokes import Strokes
     from deftly.sim.state import State
     from deftly.tasks import Task
@@ -19,7 +19,7 @@ class GraspTask(Protocol):
     name: str
     cfg: Any  # with `start`, which is "sample" while grasps are looked for, and `size`, the range of the object's size
 
-    def contract(self) -> Contract:
+    def contract(self) -> PolicyContract:
         """The hand's joints."""
         ...
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.files import read_npz, write_npz
 from deftly.tasks import Task
@@ -65,7 +65,7 @@ class Gaits:
         frequency = self.frequency[0] ** (1 - part) * self.frequency[-1] ** part
         return Gaits(frequency, torch.lerp(self.shape[0], self.shape[-1], part[:, None, None]))
 
-    def cycle(self, contract: Contract) -> tuple[Tensor, Tensor]:
+    def cycle(self, contract: PolicyContract) -> tuple[Tensor, Tensor]:
         """Commands (m, num_joints) through which the first gait goes, each with the one after it, rad.
 
         They are not its targets: an action changes a command by so much and no more.

@@ -15,7 +15,7 @@ import mujoco.batch
 import numpy as np
 import torch
 
-from deftly.contract import Contract
+from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.objects.strokes import Strokes
 from deftly.recipes.in_hand.gait.gaits import SPREAD, Gaits
@@ -37,7 +37,7 @@ class TipPaths:
     Raises DeftlyError if the strokes name no site of the scene, or not as many angles and phases as sites.
     """
 
-    def __init__(self, task: Task, strokes: Strokes, contract: Contract, frequency: float, threads: int = 0):
+    def __init__(self, task: Task, strokes: Strokes, contract: PolicyContract, frequency: float, threads: int = 0):
         self.strokes, self.frequency, self._threads = strokes, frequency, threads
         self.size = len(NUMBERS) * len(strokes.sites)
         self._model = task.scene().compile()

@@ -1,0 +1,281 @@
+"""What a robot is and measures: joints, signals, couplings, motors, sites, limits. No policy, no rate, no bus."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from deftly.contract.arrays import Array, Constants, Like, pick
+from deftly.contract.schema import (
+    SMALLEST,
+    ContractError,
+    Document,
+    Name,
+    NotNegative,
+    Number,
+    Positive,
+    Quaternion,
+    Record,
+    Text,
+    Vector,
+)
+
+JOINT_POS = "joint_pos"
+"""The signal that every robot has: the position of each joint, in their order."""
+COMMAND, ACTION = "command", "action"
+"""What a policy can see beside signals: the last joint targets, and the last filtered action."""
+MAX_SIZE = 4096
+"""Elements of the largest signal of numbers."""
+MAX_IMAGE = 1 << 24
+"""Bytes of all images of a robot together, once."""
+
+Count = Annotated[int, Meta(ge=1, le=MAX_SIZE)]
+
+
+@dataclass(frozen=True)
+class Joint(Record):
+    """One commanded joint: limits, home and top speed, in rad and rad/s (m and m/s for a slide).
+
+    `slack` is how far beyond the limits of its commands the joint can be, as a hand's that something pushes; 0 if those
+    are its mechanical stops. A joint that `grips` closes on what it holds, lower limit closed: it presses, so its
+    command may be any distance ahead of it.
+    """
+
+    name: Name
+    lower: Number
+    upper: Number
+    home: Number
+    velocity: Positive
+    units: Text = "rad"
+    slack: NotNegative = 0.0
+    grips: bool = False
+
+    def check(self) -> None:
+        """Limits in order, home within them."""
+        self._need(self.upper - self.lower >= SMALLEST, f"has limits {self.lower} .. {self.upper}")
+        inside = self.lower <= self.home <= self.upper
+        self._need(inside, f"home {self.home} is outside {self.lower} .. {self.upper}")
+
+
+@dataclass(frozen=True)
+class Signal(Record):
+    """Something the robot measures: numbers, or an image `(height, width, 3)` of `uint8`.
+
+    A shape of one whole number n is (n,).
+    """
+
+    name: Name
+    shape: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=3)]
+    units: Text = ""
+    frame: Text = ""
+    dtype: Literal["float32", "uint8"] = "float32"
+
+    @property
+    def is_image(self) -> bool:
+        """Whether this is a camera's image."""
+        return self.dtype == "uint8"
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def check(self) -> None:
+        """A vector of numbers, or an image of three channels."""
+        if self.is_image:
+            image = len(self.shape) == 3 and self.shape[2] == 3
+            self._need(image, f"has shape {self.shape}: a uint8 signal is an image (height, width, 3)")
+            self._need(self.size <= MAX_IMAGE, f"has {self.size} bytes, at most {MAX_IMAGE}")
+        else:
+            self._need(len(self.shape) == 1, f"has shape {self.shape}: a signal of numbers is a vector (n,)")
+
+
+@dataclass(frozen=True)
+class Coupling(Record):
+    """A joint that follows others: offset + sum of ratio * target, over the `(joint, ratio)` pairs of `of`."""
+
+    joint: Name
+    of: Annotated[tuple[tuple[Name, Number], ...], Meta(max_length=64)] = ()
+    offset: Number = 0.0
+
+
+@dataclass(frozen=True)
+class Motor(Record):
+    """A motor of the hardware: its position is sign * joint + offset. The order of motors is the hardware's."""
+
+    joint: Name
+    sign: Number = 1.0
+    offset: Number = 0.0
+
+    def check(self) -> None:
+        """A sign is a sign."""
+        self._need(abs(self.sign) == 1.0, f"of {self.joint}: the sign of a motor is 1 or -1, not {self.sign}")
+
+
+@dataclass(frozen=True)
+class Link(Record):
+    """A step of a kinematic chain: a fixed offset from the link before, then a joint that moves what follows.
+
+    `pos` (m) and `quat` (w x y z) place it in the frame of the link before. `joint` turns about `axis` (hinge) or moves
+    along it (slide), in the placed frame; without a joint the offset is all.
+    """
+
+    pos: Vector = (0.0, 0.0, 0.0)
+    quat: Quaternion = (1.0, 0.0, 0.0, 0.0)
+    joint: Name | None = None
+    axis: Vector = (0.0, 0.0, 1.0)
+    kind: Literal["hinge", "slide"] = "hinge"
+
+    def check(self) -> None:
+        """Quaternion and axis have length 1."""
+        for name in ("quat", "axis"):
+            length = math.hypot(*getattr(self, name))
+            self._need(abs(length - 1.0) < 1e-6, f"{name} has length {length:.9g}, expected 1")
+
+
+@dataclass(frozen=True)
+class Site(Record):
+    """A point of the robot, and the chain of links that leads there from its base."""
+
+    name: Name
+    chain: Annotated[tuple[Link, ...], Meta(min_length=1, max_length=128)]
+
+
+@dataclass(frozen=True)
+class Limit(Record):
+    """Bounds of a signal, such as a tilt, a temperature or a voltage; of one element, or of each."""
+
+    signal: Name
+    lower: Number
+    upper: Number
+    element: Annotated[int, Meta(ge=0, le=MAX_SIZE)] | None = None
+
+    def check(self) -> None:
+        """Bounds in order."""
+        self._need(self.lower < self.upper, f"of '{self.signal}' is {self.lower} .. {self.upper}")
+
+
+@dataclass(frozen=True)
+class RobotInterface(Document):
+    """What a robot is and measures. Raises ContractError for one that contradicts itself."""
+
+    SCHEMA = "deftly.robot/2"
+
+    name: Name
+    joints: Annotated[tuple[Joint, ...], Meta(min_length=1, max_length=256)]
+    signals: Annotated[tuple[Signal, ...], Meta(min_length=1, max_length=256)]
+    couplings: Annotated[tuple[Coupling, ...], Meta(max_length=256)] = ()
+    motors: Annotated[tuple[Motor, ...], Meta(max_length=256)] = ()
+    sites: Annotated[tuple[Site, ...], Meta(max_length=64)] = ()
+    limits: Annotated[tuple[Limit, ...], Meta(max_length=256)] = ()
+
+    @property
+    def joint_names(self) -> tuple[str, ...]:
+        """Joint names in the order of `joint_pos` and of the targets."""
+        return tuple(joint.name for joint in self.joints)
+
+    def home(self) -> tuple[float, ...]:
+        """Home position of every joint, in order."""
+        return tuple(joint.home for joint in self.joints)
+
+    @property
+    def gripping(self) -> tuple[str, ...]:
+        """Names of the joints that grip, and of those that follow nothing else."""
+        grips = {joint.name for joint in self.joints if joint.grips}
+        follow = {c.joint for c in self.couplings if c.of and all(lead in grips for lead, _ in c.of)}
+        return tuple(name for name in self.joint_names if name in grips | follow)
+
+    def signal(self, name: str) -> Signal:
+        """The signal of this name. Raises ContractError if there is none."""
+        for signal in self.signals:
+            if signal.name == name:
+                return signal
+        raise ContractError(f"{self.name} has no signal '{name}', but {sorted(s.name for s in self.signals)}")
+
+    def site(self, name: str) -> Site:
+        """The site of this name. Raises ContractError if there is none."""
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise ContractError(f"{self.name} has no site '{name}', but {sorted(s.name for s in self.sites)}")
+
+    def to_motors(self, joints: Array) -> Array:
+        """Joint positions `(..., num_joints)` as motor positions `(..., num_joints)`, in the order of `motors`."""
+        k = self._motor_constants.like(joints)
+        return pick(joints, k.joint_of_motor) * k.sign + k.offset
+
+    def from_motors(self, positions: Array) -> Array:
+        """The inverse of `to_motors`."""
+        k = self._motor_constants.like(positions)
+        return pick((positions - k.offset) * k.sign, k.motor_of_joint)
+
+    @functools.cached_property
+    def _motor_constants(self) -> Constants:
+        return Constants(lambda like: _MotorConstants(self, like))
+
+    def check(self) -> None:
+        """Everything that must hold between the parts."""
+        _require_unique(self)
+        self._need(not {COMMAND, ACTION} & {s.name for s in self.signals}, f"no signal is '{COMMAND}' or '{ACTION}'")
+        measured = [s for s in self.signals if s.name == JOINT_POS]
+        shape = (len(self.joints),)
+        fits = bool(measured) and measured[0].shape == shape and not measured[0].is_image
+        self._need(fits, f"needs a signal '{JOINT_POS}' of shape {shape}")
+        images = sum(s.size for s in self.signals if s.is_image)
+        self._need(images <= MAX_IMAGE, f"its images have {images} bytes together, at most {MAX_IMAGE}")
+        _require_couplings(self)
+        turned = [motor.joint for motor in self.motors]
+        each = sorted(turned) in ([], sorted(self.joint_names))
+        self._need(each, f"the motors turn {turned}, expected each joint once")
+        _require_sites(self)
+        _require_limits(self)
+
+
+class _MotorConstants:
+    """Order, signs and offsets of the motors as arrays."""
+
+    def __init__(self, robot: RobotInterface, like: Like):
+        names = [motor.joint for motor in robot.motors]
+        if not names:
+            raise ContractError(f"{robot.name} has no table of motors")
+        self.sign = like.numbers([motor.sign for motor in robot.motors])
+        self.offset = like.numbers([motor.offset for motor in robot.motors])
+        self.joint_of_motor = like.indices([robot.joint_names.index(name) for name in names])
+        self.motor_of_joint = like.indices([names.index(name) for name in robot.joint_names])
+
+
+def _require_unique(robot: RobotInterface) -> None:
+    """No name twice in a list of the interface."""
+    for kind, parts in (("joint", robot.joints), ("signal", robot.signals), ("site", robot.sites)):
+        names = [part.name for part in parts]
+        robot._need(len(set(names)) == len(names), f"a {kind} is named twice in {names}")
+
+
+def _require_couplings(robot: RobotInterface) -> None:
+    """Each joint follows once, and follows joints that follow nothing."""
+    followers = [coupling.joint for coupling in robot.couplings]
+    robot._need(len(set(followers)) == len(followers), f"a joint follows twice: {followers}")
+    for coupling in robot.couplings:
+        for name in (coupling.joint, *(lead for lead, _ in coupling.of)):
+            robot._need(name in robot.joint_names, f"a coupling names '{name}', which is no joint")
+        for lead, _ in coupling.of:
+            robot._need(lead not in followers, f"{coupling.joint} follows {lead}, which follows others")
+
+
+def _require_sites(robot: RobotInterface) -> None:
+    for site in robot.sites:
+        for link in site.chain:
+            known = link.joint is None or link.joint in robot.joint_names
+            robot._need(known, f"site '{site.name}' hangs on '{link.joint}', which is no joint")
+
+
+def _require_limits(robot: RobotInterface) -> None:
+    for limit in robot.limits:
+        signal = robot.signal(limit.signal)
+        robot._need(not signal.is_image, f"a limit of the image '{signal.name}' makes no sense")
+        within = limit.element is None or limit.element < signal.size
+        robot._need(within, f"a limit names element {limit.element} of '{signal.name}', which has {signal.size}")

@@ -1,0 +1,171 @@
+"""Derived values against independent computations: rotation matrices by numpy, and MuJoCo's own kinematics."""
+
+import mujoco
+import numpy as np
+import pytest
+from contracts import ARM
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deftly.contract import derive
+from deftly.contract.arrays import Like
+from deftly.contract.kinematics import Kinematics
+from deftly.errors import DeftlyError
+from deftly.robots import jaka_zu5, leap_hand
+from deftly.robots.chain import site_chain
+
+seeds = st.integers(0, 10_000)
+
+
+def rotation(quat: np.ndarray) -> np.ndarray:
+    out = np.empty(9)
+    mujoco.mju_quat2Mat(out, quat)
+    return out.reshape(3, 3)
+
+
+def quaternion(rng: np.random.Generator) -> np.ndarray:
+    quat = rng.normal(size=4)
+    return quat / np.linalg.norm(quat)
+
+
+@given(seeds)
+@settings(max_examples=50, deadline=None)
+def test_norm_and_difference(seed):
+    a, b = np.random.default_rng(seed).normal(size=(2, 5, 3))
+    assert derive.difference(a, b) == pytest.approx(a - b)
+    assert derive.norm(a) == pytest.approx(np.linalg.norm(a, axis=-1, keepdims=True))
+
+
+@given(seeds)
+@settings(max_examples=50, deadline=None)
+def test_projected_gravity_is_down_in_the_bodys_frame(seed):
+    quat = quaternion(np.random.default_rng(seed))
+    assert derive.projected_gravity(quat) == pytest.approx(rotation(quat).T @ [0.0, 0.0, -1.0], abs=1e-12)
+
+
+@given(seeds)
+@settings(max_examples=50, deadline=None)
+def test_heading_frame_shares_the_yaw_alone(seed):
+    rng = np.random.default_rng(seed)
+    quat, vector = quaternion(rng), rng.normal(size=3)
+    forward = rotation(quat) @ [1.0, 0.0, 0.0]
+    yaw = np.arctan2(forward[1], forward[0])
+    turned = np.array([[np.cos(yaw), np.sin(yaw), 0], [-np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
+    assert derive.heading_frame(vector, quat) == pytest.approx(turned @ vector, abs=1e-9)
+
+
+def test_heading_frame_of_a_body_that_looks_straight_up_is_the_worlds():
+    quat = np.array([0.5**0.5, 0.0, -(0.5**0.5), 0.0])
+    assert derive.heading_frame(np.array([1.0, 2.0, 3.0]), quat) == pytest.approx([1.0, 2.0, 3.0])
+
+
+@given(seeds)
+@settings(max_examples=50, deadline=None)
+def test_relative_pose_leads_from_a_to_b(seed):
+    rng = np.random.default_rng(seed)
+    a, b = (np.concatenate((rng.normal(size=3), quaternion(rng))) for _ in range(2))
+    seen = derive.relative_pose(a, b)
+    assert rotation(a[3:]) @ seen[:3] + a[:3] == pytest.approx(b[:3], abs=1e-12)
+    assert rotation(a[3:]) @ rotation(seen[3:]) == pytest.approx(rotation(b[3:]), abs=1e-12)
+    assert seen[3] >= 0
+
+
+# ------------------------------------------------------------------ forward kinematics
+
+
+def poses(robot, count=50):
+    rng = np.random.default_rng(0)
+    lower, upper = np.array([(joint.lower, joint.upper) for joint in robot.joints]).T
+    return rng.uniform(lower, upper, (count, len(lower)))
+
+
+def by_mujoco(model, site, joints, q):
+    """Position and orientation of a site."""
+    data = mujoco.MjData(model)
+    places = [int(model.joint(joint.name).qposadr[0]) for joint in joints]
+    found = []
+    for row in q:
+        data.qpos[places] = row
+        mujoco.mj_kinematics(model, data)
+        found.append((data.site(site).xpos.copy(), data.site(site).xmat.reshape(3, 3).copy()))
+    return map(np.array, zip(*found))
+
+
+@pytest.mark.parametrize(
+    ("robot", "site"),
+    [(jaka_zu5.ROBOT, "pinch"), (leap_hand.RIGHT, "if_tip"), (leap_hand.LEFT_CUSTOM, "th_tip")],
+)
+def test_a_site_is_where_mujoco_has_it(robot, site):
+    model = robot.spec().compile()
+    chain = site_chain(model, site, [joint.name for joint in robot.joints])
+    q = poses(robot)
+    positions, matrices = by_mujoco(model, site, robot.joints, q)
+    kinematics = Kinematics(chain, robot.interface(), Like(q))
+    assert np.abs(kinematics.position(q) - positions).max() < 1e-6
+    pose = kinematics.pose(q)
+    assert np.abs(pose[:, :3] - positions).max() < 1e-6
+    assert np.abs(np.array([rotation(quat) for quat in pose[:, 3:]]) - matrices).max() < 1e-6
+    assert (pose[:, 3] >= 0).all()
+
+
+ODD = """
+<mujoco>
+  <compiler angle="radian"/>
+  <worldbody>
+    <body name="base" pos="1 2 3" quat=".5 .5 .5 .5">
+      {free}
+      <geom size=".1"/>
+      <body pos=".1 .2 .3" euler=".1 .2 .3">
+        <joint name="turn" type="hinge" axis=".6 0 .8" pos=".05 -.1 .2" ref=".4"/>
+        <joint name="rail" type="slide" axis="0 1 0" ref=".2"/>
+        <geom size=".1"/>
+        <body pos="0 0 .4">
+          <joint name="lift" type="hinge" axis="0 1 0" pos="0 0 -.1"/>
+          <geom size=".1"/>
+          <site name="end" pos=".1 .2 .3" euler="1 0 0"/>
+        </body>
+      </body>
+    </body>
+    <site name="mark" pos="1 0 0"/>
+  </worldbody>
+</mujoco>
+"""
+
+
+def test_anchors_references_slides_and_several_joints_of_a_body():
+    from deftly.contract import Joint
+    from deftly.robots import Robot
+
+    joints = tuple(Joint(name, -1, 1, 0, 1, "m" if name == "rail" else "rad") for name in ("lift", "rail", "turn"))
+    robot = Robot("odd", "Odd", lambda: mujoco.MjSpec.from_string(ODD.format(free="")), joints, sites=("end", "mark"))
+    model = robot.spec().compile()
+    q = poses(robot)
+    positions, matrices = by_mujoco(model, "end", joints, q)
+    interface = robot.interface()
+    pose = Kinematics(interface.site("end"), interface, Like(q)).pose(q)
+    assert np.abs(pose[:, :3] - positions).max() < 1e-6
+    assert np.abs(np.array([rotation(quat) for quat in pose[:, 3:]]) - matrices).max() < 1e-6
+    fixed = Kinematics(interface.site("mark"), interface, Like(q)).pose(q)
+    assert fixed.shape == (50, 7)
+    assert fixed[7] == pytest.approx([1, 0, 0, 1, 0, 0, 0])
+
+
+def test_the_base_is_the_body_that_floats():
+    model = mujoco.MjModel.from_xml_string(ODD.format(free='<freejoint name="root"/>'))
+    fixed = mujoco.MjModel.from_xml_string(ODD.format(free="").replace('pos="1 2 3" quat=".5 .5 .5 .5"', ""))
+    names = ("turn", "rail", "lift")
+    assert site_chain(model, "end", names) == site_chain(fixed, "end", names)
+
+
+def test_what_has_no_chain_is_refused():
+    model = mujoco.MjModel.from_xml_string(ODD.format(free=""))
+    with pytest.raises(DeftlyError, match="no site 'tip', but"):
+        site_chain(model, "tip", ("turn",))
+    with pytest.raises(DeftlyError, match="hangs on joint 'rail', which is none of the robot's"):
+        site_chain(model, "end", ("turn", "lift"))
+
+
+def test_a_single_robot_is_a_row_of_the_batch():
+    q = poses(ARM, 5)
+    kinematics = Kinematics(ARM.site("tip"), ARM, Like(q))
+    assert kinematics.pose(q)[3] == pytest.approx(kinematics.pose(q[3]), abs=1e-12)
