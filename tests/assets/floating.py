@@ -68,10 +68,10 @@ class Floating(Task):
 
     def contract(self):
         return PolicyContract(
-            RobotInterface("floating", JOINTS, (Signal("joint_pos", 2, "rad"),)),
-            self.cfg.rate,
-            (Observe("joint_pos"),),
-            (Act(("right_hip", "left_hip"), "delta", (0.1,)),),
+            robot=RobotInterface("floating", JOINTS, (Signal("joint_pos", 2, "rad"),)),
+            rate=self.cfg.rate,
+            observe_terms=(Observe("joint_pos"),),
+            act_terms=(Act(("right_hip", "left_hip"), "delta", (0.1,)),),
         )
 
     def signals(self, s):
