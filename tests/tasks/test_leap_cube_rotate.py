@@ -97,6 +97,7 @@ def test_a_lost_cube_ends_the_episode_as_a_failure(name):
     env.state.pose(CUBE)[1, 0] += 0.2
     env.state.pose(CUBE)[2, 3:] = torch.tensor([math.cos(0.5), math.sin(0.5), 0, 0])
     env.sim.forward()
+    env.task.update(env.state)
     failed = env.task.failed(env.state)
     assert [bool(failed["dropped"][0]), bool(failed["drifted"][1]), bool(failed["tipped"][2])] == [True] * 3
     assert env.task.metrics(env.state)["drop_rate"].tolist() == [1, 1, 1, 0]

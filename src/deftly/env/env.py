@@ -11,7 +11,15 @@ from torch import Tensor
 
 from deftly.config import EnvConfig, SimConfig
 from deftly.contract import STATE, Memory, PolicyContract
-from deftly.env.metrics import EpisodeMetrics, NanCounter, check_flags, check_metrics, check_rewards, means
+from deftly.env.metrics import (
+    EpisodeMetrics,
+    NanCounter,
+    check_flags,
+    check_metrics,
+    check_rewards,
+    check_vector,
+    means,
+)
 from deftly.errors import DeftlyError
 from deftly.sim import make_sim
 from deftly.sim.pushes import Pushes
@@ -135,8 +143,7 @@ class Env:
 
         reward = self._reward(broken)
         failures = self._failures(broken)
-        success = task.success(s) & ~broken
-        check_flags("success", {"success": success}, self.num_envs)
+        success = self._success(broken)
         failed = torch.stack([*failures.values()]).any(0)
         terminated = failed | (success & task.cfg.stop_on_success)
         truncated = (s.steps >= self.episode_steps) & ~terminated
@@ -167,15 +174,18 @@ class Env:
         terms = self.task.rewards(s)
         check_rewards(terms, self._weights, self.num_envs)
         values = torch.stack([terms[name] for name in self._weights]).float()
-        bad = ~values.isfinite()
-        for name, count in zip(self._weights, (bad & ~broken).sum(1)):
-            self._nan.add(f"reward/{name}", count)
         scales = [weight * s.scale.get(name, 1.0) for name, weight in self._weights.items()]
+        values = self._nan.clean_rewards(self._weights, values, broken)
         weighted = torch.tensor(scales, device=self.device)[:, None] * values
-        weighted = weighted.masked_fill(bad | broken, 0.0)
         assert self._metrics is not None
         self._metrics.add(weighted, (s.action - s.last_action).abs().mean(-1))
         return weighted.sum(0)
+
+    def _success(self, broken: Tensor) -> Tensor:
+        """Which tasks are done, `(num_envs,)` bool; none whose physics broke."""
+        success = self.task.success(self.state)
+        check_vector("`success`", success, self.num_envs)
+        return success & ~broken
 
     def _failures(self, broken: Tensor) -> dict[str, Tensor]:
         """Conditions that end an episode as a failure, by name; `physics` is one."""
@@ -265,7 +275,7 @@ class Env:
     def _first_observation(self, rows: Rows, held: Tensor | None) -> None:
         """Signals and observation of new episodes; `held (rows.count, num_joints)` is what servos held in settling."""
         broken = self._episode["unsettled"]
-        signals = self._sensors.reset({k: rows.take(v) for k, v in self._true_signals(broken).items()}, rows)
+        signals = self._sensors.reset(self._true_signals(broken, rows), rows)
         self.signals = {name: rows.merge(self.signals.get(name), value) for name, value in signals.items()}
         memory = self.contract.reset(signals)
         if held is not None:
@@ -279,17 +289,19 @@ class Env:
 
     # ------------------------------------------------------------------------------- signals and observations
 
-    def _true_signals(self, broken: Tensor) -> dict[str, Tensor]:
-        """What a perfect robot would measure now, by name: float32, or uint8 images as they are."""
+    def _true_signals(self, broken: Tensor, rows: Rows | None = None) -> dict[str, Tensor]:
+        """What a perfect robot would measure now, by name, in all or some environments: float32, images as they are."""
         found = self.task.signals(self.state)
         if found.keys() != self._signal_shapes.keys():
             raise DeftlyError(f"`signals` gives {[*found]}, but the contract names {[*self._signal_shapes]}")
-        return {name: self._true_signal(name, value, broken) for name, value in found.items()}
+        return {name: self._true_signal(name, value, broken, rows) for name, value in found.items()}
 
-    def _true_signal(self, name: str, value: Tensor, broken: Tensor) -> Tensor:
+    def _true_signal(self, name: str, value: Tensor, broken: Tensor, rows: Rows | None) -> Tensor:
         shape = self._signal_shapes[name]
         if tuple(value.shape) != shape:
             raise DeftlyError(f"signal '{name}' has shape {tuple(value.shape)}, but the contract says {shape}")
+        if rows is not None:
+            value, broken = rows.take(value), rows.take(broken)
         if value.dtype == torch.uint8:
             return value
         return self._nan.clean(f"signal/{name}", value.float(), broken)
