@@ -65,7 +65,7 @@ def test_the_network_is_one_file_and_says_nothing_of_this_machine(exported):
 
 def test_the_network_is_the_policys_mean_with_its_normalizer(found, source):
     actor = source.policy()
-    actor.actor.obs_normalizer._mean += 3.0  # type: ignore[union-attr]
+    actor.actor.normalizer.mean += 3.0  # type: ignore[union-attr]
     obs = torch.randn(5, source.contract.obs_size())
     assert np.abs(found.network(obs.numpy()) - source.policy()(obs).numpy()).max() <= 1e-6
     assert np.abs(found.network(obs.numpy()) - actor(obs).numpy()).max() > 1e-3

@@ -14,7 +14,7 @@ from deftly.errors import DeftlyError
 from deftly.evaluate import evaluate, report
 from deftly.evaluate.evaluate import check_gate, measure
 from deftly.learn import checkpoint
-from deftly.learn.ppo import actor_model
+from deftly.learn.networks import Network, NetworkSpec
 from deftly.sim.randomize import Randomize
 from deftly.stats import wilson
 from deftly.tasks import Report, Task, load, shipped
@@ -215,9 +215,9 @@ def hand(tmp_path_factory):
     cls, folder = load(HAND), tmp_path_factory.mktemp("hand") / "policy"
     task = cls(cls.Config(start="sample"))  # type: ignore[call-arg]
     contract, train = task.contract(), PPOConfig(hidden=(8,))
-    actor = actor_model(contract.obs_size(), contract.action_size, train)
+    actor = Network(NetworkSpec({"state": contract.obs_size()}, contract.action_size, (8,), head="gaussian"))
     config = with_task(Saved, cls.Config)(SimConfig(preset="fast", threads=1), train, task.cfg)  # type: ignore[call-arg]
-    checkpoint.save(folder, {"actor": actor}, contract, to_yaml(config), cls.name, 1, {}, None)
+    checkpoint.write(folder, task, {"actor": actor}, contract=contract, config=to_yaml(config), iteration=1)
     return task, folder
 
 

@@ -13,9 +13,13 @@ from deftly import __version__
 from deftly.commands.table import COMMANDS
 from deftly.errors import DeftlyError
 
-LEARNING = "mujoco torch rsl_rl gymnasium safetensors tensorboard matplotlib PIL av tensordict"
+LEARNING = "mujoco torch gymnasium safetensors tensorboard matplotlib PIL av"
 EXTRAS = {"mjviser": "viewer", "viser": "viewer"} | dict.fromkeys(LEARNING.split(), "train")
 """Module to the extra that installs it."""
+
+
+LONGEST = 2000
+"""Most characters of an error that is printed; it may quote a file or a peer."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,9 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DeftlyError, OSError, ImportError) as error:
         if os.environ.get("DEFTLY_TRACEBACK"):
             raise
-        print(f"error: {_explain(error, name)}", file=sys.stderr)
+        from deftly.console import printable
         from deftly.files import WriteError
 
+        print(f"error: {printable(_explain(error, name), LONGEST)}", file=sys.stderr)
         return 2 if isinstance(error, DeftlyError) and not isinstance(error, WriteError) else 1
 
 
