@@ -189,6 +189,7 @@ def examine(cls: type[tasks.Task]) -> Iterator[Finding]:
             step = env.step(2 * torch.rand(TASK_ENVS, c.action_size) - 1)
             tensors = {**raw, **{f"{k} observation": v for k, v in step.obs.items()}, "reward": step.reward}
             wrong = [f"'{name}' is not finite at step {i}" for name, t in tensors.items() if not t.isfinite().all()]
+            wrong += [f"'{name}' is not finite in {count} places by step {i}" for name, count in env.nan_counts.items()]
             if env.broken_count:
                 wrong.append(f"the physics of {env.broken_count} environments broke by step {i}")
             if wrong:
