@@ -153,6 +153,9 @@ def test_a_subset_resets(engine, scenes):
 def test_forward_follows_what_was_written_where_it_is_asked_to(engine, scenes):
     sim = make(engine, scenes[JAKA].model)
     pinch = sim.model.site("pinch").id
+    state = sim.get_state()
+    sim.forward()
+    assert torch.equal(sim.get_state(), state)
     before = sim.bind("site_xpos")[:, pinch].clone()
     sim.bind("qpos")[:, 0] += 0.3
     sim.forward(only(2))

@@ -77,8 +77,8 @@ class WarpSim:
         model: the nominal model.
         num_envs: simulations side by side.
         device: `cpu`, `cuda` or `cuda:N`.
-        dump_dir: environments that break are written there for `deftly.sim.guard.replay`, which waits for the device
-            in every step; None only counts them.
+        dump_dir: the first environments that break are written there for `deftly.sim.guard.replay`; until then every
+            step waits for the device. None only counts them.
         contacts: room for contacts of an environment. One whose constraints do not fit into that of so many contacts
             counts as broken; if all environments together have more contacts than fit, all of them do, since it is
             not known whose were lost.
@@ -99,7 +99,8 @@ class WarpSim:
     ):
         self.model = model
         self.num_envs = num_envs
-        self._dump_dir = dump_dir
+        self.dump_dir = dump_dir
+        self._dumped = 0
         self._wp_device = _find_device(device)
         self._graphs: dict[str, Any] = {}
         self._ran: set[str] = set()  # operations whose kernels are loaded
@@ -173,7 +174,7 @@ class WarpSim:
         Returns which broke, `(num_envs,)` bool: they met a non-finite or huge number, or had more contacts than fit.
         Those whose numbers are bad are put at the home keyframe, so that nobody computes with them.
         """
-        before = self.get_state() if self._dump_dir else None
+        before = self.get_state() if self.dump_dir and self._dumped < _MAX_DUMPS else None
         with self._kept(self._bound.values(), mask):
             bad = ~_usable(self.bind("ctrl"))
             self._overflow.zero_()
@@ -298,12 +299,11 @@ class WarpSim:
 
     def _dump(self, broken: Tensor, before: Tensor, substeps: int) -> None:
         """Write the first few broken environments to disk, with their state before the step."""
-        count = self.broken_count
         for env in broken.nonzero().squeeze(-1).tolist():
-            if self._dump_dir and count < _MAX_DUMPS:
-                path = self._dump_dir / f"broken_{count:04d}_env{env}.npz"
+            if self.dump_dir and self._dumped < _MAX_DUMPS:
+                path = self.dump_dir / f"broken_{self._dumped:04d}_env{env}.npz"
                 dump(path, self.model_of(env), _numpy(before[env]), substeps)
-            count += 1
+                self._dumped += 1
 
 
 class _DelayedCommands:
