@@ -88,7 +88,7 @@ def test_the_log_has_a_row_for_each_iteration(trained):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--env.device", "cuda"), "simulates on the CPU"),
+        (("--env.device", "cuda"), "training runs on the CPU"),
         (("--resume", "a", "--init", "b"), "give one of them"),
         (("--until-success", "2"), "at most 1"),
         (("--init", "nowhere"), "nowhere"),

@@ -175,7 +175,7 @@ class TrainArgs(Ranged):
         if self.resume and self.init:
             raise DeftlyError("--resume continues a run and --init starts a new one: give one of them")
         if self.env.device != "cpu":
-            raise DeftlyError(f"env.device is {self.env.device}, but this Deftly simulates on the CPU: use cpu")
+            raise DeftlyError(f"env.device is {self.env.device}, but training runs on the CPU so far: use cpu")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

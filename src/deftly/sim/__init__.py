@@ -41,6 +41,9 @@ def make_sim(
         return CpuSim(model, num_envs, threads, dump_dir)
     if engine == "warp":
         try:
+            import warp
+
+            warp.config.log_level = warp.LOG_ERROR  # before it starts, or it reports each kernel, and a missing GPU
             from deftly.sim.warp import WarpSim
         except ImportError as error:
             raise DeftlyError(f"sim.engine is warp, but {error.name} is missing: pip install 'deftly[gpu]'") from None

@@ -341,7 +341,6 @@ def _position_sensors(model: mujoco.MjModel, device: torch.device) -> _PositionS
 
 def _find_device(name: str) -> Any:
     """The Warp device of a name that torch has for it as well."""
-    wp.config.log_level = wp.LOG_ERROR  # it reports each kernel that it loads
     wp.init()
     try:
         return wp.get_device(name)
