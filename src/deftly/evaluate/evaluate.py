@@ -84,7 +84,7 @@ def measure(
     policy = {"path": found.label, "sha256": sha, "iteration": found.iteration, "task": found.task}
     who = {"task": task.name, "robot": found.contract.robot.name, "contract": found.contract.hash, "checkpoint": policy}
     how: dict[str, Any] = {"episodes": len(ran), "seed": settings.seed, "stochastic": settings.stochastic}
-    how["preset"] = settings.sim.preset
+    how |= {"preset": settings.sim.preset, "engine": settings.sim.engine}
     how |= {"disturbances": disturbances, "wall_seconds": round(ran.seconds, 3), "version": __version__}
     figures = {name: stats.summarize(value) for name, value in values.items() if name != "success"}
     outcome = {"success": stats.proportion(success), "figures": figures, **report.divide(values, task)}
