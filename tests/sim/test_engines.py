@@ -315,6 +315,11 @@ def test_a_broken_environment_is_written_and_replayed(engine, scenes, tmp_path):
     assert replay(path).model.body("cube").mass == 0.5
 
 
+def test_the_cpu_engine_is_on_the_cpu(scenes):
+    with pytest.raises(DeftlyError, match=r"cuda, but sim.engine cpu runs on CPU cores"):
+        make_sim("cpu", scenes[JAKA].model, 1, device="cuda")
+
+
 # ------------------------------------------------------------------------------------------------- of Warp alone
 
 

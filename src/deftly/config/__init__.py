@@ -44,7 +44,11 @@ ALIASES = {old: flag for flag, names in OLDER_NAMES.items() for old in names.spl
 
 RANGES: tuple[tuple[str, str, Callable[[Any], object]], ...] = (
     ("0 (all cores) or more", "sim.threads", lambda x: x >= 0),
-    ("1 or more", "env.num-envs task.episode-steps runs.max-train-runs runs.max-test-runs", lambda x: x >= 1),
+    (
+        "1 or more",
+        "sim.contacts env.num-envs task.episode-steps runs.max-train-runs runs.max-test-runs",
+        lambda x: x >= 1,
+    ),
     ("1 or more", "train.max-iterations train.steps train.epochs train.minibatches", lambda x: x >= 1),
     ("1 or more", ".eval-episodes .save-every .keep-checkpoints", lambda x: x >= 1),
     ("0 (the task's) or more", "env.episode-steps", lambda x: x >= 0),
@@ -84,6 +88,7 @@ class SimConfig(Ranged, section="sim"):
     preset: Literal["coarse", "fast", "default", "accurate"] = "default"  # How finely it steps, and how hard it solves.
     threads: int = 0  # CPU threads that step the environments; 0 uses all cores. The results do not depend on it.
     engine: Literal["cpu", "warp"] = "cpu"  # cpu: MuJoCo on the cores, float64; warp: MuJoCo Warp, float32, for a GPU.
+    contacts: int = 64  # Of the engine warp: room for contacts of an environment; one with more breaks, and is counted.
 
 
 @dataclass(frozen=True)

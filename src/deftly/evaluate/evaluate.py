@@ -44,6 +44,8 @@ class EvalSettings:
         for name in ("episodes", "wider"):
             if not 1 <= getattr(self, name) < math.inf:
                 raise DeftlyError(f"{name} is {getattr(self, name)}, but it must be 1 or more")
+        if self.env.device != "cpu":
+            raise DeftlyError(f"env.device is {self.env.device}, but evaluation runs on the CPU so far: use cpu")
         if self.only_outside and self.wider == 1:
             raise DeftlyError("--only-outside draws what --wider adds to the ranges: add --wider 1.5")
 

@@ -36,6 +36,8 @@ def make_sim(
     Raises DeftlyError if there is no such engine, or if what it needs is not installed.
     """
     if engine == "cpu":
+        if device != "cpu":
+            raise DeftlyError(f"env.device is {device}, but sim.engine cpu runs on CPU cores: take sim.engine warp")
         from deftly.sim.cpu import CpuSim
 
         return CpuSim(model, num_envs, threads, dump_dir)
