@@ -85,7 +85,7 @@ class Env:
         spec = task.scene()
         prepare(spec, entries, 1 / (self.contract.rate * self.substeps))
         self.model = compile_scene(spec, self.contract.rate, sim)
-        self.sim = make_sim(sim.engine, self.model, cfg.num_envs, sim.threads, cfg.device, dump_dir)
+        self.sim = make_sim(sim.engine, self.model, cfg.num_envs, sim.threads, cfg.device, dump_dir, sim.contacts)
         self.device = self.sim.device
         self.state = State(self.sim, self.contract, self.episode_steps)
         self.seed(seed)
