@@ -1,8 +1,8 @@
 """The robot's side of a policy server: a policy that decides somewhere else, within a time, or raises PolicyError.
 
 Another project installs the base package; or it copies this file, `link.py`, `keys.py`, `wire.py`, `protocol.py` of
-`policy/`, the folder `contract/` and `errors.py`, mends their imports of each other (`deftly.`...), and has numpy, pyzmq,
-msgpack and msgspec."""
+`policy/`, the folder `contract/`, `files.py`, `console.py` and `errors.py`, mends their imports of each other
+(`deftly.`...), and has numpy, pyzmq, msgpack and msgspec."""
 
 from contextlib import suppress
 from pathlib import Path

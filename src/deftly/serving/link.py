@@ -13,7 +13,7 @@ import zmq.auth
 from deftly.console import printable
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import PolicyError
-from deftly.serving.keys import is_local
+from deftly.serving.keys import is_local, load_key
 from deftly.serving.wire import MAX_FRAME, VERSION, WireError, pack, unpack
 
 OPTIONS = {zmq.LINGER: 0, zmq.IMMEDIATE: 1, zmq.SNDHWM: 1, zmq.RCVHWM: 4, zmq.MAXMSGSIZE: MAX_FRAME}
@@ -37,8 +37,8 @@ class Connection:
                     "anybody could answer there: give --keys FOLDER, which 'deftly serve --new-keys' makes"
                 )
             if keys is not None:
-                server, own = zmq.auth.load_certificate(keys / "server.key"), keys / "client.key_secret"
-                self._keys = (server[0], *zmq.auth.load_certificate(own))
+                server, own = load_key(keys / "server.key"), keys / "client.key_secret"
+                self._keys = (server[0], *load_key(own))
             self._open()
         except (OSError, ValueError, TypeError, zmq.ZMQError, DeftlyError) as error:
             raise PolicyError(f"cannot connect to '{endpoint}': {printable(error)}") from None
