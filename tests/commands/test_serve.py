@@ -81,7 +81,7 @@ def test_answers_are_those_of_the_policy_and_the_end_is_clean(server, capsys):
     line, process = server
     contract, network, what = find(TASK, ServeArgs())
     assert what == f"{TASK} shipped bundle"
-    assert line == f"serving {contract.robot} at {endpoint(line)}, contract {contract.hash[:12]}, {what}\n"
+    assert line == f"serving {contract.robot.name} at {endpoint(line)}, contract {contract.hash[:12]}, {what}\n"
     remote, local = Client(endpoint(line), contract, timeout=5), LocalPolicy(contract, network)
     rng = np.random.default_rng(0)
     signals = {s.name: rng.uniform(-0.3, 0.3, s.size).astype(np.float32) for s in contract.signals}
@@ -95,7 +95,7 @@ def test_answers_are_those_of_the_policy_and_the_end_is_clean(server, capsys):
     remote.close()
     assert cli.main(["serve", "--status", endpoint(line)]) == 0
     shown = capsys.readouterr().out
-    assert contract.robot in shown
+    assert contract.robot.name in shown
     assert "infer 10" in shown
     assert "p99" in shown
     process.send_signal(signal.SIGTERM)
@@ -119,7 +119,7 @@ def test_a_checkpoint_of_another_task_is_refused(exported):
 def test_a_bundle_is_loaded_with_its_task(exported):
     args = ServeArgs(bundle=exported.bundle)
     contract, network, what = find(None, args)
-    assert (contract.robot, what) == ("slider", f"rail {exported.bundle}")
+    assert (contract.robot.name, what) == ("slider", f"rail {exported.bundle}")
     assert network(np.zeros((2, contract.obs_size()), np.float32)).shape == (2, contract.action_size)
     assert find("rail", args)[0] == contract
     with pytest.raises(serve.DeftlyError, match="was made for rail, not for other"):

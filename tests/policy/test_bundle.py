@@ -30,7 +30,10 @@ CONTRACT = PolicyContract(
 STEPS = 6
 
 
-def model(outputs=2, inputs=CONTRACT.obs_size(), weights=None) -> bytes:
+SEEN = CONTRACT.obs_size()
+
+
+def model(outputs=2, inputs=SEEN, weights=None) -> bytes:
     """A linear network."""
     w = np.random.default_rng(0).normal(0, 0.3, (inputs, outputs)).astype(np.float32)
     tensor = onnx.numpy_helper.from_array(w, "w")

@@ -74,7 +74,7 @@ class Bundle:
     contract: PolicyContract
     network: OnnxNetwork
     golden: dict[str, np.ndarray]
-    """`signal/NAME` (steps, size), `observation`, `action` and `targets`, float32; images are uint8, and where there are
+    """`signal/NAME` (steps, size), `observation`, `action` and `targets`, float32; images are uint8. Where there are
     several groups, `observation/GROUP` is what the policy saw of each."""
     manifest: dict[str, Any]
     """What `checksums.json` holds: `checkpoint`, `settings`, ..."""
@@ -304,7 +304,7 @@ def _read_golden(file: Path, data: bytes, contract: PolicyContract) -> dict[str,
     with _refusing():
         golden = parse_npz(data, PART, LIMITS[GOLDEN], file, advice=AGAIN)
     found = {name: (getattr(value, "dtype", None), np.shape(value)) for name, value in golden.items()}
-    steps = np.shape(golden.get(ACTION))[:1]
+    steps = np.shape(golden.get(ACTION, np.zeros(())))[:1]
     fits = found == {name: (np.dtype(kind), (*steps, *shape)) for name, (kind, shape) in wanted.items()}
     if not fits or steps == (0,) or not all(np.isfinite(value).all() for value in golden.values()):
         raise BundleError(f"{file} does not hold finite arrays of one length that fit the contract; {AGAIN}")

@@ -31,6 +31,8 @@ class Connection:
 
     def __init__(self, endpoint: str, keys: Path | None = None):
         self.endpoint, self._seq, self._unanswered, self._keys = endpoint, 0, False, (None, None, None)
+        self.most = MAX_FRAME
+        """Bytes of the longest message that the server reads; more once it is known which images a robot sends."""
         try:
             if keys is None and not is_local(endpoint):  # who answers tells the robot its limits
                 raise ValueError(
@@ -60,6 +62,8 @@ class Connection:
             self._open()
             self._unanswered = False
         frame = pack({"v": VERSION, "type": kind, "seq": self._seq, "time": time.time(), **fields})
+        if len(frame) > self.most:  # the server would close the connection without a word
+            raise PolicyError(f"message of {len(frame)} bytes, {self.endpoint} reads at most {self.most}")
         if not self._ready(zmq.POLLOUT, deadline):
             raise PolicyError(f"no policy server at {self.endpoint} (waited {timeout:g} s)")
         with suppress(zmq.Again):  # the connection broke just now: no answer will come
