@@ -38,6 +38,9 @@ class SimConfig(Settings, section="sim"):
     engine: Annotated[Literal["cpu", "warp"], Doc("MuJoCo on the CPU, or MuJoCo Warp, which also runs on a GPU.")] = (
         "cpu"
     )
+    contacts: Annotated[
+        int, Ge(1), Le(4096), Doc("Of the engine warp: room for contacts of an environment; one with more is reset.")
+    ] = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
