@@ -13,11 +13,10 @@ from torch import Tensor
 
 from deftly.config import TaskConfig
 from deftly.contract import Act, Derive, Observe, PolicyContract, Signal
-from deftly.env import State
 from deftly.robots import jaka_zu5
+from deftly.robots.jaka_zu5 import ARM
 from deftly.sim import scene
-from deftly.sim.randomize import Randomize
-from deftly.tasks import Noise, Task, task
+from deftly.tasks import Noise, Randomize, Report, State, Task, task
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class ReachConfig(TaskConfig):
-    """Figures of the task; lengths in m, in the arm's base frame (z up, the table top is z = 0)."""
+    """Parameters of the task; lengths in m, in the arm's base frame (z up, the table top is z = 0)."""
 
     rate: float = 15.0
     """Control rate, Hz."""
@@ -72,6 +71,7 @@ class Reach(Task):
 
     Config = ReachConfig
     cfg: ReachConfig
+    report = Report(metrics={"final_distance": "distance from the target at the end, m"})
 
     def scene(self) -> mujoco.MjSpec:
         """The arm on a table; a green ball, which nothing touches, marks the target."""
@@ -100,41 +100,40 @@ class Reach(Task):
 
     def signals(self, s: State) -> dict[str, Tensor]:
         """Joint positions, and where the target is."""
-        return {"joint_pos": s.qpos[:, : len(jaka_zu5.ROBOT.joints)], "target_pos": s.body("target")}
+        return {"joint_pos": s.joint_pos, "target_pos": s.body("target")}
 
-    def reset(self, s: State, ids: Tensor) -> None:
+    def reset(self, s: State, mask: Tensor) -> None:
         """The arm stands at home; the target is anywhere in its box."""
-        low, high = torch.tensor(self.cfg.target_low), torch.tensor(self.cfg.target_high)
-        s.sim.bind("mocap_pos")[ids, 0] = low + (high - low) * s.uniform(ids, 0.0, 1.0, 3)
+        low, high = s.tensor(self.cfg.target_low), s.tensor(self.cfg.target_high)
+        s.place("target", mask, low + (high - low) * s.uniform(mask, 0.0, 1.0, 3))
 
-    def start(self, s: State, ids: Tensor) -> None:
+    def start(self, s: State, mask: Tensor) -> None:
         """An episode's potential starts where the arm does."""
-        s.zeros("potential", 2)[ids] = self._potential(s)[ids]
-        s.zeros("gain", 2)
+        s.remember("potential", mask, self._potential(s))
 
     def update(self, s: State) -> None:
         """Count the steps at the target, and note what was gained in this one."""
         held, was = s.zeros("held"), s.zeros("potential", 2)
         held[:] = torch.where(self._distance(s) < self.cfg.tolerance, held + 1, 0.0)
         now = self._potential(s)
-        s.store["gain"][:] = now - was
+        s.zeros("gain", 2)[:] = now - was
         was[:] = now
 
     def rewards(self, s: State) -> dict[str, Tensor]:
         """See `Weights`."""
-        reach, hold = s.store["gain"].unbind(-1)
+        reach, hold = s.zeros("gain", 2).unbind(-1)
         return {
             "reach": reach,
             "hold": hold,
             "success": self.success(s),
             "action_rate": (s.action - s.last_action).square().sum(-1),
-            "time": torch.ones(s.num_envs),
+            "time": torch.ones_like(reach),
             "low": self.failed(s)["low"],
         }
 
     def failed(self, s: State) -> dict[str, Tensor]:
         """The gripper is about to hit the table."""
-        return {"low": s.site("pinch")[:, 2] < 0.03}
+        return {"low": ARM.tool(s)[:, 2] < 0.03}
 
     def success(self, s: State) -> Tensor:
         """Long enough at the target."""
@@ -154,7 +153,7 @@ class Reach(Task):
         return {"target_pos": Noise(gaussian=0.001)}
 
     def _distance(self, s: State) -> Tensor:
-        return (s.body("target") - s.site("pinch")).norm(dim=-1)
+        return (s.body("target") - ARM.tool(s)).norm(dim=-1)
 
     def _potential(self, s: State) -> Tensor:
         """How far the episode has come, `(num_envs, 2)`, each in 0 .. 1: reach, hold."""

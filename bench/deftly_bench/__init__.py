@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 TASK = "jaka-pick-cube"
 PRESETS = ("fast", "default", "accurate")
-PACKAGES = ("numpy", "mujoco", "torch", "rsl-rl-lib", "stable-baselines3")
+PACKAGES = ("numpy", "mujoco", "torch", "stable-baselines3")
 RATIOS = {
     "env/raw": ("env", "raw_limit"),
     "env/raw_cores": ("env", "raw_cores"),

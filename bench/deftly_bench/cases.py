@@ -85,12 +85,12 @@ def record(job: Job) -> dict[str, Any]:
     steps = job.tape_steps or env.episode_steps
     every = max(1, steps // max(8, -(-job.num_envs // job.tape_envs)))
     commands, resets, snaps = _tap(env), [], []
-    start = env.sim.state.numpy().copy()
+    start = env.sim.get_state().numpy()
     for t in range(steps):
         if t % every == 0:
             snaps.append(env.state_dict())
         env.step(policy(env.obs["policy"]) if policy else random_action(env))
-        resets += [(t + 1, int(i), env.sim.state[i].numpy().copy()) for i in env.ended.get("env", ())]
+        resets += [(t + 1, int(i), env.sim.state_of(int(i))) for i in env.ended.get("env", ())]
     rows = {k: torch.cat([s[k] for s in snaps]) for k, v in snaps[0].items() if _is_row(v, env)}
     np.savez(
         job.tape,
@@ -99,7 +99,7 @@ def record(job: Job) -> dict[str, Any]:
         reset_step=np.array([t for t, _, _ in resets], int),
         reset_env=np.array([i for _, i, _ in resets], int),
         reset_state=np.array([state for _, _, state in resets]),
-        end=env.sim.state.numpy(),
+        end=env.sim.get_state().numpy(),
         substeps=env.substeps,
         **{f"{SNAP}{k}": v.numpy() for k, v in rows.items()},  # type: ignore[arg-type]
     )
@@ -111,10 +111,10 @@ def _tap(env: Env) -> list[np.ndarray]:
     commands: list[np.ndarray] = []
     step = env.sim.step
 
-    def tapped(substeps: int, ids: Tensor | None = None) -> np.ndarray:
-        if ids is None:  # else some robots stand ready: the tape has where that led as the start of an episode
-            commands.append(env.state.ctrl.numpy().copy())
-        return step(substeps, ids)
+    def tapped(substeps: int, mask: Tensor | None = None) -> Tensor:
+        if mask is None:  # else some robots stand ready: the tape has where that led as the start of an episode
+            commands.append(env.sim.bind("ctrl").numpy().copy())
+        return step(substeps, mask)
 
     env.sim.step = tapped  # type: ignore[method-assign]
     return commands

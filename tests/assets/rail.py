@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deftly.config import TaskConfig
-from deftly.tasks import Noise, load, task
+from deftly.sim.sensors import Noise
+from deftly.tasks import load, task
 
 Slider = load(str(Path(__file__).with_name("slider.py")))
 

@@ -8,8 +8,10 @@ import torch
 from deftly.config import TaskConfig
 from deftly.contract import Act, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.sim import scene
+from deftly.sim.pushes import Push
 from deftly.sim.randomize import Randomize
-from deftly.tasks import Noise, Push, Task, task
+from deftly.sim.sensors import Noise
+from deftly.tasks import Task, task
 
 XML = """
 <mujoco>
@@ -75,28 +77,28 @@ class Slider(Task):
         )
 
     def signals(self, s):
-        return {"joint_pos": s.qpos[:, :2], "joint_vel": s.qvel[:, :2]}
+        return {"joint_pos": s.joint_pos, "joint_vel": s.joint_vel}
 
     def privileged(self, s):
-        return s.joint("ball")[:, :3]
+        return s.pose("ball")[:, :3]
 
-    def reset(self, s, ids):
-        s.qpos[ids, :2] = s.uniform(ids, -self.cfg.start, self.cfg.start, 2)
+    def reset(self, s, mask):
+        s.set_joint_pos(mask, s.uniform(mask, -self.cfg.start, self.cfg.start, 2))
 
-    def start(self, s, ids):
+    def start(self, s, mask):
         s.zeros("travel")
 
     def update(self, s):
-        s.store["travel"] += s.qvel[:, 0].abs() * s.dt
+        s.store["travel"] += s.joint_vel[:, 0].abs() * s.dt
 
     def rewards(self, s):
-        return {"near": torch.exp(-s.qpos[:, 0].square()), "moved": s.store["travel"]}
+        return {"near": torch.exp(-s.joint_pos[:, 0].square()), "moved": s.store["travel"]}
 
     def success(self, s):
-        return s.qpos[:, :2].norm(dim=-1) < self.cfg.goal
+        return s.joint_pos.norm(dim=-1) < self.cfg.goal
 
     def failed(self, s):
-        return {"far": s.qpos[:, 0].abs() > 0.9}
+        return {"far": s.joint_pos[:, 0].abs() > 0.9}
 
     def metrics(self, s):
         return {"travel": s.store["travel"]}

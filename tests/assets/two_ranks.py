@@ -1,17 +1,24 @@
-"""Trains as one rank of a torchrun and writes its weights: two_ranks.py OUT TRAIN_ARGUMENTS..."""
+"""Trains as one rank of a torchrun and writes what it came to: two_ranks.py OUT TRAIN_ARGUMENTS..."""
 
 import sys
 
+import torch
 from safetensors.torch import save_file
 
 from deftly.commands import train
-from deftly.learn.ppo import Ranks
-from deftly.learn.trainer import Training
+from deftly.learn.ranks import Ranks
+from deftly.learn.trainer import Trainer
 
 kept = []
-close = Training.close
-Training.close = lambda self: (kept.append(self), close(self))[1]
-assert train.main(sys.argv[2:]) == 0
-models = kept[0].ppo.models
-weights = {f"{n}/{k}": v for n, m in models.items() for k, v in m.state_dict().items()}
-save_file(weights, f"{sys.argv[1]}-{Ranks.join().rank}.safetensors")
+original = Trainer.train
+Trainer.train = lambda self: (kept.append(self), original(self))[1]
+status = train.main(sys.argv[2:])
+assert status == 0, status
+trainer = kept[0]
+found = {
+    f"{name}/{key}": value for name, net in trainer.learner.networks.items() for key, value in net.state_dict().items()
+}
+found |= {f"scale/{name}": torch.tensor(value) for name, value in trainer.env.state.scale.items()}
+found["obs"] = next(iter(trainer.env.obs.values())).clone()
+found["steps"] = torch.tensor(trainer.steps)
+save_file(found, f"{sys.argv[1]}-{Ranks.join().rank}.safetensors")

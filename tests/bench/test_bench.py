@@ -98,7 +98,7 @@ def test_environments_with_random_delays_are_spread_and_hear_what_they_were_sent
     for i in (i for i, count in enumerate(steps) if count >= 2):  # not those that have just begun
         model = env.sim.batch.get_model(i)
         data = mujoco.MjData(model)
-        mujoco.mj_setState(model, data, env.sim.state[i].numpy(), cases.FULL)
+        mujoco.mj_setState(model, data, env.sim.state_of(i), cases.FULL)
         heard = [mujoco.mj_readCtrl(model, data, k, data.time, np.empty(1), 0).item() for k in range(model.nu)]
         ago = int(model.actuator_delay[0] * env.contract.rate)
         np.testing.assert_array_equal(heard, sent[-1 - ago][i])

@@ -41,7 +41,7 @@ def broken(tmp_path, body):
 def test_machine_and_installation_are_fit_here(capsys, quick, tmp_path):
     assert cli.main(["doctor", "--runs.root", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    for name in ("cores", "memory", "disk", "Python", "mujoco", "torch", "rsl-rl-lib", "GPU", "torch threads"):
+    for name in ("cores", "memory", "disk", "Python", "mujoco", "torch", "gymnasium", "GPU", "torch threads"):
         assert f" {name} " in out
     assert "fail" not in out
 
@@ -75,7 +75,7 @@ def test_base_installation(monkeypatch, capsys, quick):
     find, version = doctor.util.find_spec, doctor.metadata.version
 
     def installed(name):
-        if name in ("torch", "mujoco", "rsl-rl-lib"):
+        if name in ("torch", "mujoco", "gymnasium"):
             raise doctor.metadata.PackageNotFoundError(name)
         return version(name)
 

@@ -16,7 +16,7 @@ from deftly.config import EnvConfig, SimConfig
 from deftly.contract import Joint
 from deftly.errors import DeftlyError
 from deftly.learn import checkpoint
-from deftly.learn.ppo import PPOConfig, actor_model
+from deftly.learn.networks import Network, NetworkSpec
 
 needs_gl = pytest.mark.skipif(
     not any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")), reason="no GL library is installed"
@@ -36,10 +36,10 @@ def no_display(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def save(folder, contract, seed=0):
+def save(folder, task, contract, seed=0):
     torch.manual_seed(seed)
-    actor = actor_model(contract.obs_size(), contract.action_size, PPOConfig(hidden=(8,)))
-    checkpoint.save(folder, {"actor": actor}, contract, CONFIG, "slider", seed, {}, None)
+    actor = Network(NetworkSpec({"state": contract.obs_size()}, contract.action_size, (8,), head="gaussian"))
+    checkpoint.write(folder, task, {"actor": actor}, contract=contract, config=CONFIG, iteration=seed)
     return folder
 
 
@@ -49,7 +49,7 @@ def save(folder, contract, seed=0):
 @pytest.fixture
 def agent(task, tmp_path):
     """An agent that looks for newer weights at each poll, and the place where it looks."""
-    place = [save(tmp_path / "a", task.contract())]
+    place = [save(tmp_path / "a", task, task.contract())]
     agent = Trained(task, lambda: place[0], interval=1e-9)
     return agent, place
 
@@ -64,7 +64,7 @@ def test_newer_weights_are_swapped_in(agent, task, tmp_path, capsys):
     agent.poll()
     assert torch.equal(action(agent, task), first)
     capsys.readouterr()
-    place[0] = save(tmp_path / "b", task.contract(), seed=1)
+    place[0] = save(tmp_path / "b", task, task.contract(), seed=1)
     agent.poll()
     agent.poll()
     assert not torch.equal(action(agent, task), first)
@@ -74,7 +74,7 @@ def test_newer_weights_are_swapped_in(agent, task, tmp_path, capsys):
 def test_weights_replaced_in_place_are_seen(agent, task, capsys):
     agent, place = agent
     first = action(agent, task)
-    save(place[0], task.contract(), seed=2)
+    save(place[0], task, task.contract(), seed=2)
     os.utime(place[0] / "weights.safetensors", (1, 1))
     agent.poll()
     assert not torch.equal(action(agent, task), first)
@@ -99,10 +99,11 @@ def test_a_half_written_checkpoint_is_skipped(agent, task, tmp_path, capsys):
 def test_a_foreign_checkpoint_is_skipped(agent, task, tmp_path, capsys):
     agent, place = agent
     contract = task.contract()
-    place[0] = save(tmp_path / "c", replace(contract, rate=99.0), seed=3)
+    place[0] = save(tmp_path / "c", task, replace(contract, rate=99.0), seed=3)
     agent.poll()
-    other = replace(contract, joints=(Joint("x", -2, 2, 0, 2, "m"), contract.joints[1]))
-    place[0] = save(tmp_path / "d", other, seed=4)
+    joints = (Joint("x", -2, 2, 0, 2, "m"), contract.joints[1])
+    other = replace(contract, robot=replace(contract.robot, joints=joints))
+    place[0] = save(tmp_path / "d", task, other, seed=4)
     agent.poll()
     error = capsys.readouterr().err
     assert error.count("another contract") == 2
@@ -115,14 +116,14 @@ def test_a_place_that_vanishes_is_no_crash(task, tmp_path, capsys):
             raise DeftlyError("no run")
         return places.pop()
 
-    places = [save(tmp_path / "a", task.contract())]
+    places = [save(tmp_path / "a", task, task.contract())]
     agent = Trained(task, find, 1e-9)
     agent.poll()
     assert capsys.readouterr().err == "warning: kept the policy, no run\n"
 
 
 def test_no_reload_unless_asked(task, tmp_path):
-    folder = save(tmp_path / "a", task.contract())
+    folder = save(tmp_path / "a", task, task.contract())
     places = [folder]
     agent = Trained(task, places.pop, 0.0)
     agent.poll()

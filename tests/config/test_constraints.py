@@ -1,6 +1,6 @@
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
@@ -8,6 +8,7 @@ from cube_settings import CubeConfig, read
 
 from deftly.config import EnvConfig, Must, Settings, SimConfig, Suffix, TaskConfig, TrainArgs, check
 from deftly.config.constraints import violated
+from deftly.config.sections import Activation
 from deftly.errors import DeftlyError
 
 EVEN = Must("even", lambda x: x % 2 == 0)
@@ -144,3 +145,9 @@ def test_substeps():
     assert SimConfig(dt=0.005).substeps_at(20.0) == 10
     assert SimConfig(substeps=7).substeps_at(20.0) == 7
     assert SimConfig(dt=1 / 150).substeps_at(15.0) == 10
+
+
+def test_activations_are_those_of_the_networks():
+    from deftly.learn.networks import ACTIVATIONS
+
+    assert get_args(Activation) == tuple(ACTIVATIONS)

@@ -110,7 +110,7 @@ def test_single_environment_ends_with_its_own_last_observation():
     assert terminated is False
     assert isinstance(reward, float)
     assert info == {"is_success": False}
-    assert obs[2:4] == pytest.approx(env.batch.state.qpos[0, :2].numpy(), abs=1e-6)
+    assert obs[2:4] == pytest.approx(env.batch.state.joint_pos[0].numpy(), abs=1e-6)
     assert (obs[-2:] > 0.9).all()
     with pytest.raises(ResetNeeded, match="call reset"):
         env.step(np.ones(2, np.float32))

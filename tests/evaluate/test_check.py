@@ -195,7 +195,9 @@ def test_a_policy_that_is_not_the_one_that_was_trained(copy, args, exported):
 def test_another_checkpoint_is_refused(exported, args, tmp_path):
     source = checkpoint.load(exported.checkpoint)
     other = tmp_path / "other"
-    checkpoint.save(other, {"actor": source.policy().actor}, source.contract, "train: {}\n", "rail", 1, {}, None)
+    networks = {"actor": source.policy().actor}
+    task = load(args.task)(load(args.task).Config())
+    checkpoint.write(other, task, networks, contract=source.contract, config="train: {}\n", iteration=1)
     given = CheckSettings(task=args.task, checkpoint=str(other), runs=args.runs)
     found = line(exported.bundle, given, "closed loop")
     assert found.level == "fail"

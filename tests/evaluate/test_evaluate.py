@@ -21,7 +21,7 @@ from deftly.errors import DeftlyError
 from deftly.evaluate import report
 from deftly.evaluate.evaluate import check_gate, measure
 from deftly.learn import checkpoint
-from deftly.learn.ppo import actor_model
+from deftly.learn.networks import Network, NetworkSpec
 from deftly.stats import wilson
 from deftly.tasks import load
 
@@ -46,8 +46,8 @@ def make_checkpoint(root: Path, **cfg) -> Path:
     contract, train = task.contract(), PPOConfig(hidden=(16,))
     config = with_task(Saved, type(task.cfg))(SimConfig(preset="fast"), train, task.cfg)  # type: ignore[call-arg]
     folder = workspace.create(TASK, "train", RunsConfig(root=root)) / "checkpoints/iter_000007"
-    actor = actor_model(contract.obs_size(), contract.action_size, train)
-    checkpoint.save(folder, {"actor": actor}, contract, to_yaml(config), TASK, 7, {}, None)
+    actor = Network(NetworkSpec({"state": contract.obs_size()}, contract.action_size, (16,), head="gaussian"))
+    checkpoint.write(folder, task, {"actor": actor}, contract=contract, config=to_yaml(config), iteration=7)
     return folder
 
 

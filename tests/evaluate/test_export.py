@@ -65,7 +65,7 @@ def test_the_network_is_one_file_and_says_nothing_of_this_machine(exported):
 
 def test_the_network_is_the_policys_mean_with_its_normalizer(found, source):
     actor = source.policy()
-    actor.actor.obs_normalizer._mean += 3.0  # type: ignore[union-attr]
+    actor.actor.normalizer.mean += 3.0  # type: ignore[union-attr]
     obs = torch.randn(5, source.contract.obs_size())
     assert np.abs(found.network(obs.numpy()) - source.policy()(obs).numpy()).max() <= 1e-6
     assert np.abs(found.network(obs.numpy()) - actor(obs).numpy()).max() > 1e-3
@@ -112,7 +112,7 @@ def test_golden_signals_are_those_of_an_episode_as_its_sensors_gave_them(found, 
     for i in range(steps):
         seen = env.obs["policy"][0].numpy()
         np.testing.assert_allclose(rows["signal/joint_pos"][i], seen[2:4], atol=1e-6)  # the newest of two
-        assert (abs(rows["signal/joint_pos"][i] - env.state.qpos[0, :2].numpy()) > 1e-5).all()  # noise and all
+        assert (abs(rows["signal/joint_pos"][i] - env.state.joint_pos[0].numpy()) > 1e-5).all()  # noise and all
         np.testing.assert_allclose(rows["observation"][i], seen, atol=1e-6)
         env.step(network(env.obs["policy"]))
         np.testing.assert_allclose(rows["targets"][i], env.state.command[0], atol=1e-5)

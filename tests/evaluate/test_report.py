@@ -14,10 +14,10 @@ from deftly.errors import DeftlyError
 from deftly.evaluate import evaluate, report
 from deftly.evaluate.evaluate import check_gate, measure
 from deftly.learn import checkpoint
-from deftly.learn.ppo import actor_model
+from deftly.learn.networks import Network, NetworkSpec
 from deftly.sim.randomize import Randomize
 from deftly.stats import wilson
-from deftly.tasks import Task, load, shipped
+from deftly.tasks import Report, Task, load, shipped
 
 HAND = "leap-right-cube-rotate"
 
@@ -26,9 +26,11 @@ class Parted(Task):
     """Divides its episodes by `size`."""
 
     name = "parted"
-    figures = {"size": "size of the thing, mm", "rate": "how fast, 1/s"}
-    plots = (("rate", "Rate, 1/s"),)
-    breakdown = ("size", (1.0, 2.0, 3.0, 4.0))
+    report = Report(
+        metrics={"size": "size of the thing, mm", "rate": "how fast, 1/s"},
+        plots=(("rate", "Rate, 1/s"),),
+        breakdown=("size", (1.0, 2.0, 3.0, 4.0)),
+    )
 
 
 def values(size, success, **more):
@@ -71,7 +73,7 @@ def test_no_breakdown_no_key():
 
 def test_an_unknown_breakdown_is_named():
     class Wrong(Parted):
-        breakdown = ("sise", (1.0, 2.0))
+        report = Report(breakdown=("sise", (1.0, 2.0)))
 
     with pytest.raises(DeftlyError, match="by 'sise', which none of its figures is"):
         report.divide(values([1.0], [1]), Wrong)
@@ -213,9 +215,9 @@ def hand(tmp_path_factory):
     cls, folder = load(HAND), tmp_path_factory.mktemp("hand") / "policy"
     task = cls(cls.Config(start="sample"))  # type: ignore[call-arg]
     contract, train = task.contract(), PPOConfig(hidden=(8,))
-    actor = actor_model(contract.obs_size(), contract.action_size, train)
+    actor = Network(NetworkSpec({"state": contract.obs_size()}, contract.action_size, (8,), head="gaussian"))
     config = with_task(Saved, cls.Config)(SimConfig(preset="fast", threads=1), train, task.cfg)  # type: ignore[call-arg]
-    checkpoint.save(folder, {"actor": actor}, contract, to_yaml(config), cls.name, 1, {}, None)
+    checkpoint.write(folder, task, {"actor": actor}, contract=contract, config=to_yaml(config), iteration=1)
     return task, folder
 
 
@@ -231,10 +233,10 @@ def test_evaluation_of_the_hand(hand, tmp_path, capsys):
     assert {(b["low"], b["high"]) for b in bins} >= {(67.5, 70.5), (79.5, 82.5)}
     assert sum(b["episodes"] for b in bins) == 12
     assert sum(b["success"]["count"] for b in bins) == data["success"]["count"] == 0
-    assert set(bins[0]["figures"]) == set(task.figures)
+    assert set(bins[0]["figures"]) == set(task.report.metrics)
     text, out = (tmp_path / "report.html").read_text(), capsys.readouterr().out
     assert "70.5 to 73.5" in out
-    assert all(title in text for _, title in task.plots)
+    assert all(title in text for _, title in task.report.plots)
     assert "Success by edge of the cube, mm" in text
     assert all(escape(report.meaning(name, task)) in text for name in data["figures"])
 
@@ -254,6 +256,6 @@ def test_a_gate_takes_the_task_s_own_figures():
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_tasks_explain_what_they_measure(name):
     cls = load(name)
-    assert cls.figures
-    assert all(plot in {**cls.figures, "seconds": ""} for plot, _ in cls.plots)
-    assert not cls.breakdown or cls.breakdown[0] in cls.figures
+    assert cls.report.metrics
+    assert all(plot in {**cls.report.metrics, "seconds": ""} for plot, _ in cls.report.plots)
+    assert not cls.report.breakdown or cls.report.breakdown[0] in cls.report.metrics

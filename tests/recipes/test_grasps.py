@@ -63,7 +63,7 @@ def test_an_episode_starts_from_pose_and_joints_of_a_grasp_of_its_size(cache):
     found = Grasps.load(cache, TASK, contract())
     half = env.task._half(env.state)
     for i in range(32):
-        same = (found.joint_pos - env.state.qpos[i, :16]).abs().amax(-1) < 1e-6
+        same = (found.joint_pos - env.state.joint_pos[i]).abs().amax(-1) < 1e-6
         assert same.sum() == 1
         row = int(same.nonzero()[0])
         assert env.state.joint("cube")[i] == pytest.approx(found.cube_pose[row], abs=1e-9)

@@ -4,6 +4,7 @@ import torch
 
 from deftly.errors import DeftlyError
 from deftly.sim.randomize import Randomize, Randomizer, widen
+from deftly.sim.rows import Rows
 
 N = 200
 
@@ -76,7 +77,7 @@ def test_kp_and_kd_together_keep_the_servo_true(drawn):
     for _ in range(19):  # starts up to 0.5 m off: a servo that is not true would drift to another pose
         env.step(torch.zeros(N, 2))
     assert env.state.command.abs().max() > 0.4
-    assert (env.state.qpos[:, :2] - env.state.command).abs().max() < 1e-6
+    assert (env.state.joint_pos - env.state.command).abs().max() < 1e-6
 
 
 def test_added_gains_keep_their_signs(drawn):
@@ -129,9 +130,9 @@ def test_gravity_keeps_its_direction(drawn):
 
 def test_gravity_acts(drawn):
     env, fields = drawn(Randomize("gravity", 0.5, 1.5))
-    env.state.joint("ball")[:, 2] = 2.0
+    env.state.pose("ball")[:, 2] = 2.0
     env.step(torch.zeros(N, 2))
-    assert torch.allclose(env.state.joint_vel("ball")[:, 2], fields["opt.gravity"].view(N, 3)[:, 2] * 0.05)
+    assert torch.allclose(env.state.velocity("ball")[:, 2], fields["opt.gravity"].view(N, 3)[:, 2] * 0.05)
 
 
 def test_names_share_a_draw_if_told(drawn):
@@ -152,7 +153,7 @@ def test_draws_start_from_the_model_every_time(drawn):
 def test_only_the_environments_that_reset_draw(slider):
     env = slider(4, randomize=(Randomize("mass", 0.5, 2.0),))
     before = env._randomizer.fields["body_mass"].clone()
-    env._randomizer.draw(torch.tensor([1, 3]), env.state.generator)
+    env._randomizer.draw(Rows(torch.arange(env.num_envs) % 2 == 1), env.state.generator)
     changed = (env._randomizer.fields["body_mass"] != before).any(1)
     assert changed.tolist() == [False, True, False, True]
 
@@ -172,12 +173,12 @@ def test_randomization_can_be_switched_off(slider):
 
 def response(env, steps: int = 12) -> torch.Tensor:
     """Position of the first environment's block, substep by substep, after a full command at once."""
-    env.state.qpos[:, :2] = 0
+    env.state.joint_pos[:] = 0
     move, out = torch.zeros(env.num_envs, 2), []
     move[:, 0] = 1
     for _ in range(steps):
         env.step(move)
-        out.append(env.state.qpos[:, 0].clone())
+        out.append(env.state.joint_pos[:, 0].clone())
     return torch.stack(out)
 
 
@@ -205,18 +206,18 @@ def test_latency_of_single_actuators_is_a_tasks_own_randomization(slider):
     env = slider(2, goal=0.0, start=0.0, randomize=(Randomize("latency", 0.1, 0.1, ("y",), op="add"),))
     for _ in range(2):
         env.step(torch.ones(2, 2))
-    assert (env.state.qpos[:, 0] > 0.01).all()
-    assert not env.state.qpos[:, 1].any()
+    assert (env.state.joint_pos[:, 0] > 0.01).all()
+    assert not env.state.joint_pos[:, 1].any()
 
 
 def test_delayed_actuator_holds_the_starting_pose(slider):
     env = slider(16, goal=0.0, env={"latency_ms": (100.0, 100.0)})
     for _ in range(2):  # before and after an automatic reset
-        start = env.state.qpos[:, :2].clone()
+        start = env.state.joint_pos.clone()
         assert start.abs().max() > 0.1
         for _ in range(19):
             env.step(torch.zeros(16, 2))
-            assert (env.state.qpos[:, :2] - start).abs().max() < 1e-6
+            assert (env.state.joint_pos - start).abs().max() < 1e-6
         env.step(torch.zeros(16, 2))
 
 
@@ -229,7 +230,7 @@ def test_draws_come_from_the_given_generator(slider):
     randomizer = Randomizer(env.sim, (Randomize("damping", 0.5, 2.0),))
     seen = []
     for _ in range(2):
-        randomizer.draw(torch.arange(3), torch.Generator().manual_seed(4))
+        randomizer.draw(Rows(torch.ones(3, dtype=torch.bool)), torch.Generator().manual_seed(4))
         seen.append(randomizer.fields["dof_damping"].clone())
     assert torch.equal(*seen)
     assert isinstance(env.model, mujoco.MjModel)

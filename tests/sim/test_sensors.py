@@ -1,23 +1,24 @@
 import pytest
 import torch
 
-from deftly.contract import Act, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.errors import DeftlyError
-from deftly.sim.sensors import Sensors
-from deftly.tasks import Noise
+from deftly.sim.rows import Rows
+from deftly.sim.sensors import Noise, Sensors
 
 N = 4000
-CONTRACT = PolicyContract(
-    RobotInterface("toy", (Joint("a", -1, 1, 0, 1),), (Signal("joint_pos", 1), Signal("pose", 2))),
-    10,
-    (Observe("pose"),),
-    (Act(("a",), "velocity"),),
-)
+SIZES = {"joint_pos": 1, "pose": 2}
+
+
+def rows(*ids: int, count: int = N) -> Rows:
+    """The environments of some indices; all without any."""
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[list(ids) or slice(None)] = True
+    return Rows(mask)
 
 
 def sensors(**noise) -> Sensors:
-    s = Sensors({"pose": Noise(**noise)}, CONTRACT, N, torch.Generator().manual_seed(0))
-    s.reset({"pose": torch.zeros(N, 2)}, torch.arange(N))
+    s = Sensors({"pose": Noise(**noise)}, SIZES, N, torch.Generator().manual_seed(0))
+    s.reset({"pose": torch.zeros(N, 2)}, rows())
     return s
 
 
@@ -52,7 +53,7 @@ def test_bias_lasts_for_the_episode_and_differs_between_episodes():
     assert first.abs().max() <= 0.3
     assert first.std() == pytest.approx(0.3 / 3**0.5, rel=0.05)
     assert torch.equal(read(s, 0.0), first)
-    s.reset({"pose": torch.zeros(1, 2)}, torch.tensor([5]))
+    s.reset({"pose": torch.zeros(1, 2)}, rows(5))
     changed = (read(s, 0.0) != first).any(1)
     assert changed.nonzero().flatten().tolist() == [5]
 
@@ -93,19 +94,19 @@ def test_reset_forgets_the_old_episode():
     s = sensors(delay=3, dropout=0.5)
     for t in range(5):
         read(s, 100.0 + t)
-    first = s.reset({"pose": torch.full((N, 2), -1.0)}, torch.arange(N))["pose"]
+    first = s.reset({"pose": torch.full((N, 2), -1.0)}, rows())["pose"]
     assert torch.equal(first, torch.full((N, 2), -1.0))
     assert (read(s, -1.0) == -1.0).all()
 
 
 def test_noise_on_an_unknown_signal_is_named():
     with pytest.raises(DeftlyError, match="noise on 'poze', which is no signal"):
-        Sensors({"poze": Noise()}, CONTRACT, 1, torch.Generator())
+        Sensors({"poze": Noise()}, SIZES, 1, torch.Generator())
 
 
 def test_environment_applies_noise_unless_told_not_to(slider):
     noisy = slider(64, noise=Noise(uniform=0.1))
-    error = noisy.obs["policy"][:, 2:4] - noisy.state.qpos[:, :2]
+    error = noisy.obs["policy"][:, 2:4] - noisy.state.joint_pos
     assert 0.05 < error.abs().max() <= 0.1
     clean = slider(64, noise=Noise(uniform=0.1), env={"noise": False})
-    assert torch.allclose(clean.obs["policy"][:, 2:4].double(), clean.state.qpos[:, :2], atol=1e-6)
+    assert torch.allclose(clean.obs["policy"][:, 2:4].double(), clean.state.joint_pos, atol=1e-6)

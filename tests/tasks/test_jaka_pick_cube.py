@@ -6,6 +6,7 @@ import torch
 from deftly.config import EnvConfig, SimConfig
 from deftly.env import Env
 from deftly.robots import jaka_zu5
+from deftly.robots.jaka_zu5 import ARM
 from deftly.tasks import load
 
 GAINS = ("reach", "grasp", "lift", "hold")
@@ -42,7 +43,7 @@ class Expert:
         return np.linalg.solve(jacobian[:, :6] @ COUPLED, speed).clip(-1.2, 1.2) / 1.2
 
     def _one(self, i: int) -> np.ndarray:
-        cube, pinch = (x[i].numpy() for x in (self.env.state.joint("cube")[:, :3], self.env.state.site("pinch")))
+        cube, pinch = (x[i].numpy() for x in (self.env.state.pose("cube")[:, :3], self.env.state.site("pinch")))
         if self.env.state.steps[i] == 0:
             self.closing[i] = 0
         aside = np.linalg.norm((pinch - cube)[:2])
@@ -56,7 +57,7 @@ class Expert:
 
 def unweighted(env: Env) -> torch.Tensor:
     """Sums of the four potential terms over the episodes so far, without their weights, `(num_envs, 4)`."""
-    return torch.stack([env._sums[name] / env._weights[name] for name in GAINS], -1)
+    return torch.stack([env.episode_rewards[name] / env._weights[name] for name in GAINS], -1)
 
 
 def potential(env: Env) -> torch.Tensor:
@@ -134,7 +135,7 @@ def test_cycling_earns_nothing():
     env, still = make(4), torch.tensor([0.0, 0, 0, -1])
     for _ in range(5):
         env.step(still.repeat(4, 1))
-    pose, before, moved = env.state.qpos[:, :6].clone(), unweighted(env), []
+    pose, before, moved = env.state.joint_pos[:, :6].clone(), unweighted(env), []
     for joint in range(3):
         for direction in (1.0, -1.0, -1.0, 1.0):
             move = still.repeat(4, 1)
@@ -145,7 +146,7 @@ def test_cycling_earns_nothing():
     for _ in range(10):
         env.step(still.repeat(4, 1))
     assert max(moved) > 0.1
-    assert (env.state.qpos[:, :6] - pose).abs().max() < 0.01
+    assert (env.state.joint_pos[:, :6] - pose).abs().max() < 0.01
     assert (unweighted(env) - before).abs().max() < 0.02
 
 
@@ -180,7 +181,7 @@ def test_wrist_keeps_the_tool_down_while_the_arm_moves():
 
 def test_cube_off_the_table_is_a_failure():
     env = make(2)
-    env.state.joint("cube")[1, :3] = torch.tensor([2.0, 0, -0.1], dtype=torch.float64)
+    env.state.pose("cube")[1, :3] = torch.tensor([2.0, 0, -0.1], dtype=torch.float64)
     step = env.step(torch.zeros(2, 4))
     assert step.terminated.tolist() == [False, True]
     assert not step.success.any()
@@ -189,12 +190,12 @@ def test_cube_off_the_table_is_a_failure():
 
 def test_episodes_start_in_the_stated_ranges():
     env = make(256)
-    cfg, cube = env.task.cfg, env.state.joint("cube")
+    cfg, cube = env.task.cfg, env.state.pose("cube")
     for axis, (low, high) in enumerate((cfg.cube_x, cfg.cube_y)):
         assert low - 1e-6 < cube[:, axis].min() < low + 0.02
         assert high - 0.02 < cube[:, axis].max() < high + 1e-6
     home = torch.tensor(jaka_zu5.HOME, dtype=torch.float64)
-    away = (env.state.qpos[:, :3] - home[:3]).abs()
+    away = (env.state.joint_pos[:, :3] - home[:3]).abs()
     assert 0.9 * cfg.home_noise < away.max() <= cfg.home_noise + 1e-9
-    assert torch.allclose(env.state.qpos[:, 3], np.pi / 2 - env.state.qpos[:, 1:3].sum(1))
-    assert not env.state.sensor("grip_left").any()
+    assert torch.allclose(env.state.joint_pos[:, 3], np.pi / 2 - env.state.joint_pos[:, 1:3].sum(1))
+    assert not ARM.touch(env.state, "cube").any()

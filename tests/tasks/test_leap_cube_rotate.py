@@ -30,7 +30,7 @@ def turn(env: Env, rate: float, steps: int) -> None:
     """Turn the cube about +z by hand, at `rate` rad/s, in the air."""
     s = env.state
     for _ in range(steps):
-        pose = s.joint(CUBE)
+        pose = s.pose(CUBE)
         c, d = math.cos(rate * s.dt / 2), math.sin(rate * s.dt / 2)
         w, x, y, z = pose[:, 3:].clone().unbind(-1)
         pose[:, 3:] = torch.stack((c * w - d * z, c * x - d * y, c * y + d * x, c * z + d * w), -1)
@@ -93,10 +93,10 @@ def test_yaw_is_that_about_the_palms_normal_also_of_a_tilted_cube():
 def test_a_lost_cube_ends_the_episode_as_a_failure(name):
     env = make(name)
     env.auto_reset = False
-    env.state.joint(CUBE)[0, 2] = -0.05
-    env.state.joint(CUBE)[1, 0] += 0.2
-    env.state.joint(CUBE)[2, 3:] = torch.tensor([math.cos(0.5), math.sin(0.5), 0, 0])
-    env.sim.forward(torch.arange(4))
+    env.state.pose(CUBE)[0, 2] = -0.05
+    env.state.pose(CUBE)[1, 0] += 0.2
+    env.state.pose(CUBE)[2, 3:] = torch.tensor([math.cos(0.5), math.sin(0.5), 0, 0])
+    env.sim.forward()
     failed = env.task.failed(env.state)
     assert [bool(failed["dropped"][0]), bool(failed["drifted"][1]), bool(failed["tipped"][2])] == [True] * 3
     assert env.task.metrics(env.state)["drop_rate"].tolist() == [1, 1, 1, 0]
@@ -109,8 +109,8 @@ def test_policy_sees_joints_alone(name):
     """Where the cube is, and how heavy, must not change the observation."""
     env = make(name)
     before = env.obs["policy"].clone()
-    env.state.joint(CUBE)[:, :3] += 0.01
-    groups, _ = env.contract.observe(env._signals(), env._memory)
+    env.state.pose(CUBE)[:, :3] += 0.01
+    groups, _ = env.contract.observe(env._true_signals(torch.zeros(4, dtype=torch.bool)), env._memory)
     assert groups["state"][:, -32:] == pytest.approx(before[:, -32:])
     assert env.obs["critic"].shape[1] > env.obs["policy"].shape[1]
     assert {s.name for s in env.contract.signals} == {"joint_pos"}
@@ -171,7 +171,7 @@ def test_a_policy_first_sees_what_it_sees_in_the_control_loop(monkeypatch):
 
     run_episode(robot, LocalPolicy(env.contract, network), SafetyConfig(), 0, limit=1)
     assert np.abs(seen[0] - env.obs["policy"].numpy()).max() < 1e-5
-    sag = env.state.qpos[:, :16].float() - env.state.command
+    sag = env.state.joint_pos.float() - env.state.command
     assert 0.002 < sag.abs().max() < 0.1
 
 

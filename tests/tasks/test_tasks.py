@@ -1,3 +1,5 @@
+import importlib
+import inspect
 import shutil
 import sys
 from pathlib import Path
@@ -5,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from deftly import tasks
 from deftly.config import EnvConfig, SimConfig
 from deftly.env import Env
 from deftly.errors import DeftlyError
-from deftly.tasks import Task, load, shipped
+from deftly.tasks import SHIPPED, Task, description, load, shipped
 
 SLIDER = Path(__file__).parents[1] / "assets" / "slider.py"
 
@@ -27,6 +30,14 @@ def refusal(name: str) -> str:
 
 def test_shipped_tasks_are_found_without_importing_them():
     assert shipped()["jaka-pick-cube"] == "deftly.tasks.jaka_pick_cube"
+
+
+def test_the_table_of_shipped_tasks_is_what_their_files_say():
+    files = [f.stem for f in Path(tasks.__path__[0]).glob("*.py") if f.stem != "__init__"]
+    modules = [importlib.import_module(f"deftly.tasks.{name}") for name in files]
+    classes = {cls for module in modules for cls in vars(module).values() if inspect.isclass(cls)}
+    named = {cls for cls in classes if issubclass(cls, Task) and "name" in vars(cls)}
+    assert {cls.name: (cls.__module__, description(cls)) for cls in named} == SHIPPED
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -19,8 +19,9 @@ from deftly.control.safety import SafetyConfig
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import LocalPolicy
+from deftly.sim.sensors import Noise
 from deftly.stats import proportion
-from deftly.tasks import Noise, load
+from deftly.tasks import load
 from deftly.twin import sim2sim
 from deftly.twin.loop import run_episode
 from deftly.twin.robot import Sensor, SimRobot
@@ -56,12 +57,12 @@ def test_it_moves_as_the_environment_does(preset):
     env = Env(make_task(), quiet, SimConfig(preset, 1), seed=3, purpose="evaluate")
     robot, generator = SimRobot(make_task(), SimConfig(preset=preset)), torch.Generator().manual_seed(0)
     env.auto_reset = False
-    robot.reset(0, env.sim.state[0].numpy().copy())
+    robot.reset(0, env.sim.state_of(0))
     for _ in range(60):
         env.step(2 * torch.rand(1, 4, generator=generator) - 1)  # it also knocks the cube about
         robot.write(env.state.command[0].double().numpy())
         robot.advance()
-        np.testing.assert_allclose(robot.data.qpos, env.state.qpos[0].numpy(), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(robot.data.qpos, env.sim.bind("qpos")[0].numpy(), rtol=0, atol=1e-9)
         np.testing.assert_allclose(robot.data.sensordata, env.sim.bind("sensordata")[0].numpy(), rtol=0, atol=1e-9)
         assert robot.success == bool(env.task.success(env.state))
     own, theirs = robot.figures, env.task.metrics(env.state)

@@ -72,8 +72,9 @@ def main(argv: list[str]) -> int:
     learner = clone(task, gait, args)
     save(run, task, learner, args)
     which: dict[str, Any] = {"seed": args.train.seed, "purpose": VALIDATE, "sim_cfg": args.sim}
-    values = run_episodes(task, checkpoint.Policy(learner.actor), 64, **which).values
-    what = f", {task.headline} {values[task.headline].nanmean():.3f}" if task.headline else ""
+    values = run_episodes(task, learner.policy(), 64, **which).values
+    selection = task.report.selection
+    what = f", {selection} {values[selection].nanmean():.3f}" if selection else ""
     console.print(f"cloned: success {values['success'].mean():.1%} of 64 episodes{what}", highlight=False)
     console.print(f"go on with: deftly train {name} --init {run}", soft_wrap=True)
     return 0
@@ -83,7 +84,6 @@ def save(run: Path, task: Task, learner: PPO, args: GaitArgs) -> None:
     """A checkpoint of the cloned policy, from which training starts."""
     folder = run / "checkpoints" / "iter_000000"
     write_text(run / checkpoint.CONFIG, to_yaml(args))
-    contract = learner.env.contract
-    checkpoint.save(folder, learner.models, contract, to_yaml(args), task.name, 0, {"success": -1.0}, None)
+    checkpoint.write(folder, task, learner.networks, contract=learner.env.contract, config=to_yaml(args))
     for link in ("last", "best"):
         workspace.link(folder.with_name(link), folder)

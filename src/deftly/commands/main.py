@@ -13,7 +13,7 @@ from deftly import __version__
 from deftly.commands.table import COMMANDS
 from deftly.errors import DeftlyError
 
-LEARNING = "mujoco torch rsl_rl gymnasium safetensors tensorboard matplotlib PIL av tensordict"
+LEARNING = "mujoco torch gymnasium safetensors tensorboard matplotlib PIL av"
 EXTRAS = {"mjviser": "viewer", "viser": "viewer"} | dict.fromkeys(LEARNING.split(), "train")
 """Module to the extra that installs it."""
 

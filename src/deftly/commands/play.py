@@ -192,7 +192,7 @@ def play(env: Env, agent: Act, args: PlayArgs, view: View, data: mujoco.MjData) 
                 seconds = ended["steps"] / env.contract.rate
                 print(f"{how} after {seconds:.1f} s, return {ended['return']:.2f}", flush=True)
                 episodes += 1
-            pose(env.model, env.sim.state[0].numpy(), data)
+            pose(env.model, env.sim.state_of(0), data)
         view.show(data)
         poll()
         due = max(due + 1 / (env.contract.rate * (speed or 1.0)), time.perf_counter() - 0.2)
@@ -204,7 +204,7 @@ def _live(task: Task, agent: Act, args: PlayArgs) -> None:
 
     open_view = {"native": _native, "web": _web}[pick_viewer(args.viewer)]
     env = Env(task, replace(args.env, num_envs=1), args.sim, args.seed, "play")
-    data = pose(env.model, env.sim.state[0].numpy())
+    data = pose(env.model, env.sim.state_of(0))
     with contextlib.suppress(KeyboardInterrupt), open_view(env, data, args) as view:
         play(env, agent, args, view, data)
 

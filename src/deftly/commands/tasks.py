@@ -1,7 +1,6 @@
 """`deftly tasks`: list the tasks, or show one."""
 
 import inspect
-import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,15 +44,13 @@ def main(argv: list[str]) -> int:
         _show_task(tasks.load(name))
         return 0
     rows = []
-    for name, module in tasks.shipped().items():
-        file = Path(tasks.__path__[0], module.rpartition(".")[2] + ".py")
-        what = re.search(rf'@task\("{name}"\)\nclass .*:\n    """(.*?)("""|\n)', file.read_text())
+    for name, (_, what) in tasks.SHIPPED.items():
         sizes = ("", "", "", "")
         with suppress(ImportError):  # without the train extra
             cls = tasks.load(name)
             c = cls(cls.Config()).contract()
             sizes = (c.robot.name, str(c.obs_size()), str(c.action_size), f"{c.rate:g} Hz")
-        rows.append((name, what[1] if what else "", *sizes, shipped_policy(name)))
+        rows.append((name, what, *sizes, shipped_policy(name)))
     show(table(("task", "what", "robot", "obs", "action", "rate", "shipped policy"), rows))
     return 0
 

@@ -9,7 +9,16 @@ from deftly.config.constraints import RISING, Must, Settings, Suffix, check
 from deftly.config.fields import Repeatable, field_docs
 from deftly.config.older_names import ALIASES
 from deftly.config.parsing import parse, split_task, split_word, suggest, with_setting, with_task
-from deftly.config.sections import SEEDS, EnvConfig, PPOConfig, RunsConfig, SimConfig, TaskConfig, TrainArgs
+from deftly.config.sections import (
+    SEEDS,
+    EnvConfig,
+    PPOConfig,
+    RunsConfig,
+    SimConfig,
+    TaskConfig,
+    TrainArgs,
+    TrainConfig,
+)
 from deftly.config.yaml import to_yaml
 
 __all__ = [
@@ -26,6 +35,7 @@ __all__ = [
     "Suffix",
     "TaskConfig",
     "TrainArgs",
+    "TrainConfig",
     "check",
     "field_docs",
     "parse",

@@ -11,7 +11,7 @@ from deftly.config.constraints import RISING, Must, Settings
 from deftly.config.presets import MAX_SUBSTEPS, Preset, divide
 from deftly.errors import DeftlyError
 
-Activation = Literal["elu", "selu", "relu", "crelu", "lrelu", "tanh", "sigmoid", "softplus", "gelu", "swish", "mish"]
+Activation = Literal["elu", "gelu", "leaky_relu", "mish", "relu", "selu", "silu", "softplus", "tanh"]
 SEEDS = 2**31
 """Seeds are below this: what every random generator takes."""
 
@@ -35,9 +35,9 @@ class SimConfig(Settings, section="sim"):
     substeps: Annotated[
         int | None, Ge(1), Le(MAX_SUBSTEPS), Doc("Timesteps in a control period, instead of dt; unset: the preset's.")
     ] = None
-    engine: Annotated[Literal["cpu", "warp"], Doc("MuJoCo on the CPU, or MuJoCo Warp, which also runs on a GPU.")] = (
-        "cpu"
-    )
+    engine: Annotated[
+        Literal["cpu", "warp"], Doc("cpu: MuJoCo, float64; warp: MuJoCo Warp, float32, which also runs on a GPU.")
+    ] = "cpu"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,13 +83,21 @@ class TaskConfig(Settings, section="task"):
 
 
 @dataclass(frozen=True)
-class PPOConfig(Settings, section="train"):
-    """Proximal policy optimization."""
+class TrainConfig(Settings, section="train"):
+    """What every learner is asked; the settings of an algorithm are a subclass."""
 
+    algorithm: Annotated[str, Doc("The learner.")] = "ppo"
     seed: Annotated[
         int, Ge(-1), Lt(SEEDS), Doc("Seed of every random draw; -1 picks a random one, which is saved with the run.")
     ] = 1
     max_iterations: Annotated[int, Ge(1), Doc("Iterations (rollout and update) to train.")] = 1000
+
+
+@dataclass(frozen=True)
+class PPOConfig(TrainConfig):
+    """Proximal policy optimization."""
+
+    algorithm: Literal["ppo"] = "ppo"
     steps: Annotated[int, Ge(1), Doc("Control steps per environment in one rollout.")] = 16
     epochs: Annotated[int, Ge(1), Doc("Passes over each rollout.")] = 5
     minibatches: Annotated[int, Ge(1), Doc("Parts a rollout is split into for one gradient step each.")] = 4

@@ -178,7 +178,7 @@ def _compare(found: Bundle, source: Checkpoint, task: Any, sim: Any, settings: C
         ours = _ending(env.ended)
         env.seed(seed)
         env.reset()
-        env.ended = {}
+        env.step(network(env.obs["policy"]))
         while not env.ended:
             env.step(network(env.obs["policy"]))
         ends.append(f"{ours} after {int(env.ended['steps'])} steps")

@@ -24,7 +24,8 @@ from deftly.policy import bundle
 from deftly.policy.protocol import ACTION, OBSERVATION, LocalPolicy, OnnxNetwork
 
 if TYPE_CHECKING:
-    from deftly.learn.checkpoint import Checkpoint, Policy
+    from deftly.learn.checkpoint import Checkpoint
+    from deftly.learn.networks import Policy
     from deftly.tasks import Task
 
 OPSET = 18
@@ -38,12 +39,11 @@ def to_onnx(policy: Policy) -> bytes:
     """The mean action of a policy as an ONNX model: normalizer inside, any number of rows, no other files."""
     import torch
 
-    network: Any = policy.actor
-    network = network.as_onnx(verbose=False).eval()
+    network = policy.actor.eval()
     with _quiet():
         program = torch.onnx.export(
             network,
-            (torch.zeros(2, network.input_size),),
+            (torch.zeros(2, network.spec.input_size),),
             input_names=[OBSERVATION],
             output_names=[ACTION],
             dynamic_shapes=({0: torch.export.Dim("batch")},),

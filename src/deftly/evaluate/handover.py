@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,49 +14,29 @@ from deftly.policy.protocol import Decision, Policy, Signals
 from deftly.tasks import Task, load, shipped
 
 
-class Listener:
-    """Takes the place of an environment's sensors and keeps what they gave: the signals that the contract reads."""
-
-    def __init__(self, env: Env):
-        self.sensors, self.state = env._sensors, env._sensors.state
-        self.signals: dict[str, np.ndarray] = {}
-        """Of the first environment, by signal name: (size,) float32."""
-
-    def read(self, signals: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The readings of one step."""
-        return self._keep(self.sensors.read(signals))
-
-    def reset(self, signals: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
-        """The first readings of an episode."""
-        return self._keep(self.sensors.reset(signals, ids))
-
-    def _keep(self, readings: dict[str, Tensor]) -> dict[str, Tensor]:
-        self.signals = {name: value[0].numpy().copy() for name, value in readings.items()}
-        return readings
-
-
 def drive(env: Env, policy: Policy, seed: int) -> Iterator[tuple[Signals, Tensor, Decision]]:
     """Drive one episode of one environment as a robot is driven: by a policy that is given signals and nothing else.
 
     Yields after each step what the policy was given and decided, and in between the observation (1, obs_size) that
     training would have shown it; `env.ended` tells how the episode ended.
     """
-    listener = Listener(env)
-    env._sensors, env.auto_reset = listener, False  # type: ignore[assignment]
-    try:
-        env.seed(seed)
-        env.reset()
-        policy.reset(listener.signals)
-        applied = env.state.command[0].numpy()  # where the robot was held until now
-        while True:
-            signals, obs = listener.signals, env.obs["policy"]
-            decision, applied = policy.infer(signals, applied), None
-            env.step(torch.from_numpy(decision.action)[None])
-            yield signals, obs, decision
-            if env.ended:
-                return
-    finally:
-        env._sensors = listener.sensors
+    env.auto_reset = False
+    env.seed(seed)
+    env.reset()
+    policy.reset(_signals(env))
+    applied = env.state.command[0].numpy()  # where the robot was held until now
+    while True:
+        signals, obs = _signals(env), env.obs["policy"]
+        decision, applied = policy.infer(signals, applied), None
+        env.step(torch.from_numpy(decision.action)[None])
+        yield signals, obs, decision
+        if env.ended:
+            return
+
+
+def _signals(env: Env) -> Signals:
+    """The newest readings of the first environment, by name: (size,) float32."""
+    return {name: value[0].numpy().copy() for name, value in env.signals.items()}
 
 
 @dataclass(frozen=True)

@@ -37,13 +37,13 @@ def divide(values: Values, task: Task | type[Task]) -> dict[str, Any]:
     A bin holds what is `low` or more and less than `high`. What is beyond the edges is in bins without `low` or `high`.
     Nothing of a task without a breakdown; raises DeftlyError if it names an unknown figure.
     """
-    if not task.breakdown:
+    if not task.report.breakdown:
         return {}
-    metric, edges = task.breakdown
+    metric, edges = task.report.breakdown
     if metric not in values:
         raise DeftlyError(f"{task.name} breaks its report down by '{metric}', which none of its figures is")
     place = np.where(np.isfinite(values[metric]), np.digitize(values[metric], edges), -1)
-    own, bins = [name for name in values if name in {**task.figures, **dict(task.plots)}], []
+    own, bins = [name for name in values if name in {**task.report.metrics, **dict(task.report.plots)}], []
     for i, (low, high) in enumerate(pairwise((None, *edges, None))):
         inside = place == i
         if inside.any() or None not in (low, high):
@@ -144,7 +144,7 @@ MEANING = {
 def meaning(name: str, task: Task | type[Task] = Task) -> str:
     """What a figure is, in a few words; nothing for what the task does not explain."""
     kind, slash, rest = name.partition("/")
-    return {**MEANING, **task.figures}.get(name) or (MEANING.get(kind + slash, "") + rest if slash else "")
+    return {**MEANING, **task.report.metrics}.get(name) or (MEANING.get(kind + slash, "") + rest if slash else "")
 
 
 def html(report: Report, values: Values, video: Path | None = None, task: Task | type[Task] = Task) -> str:
@@ -205,7 +205,7 @@ def _plot(cards: list[str], title: str) -> "Iterator[Axes]":
 def _plots(report: Report, values: Values, task: Task | type[Task]) -> str:
     cards: list[str] = []
     success = values["success"] > 0
-    for name, title in task.plots:
+    for name, title in task.report.plots:
         _histogram(cards, title, values.get(name, np.empty(0)), success, values["seconds"][0] / values["steps"][0])
     if "start_x" in values and "start_y" in values:
         with _plot(cards, "Success by start position, m") as axes:
@@ -245,7 +245,7 @@ def _histogram(cards: list[str], title: str, figure: np.ndarray, success: np.nda
 
 def _by_bin(cards: list[str], breakdown: Mapping[str, Any], task: Task | type[Task]) -> None:
     """Success with its interval, and the mean of the task's first figure, by bin; ticks are the edges of the bins."""
-    bins, (name, title) = breakdown["bins"], task.plots[0]
+    bins, (name, title) = breakdown["bins"], task.report.plots[0]
     what = meaning(breakdown["metric"], task) or breakdown["metric"]
     places = np.arange(len(bins)) + 0.5
     edges = [number(edge) for edge in (*(b["low"] for b in bins), bins[-1]["high"])]

@@ -108,6 +108,19 @@ def find_policy(spec: str | None, task: str, cfg: RunsConfig) -> Path:
     raise DeftlyError(f"no policy for {task}{place}, none is shipped: train one, 'deftly train {task}'")
 
 
+def saved_settings(found: Checkpoint, cls: type[Task]) -> dict[str, Any]:
+    """The settings of task and physics with which a checkpoint was trained, as far as they still exist.
+
+    Those of another task, be it of the same name, are left out. What was renamed since is named on the terminal.
+    """
+    kinds = {"task": cls.Config, "sim": SimConfig} if found.is_of(cls) else {"sim": SimConfig}
+    for section, kind in kinds.items():
+        if unknown := found.unknown_settings(section, kind):
+            names = ", ".join(unknown[:5])
+            print(f"{found.path / checkpoint.CONFIG}: {names} left out: {kind.__name__} has no such setting (any more)")
+    return {section: found.known_settings(section, kind) for section, kind in kinds.items()}
+
+
 def prepare(stage: type[Any], verb: str, argv: Sequence[str]) -> tuple[Task, Any, Checkpoint | None]:
     """Task, arguments and policy of `deftly VERB TASK ...`; no policy if the stage has an `agent` that needs none.
 
@@ -123,8 +136,7 @@ def prepare(stage: type[Any], verb: str, argv: Sequence[str]) -> tuple[Task, Any
     args, found = parse(stage, flags, prog=prog), None
     if getattr(args, "agent", "trained") == "trained":
         found = checkpoint.load(find_policy(args.checkpoint, cls.name, args.runs))
-        sections = ("task", "sim") if found.task == cls.name else ("sim",)
-        filed = {name: found.config[name] for name in sections if name in found.config}
+        filed = saved_settings(found, cls)
         args = parse(stage, flags, prog=prog, filed=filed, origin=str(found.path / checkpoint.CONFIG))
     task = cls(args.task)
     if found:

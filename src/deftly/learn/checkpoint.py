@@ -1,48 +1,46 @@
-"""Checkpoints: a folder of plain data, written whole or not at all, that a policy and a training resume from.
+"""Checkpoints: a folder of plain data, written atomically, that a policy is read and a training resumed from.
 
-    weights.safetensors   networks with their normalizers; the metadata says which task, iteration and schema
-    contract.json         the contract under which the policy was trained
-    config.yaml           the configuration, which can be fed back
-    state.safetensors     optimizer, random generators, environment (only where training can resume)
+    weights.safetensors       parameters and statistics of all networks; its metadata binds the other files to it
+    checkpoint.json           what this is: task, algorithm, networks as data, iteration, steps, numbers
+    contract.json             the contract under which the policy was trained
+    config.yaml               the settings of the training, as data
+    state.safetensors         optimizer, random generators, environments (only where training can resume)
+    state.rank_1.safetensors  the same of the second process, and so on
 
-No pickle: safetensors, JSON and YAML. A folder is written under a temporary name, flushed and renamed.
+A policy is rebuilt from `checkpoint.json` and its weights alone. No pickle: safetensors, JSON and YAML.
 """
 
+from __future__ import annotations
+
 import json
-import os
-import shutil
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import torch
-import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
-from deftly.config import PPOConfig
+from deftly import __version__
+from deftly.config import suggest
+from deftly.console import printable
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
-from deftly.learn.ppo import actor_model
+from deftly.files import MB, FileError, atomic_folder, parse_json, parse_yaml, read_text, require_plain, write_text
+from deftly.learn.networks import Network, NetworkSpec, Policy, build
 from deftly.tasks import Task
 
-SCHEMA = "deftly.checkpoint/1"
-WEIGHTS, STATE, CONTRACT, CONFIG = "weights.safetensors", "state.safetensors", "contract.json", "config.yaml"
-
-
-class Policy(nn.Module):
-    """A trained policy: observation `(n, obs_size)` float32 to action `(n, action_size)` in [-1, 1] and beyond."""
-
-    def __init__(self, actor: nn.Module):
-        super().__init__()
-        self.actor = actor.eval()
-
-    @torch.inference_mode()
-    def forward(self, obs: Tensor, stochastic: bool = False) -> Tensor:
-        """The mean action, or a draw from the policy's distribution."""
-        return self.actor({"policy": obs}, stochastic_output=stochastic)
+SCHEMA = "deftly.checkpoint/2"
+WEIGHTS, STATE = "weights.safetensors", "state.safetensors"
+ABOUT, CONTRACT, CONFIG = "checkpoint.json", "contract.json", "config.yaml"
+TEXTS = (ABOUT, CONTRACT, CONFIG)
+MAX_TEXT, MAX_WEIGHTS, MAX_STATE = 4 * MB, 4096 * MB, 65_536 * MB
+"""Largest files that are read: networks of a billion parameters, states of a million environments."""
+MAX_NETWORKS = 32
+OTHER = "use another checkpoint"
 
 
 @dataclass(frozen=True)
@@ -51,11 +49,16 @@ class Checkpoint:
 
     path: Path
     task: str
+    source: str  # where the task's class stands, see `task_source`
+    algorithm: str
+    networks: Mapping[str, NetworkSpec]  # by name: `actor`, `critic`, ...
     iteration: int
+    steps: int  # environment steps of all processes so far
+    ranks: int  # processes that trained together
     contract: PolicyContract
-    config: dict[str, Any]  # The saved configuration by section: `sim`, `env`, `task`, `train`, ...
-    weights: dict[str, Tensor]  # Tensors by `actor/...` and `critic/...`.
-    numbers: dict[str, float]  # Figures saved beside the weights, such as `learning_rate` and `success`.
+    config: Mapping[str, Any]  # the saved settings by section: `sim`, `env`, `task`, `train`, ...
+    weights: Mapping[str, Tensor]  # by `actor/...`, `critic/...`
+    numbers: Mapping[str, float]  # such as `learning_rate` and `success`
 
     @property
     def label(self) -> str:
@@ -63,21 +66,29 @@ class Checkpoint:
         return "shipped" if self.path == shipped(self.task) else str(self.path)
 
     def policy(self) -> Policy:
-        """The policy network with these weights."""
-        cfg = PPOConfig(**{**self.config["train"], "hidden": tuple(self.config["train"]["hidden"])})
-        actor = actor_model(self.contract.obs_size(), self.contract.action_size, cfg)
-        self.load_into({"actor": actor})
-        return Policy(actor)
+        """The policy, rebuilt from its description and weights."""
+        return Policy(self.network("actor"))
 
-    def load_into(self, models: dict[str, nn.Module]) -> None:
+    def network(self, name: str) -> Network:
+        """One of the networks, without gradients."""
+        try:
+            return build(self.networks[name], self._part(name))
+        except DeftlyError as error:
+            reason = f"the weights of '{name}' do not fit its description: {printable(error)}"
+            raise DeftlyError(f"{self.path} is damaged: {reason}; {OTHER}") from None
+
+    def load_into(self, networks: Mapping[str, nn.Module]) -> None:
         """Write the weights into networks of the same shape."""
-        for name, model in models.items():
-            part = {k.removeprefix(f"{name}/"): v for k, v in self.weights.items() if k.startswith(f"{name}/")}
+        for name, network in networks.items():
             try:
-                model.load_state_dict(part)
+                network.load_state_dict(self._part(name))
             except RuntimeError as error:
-                reason = " ".join(str(error).split())[:200]
-                raise DeftlyError(f"{self.path}: the weights do not fit the network: {reason}") from None
+                reason = printable(" ".join(str(error).split()), 200)
+                raise DeftlyError(f"{self.path}: the weights do not fit the network '{name}': {reason}") from None
+
+    def _part(self, name: str) -> dict[str, Tensor]:
+        prefix = f"{name}/"
+        return {key.removeprefix(prefix): value for key, value in self.weights.items() if key.startswith(prefix)}
 
     def require(self, task: Task, any_robot: bool = False) -> None:
         """Raise DeftlyError naming the first difference if the task's contract is not the one trained under.
@@ -90,67 +101,149 @@ class Checkpoint:
             other = replace(other, robot=replace(other.robot, **named))
         own.require(other, str(self.path))
 
-    def state(self) -> dict[str, Tensor]:
-        """What training resumes from. Raises DeftlyError if the checkpoint holds only the policy."""
+    def is_of(self, task: type[Task]) -> bool:
+        """Whether the checkpoint is of this very task: the same name, defined in the same place.
+
+        A task of the user's that has the name of a shipped one is another task, with other settings.
+        """
+        return (self.task, self.source) == (task.name, task_source(task))
+
+    def unknown_settings(self, section: str, kind: type) -> list[str]:
+        """Saved settings of a section that its class `kind` does not have (any more), by their dotted names."""
+        return _unknown(self.config.get(section), kind, section)
+
+    def known_settings(self, section: str, kind: type) -> dict[str, Any]:
+        """The saved settings of a section that its class `kind` still has."""
+        return _known(self.config.get(section), kind)
+
+    def require_settings(self, section: str, kind: type) -> None:
+        """Raise DeftlyError that names the file and the first saved setting that `kind` does not have."""
+        unknown = self.unknown_settings(section, kind)
+        if unknown:
+            near = suggest(unknown[0].rpartition(".")[2], [item.name for item in fields(kind)])
+            place = f"{self.path / CONFIG} sets {printable(unknown[0], 80)}"
+            advice = "give the field its old name again, or start a new run from the weights with --init"
+            raise DeftlyError(f"{place}, which {kind.__name__} does not have (any more){near}; {advice}")
+
+    def state(self, rank: int = 0, ranks: int = 1) -> dict[str, Tensor]:
+        """What process `rank` of `ranks` resumes from.
+
+        Raises DeftlyError if the checkpoint holds only the policy, or is of another number of processes.
+        """
         if not (self.path / STATE).is_file():
             raise DeftlyError(f"{self.path} holds a policy but no training state: resume from another checkpoint")
-        return _read(self.path / STATE)[0]
+        if ranks != self.ranks:
+            processes = f"{self.ranks} process{'es' if self.ranks > 1 else ''}"
+            command = f"torchrun --nproc-per-node={self.ranks}" if self.ranks > 1 else "plain 'deftly train'"
+            advice = f"resume with {command}, or start a new run from its weights with --init"
+            raise DeftlyError(f"{self.path} is of a training in {processes}, this one has {ranks}: {advice}")
+        return _read_tensors(self.path / state_name(rank), MAX_STATE)[0]
 
 
-def save(
+def state_name(rank: int) -> str:
+    """The file of a process's training state."""
+    return f"state.rank_{rank}.safetensors" if rank else STATE
+
+
+def task_source(task: type[Task]) -> str:
+    """Where a task's class stands: the module of an installed one, the name of a user's file."""
+    module = sys.modules.get(task.__module__)
+    file = getattr(module, "__file__", None)
+    if task.__module__.startswith("deftly_task_") and file:
+        return Path(file).name
+    return task.__module__
+
+
+def pack_state(state: Mapping[str, Tensor]) -> bytes:
+    """A training state as the bytes of its file, which ranks can exchange."""
+    return save({name: value.contiguous() for name, value in state.items()})
+
+
+def write(
     folder: Path,
-    models: dict[str, nn.Module],
+    task: Task,
+    networks: Mapping[str, Network],
+    *,
     contract: PolicyContract,
     config: str,
-    task: str,
-    iteration: int,
-    numbers: dict[str, float],
-    state: dict[str, Tensor] | None,
+    algorithm: str = "ppo",
+    iteration: int = 0,
+    steps: int = 0,
+    numbers: Mapping[str, float] = {},
+    states: Sequence[bytes] = (),
+    ranks: int = 1,
 ) -> None:
-    """Write a checkpoint folder whole; raises DeftlyError, leaving what was there, if the disk is full or read-only."""
-    weights = {f"{n}/{k}": v.contiguous() for n, m in models.items() for k, v in m.state_dict().items()}
-    texts = {CONTRACT: contract.to_json(), CONFIG: config}
-    facts = {"schema": SCHEMA, "task": task, "iteration": str(iteration), "numbers": json.dumps(numbers)}
-    facts |= {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
-    scratch, old = (folder.with_name(f".tmp-{word}{folder.name}-{os.getpid()}") for word in ("", "old-"))
+    """Write a checkpoint folder atomically.
+
+    Args:
+        folder: Where. What is there is replaced at the end, in one step.
+        task: The task that was trained.
+        networks: By name; `actor` is the policy.
+        contract: The contract of the environment.
+        config: The settings as YAML.
+        algorithm: Name of the learner.
+        iteration: How many iterations were done.
+        steps: How many environment steps were done, by all processes.
+        numbers: Whatever else is to be kept. JSON has no NaN: leave it out.
+        states: What each process resumes from, by rank, from `pack_state`; none: the checkpoint is a policy alone.
+        ranks: How many processes train together.
+
+    Raises:
+        DeftlyError: One line, if the disk is full or read-only. What was there is kept.
+    """
+    about = {
+        "schema": SCHEMA,
+        "deftly": __version__,
+        "task": {"name": task.name, "source": task_source(type(task))},
+        "algorithm": algorithm,
+        "networks": {name: network.spec.to_json() for name, network in networks.items()},
+        "iteration": iteration,
+        "steps": steps,
+        "ranks": ranks,
+        "numbers": dict(numbers),
+    }
+    texts = {
+        ABOUT: json.dumps(about, indent=2, allow_nan=False) + "\n",
+        CONTRACT: contract.to_json(),
+        CONFIG: config,
+    }
+    weights = {
+        f"{name}/{key}": value.contiguous()
+        for name, network in networks.items()
+        for key, value in network.state_dict().items()
+    }
+    metadata = {"schema": SCHEMA, **{name: _digest(text) for name, text in texts.items()}}
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        save_file(weights, scratch / WEIGHTS, metadata=facts)
-        for name, text in texts.items():
-            (scratch / name).write_text(text)
-        if state is not None:
-            save_file({k: v.contiguous() for k, v in state.items()}, scratch / STATE)
-        for file in scratch.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        if folder.exists():  # a kill between the two renames leaves the old one aside, whole
-            folder.rename(old)
-        scratch.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or error
-        raise DeftlyError(f"cannot write the checkpoint {folder}: {reason}; what was there is kept") from error
+        with atomic_folder(folder) as scratch:
+            save_file(weights, scratch / WEIGHTS, metadata=metadata)
+            for name, text in texts.items():
+                write_text(scratch / name, text)
+            for rank, state in enumerate(states):
+                (scratch / state_name(rank)).write_bytes(state)
+    except SafetensorError as error:
+        raise DeftlyError(f"cannot write the checkpoint {folder}: {error}; what was there is kept") from error
 
 
 def load(path: Path) -> Checkpoint:
-    """Read and check a checkpoint folder, without its training state. Raises DeftlyError if it is not whole."""
+    """Read and check a checkpoint folder, without its training state. Raises DeftlyError if anything is wrong."""
     weights_file = path / WEIGHTS
-    if not weights_file.is_file():
+    if not weights_file.exists():
         raise DeftlyError(f"{path} is no checkpoint: it has no {WEIGHTS}; `deftly runs` lists the runs")
-    weights, facts = _read(weights_file)
-    if facts.get("schema") != SCHEMA:
-        raise DeftlyError(f"{weights_file} has schema {facts.get('schema')!r}, this Deftly reads {SCHEMA!r}")
+    weights, metadata = _read_tensors(weights_file, MAX_WEIGHTS)
+    schema = metadata.get("schema")
+    if schema != SCHEMA:
+        made = " (an older Deftly made it: train again)" if schema == "deftly.checkpoint/1" else ""
+        raise DeftlyError(f"{weights_file} has schema '{printable(schema, 40)}', this Deftly reads '{SCHEMA}'{made}")
+    texts = {name: read_text(path / name, f"the {name} of a checkpoint", MAX_TEXT, advice=OTHER) for name in TEXTS}
+    for name, text in texts.items():
+        if _digest(text) != metadata.get(name):
+            raise DeftlyError(f"{path / name} is not what was saved with the weights; {OTHER}")
+    about = parse_json(texts[ABOUT], "a checkpoint's description", path / ABOUT, OTHER)
+    config = parse_yaml(texts[CONFIG], "a checkpoint's settings", path / CONFIG, OTHER)
     try:
-        texts = {name: (path / name).read_text() for name in (CONTRACT, CONFIG)}
-        if changed := [name for name, text in texts.items() if sha256(text.encode()).hexdigest() != facts[name]]:
-            raise DeftlyError(f"{path / changed[0]} is not what was saved with the weights; use another checkpoint")
-        contract, config = PolicyContract.from_json(texts[CONTRACT]), yaml.safe_load(texts[CONFIG])
-        numbers = json.loads(facts["numbers"])
-        return Checkpoint(path, facts["task"], int(facts["iteration"]), contract, dict(config), weights, numbers)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, KeyError, TypeError) as error:
-        raise DeftlyError(f"{path} is damaged: {' '.join(str(error).split())[:200]}; use another checkpoint") from None
+        return _checkpoint(path, about, config, PolicyContract.from_json(texts[CONTRACT]), weights)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise DeftlyError(f"{path} is damaged: {type(error).__name__} {printable(error, 200)}; {OTHER}") from None
 
 
 def shipped(task: str) -> Path | None:
@@ -159,10 +252,73 @@ def shipped(task: str) -> Path | None:
     return path if (path / WEIGHTS).is_file() else None
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _checkpoint(
+    path: Path, about: Any, config: Any, contract: PolicyContract, weights: dict[str, Tensor]
+) -> Checkpoint:
+    """Put together what the files say. Raises ValueError, KeyError or TypeError for what no checkpoint says."""
+    if not isinstance(config, dict):
+        raise TypeError(f"{CONFIG} holds no sections")
+    if len(about["networks"]) > MAX_NETWORKS:
+        raise ValueError(f"{len(about['networks'])} networks")
+    task = about["task"]
+    counts = {name: about[name] for name in ("iteration", "steps", "ranks")}
+    if not all(type(count) is int and 0 <= count < 2**53 for count in counts.values()):
+        raise ValueError(f"counts that are no counts: {counts}")
+    return Checkpoint(
+        path=path,
+        task=_text(task["name"]),
+        source=_text(task["source"]),
+        algorithm=_text(about["algorithm"]),
+        networks={_text(name): NetworkSpec.from_json(spec) for name, spec in about["networks"].items()},
+        contract=contract,
+        config=config,
+        weights=weights,
+        numbers={_text(name): float(value) for name, value in about["numbers"].items()},
+        **counts,
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > 300:
+        raise TypeError(f"a name that is no text: {printable(value, 40)}")
+    return printable(value)
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode()).hexdigest()
+
+
+def _read_tensors(path: Path, max_bytes: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a safetensors file."""
+    require_plain(path, "a safetensors file of a checkpoint", max_bytes, advice=OTHER)
     try:
         with safe_open(path, "pt") as file:
             return load_file(path), file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise DeftlyError(f"{path} is truncated or no safetensors file ({error}); use another checkpoint") from None
+        reason = f"truncated or no safetensors file ({printable(error, 200)})"
+        raise FileError(f"{path} is {reason}; {OTHER}") from None
+
+
+def _unknown(values: Any, kind: type, prefix: str) -> list[str]:
+    if not isinstance(values, dict) or not is_dataclass(kind):
+        return []
+    hints = get_type_hints(kind)
+    found: list[str] = []
+    for name, value in values.items():
+        if name in hints:
+            found += _unknown(value, hints[name], f"{prefix}.{name}")
+        else:
+            found.append(f"{prefix}.{name}")
+    return found
+
+
+def _known(values: Any, kind: type) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {}
+    hints = get_type_hints(kind)
+    known: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in hints:
+            nested = isinstance(value, dict) and is_dataclass(hints[name])
+            known[name] = _known(value, hints[name]) if nested else value
+    return known

@@ -1,140 +1,327 @@
-"""Proximal policy optimization: rsl-rl's algorithm and models under a loop of our own.
+"""Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347), in one file.
 
-rsl-rl's runner pickles checkpoints, requires NCCL for several processes, and bootstraps a truncated episode from the
-value before its last step. Here nothing is pickled, gloo serves CPUs, and the true final observation is valued.
+With generalized advantage estimation (arXiv:1506.02438), a clipped value loss, and a step size that adapts to the KL
+divergence of each step, as rsl-rl does it. Three things differ from what is usual, none of them in the mathematics:
+
+- An episode that time cut off is bootstrapped from the value of its true last observation.
+- Values of a rollout are computed at once after it, since nothing needs them before: few large products instead of
+  many small ones.
+- Observations are normalized and shuffled once an update, and the minibatches are slices of that.
+
+`docs/decisions.md` says what was measured.
 """
 
-import os
+from __future__ import annotations
+
 import time
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
-from rsl_rl.algorithms import PPO as RslPPO
-from rsl_rl.models import MLPModel
-from rsl_rl.storage import RolloutStorage
-from tensordict import TensorDict
 from torch import Tensor, nn
 
 from deftly.config import PPOConfig
-from deftly.env import Env, Obs
+from deftly.env import Env
+from deftly.errors import DeftlyError
+from deftly.learn.networks import Network, NetworkSpec, Policy, gaussian_entropy, gaussian_kl, gaussian_log_prob
+from deftly.learn.ranks import Ranks
 
-CRITIC_RATE = 1e-3  # step size while the critic learns alone
-GROUPS = {"actor": ["policy"], "critic": ["critic"]}
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those of a `torchrun`; rank 0 of 1 without it."""
-
-    rank: int = 0
-    size: int = 1
-
-    @classmethod
-    def join(cls) -> Self:
-        """Join the process group that `torchrun` describes in the environment, over gloo."""
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size == 1:
-            return cls()
-        if not dist.is_initialized():
-            dist.init_process_group("gloo")
-        return cls(dist.get_rank(), size)
-
-    def agree(self, flag: bool) -> bool:
-        """Whether any process says so."""
-        votes = torch.tensor(float(flag))
-        if self.size > 1:
-            dist.all_reduce(votes, dist.ReduceOp.MAX)
-        return bool(votes)
-
-    def share_text(self, text: str) -> str:
-        """What rank 0 gave, at every rank."""
-        if self.size == 1:
-            return text
-        buffer = torch.tensor(list(text.encode().ljust(4096, b"\0")), dtype=torch.uint8)
-        dist.broadcast(buffer, src=0)
-        return bytes(buffer.tolist()).rstrip(b"\0").decode()
+CRITIC_RATE = 1e-3
+"""Step size while the critic learns alone."""
+MIN_RATE, MAX_RATE, RATE_FACTOR = 1e-5, 1e-2, 1.5
+"""Bounds of the adaptive step size and the factor of a change, as in rsl-rl."""
+PRIVILEGED = "critic"
+"""The group of observations that only the critic sees; it holds what the policy sees as well."""
 
 
-def actor_model(obs_size: int, action_size: int, cfg: PPOConfig) -> MLPModel:
-    """The policy network: normalizer, layers, Gaussian head whose mean is the deterministic action."""
-    head = {"class_name": "GaussianDistribution", "init_std": cfg.init_std, "std_range": (0.05, 2.0)}
-    obs = TensorDict({"policy": torch.zeros(1, obs_size)}, batch_size=[1])
-    return MLPModel(obs, GROUPS, "actor", action_size, cfg.hidden, cfg.activation, True, head)
+class Rollout(NamedTuple):
+    """What some steps of all environments gave; the leading axes are `(steps, num_envs)`."""
+
+    actor_inputs: Tensor  # (..., size of the actor's input), not normalized
+    critic_inputs: Tensor
+    means: Tensor  # (..., action_size) of the policy's distribution
+    actions: Tensor  # (..., action_size) drawn from it
+    rewards: Tensor  # (...)
+    ended: Tensor  # (...) bool: the next row of this environment belongs to another episode
+
+
+class Samples(NamedTuple):
+    """Steps to learn from, shuffled: the leading axis counts them."""
+
+    actor_inputs: Tensor  # normalized
+    critic_inputs: Tensor  # normalized
+    means: Tensor  # of the distribution from which the actions were drawn
+    actions: Tensor
+    log_probs: Tensor  # (n,) of the actions then
+    values: Tensor  # (n,) of the critic then
+    returns: Tensor  # (n,) that the critic is to learn
+    advantages: Tensor  # (n,) normalized
 
 
 class PPO:
-    """One learner on `env`; the environment, `models`, `tensors()` and the learning rate decide its future."""
+    """One learner on `env`. `actor` and `critic` are the networks; settings are documented in `PPOConfig`."""
 
-    def __init__(self, env: Env, cfg: PPOConfig, ranks: Ranks | None = None):
-        self.env, self.cfg, self.ranks = env, cfg, ranks or Ranks()
-        torch.manual_seed(cfg.seed)
-        obs, action_size = _dict(env.obs), env.contract.action_size
-        self.actor = actor = actor_model(env.contract.obs_size(), action_size, cfg)
-        if cfg.keep_normalizer:
-            actor.obs_normalizer.until = 0  # type: ignore[assignment]
-        critic = MLPModel(obs, GROUPS, "critic", 1, cfg.hidden, cfg.activation, True)
-        self.models: dict[str, nn.Module] = {"actor": actor, "critic": critic}
-        storage = RolloutStorage("rl", env.num_envs, cfg.steps, obs, [action_size])
-        shared = ("gamma", "lam", "learning_rate", "max_grad_norm", "desired_kl")
-        settings: dict[str, Any] = {name: getattr(cfg, name) for name in shared}
-        settings |= {"num_learning_epochs": cfg.epochs, "num_mini_batches": cfg.minibatches, "clip_param": cfg.clip}
-        settings |= {"value_loss_coef": cfg.value_coef, "entropy_coef": cfg.entropy}
-        group = {"global_rank": self.ranks.rank, "world_size": self.ranks.size, "local_rank": self.ranks.rank}
-        settings["multi_gpu_cfg"] = group if self.ranks.size > 1 else None
-        self.algorithm = RslPPO(actor, critic, storage, **settings)
-        if self.ranks.size > 1:
-            self.algorithm.broadcast_parameters()
-            torch.manual_seed(cfg.seed + self.ranks.rank)  # each process explores for itself
+    algorithm = "ppo"
+    metric_names = (
+        *("std", "learning_rate", "kl", "time/collect", "time/update"),
+        *("loss/value", "loss/surrogate", "loss/entropy"),
+    )
 
-    def iterate(self, critic_only: bool = False) -> dict[str, float]:
-        """One rollout and one update. Returns losses, the mean exploration std, and seconds of either part."""
+    def __init__(self, env: Env, settings: PPOConfig, ranks: Ranks | None = None):
+        self.env, self.settings, self.ranks = env, settings, ranks or Ranks()
+        self.steps_per_iteration = settings.steps * env.num_envs
+        if settings.minibatches > self.steps_per_iteration:
+            have = f"a rollout has {settings.steps} x {env.num_envs} samples"
+            raise DeftlyError(f"train.minibatches is {settings.minibatches}, but {have}: use fewer minibatches")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.actor = actor_network(env, settings)
+            self.critic = critic_network(env, settings)
+        self.networks: Mapping[str, Network] = {"actor": self.actor, "critic": self.critic}
+        self.ranks.broadcast_(self.networks.values())
+        self.parameters = [*self.actor.parameters(), *self.critic.parameters()]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, fused=True)
+        self.learning_rate = settings.learning_rate
+        self.iterations = 0
+        self.generator = torch.Generator()
+        self.generator.manual_seed(settings.seed + self.ranks.rank)  # each process explores for itself
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The adapted step size."""
+        return {"learning_rate": self.learning_rate}
+
+    def policy(self) -> Policy:
+        """The actor as it is now; it goes on changing."""
+        return Policy(self.actor)
+
+    def iterate(self) -> dict[str, float]:
+        """One rollout and one update."""
         start = time.perf_counter()
-        self.actor.requires_grad_(not critic_only)
-        self.algorithm.schedule = "fixed" if critic_only else "adaptive"
-        for group in self.algorithm.optimizer.param_groups if critic_only else ():
-            group["lr"] = CRITIC_RATE
-        self.algorithm.train_mode()
-        self._collect()
+        critic_only = self.iterations < self.settings.critic_warmup
+        rollout, finals = self._collect()
         collected = time.perf_counter()
-        losses = self.algorithm.update()
-        figures = {f"loss/{name}": float(value) for name, value in losses.items()}
-        figures |= {"time/collect": collected - start, "time/update": time.perf_counter() - collected}
-        std = float(self.actor.distribution.std_param.detach().mean())  # type: ignore[union-attr]
-        return {**figures, "std": std, "learning_rate": self.algorithm.learning_rate}
+        samples = self._samples(rollout, finals)
+        losses = self._update(samples, critic_only)
+        self._normalize_with(rollout)
+        self.iterations += 1
+        ended = time.perf_counter()
+        return {
+            "std": float(self.actor.bounded_std().detach().mean()),
+            "learning_rate": self.learning_rate,
+            "time/collect": collected - start,
+            "time/update": ended - collected,
+            **losses,
+        }
 
-    @torch.inference_mode()
-    def _collect(self) -> None:
-        env, algorithm = self.env, self.algorithm
-        for _ in range(self.cfg.steps):
-            step = env.step(algorithm.act(_dict(env.obs)))
-            reward, late = step.reward, step.truncated.nonzero().squeeze(-1)
+    # ---------------------------------------------------------------------- rollout
+
+    @torch.no_grad()
+    def _collect(self) -> tuple[Rollout, Finals]:
+        """Drive the environments for some steps under the policy's distribution."""
+        env, actor, critic = self.env, self.actor, self.critic
+        rows = _empty_rollout(self.settings.steps, env, actor, critic)
+        finals = Finals()
+        std = actor.bounded_std()
+        for t in range(self.settings.steps):
+            rows.actor_inputs[t] = actor.gather(env.obs)
+            rows.critic_inputs[t] = critic.gather(env.obs)
+            rows.means[t] = actor(rows.actor_inputs[t])
+            noise = torch.randn(rows.means[t].shape, generator=self.generator)
+            rows.actions[t] = rows.means[t] + std * noise
+            step = env.step(rows.actions[t])
+            rows.rewards[t] = step.reward
+            rows.ended[t] = step.terminated | step.truncated
+            late = step.truncated.nonzero().squeeze(-1)
             if len(late):
-                final = _dict({name: value[late] for name, value in step.final_obs.items()})
-                reward = reward.index_add(0, late, self.cfg.gamma * algorithm.critic(final).squeeze(-1))
-            algorithm.process_env_step(_dict(step.obs), reward, step.terminated | step.truncated, {})
-        algorithm.compute_returns(_dict(env.obs))
+                finals.add(t, late, critic.gather(step.final_obs)[late])
+        return rows, finals
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Optimizer and random generator, as a flat mapping of tensors."""
-        optimizer = self.algorithm.optimizer.state_dict()["state"]
-        moments = {f"optimizer/{i}/{k}": torch.as_tensor(v) for i, s in optimizer.items() for k, v in s.items()}
-        return {**moments, "generator": torch.get_rng_state()}
+    @torch.no_grad()
+    def _samples(self, rollout: Rollout, finals: Finals) -> Samples:
+        """Returns and advantages of a rollout, and its steps in random order."""
+        critic = self.critic
+        std = self.actor.bounded_std()
+        critic_inputs = critic.normalizer(rollout.critic_inputs)
+        values = critic.layers(critic_inputs).squeeze(-1)
+        last_value = critic(critic.gather(self.env.obs)).squeeze(-1)
+        rewards = finals.bootstrap(rollout.rewards, critic, self.settings.gamma)
+        advantages = self._advantages(rewards, values, last_value, rollout.ended)
+        samples = Samples(
+            actor_inputs=self.actor.normalizer(rollout.actor_inputs),
+            critic_inputs=critic_inputs,
+            means=rollout.means,
+            actions=rollout.actions,
+            log_probs=gaussian_log_prob(rollout.actions, rollout.means, std),
+            values=values,
+            returns=advantages + values,
+            advantages=(advantages - advantages.mean()) / (advantages.std() + 1e-8),
+        )
+        order = torch.randperm(self.steps_per_iteration, generator=self.generator)
+        return Samples(*(value.flatten(0, 1)[order] for value in samples))
 
-    def load(self, tensors: dict[str, Tensor], learning_rate: float) -> None:
-        """Restore what `tensors` gave, and the adapted learning rate, which rsl-rl sets before each gradient step."""
-        state: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        for name, value in tensors.items():
-            if name.startswith("optimizer/"):
-                _, i, key = name.split("/")
-                state[int(i)][key] = value
-        optimizer = self.algorithm.optimizer
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        self.algorithm.learning_rate = learning_rate
-        torch.set_rng_state(tensors["generator"])
+    def _advantages(self, rewards: Tensor, values: Tensor, last_value: Tensor, ended: Tensor) -> Tensor:
+        """Generalized advantage estimates, `(steps, num_envs)`."""
+        gamma, lam = self.settings.gamma, self.settings.lam
+        goes_on = 1.0 - ended.float()
+        advantages = torch.empty_like(rewards)
+        following = torch.zeros_like(last_value)
+        next_value = last_value
+        for t in reversed(range(len(rewards))):
+            error = rewards[t] + gamma * goes_on[t] * next_value - values[t]
+            following = error + gamma * lam * goes_on[t] * following
+            advantages[t] = following
+            next_value = values[t]
+        return advantages
+
+    # ----------------------------------------------------------------------- update
+
+    def _update(self, samples: Samples, critic_only: bool) -> dict[str, float]:
+        """Take gradient steps, `epochs` times through the samples; returns mean losses and divergence."""
+        self.actor.requires_grad_(not critic_only)
+        old_std = self.actor.bounded_std().detach().clone()
+        totals = torch.zeros(4)
+        for batch in self._minibatches(samples):
+            std = self.actor.bounded_std()
+            means = self.actor.layers(batch.actor_inputs)
+            values = self.critic.layers(batch.critic_inputs).squeeze(-1)
+            kl = gaussian_kl(batch.means, old_std, means.detach(), std.detach()).mean()
+            self._set_learning_rate(kl, critic_only)
+            entropy = gaussian_entropy(std)
+            surrogate_loss = self._surrogate_loss(batch, means, std)
+            value_loss = self._value_loss(batch, values)
+            policy_loss = surrogate_loss - self.settings.entropy * entropy
+            loss = self.settings.value_coef * value_loss
+            if not critic_only:
+                loss = loss + policy_loss
+            self._step(loss)
+            totals += torch.stack((value_loss, surrogate_loss, entropy, kl)).detach()
+        value, surrogate, entropy, kl = (totals / (self.settings.epochs * self.settings.minibatches)).tolist()
+        return {"loss/value": value, "loss/surrogate": surrogate, "loss/entropy": entropy, "kl": kl}
+
+    def _minibatches(self, samples: Samples) -> Iterator[Samples]:
+        """The same parts in each epoch; what is left over by a division that is not exact is not used."""
+        size = self.steps_per_iteration // self.settings.minibatches
+        parts = [Samples(*columns) for columns in zip(*(value.split(size) for value in samples), strict=True)]
+        for _ in range(self.settings.epochs):
+            yield from parts[: self.settings.minibatches]
+
+    def _set_learning_rate(self, kl: Tensor, critic_only: bool) -> None:
+        """Adapt the step size so that a step changes the policy by about `desired_kl`."""
+        rate = CRITIC_RATE
+        if not critic_only:
+            distance = float(self.ranks.mean_(kl.clone()))
+            desired = self.settings.desired_kl
+            if distance > 2 * desired:
+                self.learning_rate = max(MIN_RATE, self.learning_rate / RATE_FACTOR)
+            elif 0 < distance < desired / 2:
+                self.learning_rate = min(MAX_RATE, self.learning_rate * RATE_FACTOR)
+            rate = self.learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _surrogate_loss(self, batch: Samples, means: Tensor, std: Tensor) -> Tensor:
+        ratio = (gaussian_log_prob(batch.actions, means, std) - batch.log_probs).exp()
+        clipped = ratio.clamp(1 - self.settings.clip, 1 + self.settings.clip)
+        return torch.max(-batch.advantages * ratio, -batch.advantages * clipped).mean()
+
+    def _value_loss(self, batch: Samples, values: Tensor) -> Tensor:
+        change = (values - batch.values).clamp(-self.settings.clip, self.settings.clip)
+        clipped = batch.values + change
+        errors = torch.max((values - batch.returns).square(), (clipped - batch.returns).square())
+        return errors.mean()
+
+    def _step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.ranks.average_gradients(self.parameters)
+        for network in self.networks.values():
+            nn.utils.clip_grad_norm_(network.parameters(), self.settings.max_grad_norm)
+        self.optimizer.step()
+
+    def _normalize_with(self, rollout: Rollout) -> None:
+        """Take the rollout's observations into the normalizers, which are constant within an iteration."""
+        inputs = {"actor": rollout.actor_inputs, "critic": rollout.critic_inputs}
+        if self.settings.keep_normalizer:
+            del inputs["actor"]
+        for name, rows in inputs.items():
+            self.networks[name].normalizer.update(rows.flatten(0, 1), self.ranks)  # type: ignore[operator]
+
+    # ------------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Optimizer, generator and counters, as a flat mapping of tensors."""
+        moments = {
+            f"optimizer/{index}/{name}": torch.as_tensor(value)
+            for index, state in self.optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+        }
+        counters = {
+            "learning_rate": torch.tensor(self.learning_rate, dtype=torch.float64),
+            "iterations": torch.tensor(self.iterations),
+        }
+        return {**moments, **counters, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` gave."""
+        moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in state.items():
+            if key.startswith("optimizer/"):
+                _, index, name = key.split("/")
+                moments[int(index)][name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.learning_rate = float(state["learning_rate"])
+        self.iterations = int(state["iterations"])
+        self.generator.set_state(state["generator"])
 
 
-def _dict(obs: Obs) -> TensorDict:
-    return TensorDict(obs, batch_size=[len(obs["policy"])])  # type: ignore[arg-type]
+class Finals:
+    """The last observations of episodes that time cut off in a rollout: the critic says what was to come there."""
+
+    def __init__(self) -> None:
+        self._steps: list[Tensor] = []
+        self._envs: list[Tensor] = []
+        self._inputs: list[Tensor] = []
+
+    def add(self, t: int, envs: Tensor, inputs: Tensor) -> None:
+        """Note the critic's inputs, `(len(envs), size)`, at the end of the episodes of `envs` in step `t`."""
+        self._steps.append(torch.full_like(envs, t))
+        self._envs.append(envs)
+        self._inputs.append(inputs)
+
+    def bootstrap(self, rewards: Tensor, critic: Network, gamma: float) -> Tensor:
+        """Rewards, `(steps, num_envs)`, with the discounted value of what time cut off."""
+        if not self._steps:
+            return rewards
+        values = critic(torch.cat(self._inputs)).squeeze(-1)
+        where = (torch.cat(self._steps), torch.cat(self._envs))
+        return rewards.index_put(where, gamma * values, accumulate=True)
+
+
+def actor_network(env: Env, settings: PPOConfig) -> Network:
+    """The policy's network for an environment: a Gaussian over actions, of every group that the robot observes."""
+    inputs = {group: value.shape[-1] for group, value in env.obs.items() if group != PRIVILEGED}
+    outputs = env.contract.action_size
+    spec = NetworkSpec(inputs, outputs, settings.hidden, settings.activation, head="gaussian")
+    return Network(spec, settings.init_std)
+
+
+def critic_network(env: Env, settings: PPOConfig) -> Network:
+    """The critic's network: the value of what the simulation knows."""
+    inputs = {PRIVILEGED: env.obs[PRIVILEGED].shape[-1]}
+    return Network(NetworkSpec(inputs, 1, settings.hidden, settings.activation))
+
+
+def _empty_rollout(steps: int, env: Env, actor: Network, critic: Network) -> Rollout:
+    def rows(*size: int) -> Tensor:
+        return torch.empty(steps, env.num_envs, *size)
+
+    return Rollout(
+        actor_inputs=rows(actor.spec.input_size),
+        critic_inputs=rows(critic.spec.input_size),
+        means=rows(actor.spec.outputs),
+        actions=rows(actor.spec.outputs),
+        rewards=rows(),
+        ended=torch.empty(steps, env.num_envs, dtype=torch.bool),
+    )

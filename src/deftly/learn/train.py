@@ -1,23 +1,129 @@
-"""Train a task under given settings."""
+"""Train a task under given settings, from nothing or from where a run stopped."""
 
+from __future__ import annotations
+
+import os
 import secrets
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
 
-from deftly.config import TrainArgs
-from deftly.learn import checkpoint
-from deftly.learn.ppo import Ranks
-from deftly.learn.trainer import Training
-from deftly.tasks import load
+from rich.console import Console
+
+from deftly import workspace
+from deftly.config import SimConfig, TrainArgs, to_yaml
+from deftly.env import Env
+from deftly.errors import DeftlyError
+from deftly.files import write_text
+from deftly.learn import checkpoint, log
+from deftly.learn.learner import make_learner
+from deftly.learn.ranks import Ranks
+from deftly.learn.trainer import Callback, Trainer
+from deftly.tasks import Task, load
 
 
-def train(name: str, args: TrainArgs, source: checkpoint.Checkpoint | None = None) -> Training:
-    """Train the task `name` (or task file) under `args`, resuming from `source` if given; returns what it came to."""
+def train(
+    name: str,
+    args: TrainArgs,
+    source: checkpoint.Checkpoint | None = None,
+    *,
+    callbacks: Sequence[Callback] = (),
+    writers: Sequence[log.Writer] = (),
+) -> Trainer:
+    """Train a task; returns the trainer, whose `run` is the folder of the run.
+
+    Nothing is written before everything that can be refused was checked: a training that is refused leaves no run.
+
+    Args:
+        name: The task's name, or the file that defines it.
+        args: All settings.
+        source: A checkpoint whose run is continued.
+        callbacks: Called after each iteration, such as a `deftly.evaluate.validation.Validation`.
+        writers: Where metrics go besides the files of the run.
+    """
+    ranks = Ranks.join()
     task = load(name)(args.task)
     task.require()
+    args, start = _checked(task, args, source, ranks)
+    env = Env(task, args.env, _shared_threads(args.sim, ranks), args.train.seed, f"train/{ranks.rank}")
+    env.stagger()
+    learner = make_learner(env, args.train, ranks)
+    if start is not None:
+        start.load_into(learner.networks)
+    with ExitStack() as stack:
+        run = _run_folder(task, args, source, ranks)
+        if ranks.first:
+            stack.enter_context(workspace.lock(run))
+        env.sim.dump_dir = run / "broken"
+        settings = to_yaml(replace(args, resume=None, init=None))
+        trainer = Trainer(
+            env,
+            learner,
+            run,
+            settings,
+            ranks=ranks,
+            callbacks=callbacks,
+            max_iterations=args.train.max_iterations,
+            save_every=args.save_every,
+            keep_checkpoints=args.keep_checkpoints,
+        )
+        if source is not None:
+            trainer.resume(source)
+        if ranks.first:
+            write_text(run / checkpoint.CONFIG, settings)
+            trainer.writers = [*_files(trainer, args), *writers]
+            for writer in trainer.writers:
+                stack.callback(writer.close)
+        trainer.train()
+    return trainer
+
+
+def _checked(
+    task: Task, args: TrainArgs, source: checkpoint.Checkpoint | None, ranks: Ranks
+) -> tuple[TrainArgs, checkpoint.Checkpoint | None]:
+    """The settings with what is left open decided, and the checkpoint whose weights are taken over, if any."""
+    if args.wandb:
+        log.require_wandb()
     if source is not None:
+        if source.path.parent.name != "checkpoints":
+            raise DeftlyError(f"{source.path} is not in a run's folder: start from its weights with --init")
         source.require(task)
-    elif args.train.seed < 0:
-        args = replace(args, train=replace(args.train, seed=secrets.randbelow(2**31)))
-    training = Training(name, task, args, Ranks.join(), source)
-    training.run_all()
-    return training
+        return args, None
+    learner = args.train
+    if learner.seed < 0:
+        learner = replace(learner, seed=int(ranks.share_text(str(secrets.randbelow(2**31)))))
+    start = None
+    if args.init:
+        start = checkpoint.load(workspace.find_checkpoint(args.init, task.name, args.runs))
+        start.require(task, any_robot=True)
+        learner = replace(learner, keep_normalizer=True)  # a shifted input would be another policy
+    return replace(args, train=learner), start
+
+
+def _shared_threads(sim: SimConfig, ranks: Ranks) -> SimConfig:
+    """The settings of the physics with the cores of this machine divided among its ranks."""
+    if ranks.size == 1 or sim.threads:
+        return sim
+    return replace(sim, threads=max(1, len(os.sched_getaffinity(0)) // ranks.on_this_machine))
+
+
+def _run_folder(task: Task, args: TrainArgs, source: checkpoint.Checkpoint | None, ranks: Ranks) -> Path:
+    if source is not None:
+        return source.path.parent.parent
+    made = str(workspace.create(task.name, "train", args.runs, args.name)) if ranks.first else ""
+    return Path(ranks.share_text(made))
+
+
+def _files(trainer: Trainer, args: TrainArgs) -> Iterator[log.Writer]:
+    """The writers that the settings ask for."""
+    console = Console(quiet=args.log_level == "warning")
+    console.print(f"run {trainer.run}", soft_wrap=True)
+    table = log.metrics(trainer.run / "metrics.csv", trainer.columns, trainer.iteration)
+    yield log.sturdy(table, "metrics.csv")
+    if args.tensorboard:
+        events = log.tensorboard(trainer.run / "tensorboard", trainer.steps)
+        yield log.sturdy(events, "TensorBoard")
+    if args.wandb:
+        yield log.wandb(trainer.run, asdict(args))
+    yield log.progress(console, trainer.env.task.name, trainer.max_iterations, args.log_level)

@@ -1,207 +1,280 @@
-"""One training: its run, environment, learner and logs, from the first iteration to the last."""
+"""One training, from its first iteration to its last: iterate, report, save.
+
+What judges a training is given to it as callbacks (`deftly.evaluate.validation`, or a user's own): learning does not
+know evaluation.
+"""
 
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from rich.console import Console
+from torch import Tensor
 
 from deftly import workspace
-from deftly.config import to_yaml
-from deftly.env import Env
+from deftly.env import Env, means
 from deftly.errors import DeftlyError
-from deftly.evaluate.rollout import VALIDATE, run_episodes
-from deftly.files import write_text
-from deftly.learn import checkpoint, log
-from deftly.learn.ppo import PPO, Ranks
-from deftly.stats import wilson
-from deftly.tasks import Task
+from deftly.files import remove_folder
+from deftly.learn import checkpoint
+from deftly.learn.learner import Learner, Metrics
+from deftly.learn.log import Writer
+from deftly.learn.ranks import Ranks
 
-if TYPE_CHECKING:
-    from deftly.config import TrainArgs
+Callback = Callable[["Trainer", Metrics], None]
+"""Called by rank 0 after each iteration with its metrics, to which it may add.
 
-COLUMNS = ("iteration", "steps", "seconds", "seconds_left", "steps_per_second", "eval_success", "eval_steps")
-LEARNER = ("std", "learning_rate", "time/collect", "time/update", "loss/value", "loss/surrogate", "loss/entropy")
+It may call `keep_best` and `stop`, and read everything else. One that adds metrics every so often names them in an
+attribute `columns`, so that they have a column in `metrics.csv`.
+"""
+
+COLUMNS = ("iteration", "steps", "seconds", "seconds_left", "steps_per_second")
+"""Metrics that the trainer adds."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What ends a training after its iteration, saved: Ctrl-C, a scheduler, a terminal that was closed."""
+SPEED_WINDOW = 10
+"""Iterations over which speed and time left are averaged."""
 
 
-class Training:
-    """One training. Only rank 0 logs, evaluates and saves; `success` is the last evaluation's, NaN before the first."""
+class Trainer:
+    """Trains one policy and keeps its run folder.
 
-    def __init__(self, name: str, task: Task, args: TrainArgs, ranks: Ranks, source: checkpoint.Checkpoint | None):
-        self.given_name, self.task, self.args, self.ranks = name, task, args, ranks
-        self.config = to_yaml(replace(args, resume=None, init=None))
-        self.run = self._folder(source)
-        sim = args.sim
-        if ranks.size > 1 and not sim.threads:
-            beside = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))
-            sim = replace(sim, threads=max(1, len(os.sched_getaffinity(0)) // beside))
-        purpose, broken = f"train/{ranks.rank}", self.run / "broken"
-        self.env = Env(task, args.env, sim, args.train.seed, purpose, broken)
-        self.env.stagger()
-        self.ppo = PPO(self.env, args.train, ranks)
-        self.iteration, self.seconds, self.success, self.best = 0, 0.0, math.nan, (-1e9, 0.0)
-        self.exit_code, self._stop_signal, self._reached = 0, 0, False
-        self._last_saved = self._last_evaluated = -1
-        self._speed: deque[float] = deque(maxlen=10)
-        self._recent: log.Row = {}
-        if source is not None:
-            self._resume(source)
-        elif args.init:
-            start = checkpoint.load(workspace.find_checkpoint(args.init, task.name, args.runs))
-            start.require(task, any_robot=True)
-            start.load_into(self.ppo.models)
-        self.console = Console(quiet=ranks.rank > 0 or args.log_level == "warning")
-        self._writers = [] if ranks.rank else list(self._open_logs())
+    Under several processes each has a trainer; rank 0 alone writes, prints and calls back.
 
-    def _folder(self, source: checkpoint.Checkpoint | None) -> Path:
-        if source is None:
-            made = "" if self.ranks.rank else workspace.create(self.task.name, "train", self.args.runs, self.args.name)
-            return Path(self.ranks.share_text(str(made)))
-        if source.path.parent.name != "checkpoints":
-            raise DeftlyError(f"{source.path} is not in a run's folder: start from its weights with --init")
-        return source.path.parent.parent
+    Attributes:
+        iteration: iterations done.
+        steps: environment steps done, by all processes.
+        seconds: time spent.
+        numbers: what callbacks want saved with each checkpoint, such as `success`.
+        stop_signal: the signal that ended the training, or 0.
+    """
 
-    def _resume(self, source: checkpoint.Checkpoint) -> None:
-        if self.ranks.size > 1:
-            advice = "start from its weights with --init"
-            raise DeftlyError(f"a run of several processes cannot be resumed exactly: {advice}")
-        state, numbers = source.state(), source.numbers
-        parts = {p: {k[4:]: v for k, v in state.items() if k.startswith(p)} for p in ("env/", "ppo/")}
-        source.load_into(self.ppo.models)
-        self.env.load_state_dict(parts["env/"])
-        self.ppo.load(parts["ppo/"], numbers["learning_rate"])
-        self.iteration = self._last_saved = source.iteration
-        self.seconds, self.best = numbers["seconds"], (numbers["best"], numbers["best_tie"])
-
-    def _open_logs(self) -> Iterator[log.Writer]:
-        write_text(self.run / checkpoint.CONFIG, self.config)
-        args, columns = self.args, [*COLUMNS, *LEARNER, "broken", *self.env.figures]
-        columns += [f"eval_{self.task.headline}"] * bool(self.task.headline)
-        yield log.metrics(self.run / "metrics.csv", columns, self.iteration)
-        if args.tensorboard:
-            yield log.tensorboard(self.run / "tensorboard", self.steps)
-        if args.wandb:
-            yield log.wandb(self.run, asdict(args))
-        yield log.progress(self.console, self.task.name, args.train.max_iterations, args.log_level)
-
-    def close(self) -> None:
-        """Close the logs; the last table on the terminal stays."""
-        while self._writers:
-            self._writers.pop().close()
+    def __init__(
+        self,
+        env: Env,
+        learner: Learner,
+        run: Path,
+        settings: str,
+        *,
+        ranks: Ranks | None = None,
+        callbacks: Sequence[Callback] = (),
+        max_iterations: int = 1000,
+        save_every: int = 50,
+        keep_checkpoints: int = 3,
+    ):
+        """
+        Args:
+            env: The environments of this process.
+            learner: The algorithm.
+            run: Folder of the run, which exists.
+            settings: The configuration as YAML, kept with each checkpoint.
+            ranks: The processes that train together.
+            callbacks: Called after each iteration, in this order.
+            max_iterations: Iterations after which the training ends.
+            save_every: Iterations between checkpoints.
+            keep_checkpoints: How many of these are kept, besides the best and the last.
+        """
+        self.env, self.learner, self.run, self.settings = env, learner, run, settings
+        self.ranks = ranks or Ranks()
+        self.callbacks = callbacks
+        self.writers: list[Writer] = []
+        self.max_iterations = max_iterations
+        self.save_every = save_every
+        self.keep_checkpoints = keep_checkpoints
+        self.iteration = 0
+        self.steps = 0
+        self.seconds = 0.0
+        self.numbers: Metrics = {}
+        self.stop_signal = 0
+        self._best = (-math.inf, -math.inf)
+        self._best_iteration = -1
+        self._saved_iteration = -1
+        self._stop_asked = False
+        self._episodes: Metrics = {}
+        self._speed: deque[float] = deque(maxlen=SPEED_WINDOW)
 
     @property
-    def steps(self) -> int:
-        """Environment steps of all processes so far."""
-        return self.iteration * self.args.train.steps * self.env.num_envs * self.ranks.size
+    def columns(self) -> list[str]:
+        """Names of all metrics, in the order in which they are written."""
+        added = [name for callback in self.callbacks for name in getattr(callback, "columns", ())]
+        return [*COLUMNS, *added, *self.learner.metric_names, "broken", *self.env.metric_names]
 
-    def run_all(self) -> None:
-        """Iterate until the last iteration, the wanted success, or a signal; save at the end and set `exit_code`."""
-        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    @property
+    def is_last_iteration(self) -> bool:
+        """Whether no iteration follows."""
+        return self.iteration >= self.max_iterations
+
+    def train(self) -> None:
+        """Iterate until the last iteration, `stop`, or a signal. The last checkpoint is that of the end."""
         stopped = False
+        with self._signals():
+            started = time.perf_counter()
+            while not (stopped or self.is_last_iteration):
+                metrics = self._require_finite(self.learner.iterate())
+                self.iteration += 1
+                self.steps += self.learner.steps_per_iteration * self.ranks.size
+                metrics |= self._episode_metrics()
+                best = self._call_back(metrics)
+                ended = time.perf_counter()
+                self._report(metrics, ended - started)
+                started = ended
+                best, stopped = self.ranks.any([best, self._stop_asked or self.stop_signal > 0])
+                if best:
+                    self._best_iteration = self.iteration
+                if best or self.iteration % self.save_every == 0:
+                    self.save()
+            self.save()
+
+    def stop(self) -> None:
+        """End the training after this iteration; for callbacks."""
+        self._stop_asked = True
+
+    def keep_best(self, quality: tuple[float, float]) -> bool:
+        """Make the newest checkpoint the best if it is better than all before it; for callbacks.
+
+        `quality` is what is to be high, and what decides between equals. Returns whether it is the best.
+        """
+        if not quality > self._best:
+            return False
+        self._best = quality
+        return True
+
+    def resume(self, source: checkpoint.Checkpoint) -> None:
+        """Continue where a checkpoint of this run was saved, bit for bit."""
+        state = source.state(self.ranks.rank, self.ranks.size)
+        source.load_into(self.learner.networks)
         try:
-            self.console.print(f"run {self.run}", soft_wrap=True)
-            while self.iteration < self.args.train.max_iterations and not (self._reached or stopped):
-                self._iterate()
-                self._reached = self.ranks.agree(self._reached)
-                stopped = self.ranks.agree(bool(self._stop_signal))
-            if not self.ranks.rank:
-                self._save()
+            self.env.load_state_dict(_part(state, "env/"))
+            self.learner.load_state_dict(_part(state, "learner/"))
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DeftlyError(f"{source.path}: its training state does not fit this training: {reason}") from None
+        self.iteration = self._saved_iteration = source.iteration
+        self.steps = source.steps
+        numbers = dict(source.numbers)
+        self.seconds = numbers.pop("seconds", 0.0)
+        self._best = (numbers.pop("best", -math.inf), numbers.pop("best_tie", -math.inf))
+        self._best_iteration = int(numbers.pop("best_iteration", -1))
+        self.numbers = {name: value for name, value in numbers.items() if name not in self.learner.numbers}
+
+    def save(self) -> None:
+        """Write a checkpoint of this iteration, if there is none, and delete those that are no longer kept."""
+        folder = self._folder(self.iteration)
+        if self._saved_iteration != self.iteration:
+            states = self.ranks.gather_bytes(checkpoint.pack_state(self._state()))
+            if self.ranks.first:
+                self._write(folder, states)
+            self._saved_iteration = self.iteration
+        if not self.ranks.first:
+            return
+        _link(folder.with_name("last"), folder)
+        if self._best_iteration == self.iteration:
+            _link(folder.with_name("best"), folder)
+        self._delete_old()
+
+    # ----------------------------------------------------------------- an iteration
+
+    def _require_finite(self, metrics: Metrics) -> Metrics:
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                advice = f"lower train.learning-rate; the last good checkpoint is in {self.run / 'checkpoints'}"
+                raise DeftlyError(f"{name} is not finite in iteration {self.iteration + 1}: {advice}")
+        return metrics
+
+    def _episode_metrics(self) -> Metrics:
+        """Means over the episodes that ended at all ranks, by which each adapts its curriculum in the same way.
+
+        Where none ended, the last known means stay.
+        """
+        newest = means(self.ranks.sum(self.env.statistics()))
+        self.env.adapt(newest)
+        if newest:
+            self._episodes = {"episode_steps" if name == "steps" else name: value for name, value in newest.items()}
+        return {**self._episodes, "broken": float(self.env.broken_count)}
+
+    def _call_back(self, metrics: Metrics) -> bool:
+        """Let the callbacks of rank 0 judge the iteration; returns whether it is the best so far."""
+        before = self._best
+        if self.ranks.first:
+            metrics |= {"iteration": self.iteration, "steps": self.steps}
+            for callback in self.callbacks:
+                callback(self, metrics)
+        return self._best != before
+
+    def _report(self, metrics: Metrics, seconds: float) -> None:
+        """Hand the iteration's metrics to the writers; one that is not known is left out, not NaN."""
+        self.seconds += seconds
+        self._speed.append(seconds)
+        mean = sum(self._speed) / len(self._speed)
+        metrics["seconds"] = self.seconds
+        metrics["seconds_left"] = (self.max_iterations - self.iteration) * mean
+        metrics["steps_per_second"] = self.learner.steps_per_iteration * self.ranks.size / mean
+        known = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        for writer in self.writers:
+            writer.write(known)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _folder(self, iteration: int) -> Path:
+        return self.run / "checkpoints" / f"iter_{iteration:06d}"
+
+    def _state(self) -> dict[str, Tensor]:
+        parts = {"env": self.env.state_dict(), "learner": self.learner.state_dict()}
+        return {f"{part}/{name}": value for part, state in parts.items() for name, value in state.items()}
+
+    def _write(self, folder: Path, states: Sequence[bytes]) -> None:
+        numbers = {**self.numbers, **self.learner.numbers, "seconds": self.seconds}
+        if self._best_iteration >= 0:
+            numbers |= {"best": self._best[0], "best_tie": self._best[1], "best_iteration": self._best_iteration}
+        checkpoint.write(
+            folder,
+            self.env.task,
+            self.learner.networks,
+            contract=self.env.contract,
+            config=self.settings,
+            algorithm=self.learner.algorithm,
+            iteration=self.iteration,
+            steps=self.steps,
+            numbers={name: value for name, value in numbers.items() if math.isfinite(value)},
+            states=states,
+            ranks=self.ranks.size,
+        )
+
+    def _delete_old(self) -> None:
+        kept = {self._folder(self.iteration).name, self._folder(self._best_iteration).name}
+        folders = self._folder(0).parent.glob("iter_*")
+        periodic = sorted(folder for folder in folders if folder.name not in kept)
+        for folder in periodic[: -self.keep_checkpoints]:
+            remove_folder(folder)
+
+    # ---------------------------------------------------------------------- signals
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """A signal ends the training after its iteration; a second one at once."""
+        previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        try:
+            yield
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            self.close()
-        self._farewell()
-        failed = self.args.until_success is not None and not self._reached
-        self.exit_code = 128 + self._stop_signal if self._stop_signal else int(failed)
 
     def _on_signal(self, number: int, _: object) -> None:
-        if self._stop_signal:
+        if self.stop_signal:
             raise KeyboardInterrupt
-        self._stop_signal = number
+        self.stop_signal = number
 
-    def _iterate(self) -> None:
-        start = time.perf_counter()
-        row = self.ppo.iterate(critic_only=self.iteration < self.args.train.critic_warmup)
-        if bad := [name for name, value in row.items() if not math.isfinite(value)]:
-            advice = f"lower train.learning-rate; the last good checkpoint is in {self.run / 'checkpoints'}"
-            raise DeftlyError(f"{bad[0]} is not finite in iteration {self.iteration + 1}: {advice}")
-        self.iteration += 1
-        if episodes := self.env.progress():  # where none ended, the last known means stay
-            self._recent = {"episode_steps" if k == "steps" else k: v for k, v in episodes.items()}
-        if self.ranks.rank:
-            return
-        row |= {**self._recent, "broken": float(self.env.broken_count)}
-        row |= self._evaluate_if_due()
-        self._speed.append(time.perf_counter() - start)
-        self.seconds += self._speed[-1]
-        mean = sum(self._speed) / len(self._speed)
-        row |= {"iteration": self.iteration, "steps": self.steps, "seconds": self.seconds}
-        row["steps_per_second"] = self.steps / self.iteration / mean
-        row["seconds_left"] = (self.args.train.max_iterations - self.iteration) * mean
-        for writer in self._writers:
-            writer.write({name: value for name, value in row.items() if not math.isnan(value)})
-        if self.iteration % self.args.save_every == 0:
-            self._save()
 
-    def _evaluate_if_due(self) -> log.Row:
-        args, every, until = self.args, self.args.eval_every, self.args.until_success
-        last = self.iteration == args.train.max_iterations
-        likely = until is not None and self._recent.get("success", 0.0) >= until
-        early = likely and self.iteration - self._last_evaluated >= 5
-        if not every or not (self.iteration % every == 0 or last or early):
-            return {}
-        policy, which = checkpoint.Policy(self.ppo.actor), {"seed": args.train.seed, "purpose": VALIDATE}
-        episodes = run_episodes(self.task, policy, args.eval_episodes, **which, env_cfg=args.env, sim_cfg=args.sim)
-        self._last_evaluated = self.iteration
-        self.success, steps = episodes.success_rate, float(episodes.values["steps"].mean())
-        row = {"eval_success": self.success, "eval_steps": steps}
-        quality = (self.success, -steps)
-        if headline := self.task.headline:
-            row[f"eval_{headline}"] = float(episodes.values[headline].nanmean())
-            quality = (row[f"eval_{headline}"], self.success)
-        if quality > self.best:
-            self.best = quality
-            self._save(best=True)
-        if until is not None:
-            low, _ = wilson(round(self.success * args.eval_episodes), args.eval_episodes)
-            self._reached = low >= until or self.success == 1.0
-        return row
+def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
-    def _save(self, best: bool = False) -> None:
-        folder = self.run / "checkpoints" / f"iter_{self.iteration:06d}"
-        if self._last_saved != self.iteration:
-            numbers = dict(zip(("best", "best_tie"), self.best))
-            numbers |= {"learning_rate": self.ppo.algorithm.learning_rate, "seconds": self.seconds}
-            numbers["success"] = -1.0 if math.isnan(self.success) else self.success
-            state = {"env": self.env.state_dict(), "ppo": self.ppo.tensors()}
-            flat = {f"{part}/{k}": v for part, tensors in state.items() for k, v in tensors.items()}
-            contract, task = self.env.contract, self.task.name
-            checkpoint.save(folder, self.ppo.models, contract, self.config, task, self.iteration, numbers, flat)
-            self._last_saved = self.iteration
-        for name in ("last", "best") if best else ("last",):
-            workspace.link(folder.with_name(name), folder)
-        linked = {folder.with_name(name).resolve() for name in ("last", "best")}
-        periodic = sorted(p for p in folder.parent.glob("iter_*") if p.resolve() not in linked)
-        for old in periodic[: -self.args.keep_checkpoints]:
-            shutil.rmtree(old, ignore_errors=True)
 
-    def _farewell(self) -> None:
-        say = partial(self.console.print, soft_wrap=True)
-        if self._stop_signal:
-            say(f"stopped and saved; go on with: deftly train {self.given_name} --resume {self.run}")
-        elif self._reached:
-            cost = f"{self.seconds / 60:.1f} minutes, {self.steps / 1e6:.2f} M steps"
-            say(f"{100 * self.success:.1f} % success over {self.args.eval_episodes} episodes after {cost}")
-        elif self.args.until_success is not None:
-            say(f"stopped at iteration {self.iteration} below the wanted success: raise train.max-iterations")
-        say(f"measure it: deftly eval {self.given_name} --checkpoint {self.run}")
+def _link(place: Path, folder: Path) -> None:
+    """Let the name `place` mean a checkpoint. A real folder there, of a run copied with links followed, makes way."""
+    if place.is_dir() and not place.is_symlink():
+        remove_folder(place)
+    workspace.link(place, folder)

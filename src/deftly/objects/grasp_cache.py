@@ -8,6 +8,7 @@ A cache is an .npz: `schema`, `task`, `hand`, `contract` (hash), `joint_names` (
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +53,27 @@ class Grasps:
         order = torch.from_numpy(np.argsort(half, kind="stable"))
         return cls(*(torch.from_numpy(array).double()[order] for array in (half, joint_pos, pose)))
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> Grasps:
+        """The same grasps on a device; themselves if they are there."""
+        if self.cube_half.device == device and self.cube_half.dtype == dtype:
+            return self
+        if (device, dtype) not in self._copies:
+            arrays = (self.cube_half, self.joint_pos, self.cube_pose)
+            self._copies[device, dtype] = Grasps(*(array.to(device, dtype) for array in arrays))
+        return self._copies[device, dtype]
+
+    @cached_property
+    def _copies(self) -> dict[tuple[torch.device, torch.dtype], Grasps]:
+        return {}
+
+    @cached_property
+    def _groups(self) -> tuple[Tensor, Tensor]:
+        """The sizes, and how many grasps there are of each."""
+        return torch.unique_consecutive(self.cube_half, return_counts=True)  # type: ignore[return-value]
+
     def draw(self, half: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Joint positions and cube poses, `(k, ...)`, of the sizes nearest to `half` (k,); `u` in 0 .. 1 chooses."""
-        sizes, counts = torch.unique_consecutive(self.cube_half, return_counts=True)
+        sizes, counts = self._groups
         nearest = (half[:, None] - sizes).abs().argmin(-1)
         rows = (counts.cumsum(0) - counts)[nearest] + (u * counts[nearest]).long()
         return self.joint_pos[rows], self.cube_pose[rows]

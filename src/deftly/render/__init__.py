@@ -110,8 +110,8 @@ class Renderer(contextlib.ExitStack):
 
     def environment(self, env: Env, index: int = 0) -> np.ndarray:
         """One environment as it is now, `(height, width, 3)` uint8."""
-        model = env.sim.batch.get_model(index)  # type: ignore[attr-defined]
-        return self.picture(model, pose(model, env.sim.state[index].numpy()))
+        model = env.sim.model_of(index)
+        return self.picture(model, pose(model, env.sim.state_of(index)))
 
 
 class Recorder:
@@ -125,11 +125,11 @@ class Recorder:
         """Keep the states of environments in their first episode; without OpenGL it raises before the first step."""
         if not self._episodes:
             self._env, self._renderer = env, Renderer(env.model, self._camera, self._size)
-            batch, count = env.sim.batch, min(self._count, env.num_envs)  # type: ignore[attr-defined]
-            self._episodes = [(batch.get_model(i), []) for i in range(count)]
+            count = min(self._count, env.num_envs)
+            self._episodes = [(env.sim.model_of(i), []) for i in range(count)]
         for i, (_, states) in enumerate(self._episodes):
             if env is self._env and running[i]:
-                states.append(env.sim.state[i].numpy().copy())
+                states.append(env.sim.state_of(i))
 
     def frames(self) -> Iterator[np.ndarray]:
         """The episodes one after the other, each with its last picture held for half a second."""
@@ -142,7 +142,7 @@ class Recorder:
 
 
 def pose(model: mujoco.MjModel, state: np.ndarray, data: mujoco.MjData | None = None) -> mujoco.MjData:
-    """A scene in a state of the simulation (`Sim.state`), all that follows from it included; in `data` if given."""
+    """A scene in a state of the simulation (`Sim.state_of`), all that follows from it included; in `data` if given."""
     import mujoco
 
     data = data or mujoco.MjData(model)

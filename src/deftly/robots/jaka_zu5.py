@@ -13,7 +13,8 @@ import mujoco
 
 from deftly.contract import Coupling, Joint
 from deftly.robots import Robot
-from deftly.sim.scene import cylinder_inertia
+from deftly.robots.entity import Entity
+from deftly.sim.scene import add_camera, cylinder_inertia
 
 MASS_SCALE = 1 / 3.925
 WHITE, GREY, DARK, RED = (0.93, 0.94, 0.95, 1), (0.62, 0.65, 0.68, 1), (0.16, 0.17, 0.19, 1), (0.83, 0.16, 0.14, 1)
@@ -142,3 +143,17 @@ ROBOT = Robot(
     couplings=TOOL_DOWN,
     sites=("pinch",),
 )
+
+
+class JakaZu5(Entity):
+    """The arm in a scene: its tool point is between the fingertips, its pads are the fingers."""
+
+    tool_site = "pinch"
+    pads = ("pad_left", "pad_right")
+
+    def add_wrist_camera(self, s: mujoco.MjSpec) -> None:
+        """A camera `wrist` on the gripper that looks along the tool."""
+        add_camera(s, "wrist", eye=(0.12, 0, 0.03), target=(0, 0, 0.17), fovy=65, body="gripper", up=(0, 1, 0))
+
+
+ARM = JakaZu5()

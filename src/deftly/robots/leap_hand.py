@@ -19,6 +19,7 @@ import mujoco
 
 from deftly.contract import Joint, Motor
 from deftly.robots import Robot
+from deftly.robots.entity import Entity
 
 DARK, GREY, WHITE, TIP = (0.13, 0.14, 0.16, 1), (0.45, 0.48, 0.52, 1), (0.88, 0.89, 0.91, 1), (0.20, 0.55, 0.85, 1)
 KP, KD, TORQUE = 3.0, 0.2, 0.2915  # N m/rad, N m s/rad, N m
@@ -169,3 +170,12 @@ LEFT_CUSTOM = Robot(
     joints=joints(),
     motors=motors(-1.0),
 )
+
+
+class LeapHand(Entity):
+    """A hand in a scene; its pads are the fingertips: index, middle, ring finger, thumb."""
+
+    pads = tuple(f"{finger}_tip" for finger in (*FINGERS, "th"))
+
+
+HAND = LeapHand()

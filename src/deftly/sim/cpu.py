@@ -1,4 +1,4 @@
-"""The simulation on CPU cores: a thin wrapper over `mujoco.batch`, whose arrays become torch tensors without a copy."""
+"""The engine on CPU cores: `mujoco.batch`, whose arrays become torch tensors without a copy."""
 
 import os
 import warnings
@@ -11,76 +11,159 @@ import torch
 
 from deftly.sim.guard import dump
 
+Tensor = torch.Tensor
+
 _BAD_STATE = [getattr(mujoco.mjtWarning, f"mjWARN_BAD{name}").value for name in ("QPOS", "QVEL", "QACC", "CTRL")]
-_FRESH, _NONE = mujoco.mjtStage.mjSTAGE_POS.value, mujoco.mjtStage.mjSTAGE_NONE.value
+_OVERFLOW = [getattr(mujoco.mjtWarning, f"mjWARN_{name}").value for name in ("CONTACTFULL", "CNSTRFULL")]
+_COUNT = 1  # column of `Batch.warning` that counts; column 0 says where
+_POSITIONS = mujoco.mjtStage.mjSTAGE_POS.value
+_ALL = mujoco.mjtStage.mjSTAGE_ACC.value
+_NOTHING = mujoco.mjtStage.mjSTAGE_NONE.value
+_DERIVED = ("xpos", "xquat", "site_xpos", "sensordata", "actuator_force")
+"""Derived fields that are kept from the start. One that is bound later has no past: see `CpuSim.bind`."""
 _MAX_DUMPS = 10  # broken environments that are written to `dump_dir`; the others are only counted
 
 
 class CpuSim:
-    """Many simulations of one model on C++ threads, bit-identical at any number of them; arrays are float64."""
+    """`deftly.sim.protocol.Sim` on C++ threads, bit-identical at any number of them; arrays are float64.
+
+    Args:
+        model: the nominal model.
+        num_envs: simulations side by side.
+        threads: 0 takes every core that this process may use.
+        dump_dir: environments that break are written there for `deftly.sim.guard.replay`; None only counts them.
+    """
+
+    device = torch.device("cpu")
+    dtype = torch.float64
 
     def __init__(self, model: mujoco.MjModel, num_envs: int, threads: int = 0, dump_dir: Path | None = None):
-        self.model, self.num_envs, self._dump_dir = model, num_envs, dump_dir
+        self.model = model
+        self.num_envs = num_envs
         self.batch = mujoco.batch.Batch(model, num_envs, threads or len(os.sched_getaffinity(0)))
-        self.state = torch.from_numpy(self.batch.state)
-        self._qpos, self._qvel = self.bind("qpos"), self.bind("qvel")
         self.broken_count = 0
+        self.overflow_count = 0
+        self.dump_dir = dump_dir
+        self._bound: dict[str, Tensor] = {}
+        self._expanded: dict[str, Tensor] = {}
+        self._state = torch.from_numpy(self.batch.state)
+        for field in _DERIVED:
+            self._bound[field] = _tensor(self.batch.bind(field))
+        self._qpos = self.bind("qpos")
+        self._qvel = self.bind("qvel")
 
-    def bind(self, field: str) -> torch.Tensor:
-        """Live view of an MjData field, `(num_envs, ...)`; writing to a state field writes the simulation."""
-        return _tensor(self.batch.bind(field))
+    def bind(self, field: str) -> Tensor:
+        """Live view of an MjData field, `(num_envs, ...)`; writing to a state field writes the simulation.
 
-    def expand(self, field: str) -> torch.Tensor:
-        """Live values of an MjModel field for each environment, `(num_envs, ...)`."""
-        return _tensor(self.batch.expand(field))
-
-    def step(self, substeps: int, ids: torch.Tensor | None = None) -> np.ndarray:
-        """Advance all or some environments; positions, contacts and their sensors are those of the new state.
-
-        Returns which broke, `(num_envs,)` bool: their physics raised or met a non-finite or huge number in this step.
+        `mujoco.batch` leaves a derived field zero until its next call. So where one is bound for the first time,
+        everything derived is computed at the state of now, forces too: a task is to bind what is not in `_DERIVED`
+        before its first step, in `start`.
         """
-        before = self.state.numpy().copy() if self._dump_dir else None
-        raised, warned = [], self._bad_states()
+        if field not in self._bound:
+            self._bound[field] = _tensor(self.batch.bind(field))
+            if not self.batch.bind(field).flags.writeable:
+                self.forward()
+        return self._bound[field]
+
+    def expand(self, field: str) -> Tensor:
+        """Live values of an MjModel field for each environment, `(num_envs, ...)`."""
+        if field not in self._expanded:
+            self._expanded[field] = _tensor(self.batch.expand(field))
+        return self._expanded[field]
+
+    def step(self, substeps: int, mask: Tensor | None = None) -> Tensor:
+        """Advance environments; positions, contacts and their sensors are those of the new state.
+
+        Returns which broke, `(num_envs,)` bool: their physics raised, met a non-finite or huge number, or ran out of
+        memory for contacts in this step.
+        """
+        before = self.batch.state.copy() if self.dump_dir else None
+        raised = []
+        warned = self.batch.warning[:, :, _COUNT].copy()
         try:
-            self.batch.step(None if ids is None else ids.numpy(), nstep=substeps, stage=_FRESH)
+            self.batch.step(_ids(mask), nstep=substeps, stage=_POSITIONS)
         except mujoco.batch.SimulationError as error:
             raised = error.ids
-        finite = torch.isfinite(self._qpos).all(1) & torch.isfinite(self._qvel).all(1)
-        broken = (self._bad_states() != warned) | ~finite.numpy()
+        broken = self._find_broken(warned)
         broken[raised] = True
-        for env in map(int, np.flatnonzero(broken)):
-            if self._dump_dir and before is not None and self.broken_count < _MAX_DUMPS:
-                path = self._dump_dir / f"broken_{self.broken_count:04d}_env{env}.npz"
-                dump(path, self.batch.get_model(env), before[env], substeps)
-            self.broken_count += 1
-        return broken
-
-    def _bad_states(self) -> np.ndarray:
-        """How often MuJoCo met a bad state in each environment since it was reset."""
-        return self.batch.warning[:, _BAD_STATE, 1].sum(axis=1)  # 1 is the count, 0 the place
+        if mask is not None:
+            broken &= mask.numpy()
+        if broken.any():
+            self._count(broken, before, substeps)
+        return torch.from_numpy(broken)
 
     def rollout(self, ids: np.ndarray, control: np.ndarray, field: str) -> np.ndarray:
         """Advance some environments under `control` (n, substeps, nu); an MjData field after each, (n, substeps, ...).
 
-        One that meets a bad state stops there: its last record repeats.
+        One that meets a bad state stops there: its last record repeats. Of this engine alone, for identification.
         """
         spec = mujoco.mjtState.mjSTATE_CTRL.value
         kept = self.batch.rollout(control.shape[1], control=control, control_spec=spec, record=[field], ids=ids)  # type: ignore[attr-defined]
         return kept[field]
 
-    def forward(self, ids: torch.Tensor) -> None:
-        """Recompute derived fields of some environments after their state was written."""
-        self.batch.forward(ids.numpy(), stage=_FRESH)
+    def forward(self, mask: Tensor | None = None) -> None:
+        """Recompute derived fields after the state was written.
 
-    def reset(self, ids: torch.Tensor) -> None:
-        """Put some environments at the home keyframe, without computing derived fields."""
-        self.batch.reset(ids.numpy(), keyframe=0 if self.model.nkey else -1, stage=_NONE)
+        Forces too: what a call of `mujoco.batch` does not compute would hold another environment's values.
+        """
+        self.batch.forward(_ids(mask), stage=_ALL)
 
-    def set_const(self, ids: torch.Tensor) -> None:
+    def reset(self, mask: Tensor | None = None) -> None:
+        """Put environments at the home keyframe, without computing derived fields."""
+        self.batch.reset(_ids(mask), keyframe=0 if self.model.nkey else -1, stage=_NOTHING)
+
+    def set_const(self, mask: Tensor | None = None) -> None:
         """Recompute the model constants that follow from expanded fields (masses, inertias, ...)."""
-        self.batch.set_const(ids.numpy())
+        self.batch.set_const(_ids(mask))
+
+    def hold_commands(self, mask: Tensor | None = None) -> None:
+        """Fill what delayed actuators read as if the command of now had always been there."""
+        rows = slice(None) if mask is None else mask.nonzero().squeeze(-1)
+        ctrl = self.bind("ctrl")
+        history = self.bind("history")
+        for i in np.flatnonzero(self.model.actuator_historyadr >= 0).tolist():
+            count = int(self.model.actuator_history[i, 0])
+            start = int(self.model.actuator_historyadr[i]) + 2 + count  # 2 + count: cursor, times
+            history[rows, start : start + count] = ctrl[rows, i, None]
+
+    def get_state(self) -> Tensor:
+        """Copy of the integration states, `(num_envs, n)`."""
+        return self._state.clone()
+
+    def set_state(self, state: Tensor) -> None:
+        """Restore what `get_state` gave; derived fields are stale until `forward`."""
+        self._state.copy_(state)
+
+    def state_of(self, index: int) -> np.ndarray:
+        """Copy of the integration state of one environment, `(n,)`, for `mj_setState`."""
+        return self.batch.state[index].copy()
+
+    def model_of(self, index: int) -> mujoco.MjModel:
+        """A model with the environment's own values of the expanded fields."""
+        return self.batch.get_model(index)
+
+    def _find_broken(self, warned: np.ndarray) -> np.ndarray:
+        """Which environments met a bad state since `warned`, the counts of warnings, was read; `(num_envs,)` bool."""
+        watched = _BAD_STATE + _OVERFLOW
+        broken = (self.batch.warning[:, watched, _COUNT] != warned[:, watched]).any(axis=1)
+        self.overflow_count += int((self.batch.warning[:, _OVERFLOW, _COUNT] != warned[:, _OVERFLOW]).any(axis=1).sum())
+        finite = torch.isfinite(self._qpos).all(1) & torch.isfinite(self._qvel).all(1)
+        return broken | ~finite.numpy()
+
+    def _count(self, broken: np.ndarray, before: np.ndarray | None, substeps: int) -> None:
+        """Count broken environments, and write the first few to disk."""
+        for env in np.flatnonzero(broken).tolist():
+            if self.dump_dir and before is not None and self.broken_count < _MAX_DUMPS:
+                path = self.dump_dir / f"broken_{self.broken_count:04d}_env{env}.npz"
+                dump(path, self.model_of(env), before[env], substeps)
+            self.broken_count += 1
 
 
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    with warnings.catch_warnings(action="ignore"):  # outputs are read-only: torch cannot say so, and warns
+def _ids(mask: Tensor | None) -> np.ndarray | None:
+    """What `mujoco.batch` takes for a mask: indices, or None for all."""
+    return None if mask is None else mask.nonzero().squeeze(-1).numpy()
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    with warnings.catch_warnings(action="ignore"):  # derived fields are read-only: torch cannot say so, and warns
         return torch.from_numpy(array)

@@ -1,7 +1,6 @@
 """Randomization of the model: what differs between episodes, described as data and drawn at reset."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor
 
 from deftly.errors import DeftlyError
-from deftly.sim.cpu import CpuSim
+from deftly.sim.protocol import Sim
+from deftly.sim.rows import Rows, wide
 
 Quantity = Literal[
     "mass", "com", "friction", "size", "damping", "armature", "frictionloss", "kp", "kd", "torque", "latency", "gravity"
@@ -20,19 +20,19 @@ Quantity = Literal[
 
 @dataclass(frozen=True)
 class Randomize:
-    """One figure of the model, drawn uniformly for each episode.
+    """One parameter of the model, drawn uniformly for each episode.
 
     Quantities and what `names` name: mass (with the inertia), com (m) of bodies; friction (sliding), size of geoms
     (boxes, spheres, capsules; the mass stays); damping, armature, frictionloss of joints; kp, kd, torque (limit) and
     latency (s) of actuators; gravity (its magnitude; no names). What is added to a mass, a first half extent, a kp, kd
-    or gravity scales the figures that go with it.
+    or gravity scales the numbers that go with it.
     """
 
     quantity: Quantity
     low: float
     high: float
     names: tuple[str, ...] = ()  # none means all
-    op: Literal["scale", "add"] = "scale"  # the draw scales the model's figure, or is added to it
+    op: Literal["scale", "add"] = "scale"  # the draw scales the model's value, or is added to it
     shared: bool = False  # whether the names share one draw
     without: tuple[float, float] | None = None  # part of the range that is never drawn
 
@@ -64,7 +64,7 @@ _FIELDS: dict[str, tuple[str, bool, dict[str, slice]]] = {
     "latency": ("actuator", False, {"actuator_delay": _ALL}),
     "gravity": ("", False, {"opt.gravity": _ALL}),
 }
-_TOGETHER = ("mass", "size", "kp", "kd", "gravity")  # several figures of one size
+_TOGETHER = ("mass", "size", "kp", "kd", "gravity")  # several numbers of one size
 
 
 def prepare(s: mujoco.MjSpec, entries: tuple[Randomize, ...], timestep: float) -> None:
@@ -79,69 +79,104 @@ def prepare(s: mujoco.MjSpec, entries: tuple[Randomize, ...], timestep: float) -
                 body.simple = 0
 
 
-def hold_commands(sim: CpuSim, ids: Tensor) -> None:
-    """Fill what delayed actuators read in some environments as if the command of now had always been there."""
-    history, ctrl = sim.bind("history"), sim.bind("ctrl")
-    for i in np.flatnonzero(sim.model.actuator_historyadr >= 0).tolist():
-        count = sim.model.actuator_history[i, 0]
-        start = sim.model.actuator_historyadr[i] + 2 + count  # 2 + count: cursor, times
-        history[ids, start : start + count] = ctrl[ids, i][:, None]
-
-
 class Randomizer:
-    """Draws a task's `Randomize` entries for the environments that reset."""
+    """Draws a task's `Randomize` entries for the environments that reset.
 
-    def __init__(self, sim: CpuSim, entries: tuple[Randomize, ...]):
+    What is drawn scales, or is added to, each environment's own nominal values: those that it has when the randomizer
+    is made, which may differ between environments.
+    """
+
+    def __init__(self, sim: Sim, entries: tuple[Randomize, ...]):
         self.sim = sim
         self.constants = any(_FIELDS[e.quantity][1] for e in entries)
-        self._draws = [_bind(sim, entry) for entry in entries]
         self.fields = {name: sim.expand(name) for e in entries for name in _FIELDS[e.quantity][2]}
+        self._draws = [_Draw(sim, entry) for entry in entries]
 
-    def draw(self, ids: Tensor, generator: torch.Generator) -> None:
-        """New figures for the environments `ids`."""
+    def draw(self, rows: Rows, generator: torch.Generator) -> None:
+        """New values for some environments."""
         for draw in self._draws:
-            draw(ids, generator)
-        if self.constants and len(ids):
-            self.sim.set_const(ids)
+            draw(rows, generator)
+        if self.constants and not rows.empty:
+            self.sim.set_const(rows.mask)
 
 
-def _bind(sim: CpuSim, entry: Randomize) -> Callable[[Tensor, torch.Generator], None]:
-    kind, _, fields = _FIELDS[entry.quantity]
-    rows = _rows(sim.model, kind, entry)
-    targets = []
-    for name, columns in fields.items():
-        live = sim.expand(name)
-        table = live.view(len(live), live.shape[1] if kind else 1, -1)
-        targets.append((table, columns, table[0, rows, columns].clone()))
-    first = targets[0][2]
-    size = first.norm(dim=-1, keepdim=True) if entry.quantity == "gravity" else first[:, :1].abs()
-    shape = (1 if entry.shared else len(rows), 3 if entry.quantity == "com" else 1)
-    together = entry.quantity in _TOGETHER
-    if entry.op == "add" and together and len(short := size[(size > 0) & (size + entry.low <= 0)]):
-        raise DeftlyError(f"randomize {entry.quantity}: adding {entry.low:g} to {short[0]:g} leaves nothing")
-    low, high = entry.without or (0.0, 0.0)
+class _Target:
+    """Columns of a model field of some bodies, geoms, ..., and their nominal values."""
 
-    def draw(ids: Tensor, generator: torch.Generator) -> None:
-        u = torch.rand(len(ids), *shape, generator=generator, dtype=torch.float64)
+    def __init__(self, live: Tensor, things: Tensor, columns: slice, has_things: bool):
+        self._table = live.view(len(live), live.shape[1] if has_things else 1, -1)  # (num_envs, things, columns)
+        self._columns = columns
+        self._things = things
+        self.nominal = self._table[:, things, columns].clone()
+
+    def write(self, rows: Rows, value: Tensor) -> None:
+        """Write new values `(rows.count, things, columns)`."""
+        if rows.ids is not None:
+            self._table[rows.ids[:, None], self._things, self._columns] = value
+        else:
+            old = self._table[:, self._things, self._columns]
+            self._table[:, self._things, self._columns] = torch.where(wide(rows.mask, old), value, old)
+
+
+class _Draw:
+    """One entry: how its values are drawn, and where they go."""
+
+    def __init__(self, sim: Sim, entry: Randomize):
+        kind, _, fields = _FIELDS[entry.quantity]
+        things = _things(sim.model, kind, entry).to(sim.device)
+        self._entry = entry
+        self._dtype = sim.dtype
+        self._targets = [_Target(sim.expand(f), things, columns, bool(kind)) for f, columns in fields.items()]
+        self._shape = (1 if entry.shared else len(things), 3 if entry.quantity == "com" else 1)
+        self._together = entry.quantity in _TOGETHER
+        first = self._targets[0].nominal
+        self._size = first.norm(dim=-1, keepdim=True) if entry.quantity == "gravity" else first[..., :1].abs()
+        self._check()
+
+    def _check(self) -> None:
+        """Raise DeftlyError if what is added could leave nothing of a mass, an extent, a gain."""
+        entry = self._entry
+        if entry.op != "add" or not self._together:
+            return
+        short = self._size[(self._size > 0) & (self._size + entry.low <= 0)]
+        if len(short):
+            raise DeftlyError(f"randomize {entry.quantity}: adding {entry.low:g} to {short[0]:g} leaves nothing")
+
+    def __call__(self, rows: Rows, generator: torch.Generator) -> None:
+        """Draw for some environments."""
+        value = self._uniform(rows, generator)
+        scales = self._entry.op == "scale"
+        if self._together and not scales:  # what is added to the first number scales all of them
+            size = rows.take(self._size)
+            value = torch.where(size > 0, 1 + value / size, 1.0)
+            scales = True
+        for target in self._targets:
+            nominal = rows.take(target.nominal)
+            target.write(rows, nominal * value if scales else nominal + value)
+
+    def _uniform(self, rows: Rows, generator: torch.Generator) -> Tensor:
+        """Draws of the entry's range, `(rows.count, things or 1, 3 or 1)`, without the part that is left out."""
+        entry = self._entry
+        low, high = entry.without or (0.0, 0.0)
+        u = rows.draw(generator, *self._shape, dtype=self._dtype)
         value = entry.low + (entry.high - entry.low - (high - low)) * u
         if entry.without:
             value = torch.where(value < low, value, value + (high - low))
-        if entry.op == "add" and together:
-            value = torch.where(size > 0, 1 + value / size, 1.0)
-        for table, columns, nominal in targets:
-            table[ids[:, None], rows, columns] = nominal * value if together or entry.op == "scale" else nominal + value
-
-    return draw
+        return value
 
 
-def _rows(model: mujoco.MjModel, kind: str, entry: Randomize) -> Tensor:
+def _things(model: mujoco.MjModel, kind: str, entry: Randomize) -> Tensor:
+    """Indices of the things that an entry names; of joints, those of their degrees of freedom."""
     if not kind:
         return torch.tensor([0])
     count = {"body": model.nbody, "geom": model.ngeom, "joint": model.njnt, "actuator": model.nu}[kind]
     known = [getattr(model, kind)(i).name for i in range(count)]
     if unknown := [n for n in entry.names if n not in known]:
         raise DeftlyError(f"randomize {entry.quantity}: no {kind} '{unknown[0]}' in the scene, it has {known}")
-    ids = [known.index(n) for n in entry.names] or [i for i, n in enumerate(known) if n != "world"]
-    if kind == "joint":  # its figures are those of its degrees of freedom
+    if entry.names:
+        ids = [known.index(n) for n in entry.names]
+    else:
+        ids = [i for i, n in enumerate(known) if n != "world"]
+    if kind == "joint":
         ids = [dof for i in ids for dof in np.flatnonzero(model.dof_jntid == i).tolist()]
     return torch.tensor(ids)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,63 +22,42 @@ if TYPE_CHECKING:
     import mujoco
     from torch import Tensor
 
-    from deftly.env import State
+    from deftly.sim.pushes import Push
     from deftly.sim.randomize import Randomize
+    from deftly.sim.sensors import Noise
+    from deftly.sim.state import State
 
 
 @dataclass(frozen=True)
-class Noise:
-    """What the sensors do to one signal. All figures are in the signal's units, steps are control steps."""
+class Report:
+    """What training and the evaluation report show of a task beyond success."""
 
-    uniform: float = 0.0  # half range of white noise, drawn each step
-    gaussian: float = 0.0  # standard deviation of white noise, drawn each step
-    bias: float = 0.0  # half range of a constant error, drawn each episode
-    delay: int = 0  # longest delay, steps; each episode draws one from 0 to this
-    dropout: float = 0.0  # probability that a step repeats the last reading
-
-
-@dataclass(frozen=True)
-class Push:
-    """Forces that hit a body at random times."""
-
-    body: str
-    force: tuple[float, float]  # range of the horizontal force, N
-    interval: float  # mean time between pushes, s
-    duration: float  # length of a push, s
-
-
-@dataclass(frozen=True)
-class Strokes:
-    """Where tips of fingers push what they turn about the vertical, and when: from there a search for a gait starts."""
-
-    sites: tuple[str, ...]  # of the tips
-    angles: tuple[float, ...]  # on which side each pushes, rad about the centre, as of a turn counter-clockwise
-    phases: tuple[float, ...]  # when each does, as a share of the period
-    centre: tuple[float, float, float]  # of what is turned, at the height of the tips, m, in the world
-    radius: float  # at which a tip touches it, m
-    direction: float = 1.0  # -1 turns clockwise, with mirrored angles
+    selection: str | None = None
+    """The metric that is to be high, by which training selects its best checkpoint; None: success, then few steps."""
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    """What each of the task's metrics is, by name, with its unit."""
+    plots: tuple[tuple[str, str], ...] = (("seconds", "Episode length, s"),)
+    """Metrics whose distribution is plotted, each with a title; the first is shown by the bins of `breakdown` too."""
+    breakdown: tuple[str, tuple[float, ...]] | None = None
+    """The metric by which the episodes are divided, and the rising edges of its bins."""
 
 
 class Task:
     """A task: its scene, its contract, and its Markov decision process in torch.
 
-    Every tensor of `s` leads with `num_envs`; methods return one value for each environment. Rewards are unweighted
-    terms: `Config.weights` has a field of each term's name. State that a task carries between steps lives in
-    `s.store`, so that it is saved and restored with the environment.
+    Methods work on all environments at once: every tensor of `s` leads with `num_envs`, and they return one value for
+    each environment. Rewards are unweighted terms: `Config.weights` has a field of each term's name. What a task
+    carries between steps lives in `s.store`, so that it is saved and restored with the environment. Nothing indexes
+    by environment or asks for the value of a tensor, which would wait for a GPU: `torch.where` and masks select.
+
+    The first line of the docstring is what `deftly tasks` shows.
     """
 
     name: str
     Config: type[TaskConfig] = TaskConfig
-    headline: str | None = None
-    """The metric that is to be high, by which training chooses its best checkpoint; None: success, then few steps."""
+    report: Report = Report()
     defaults: Mapping[str, Any] = {}
     """Settings with which the task is trained, where they differ from the general ones: section to name to value."""
-    figures: Mapping[str, str] = {}
-    """The figures of `metrics` by name, and what each is, for the report."""
-    plots: tuple[tuple[str, str], ...] = (("seconds", "Episode length, s"),)
-    """Figures whose distribution the report plots, each with a title; it shows the first by the bins of `breakdown`."""
-    breakdown: tuple[str, tuple[float, ...]] | None = None
-    """The figure by which the report divides the episodes, and the rising edges of its bins."""
 
     def __init__(self, cfg: TaskConfig):
         self.cfg: Any = cfg
@@ -101,11 +81,11 @@ class Task:
     def require(self) -> None:
         """Raise DeftlyError if a file that episodes start from is missing or another's; called before a run is made."""
 
-    def reset(self, s: State, ids: Tensor) -> None:
-        """Write the state in which the environments `ids`, which stand at the home keyframe, start an episode."""
+    def reset(self, s: State, mask: Tensor) -> None:
+        """Write the state in which the environments of `mask`, which stand at the home keyframe, start an episode."""
 
-    def start(self, s: State, ids: Tensor) -> None:
-        """Prepare `s.store` for the episodes that start in `ids`; positions and contacts are fresh, rows of it zero."""
+    def start(self, s: State, mask: Tensor) -> None:
+        """Prepare `s.store` for the episodes that start where `mask` is True: its rows are zero, positions fresh."""
 
     def update(self, s: State) -> None:
         """Bring `s.store` up to date; called once after each step, before everything below."""
@@ -123,11 +103,11 @@ class Task:
         raise NotImplementedError
 
     def metrics(self, s: State) -> dict[str, Tensor]:
-        """Figures of the episode so far, for the evaluation report; NaN where there is none."""
+        """Metrics of the episode so far, for the evaluation report; NaN where there is none."""
         return {}
 
     def randomize(self) -> tuple[Randomize, ...]:
-        """Which model figures differ between episodes."""
+        """Which parameters of the model differ between episodes."""
         return ()
 
     def noise(self) -> dict[str, Noise]:
@@ -137,14 +117,6 @@ class Task:
     def pushes(self) -> tuple[Push, ...]:
         """Which bodies are pushed."""
         return ()
-
-    def context(self, s: State) -> Tensor | None:
-        """A figure of each episode by which a gait may differ, `(num_envs,)` in -1 .. 1, or None; no policy sees it."""
-        return None
-
-    def strokes(self) -> Strokes | None:
-        """Where a search for a gait starts, or None: from standing still."""
-        return None
 
     def curriculum(self, s: State, progress: dict[str, float]) -> None:
         """Set factors `s.scale[name]`, of a reward term's weight or the task's own, by means over ended episodes."""
@@ -163,10 +135,28 @@ def task(name: str) -> Callable[[T], T]:
     return mark
 
 
+_TURN = "Turn a cube of 67 to 83 mm that lies in the upward palm about the palm's normal, without a look at it."
+SHIPPED = {
+    "jaka-pick-cube": (
+        "deftly.tasks.jaka_pick_cube",
+        "Pick the red cube up with a JAKA Zu5 and hold it with its centre 10 cm above the table.",
+    ),
+    "leap-left-cube-rotate": ("deftly.tasks.leap_cube_rotate", _TURN),
+    "leap-left-custom-cube-rotate": ("deftly.tasks.leap_cube_rotate", _TURN),
+    "leap-right-cube-rotate": ("deftly.tasks.leap_cube_rotate", _TURN),
+}
+"""Shipped tasks: module and description. Written down, since importing is slow and needs torch; a test compares."""
+
+
 def shipped() -> dict[str, str]:
-    """Shipped tasks: name -> module, read from the text of the files, since importing them is slow."""
-    mark, files = re.compile(r'^@task\("([\w-]+)"\)', re.MULTILINE), sorted(Path(__path__[0]).glob("*.py"))
-    return {name: f"{__name__}.{file.stem}" for file in files for name in mark.findall(file.read_text())}
+    """Shipped tasks: name -> module."""
+    return {name: module for name, (module, _) in SHIPPED.items()}
+
+
+def description(cls: type[Task]) -> str:
+    """What a task is, in one line: the first of its class's docstring."""
+    lines = (inspect.getdoc(cls) or "").strip().splitlines()
+    return lines[0] if lines else ""
 
 
 def load(name: str) -> type[Task]:
@@ -209,3 +199,18 @@ def _pick(module: ModuleType, wanted: str | None, given: str) -> type[Task]:
     if not found:
         raise DeftlyError(f'{given} defines no task: decorate a class with @task("name")')
     raise DeftlyError(f"{given} defines {sorted(found)}: name one as file.py:{min(found)}")
+
+
+_FROM_BELOW = {
+    "Noise": "deftly.sim.sensors",
+    "Push": "deftly.sim.pushes",
+    "Randomize": "deftly.sim.randomize",
+    "State": "deftly.sim.state",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What a task's file needs besides: imported when asked for, since it needs torch and MuJoCo."""
+    if name in _FROM_BELOW:
+        return getattr(importlib.import_module(_FROM_BELOW[name]), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

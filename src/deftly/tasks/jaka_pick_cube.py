@@ -8,11 +8,13 @@ from torch import Tensor
 
 from deftly.config import TaskConfig
 from deftly.contract import Act, Derive, Observe, PolicyContract, Signal
-from deftly.env import State
 from deftly.robots import jaka_zu5
+from deftly.robots.jaka_zu5 import ARM
 from deftly.sim import scene
 from deftly.sim.randomize import Randomize
-from deftly.tasks import Noise, Task, task
+from deftly.sim.sensors import Noise
+from deftly.sim.state import State
+from deftly.tasks import Report, Task, task
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class PickCubeConfig(TaskConfig):
-    """Figures of the task; lengths in m, in the arm's base frame (z up, the table top is z = 0)."""
+    """Parameters of the task; lengths in m, in the arm's base frame (z up, the table top is z = 0)."""
 
     rate: float = 15.0
     cube_x: tuple[float, float] = (0.40, 0.60)  # Where the cube starts: as wide as the seed's, but not too near.
@@ -88,26 +90,27 @@ class PickCube(Task):
 
     Config = PickCubeConfig
     cfg: PickCubeConfig
-    figures = {
-        "time_to_grasp": "time until the first grip, s",
-        "slips": "times the object slipped out in the air",
-        "peak_press": "largest force of the fingers on the table, N",
-    }
-    plots = (("seconds", "Episode length, s"), ("time_to_grasp", "Time to the first grip, s"))
+    report = Report(
+        metrics={
+            "time_to_grasp": "time until the first grip, s",
+            "slips": "times the object slipped out in the air",
+            "peak_press": "largest force of the fingers on the table, N",
+        },
+        plots=(("seconds", "Episode length, s"), ("time_to_grasp", "Time to the first grip, s")),
+    )
 
     def scene(self) -> mujoco.MjSpec:
         """The arm on a table with one cube; cameras `front` and `wrist`."""
-        s = jaka_zu5.spec()
+        cfg, s = self.cfg, jaka_zu5.spec()
         scene.prepare(s)
         scene.add_floor(s, -0.75)
         scene.add_table(s, centre=(0.35, 0.0), half=(0.55, 0.5), height=0.75)
-        scene.add_box(s, "cube", self.cfg.cube_half, self.cfg.cube_mass, rgba=(0.85, 0.15, 0.12, 1.0))
-        s.body("cube").pos = [sum(self.cfg.cube_x) / 2, sum(self.cfg.cube_y) / 2, self.cfg.cube_half]
-        for side in ("left", "right"):
-            scene.add_contact_force(s, f"grip_{side}", f"pad_{side}", "cube")
-            scene.add_contact_force(s, f"press_{side}", f"pad_{side}", "world")
+        scene.add_box(s, "cube", cfg.cube_half, cfg.cube_mass, rgba=(0.85, 0.15, 0.12, 1.0))
+        s.body("cube").pos = [sum(cfg.cube_x) / 2, sum(cfg.cube_y) / 2, cfg.cube_half]
+        ARM.add_touch(s, "cube")
+        ARM.add_touch(s, "world")
+        ARM.add_wrist_camera(s)
         scene.add_camera(s, "front", eye=(1.25, -0.85, 0.65), target=(0.35, 0.0, 0.15), fovy=40)
-        scene.add_camera(s, "wrist", eye=(0.12, 0, 0.03), target=(0, 0, 0.17), fovy=65, body="gripper", up=(0, 1, 0))
         scene.add_home(s, {j.name: j.home for j in jaka_zu5.ROBOT.joints})
         return s
 
@@ -128,42 +131,45 @@ class PickCube(Task):
 
     def signals(self, s: State) -> dict[str, Tensor]:
         """Joint positions and cube position."""
-        return {"joint_pos": s.qpos[:, : len(jaka_zu5.ROBOT.joints)], "cube_pos": s.joint("cube")[:, :3]}
+        return {"joint_pos": s.joint_pos, "cube_pos": _cube(s)}
 
     def privileged(self, s: State) -> Tensor:
-        """Joint velocities, cube velocity, pinch point relative to the cube, grip, count of steps held."""
+        """Joint velocities, cube velocity, pinch point relative to the cube, grip, fraction of the steps to hold."""
         held = s.zeros("held")[:, None] / self.cfg.hold_steps
-        away = s.site("pinch") - s.joint("cube")[:, :3]
-        grip = self._gripped(s)[:, None].double()
-        return torch.cat((s.qvel[:, :7], s.joint_vel("cube")[:, :3], 10 * away, grip, held, s.last_action), -1)
+        away = ARM.tool(s) - _cube(s)
+        grip = self._gripped(s)[:, None]
+        return torch.cat((s.joint_vel, s.velocity("cube")[:, :3], 10 * away, grip, held, s.last_action), -1)
 
-    def reset(self, s: State, ids: Tensor) -> None:
+    def reset(self, s: State, mask: Tensor) -> None:
         """Cube anywhere in its range, arm near home with the wrist coupled to it."""
-        cfg, q, cube = self.cfg, s.qpos, s.joint("cube")
-        q[ids, :3] = arm = q[ids, :3] + s.uniform(ids, -cfg.home_noise, cfg.home_noise, 3)
-        q[ids, 3] = jaka_zu5.HALF_PI - arm[:, 1] - arm[:, 2]
-        q[ids, 5] = jaka_zu5.HALF_PI + arm[:, 0]
-        cube[ids, 0] = s.uniform(ids, *cfg.cube_x)
-        cube[ids, 1] = s.uniform(ids, *cfg.cube_y)
-        yaw = s.uniform(ids, -cfg.cube_yaw, cfg.cube_yaw)
-        cube[ids, 3], cube[ids, 6] = (yaw / 2).cos(), (yaw / 2).sin()
+        cfg, joints = self.cfg, s.joint_pos.clone()
+        joints[:, :3] += s.uniform(mask, -cfg.home_noise, cfg.home_noise, 3)
+        joints[:, 3] = jaka_zu5.HALF_PI - joints[:, 1] - joints[:, 2]
+        joints[:, 5] = jaka_zu5.HALF_PI + joints[:, 0]
+        s.set_joint_pos(mask, joints)
+        x, y = s.uniform(mask, *cfg.cube_x), s.uniform(mask, *cfg.cube_y)
+        half_yaw = s.uniform(mask, -cfg.cube_yaw, cfg.cube_yaw) / 2
+        nothing = torch.zeros_like(x)
+        position = torch.stack((x, y, nothing + cfg.cube_half), -1)
+        s.place("cube", mask, position, torch.stack((half_yaw.cos(), nothing, nothing, half_yaw.sin()), -1))
 
-    def start(self, s: State, ids: Tensor) -> None:
+    def start(self, s: State, mask: Tensor) -> None:
         """An episode's potential starts where the arm does."""
-        s.zeros("potential", 4)[ids] = self._potential(s)[ids]
-        s.zeros("time_to_grasp")[ids] = torch.nan
+        s.remember("potential", mask, self._potential(s))
+        s.remember("time_to_grasp", mask, torch.nan)
 
     def update(self, s: State) -> None:
         """Count the steps held, note when the cube was gripped and how often it slipped from the fingers."""
-        gripped, held, was = self._gripped(s), s.zeros("held"), s.zeros("potential", 4)
-        peak, slips, grasped = s.zeros("peak_press"), s.zeros("slips"), s.zeros("time_to_grasp")
-        height, speed = s.joint("cube")[:, 2], s.joint_vel("cube")[:, :3].norm(dim=-1)
-        still = speed < self.cfg.hold_speed * s.scale.get("hold_speed", 1.0)
-        held[:] = torch.where(gripped & (height >= self.cfg.success_height) & still, held + 1, 0.0)
+        cfg, gripped, height = self.cfg, self._gripped(s), _cube(s)[:, 2]
+        held, was = s.zeros("held"), s.zeros("potential", 4)
+        speed = s.velocity("cube")[:, :3].norm(dim=-1)
+        still = speed < cfg.hold_speed * s.scale.get("hold_speed", 1.0)
+        held[:] = torch.where(gripped & (height >= cfg.success_height) & still, held + 1, 0.0)
+        grasped, peak = s.zeros("time_to_grasp"), s.zeros("peak_press")
+        grasped[:] = torch.where(gripped & grasped.isnan(), s.steps * s.dt, grasped)
         peak[:] = torch.maximum(peak, self._pressure(s))
-        first = gripped & grasped.isnan()
-        grasped[first] = s.steps[first].double() * s.dt
-        slips += (was[:, 1] > 0.5) & ~gripped & (height > self.cfg.cube_half + 0.01)
+        slips = s.zeros("slips")
+        slips += (was[:, 1] > 0.5) & ~gripped & (height > cfg.cube_half + 0.01)
         now = self._potential(s)
         s.zeros("gain", 4)[:] = now - was
         was[:] = now
@@ -175,13 +181,13 @@ class PickCube(Task):
             "success": self.success(s),
             "action_rate": (s.action - s.last_action).square().sum(-1),
             "press": self._pressure(s).clip(0.0, 200.0) / 100.0,
-            "time": torch.ones(s.num_envs),
+            "time": torch.ones_like(s.zeros("held")),
             "fell": self.failed(s)["cube_fell"],
         }
 
     def failed(self, s: State) -> dict[str, Tensor]:
         """The cube is off the table."""
-        return {"cube_fell": s.joint("cube")[:, 2] < -0.05}
+        return {"cube_fell": _cube(s)[:, 2] < -0.05}
 
     def success(self, s: State) -> Tensor:
         """Held at the height for long enough."""
@@ -213,27 +219,30 @@ class PickCube(Task):
             s.scale[name] = scale + 0.05 * (wanted - scale)
 
     def _gripped(self, s: State) -> Tensor:
-        """Both fingers press the cube with more than 1 N, and it is between their tips."""
-        left, right = s.sensor("grip_left").norm(dim=-1), s.sensor("grip_right").norm(dim=-1)
-        near = (s.site("pinch") - s.joint("cube")[:, :3]).norm(dim=-1) < 1.2 * self.cfg.cube_half
-        return (left > 1.0) & (right > 1.0) & near
+        """Both fingers press the cube, and it is between their tips."""
+        return ARM.is_grasping(s, "cube", within=1.2 * self.cfg.cube_half)
 
     def _pressure(self, s: State) -> Tensor:
         """Force of the fingers on the table, N."""
-        return s.sensor("press_left").norm(dim=-1) + s.sensor("press_right").norm(dim=-1)
+        return ARM.touch(s, "world").sum(-1)
 
     def _potential(self, s: State) -> Tensor:
         """How far the episode has come, `(num_envs, 4)`, each in 0 .. 1: reach, grasp, lift, hold."""
-        cfg, cube, opening = self.cfg, s.joint("cube")[:, :3], s.joint("gripper")[:, 0]
-        away = s.site("pinch") - cube
+        cfg, cube, opening = self.cfg, _cube(s), s.joint("gripper")
+        away = ARM.tool(s) - cube
         aside = away[:, :2].norm(dim=-1)
         above = (1.5 * (aside - 0.01)).clip(0.0, 0.08)  # a funnel: off to the side, the place to be is higher up
         distance = (aside.square() + (away[:, 2] - above).square()).sqrt()
         room = (opening / (cfg.cube_half - 0.012)).clip(0.0, 1.0)  # a gripper too closed for the cube counts less
         reach = (1 - torch.tanh(5 * distance)) * (0.5 + 0.5 * room)
         around = torch.exp(-(away.norm(dim=-1) / 0.025).square())
-        gripped = self._gripped(s).double()
+        gripped = self._gripped(s).to(s.dtype)
         grasp = 0.4 * around * (1 - opening / jaka_zu5.FINGER_TRAVEL) + 0.6 * gripped
         rise = (cube[:, 2] - cfg.cube_half) / (cfg.success_height + 0.03 - cfg.cube_half)
         held = s.zeros("held") / cfg.hold_steps
         return torch.stack((reach, grasp, gripped * rise.clip(0.0, 1.0), held), -1)
+
+
+def _cube(s: State) -> Tensor:
+    """Centre of the cube, `(num_envs, 3)`, m."""
+    return s.pose("cube")[:, :3]

@@ -11,13 +11,17 @@ from torch import Tensor
 
 from deftly.config import TaskConfig
 from deftly.contract import Act, Observe, PolicyContract
-from deftly.env import State
 from deftly.errors import DeftlyError
 from deftly.objects.grasp_cache import Grasps
+from deftly.objects.strokes import Strokes
 from deftly.robots import Robot, actuators, leap_hand
+from deftly.robots.leap_hand import HAND
 from deftly.sim import scene
+from deftly.sim.pushes import Push
 from deftly.sim.randomize import Randomize
-from deftly.tasks import Noise, Push, Strokes, Task, task
+from deftly.sim.sensors import Noise
+from deftly.sim.state import State
+from deftly.tasks import Report, Task, task
 
 CUBE = "cube"
 HALF_EDGE = 0.0375  # m: the seed's cube of 75 mm
@@ -27,7 +31,7 @@ SPAWN = (-0.010, 0.035, 0.074)  # m, in the right hand's frame: where a cube res
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the reward terms, each multiplied by the control period: figures are per second."""
+    """Weights of the reward terms, each multiplied by the control period: terms are per second."""
 
     rotate: float = 1.25  # Yaw rate, rad/s, at most `max_rate`; less the nearer the cube is to being lost.
     tilt: float = -3.0  # Squared tilt of the cube, rad2: what comes before it tips.
@@ -41,7 +45,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class RotateConfig(TaskConfig):
-    """Figures of the task; lengths in m, in the frame of the palm (z out of it, fingers along x)."""
+    """Parameters of the task; lengths in m, in the frame of the palm (z out of it, fingers along x)."""
 
     rate: float = 20.0
     episode_steps: int = 400
@@ -52,10 +56,10 @@ class RotateConfig(TaskConfig):
     delta: float = 1 / 24  # Change of a joint's command at action 1, rad per step.
     history: int = 40  # Steps of joint positions and commands that the policy sees: a cycle of a gait, to feel sizes.
     stride: int = 4  # Of these steps, the newest and every `stride`-th before it are seen.
-    soft_limits: float = 0.95  # Share of each joint's range, about its middle, that commands may use.
-    size: tuple[float, float] = (0.9, 1.1)  # Range of the cube's edge, as a share of 75 mm.
+    soft_limits: float = 0.95  # Fraction of each joint's range, about its middle, that commands may use.
+    size: tuple[float, float] = (0.9, 1.1)  # Range of the cube's edge, as a fraction of 75 mm.
     mass: float = 0.1  # Of the cube, kg.
-    friction: tuple[float, float] = (0.6, 1.4)  # Range of the friction of hand and cube, as a share of their own.
+    friction: tuple[float, float] = (0.6, 1.4)  # Range of the friction of hand and cube, as a fraction of their own.
     start: Literal["cache", "sample"] = "cache"  # Start from grasps of the cache, or sample poses to look for grasps.
     grasps: Path | None = None  # Grasp cache of `deftly grasps`; unset: the one shipped for the hand.
     actuators: Path | None = None  # Servos of `deftly sysid --write`; unset: those of the robot's file.
@@ -65,7 +69,7 @@ class RotateConfig(TaskConfig):
     lowest: float = 0.035  # Height of the cube's centre below which it is lost, m.
     max_drift: float = 0.08  # Distance of the cube from its start at which it is lost, m.
     max_tilt: float = 0.8  # Tilt of the cube at which it is lost, rad.
-    leniency: float = 0.1  # In training alone: share of the penalties that counts while no episode succeeds.
+    leniency: float = 0.1  # In training alone: fraction of the penalties that counts while no episode succeeds.
     weights: Weights = field(default_factory=Weights)  # Weights of the reward terms.
 
     def __post_init__(self) -> None:
@@ -104,26 +108,28 @@ class CubeRotate(Task):
     """
 
     Config = RotateConfig
-    headline = "yaw_rate"
     defaults = {
         "train": {"gamma": 0.99, "hidden": [256, 128], "epochs": 2, "max_iterations": 4000},
         "sim": {"preset": "coarse"},
     }
     cfg: RotateConfig
-    figures = {
-        "yaw_rate": "rotation in the hand's direction over the time of a full episode, rad/s",
-        "net_turns": "rotation in the hand's direction, turns",
-        "drop_rate": "share of episodes that lost the cube",
-        "retention": "time until the cube was lost or the episode over, s",
-        "mean_drift": "mean distance of the cube from its start, m",
-        "mean_tilt": "mean tilt of the cube, rad",
-        "mean_torque": "mean size of a joint's torque, as it is at the end of each control period, N m",
-        "mean_contacts": "mean number of fingertips that touch the cube",
-        "work": "work of the joints, either way, by what it is at the end of each control period, J",
-        "cube_edge": "edge of the cube, mm",
-    }
-    plots = (("yaw_rate", "Yaw rate, rad/s"), ("net_turns", "Net turns"), ("retention", "Time in the hand, s"))
-    breakdown = ("cube_edge", (67.5, 70.5, 73.5, 76.5, 79.5, 82.5))
+    report = Report(
+        selection="yaw_rate",
+        metrics={
+            "yaw_rate": "rotation in the hand's direction over the time of a full episode, rad/s",
+            "net_turns": "rotation in the hand's direction, turns",
+            "drop_rate": "fraction of episodes that lost the cube",
+            "retention": "time until the cube was lost or the episode over, s",
+            "mean_drift": "mean distance of the cube from its start, m",
+            "mean_tilt": "mean tilt of the cube, rad",
+            "mean_torque": "mean size of a joint's torque, as it is at the end of each control period, N m",
+            "mean_contacts": "mean number of fingertips that touch the cube",
+            "work": "work of the joints, either way, by what it is at the end of each control period, J",
+            "cube_edge": "edge of the cube, mm",
+        },
+        plots=(("yaw_rate", "Yaw rate, rad/s"), ("net_turns", "Net turns"), ("retention", "Time in the hand, s")),
+        breakdown=("cube_edge", (67.5, 70.5, 73.5, 76.5, 79.5, 82.5)),
+    )
     robot: Robot
     side: float
     direction: float
@@ -131,8 +137,9 @@ class CubeRotate(Task):
     def __init__(self, cfg: RotateConfig):
         super().__init__(cfg)
         self._grasps: Grasps | None = None
-        self._grasp = torch.tensor([j.home for j in self.robot.joints], dtype=torch.float64)
+        self._grasp = tuple(j.home for j in self.robot.joints)
         self._joints = self.contract().joints
+        self._limits = tuple(j.lower for j in self._joints), tuple(j.upper for j in self._joints)
 
     def scene(self) -> mujoco.MjSpec:
         """The hand, palm up, and a cube in it; cameras `front` and `top`."""
@@ -143,8 +150,7 @@ class CubeRotate(Task):
         scene.add_box(s, CUBE, HALF_EDGE, self.cfg.mass, rgba=(0.90, 0.45, 0.15, 1.0))
         s.body(CUBE).pos = self._spawn()
         _add_mark(s.body(CUBE))
-        for finger in (*leap_hand.FINGERS, "th"):
-            scene.add_contact_force(s, f"touch_{finger}", f"{finger}_tip", CUBE)
+        HAND.add_touch(s, CUBE)
         scene.add_camera(s, "front", eye=(0.24, side * -0.22, 0.32), target=(-0.01, side * 0.02, 0.05), fovy=40)
         scene.add_camera(s, "top", eye=(0, side * 0.03, 0.5), target=(0, side * 0.0301, 0), fovy=36, up=(0, 1, 0))
         scene.add_home(s, {j.name: j.home for j in self.robot.joints})
@@ -165,55 +171,68 @@ class CubeRotate(Task):
 
     def signals(self, s: State) -> dict[str, Tensor]:
         """Joint positions."""
-        return {"joint_pos": s.qpos[:, : len(self._joints)]}
+        return {"joint_pos": s.joint_pos}
 
     def privileged(self, s: State) -> Tensor:
         """Joint velocities, torques, the cube's pose from its start, its velocity, size, mass, friction and touches."""
-        n = len(self._joints)
-        body, tip = s.sim.model.body(CUBE).id, s.sim.model.geom("mf_tip").id
-        size = self._half(s)[:, None] / HALF_EDGE - 1.0
-        mass = s.sim.expand("body_mass")[:, body, None] / self.cfg.mass - 1.0
-        friction = s.sim.expand("geom_friction")[:, tip, :1] - 1.0
-        com = s.sim.expand("body_ipos")[:, body] * 200
-        away, pose = 20 * (s.joint(CUBE)[:, :3] - s.zeros("start", 3)), s.joint(CUBE)[:, 3:]
-        velocity = s.joint_vel(CUBE) * torch.tensor([5.0, 5.0, 5.0, 0.5, 0.5, 0.5])
-        parts = (0.2 * s.qvel[:, :n], 5 * self._torque(s), away, pose, velocity, size, mass, friction, com)
-        return torch.cat((*parts, 0.2 * self._touch(s), s.last_action), -1)
+        pose = s.pose(CUBE)
+        return torch.cat(
+            (
+                0.2 * s.joint_vel,
+                5 * s.joint_torque,
+                20 * (pose[:, :3] - s.zeros("start", 3)),
+                pose[:, 3:],
+                s.velocity(CUBE) * s.tensor((5.0, 5.0, 5.0, 0.5, 0.5, 0.5)),
+                self._half(s)[:, None] / HALF_EDGE - 1.0,
+                s.parameter("body_mass", CUBE)[:, None] / self.cfg.mass - 1.0,
+                s.parameter("geom_friction", "mf_tip")[:, :1] - 1.0,
+                200 * s.parameter("body_ipos", CUBE),
+                0.2 * HAND.touch(s, CUBE),
+                s.last_action,
+            ),
+            -1,
+        )
 
     def require(self) -> None:
         """The grasp cache, if episodes start from one."""
         if self.cfg.start == "cache":
             self._known_grasps()
 
-    def reset(self, s: State, ids: Tensor) -> None:
+    def reset(self, s: State, mask: Tensor) -> None:
         """A grasp of the cache whose cube is nearest in size; or, to look for grasps, a pose near the grasp pose."""
-        q, cube, n = s.qpos, s.joint(CUBE), len(self._joints)
-        half = self._half(s)[ids]
         if self.cfg.start == "sample":
-            spread = self.cfg.sample_spread
-            q[ids, :n] = self._within(self._grasp + s.uniform(ids, -spread, spread, n))
-            cube[ids, :2] = torch.tensor(self._spawn()[:2]).double() + s.uniform(ids, -0.006, 0.006, 2)
-            cube[ids, 2] = SPAWN[2] + half - HALF_EDGE + s.uniform(ids, 0.0, 0.01)
-            yaw = s.uniform(ids, -math.pi, math.pi)
-            cube[ids, 3:] = torch.stack(((yaw / 2).cos(), 0 * yaw, 0 * yaw, (yaw / 2).sin()), -1)
+            self._sample(s, mask)
             return
-        joint_pos, pose = self._known_grasps().draw(half, s.uniform(ids, 0.0, 1.0))
-        q[ids, :n], cube[ids] = self._within(joint_pos), pose
+        grasps = self._known_grasps().to(s.device, s.dtype)
+        joint_pos, pose = grasps.draw(self._half(s), s.uniform(mask, 0.0, 1.0))
+        s.set_joint_pos(mask, self._within(s, joint_pos))
+        s.place(CUBE, mask, pose[:, :3], pose[:, 3:])
 
-    def start(self, s: State, ids: Tensor) -> None:
+    def _sample(self, s: State, mask: Tensor) -> None:
+        """A pose near the grasp pose, and the cube in any turn a little above where it comes to rest."""
+        spread, count = self.cfg.sample_spread, len(self._joints)
+        s.set_joint_pos(mask, self._within(s, s.tensor(self._grasp) + s.uniform(mask, -spread, spread, count)))
+        side = s.tensor(self._spawn()[:2]) + s.uniform(mask, -0.006, 0.006, 2)
+        height = SPAWN[2] + self._half(s) - HALF_EDGE + s.uniform(mask, 0.0, 0.01)
+        half_yaw = s.uniform(mask, -math.pi, math.pi) / 2
+        nothing = torch.zeros_like(half_yaw)
+        turned = torch.stack((half_yaw.cos(), nothing, nothing, half_yaw.sin()), -1)
+        s.place(CUBE, mask, torch.cat((side, height[:, None]), -1), turned)
+
+    def start(self, s: State, mask: Tensor) -> None:
         """Remember where the cube is."""
-        s.zeros("start", 3)[ids] = s.joint(CUBE)[ids, :3]
-        s.zeros("quat", 4)[ids] = s.joint(CUBE)[ids, 3:]
+        s.remember("start", mask, s.pose(CUBE)[:, :3])
+        s.remember("quat", mask, s.pose(CUBE)[:, 3:])
 
     def update(self, s: State) -> None:
         """Add what the cube has turned, and what the report tells of the episode."""
-        quat, now = s.zeros("quat", 4), s.joint(CUBE)[:, 3:]
+        quat, now = s.zeros("quat", 4), s.pose(CUBE)[:, 3:]
         step = self.direction * _yaw_between(quat, now)
         quat[:] = now
         s.zeros("rate")[:] = step / s.dt
         s.zeros("turned")[:] += step
-        torque, touch = self._torque(s), self._touch(s)
-        power = (torque * s.qvel[:, : len(self._joints)]).sum(-1)
+        torque, touch = s.joint_torque, HAND.touch(s, CUBE)
+        power = (torque * s.joint_vel).sum(-1)
         s.zeros("power")[:] = power
         sums = {
             "drift": self._drift(s),
@@ -221,7 +240,7 @@ class CubeRotate(Task):
             "work": power.abs() * s.dt,
             "torque": torque.abs().mean(-1),
         }
-        sums["contacts"] = (touch > 0.05).double().sum(-1)
+        sums["contacts"] = (touch > 0.05).sum(-1)
         for name, value in sums.items():
             s.zeros(f"sum_{name}")[:] += value
 
@@ -229,13 +248,13 @@ class CubeRotate(Task):
         """See `Weights`."""
         cfg, rate = self.cfg, s.zeros("rate")
         safe = 1.0 - torch.maximum(self._drift(s) / cfg.max_drift, self._tilt(s) / cfg.max_tilt).square()
-        away = (s.qpos[:, : len(self._joints)] - self._grasp).abs() - cfg.pose_slack
+        away = (s.joint_pos - s.tensor(self._grasp)).abs() - cfg.pose_slack
         terms = {
             "rotate": rate.clip(max=cfg.max_rate) * safe.clip(min=0.0),
             "tilt": self._tilt(s).square(),
-            "linear_velocity": s.joint_vel(CUBE)[:, :3].abs().sum(-1),
+            "linear_velocity": s.velocity(CUBE)[:, :3].abs().sum(-1),
             "pose": away.clip(min=0.0).square().sum(-1),
-            "torque": self._torque(s).square().sum(-1),
+            "torque": s.joint_torque.square().sum(-1),
             "work": s.zeros("power").square(),
             "action_rate": (s.action - s.last_action).square().sum(-1),
             "fell": self._lost(s),
@@ -245,7 +264,7 @@ class CubeRotate(Task):
     def failed(self, s: State) -> dict[str, Tensor]:
         """The cube is lost, in one of three ways."""
         return {
-            "dropped": s.joint(CUBE)[:, 2] < self.cfg.lowest,
+            "dropped": s.pose(CUBE)[:, 2] < self.cfg.lowest,
             "drifted": self._drift(s) > self.cfg.max_drift,
             "tipped": self._tilt(s) > self.cfg.max_tilt,
         }
@@ -256,12 +275,12 @@ class CubeRotate(Task):
 
     def metrics(self, s: State) -> dict[str, Tensor]:
         """Turning (rad/s over a full episode, turns), loss, seconds in hand, drift, tilt, torque, work, touches."""
-        steps, turned = s.steps.double().clip(min=1.0), s.zeros("turned")
+        steps, turned = s.steps.clip(min=1).to(s.dtype), s.zeros("turned")
         mean = {name: s.zeros(f"sum_{name}") / steps for name in ("drift", "tilt", "torque", "contacts")}
         return {
             "yaw_rate": turned / (s.episode_steps * s.dt),
             "net_turns": turned / (2 * math.pi),
-            "drop_rate": self._lost(s).double(),
+            "drop_rate": self._lost(s).to(s.dtype),
             "retention": steps * s.dt,
             **{f"mean_{name}": value for name, value in mean.items()},
             "work": s.zeros("sum_work"),
@@ -299,23 +318,21 @@ class CubeRotate(Task):
 
         Stricter than the seed's 0.08 m/s, 1.2 rad/s, 5 cm and 14 cm.
         """
-        velocity, height = s.joint_vel(CUBE), s.joint(CUBE)[:, 2]
+        velocity, position = s.velocity(CUBE), s.pose(CUBE)[:, :3]
         still = (velocity[:, :3].norm(dim=-1) < 0.05) & (velocity[:, 3:].norm(dim=-1) < 0.6)
-        spawn = torch.tensor(self._spawn()[:2]).double()
-        near = (s.joint(CUBE)[:, :2] - spawn).norm(dim=-1) < 0.025
-        home = ((s.qpos[:, : len(self._joints)] - self._grasp).abs() < 0.24).all(-1)
-        return still & near & home & (self._tilt(s) < 0.2) & (height > 0.05)
+        near = (position[:, :2] - s.tensor(self._spawn()[:2])).norm(dim=-1) < 0.025
+        home = ((s.joint_pos - s.tensor(self._grasp)).abs() < 0.24).all(-1)
+        return still & near & home & (self._tilt(s) < 0.2) & (position[:, 2] > 0.05)
 
     def grasp(self, s: State) -> dict[str, Tensor]:
         """What a grasp cache keeps."""
-        joint_pos = s.qpos[:, : len(self._joints)]
-        return {"cube_half": self._half(s), "joint_pos": joint_pos, "cube_pose": s.joint(CUBE)}
+        return {"cube_half": self._half(s), "joint_pos": s.joint_pos, "cube_pose": s.pose(CUBE)}
 
     def context(self, s: State) -> Tensor:
         """The cube's size: -1 the smallest, 1 the largest."""
         low, high = self.cfg.size
-        share = self._half(s) / HALF_EDGE
-        return ((2 * share - low - high) / max(high - low, 1e-6)).clip(-1.0, 1.0).float()
+        fraction = self._half(s) / HALF_EDGE
+        return ((2 * fraction - low - high) / max(high - low, 1e-6)).clip(-1.0, 1.0).float()
 
     def strokes(self) -> Strokes:
         """Each finger at one side of the cube: index and ring push, and while they go back, middle finger and thumb."""
@@ -343,28 +360,22 @@ class CubeRotate(Task):
 
     def _half(self, s: State) -> Tensor:
         """Half the cube's edge, m."""
-        return s.sim.expand("geom_size")[:, s.sim.model.geom(CUBE).id, 0]
+        return s.parameter("geom_size", CUBE)[:, 0]
 
-    def _within(self, joints: Tensor) -> Tensor:
-        lower, upper = torch.tensor([(j.lower, j.upper) for j in self._joints], dtype=torch.float64).T
+    def _within(self, s: State, joints: Tensor) -> Tensor:
+        """Joint positions within the limits of the contract."""
+        lower, upper = s.tensor(self._limits)
         return joints.clip(lower, upper)
 
     def _drift(self, s: State) -> Tensor:
-        return (s.joint(CUBE)[:, :3] - s.zeros("start", 3)).norm(dim=-1)
+        return (s.pose(CUBE)[:, :3] - s.zeros("start", 3)).norm(dim=-1)
 
     def _tilt(self, s: State) -> Tensor:
-        x, y = s.joint(CUBE)[:, 4], s.joint(CUBE)[:, 5]
+        x, y = s.pose(CUBE)[:, 4], s.pose(CUBE)[:, 5]
         return (1.0 - 2.0 * (x * x + y * y)).clip(-1.0, 1.0).acos()
 
     def _lost(self, s: State) -> Tensor:
         return torch.stack([*self.failed(s).values()]).any(0)
-
-    def _torque(self, s: State) -> Tensor:
-        return s.sim.bind("actuator_force")[:, : len(self._joints)]
-
-    def _touch(self, s: State) -> Tensor:
-        """Force of each fingertip on the cube, N, `(num_envs, 4)`."""
-        return torch.stack([s.sensor(f"touch_{finger}").norm(dim=-1) for finger in (*leap_hand.FINGERS, "th")], -1)
 
 
 def _yaw_between(before: Tensor, after: Tensor) -> Tensor:

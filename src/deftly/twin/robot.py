@@ -3,7 +3,7 @@
 It is there to check the environment of training, so it shares as little with it as it can. Its own: stepping with
 `mj_step` on one MjData, commands by the actuators' names, latency, sensor noise, its random streams, and that the
 contract runs on numpy for one robot. Shared with training: the task's scene and its compilation (timestep and solver
-of the preset), where an episode starts, which signals there are, and how it is judged; and `env.State`, the view
+of the preset), where an episode starts, which signals there are, and how it is judged; and `sim.state.State`, the view
 through which a task looks at all that. Nothing is randomized: it is the nominal model.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from operator import attrgetter
-from typing import TYPE_CHECKING, cast
 
 import mujoco
 import numpy as np
@@ -20,52 +19,32 @@ import torch
 from torch import Tensor
 
 from deftly.config import SimConfig
-from deftly.contract import JOINT_POS
 from deftly.control.drivers import DriverError, Reading
-from deftly.env import State
 from deftly.errors import DeftlyError
 from deftly.sim.scene import compile_scene
-from deftly.tasks import Noise, Task
-
-if TYPE_CHECKING:
-    from deftly.sim.cpu import CpuSim
+from deftly.sim.sensors import Noise
+from deftly.sim.state import State
+from deftly.tasks import Task
 
 INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION.value
 BROKEN = [getattr(mujoco.mjtWarning, f"mjWARN_{name}").value for name in ("BADQPOS", "BADQVEL", "BADQACC", "BADCTRL")]
 SUCCESS, TIME_OUT, FAILED = "success", "time_out", "failed/"
-ONE = torch.zeros(1, dtype=torch.long)
+ONE = torch.ones(1, dtype=torch.bool)
 
 
 class OneSim:
-    """What `sim.cpu.CpuSim` is for many, over one MjData: what a task's `State` looks at."""
+    """The `Sim` protocol over one MjData: what a task's `State` looks at."""
+
+    num_envs = 1
+    device = torch.device("cpu")
+    dtype = torch.float64
+    overflow_count = 0
+    dump_dir = None
 
     def __init__(self, model: mujoco.MjModel):
-        self.model, self.num_envs, self.data = model, 1, mujoco.MjData(model)
-
-    @property
-    def state(self) -> Tensor:
-        """Copy of the integration state, `(1, n)`."""
-        out = np.empty(mujoco.mj_stateSize(self.model, INTEGRATION))
-        mujoco.mj_getState(self.model, self.data, out, INTEGRATION)
-        return torch.from_numpy(out)[None]
-
-    def bind(self, field: str) -> Tensor:
-        """Live view of an MjData field, `(1, ...)`."""
-        return torch.from_numpy(attrgetter(field)(self.data))[None]
-
-    def expand(self, field: str) -> Tensor:
-        """Live view of an MjModel field, `(1, ...)`."""
-        return torch.from_numpy(attrgetter(field)(self.model))[None]
-
-    def step(self, substeps: int) -> np.ndarray:
-        """Advance; returns whether the physics failed, `(1,)` bool."""
-        try:
-            for _ in range(substeps):
-                mujoco.mj_step(self.model, self.data)
-            self.forward(ONE)
-        except mujoco.FatalError:
-            return np.ones(1, bool)
-        return np.array([self.broken])
+        self.model = model
+        self.data = mujoco.MjData(model)
+        self._views: dict[tuple[object, str], Tensor] = {}
 
     @property
     def broken(self) -> bool:
@@ -74,21 +53,71 @@ class OneSim:
         finite = np.isfinite(data.qpos).all() and np.isfinite(data.qvel).all()
         return not finite or any(data.warning[i].number > 0 for i in BROKEN)
 
-    def forward(self, ids: Tensor) -> None:
+    @property
+    def broken_count(self) -> int:
+        """1 if the physics failed since the reset."""
+        return int(self.broken)
+
+    def bind(self, field: str) -> Tensor:
+        """Live view of an MjData field, `(1, ...)`."""
+        return self._view(self.data, field)
+
+    def expand(self, field: str) -> Tensor:
+        """Live view of an MjModel field, `(1, ...)`."""
+        return self._view(self.model, field)
+
+    def _view(self, owner: object, field: str) -> Tensor:
+        key = (type(owner), field)
+        if key not in self._views:
+            self._views[key] = torch.from_numpy(attrgetter(field)(owner))[None]
+        return self._views[key]
+
+    def step(self, substeps: int, mask: Tensor | None = None) -> Tensor:
+        """Advance; returns whether the physics failed, `(1,)` bool."""
+        try:
+            for _ in range(substeps):
+                mujoco.mj_step(self.model, self.data)
+            self.forward()
+        except mujoco.FatalError:
+            return torch.ones(1, dtype=torch.bool)
+        return torch.tensor([self.broken])
+
+    def forward(self, mask: Tensor | None = None) -> None:
         """Bring positions, contacts and their sensors up to date; forces stay those of the last substep."""
         mujoco.mj_fwdPosition(self.model, self.data)
         mujoco.mj_sensorPos(self.model, self.data)
 
-    def reset(self, ids: Tensor) -> None:
+    def reset(self, mask: Tensor | None = None) -> None:
         """Put the simulation at the home keyframe."""
         if self.model.nkey:
             mujoco.mj_resetDataKeyframe(self.model, self.data, 0)
         else:
             mujoco.mj_resetData(self.model, self.data)
 
-    def set_const(self, ids: Tensor) -> None:
+    def set_const(self, mask: Tensor | None = None) -> None:
         """Recompute the model's constants."""
         mujoco.mj_setConst(self.model, self.data)
+
+    def hold_commands(self, mask: Tensor | None = None) -> None:
+        """Nothing: the twin delays commands itself."""
+
+    def get_state(self) -> Tensor:
+        """Copy of the integration state, `(1, n)`."""
+        return torch.from_numpy(self.state_of(0))[None]
+
+    def set_state(self, state: Tensor) -> None:
+        """Restore what `get_state` gave."""
+        mujoco.mj_setState(self.model, self.data, state[0].numpy(), INTEGRATION)
+
+    def state_of(self, index: int) -> np.ndarray:
+        """Copy of the integration state, `(n,)`."""
+        out = np.empty(mujoco.mj_stateSize(self.model, INTEGRATION))
+        mujoco.mj_getState(self.model, self.data, out, INTEGRATION)
+        return out
+
+    def model_of(self, index: int) -> mujoco.MjModel:
+        """The model."""
+        return self.model
 
 
 class Sensor:
@@ -140,10 +169,8 @@ class SimRobot:
         self.sim = OneSim(self.model)
         self.data, self.latency = self.sim.data, 1e-3 * latency_ms
         self._noise = task.noise() if noise else {}
-        names = [self.model.actuator(i).name for i in range(self.model.nu)]
-        if missing := [name for name in self.contract.joint_names if name not in names]:
-            raise DeftlyError(f"the scene has no actuator '{missing[0]}', which the contract commands")
-        self._ctrl = [names.index(name) for name in self.contract.joint_names]
+        State(self.sim, self.contract, 0)  # says which joint of the contract the scene lacks
+        self._ctrl = [self.model.actuator(name).id for name in self.contract.joint_names]
         self.reset(0)
 
     def reset(self, episode: int, state: np.ndarray | None = None) -> None:
@@ -152,7 +179,7 @@ class SimRobot:
         Raises DeftlyError if the state is another scene's.
         """
         seeds = np.random.SeedSequence([self.seed, episode]).spawn(len(self._noise))
-        self.view = s = State(cast("CpuSim", self.sim), self.contract, self.task.cfg.episode_steps)
+        self.view = s = State(self.sim, self.contract, self.task.cfg.episode_steps)
         digest = hashlib.sha256(f"sim2sim/{self.seed}/{episode}".encode()).digest()
         s.generator.manual_seed(int.from_bytes(digest[:7], "big"))
         self._sensors = {
@@ -162,14 +189,14 @@ class SimRobot:
         self._pending: deque[tuple[float, np.ndarray]] = deque()
         self._reading: Reading | None = None
         self._done, self._broken = 0, False
-        self.sim.reset(ONE)
+        self.sim.reset()
         self.task.reset(s, ONE)
-        self.data.ctrl[self._ctrl] = self._signals()[JOINT_POS]
+        s.set_targets(s.joint_pos)
         if state is not None:
             if state.shape != (size := mujoco.mj_stateSize(self.model, INTEGRATION),):
                 raise DeftlyError(f"the state has shape {state.shape}, this scene's are {size} numbers")
             mujoco.mj_setState(self.model, self.data, state, INTEGRATION)
-        self.sim.forward(ONE)
+        self.sim.forward()
         self.task.start(s, ONE)
         least, most = (round(seconds * self.contract.rate) for seconds in self.task.cfg.ready_s)
         self.ready = max(1, int(torch.randint(least, most + 1, (1,), generator=s.generator)))
@@ -183,7 +210,7 @@ class SimRobot:
     @property
     def state(self) -> np.ndarray:
         """The integration state, (n,); commands that are still on their way are not in it."""
-        return self.sim.state[0].numpy()
+        return self.sim.state_of(0)
 
     def read(self) -> Reading:
         """The signals now; asking again at the same time gives the same reading."""

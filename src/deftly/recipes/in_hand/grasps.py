@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -13,33 +13,14 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from deftly.config import SEEDS, EnvConfig, Settings, SimConfig, TaskConfig
-from deftly.contract import PolicyContract
 from deftly.objects.grasp_cache import ARRAYS, SCHEMA
+from deftly.recipes.in_hand.protocol import GraspTask
 
 if TYPE_CHECKING:
-    from deftly.env import Env, State
+    from deftly.env import Env
 
 BATCHES = 4
 """Batches of poses tried for a size before it has to do with fewer than were asked for."""
-
-
-class GraspTask(Protocol):
-    """What a task offers to have its grasps looked for."""
-
-    name: str
-    cfg: Any  # with `start` and `size`
-
-    def contract(self) -> PolicyContract:
-        """The hand's joints."""
-        ...
-
-    def stable(self, s: State) -> Tensor:
-        """Which environments hold their object still and well, `(num_envs,)` bool."""
-        ...
-
-    def grasp(self, s: State) -> dict[str, Tensor]:
-        """`cube_half` (num_envs,), `joint_pos` (num_envs, n) and `cube_pose` (num_envs, 7) now."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from deftly.config import EnvConfig
 from deftly.env import Env
+from deftly.learn.networks import Normalizer
 from deftly.learn.ppo import PPO
 from deftly.recipes.in_hand.gait.gaits import Gaits
 from deftly.recipes.in_hand.gait.search import GaitSettings
+from deftly.recipes.in_hand.protocol import context
 from deftly.tasks import Task
 
 ROUND_STEPS, ROUND_BATCHES, LAST = 100, 400, 3  # control and gradient steps of a round of cloning; the last has thrice
@@ -34,7 +35,9 @@ def clone(task: Task, gait: Gaits, args: GaitSettings) -> PPO:
     learner = PPO(env, replace(args.train, init_std=args.std))
     actor, delta = learner.actor, torch.tensor(env.contract.act_terms[0].scale)
     grid = torch.linspace(-1.0, 1.0, CONTEXTS if len(gait.frequency) > 1 else 1)
-    cycles = [gait.at(context[None]).cycle(env.contract) for context in grid]
+    cycles = [gait.at(value[None]).cycle(env.contract) for value in grid]
+    normalizer = actor.normalizer
+    assert isinstance(normalizer, Normalizer)
     optimizer = torch.optim.Adam(actor.parameters(), lr=CLONE_RATE[0])
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, CLONE_RATE[1] / CLONE_RATE[0], LAST * ROUND_BATCHES)
     seen: list[Tensor] = []
@@ -43,16 +46,16 @@ def clone(task: Task, gait: Gaits, args: GaitSettings) -> PPO:
         with torch.no_grad():
             other = 2 * torch.rand(env.num_envs) - 1
             for _ in range(ROUND_STEPS):
-                obs: Any = {"policy": env.obs["policy"].clone()}
-                here, own = env.state.command, task.context(env.state)
+                obs = actor.gather(env.obs).clone()
+                here, own = env.state.command, context(task, env.state)
                 label, drive = (
-                    (_change(here, context, grid, cycles) / delta).clip(-1.0, 1.0)
-                    for context in (other if own is None else own, other)
+                    (_change(here, value, grid, cycles) / delta).clip(-1.0, 1.0)
+                    for value in (other if own is None else own, other)
                 )
                 label *= torch.where(label.abs() > 0.95, OVERSHOOT, 1.0)
-                seen.append(obs["policy"])
+                seen.append(obs)
                 labels.append(label)
-                actor.update_normalization(obs)
+                normalizer.update(obs, learner.ranks)
                 pupil = torch.rand(env.num_envs, 1) < turn / args.rounds
                 env.step(torch.where(pupil, actor(obs), drive) + args.std * torch.randn(label.shape))
         inputs, wanted = torch.cat(seen), torch.cat(labels)
@@ -60,7 +63,7 @@ def clone(task: Task, gait: Gaits, args: GaitSettings) -> PPO:
         for _ in range(ROUND_BATCHES * (LAST if last else 1)):
             rows = torch.randint(len(inputs), (1024,))
             optimizer.zero_grad()
-            (actor({"policy": inputs[rows]}) - wanted[rows]).square().mean().backward()
+            (actor(inputs[rows]) - wanted[rows]).square().mean().backward()
             optimizer.step()
             if last:
                 falling.step()

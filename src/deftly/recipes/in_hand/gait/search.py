@@ -19,6 +19,7 @@ from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.recipes.in_hand.gait.gaits import SPREAD, Gaits
 from deftly.recipes.in_hand.gait.strokes import TipPaths
+from deftly.recipes.in_hand.protocol import context, strokes
 from deftly.tasks import Task
 
 MOMENTUM = 0.9  # of the estimated gradient, over generations
@@ -87,7 +88,7 @@ class Trials:
         rows = torch.arange(env.num_envs) % robots
         drawn = env.state_dict().items()
         env.load_state_dict({k: v if k.startswith(("generator", "scale/")) else v[rows] for k, v in drawn})
-        each = gaits(env.task.context(env.state))
+        each = gaits(context(env.task, env.state))
         env.task.curriculum(env.state, {"success": 0.0})
         rate, warm = env.contract.rate, round(env.contract.rate)
         running, earned = torch.ones(env.num_envs, dtype=torch.bool), torch.zeros(env.num_envs)
@@ -110,14 +111,14 @@ class Search:
         import cma
 
         self.args, self.trials = args, Trials(task, args, (args.population + 1) * args.trials)
-        self.env, strokes = self.trials.env, task.strokes()
-        if strokes:
-            paths = TipPaths(task, strokes, self.env.contract, args.frequency or FREQUENCY, args.sim.threads)
+        self.env, start = self.trials.env, strokes(task)
+        if start:
+            paths = TipPaths(task, start, self.env.contract, args.frequency or FREQUENCY, args.sim.threads)
             self.gaits, size, sigma = paths.gaits, paths.size, 1.0
         else:
             self.gaits, size, sigma = self._near_home, len(SPREAD) * len(self.trials.home), STILL
         options = {"popsize": args.population, "seed": args.train.seed + 1, "verbose": -9}
-        self._cma = cma.CMAEvolutionStrategy(np.zeros(size), sigma, {**options, "CMA_diagonal": not strokes})
+        self._cma = cma.CMAEvolutionStrategy(np.zeros(size), sigma, {**options, "CMA_diagonal": not start})
 
     @property
     def best(self) -> Gaits:
@@ -150,7 +151,7 @@ class Ascent:
     def __init__(self, task: Task, args: GaitSettings, gait: Gaits):
         self.args, self.trials = args, Trials(task, args, 2 * args.pairs)
         self.env = self.trials.env
-        self.mixed = task.context(self.env.state) is not None
+        self.mixed = context(task, self.env.state) is not None
         self._frequency = float(gait.timed(args.frequency).frequency[0])
         self._numbers = self.encode(gait)
         self._rng, self._generation = np.random.default_rng(args.train.seed), 0

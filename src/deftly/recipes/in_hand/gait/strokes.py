@@ -17,8 +17,9 @@ import torch
 
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
+from deftly.objects.strokes import Strokes
 from deftly.recipes.in_hand.gait.gaits import SPREAD, Gaits
-from deftly.tasks import Strokes, Task
+from deftly.tasks import Task
 
 NUMBERS = ("angle", "along", "stroke", "distance", "press", "height", "rise", "phase")
 FIRST = {"stroke": 0.42, "distance": 1.0, "press": 0.27}  # of the first strokes, as shares of the radius

@@ -1,0 +1,406 @@
+"""The batched loop: act, simulate, judge, observe, and reset in the step that ends an episode."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deftly.config import EnvConfig, SimConfig
+from deftly.contract import STATE, Memory, PolicyContract
+from deftly.env.metrics import EpisodeMetrics, NanCounter, check_flags, check_metrics, check_rewards, means
+from deftly.errors import DeftlyError
+from deftly.sim import make_sim
+from deftly.sim.pushes import Pushes
+from deftly.sim.randomize import Randomize, Randomizer, prepare
+from deftly.sim.rows import Rows
+from deftly.sim.scene import compile_scene
+from deftly.sim.sensors import Sensors
+from deftly.sim.state import State
+from deftly.tasks import Task
+
+Obs = dict[str, Tensor]
+_EPISODE = ("steps", "action", "last_action", "command")  # tensors of the state that start anew with an episode
+
+
+class Step(NamedTuple):
+    """One step of all environments, as torch tensors."""
+
+    obs: Obs  # `policy` (num_envs, obs_size) and `critic`, float32; of the new episode where one ended
+    reward: Tensor  # (num_envs,) float32
+    terminated: Tensor  # (num_envs,) bool: the task failed, succeeded, or its physics broke
+    truncated: Tensor  # (num_envs,) bool: time is up; never together with `terminated`
+    final_obs: Obs  # the observation at the end of the step, before any reset
+    success: Tensor  # (num_envs,) bool: the task is done
+    signals: dict[str, Tensor]  # the readings that `obs` was made of, by signal name
+
+
+class Env:
+    """`num_envs` environments of one task.
+
+    Args:
+        task: scene, contract and Markov decision process.
+        cfg: how many environments, and which disturbances act.
+        sim: the physics engine and how fine it is.
+        seed: with `purpose` it seeds every draw.
+        purpose: `train`, `validate`, `evaluate`, ...: purposes never share a stream of draws.
+        dump_dir: environments whose physics breaks are written there for `deftly.sim.guard.replay`; None only
+            counts them.
+
+    Attributes:
+        obs: the newest observation.
+        signals: the sensor readings that it was made of.
+        auto_reset: start the next episode in the step that ends one; without it the caller resets.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        cfg: EnvConfig,
+        sim: SimConfig | None = None,
+        seed: int = 0,
+        purpose: str = "train",
+        dump_dir: Path | None = None,
+    ):
+        sim = sim or SimConfig()
+        self.task = task
+        self.cfg = cfg
+        self.contract: PolicyContract = task.contract()
+        self.purpose = purpose
+        self.num_envs = cfg.num_envs
+        self.episode_steps = cfg.episode_steps or task.cfg.episode_steps
+        self.substeps = sim.substeps_at(self.contract.rate)
+        entries = self._randomization()
+        spec = task.scene()
+        prepare(spec, entries, 1 / (self.contract.rate * self.substeps))
+        self.model = compile_scene(spec, self.contract.rate, sim)
+        self.sim = make_sim(sim.engine, self.model, cfg.num_envs, sim.threads, cfg.device, dump_dir)
+        self.device = self.sim.device
+        self.state = State(self.sim, self.contract, self.episode_steps)
+        self.seed(seed)
+        self._randomizer = Randomizer(self.sim, entries)
+        self._signal_sizes = {s.name: self.contract.source_size(s.name) for s in self.contract.signals}
+        noise = task.noise() if cfg.noise else {}
+        self._sensors = Sensors(noise, self._signal_sizes, self.num_envs, self.state.generator)
+        self._pushes = Pushes(self.state, task.pushes() if cfg.pushes else (), self.contract.rate)
+        self._weights = {name: float(w) for name, w in vars(task.cfg.weights).items()}
+        self._nan = NanCounter(self.device)
+        self._everyone = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        self._episode = {"unsettled": torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)}
+        self._metrics: EpisodeMetrics | None = None
+        self._final: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
+        self._ended: dict[str, Tensor] | None = None
+        self.auto_reset = True
+        self.reset()
+
+    def _randomization(self) -> tuple[Randomize, ...]:
+        """What differs between episodes: the task's entries and the latency of commands, as `cfg` has them."""
+        low, high = (1e-3 * ms for ms in self.cfg.latency_ms)
+        own = self.task.randomize() if self.cfg.randomize else ()
+        if high <= 0:
+            return own
+        return (*own, Randomize("latency", low, high, self.contract.joint_names, op="add", shared=True))
+
+    def seed(self, seed: int) -> None:
+        """Restart the stream of draws: the episodes after the next `reset` are those of a new `Env` of this seed."""
+        digest = hashlib.sha256(f"{self.purpose}/{seed}".encode()).digest()  # training sees no episode that judges it
+        self.state.generator.manual_seed(int.from_bytes(digest[:7], "big"))
+
+    # ------------------------------------------------------------------------------- the loop
+
+    def reset(self) -> Obs:
+        """Start a new episode everywhere; returns the first observation."""
+        self.obs: Obs = {}
+        self.signals: dict[str, Tensor] = {}
+        self._memory: Memory = {}
+        self._start(self._everyone)
+        if self._metrics is None:
+            failures = [*self.task.failed(self.state)]
+            self._metrics = EpisodeMetrics(self.num_envs, self._weights, failures, self.device)
+        return self.obs
+
+    @torch.no_grad()
+    def step(self, action: Tensor) -> Step:
+        """Apply one action, `(num_envs, action_size)` in [-1, 1]; larger values are clipped, NaN counts as 0."""
+        s, task = self.state, self.task
+        self._act(action)
+        self._pushes.apply()
+        broken = self.sim.step(self.substeps) | self._episode["unsettled"]
+        s.steps += 1
+        task.update(s)
+
+        reward = self._reward(broken)
+        failures = self._failures(broken)
+        success = task.success(s) & ~broken
+        check_flags("success", {"success": success}, self.num_envs)
+        failed = torch.stack([*failures.values()]).any(0)
+        terminated = failed | (success & task.cfg.stop_on_success)
+        truncated = (s.steps >= self.episode_steps) & ~terminated
+
+        self.signals = self._sensors.read(self._true_signals(broken))
+        self.obs = final_obs = self._observe(broken)
+        done = terminated | truncated
+        self._end(done, success, failures, truncated)
+        if self.auto_reset:
+            self._start(done)
+        return Step(self.obs, reward, terminated, truncated, final_obs, success, self.signals)
+
+    def _act(self, action: Tensor) -> None:
+        """Turn the action into joint commands, and hand them to the actuators."""
+        s = self.state
+        if tuple(action.shape) != tuple(s.action.shape):
+            expected = tuple(s.action.shape)
+            raise DeftlyError(
+                f"action has shape {tuple(action.shape)}, but {self.contract.robot.name} takes {expected}"
+            )
+        s.last_action = s.action
+        s.action = action.to(self.device, torch.float32).nan_to_num(0.0).clip(-1.0, 1.0)
+        s.command, self._memory = self.contract.act(s.action, self._memory)
+        s.set_targets(s.command)
+
+    def _reward(self, broken: Tensor) -> Tensor:
+        """The weighted sum of the task's terms, `(num_envs,)`; nothing of environments whose physics broke."""
+        s = self.state
+        terms = self.task.rewards(s)
+        check_rewards(terms, self._weights, self.num_envs)
+        values = torch.stack([terms[name] for name in self._weights]).float()
+        bad = ~values.isfinite()
+        for name, count in zip(self._weights, (bad & ~broken).sum(1)):
+            self._nan.add(f"reward/{name}", count)
+        scales = [weight * s.scale.get(name, 1.0) for name, weight in self._weights.items()]
+        weighted = torch.tensor(scales, device=self.device)[:, None] * values
+        weighted = weighted.masked_fill(bad | broken, 0.0)
+        assert self._metrics is not None
+        self._metrics.add(weighted, (s.action - s.last_action).abs().mean(-1))
+        return weighted.sum(0)
+
+    def _failures(self, broken: Tensor) -> dict[str, Tensor]:
+        """Conditions that end an episode as a failure, by name; `physics` is one."""
+        failures = self.task.failed(self.state)
+        if "physics" in failures:
+            raise DeftlyError("failure 'physics' is the environment's own: call the task's another name")
+        check_flags("failure", failures, self.num_envs)
+        return {**failures, "physics": broken}
+
+    def _end(self, done: Tensor, success: Tensor, failures: dict[str, Tensor], truncated: Tensor) -> None:
+        """Note how the episodes of the mask ended, before their environments are reset."""
+        self._final = self._ended = None
+        metrics = self._metrics
+        assert metrics is not None
+        if Rows(done).empty:
+            return
+        table = metrics.end(done, self.state.steps, success, failures, truncated)
+        own = self.task.metrics(self.state)
+        check_metrics(own, self.num_envs)
+        self._final = done, table, {name: value.clone() for name, value in own.items()}
+
+    @property
+    def ended(self) -> dict[str, Tensor]:
+        """The episodes that ended in the last step: `env`, their environments (n,), and each metric (n,)."""
+        if self._ended is None:
+            self._ended = self._rows_that_ended()
+        return self._ended
+
+    def _rows_that_ended(self) -> dict[str, Tensor]:
+        if self._final is None or self._metrics is None:
+            return {}
+        done, table, own = self._final
+        ids = done.nonzero().squeeze(-1)
+        if not len(ids):
+            return {}
+        metrics = dict(zip(self._metrics.names, table[:, ids]))
+        return {"env": ids, **metrics, **{name: value[ids] for name, value in own.items()}}
+
+    # ------------------------------------------------------------------------------- the start of episodes
+
+    def _start(self, mask: Tensor) -> None:
+        """Start new episodes in the environments of the mask."""
+        rows = Rows(mask)
+        if rows.empty:
+            return
+        s = self.state
+        self._randomizer.draw(rows, s.generator)
+        self.sim.reset(mask)
+        for value in self._episode_tensors():
+            rows.put(value, 0)
+        self.task.reset(s, mask)
+        held = s.joint_pos.float()
+        s.set_targets(held, mask)
+        self.sim.hold_commands(mask)
+        self.sim.forward(mask)
+        settled = self._settle(rows)
+        self.task.start(s, mask)
+        self._first_observation(rows, rows.take(held) if settled else None)
+
+    def _episode_tensors(self) -> list[Tensor]:
+        """What starts with zeros in each episode."""
+        own = [getattr(self.state, name) for name in _EPISODE]
+        sums = self._metrics.state if self._metrics else {}
+        parts = (self.state.store, sums, self._pushes.state, self._episode)
+        return own + [value for part in parts for value in part.values()]
+
+    def _settle(self, rows: Rows) -> bool:
+        """Let robots stand as in a control loop before its start, held by their servos; returns whether they may sag.
+
+        A hand that holds something gives way until its servos carry it. So a policy never starts where they carry none.
+        How long differs by environment: those that are done wait while the others go on.
+        """
+        least, most = (round(seconds * self.contract.rate) for seconds in self.task.cfg.ready_s)
+        if not most:
+            return False
+        drawn = least + (most + 1 - least) * rows.draw(self.state.generator, dtype=torch.float64)
+        periods = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
+        rows.put(periods, drawn.long().clip(max=most))
+        ends = range(1, most + 1) if rows.ids is None else rows.take(periods).unique().tolist()
+        begin = 0
+        for end in ends:
+            if end > begin:
+                self._episode["unsettled"] |= self.sim.step((end - begin) * self.substeps, periods >= end)
+            begin = end
+        return True
+
+    def _first_observation(self, rows: Rows, held: Tensor | None) -> None:
+        """Signals and observation of new episodes; `held (rows.count, num_joints)` is what servos held in settling."""
+        broken = self._episode["unsettled"]
+        signals = self._sensors.reset({k: rows.take(v) for k, v in self._true_signals(broken).items()}, rows)
+        self.signals = {name: rows.merge(self.signals.get(name), value) for name, value in signals.items()}
+        memory = self.contract.reset(signals)
+        if held is not None:
+            memory = self.contract.follow(held, memory)
+        observed, memory = self.contract.observe(signals, memory)
+        policy = observed[STATE]
+        self._memory = {name: rows.merge(self._memory.get(name), value) for name, value in memory.items()}
+        self.state.command = self._memory["command"]
+        groups = self._groups(rows.merge(self.obs.get("policy"), policy), broken)
+        self.obs = {k: rows.merge(self.obs.get(k), rows.take(v)) for k, v in groups.items()}
+
+    # ------------------------------------------------------------------------------- signals and observations
+
+    def _true_signals(self, broken: Tensor) -> dict[str, Tensor]:
+        """What a perfect robot would measure now, by name: float32, or uint8 images as they are."""
+        found = self.task.signals(self.state)
+        if found.keys() != self._signal_sizes.keys():
+            raise DeftlyError(f"`signals` gives {[*found]}, but the contract names {[*self._signal_sizes]}")
+        return {name: self._true_signal(name, value, broken) for name, value in found.items()}
+
+    def _true_signal(self, name: str, value: Tensor, broken: Tensor) -> Tensor:
+        if value.dtype == torch.uint8:
+            return value
+        shape = (self.num_envs, self._signal_sizes[name])
+        if tuple(value.shape) != shape:
+            raise DeftlyError(f"signal '{name}' has shape {tuple(value.shape)}, but the contract says {shape}")
+        return self._nan.clean(f"signal/{name}", value.float(), broken)
+
+    def _observe(self, broken: Tensor) -> Obs:
+        """Observations of the newest signals."""
+        observed, self._memory = self.contract.observe(self.signals, self._memory)
+        return self._groups(observed[STATE], broken)
+
+    def _groups(self, policy: Tensor, broken: Tensor) -> Obs:
+        """What policy and critic see."""
+        privileged = self.task.privileged(self.state)
+        if privileged is None:
+            return {"policy": policy, "critic": policy}
+        if privileged.ndim != 2 or len(privileged) != self.num_envs:
+            raise DeftlyError(f"`privileged` has shape {tuple(privileged.shape)}, but is to have ({self.num_envs}, k)")
+        extra = self._nan.clean("privileged", privileged.float(), broken)
+        return {"policy": policy, "critic": torch.cat((policy, extra), -1)}
+
+    # ------------------------------------------------------------------------------- statistics
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Sums over the episodes that ended since the last call, their count, and the count of NaN: float64 numbers.
+
+        The names and their order are the same in every process, so that several may add theirs up before `means`.
+        """
+        assert self._metrics is not None
+        taken = self._metrics.take()
+        return {"episodes": taken.pop("episodes"), "nan": self._nan.take(), **taken}
+
+    def adapt(self, progress: dict[str, float]) -> None:
+        """Let the task's curriculum adapt to the means over episodes that ended."""
+        if "success" in progress:
+            self.task.curriculum(self.state, progress)
+
+    def progress(self) -> dict[str, float]:
+        """Means over the episodes that ended since the last call, by which the task's curriculum then adapts."""
+        found = means(self.statistics())
+        self.adapt(found)
+        return found
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of what `progress` gives; `steps` is called `episode_steps` in training logs."""
+        assert self._metrics is not None
+        names = ["episode_steps" if name == "steps" else name for name in self._metrics.names]
+        return [*names, "nan"]
+
+    @property
+    def episode_rewards(self) -> dict[str, Tensor]:
+        """Weighted sums of each reward term over the running episodes, `(num_envs,)` by name."""
+        assert self._metrics is not None
+        return dict(zip(self._weights, self._metrics.state["terms"].unbind(-1)))
+
+    @property
+    def nan_counts(self) -> dict[str, int]:
+        """Numbers that were not finite and counted as 0, by `reward/NAME`, `signal/NAME` or `privileged`."""
+        return self._nan.counts
+
+    @property
+    def broken_count(self) -> int:
+        """How many environments were reset since the start because their physics broke."""
+        return self.sim.broken_count
+
+    def stagger(self) -> None:
+        """Spread the environments over the length of an episode, so that they do not all run out of time at once."""
+        s = self.state
+        s.steps[:] = torch.randint(self.episode_steps, (self.num_envs,), generator=s.generator, device=self.device)
+
+    # ------------------------------------------------------------------------------- save and restore
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that decides the future of the environment, as a flat mapping of tensors."""
+        saved = {"sim": self.sim.get_state(), "generator": self.state.generator.get_state()}
+        saved |= {name: getattr(self.state, name) for name in _EPISODE}
+        parts = {"model": self._randomizer.fields, **self._parts()}
+        saved |= {f"{part}/{k}": v for part, tensors in parts.items() for k, v in tensors.items()}
+        saved |= {f"scale/{k}": torch.tensor(v, dtype=torch.float64) for k, v in self.state.scale.items()}
+        return {k: v.clone() for k, v in saved.items()}
+
+    def load_state_dict(self, saved: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` gave; the environment then continues bit for bit."""
+        s = self.state
+        found, own = tuple(saved["sim"].shape), tuple(self.sim.get_state().shape)
+        if found != own:
+            differ = f"saved state is of {found} environments x numbers, this environment has {own}"
+            raise DeftlyError(f"{differ}: use the saved configuration")
+        self.sim.set_state(saved["sim"].to(self.device))
+        s.generator.set_state(saved["generator"].cpu())
+        for name in _EPISODE:
+            setattr(s, name, saved[name].to(self.device, copy=True))
+        for name, live in self._randomizer.fields.items():
+            live.copy_(saved[f"model/{name}"])
+        if self._randomizer.constants:
+            self.sim.set_const()
+        for part, tensors in self._parts().items():
+            own_part = {k[len(part) + 1 :]: v for k, v in saved.items() if k.startswith(f"{part}/")}
+            tensors.update({k: v.to(self.device, copy=True) for k, v in own_part.items()})
+        s.scale = {k.removeprefix("scale/"): float(v) for k, v in saved.items() if k.startswith("scale/")}
+        self.sim.forward()
+
+    def _parts(self) -> dict[str, dict[str, Tensor]]:
+        """Mappings of tensors that are saved, by a name for each."""
+        assert self._metrics is not None
+        return {
+            "store": self.state.store,
+            "memory": self._memory,
+            "sums": self._metrics.state,
+            "obs": self.obs,
+            "signals": self.signals,
+            "sensors": self._sensors.state,
+            "pushes": self._pushes.state,
+            "episode": self._episode,
+        }

@@ -1,0 +1,202 @@
+"""Networks as data: a description that is saved with every checkpoint, and the module that it describes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from deftly.errors import DeftlyError
+from deftly.learn.ranks import Ranks
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "leaky_relu": nn.LeakyReLU,
+    "mish": nn.Mish,
+    "relu": nn.ReLU,
+    "selu": nn.SELU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+MAX_LAYERS, MAX_WIDTH, MAX_GROUPS = 32, 65_536, 64
+"""Largest network that is built from a description, which may come from anybody's checkpoint."""
+STD_RANGE = (0.05, 2.0)
+"""Bounds of the exploration noise, in units of the action: never dead, never beyond the range of an action."""
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A multilayer perceptron over groups of observations.
+
+    It says all that is needed to build the network again, so that a checkpoint is read without the settings, the
+    code or the version of the learner that made it.
+    """
+
+    inputs: Mapping[str, int]  # observation groups in the order in which they are concatenated, and their sizes
+    outputs: int
+    hidden: tuple[int, ...]  # widths of the hidden layers
+    activation: str = "elu"
+    normalizer: Literal["running", "none"] = "running"  # of the inputs
+    head: Literal["plain", "gaussian"] = "plain"  # gaussian: outputs are means, with a learned standard deviation each
+
+    def __post_init__(self) -> None:
+        widths = (*self.inputs.values(), self.outputs, *self.hidden)
+        small = len(self.hidden) <= MAX_LAYERS and 1 <= len(self.inputs) <= MAX_GROUPS
+        if not small or not all(type(width) is int and 1 <= width <= MAX_WIDTH for width in widths):
+            most = f"at most {MAX_LAYERS} layers and {MAX_GROUPS} inputs, widths of 1 to {MAX_WIDTH}"
+            raise DeftlyError(f"a network is described that cannot be built: {most}")
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise DeftlyError(f"activation is '{str(self.activation)[:40]}', but it must be one of {known}")
+        if self.normalizer not in ("running", "none") or self.head not in ("plain", "gaussian"):
+            raise DeftlyError("a network is described with a normalizer or a head that this Deftly does not know")
+
+    @property
+    def input_size(self) -> int:
+        """Numbers in a row of the input."""
+        return sum(self.inputs.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The description as plain data."""
+        return {"kind": "mlp", **asdict(self), "inputs": dict(self.inputs), "hidden": list(self.hidden)}
+
+    @classmethod
+    def from_json(cls, data: Any) -> NetworkSpec:
+        """Read what `to_json` gave. Raises DeftlyError for anything else."""
+        try:
+            if data["kind"] != "mlp":
+                raise DeftlyError(f"a network is of kind '{str(data['kind'])[:40]}', this Deftly builds 'mlp'")
+            values = {name: data[name] for name in cls.__dataclass_fields__}
+            values["hidden"] = tuple(values["hidden"])
+            values["inputs"] = dict(values["inputs"])
+            return cls(**values)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DeftlyError(f"a network's description is incomplete: {type(error).__name__} {error}") from None
+
+
+class Normalizer(nn.Module):
+    """Shifts and scales each input by its running mean and standard deviation.
+
+    Not less than `EPSILON` is divided by: what hardly varies is not blown up.
+    """
+
+    EPSILON = 1e-2
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("var", torch.ones(size))
+        self.register_buffer("count", torch.tensor(0, dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalized rows, `(..., size)`."""
+        return (x - self.mean) / (self.var.sqrt() + self.EPSILON)
+
+    @torch.no_grad()
+    def update(self, x: Tensor, ranks: Ranks) -> None:
+        """Take rows, `(n, size)`, into the statistics, with those of the other ranks (Chan et al. 1979)."""
+        deviation = x - self.mean
+        moments = torch.stack((deviation.mean(0), deviation.square().mean(0)))
+        shift, square = ranks.mean_(moments)
+        var = (square - shift.square()).clamp(min=0.0)
+        count = len(x) * ranks.size
+        self.count += count
+        rate = count / self.count
+        self.var += rate * (var - self.var + shift.square() * (1 - rate))
+        self.mean += rate * shift
+
+
+class Network(nn.Module):
+    """The module that a `NetworkSpec` describes: normalizer, layers, and for a Gaussian head `std`."""
+
+    def __init__(self, spec: NetworkSpec, init_std: float = 1.0):
+        super().__init__()
+        self.spec = spec
+        self.normalizer = Normalizer(spec.input_size) if spec.normalizer == "running" else nn.Identity()
+        modules: list[nn.Module] = []
+        width = spec.input_size
+        for hidden in spec.hidden:
+            modules += [nn.Linear(width, hidden), ACTIVATIONS[spec.activation]()]
+            width = hidden
+        self.layers = nn.Sequential(*modules, nn.Linear(width, spec.outputs))
+        if spec.head == "gaussian":
+            self.std = nn.Parameter(torch.full((spec.outputs,), init_std))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs, or means of the Gaussian, `(n, outputs)`, for observations `(n, input_size)`."""
+        return self.layers(self.normalizer(x))
+
+    def gather(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """The network's input, `(n, input_size)`, from observations by group."""
+        parts = [obs[group] for group in self.spec.inputs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def bounded_std(self) -> Tensor:
+        """Standard deviation of each output, `(outputs,)`, within `STD_RANGE`."""
+        return self.std.clamp(*STD_RANGE)
+
+
+def build(spec: NetworkSpec, weights: Mapping[str, Tensor]) -> Network:
+    """The network of a description with these weights; raises DeftlyError if they are not of that network.
+
+    Nothing is allocated or drawn before the weights are known to fit: a description may come from anybody.
+    """
+    with torch.device("meta"):
+        network = Network(spec)
+    expected = {name: (tuple(value.shape), value.dtype) for name, value in network.state_dict().items()}
+    found = {name: (tuple(value.shape), value.dtype) for name, value in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise DeftlyError(f"{name} is {_shape(found.get(name))}, the network has {_shape(expected.get(name))}")
+    network.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
+    return network.requires_grad_(False)
+
+
+def _shape(entry: tuple[tuple[int, ...], torch.dtype] | None) -> str:
+    return "missing" if entry is None else f"{list(entry[0])} {str(entry[1]).removeprefix('torch.')}"
+
+
+class Policy(nn.Module):
+    """A trained policy: observation `(n, input_size)` float32 to action `(n, outputs)` in [-1, 1] and beyond."""
+
+    def __init__(self, actor: Network):
+        super().__init__()
+        self.actor = actor
+
+    @torch.inference_mode()
+    def forward(self, obs: Tensor | Mapping[str, Tensor], stochastic: bool = False) -> Tensor:
+        """The mean action, or a draw from the policy's distribution, which takes torch's own random numbers.
+
+        `obs` is the concatenated input, or observations by group.
+        """
+        mean = self.actor(obs if isinstance(obs, Tensor) else self.actor.gather(obs))
+        if not stochastic:
+            return mean
+        return mean + self.actor.bounded_std() * torch.randn_like(mean)
+
+
+def gaussian_kl(old_mean: Tensor, old_std: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of a diagonal Gaussian from an older one, summed over the last axis."""
+    ratio = (old_std / std).square()
+    distance = ((old_mean - mean) / std).square()
+    return 0.5 * (ratio + distance - 1 - ratio.log()).sum(-1)
+
+
+def gaussian_entropy(std: Tensor) -> Tensor:
+    """Differential entropy of a diagonal Gaussian, a scalar, in nats."""
+    return std.log().sum() + 0.5 * len(std) * (1 + math.log(2 * math.pi))
+
+
+def gaussian_log_prob(action: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Logarithm of the density of actions under a diagonal Gaussian, summed over the last axis."""
+    squares = ((action - mean) / std).square().sum(-1)
+    return -0.5 * squares - std.log().sum() - 0.5 * action.shape[-1] * math.log(2 * math.pi)

@@ -1,0 +1,60 @@
+"""A robot as a task meets it in a scene: verbs on the state of all environments, in the robot's own words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from deftly.errors import DeftlyError
+from deftly.sim import scene
+
+if TYPE_CHECKING:
+    import mujoco
+    from torch import Tensor
+
+    from deftly.sim.state import State
+
+
+class Entity:
+    """What robots have in common. A robot's file subclasses it, and knows its sites, pads and cameras.
+
+    Attributes:
+        tool_site: the site that tasks move: between the fingertips of a gripper; empty if the robot has none.
+        pads: geoms that touch what the robot handles.
+    """
+
+    tool_site: str = ""
+    pads: tuple[str, ...] = ()
+
+    def add_touch(self, spec: mujoco.MjSpec, body: str) -> None:
+        """Give the scene sensors of the force between each pad and a body, which `touch` reads; `world` is one."""
+        for pad in self.pads:
+            scene.add_contact_force(spec, _touch_name(pad, body), pad, body)
+
+    def tool(self, s: State) -> Tensor:
+        """World position of the tool point, `(num_envs, 3)`, m."""
+        if not self.tool_site:
+            raise DeftlyError(f"{type(self).__name__} has no tool point")
+        return s.site(self.tool_site)
+
+    def joint_pos(self, s: State) -> Tensor:
+        """Positions of the joints, `(num_envs, num_joints)`, rad or m, in the contract's order."""
+        return s.joint_pos
+
+    def joint_vel(self, s: State) -> Tensor:
+        """Velocities of the joints, `(num_envs, num_joints)`, rad/s or m/s."""
+        return s.joint_vel
+
+    def touch(self, s: State, body: str) -> Tensor:
+        """Size of the force between each pad and a body of `add_touch`, `(num_envs, pads)`, N."""
+        return torch.stack([s.sensor(_touch_name(pad, body)).norm(dim=-1) for pad in self.pads], -1)
+
+    def is_grasping(self, s: State, body: str, within: float, force: float = 1.0) -> Tensor:
+        """Whether all pads press a body with over `force` (N), and it is `within` (m) of the tool point."""
+        near = (self.tool(s) - s.body(body)).norm(dim=-1) < within
+        return (self.touch(s, body) > force).all(-1) & near
+
+
+def _touch_name(pad: str, body: str) -> str:
+    return f"{pad}/{body}"

@@ -1,0 +1,51 @@
+"""Forces that hit bodies at random times."""
+
+from dataclasses import dataclass
+
+import torch
+
+from deftly.sim.state import State
+
+
+@dataclass(frozen=True)
+class Push:
+    """Forces that hit a body at random times."""
+
+    body: str
+    force: tuple[float, float]  # range of the horizontal force, N
+    interval: float  # mean time between pushes, s
+    duration: float  # length of a push, s
+
+
+class Pushes:
+    """Applies a task's pushes; `state` has the steps that each still lasts and its force, `(num_envs, pushes, ...)`."""
+
+    def __init__(self, s: State, pushes: tuple[Push, ...], rate: float):
+        self._s = s
+        self._pushes = pushes
+        self._rate = rate
+        self._bodies = [s.sim.model.body(push.body).id for push in pushes]
+        shape = (s.num_envs, len(pushes))
+        self.state = {
+            "left": torch.zeros(shape, device=s.device),
+            "force": torch.zeros(*shape, 2, device=s.device),
+        }
+
+    def apply(self) -> None:
+        """Start, continue or end each push for one step."""
+        for i, (push, body) in enumerate(zip(self._pushes, self._bodies)):
+            self._apply(push, body, self.state["left"][:, i], self.state["force"][:, i])
+
+    def _apply(self, push: Push, body: int, left: torch.Tensor, force: torch.Tensor) -> None:
+        """One push; `left (num_envs,)` steps and `force (num_envs, 2)` N are changed in place."""
+        s = self._s
+        u = torch.rand(s.num_envs, 3, generator=s.generator, device=s.device)
+        start = (left <= 0) & (u[:, 0] < 1 / (push.interval * self._rate))
+        size = push.force[0] + (push.force[1] - push.force[0]) * u[:, 1]
+        angle = 2 * torch.pi * u[:, 2]
+        drawn = size[:, None] * torch.stack((angle.cos(), angle.sin()), -1)
+        force.copy_(torch.where(start[:, None], drawn, force))
+        steps = max(1.0, round(push.duration * self._rate))
+        left.copy_(torch.where(start, steps, left - 1))
+        applied = force * (left > 0)[:, None]
+        s.sim.bind("xfrc_applied")[:, body, :2] = applied.to(s.dtype)

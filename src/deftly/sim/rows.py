@@ -1,0 +1,56 @@
+"""Some environments of a batch, in the way that suits the device.
+
+On a CPU few rows are cheaper than all, and to count them costs nothing: they are taken by their indices. On a GPU
+counting would wait for the device, and all rows cost as little as some: everything is computed, and a mask selects.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Rows:
+    """The environments of a mask `(num_envs,)`; `ids` are their indices on a CPU, and None on a GPU."""
+
+    def __init__(self, mask: Tensor):
+        self.mask = mask
+        self.ids = mask.nonzero().squeeze(-1) if mask.device.type == "cpu" else None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do; on a GPU it never is, since nobody counts."""
+        return self.ids is not None and len(self.ids) == 0
+
+    @property
+    def count(self) -> int:
+        """Rows that `take` gives: those of the mask, or all of them."""
+        return len(self.mask) if self.ids is None else len(self.ids)
+
+    def take(self, value: Tensor) -> Tensor:
+        """The rows of `value (num_envs, ...)`, `(count, ...)`."""
+        return value if self.ids is None else value[self.ids]
+
+    def put(self, target: Tensor, value: Tensor | float) -> None:
+        """Write rows `(count, ...)`, or a number, into `target (num_envs, ...)`."""
+        if self.ids is not None:
+            target[self.ids] = value
+        else:
+            target.copy_(torch.where(wide(self.mask, target), value, target))
+
+    def merge(self, old: Tensor | None, new: Tensor) -> Tensor:
+        """A copy of `old (num_envs, ...)` with the rows `new (count, ...)`; `new` where there is no old."""
+        if old is None:
+            return new
+        if self.ids is not None:
+            return old.index_copy(0, self.ids, new)
+        return torch.where(wide(self.mask, old), new, old)
+
+    def draw(self, generator: torch.Generator, *size: int, dtype: torch.dtype) -> Tensor:
+        """Uniform in 0 .. 1, `(count, *size)`."""
+        return torch.rand(self.count, *size, generator=generator, dtype=dtype, device=self.mask.device)
+
+
+def wide(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask `(num_envs,)` with as many trailing axes of size 1 as `like` has more."""
+    return mask.view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,271 @@
+"""What a task sees of the simulation: quantities by name, for all environments at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mujoco
+import torch
+from torch import Tensor
+
+from deftly.contract import PolicyContract
+from deftly.errors import DeftlyError
+from deftly.sim.protocol import Sim
+from deftly.sim.rows import Rows, wide
+
+_OF_FIELD = {"body": "body", "geom": "geom", "site": "site", "actuator": "actuator", "cam": "camera"}
+
+
+class State:
+    """The state of `num_envs` environments, by names.
+
+    Every tensor leads with `num_envs` and is of `dtype` on `device`, the engine's, if nothing else is said. Those of
+    the simulation are live: they are to be read, and change with the next step; what a reset writes goes through
+    `set_joint_pos` and `place`. A `mask (num_envs,)` says which environments are written. Where it is False, values are
+    computed and left out, so that nothing waits for a GPU.
+
+    Attributes:
+        dt: control period, s.
+        episode_steps: control steps of a full episode.
+        steps: control steps of the episode so far, `(num_envs,)` int64.
+        action, last_action: the policy's actions of this step and the one before, `(num_envs, action_size)` float32.
+        command: joint commands, `(num_envs, num_joints)` float32, rad or m.
+        store: what the task carries between steps; it is saved with the environment, and zero when an episode starts.
+        scale: factors set by the task's curriculum; that of a reward term's name scales its weight.
+        generator: of all random draws.
+    """
+
+    def __init__(self, sim: Sim, contract: PolicyContract, episode_steps: int):
+        self.sim = sim
+        self.num_envs = sim.num_envs
+        self.device = sim.device
+        self.dtype = sim.dtype
+        self.dt = 1.0 / contract.rate
+        self.episode_steps = episode_steps
+        self.generator = torch.Generator(device=self.device)
+        self.steps = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
+        self.action = torch.zeros(self.num_envs, contract.action_size, device=self.device)
+        self.last_action = self.action
+        self.command = torch.zeros(self.num_envs, len(contract.joint_names), device=self.device)
+        self.store: dict[str, Tensor] = {}
+        self.scale: dict[str, float] = {}
+        self._views: dict[tuple[str, str], Tensor] = {}
+        self._constants: dict[Any, Tensor] = {}
+        self._rows: Rows | None = None
+        self._joints = _JointMap(sim.model, contract.joint_names)
+
+    # ------------------------------------------------------------------------------- the robot's joints
+
+    @property
+    def joint_pos(self) -> Tensor:
+        """Positions of the contract's joints, `(num_envs, num_joints)`, rad or m, in the contract's order."""
+        return self._columns("qpos", self._joints.qpos)
+
+    @property
+    def joint_vel(self) -> Tensor:
+        """Velocities of the contract's joints, `(num_envs, num_joints)`, rad/s or m/s."""
+        return self._columns("qvel", self._joints.dofs)
+
+    @property
+    def joint_torque(self) -> Tensor:
+        """Forces of the contract's actuators in the last substep, `(num_envs, num_joints)`, N m or N."""
+        return self._columns("actuator_force", self._joints.actuators)
+
+    def set_joint_pos(self, mask: Tensor, value: Tensor) -> None:
+        """Write the positions of the contract's joints, `(num_envs, num_joints)`, where `mask` is True."""
+        self._write("qpos", self._joints.qpos, mask, value)
+
+    def set_targets(self, value: Tensor, mask: Tensor | None = None) -> None:
+        """Write what the contract's actuators are to hold, `(num_envs, num_joints)`, rad or m."""
+        self._write("ctrl", self._joints.actuators, mask, value)
+
+    def joint(self, name: str) -> Tensor:
+        """Position of any hinge or slide joint, `(num_envs,)`, rad or m."""
+        return self._view("qpos", "joint", name)
+
+    # ------------------------------------------------------------------------------- bodies, sites, sensors
+
+    def pose(self, body: str) -> Tensor:
+        """Pose of a free body, `(num_envs, 7)`: position in the world, m, and quaternion w x y z."""
+        return self._view("qpos", "free", body)
+
+    def velocity(self, body: str) -> Tensor:
+        """Velocity of a free body, `(num_envs, 6)`: linear in the world, m/s, and angular in its own frame, rad/s."""
+        return self._view("qvel", "free", body)
+
+    def place(self, body: str, mask: Tensor, position: Tensor, quaternion: Tensor | None = None) -> None:
+        """Put a free body or a mocap body somewhere where `mask` is True.
+
+        `position (num_envs, 3)` in the world, m; `quaternion (num_envs, 4)` w x y z, of length 1, None keeps its own.
+        """
+        if (mocap := self.sim.model.body(body).mocapid[0]) >= 0:
+            _assign(self.sim.bind("mocap_pos")[:, mocap], mask, position)
+            if quaternion is not None:
+                _assign(self.sim.bind("mocap_quat")[:, mocap], mask, quaternion)
+            return
+        pose = self.pose(body)
+        _assign(pose[:, :3], mask, position)
+        if quaternion is not None:
+            _assign(pose[:, 3:], mask, quaternion)
+
+    def body(self, name: str) -> Tensor:
+        """World position of a body's frame, `(num_envs, 3)`, m."""
+        return self._view("xpos", "body", name)
+
+    def orientation(self, name: str) -> Tensor:
+        """Orientation of a body's frame in the world, `(num_envs, 4)`, quaternion w x y z."""
+        return self._view("xquat", "body", name)
+
+    def site(self, name: str) -> Tensor:
+        """World position of a site, `(num_envs, 3)`, m."""
+        return self._view("site_xpos", "site", name)
+
+    def sensor(self, name: str) -> Tensor:
+        """Output of a sensor, `(num_envs, k)`; forces are those of the last substep."""
+        return self._view("sensordata", "sensor", name)
+
+    def parameter(self, field: str, name: str) -> Tensor:
+        """Each environment's value of an MjModel field of one thing: `parameter("geom_size", "cube")` `(num_envs, 3)`.
+
+        The field's prefix says what is named: a body, geom, site, camera or actuator.
+        """
+        kind = _OF_FIELD.get(field.partition("_")[0])
+        if kind is None:
+            raise DeftlyError(f"State.parameter knows fields of {[*_OF_FIELD]}, not '{field}'")
+        if (field, name) not in self._views:
+            self._views[field, name] = self.sim.expand(field)[:, getattr(self.sim.model, kind)(name).id]
+        return self._views[field, name]
+
+    # ------------------------------------------------------------------------------- memory and draws
+
+    def zeros(self, name: str, *size: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor of the store, `(num_envs, *size)`, made of zeros the first time."""
+        if name not in self.store:
+            self.store[name] = torch.zeros(self.num_envs, *size, dtype=dtype or self.dtype, device=self.device)
+        return self.store[name]
+
+    def remember(self, name: str, mask: Tensor, value: Tensor | float) -> None:
+        """Write rows of a tensor of the store where `mask` is True; `value (num_envs, ...)` gives it its shape."""
+        size = value.shape[1:] if isinstance(value, Tensor) else ()
+        _assign(self.zeros(name, *size), mask, value)
+
+    def uniform(self, mask: Tensor, low: float, high: float, *size: int) -> Tensor:
+        """Draws between `low` and `high`, `(num_envs, *size)`; meaningless where `mask` is False."""
+        rows = self._rows_of(mask)
+        drawn = low + (high - low) * rows.draw(self.generator, *size, dtype=self.dtype)
+        if rows.count == self.num_envs:
+            return drawn
+        out = torch.zeros(self.num_envs, *size, dtype=self.dtype, device=self.device)
+        rows.put(out, drawn)
+        return out
+
+    def tensor(self, value: Any) -> Tensor:
+        """Numbers (a number, a tuple, a tuple of tuples) as a tensor of the state's type; made once for each value."""
+        if value not in self._constants:
+            self._constants[value] = torch.tensor(value, dtype=self.dtype, device=self.device)
+        return self._constants[value]
+
+    # -------------------------------------------------------------------------------
+
+    def _rows_of(self, mask: Tensor) -> Rows:
+        if self._rows is None or self._rows.mask is not mask:
+            self._rows = Rows(mask)
+        return self._rows
+
+    def _columns(self, field: str, columns: _Columns) -> Tensor:
+        return self.sim.bind(field)[:, columns.on(self.device)]
+
+    def _write(self, field: str, columns: _Columns, mask: Tensor | None, value: Tensor) -> None:
+        live, where = self.sim.bind(field), columns.on(self.device)
+        value = value.to(live.dtype)
+        if mask is not None:
+            value = torch.where(mask[:, None], value, live[:, where])
+        live[:, where] = value
+
+    def _view(self, field: str, kind: str, name: str) -> Tensor:
+        if (field, name) not in self._views:
+            where = _FIND[kind](self.sim.model, field, name)
+            self._views[field, name] = self.sim.bind(field)[:, where]
+        return self._views[field, name]
+
+
+class _Columns:
+    """Columns of a field: a slice where they are in one piece, which is a live view, and else indices."""
+
+    def __init__(self, ids: list[int]):
+        self._slice = slice(ids[0], ids[-1] + 1) if ids == list(range(ids[0], ids[-1] + 1)) else None
+        self._ids = torch.tensor(ids)
+
+    def on(self, device: torch.device) -> slice | Tensor:
+        """The columns, for tensors on a device."""
+        if self._slice is not None:
+            return self._slice
+        if self._ids.device != device:
+            self._ids = self._ids.to(device)
+        return self._ids
+
+
+class _JointMap:
+    """Where the contract's joints stand in MuJoCo's arrays: a floating base comes before them, objects wherever."""
+
+    def __init__(self, model: mujoco.MjModel, names: tuple[str, ...]):
+        joints = {model.joint(i).name: i for i in range(model.njnt)}
+        actuators = {model.actuator(i).name: i for i in range(model.nu)}
+        for name in names:
+            if name not in joints:
+                raise DeftlyError(f"the scene has no joint '{name}', which the contract names: it has {[*joints]}")
+            if name not in actuators:
+                raise DeftlyError(f"the scene has no actuator '{name}', which the contract commands")
+        ids = [joints[name] for name in names]
+        self.qpos = _Columns([int(model.jnt_qposadr[i]) for i in ids])
+        self.dofs = _Columns([int(model.jnt_dofadr[i]) for i in ids])
+        self.actuators = _Columns([actuators[name] for name in names])
+
+
+def _assign(target: Tensor, mask: Tensor, value: Tensor | float) -> None:
+    """Write `value` into a view where `mask` is True."""
+    if isinstance(value, Tensor):
+        value = value.to(target.dtype)
+    target.copy_(torch.where(wide(mask, target), value, target))
+
+
+def _named(model: mujoco.MjModel, kind: str, name: str) -> Any:
+    try:
+        return getattr(model, kind)(name)
+    except KeyError as error:
+        raise DeftlyError(" ".join(str(error.args[0]).split())) from None
+
+
+def _single(kind: str):
+    return lambda model, _, name: _named(model, kind, name).id
+
+
+def _sensor(model: mujoco.MjModel, _: str, name: str) -> slice:
+    sensor = _named(model, "sensor", name)
+    return slice(int(sensor.adr[0]), int(sensor.adr[0] + sensor.dim[0]))
+
+
+def _hinge(model: mujoco.MjModel, field: str, name: str) -> int:
+    joint = _named(model, "joint", name)
+    if joint.type[0] not in (mujoco.mjtJoint.mjJNT_HINGE.value, mujoco.mjtJoint.mjJNT_SLIDE.value):
+        raise DeftlyError(f"joint '{name}' is no hinge or slide: ask for the pose of its body")
+    return int((joint.qposadr if field == "qpos" else joint.dofadr)[0])
+
+
+def _free(model: mujoco.MjModel, field: str, name: str) -> slice:
+    """The columns of a free body: 7 of qpos, 6 of qvel."""
+    body = _named(model, "body", name)
+    first = int(body.jntadr[0])
+    if first < 0 or model.jnt_type[first] != mujoco.mjtJoint.mjJNT_FREE.value:
+        raise DeftlyError(f"body '{name}' is not free: State.body gives the position of any body")
+    start, size = (model.jnt_qposadr, 7) if field == "qpos" else (model.jnt_dofadr, 6)
+    return slice(int(start[first]), int(start[first]) + size)
+
+
+_FIND: dict[str, Any] = {
+    "body": _single("body"),
+    "site": _single("site"),
+    "sensor": _sensor,
+    "joint": _hinge,
+    "free": _free,
+}

@@ -1,0 +1,127 @@
+"""Networks: built from their description, statistics of the normalizer, the Gaussian head."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import Normal, kl_divergence
+
+from deftly.errors import DeftlyError
+from deftly.learn.networks import (
+    ACTIVATIONS,
+    Network,
+    NetworkSpec,
+    Normalizer,
+    Policy,
+    build,
+    gaussian_entropy,
+    gaussian_kl,
+    gaussian_log_prob,
+)
+from deftly.learn.ranks import Ranks
+
+SPEC = NetworkSpec({"state": 3, "touch": 2}, 4, (8, 6), "tanh", head="gaussian")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_network_is_rebuilt_from_its_description(activation):
+    spec = NetworkSpec({"state": 3}, 2, (5,), activation)
+    network = Network(spec)
+    network.normalizer.update(torch.randn(50, 3) * 3 + 1, Ranks())  # type: ignore[operator]
+    again = build(NetworkSpec.from_json(spec.to_json()), network.state_dict())
+    x = torch.randn(7, 3)
+    assert torch.equal(network(x), again(x))
+    assert again.spec == spec
+
+
+def test_building_draws_nothing():
+    network = Network(SPEC)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    build(SPEC, network.state_dict())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_groups_are_concatenated_in_their_order():
+    network = Network(SPEC)
+    obs = {"touch": torch.ones(1, 2), "other": torch.ones(1, 9), "state": torch.zeros(1, 3)}
+    assert network.gather(obs).tolist() == [[0, 0, 0, 1, 1]]
+    policy = Policy(network)
+    assert torch.equal(policy(obs), policy(network.gather(obs)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "cnn"}, "kind 'cnn'"),
+        ({"activation": "foo"}, "must be one of elu"),
+        ({"hidden": [10**9]}, "cannot be built"),
+        ({"hidden": [0]}, "cannot be built"),
+        ({"hidden": [8] * 1000}, "cannot be built"),
+        ({"hidden": "ab"}, "cannot be built"),
+        ({"hidden": 3}, "incomplete"),
+        ({"outputs": True}, "cannot be built"),
+        ({"inputs": {}}, "cannot be built"),
+        ({"inputs": [1]}, "incomplete"),
+        ({"head": "beta"}, "does not know"),
+        ({"normalizer": None}, "does not know"),
+    ],
+)
+def test_a_description_that_is_none_is_refused_in_one_line(change, message):
+    with pytest.raises(DeftlyError, match=message) as error:
+        NetworkSpec.from_json({**SPEC.to_json(), **change})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("data", [None, [], "mlp", {}, {"kind": "mlp"}])
+def test_what_is_no_description_is_refused(data):
+    with pytest.raises(DeftlyError, match="incomplete"):
+        NetworkSpec.from_json(data)
+
+
+def test_weights_of_another_network_are_refused_before_anything_is_allocated():
+    weights = Network(SPEC).state_dict()
+    wide = NetworkSpec({"state": 5}, 4, (60_000, 60_000, 60_000), head="gaussian")
+    with pytest.raises(DeftlyError, match=r"layers\.0\.bias is \[8\] float32, the network has \[60000\]"):
+        build(wide, weights)
+    with pytest.raises(DeftlyError, match=r"std is missing, the network has \[4\]"):
+        build(SPEC, {name: value for name, value in weights.items() if name != "std"})
+    with pytest.raises(DeftlyError, match="float64"):
+        build(SPEC, {name: value.double() for name, value in weights.items()})
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(2, 20), min_size=1, max_size=4), st.floats(-5, 5), st.floats(0.1, 10))
+def test_the_normalizer_knows_mean_and_variance_of_all_rows(sizes, offset, scale):
+    torch.manual_seed(0)
+    normalizer = Normalizer(3)
+    parts = [offset + scale * torch.randn(size, 3) for size in sizes]
+    for part in parts:
+        normalizer.update(part, Ranks())
+    rows = torch.cat(parts)
+    assert int(normalizer.count) == len(rows)
+    assert torch.allclose(normalizer.mean, rows.mean(0), atol=1e-4)
+    assert torch.allclose(normalizer.var, rows.var(0, unbiased=False), rtol=1e-3, atol=1e-4)
+
+
+def test_what_never_varies_stays_finite():
+    normalizer = Normalizer(1)
+    normalizer.update(torch.full((100, 1), 7.0), Ranks())
+    assert normalizer(torch.tensor([[7.0]])).abs().max() < 1e-3
+
+
+def test_the_gaussian_is_torchs():
+    means, old_means, actions = torch.randn(3, 5, 4)
+    std, old_std = 0.1 + torch.rand(2, 4)
+    assert torch.allclose(gaussian_log_prob(actions, means, std), Normal(means, std).log_prob(actions).sum(-1))
+    assert torch.allclose(gaussian_entropy(std), Normal(means, std).entropy().sum(-1)[0])
+    expected = kl_divergence(Normal(old_means, old_std), Normal(means, std)).sum(-1)
+    assert torch.allclose(gaussian_kl(old_means, old_std, means, std), expected, atol=1e-5)
+
+
+def test_a_stochastic_action_has_the_bounded_standard_deviation():
+    network = Network(SPEC, init_std=9.0)
+    policy, x = Policy(network), torch.zeros(20_000, 5)
+    torch.manual_seed(0)
+    assert torch.allclose((policy(x, stochastic=True) - policy(x)).std(0), torch.full((4,), 2.0), rtol=0.03)
+    assert torch.equal(policy(x), network(x))

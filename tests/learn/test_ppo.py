@@ -1,0 +1,129 @@
+"""PPO: advantages, bootstrapping, adaptation of the step size, and that it learns."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deftly.config import PPOConfig
+from deftly.errors import DeftlyError
+from deftly.learn.learner import make_learner
+from deftly.learn.networks import Network, NetworkSpec
+from deftly.learn.ppo import MAX_RATE, PPO, Finals
+
+CFG = PPOConfig(steps=4, hidden=(8,), epochs=2, minibatches=2)
+
+
+def test_advantages_are_generalized_advantage_estimates(slider):
+    """The definition: discounted sums of one-step errors, cut off where an episode ended."""
+    torch.manual_seed(0)
+    ppo = PPO(slider(3), CFG)
+    steps = 6
+    rewards, values = torch.randn(2, steps, 3)
+    last, ended = torch.randn(3), torch.rand(steps, 3) < 0.3
+    found = ppo._advantages(rewards, values, last, ended)
+    following = torch.cat((values[1:], last[None]))
+    for i in range(3):
+        for t in range(steps):
+            expected, weight = 0.0, 1.0
+            for k in range(t, steps):
+                value = 0.0 if ended[k, i] else float(following[k, i])
+                expected += weight * float(rewards[k, i] + CFG.gamma * value - values[k, i])
+                if ended[k, i]:
+                    break
+                weight *= CFG.gamma * CFG.lam
+            assert float(found[t, i]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_time_cuts_off_is_worth_the_value_of_its_true_end():
+    critic = Network(NetworkSpec({"critic": 2}, 1, (4,)))
+    finals, inputs = Finals(), torch.randn(3, 2)
+    finals.add(1, torch.tensor([0, 2]), inputs[:2])
+    finals.add(3, torch.tensor([1]), inputs[2:])
+    rewards = torch.ones(4, 3)
+    found = finals.bootstrap(rewards, critic, 0.5)
+    values = critic(inputs).squeeze(-1)
+    expected = torch.ones(4, 3)
+    expected[1, 0] += 0.5 * values[0]
+    expected[1, 2] += 0.5 * values[1]
+    expected[3, 1] += 0.5 * values[2]
+    assert torch.allclose(found, expected)
+    assert torch.equal(rewards, torch.ones(4, 3))
+
+
+def test_truncated_episodes_are_bootstrapped_from_the_observation_before_the_reset(slider):
+    env = slider(4, env={"episode_steps": 3}, goal=-1.0)
+    ppo = PPO(env, CFG)
+    seen = []
+    step = env.step
+
+    def watched(action):
+        result = step(action)
+        if result.truncated.any():
+            seen.append(result.final_obs["critic"][result.truncated])
+        return result
+
+    env.step = watched
+    _, finals = ppo._collect()
+    assert seen
+    assert torch.equal(torch.cat(finals._inputs), torch.cat(seen))
+
+
+def test_the_step_size_follows_the_divergence(slider):
+    ppo = PPO(slider(2), replace(CFG, desired_kl=0.01, learning_rate=1e-3))
+    ppo._set_learning_rate(torch.tensor(0.03), False)
+    assert ppo.learning_rate == pytest.approx(1e-3 / 1.5)
+    ppo._set_learning_rate(torch.tensor(0.001), False)
+    ppo._set_learning_rate(torch.tensor(0.01), False)
+    assert ppo.learning_rate == pytest.approx(1e-3)
+    for _ in range(50):
+        ppo._set_learning_rate(torch.tensor(0.001), False)
+    assert ppo.learning_rate == MAX_RATE == ppo.optimizer.param_groups[0]["lr"]
+
+
+def test_the_critic_learns_alone_at_first(slider):
+    ppo = PPO(slider(4), replace(CFG, critic_warmup=1, keep_normalizer=True))
+    actor = {name: value.clone() for name, value in ppo.actor.state_dict().items()}
+    critic = {name: value.clone() for name, value in ppo.critic.state_dict().items()}
+    ppo.iterate()
+    assert all(torch.equal(value, actor[name]) for name, value in ppo.actor.state_dict().items())
+    assert not torch.equal(ppo.critic.state_dict()["layers.0.weight"], critic["layers.0.weight"])
+    ppo.iterate()
+    assert not torch.equal(ppo.actor.state_dict()["layers.0.weight"], actor["layers.0.weight"])
+    assert torch.equal(ppo.actor.state_dict()["normalizer.mean"], actor["normalizer.mean"])
+
+
+def test_more_minibatches_than_samples_are_refused(slider):
+    with pytest.raises(DeftlyError, match=r"train\.minibatches is 9, but a rollout has 4 x 2 samples"):
+        PPO(slider(2), replace(CFG, minibatches=9))
+
+
+def test_a_division_that_is_not_exact_leaves_the_rest_out(slider):
+    assert PPO(slider(3), replace(CFG, minibatches=5)).iterate()["kl"] >= 0
+
+
+def test_torchs_own_random_state_is_left_alone(slider):
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    PPO(slider(2), CFG).iterate()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_metrics_are_those_it_names(slider):
+    learner = make_learner(slider(2), CFG)
+    assert set(learner.iterate()) == set(learner.metric_names)
+    assert learner.steps_per_iteration == 8
+
+
+def test_it_learns_to_push_the_block_home(slider):
+    """The mean reward of an untrained policy is exceeded clearly after 15 iterations, on one seed that is fixed."""
+    env = slider(32, env={"episode_steps": 10}, stop_on_success=False)
+    env.stagger()
+    ppo = PPO(env, PPOConfig(steps=8, hidden=(32,), epochs=4, minibatches=2))
+    rewards = []
+    for _ in range(15):
+        ppo.iterate()
+        if found := env.progress():
+            rewards.append(found["reward_per_step"])
+    first, last = sum(rewards[:3]) / 3, sum(rewards[-3:]) / 3
+    assert last > first + 0.05

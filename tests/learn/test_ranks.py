@@ -1,0 +1,61 @@
+"""Several processes that train one policy."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deftly.errors import DeftlyError
+from deftly.learn.ranks import Ranks
+
+ASSETS = Path(__file__).parents[1] / "assets"
+SCRIPT, CURRICULUM = ASSETS / "two_ranks.py", ASSETS / "curriculum.py"
+
+
+def torchrun(out: Path, words: list[str]) -> list[dict[str, torch.Tensor]]:
+    """What each of two ranks came to."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    port = ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *port, str(SCRIPT), str(out), *words], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [load_file(f"{out}-{rank}.safetensors") for rank in (0, 1)]
+
+
+def test_alone_everything_is_the_identity():
+    ranks = Ranks()
+    assert ranks.first
+    assert ranks.any([True, False]) == [True, False]
+    assert ranks.share_text("a path") == "a path"
+    assert ranks.gather_bytes(b"abc") == [b"abc"]
+    assert ranks.sum({"a": torch.tensor(2.0)}) == {"a": torch.tensor(2.0)}
+
+
+def test_two_processes_train_one_policy_and_resume_it(tiny_at, tmp_path):
+    """With a curriculum that follows the reward. Both ranks come to the same weights, normalizer, and scales.
+
+    A training of four iterations is bit for bit the one that stopped after two and was resumed.
+    """
+    parts, whole = (tiny_at(tmp_path / name, CURRICULUM) for name in ("parts", "whole"))
+    flags = ["--train.max-iterations"]
+    first, second = torchrun(tmp_path / "half", [*parts.words, *flags, "2"])
+    shared = [name for name in first if name != "obs"]
+    assert "scale/near" in shared
+    assert all(torch.equal(first[name], second[name]) for name in shared)
+    assert not torch.equal(first["obs"], second["obs"])
+    assert int(first["actor/normalizer.count"]) == int(first["steps"]) == 2 * 2 * 4 * 8
+    assert len(list((parts.root / "runs_all").iterdir())) == 1
+    assert (parts.path() / "state.rank_1.safetensors").is_file()
+    assert parts.checkpoint().ranks == 2
+
+    with pytest.raises(DeftlyError, match=r"is of a training in 2 processes, this one has 1: .*--nproc-per-node=2"):
+        parts.train(4, "--resume", "latest")
+    resumed = torchrun(tmp_path / "resumed", [*parts.words, "--resume", "latest", *flags, "4"])
+    expected = torchrun(tmp_path / "all", [*whole.words, *flags, "4"])
+    for got, wanted in zip(resumed, expected, strict=True):
+        assert got.keys() == wanted.keys()
+        assert all(torch.equal(got[name], wanted[name]) for name in got)

@@ -1,0 +1,212 @@
+"""The trainer: callbacks, writers, signals, what a refused training leaves behind."""
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from deftly.config import PPOConfig
+from deftly.errors import DeftlyError
+from deftly.learn import checkpoint, log
+from deftly.learn.ppo import PPO
+from deftly.learn.trainer import Trainer
+
+
+@pytest.fixture
+def trainer(slider, tmp_path):
+    """A trainer of the toy task, as a user's own code makes one."""
+    learner = PPO(slider(4, env={"episode_steps": 3}), PPOConfig(steps=4, hidden=(8,), epochs=1, minibatches=1))
+    return Trainer(learner.env, learner, tmp_path, "{}\n", max_iterations=6, save_every=100)
+
+
+def test_callbacks_judge_and_stop(trainer, tmp_path):
+    seen = []
+
+    def judge(trainer, metrics):
+        seen.append(trainer.iteration)
+        metrics["my_metric"] = float(trainer.iteration)
+        trainer.keep_best((-abs(trainer.iteration - 2), 0.0))
+        if trainer.iteration == 4:
+            trainer.stop()
+
+    reported = []
+    trainer.callbacks = [judge]
+    trainer.writers = [log.Writer(reported.append)]
+    trainer.train()
+    assert seen == [1, 2, 3, 4] == [row["iteration"] for row in reported]
+    assert [row["my_metric"] for row in reported] == [1, 2, 3, 4]
+    assert [row["steps"] for row in reported] == [16, 32, 48, 64]
+    assert checkpoint.load(tmp_path / "checkpoints/best").iteration == 2
+    assert checkpoint.load(tmp_path / "checkpoints/last").iteration == 4
+
+
+def test_a_quality_that_is_not_a_number_is_never_the_best(trainer):
+    assert not trainer.keep_best((float("nan"), 1.0))
+    assert trainer.keep_best((0.0, 1.0))
+    assert not trainer.keep_best((0.0, 1.0))
+    assert trainer.keep_best((0.0, 2.0))
+
+
+def test_metrics_are_known_by_their_columns(trainer):
+    rows = []
+    trainer.writers = [log.Writer(rows.append)]
+    trainer.train()
+    assert set(rows[-1]) <= set(trainer.columns)
+    assert {"loss/value", "success", "episode_steps", "reward/near", "broken"} <= set(rows[-1])
+    assert all(row["seconds_left"] >= 0 for row in rows)
+
+
+def test_what_is_not_finite_ends_the_training(trainer):
+    trainer.learner.iterate = lambda: {"loss/value": float("inf")}
+    with pytest.raises(DeftlyError, match=r"loss/value is not finite in iteration 1: lower train\.learning-rate"):
+        trainer.train()
+
+
+def test_where_no_episode_ended_the_last_means_stay(trainer):
+    rows = []
+    trainer.writers = [log.Writer(rows.append)]
+    trainer.train()
+    trainer.max_iterations += 1
+    trainer.env.episode_steps = 100
+    trainer.train()
+    assert rows[-1]["return"] == rows[-2]["return"]
+
+
+def test_the_log_has_a_row_for_each_iteration(trained):
+    rows = list(csv.DictReader((trained.run / "metrics.csv").open()))
+    assert [row["iteration"] for row in rows] == ["1", "2"]
+    assert all(float(row["steps_per_second"]) > 0 for row in rows)
+
+
+# -------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--env.device", "cuda"), "simulates on the CPU"),
+        (("--resume", "a", "--init", "b"), "give one of them"),
+        (("--until-success", "2"), "at most 1"),
+        (("--init", "nowhere"), "nowhere"),
+        (("--train.minibatches", "1000"), "use fewer minibatches"),
+        (("--train.activation", "foo"), "foo"),
+    ],
+)
+def test_a_refused_training_leaves_no_run(tiny, flags, message):
+    with pytest.raises(DeftlyError, match=message):
+        tiny.train(1, *flags)
+    assert not list(tiny.root.glob("runs*"))
+
+
+def test_wandb_missing_leaves_no_run(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(log.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DeftlyError, match="pip install wandb"):
+        tiny.train(1, "--wandb", "True")
+    assert not list(tiny.root.glob("runs*"))
+
+
+def test_the_weights_of_another_contract_leave_no_run(tiny, tiny_at, tmp_path):
+    other = tiny_at(tmp_path / "other")
+    other.train(1, "--task.rate", "10")
+    with pytest.raises(DeftlyError, match="rate is"):
+        tiny.train(1, "--init", str(other.path()))
+    assert not list(tiny.root.glob("runs*"))
+
+
+# ------------------------------------------------------------- starts and ends
+
+
+def test_another_seed_gives_other_weights(tiny_at, tmp_path):
+    first, second, again = (tiny_at(tmp_path / name) for name in "abc")
+    for runner, seed in ((first, "1"), (second, "2"), (again, "1")):
+        runner.train(1, "--train.seed", seed)
+    name = "actor/layers.0.weight"
+    assert torch.equal(first.weights()[name], again.weights()[name])
+    assert not torch.equal(first.weights()[name], second.weights()[name])
+
+
+def test_a_random_seed_is_saved(tiny):
+    tiny.train(1, "train.seed=-1")
+    assert tiny.checkpoint().config["train"]["seed"] >= 0
+
+
+def test_init_starts_a_new_run_from_weights(tiny):
+    tiny.train(2)
+    first = tiny.path()
+    tiny.train(1, "--init", str(first), "--train.critic-warmup", "1")
+    second = tiny.checkpoint()
+    assert first.parent != second.path.parent
+    assert second.iteration == 1
+    before = checkpoint.load(first).weights
+    changed = {name.split("/")[0] for name in before if not torch.equal(before[name], second.weights[name])}
+    assert changed == {"critic"}
+
+
+def test_missing_the_wanted_success_is_an_exit_code(tiny):
+    flags = ("--until-success", "0.9", "--eval-every", "1", "--eval-episodes", "2", "--task.goal", "0")
+    assert tiny.train(1, *flags) == 1
+
+
+def test_reaching_the_wanted_success_ends_the_training(tiny):
+    flags = ("--until-success", "0.5", "--eval-every", "1", "--eval-episodes", "8", "--task.goal", "9")
+    assert tiny.train(50, *flags) == 0
+    assert tiny.checkpoint().iteration == 1
+    assert tiny.checkpoint("best").numbers["success"] == 1.0
+
+
+@pytest.mark.parametrize("word", ["checkpoint", "training.checkpoint"])
+def test_the_older_names_of_resume(tiny, word):
+    tiny.train(1)
+    assert tiny.train(2, f"{word}=latest") == 0
+    assert tiny.checkpoint().iteration == 2
+
+
+# --------------------------------------------------------------------- signals
+
+
+def start(tiny, *more: str) -> subprocess.Popen:
+    words = [sys.executable, "-m", "deftly", "train", *tiny.words, "--train.max-iterations", "1000000", *more]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def rows_of(tiny) -> int:
+    return sum(file.read_text().count("\n") for file in tiny.root.glob("runs_all/*/metrics.csv"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_training_saved(tiny, number):
+    process = start(tiny, "--save-every", "1000000")
+    try:
+        wait_for(lambda: rows_of(tiny) > 2, process)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 128 + number
+    finally:
+        process.kill()
+        process.communicate()
+    assert tiny.checkpoint().iteration >= 2
+
+
+def test_kill_9_while_checkpoints_are_written(tiny):
+    """Wherever the kill falls, the newest checkpoint that is found loads and resumes, and no scratch counts."""
+    process = start(tiny, "--save-every", "1", "--keep-checkpoints", "1")
+    try:
+        wait_for(lambda: rows_of(tiny) > 3, process)
+    finally:
+        process.kill()
+        process.communicate()
+    found = tiny.checkpoint()
+    assert tiny.train(found.iteration + 1, "--resume", "latest") == 0
+    assert tiny.checkpoint().iteration == found.iteration + 1

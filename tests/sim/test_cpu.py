@@ -1,0 +1,76 @@
+"""The CPU engine: masks, and environments that break."""
+
+import mujoco
+import pytest
+import torch
+
+from deftly.errors import DeftlyError
+from deftly.sim import make_sim
+
+XML = """
+<mujoco>
+  <worldbody>
+    <body><joint name="x" type="slide" axis="1 0 0" damping="1"/><geom size=".1" mass="1"/></body>
+  </worldbody>
+  <actuator><motor name="x" joint="x"/></actuator>
+  <keyframe><key name="home" qpos="0.5"/></keyframe>
+</mujoco>
+"""
+
+
+def make(num_envs: int = 4, **how):
+    return make_sim("cpu", mujoco.MjModel.from_xml_string(XML), num_envs, threads=1, **how)
+
+
+def only(*ids: int) -> torch.Tensor:
+    mask = torch.zeros(4, dtype=torch.bool)
+    mask[list(ids)] = True
+    return mask
+
+
+def test_the_mask_says_who_steps():
+    sim = make()
+    sim.reset()
+    sim.bind("ctrl")[:] = 1.0
+    sim.step(3, only(1, 2))
+    assert (sim.bind("qpos")[:, 0] > 0.5).tolist() == [False, True, True, False]
+
+
+def test_the_mask_says_who_is_reset():
+    sim = make()
+    sim.bind("qpos")[:] = 2.0
+    sim.reset(only(3))
+    assert sim.bind("qpos")[:, 0].tolist() == [2, 2, 2, 0.5]
+
+
+def test_only_who_steps_can_break():
+    sim = make()
+    sim.bind("qvel")[:2] = torch.nan
+    assert sim.step(1, only(1, 3)).tolist() == [False, True, False, False]
+    assert sim.broken_count == 1
+
+
+def test_a_state_is_restored_to_the_bit():
+    sim = make()
+    sim.bind("ctrl")[:] = torch.arange(4.0)[:, None].double()
+    sim.step(3)
+    saved = sim.get_state()
+    sim.step(5)
+    later = sim.get_state()
+    sim.set_state(saved)
+    sim.step(5)
+    assert torch.equal(sim.get_state(), later)
+    assert not torch.equal(saved, later)
+
+
+def test_who_breaks_is_dumped_where_told_later(tmp_path):
+    sim = make()
+    sim.dump_dir = tmp_path
+    sim.bind("qvel")[2] = torch.nan
+    sim.step(1)
+    assert [path.name for path in tmp_path.iterdir()] == ["broken_0000_env2.npz"]
+
+
+def test_an_unknown_engine_is_named():
+    with pytest.raises(DeftlyError, match="there is no engine 'gpu': sim.engine is cpu or warp"):
+        make_sim("gpu", mujoco.MjModel.from_xml_string(XML), 1)
