@@ -310,5 +310,5 @@ def test_foreign_reports(text, tmp_path):
 def test_binary_report(tmp_path):
     path = tmp_path / "eval.json"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DeftlyError, match="is no report"):
+    with pytest.raises(DeftlyError, match="as a report of"):
         report.read_report(tmp_path)

@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
     learner = clone(task, gait, args)
     save(run, task, learner, args)
     which: dict[str, Any] = {"seed": args.train.seed, "purpose": VALIDATE, "sim_cfg": args.sim}
-    values = run_episodes(task, learner.policy(), 64, **which).values
+    values = run_episodes(task, learner.policy(), 64, **which, what="evaluating").values
     selection = task.report.selection
     what = f", {selection} {values[selection].nanmean():.3f}" if selection else ""
     console.print(f"cloned: success {values['success'].mean():.1%} of 64 episodes{what}", highlight=False)

@@ -39,7 +39,10 @@ def main(argv: list[str]) -> int:
         raise DeftlyError("no pose of any size was stable: nothing was written")
     write(args.out, cls(args.task), found, tried, args.seed)
     if pictures:
-        grid = np.concatenate([np.concatenate(pictures[i : i + 4], 1) for i in range(0, len(pictures) // 4 * 4, 4)])
+        rows = [pictures[i : i + 4] for i in range(0, len(pictures) // 4 * 4, 4)] or [
+            pictures
+        ]  # less than a row is one
+        grid = np.concatenate([np.concatenate(row, 1) for row in rows])
         render.write_png(args.out.with_suffix(".png"), grid)
     kept = len(found["cube_half"])
     print(f"wrote {args.out}: {kept} grasps, {args.out.stat().st_size / 1024:.0f} kB")

@@ -1,6 +1,5 @@
 """`deftly inspect`: a log of `deftly run` or `deftly record` in words and as a plot, replayed bit for bit."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +7,7 @@ from typing import Annotated
 from typing_extensions import Doc
 
 from deftly.config import Settings, parse, split_word
+from deftly.console import printable, show
 from deftly.control import inspection, log
 from deftly.errors import DeftlyError
 from deftly.files import write_bytes, write_text
@@ -24,8 +24,6 @@ class InspectArgs(Settings):
 
 def main(argv: list[str]) -> int:
     """Run `deftly inspect`. The exit status is 1 if the log does not replay bit for bit."""
-    from rich.console import Console
-
     name, flags = split_word(argv)
     args = parse(InspectArgs, flags, prog="deftly inspect LOG.npz")
     if name is None:
@@ -33,12 +31,12 @@ def main(argv: list[str]) -> int:
     found = log.read(Path(name))
     if not len(found):
         raise DeftlyError(f"{name} holds no ticks: there is nothing to inspect")
-    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
-    console.print(*inspection.summary(found), sep="\n")
+    for part in inspection.summary(found):
+        show(part)
     problem, asked = inspection.replay(found)
     problems = [problem] + ([inspection.replay_policy(found, asked, args.bundle)] if args.bundle else [])
     for what, problem in zip(("safety kernel", "policy"), problems):
-        console.print(f"{what}: {problem or 'replays bit for bit'}")
+        show(f"{what}: {printable(problem) or 'replays bit for bit'}")
     if args.csv:
         write_text(args.csv, inspection.rows_csv(found))
     if args.png:

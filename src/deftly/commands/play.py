@@ -218,7 +218,15 @@ def record(task: Task, agent: Act, args: PlayArgs, path: Path) -> None:
     count = args.episodes or 3
     recorder = Recorder(count, args.camera)
     ran = run_episodes(
-        task, agent, count, seed=args.seed, purpose="play", env_cfg=args.env, sim_cfg=args.sim, on_step=recorder.watch
+        task,
+        agent,
+        count,
+        seed=args.seed,
+        purpose="play",
+        env_cfg=args.env,
+        sim_cfg=args.sim,
+        on_step=recorder.watch,
+        what="simulating",
     )
     frames = write_video(path, recorder.frames(), ran.rate * args.speed)
     print(f"{path}: {count} episodes, success {ran.success_rate:.0%}, {frames / ran.rate / args.speed:.1f} s")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from annotated_types import Ge, Gt, Le
 from typing_extensions import Doc
 
 from deftly.config import RunsConfig, Settings, parse, split_task
+from deftly.console import printable, show
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.policy import bundle
@@ -122,15 +122,27 @@ def _from_checkpoint(task: str | None, args: ServeArgs) -> tuple[PolicyContract,
 
 
 def print_status(status: dict[str, Any]) -> None:
-    """Show a server's `status` message."""
-    from rich.console import Console
+    """Show a server's `status` message. Raises DeftlyError if it is none: whoever listens there may answer anything."""
     from rich.table import Table
 
+    try:
+        rows = _status_rows(status)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        what = printable(f"{type(error).__name__}: {error}", 100)
+        raise DeftlyError(f"what answers there is no policy server of this Deftly: in its status, {what}") from None
+    table = Table(box=None, show_header=False)
+    for name, text in rows.items():
+        table.add_row(name, printable(text))
+    show(table)
+
+
+def _status_rows(status: dict[str, Any]) -> dict[str, str]:
     def counts(name: str) -> str:
         return ", ".join(f"{key} {count}" for key, count in sorted(status[name].items())) or "none"
 
-    latency, batches = status["latency_ms"], ", ".join(f"{size}: {count}" for size, count in status["batches"])
-    rows = {
+    latency = status["latency_ms"]
+    batches = ", ".join(f"{size}: {count}" for size, count in status["batches"])
+    return {
         "robot": f"{status['robot']}, contract {status['contract'][:12]}",
         "up": f"{status['uptime_s']:.0f} s",
         "robots": f"{status['sessions']} of at most {status['max_sessions']}",
@@ -139,7 +151,3 @@ def print_status(status: dict[str, Any]) -> None:
         "batches": batches or "none",
         "infer": ", ".join(f"{name} {latency[name]:.2f} ms" for name in ("p50", "p99", "max")),
     }
-    table = Table(box=None, show_header=False)
-    for row in rows.items():
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)

@@ -1,4 +1,4 @@
-"""Forward kinematics of a site, batched on the leading axes, from the chain of links that the interface holds as data."""
+"""Forward kinematics of a site, batched on the leading axes, from the chain that the interface holds as data."""
 
 from __future__ import annotations
 

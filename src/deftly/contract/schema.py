@@ -139,9 +139,9 @@ def _same_shape(a: Any, b: Any) -> bool:
 
 
 def _in_words(here: Any, there: Any, path: str) -> str:
-    if type(here) is type(there) or {type(here), type(there)} == {int, float}:
-        if here == there:
-            return ""
+    alike = type(here) is type(there) or {type(here), type(there)} == {int, float}  # True is no 1
+    if alike and here == there:
+        return ""
     return f"{path} is {_shown(there)} there, {_shown(here)} here"
 
 

@@ -76,6 +76,7 @@ def measure(
         sim_cfg=settings.sim,
         stochastic=settings.stochastic,
         on_step=on_step,
+        what="evaluating",
     )
     values = {name: value.numpy() for name, value in ran.values.items()}
     seconds, success = values["steps"] / ran.rate, values["success"]

@@ -20,6 +20,7 @@ from typing_extensions import Doc
 
 from deftly.config import SEEDS, RunsConfig, Settings, SimConfig, parse, split_task, with_task
 from deftly.config.parsing import typed_settings
+from deftly.console import Progress
 from deftly.contract import PolicyContract
 from deftly.control.log import Ring
 from deftly.control.loop import Runner
@@ -281,7 +282,10 @@ class Film:
         from deftly.render import pose
 
         model, hold = self._robot.model, round(self._robot.contract.rate / 2)
-        with self._renderer as renderer:
-            for states in self._states[: self._episodes]:
+        kept = self._states[: self._episodes]
+        total = sum(len(states) + hold for states in kept)
+        with self._renderer as renderer, Progress(total, "rendering") as shown:
+            for states in kept:
                 for state in [*states, *states[-1:] * hold]:
                     yield renderer.picture(model, pose(model, state))
+                    shown.advance()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from deftly.config import SEEDS, EnvConfig, Settings, SimConfig, TaskConfig
+from deftly.console import Progress
 from deftly.objects.grasp_cache import ARRAYS, SCHEMA
 from deftly.recipes.in_hand.protocol import GraspTask
 
@@ -52,7 +54,8 @@ def collect(cls: Any, settings: GraspSettings) -> tuple[dict[str, np.ndarray], d
     shown = {round(i) for i in np.linspace(0, len(shares) - 1, 8)} if settings.render else set()
     pictures: list[np.ndarray] = []
     table = Table("edge mm", "tried", "stable", "rate", "kept", box=None)
-    with Live(table, console=Console(), refresh_per_second=2):
+    console, left = Console(), Progress(len(shares), "looking for grasps")
+    with Live(table, console=console, refresh_per_second=2), left:
         for i, share in enumerate(shares):
             part, count, stable, picture = _of_size(cls, settings, float(share), i, i in shown)
             parts.append(part)
@@ -61,6 +64,11 @@ def collect(cls: Any, settings: GraspSettings) -> tuple[dict[str, np.ndarray], d
             pictures += picture
             edge = f"{2e3 * half:.1f}" if len(part["cube_half"]) else f"x {share:.3f}"
             table.add_row(edge, str(count), str(stable), f"{stable / count:.0%}", str(len(part["cube_half"])))
+            if console.is_terminal:  # below the table, which the terminal already shows
+                left.done = i + 1
+                table.caption = left.line(time.monotonic())
+            else:
+                left.advance()
     return {name: np.concatenate([part[name] for part in parts]) for name in ARRAYS}, tried, pictures
 
 
