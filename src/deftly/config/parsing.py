@@ -67,11 +67,11 @@ def split_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     return split_word(argv)
 
 
-def with_task(stage: type[T], task_config: type[TaskConfig]) -> type[T]:
-    """`stage` with the chosen task's own settings in its `task` section, which is known only at run time."""
+def with_task(args: type[T], task_config: type[TaskConfig]) -> type[T]:
+    """`args` with the chosen task's own settings in its `task` section, which is known only at run time."""
     section = ("task", task_config, field(default_factory=task_config))
-    names = {"__doc__": stage.__doc__, "__module__": stage.__module__}
-    return make_dataclass(stage.__name__, [section], bases=(stage,), namespace=names, frozen=True)
+    names = {"__doc__": args.__doc__, "__module__": args.__module__}
+    return make_dataclass(args.__name__, [section], bases=(args,), namespace=names, frozen=True)
 
 
 def with_setting(argv: Sequence[str], name: str, value: str) -> list[str]:
