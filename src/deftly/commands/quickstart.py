@@ -42,7 +42,8 @@ def main(argv: list[str]) -> int:
 
     args = parse(QuickstartArgs, argv, prog="deftly quickstart")
     choose_gl()
-    from deftly.commands import doctor, eval, export, train
+    from deftly.commands import doctor, export, train
+    from deftly.commands import eval as evaluation
 
     start, folder = time.perf_counter(), args.runs.root / "bundles" / args.task
     shared, episodes = [args.task, f"--runs.root={args.runs.root}"], f"--episodes={args.episodes}"
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
     steps = (
         ("this machine", doctor.main, []),
         (f"train {args.task} from nothing", train.main, [*shared, *learn]),
-        ("measure it on episodes it never saw", eval.main, [*shared, episodes, *gate]),
+        ("measure it on episodes it never saw", evaluation.main, [*shared, episodes, *gate]),
         ("export it as a bundle, and check that", export.main, [*shared, episodes, f"--out={folder}"]),
         ("serve it to a simulated robot", lambda words: serve(folder, words), [*shared, episodes, *gate]),
     )
