@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib import metadata, util
 from pathlib import Path
@@ -25,7 +25,7 @@ from annotated_types import Ge, Gt, Lt
 from typing_extensions import Doc
 
 from deftly import __version__
-from deftly.config import RunsConfig, Settings, parse, split_task
+from deftly.config import RunsConfig, Settings, SimConfig, parse, split_task
 from deftly.errors import DeftlyError
 from deftly_bench.table import SCHEMA, TITLES
 
@@ -40,6 +40,7 @@ RATIOS = {
     "env/raw_cores": ("env", "raw_cores"),
     "train/raw": ("train", "raw_limit"),
     "train/sb3": ("train", "sb3"),
+    "env_warp/env": ("env_warp", "env"),
 }
 Say = Callable[[str], None]
 
@@ -48,6 +49,9 @@ Say = Callable[[str], None]
 class BenchArgs(Settings):
     """Measure simulation and training beside the raw limit and a peer: `deftly bench [TASK]`."""
 
+    sim: Annotated[SimConfig, Doc("The physics; with the engine warp, `Env.step` is measured on it too.")] = field(
+        default_factory=SimConfig
+    )
     num_envs: Annotated[int, Ge(1), Doc("Environments of the batch that is stepped.")] = 1024
     seconds: Annotated[float, Gt(0), Lt(3600), Doc("Shortest time of one measurement, s.")] = 10.0
     repeats: Annotated[int, Ge(1), Doc("Rounds in which the cases take turns; the medians count.")] = 3
@@ -101,6 +105,7 @@ def _job(name: str, args: BenchArgs) -> Job:
     if path:
         checkpoint.load(path).require(cls(cls.Config()))
     job = Job("", name, num_envs=args.num_envs, seconds=args.seconds, checkpoint=str(path) if path else None)
+    job = replace(job, preset=args.sim.preset, threads=args.sim.threads)
     if not args.quick:
         return job
     small = {"num_envs": 64, "train_envs": 64, "seconds": min(args.seconds, 1.0), "episodes": 32}
@@ -133,6 +138,8 @@ def measure(job: Job, args: BenchArgs, say: Say) -> dict[str, Any]:
     result["settings"] |= {"repeats": 1 if args.quick else args.repeats, "quick": args.quick}
     with tempfile.TemporaryDirectory(prefix="deftly-bench-") as folder:
         jobs = _jobs(job, Path(folder), skipped)
+        if args.sim.engine == "warp":
+            jobs["env_warp"] = replace(jobs["env"], engine="warp")
         rounds = [_round(jobs, i, result, say) for i in range(result["settings"]["repeats"])]
     result["cases"] = {name: _case([r[name] for r in rounds]) for name in jobs}
     result["cases"]["raw_limit"] = _case([{"rate": r["raw"]["rate"] * result["machine"]["cores"]} for r in rounds])

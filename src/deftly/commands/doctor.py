@@ -72,9 +72,23 @@ def machine(root: Path) -> Iterator[Finding]:
         many = f"{threads} threads on {cores()} cores: set OMP_NUM_THREADS={cores()}"
         yield judge("torch threads", [many] if threads > cores() else [], f"{threads}", "warn")
         yield Finding("GPU", "ok", gpu)
+    yield engines()
     if util.find_spec("mujoco"):
         yield rendering()
         yield physics()
+
+
+def engines() -> Finding:
+    """Whether the engine on Warp is installed, and fits MuJoCo."""
+    versions = {}
+    for name in ("mujoco-warp", "mujoco"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    if "mujoco-warp" not in versions:
+        return Finding("engine warp", "ok", "not installed; sim.engine cpu needs none (pip install 'deftly[gpu]')")
+    here, wanted = (".".join(versions.get(name, "").split(".")[:2]) for name in ("mujoco-warp", "mujoco"))
+    odd = f"mujoco-warp {versions['mujoco-warp']} beside mujoco {versions.get('mujoco')}: pip install 'deftly[gpu]'"
+    return judge("engine warp", [odd] if here != wanted else [], f"mujoco-warp {versions['mujoco-warp']}", "warn")
 
 
 def cores() -> int:
@@ -189,6 +203,7 @@ def examine(cls: type[tasks.Task]) -> Iterator[Finding]:
             step = env.step(2 * torch.rand(TASK_ENVS, c.action_size) - 1)
             tensors = {**raw, **{f"{k} observation": v for k, v in step.obs.items()}, "reward": step.reward}
             wrong = [f"'{name}' is not finite at step {i}" for name, t in tensors.items() if not t.isfinite().all()]
+            wrong += [f"'{name}' is not finite in {count} places by step {i}" for name, count in env.nan_counts.items()]
             if env.broken_count:
                 wrong.append(f"the physics of {env.broken_count} environments broke by step {i}")
             if wrong:

@@ -8,26 +8,29 @@ systems are in `older_names`, physics presets in `presets`.
 from deftly.config.constraints import POSITIVE_RANGE, RANGE, RISING, Must, Settings, Suffix, check
 from deftly.config.fields import Repeatable, field_docs
 from deftly.config.older_names import ALIASES
-from deftly.config.parsing import parse, split_task, split_word, suggest, with_setting, with_task
+from deftly.config.parsing import parse, split_task, split_word, suggest, with_algorithm, with_setting, with_task
 from deftly.config.sections import (
+    ALGORITHMS,
     SEEDS,
     EnvConfig,
+    LearnerConfig,
     PPOConfig,
     RunsConfig,
     SimConfig,
     TaskConfig,
     TrainArgs,
-    TrainConfig,
 )
 from deftly.config.yaml import to_yaml
 
 __all__ = [
+    "ALGORITHMS",
     "ALIASES",
     "POSITIVE_RANGE",
     "RANGE",
     "RISING",
     "SEEDS",
     "EnvConfig",
+    "LearnerConfig",
     "Must",
     "PPOConfig",
     "Repeatable",
@@ -37,7 +40,6 @@ __all__ = [
     "Suffix",
     "TaskConfig",
     "TrainArgs",
-    "TrainConfig",
     "check",
     "field_docs",
     "parse",
@@ -45,6 +47,7 @@ __all__ = [
     "split_word",
     "suggest",
     "to_yaml",
+    "with_algorithm",
     "with_setting",
     "with_task",
 ]

@@ -19,7 +19,7 @@ from deftly.config.constraints import check, kebab
 from deftly.config.fields import Flag, flags
 from deftly.config.help import help_text
 from deftly.config.older_names import HEADLESS, SHOWN, resolve
-from deftly.config.sections import TaskConfig
+from deftly.config.sections import ALGORITHMS, TaskConfig
 from deftly.errors import DeftlyError
 
 T = TypeVar("T")
@@ -69,7 +69,28 @@ def split_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def with_task(args: type[T], task_config: type[TaskConfig]) -> type[T]:
     """`args` with the chosen task's own settings in its `task` section, which is known only at run time."""
-    section = ("task", task_config, field(default_factory=task_config))
+    return _with_section(args, "task", task_config)
+
+
+def with_algorithm(args: type[T], argv: Sequence[str], filed: Mapping[str, Any] = {}) -> type[T]:
+    """`args` with the settings of the algorithm that `--train.algorithm` names in its `train` section.
+
+    The words of the command count before `filed`, what a checkpoint or the task has set; without either it is PPO.
+    Raises DeftlyError for an algorithm that there is not.
+    """
+    flag = "train.algorithm"
+    chosen = "ppo"
+    for setting in [*settings_of(filed, ""), *typed_settings(argv)]:
+        if resolve(setting.key.lstrip("-"), (flag,)) == flag:
+            chosen = " ".join(setting.words)
+    if chosen not in ALGORITHMS:
+        known = ", ".join(ALGORITHMS)
+        raise DeftlyError(f"{flag} is '{chosen}', but it must be one of {known}{suggest(chosen, ALGORITHMS)}")
+    return _with_section(args, "train", ALGORITHMS[chosen])
+
+
+def _with_section(args: type[T], name: str, kind: type[Any]) -> type[T]:
+    section = (name, kind, field(default_factory=kind))
     names = {"__doc__": args.__doc__, "__module__": args.__module__}
     return make_dataclass(args.__name__, [section], bases=(args,), namespace=names, frozen=True)
 

@@ -11,7 +11,7 @@ from deftly.config.constraints import RISING, Must, Settings
 from deftly.config.presets import MAX_SUBSTEPS, Preset, divide
 from deftly.errors import DeftlyError
 
-Activation = Literal["elu", "gelu", "leaky_relu", "mish", "relu", "selu", "silu", "softplus", "tanh"]
+Activation = Literal["elu", "gelu", "leaky_relu", "mish", "relu", "selu", "sigmoid", "silu", "softplus", "tanh"]
 SEEDS = 2**31
 """Seeds are below this: what every random generator takes."""
 
@@ -38,6 +38,9 @@ class SimConfig(Settings, section="sim"):
     engine: Annotated[
         Literal["cpu", "warp"], Doc("cpu: MuJoCo, float64; warp: MuJoCo Warp, float32, which also runs on a GPU.")
     ] = "cpu"
+    contacts: Annotated[
+        int, Ge(1), Le(4096), Doc("Of the engine warp: room for contacts of an environment; one with more is reset.")
+    ] = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,21 +86,24 @@ class TaskConfig(Settings, section="task"):
 
 
 @dataclass(frozen=True)
-class TrainConfig(Settings, section="train"):
-    """What every learner is asked; the settings of an algorithm are a subclass."""
+class LearnerConfig(Settings, section="train"):
+    """What every learning algorithm is told; an algorithm subclasses it with its name and its own settings."""
 
-    algorithm: Annotated[str, Doc("The learner.")] = "ppo"
+    algorithm: Annotated[str, Doc("Learning algorithm.")] = ""
     seed: Annotated[
         int, Ge(-1), Lt(SEEDS), Doc("Seed of every random draw; -1 picks a random one, which is saved with the run.")
     ] = 1
     max_iterations: Annotated[int, Ge(1), Doc("Iterations (rollout and update) to train.")] = 1000
 
+    def require_for(self, num_envs: int) -> None:
+        """Raise DeftlyError if the settings make no sense for so many environments."""
+
 
 @dataclass(frozen=True)
-class PPOConfig(TrainConfig):
+class PPOConfig(LearnerConfig):
     """Proximal policy optimization."""
 
-    algorithm: Literal["ppo"] = "ppo"
+    algorithm: Annotated[Literal["ppo"], Doc("Learning algorithm: ppo (proximal policy optimization).")] = "ppo"
     steps: Annotated[int, Ge(1), Doc("Control steps per environment in one rollout.")] = 16
     epochs: Annotated[int, Ge(1), Doc("Passes over each rollout.")] = 5
     minibatches: Annotated[int, Ge(1), Doc("Parts a rollout is split into for one gradient step each.")] = 4
@@ -123,6 +129,17 @@ class PPOConfig(TrainConfig):
     init_std: Annotated[float, Gt(0), Doc("Initial standard deviation of the action noise.")] = 1.0
     max_grad_norm: Annotated[float, Gt(0), Doc("Largest gradient norm; longer gradients are scaled down.")] = 1.0
 
+    def require_for(self, num_envs: int) -> None:
+        """Raise DeftlyError if a rollout has fewer samples than minibatches."""
+        samples = num_envs * self.steps
+        if self.minibatches > samples:
+            rollout = f"{samples} samples: env.num-envs {num_envs} times train.steps {self.steps}"
+            raise DeftlyError(f"train.minibatches is {self.minibatches}, but a rollout has only {rollout}")
+
+
+ALGORITHMS: dict[str, type[LearnerConfig]] = {"ppo": PPOConfig}
+"""The settings of each algorithm by its name, `--train.algorithm`."""
+
 
 @dataclass(frozen=True)
 class RunsConfig(Settings, section="runs"):
@@ -145,7 +162,7 @@ class TrainArgs(Settings):
         default_factory=lambda: EnvConfig(num_envs=512)
     )
     task: Annotated[TaskConfig, Doc("The task's own settings.")] = field(default_factory=TaskConfig)
-    train: Annotated[PPOConfig, Doc("The learner: proximal policy optimization.")] = field(default_factory=PPOConfig)
+    train: Annotated[PPOConfig, Doc("The learning algorithm and its settings.")] = field(default_factory=PPOConfig)
     runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
     name: Annotated[str | None, Doc("A word for the name of the run's folder.")] = None
     resume: Annotated[
@@ -180,7 +197,4 @@ class TrainArgs(Settings):
         if self.env.device != "cpu" and self.sim.engine == "cpu":
             raise DeftlyError(f"env.device is {self.env.device}, but the engine cpu runs on the CPU: --sim.engine warp")
         self.sim.substeps_at(self.task.rate)
-        samples = self.env.num_envs * self.train.steps
-        if self.train.minibatches > samples:
-            rollout = f"{samples} samples: env.num-envs {self.env.num_envs} times train.steps {self.train.steps}"
-            raise DeftlyError(f"train.minibatches is {self.train.minibatches}, but a rollout has only {rollout}")
+        self.train.require_for(self.env.num_envs)

@@ -51,6 +51,8 @@ class EvalSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.env.device != "cpu":
+            raise DeftlyError(f"env.device is {self.env.device}, but evaluation runs on the CPU so far: use cpu")
         if self.only_outside and self.wider == 1:
             raise DeftlyError("--only-outside draws what --wider adds to the ranges: add --wider 1.5")
 
@@ -90,7 +92,7 @@ def measure(
     policy = {"path": found.label, "sha256": sha, "iteration": found.iteration, "task": found.task}
     who = {"task": task.name, "robot": found.contract.robot.name, "contract": found.contract.hash, "checkpoint": policy}
     how: dict[str, Any] = {"episodes": len(ran), "seed": settings.seed, "stochastic": settings.stochastic}
-    how["preset"] = settings.sim.preset
+    how |= {"preset": settings.sim.preset, "engine": settings.sim.engine}
     how |= {"disturbances": disturbances, "wall_seconds": round(ran.seconds, 3), "version": __version__}
     figures = {name: stats.summarize(value) for name, value in values.items() if name != "success"}
     outcome = {"success": stats.proportion(success), "figures": figures, **report.divide(values, task)}

@@ -287,4 +287,7 @@ class SimRobot:
         return {name: float(value) for name, value in self.task.metrics(self.view).items()}
 
     def _signals(self) -> dict[str, np.ndarray]:
-        return {name: value[0].double().numpy().copy() for name, value in self.task.signals(self.view).items()}
+        """What the robot measures, (size,) float64 each; an image as it is."""
+        signals = {name: value[0] for name, value in self.task.signals(self.view).items()}
+        arrays = {n: v if v.dtype == torch.uint8 else v.double() for n, v in signals.items()}
+        return {name: value.numpy().copy() for name, value in arrays.items()}
