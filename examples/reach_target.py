@@ -6,10 +6,13 @@ deftly train examples/reach_target.py env.num_envs=256
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import mujoco
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
+from typing_extensions import Doc
 
 from deftly.config import TaskConfig
 from deftly.contract import Act, Derive, Observe, PolicyContract, Signal
@@ -23,40 +26,31 @@ from deftly.tasks import Noise, Randomize, Report, State, Task, task
 class Weights:
     """Weights of the reward terms. The first two are differences of a potential: no cycle earns anything."""
 
-    reach: float = 3.0
-    """Progress towards the target."""
-    hold: float = 1.0
-    """Progress of the count of steps at the target."""
-    success: float = 1.0
-    """Once, when the target has been held."""
-    action_rate: float = -0.001
-    """Squared change of the action."""
-    time: float = -0.01
-    """Each step."""
-    low: float = -3.0
-    """Once, when the gripper comes too low: more than all steps of an episode cost, so an early end never pays."""
+    reach: Annotated[float, Doc("Progress towards the target.")] = 3.0
+    hold: Annotated[float, Doc("Progress of the count of steps at the target.")] = 1.0
+    success: Annotated[float, Doc("Once, when the target has been held.")] = 1.0
+    action_rate: Annotated[float, Doc("Squared change of the action.")] = -0.001
+    time: Annotated[float, Doc("Each step.")] = -0.01
+    low: Annotated[
+        float,
+        Doc("Once, when the gripper comes too low: an early end must not pay."),
+    ] = -3.0
 
 
 @dataclass(frozen=True)
 class ReachConfig(TaskConfig):
     """Parameters of the task; lengths in m, in the arm's base frame (z up, the table top is z = 0)."""
 
-    rate: float = 15.0
-    """Control rate, Hz."""
-    episode_steps: int = 100
-    """Steps until an episode is truncated."""
-    target_low: tuple[float, float, float] = (0.40, -0.20, 0.10)
-    """Nearest corner of the box in which targets are drawn."""
-    target_high: tuple[float, float, float] = (0.60, 0.20, 0.35)
-    """Farthest corner of that box."""
-    tolerance: float = 0.02
-    """Distance that counts as being there."""
-    hold_steps: int = 10
-    """Consecutive steps to stay there."""
-    speed: float = 1.2
-    """Joint speed at action 1, rad/s."""
-    weights: Weights = field(default_factory=Weights)
-    """Weights of the reward terms."""
+    rate: Annotated[float, Doc("Control rate, Hz.")] = 15.0
+    episode_steps: Annotated[int, Doc("Steps until an episode is truncated.")] = 100
+    target_low: Annotated[
+        tuple[float, float, float], Doc("Nearest corner of the box in which targets are drawn, m.")
+    ] = (0.40, -0.20, 0.10)
+    target_high: Annotated[tuple[float, float, float], Doc("Farthest corner of that box, m.")] = (0.60, 0.20, 0.35)
+    tolerance: Annotated[float, Gt(0), Doc("Distance that counts as being there, m.")] = 0.02
+    hold_steps: Annotated[int, Ge(1), Doc("Consecutive steps to stay there.")] = 10
+    speed: Annotated[float, Gt(0), Doc("Joint speed at action 1, rad/s.")] = 1.2
+    weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(default_factory=Weights)
 
 
 @task("jaka-reach")

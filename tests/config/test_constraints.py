@@ -1,13 +1,15 @@
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
 from cube_settings import CubeConfig, read
+from typing_extensions import Doc
 
-from deftly.config import EnvConfig, Must, Settings, SimConfig, Suffix, TaskConfig, TrainArgs, check
+from deftly.config import EnvConfig, Must, Settings, SimConfig, Suffix, TaskConfig, TrainArgs, check, field_docs
 from deftly.config.constraints import violated
+from deftly.config.sections import Activation
 from deftly.errors import DeftlyError
 
 EVEN = Must("even", lambda x: x % 2 == 0)
@@ -51,6 +53,17 @@ def test_a_new_default_keeps_the_constraint_of_the_field():
 
     with pytest.raises(DeftlyError, match=r"task.rate is 0, but it must be above 0"):
         Slow(rate=0)
+
+
+def test_a_field_declared_again_keeps_its_constraints_and_may_bring_its_text():
+    @dataclass(frozen=True)
+    class Slow(TaskConfig):
+        rate: Annotated[float, Le(10), Doc("Not faster than the motors.")] = 5.0
+
+    assert field_docs(Slow)["rate"] == "Not faster than the motors."
+    for wrong in (0, 11):
+        with pytest.raises(DeftlyError, match=f"task.rate is {wrong}, but it must be at most 10 and above 0"):
+            Slow(rate=wrong)
 
 
 def test_plain_dataclasses_inside_are_checked():
@@ -144,3 +157,9 @@ def test_substeps():
     assert SimConfig(dt=0.005).substeps_at(20.0) == 10
     assert SimConfig(substeps=7).substeps_at(20.0) == 7
     assert SimConfig(dt=1 / 150).substeps_at(15.0) == 10
+
+
+def test_activations_are_those_of_the_networks():
+    from deftly.learn.networks import ACTIVATIONS
+
+    assert get_args(Activation) == tuple(ACTIVATIONS)

@@ -1,5 +1,6 @@
 """`deftly gait TASK`: search for a periodic movement and clone it into a policy, to start a training from."""
 
+import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +77,8 @@ def main(argv: list[str]) -> int:
     selection = task.report.selection
     what = f", {selection} {values[selection].nanmean():.3f}" if selection else ""
     console.print(f"cloned: success {values['success'].mean():.1%} of 64 episodes{what}", highlight=False)
-    console.print(f"go on with: deftly train {name} --init {run}", soft_wrap=True)
+    command = shlex.join(["deftly", "train", name, "--init", str(run)])
+    console.print(f"go on with: {command}", soft_wrap=True)
     return 0
 
 

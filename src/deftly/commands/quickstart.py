@@ -1,6 +1,7 @@
 """`deftly quickstart`: from nothing to a policy that drives a simulated robot over a socket, and what to try."""
 
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -29,19 +30,20 @@ class QuickstartArgs(Settings):
     """Train, measure and hand over a task from nothing, in minutes."""
 
     task: Annotated[str, Doc("The task.")] = "jaka-pick-cube"
-    success: Annotated[float, Gt(0), Le(1), Doc("Train until this share of episodes succeeds.")] = 0.95
+    success: Annotated[float, Gt(0), Le(1), Doc("Train until this fraction of episodes succeeds.")] = 0.95
     episodes: Annotated[int, Ge(1), Doc("Episodes of each measurement, on seeds that training never saw.")] = 200
     seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Seed of the training.")] = 1
     runs: Annotated[RunsConfig, Doc("Where the run and the bundle are kept.")] = field(default_factory=RunsConfig)
 
 
 def main(argv: list[str]) -> int:
-    """The command line of the stage. The exit code is that of the first step that fails."""
+    """Run `deftly quickstart`. The exit code is that of the first step that fails."""
     from deftly.render import choose_gl
 
     args = parse(QuickstartArgs, argv, prog="deftly quickstart")
     choose_gl()
-    from deftly.commands import doctor, eval, export, train
+    from deftly.commands import doctor, export, train
+    from deftly.commands import eval as evaluation
 
     start, folder = time.perf_counter(), args.runs.root / "bundles" / args.task
     shared, episodes = [args.task, f"--runs.root={args.runs.root}"], f"--episodes={args.episodes}"
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> int:
     steps = (
         ("this machine", doctor.main, []),
         (f"train {args.task} from nothing", train.main, [*shared, *learn]),
-        ("measure it on episodes it never saw", eval.main, [*shared, episodes, *gate]),
+        ("measure it on episodes it never saw", evaluation.main, [*shared, episodes, *gate]),
         ("export it as a bundle, and check that", export.main, [*shared, episodes, f"--out={folder}"]),
         ("serve it to a simulated robot", lambda words: serve(folder, words), [*shared, episodes, *gate]),
     )
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> int:
             return code
     print("\nWhat to try next\n")
     for command, why in NEXT.items():
-        print(f"  {command.format(task=args.task, folder=folder):65}{why}")
+        print(f"  {command.format(task=shlex.quote(args.task), folder=shlex.quote(str(folder))):65}{why}")
     print(f"\nAll of it took {(time.perf_counter() - start) / 60:.1f} minutes.")
     return 0
 
@@ -77,7 +79,9 @@ def serve(folder: Path, words: list[str]) -> int:
             print(line, end="", flush=True)
             endpoint = re.search(r"tcp://[\d.]+:\d+", line)
             if endpoint is None:
-                raise DeftlyError(f"the policy server did not start; try it alone: deftly serve --bundle {folder}")
+                raise DeftlyError(
+                    f"the policy server did not start; try it alone: deftly serve --bundle {shlex.quote(str(folder))}"
+                )
             return sim2sim.main([*words, "--bundle", str(folder), "--server-endpoint", endpoint[0]])
         finally:
             server.terminate()

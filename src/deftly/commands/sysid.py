@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -69,10 +70,13 @@ class SysidArgs(Settings):
     ] = 0.0
     delay_max_ms: Annotated[float, Ge(1), Le(1000), Doc("Greatest delay, ms.")] = 250.0
     bound: Annotated[
-        float, Ge(1.1), Le(100), Doc("Figures are sought within this factor of the robot's file, up and down.")
+        float, Ge(1.1), Le(100), Doc("Parameters are sought within this factor of the robot's file, up and down.")
     ] = 5.0
     held_out: Annotated[
-        float, Ge(0.05), Le(0.5), Doc("Last share of the log, which is never fitted, and on which the fit is judged.")
+        float,
+        Ge(0.05),
+        Le(0.5),
+        Doc("Last fraction of the log, which is never fitted, and on which the fit is judged."),
     ] = 0.2
     seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Of the search, or of the motion.")] = 0
     excite: Annotated[bool, Doc("Move the robot to make a log, or write the motion alone: see --driver and --out.")] = (
@@ -165,7 +169,8 @@ def fit_log(task: Task, robot: Robot, contract: PolicyContract, args: SysidArgs)
         print(f"{args.write} was not written: a joint is better off without the fit")
     elif args.write:
         actuators.save(args.write, robot.name, contract.joint_names, report.identified(fits))
-        print(f"actuators: {args.write}; deftly train {task.name} --task.actuators {args.write}")
+        command = ["deftly", "train", task.name, "--task.actuators", str(args.write)]
+        print(f"actuators: {args.write}; {shlex.join(command)}")
     return status
 
 
@@ -196,7 +201,8 @@ def excite_robot(name: str, robot: Robot, contract: PolicyContract, args: SysidA
     else:
         status = _on_hardware(name, contract, made, args, facts)
     if status == 0:
-        print(f"log: {args.out}; deftly sysid {name} --finger {args.finger} --log-file {args.out}")
+        command = ["deftly", "sysid", name, "--finger", args.finger, "--log-file", str(args.out)]
+        print(f"log: {args.out}; {shlex.join(command)}")
     return status
 
 

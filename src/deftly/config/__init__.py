@@ -5,7 +5,7 @@ field, `fields` lists them as flags, `parsing` reads words and files, `yaml` wri
 systems are in `older_names`, physics presets in `presets`.
 """
 
-from deftly.config.constraints import RISING, Must, Settings, Suffix, check
+from deftly.config.constraints import POSITIVE_RANGE, RANGE, RISING, Must, Settings, Suffix, check
 from deftly.config.fields import Repeatable, field_docs
 from deftly.config.older_names import ALIASES
 from deftly.config.parsing import parse, split_task, split_word, suggest, with_algorithm, with_setting, with_task
@@ -25,6 +25,8 @@ from deftly.config.yaml import to_yaml
 __all__ = [
     "ALGORITHMS",
     "ALIASES",
+    "POSITIVE_RANGE",
+    "RANGE",
     "RISING",
     "SEEDS",
     "EnvConfig",

@@ -40,6 +40,8 @@ HUGE = 100_000
 """Bounds from here on guard against typing errors, and are not worth a line of the help."""
 RISING = Must("'LOW HIGH' with 0 <= LOW <= HIGH", lambda pair: 0 <= pair[0] <= pair[1])
 """A range of numbers that are not negative."""
+RANGE = Must("'LOW HIGH' with LOW <= HIGH", lambda pair: pair[0] <= pair[1])
+POSITIVE_RANGE = Must("'LOW HIGH' with 0 < LOW <= HIGH", lambda pair: 0 < pair[0] <= pair[1])
 
 
 class Settings:
@@ -85,7 +87,8 @@ def _leaves(settings: Any, section: str) -> Iterator[tuple[str, Any, Any]]:
 def hints_of(cls: type) -> dict[str, Any]:
     """The type of each field of a dataclass, with what is annotated.
 
-    A subclass that sets another default, `rate: float = 15.0`, keeps constraints and documentation of the field.
+    A subclass that sets another default, `rate: float = 15.0`, keeps the constraints of the field; and its
+    documentation, unless it brings its own.
     """
     hints: dict[str, Any] = {}
     names = {item.name for item in fields(cls)}
@@ -97,7 +100,8 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 
 def _inherit(hint: Any, inherited: Any) -> Any:
-    if get_origin(inherited) is not Annotated or get_origin(hint) is Annotated:
+    """A field's type with what its base class says of it; own documentation, which comes first, counts."""
+    if get_origin(inherited) is not Annotated:
         return hint
     return Annotated[(hint, *get_args(inherited)[1:])]
 

@@ -67,13 +67,13 @@ def split_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     return split_word(argv)
 
 
-def with_task(stage: type[T], task_config: type[TaskConfig]) -> type[T]:
-    """`stage` with the chosen task's own settings in its `task` section, which is known only at run time."""
-    return _with_section(stage, "task", task_config)
+def with_task(args: type[T], task_config: type[TaskConfig]) -> type[T]:
+    """`args` with the chosen task's own settings in its `task` section, which is known only at run time."""
+    return _with_section(args, "task", task_config)
 
 
-def with_algorithm(stage: type[T], argv: Sequence[str], filed: Mapping[str, Any] = {}) -> type[T]:
-    """`stage` with the settings of the algorithm that `--train.algorithm` names in its `train` section.
+def with_algorithm(args: type[T], argv: Sequence[str], filed: Mapping[str, Any] = {}) -> type[T]:
+    """`args` with the settings of the algorithm that `--train.algorithm` names in its `train` section.
 
     The words of the command count before `filed`, what a checkpoint or the task has set; without either it is PPO.
     Raises DeftlyError for an algorithm that there is not.
@@ -86,13 +86,13 @@ def with_algorithm(stage: type[T], argv: Sequence[str], filed: Mapping[str, Any]
     if chosen not in ALGORITHMS:
         known = ", ".join(ALGORITHMS)
         raise DeftlyError(f"{flag} is '{chosen}', but it must be one of {known}{suggest(chosen, ALGORITHMS)}")
-    return _with_section(stage, "train", ALGORITHMS[chosen])
+    return _with_section(args, "train", ALGORITHMS[chosen])
 
 
-def _with_section(stage: type[T], name: str, kind: type[Any]) -> type[T]:
+def _with_section(args: type[T], name: str, kind: type[Any]) -> type[T]:
     section = (name, kind, field(default_factory=kind))
-    names = {"__doc__": stage.__doc__, "__module__": stage.__module__}
-    return make_dataclass(stage.__name__, [section], bases=(stage,), namespace=names, frozen=True)
+    names = {"__doc__": args.__doc__, "__module__": args.__module__}
+    return make_dataclass(args.__name__, [section], bases=(args,), namespace=names, frozen=True)
 
 
 def with_setting(argv: Sequence[str], name: str, value: str) -> list[str]:

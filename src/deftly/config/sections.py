@@ -35,9 +35,9 @@ class SimConfig(Settings, section="sim"):
     substeps: Annotated[
         int | None, Ge(1), Le(MAX_SUBSTEPS), Doc("Timesteps in a control period, instead of dt; unset: the preset's.")
     ] = None
-    engine: Annotated[Literal["cpu", "warp"], Doc("MuJoCo on the CPU, or MuJoCo Warp, which also runs on a GPU.")] = (
-        "cpu"
-    )
+    engine: Annotated[
+        Literal["cpu", "warp"], Doc("cpu: MuJoCo, float64; warp: MuJoCo Warp, float32, which also runs on a GPU.")
+    ] = "cpu"
     contacts: Annotated[
         int, Ge(1), Le(4096), Doc("Of the engine warp: room for contacts of an environment; one with more is reset.")
     ] = 64

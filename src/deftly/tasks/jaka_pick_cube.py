@@ -1,12 +1,15 @@
 """Pick a cube up with a JAKA Zu5 arm."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import mujoco
 import torch
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
+from typing_extensions import Doc
 
-from deftly.config import TaskConfig
+from deftly.config import RANGE, TaskConfig
 from deftly.contract import Act, Derive, Observe, PolicyContract, Signal
 from deftly.robots import jaka_zu5
 from deftly.robots.jaka_zu5 import ARM
@@ -21,15 +24,19 @@ from deftly.tasks import Report, Task, task
 class Weights:
     """Weights of the reward terms. The first four terms are differences of a potential: no cycle earns anything."""
 
-    reach: float = 2.0  # Progress of the open gripper towards the cube, from above.
-    grasp: float = 1.5  # Progress of closing around the cube (0.4) and of pressing it with both fingers (0.6).
-    lift: float = 2.0  # Progress of the gripped cube to 3 cm above the success height: not to hover just below.
-    hold: float = 1.0  # Progress of the count of steps held at the height.
-    success: float = 2.0  # Once, when the cube has been held.
-    action_rate: float = -0.001  # Squared change of the action.
-    press: float = -0.02  # Force of the fingers on the table, in units of 100 N, at most 2.
-    time: float = -0.01  # Each step.
-    fell: float = -3.0  # Once, when the cube falls off the table: an early end must not pay.
+    reach: Annotated[float, Doc("Progress of the open gripper towards the cube, from above.")] = 2.0
+    grasp: Annotated[
+        float, Doc("Progress of closing around the cube (0.4) and of pressing it with both fingers (0.6).")
+    ] = 1.5
+    lift: Annotated[
+        float, Doc("Progress of the gripped cube to 3 cm above the success height: not to hover just below.")
+    ] = 2.0
+    hold: Annotated[float, Doc("Progress of the count of steps held at the height.")] = 1.0
+    success: Annotated[float, Doc("Once, when the cube has been held.")] = 2.0
+    action_rate: Annotated[float, Doc("Squared change of the action.")] = -0.001
+    press: Annotated[float, Doc("Force of the fingers on the table, in units of 100 N, at most 2.")] = -0.02
+    time: Annotated[float, Doc("Each step.")] = -0.01
+    fell: Annotated[float, Doc("Once, when the cube falls off the table: an early end must not pay.")] = -3.0
 
 
 @dataclass(frozen=True)
@@ -37,20 +44,30 @@ class PickCubeConfig(TaskConfig):
     """Parameters of the task; lengths in m, in the arm's base frame (z up, the table top is z = 0)."""
 
     rate: float = 15.0
-    cube_x: tuple[float, float] = (0.40, 0.60)  # Where the cube starts: as wide as the seed's, but not too near.
-    cube_y: tuple[float, float] = (-0.10, 0.10)  # Where the cube starts.
-    cube_yaw: float = 0.15  # The cube starts turned by up to this much, rad; the fingers square it.
-    cube_half: float = 0.03  # Half the cube's edge.
-    cube_mass: float = 0.08  # kg.
-    home_noise: float = 0.05  # Joints 1 to 3 start within this much of home, rad.
-    success_height: float = 0.10  # Height of the cube's centre above the table that counts as lifted.
-    hold_steps: int = 15  # Consecutive steps for which the cube must be gripped at that height, and still.
-    hold_speed: float = 0.10  # Speed of the cube below which it counts as still, m/s.
-    speed: float = 1.2  # Joint speed at action 1, rad/s; the arm's limit is 3.14.
-    lowpass: float = 0.4  # Weight of the previous action of the arm.
-    caution: float = 10.0  # How many times heavier action rate and press weigh once every episode of training succeeds.
-    patience: float = 5.0  # In training alone: how many times faster the held cube may move while no episode succeeds.
-    weights: Weights = field(default_factory=Weights)  # Weights of the reward terms.
+    cube_x: Annotated[tuple[float, float], RANGE, Doc("Where the cube starts: range of x, m.")] = (0.40, 0.60)
+    cube_y: Annotated[tuple[float, float], RANGE, Doc("Where the cube starts: range of y, m.")] = (-0.10, 0.10)
+    cube_yaw: Annotated[float, Ge(0), Doc("The cube starts turned by up to this much, rad; the fingers square it.")] = (
+        0.15
+    )
+    cube_half: Annotated[float, Gt(0.012), Lt(0.04), Doc("Half the cube's edge, m.")] = 0.03
+    cube_mass: Annotated[float, Gt(0), Doc("Mass of the cube, kg.")] = 0.08
+    home_noise: Annotated[float, Ge(0), Doc("Joints 1 to 3 start within this much of home, rad.")] = 0.05
+    success_height: Annotated[
+        float, Gt(0), Doc("Height of the cube's centre above the table that counts as lifted, m.")
+    ] = 0.10
+    hold_steps: Annotated[
+        int, Ge(1), Doc("Consecutive steps for which the cube must be gripped at that height, and still.")
+    ] = 15
+    hold_speed: Annotated[float, Gt(0), Doc("Speed of the cube below which it counts as still, m/s.")] = 0.10
+    speed: Annotated[float, Gt(0), Doc("Joint speed at action 1, rad/s; the arm's limit is 3.14.")] = 1.2
+    lowpass: Annotated[float, Ge(0), Lt(1), Doc("Weight of the previous action of the arm.")] = 0.4
+    caution: Annotated[
+        float, Ge(0), Doc("How many times heavier action rate and press weigh once every episode of training succeeds.")
+    ] = 10.0
+    patience: Annotated[
+        float, Ge(1), Doc("In training alone: how many times faster the held cube may move while no episode succeeds.")
+    ] = 5.0
+    weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(default_factory=Weights)
 
 
 @task("jaka-pick-cube")

@@ -3,15 +3,16 @@
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import mujoco
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
+from typing_extensions import Doc
 
-from deftly.config import TaskConfig
+from deftly.config import POSITIVE_RANGE, TaskConfig
 from deftly.contract import Act, Observe, PolicyContract
-from deftly.errors import DeftlyError
 from deftly.objects.grasp_cache import Grasps
 from deftly.objects.strokes import Strokes
 from deftly.robots import Robot, actuators, leap_hand
@@ -33,14 +34,16 @@ SPAWN = (-0.010, 0.035, 0.074)  # m, in the right hand's frame: where a cube res
 class Weights:
     """Weights of the reward terms, each multiplied by the control period: terms are per second."""
 
-    rotate: float = 1.25  # Yaw rate, rad/s, at most `max_rate`; less the nearer the cube is to being lost.
-    tilt: float = -3.0  # Squared tilt of the cube, rad2: what comes before it tips.
-    linear_velocity: float = -0.3  # Speed of the cube, m/s, summed over the axes.
-    pose: float = -0.02  # Squared distance of the joints from the grasp beyond `pose_slack`, rad2.
-    torque: float = -0.3  # Squared joint torques, (N m)2.
-    work: float = -0.05  # Squared mechanical power, W2.
-    action_rate: float = -0.01  # Squared change of the action.
-    fell: float = -20.0  # Once, when the cube is lost.
+    rotate: Annotated[float, Doc("Yaw rate, rad/s, at most `max_rate`; less the nearer the cube is to being lost.")] = (
+        1.25
+    )
+    tilt: Annotated[float, Doc("Squared tilt of the cube, rad2: what comes before it tips.")] = -3.0
+    linear_velocity: Annotated[float, Doc("Speed of the cube, m/s, summed over the axes.")] = -0.3
+    pose: Annotated[float, Doc("Squared distance of the joints from the grasp beyond `pose_slack`, rad2.")] = -0.02
+    torque: Annotated[float, Doc("Squared joint torques, (N m)2.")] = -0.3
+    work: Annotated[float, Doc("Squared mechanical power, W2.")] = -0.05
+    action_rate: Annotated[float, Doc("Squared change of the action.")] = -0.01
+    fell: Annotated[float, Doc("Once, when the cube is lost.")] = -20.0
 
 
 @dataclass(frozen=True)
@@ -49,35 +52,42 @@ class RotateConfig(TaskConfig):
 
     rate: float = 20.0
     episode_steps: int = 400
-    stop_on_success: bool = False
-    """A turn does not end the episode: what counts is to go on."""
-    ready_s: tuple[float, float] = (0.05, 0.5)
-    """Shortest and longest time for which the hand holds the cube before the policy drives, s."""
-    delta: float = 1 / 24  # Change of a joint's command at action 1, rad per step.
-    history: int = 40  # Steps of joint positions and commands that the policy sees: a cycle of a gait, to feel sizes.
-    stride: int = 4  # Of these steps, the newest and every `stride`-th before it are seen.
-    soft_limits: float = 0.95  # Fraction of each joint's range, about its middle, that commands may use.
-    size: tuple[float, float] = (0.9, 1.1)  # Range of the cube's edge, as a fraction of 75 mm.
-    mass: float = 0.1  # Of the cube, kg.
-    friction: tuple[float, float] = (0.6, 1.4)  # Range of the friction of hand and cube, as a fraction of their own.
-    start: Literal["cache", "sample"] = "cache"  # Start from grasps of the cache, or sample poses to look for grasps.
-    grasps: Path | None = None  # Grasp cache of `deftly grasps`; unset: the one shipped for the hand.
-    actuators: Path | None = None  # Servos of `deftly sysid --write`; unset: those of the robot's file.
-    sample_spread: float = 0.2  # Sampled joints are within this much of the grasp pose, rad.
-    max_rate: float = 3.0  # Yaw rate above which turning faster earns nothing, rad/s.
-    pose_slack: float = 0.4  # Distance of a joint from the grasp pose that costs nothing, rad.
-    lowest: float = 0.035  # Height of the cube's centre below which it is lost, m.
-    max_drift: float = 0.08  # Distance of the cube from its start at which it is lost, m.
-    max_tilt: float = 0.8  # Tilt of the cube at which it is lost, rad.
-    leniency: float = 0.1  # In training alone: fraction of the penalties that counts while no episode succeeds.
-    weights: Weights = field(default_factory=Weights)  # Weights of the reward terms.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("size", "friction"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise DeftlyError(f"task.{name} is {low:g} {high:g}: give a least, above 0, and a greatest")
+    stop_on_success: Annotated[bool, Doc("A turn does not end the episode: what counts is to go on.")] = False
+    ready_s: Annotated[
+        tuple[float, float],
+        Doc("Shortest and longest time for which the hand holds the cube before the policy drives, s."),
+    ] = (0.05, 0.5)
+    delta: Annotated[float, Gt(0), Doc("Change of a joint's command at action 1, rad per step.")] = 1 / 24
+    history: Annotated[
+        int, Ge(1), Doc("Steps of joint positions and commands that the policy sees: a cycle of a gait, to feel sizes.")
+    ] = 40
+    stride: Annotated[int, Ge(1), Doc("Of these steps, the newest and every `stride`-th before it are seen.")] = 4
+    soft_limits: Annotated[
+        float, Gt(0), Le(1), Doc("Fraction of each joint's range, about its middle, that commands may use.")
+    ] = 0.95
+    size: Annotated[tuple[float, float], POSITIVE_RANGE, Doc("Range of the cube's edge, as a fraction of 75 mm.")] = (
+        0.9,
+        1.1,
+    )
+    mass: Annotated[float, Gt(0), Doc("Of the cube, kg.")] = 0.1
+    friction: Annotated[
+        tuple[float, float], POSITIVE_RANGE, Doc("Range of the friction of hand and cube, as a fraction of their own.")
+    ] = (0.6, 1.4)
+    start: Annotated[
+        Literal["cache", "sample"], Doc("Start from grasps of the cache, or sample poses to look for grasps.")
+    ] = "cache"
+    grasps: Annotated[Path | None, Doc("Grasp cache of `deftly grasps`; unset: the one shipped for the hand.")] = None
+    actuators: Annotated[Path | None, Doc("Servos of `deftly sysid --write`; unset: those of the robot's file.")] = None
+    sample_spread: Annotated[float, Ge(0), Doc("Sampled joints are within this much of the grasp pose, rad.")] = 0.2
+    max_rate: Annotated[float, Gt(0), Doc("Yaw rate above which turning faster earns nothing, rad/s.")] = 3.0
+    pose_slack: Annotated[float, Ge(0), Doc("Distance of a joint from the grasp pose that costs nothing, rad.")] = 0.4
+    lowest: Annotated[float, Doc("Height of the cube's centre below which it is lost, m.")] = 0.035
+    max_drift: Annotated[float, Gt(0), Doc("Distance of the cube from its start at which it is lost, m.")] = 0.08
+    max_tilt: Annotated[float, Gt(0), Doc("Tilt of the cube at which it is lost, rad.")] = 0.8
+    leniency: Annotated[
+        float, Ge(0), Le(1), Doc("In training alone: fraction of the penalties that counts while no episode succeeds.")
+    ] = 0.1
+    weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(default_factory=Weights)
 
 
 class CubeRotate(Task):
