@@ -313,7 +313,11 @@ def test_a_screen_that_takes_nothing_does_not_halt_the_robot(bundle, start, tmp_
         ("import nothing_like_it", "bad:A", "--driver bad:A: ModuleNotFoundError: No module named 'nothing_like_it'"),
         ("1 +", "bad:A", "--driver bad:A: SyntaxError"),
         ("x = 1", "bad:A", "AttributeError: module 'bad' has no attribute 'A'"),
-        ("class A:\n read = write = stop = print\n def __init__(self, robot, rate): 1 / 0", "bad:A", "ZeroDivisionError"),
+        (
+            "class A:\n read = write = stop = print\n def __init__(self, robot, rate): 1 / 0",
+            "bad:A",
+            "ZeroDivisionError",
+        ),
         ("", "my_robot", "sim, fake, leap, or MODULE:CLASS such as my_robot:Driver"),
         ("", "no_such_module:A", "No module named 'no_such_module'"),
     ],
