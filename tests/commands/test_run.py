@@ -343,7 +343,10 @@ def test_a_bad_driver_is_one_line(source, spec, said, bundle, tmp_path, monkeypa
         (["--server-endpoint", "tcp://192.0.2.1:5555", "--driver", "fake"], "give --keys FOLDER"),
         (["--server-endpoint", "tcp://localhost:5555", "--driver", "fake"], "give --keys FOLDER"),
         (["--bundle", "BUNDLE", "--driver", "fake", "--fault", "odd"], "the fake robot has no fault 'odd'"),
-        (["--bundle", "BUNDLE", "--driver", "fake", "--log", "x.csv"], "a log is an .npz file: x.npz"),
+        (
+            ["--bundle", "BUNDLE", "--driver", "fake", "--log", "x.csv"],
+            "it must be a .npz file, such as x.npz",
+        ),
         (["--bundle", "BUNDLE", "--driver", "fake", "--log", "/proc/none/x.npz"], "cannot write logs to '/proc/none'"),
         (["--bundle", "BUNDLE", "--driver", "fake", "--seconds", "-1"], "seconds is -1.0"),
         (["--bundle", "BUNDLE", "--driver", "fake", "--safety.speed", "2"], "safety.speed is 2"),
