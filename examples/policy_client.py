@@ -18,9 +18,9 @@ import deftly
 STEPS = 30
 
 
-def main(endpoint: str = "tcp://127.0.0.1:5555", steps: int = STEPS) -> np.ndarray:
+def main(endpoint: str = "tcp://127.0.0.1:5555", steps: int = STEPS, timeout: float = 1.0) -> np.ndarray:
     """Ask for some control steps; returns the targets, (steps, num_joints), rad (m)."""
-    policy = deftly.load_policy(endpoint)
+    policy = deftly.load_policy(endpoint, timeout=timeout)
     robot = policy.contract.robot
     print(f"{robot.name}: {len(robot.joints)} joints, {policy.contract.rate:g} Hz")
     signals = {signal.name: np.zeros(signal.shape) for signal in robot.signals}

@@ -15,13 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import numpy as np
+from typing_extensions import Doc
 
 from deftly import __version__
-from deftly.config import EnvConfig, RunsConfig, SimConfig, TrainArgs, parse, to_yaml, with_task
-from deftly.config.mapping import one_line, require_names, settings_from, words_of
+from deftly.config import EnvConfig, RunsConfig, SimConfig, TrainArgs, parse, to_yaml, with_algorithm, with_task
+from deftly.config.mapping import require_names, settings_from, words_of
 from deftly.errors import DeftlyError
 from deftly.files import parse_yaml
 
@@ -83,8 +84,8 @@ def load_robot(name: str) -> Robot:
 class EnvSettings:
     """What an environment is built from, besides the task's own settings."""
 
-    sim: SimConfig = field(default_factory=SimConfig)
-    env: EnvConfig = field(default_factory=EnvConfig)
+    sim: Annotated[SimConfig, Doc("The physics engine.")] = field(default_factory=SimConfig)
+    env: Annotated[EnvConfig, Doc("The batch of environments and what disturbs it.")] = field(default_factory=EnvConfig)
 
 
 def make_env(task: str, /, num_envs: int = 64, *, seed: int = 0, **settings: Any) -> Env:
@@ -165,9 +166,10 @@ def train(task: str, /, *, callbacks: Sequence[Callback] = (), **settings: Any) 
     Raises:
         DeftlyError: A setting is wrong, or there is nothing left to resume.
     """
-    require_names(with_task(TrainArgs, load_task(task).Config), settings)
-    with one_line(f"train {task}"):
-        args, source = training_settings(task, words_of(settings))
+    words = words_of(settings)
+    cls = load_task(task)
+    require_names(with_algorithm(with_task(TrainArgs, cls.Config), words, cls.defaults), settings)
+    args, source = training_settings(task, words)
     if finished := nothing_left(args, source):
         raise DeftlyError(finished)
     return run_training(task, args, source, callbacks)
@@ -184,15 +186,17 @@ def training_settings(task: str, words: Sequence[str]) -> tuple[TrainArgs, Check
     cls = load_task(task)
     args_type = with_task(TrainArgs, cls.Config)
     prog = f"deftly train {task}"
-    args = parse(args_type, words, prog=prog, filed=cls.defaults)
+    args = parse(with_algorithm(args_type, words, cls.defaults), words, prog=prog, filed=cls.defaults)
     if not args.resume:
         return args, None
     source = checkpoint.load(workspace.find_checkpoint(args.resume, cls.name, args.runs, "last"))
+    args_type = with_algorithm(args_type, words, source.config)
     kinds = get_type_hints(args_type)
     for section in fields(args_type):
         source.require_settings(section.name, kinds[section.name])
     usual = parse_yaml(to_yaml(args_type()), "the default settings")
-    return parse(args_type, words, prog=prog, filed=_differences(source.config, usual)), source
+    saved = _differences(source.config, usual)
+    return parse(args_type, words, prog=prog, filed=saved, origin=str(source.path / checkpoint.CONFIG)), source
 
 
 def nothing_left(args: TrainArgs, source: Checkpoint | None) -> str:
@@ -362,7 +366,7 @@ def _prepare(
 def _with_runs(kind: type) -> type:
     @dataclass(frozen=True)
     class Settings(kind):
-        runs: RunsConfig = field(default_factory=RunsConfig)
+        runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
 
     return Settings
 
@@ -375,6 +379,7 @@ def load_policy(
     task: str | None = None,
     *,
     keys: str | Path | None = None,
+    timeout: float = 0.25,
     runs: Mapping[str, Any] | RunsConfig | None = None,
 ) -> Policy:
     """A policy that drives one robot from its signals.
@@ -384,6 +389,7 @@ def load_policy(
             `shipped`; None: the newest run of `task`, else its shipped policy.
         task: Name or file of the task; needed for None and `shipped`.
         keys: The robot's folder of keys, for a server that asks for them.
+        timeout: Longest wait for a server's decision, s; a control loop wants less than its period.
         runs: The section `runs`: where runs are kept.
 
     Raises:
@@ -395,7 +401,7 @@ def load_policy(
     if text.startswith("tcp://"):
         from deftly.serving.client import Client
 
-        return Client(text, keys=None if keys is None else Path(keys))
+        return Client(text, timeout=timeout, keys=None if keys is None else Path(keys))
     if text and (Path(text) / bundle.MANIFEST).is_file():
         return bundle.load(Path(text)).policy()
     if not text or text == "shipped":

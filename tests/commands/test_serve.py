@@ -10,12 +10,55 @@ import pytest
 from deftly.commands import main as cli
 from deftly.commands import serve
 from deftly.commands.serve import ServeArgs, find
+from deftly.errors import DeftlyError
 from deftly.learn import checkpoint
 from deftly.policy.protocol import LocalPolicy
 from deftly.serving.client import Client
 
 TASK = "jaka-pick-cube"
 ANY_PORT = ("--bind", "tcp://127.0.0.1:*")
+
+
+STATUS = {
+    "robot": "arm",
+    "contract": "0" * 64,
+    "uptime_s": 1.0,
+    "sessions": 0,
+    "max_sessions": 8,
+    "answered": 0,
+    "types": {},
+    "errors": {},
+    "batches": [],
+    "latency_ms": {"p50": 0.0, "p99": 0.0, "max": 0.0},
+}
+
+
+def test_a_hostile_server_does_nothing_to_the_terminal(capsys):
+    serve.print_status({**STATUS, "robot": "a\x1b[2Jb\nerror: no", "errors": {"\x1b]0;x\x07": 1}})
+    out = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in out)
+    assert "a?[2Jb error: no" in out
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"types": [1]},
+        {"types": {1: 2, "a": 3}},
+        {"batches": [[1]]},
+        {"batches": 7},
+        {"uptime_s": "\x1b[2J"},
+        {"uptime_s": None},
+        {"contract": 5},
+        {"latency_ms": {}},
+        {"latency_ms": {"p50": {}, "p99": 1.0, "max": 1.0}},
+    ],
+)
+def test_what_is_no_status_is_one_line(wrong):
+    with pytest.raises(DeftlyError, match="no policy server of this Deftly"):
+        serve.print_status({**STATUS, **wrong})
+    with pytest.raises(DeftlyError, match="no policy server of this Deftly"):
+        serve.print_status({})
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +81,7 @@ def test_answers_are_those_of_the_policy_and_the_end_is_clean(server, capsys):
     line, process = server
     contract, network, what = find(TASK, ServeArgs())
     assert what == f"{TASK} shipped bundle"
-    assert line == f"serving {contract.robot} at {endpoint(line)}, contract {contract.hash[:12]}, {what}\n"
+    assert line == f"serving {contract.robot.name} at {endpoint(line)}, contract {contract.hash[:12]}, {what}\n"
     remote, local = Client(endpoint(line), contract, timeout=5), LocalPolicy(contract, network)
     rng = np.random.default_rng(0)
     signals = {s.name: rng.uniform(-0.3, 0.3, s.size).astype(np.float32) for s in contract.signals}
@@ -52,7 +95,7 @@ def test_answers_are_those_of_the_policy_and_the_end_is_clean(server, capsys):
     remote.close()
     assert cli.main(["serve", "--status", endpoint(line)]) == 0
     shown = capsys.readouterr().out
-    assert contract.robot in shown
+    assert contract.robot.name in shown
     assert "infer 10" in shown
     assert "p99" in shown
     process.send_signal(signal.SIGTERM)
@@ -76,7 +119,7 @@ def test_a_checkpoint_of_another_task_is_refused(exported):
 def test_a_bundle_is_loaded_with_its_task(exported):
     args = ServeArgs(bundle=exported.bundle)
     contract, network, what = find(None, args)
-    assert (contract.robot, what) == ("slider", f"rail {exported.bundle}")
+    assert (contract.robot.name, what) == ("slider", f"rail {exported.bundle}")
     assert network(np.zeros((2, contract.obs_size()), np.float32)).shape == (2, contract.action_size)
     assert find("rail", args)[0] == contract
     with pytest.raises(serve.DeftlyError, match="was made for rail, not for other"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from deftly import api
-from deftly.config import TrainArgs, parse, split_task
+from deftly.config import TrainArgs, parse, split_task, with_algorithm
 from deftly.errors import DeftlyError
 
 
@@ -19,8 +19,7 @@ def main(argv: list[str]) -> int:
         others = [word for word, key in zip(rest, lowered, strict=True) if key != "test=true"]
         return play.main([*([name] if name else []), *others])
     if name is None:
-        if {"-h", "--help"} & set(rest):
-            parse(TrainArgs, rest, prog="deftly train TASK")
+        parse(with_algorithm(TrainArgs, []), rest, prog="deftly train TASK")  # answers --help
         raise DeftlyError("which task? `deftly train TASK`; `deftly tasks` lists them")
     args, source = api.training_settings(name, rest)
     finished = api.nothing_left(args, source)

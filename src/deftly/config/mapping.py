@@ -5,8 +5,6 @@
 is `deftly train my_task.py --env.num-envs 64 --until-success 0.95`: the same names, checks and messages.
 """
 
-import contextlib
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
@@ -30,20 +28,7 @@ def settings_from(cls: type[T], given: Mapping[str, Any], *, prog: str, saved: M
         DeftlyError: One line that names an unknown setting, or a value of a wrong type or out of range.
     """
     require_names(cls, given)
-    with one_line(prog):
-        return parse(cls, words_of(given), prog=prog, filed=saved)
-
-
-@contextlib.contextmanager
-def one_line(prog: str) -> Iterator[None]:
-    """Raise DeftlyError, one line, where the parser of the command line would print and exit."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            yield
-    except SystemExit:
-        words = [word for word in said.getvalue().split() if word.strip("│╭╮╰╯─-")]
-        raise DeftlyError(f"{prog}: {' '.join(words).partition(' For full helptext')[0]}") from None
+    return parse(cls, words_of(given), prog=prog, filed=saved)
 
 
 def require_names(cls: type, given: Mapping[str, Any], section: str = "") -> None:

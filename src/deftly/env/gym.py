@@ -11,7 +11,7 @@ itself for an id with the module in front. `make` builds those of a task file of
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
@@ -20,6 +20,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from typing_extensions import Doc
 
 from deftly.config import EnvConfig, SimConfig, suggest, with_task
 from deftly.config.mapping import settings_from
@@ -38,8 +39,8 @@ Seeds = int | Sequence[int | None] | None
 class GymSettings:
     """Sections that an environment takes, besides the task's own."""
 
-    sim: SimConfig = field(default_factory=SimConfig)
-    env: EnvConfig = field(default_factory=EnvConfig)
+    sim: Annotated[SimConfig, Doc("The physics engine.")] = field(default_factory=SimConfig)
+    env: Annotated[EnvConfig, Doc("The batch of environments and what disturbs it.")] = field(default_factory=EnvConfig)
 
 
 class TaskVectorEnv(VectorEnv[Array, Array, Array]):

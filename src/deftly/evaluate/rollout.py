@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deftly import workspace
 from deftly.config import EnvConfig, RunsConfig, SimConfig, parse, split_task, with_task
+from deftly.console import Progress
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.learn import checkpoint
@@ -55,26 +56,48 @@ def run_episodes(
     sim_cfg: SimConfig | None = None,
     stochastic: bool = False,
     on_step: OnStep | None = None,
+    what: str = "",
 ) -> Episodes:
     """Run exactly `episodes` episodes: the first of each environment, which favours neither short nor long.
 
     `seed` and `purpose` (`VALIDATE`, `EVALUATE`, ...) decide every draw: the same arguments give the same figures bit
     for bit, and torch's own random state is left as it was. `policy` is called with `stochastic=True` if asked. Of
     `env_cfg`, num_envs is not used.
+    With `what`, such as "evaluating", it shows how far it is.
     """
     if episodes < 1:
         raise DeftlyError(f"episodes is {episodes}, but it must be 1 or more")
     start = time.perf_counter()
     act = partial(policy, stochastic=True) if stochastic else policy
     cfg, parts = env_cfg or EnvConfig(), []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), Progress(episodes, what) as shown:
+        watch = _Shown(shown, on_step) if what else on_step
         for chunk, first in enumerate(range(0, episodes, CHUNK)):
             name = f"{purpose}/{chunk}" if chunk else purpose
             env = Env(task, replace(cfg, num_envs=min(CHUNK, episodes - first)), sim_cfg, seed, name)
             torch.manual_seed(env.state.generator.initial_seed() + 1)  # of a stochastic policy
-            parts.append(_run_chunk(env, act, on_step))
+            parts.append(_run_chunk(env, act, watch))
     values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Episodes(values, task.contract().rate, time.perf_counter() - start)
+
+
+class _Shown:
+    """Says after each step how many of the episodes are done; those of a chunk may all end with the time limit."""
+
+    def __init__(self, shown: Progress, on_step: OnStep | None):
+        self._shown, self._on_step = shown, on_step
+        self._env: Env | None = None
+        self._before = self._steps = 0
+
+    def __call__(self, env: Env, running: Tensor) -> None:
+        if env is not self._env:
+            self._before += self._env.num_envs if self._env else 0
+            self._env, self._steps = env, 0
+        if self._on_step:
+            self._on_step(env, running)
+        ended = 1.0 - float(running.float().mean())
+        self._shown.reach(self._before + env.num_envs * min(1.0, max(ended, self._steps / env.episode_steps)))
+        self._steps += 1
 
 
 def _run_chunk(env: Env, act: Act, on_step: OnStep | None) -> dict[str, Tensor]:
@@ -137,7 +160,7 @@ def prepare(stage: type[Any], verb: str, argv: Sequence[str]) -> tuple[Task, Any
     if getattr(args, "agent", "trained") == "trained":
         found = checkpoint.load(find_policy(args.checkpoint, cls.name, args.runs))
         filed = saved_settings(found, cls)
-        args = parse(stage, flags, prog=prog, filed=filed)
+        args = parse(stage, flags, prog=prog, filed=filed, origin=str(found.path / checkpoint.CONFIG))
     task = cls(args.task)
     if found:
         found.require(task)

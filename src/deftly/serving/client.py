@@ -1,8 +1,7 @@
 """The robot's side of a policy server: a policy that decides somewhere else, within a time, or raises PolicyError.
 
-Another project installs the base package; or it copies this file, `link.py`, `keys.py`, `wire.py`, `protocol.py` of
-`policy/`, the folder `contract/` and `errors.py`, mends their imports of each other (`deftly.`...), and has numpy, pyzmq,
-msgpack and msgspec."""
+Another project installs the base package: it is light.
+"""
 
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from deftly.contract import COMMAND, ContractError, Inputs, PolicyContract
 from deftly.policy.protocol import Decision, PolicyError, Signals, as_seen
 from deftly.serving.link import Connection, Refused
-from deftly.serving.wire import WireError, read_array
+from deftly.serving.wire import WireError, max_frame, read_array
 
 
 class Client:
@@ -88,6 +87,7 @@ class Client:
         except ContractError as error:
             raise PolicyError(str(error)) from None
         self._session = str(reply.get("session"))
+        self._link.most = max_frame(theirs.robot)
         return theirs
 
     def _in_session(self, kind: str, timeout: float, **fields: Any) -> dict[str, Any]:
