@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
 HAS_EGL := $(BIN)/python -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("EGL"))'
 
-.PHONY: help install quickstart test test-warp check bench clean gl
+.PHONY: help install quickstart test test-warp check docs bench clean gl
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -31,11 +31,14 @@ check: $(STAMP) ## lint, format, types, layers
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
 
+docs: $(STAMP) ## build the documentation as a site, build/site; a warning fails
+	$(BIN)/zensical build --clean --strict
+
 bench: install ## measure this machine
 	$(BIN)/deftly bench $(ARGS)
 
 clean: ## remove what make and the tools made; runs stay
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache MUJOCO_LOG.TXT
+	rm -rf $(VENV) build dist .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache MUJOCO_LOG.TXT
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf src/*.egg-info
 
@@ -46,7 +49,7 @@ $(BIN)/python:
 		echo "no venv: apt-get install python3-venv, or make PYTHON=/path/to/another/python3" >&2; exit 1; }
 
 $(STAMP): $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,viewer,leap,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,viewer,leap,docs,dev]'
 	@rm -f $(VENV)/.stamp-* && touch $@
 
 # Videos need OpenGL without a display. Only root on a machine with apt installs it; without it, everything else works.

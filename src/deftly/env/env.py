@@ -121,8 +121,15 @@ class Env:
 
     # ------------------------------------------------------------------------------- the loop
 
-    def reset(self) -> Obs:
-        """Start a new episode everywhere; returns the first observation."""
+    def reset(self, mask: Tensor | None = None) -> Obs:
+        """Start new episodes and return the observation.
+
+        Args:
+            mask: Which environments, `(num_envs,)` bool, where `auto_reset` is off; None: all, as the first reset must.
+        """
+        if mask is not None:
+            self._start(mask)
+            return self.obs
         self.obs: Obs = {}
         self.signals: dict[str, Tensor] = {}
         self._memory: Memory = {}
