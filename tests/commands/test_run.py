@@ -25,7 +25,7 @@ from deftly.control.drivers import FAULTS, FakeDriver
 from deftly.control.loop import Runner
 from deftly.control.safety import Fault, State
 from deftly.errors import DeftlyError
-from deftly.policy.protocol import LocalPolicy
+from deftly.policy.protocol import ContractPolicy
 
 SERVER = Path(fifty.__file__)
 AT = 25
@@ -413,7 +413,7 @@ def test_what_was_opened_is_closed_when_the_rest_fails(bundle, monkeypatch, tmp_
     stopped = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(FakeDriver, "stop", lambda self: stopped.append("robot"))
-    monkeypatch.setattr(LocalPolicy, "close", lambda self: stopped.append("policy"))
+    monkeypatch.setattr(ContractPolicy, "close", lambda self: stopped.append("policy"))
     monkeypatch.setattr(run, "Kernel", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run.main(["--bundle", str(bundle), "--driver", "fake"])

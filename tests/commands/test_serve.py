@@ -11,7 +11,7 @@ from deftly.commands import main as cli
 from deftly.commands import serve
 from deftly.commands.serve import ServeArgs, find
 from deftly.learn import checkpoint
-from deftly.policy.protocol import LocalPolicy
+from deftly.policy.protocol import ContractPolicy, OneRobot
 from deftly.serving.client import Client
 
 TASK = "jaka-pick-cube"
@@ -39,7 +39,7 @@ def test_answers_are_those_of_the_policy_and_the_end_is_clean(server, capsys):
     contract, network, what = find(TASK, ServeArgs())
     assert what == f"{TASK} shipped bundle"
     assert line == f"serving {contract.robot} at {endpoint(line)}, contract {contract.hash[:12]}, {what}\n"
-    remote, local = Client(endpoint(line), contract, timeout=5), LocalPolicy(contract, network)
+    remote, local = OneRobot(Client(endpoint(line), contract, timeout=5)), OneRobot(ContractPolicy(contract, network))
     rng = np.random.default_rng(0)
     signals = {s.name: rng.uniform(-0.3, 0.3, s.size).astype(np.float32) for s in contract.signals}
     signals["joint_pos"] = np.array(contract.home(), np.float32)

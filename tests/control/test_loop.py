@@ -14,7 +14,7 @@ from deftly.control.drivers import DriverError, Reading
 from deftly.control.log import Ring
 from deftly.control.loop import Runner, Ticker, run
 from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError, State
-from deftly.policy.protocol import Decision, LocalPolicy, PolicyError
+from deftly.policy.protocol import ContractPolicy, Decision, PolicyError
 
 
 class Clock:
@@ -412,7 +412,7 @@ def test_a_policy_that_fails_once_is_waited_for_and_then_held(error):
 
 
 def test_a_local_policy_that_gives_nan_is_a_fault():
-    policy = LocalPolicy(TOY, lambda obs: np.full((1, 3), np.nan, np.float32))
+    policy = ContractPolicy(TOY, lambda obs: np.full((1, 3), np.nan, np.float32))
     assert looped(Watched(), policy, ticks=10).kernel.fault is Fault.POLICY_BAD
 
 

@@ -18,7 +18,7 @@ from deftly.control.drivers import DriverError
 from deftly.control.safety import SafetyConfig
 from deftly.env import Env
 from deftly.errors import DeftlyError
-from deftly.policy.protocol import LocalPolicy
+from deftly.policy.protocol import ContractPolicy
 from deftly.sim.sensors import Noise
 from deftly.stats import proportion
 from deftly.tasks import load
@@ -45,7 +45,7 @@ def block(slider):
 
 def homing(contract):
     """Drives the toy task to success; its observation begins with two steps of joint positions."""
-    return LocalPolicy(contract, lambda obs: np.clip(-5 * obs[:, 2:4], -1, 1).astype(np.float32))
+    return ContractPolicy(contract, lambda obs: np.clip(-5 * obs[:, 2:4], -1, 1).astype(np.float32))
 
 
 # ----------------------------------------------------------------------- the robot
@@ -180,7 +180,7 @@ def test_an_episode_through_the_kernel_succeeds(block):
 
 def test_the_clock_starts_with_the_policy_and_ends_the_episode(block):
     robot = block(episode_steps=7, goal=0.0)
-    idle = LocalPolicy(robot.contract, lambda obs: np.zeros((1, 2), np.float32))
+    idle = ContractPolicy(robot.contract, lambda obs: np.zeros((1, 2), np.float32))
     outcome = run_episode(robot, idle, SafetyConfig(), 0)
     assert (outcome.end, outcome.steps, outcome.success) == ("time_out", 7, False)
     slow = run_episode(robot, idle, SafetyConfig(approach_s=1.0), 0)
@@ -193,14 +193,14 @@ def test_a_fault_is_a_failed_episode_with_its_reason(block):
     outcome = run_episode(robot, homing(robot.contract), SafetyConfig(start_envelope=1e-3), 0)
     assert (outcome.end, outcome.success, outcome.steps) == ("fault/envelope", False, 0)
     assert "stands at" in outcome.reason
-    broken = LocalPolicy(robot.contract, lambda obs: np.full((1, 2), np.nan, np.float32))
+    broken = ContractPolicy(robot.contract, lambda obs: np.full((1, 2), np.nan, np.float32))
     outcome = run_episode(robot, broken, SafetyConfig(), 0)
     assert outcome.end == "fault/policy-bad"
 
 
 def test_an_episode_without_a_step_has_the_tasks_figures():
     robot = SimRobot(make_task())
-    broken = LocalPolicy(robot.contract, lambda obs: np.full((1, robot.contract.action_size), np.nan, np.float32))
+    broken = ContractPolicy(robot.contract, lambda obs: np.full((1, robot.contract.action_size), np.nan, np.float32))
     outcome = run_episode(robot, broken, SafetyConfig(), 0)
     assert (outcome.end, outcome.steps) == ("fault/policy-bad", 0)
     assert outcome.figures["slips"] == 0
@@ -221,7 +221,7 @@ def test_physics_that_breaks_is_a_failed_episode(block, value):
 
 def test_a_limited_step_keeps_coupled_joints_coupled():
     robot = SimRobot(make_task())
-    full = LocalPolicy(robot.contract, lambda obs: np.array([[1, -1, -1, -1]], np.float32))
+    full = ContractPolicy(robot.contract, lambda obs: np.array([[1, -1, -1, -1]], np.float32))
     rows = run_episode(robot, full, SafetyConfig(), 0, limit=12).rows["command"]
     assert np.ptp(rows[:, 1]) > 0.1
     np.testing.assert_allclose(rows[:, 3], np.pi / 2 - rows[:, 1] - rows[:, 2], atol=1e-5)
@@ -348,11 +348,10 @@ def test_a_bundles_report_is_read_before_the_episodes(exported, no_episodes, tmp
 
 def test_over_the_socket_as_in_process(exported, tmp_path):
     from deftly.policy import bundle
-    from deftly.serving.brain import PolicyBrain
     from deftly.serving.server import Server
 
     found = bundle.load(exported.bundle)
-    server = Server(PolicyBrain(found.contract, found.network), "tcp://127.0.0.1:*")
+    server = Server(ContractPolicy(found.contract, found.network), "tcp://127.0.0.1:*")
     thread = threading.Thread(target=server.run)
     thread.start()
     reports = []

@@ -15,8 +15,7 @@ from deftly.config import RunsConfig, parse, split_task
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.policy import bundle
-from deftly.policy.protocol import Network
-from deftly.serving.brain import PolicyBrain
+from deftly.policy.protocol import ContractPolicy, Network
 from deftly.serving.keys import new_keys
 from deftly.serving.link import Connection
 from deftly.serving.server import IDLE_S, MAX_SESSIONS, Server
@@ -67,8 +66,9 @@ def main(argv: list[str]) -> int:
         print_status(Connection(args.status, args.keys).ask("status", 3.0))
         return 0
     contract, network, what = find(task, args)
-    brain = PolicyBrain(contract, network)
-    server = Server(brain, args.bind, keys=args.keys, idle_s=args.idle_s, max_sessions=args.max_clients)
+    policy = ContractPolicy(contract, network)
+    policy.require_network()
+    server = Server(policy, args.bind, keys=args.keys, idle_s=args.idle_s, max_sessions=args.max_clients)
     gc.freeze()  # what is loaded now stays: going through it again and again would hold answers up
     locked = " with keys" if args.keys else ""
     print(

@@ -23,7 +23,7 @@ from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, SafetyConfig, State
 from deftly.errors import DeftlyError
 from deftly.files import sha256
-from deftly.policy.protocol import LocalPolicy, Policy
+from deftly.policy.protocol import ContractPolicy, Policy
 
 if TYPE_CHECKING:
     from deftly.learn.checkpoint import Checkpoint
@@ -98,7 +98,7 @@ class Origin:
     """Sections `task` and `sim`."""
     report: Mapping[str, Any] | None
     """Its `eval.json`, if it has one."""
-    local: Callable[[], LocalPolicy] | None
+    local: Callable[[], ContractPolicy] | None
     """Makes the policy in this process; None if only a server has it."""
 
     def open(self, args: LoopArgs, contract: PolicyContract) -> Policy:
@@ -190,11 +190,11 @@ def _from_checkpoint(found: Checkpoint, task: str) -> Origin:
     from deftly import workspace
     from deftly.evaluate import report
 
-    def local() -> LocalPolicy:
+    def local() -> ContractPolicy:
         import torch
 
         network = found.policy()
-        return LocalPolicy(found.contract, lambda obs: network(torch.from_numpy(obs)).numpy())
+        return ContractPolicy(found.contract, lambda obs: network(torch.from_numpy(obs)).numpy())
 
     sections = ("task", "sim") if found.task == task else ("sim",)
     settings = {name: found.config[name] for name in sections if name in found.config}
