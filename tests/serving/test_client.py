@@ -273,14 +273,10 @@ def test_folders_without_keys_are_one_line(tmp_path):
     assert "cannot connect" in fails_in(1, lambda: OneRobot(Client("tcp://127.0.0.1:1", keys=tmp_path)))
 
 
-def test_infer_needs_an_episode(server):
+def test_an_episode_starts_with_the_next_signals(server):
     client = OneRobot(Client(server.endpoint))
     assert client.contract == CONTRACT
-    assert "call reset first" in fails_in(1, client.infer, signals(0))
-    with pytest.raises(Exception, match="signal 'joint_pos' is missing"):
-        client.reset({})
-    assert "call reset first" in fails_in(1, client.infer, signals(0))
-    client.reset()
-    assert "refused 'infer': signal 'cube' is missing" in fails_in(1, client.infer, {"joint_pos": np.zeros(3)})
+    assert "refused 'reset': signal 'joint_pos' is missing" in fails_in(1, client.infer, {"cube": np.zeros(3)})
+    assert "refused 'reset': signal 'cube' is missing" in fails_in(1, client.infer, {"joint_pos": np.zeros(3)})
     client.infer(signals(0))
     client.close()

@@ -437,7 +437,7 @@ def test_vanished_robots_leave_nothing_and_the_good_one_goes_on(server):
             if i % 10 == 0:
                 good.infer(signals(i))
     good.infer(signals(0))
-    assert good.status()["sessions"] <= 64
+    assert good.policy.status()["sessions"] <= 64
     good.close()
 
 

@@ -59,6 +59,8 @@ def _settings(name: str, words: list[str]) -> tuple[TrainArgs, Checkpoint | None
     args = parse(args_type, words, prog=prog, filed=task.defaults)
     if not args.resume:
         return args, None
+    if args.resume == "shipped":
+        raise DeftlyError("a shipped policy holds no training state to resume from: start a run with --init shipped")
     source = checkpoint.load(workspace.find_checkpoint(args.resume, task.name, args.runs, "last"))
     kinds = get_type_hints(args_type)
     for section in fields(args_type):
@@ -87,4 +89,4 @@ def _say_what_follows(name: str, trainer: Trainer, validation: Validation) -> No
         print(f"{100 * validation.success:.1f} % success over {validation.episodes} episodes after {cost}")
     elif validation.until_success is not None:
         print(f"stopped at iteration {trainer.iteration} below the wanted success: raise train.max-iterations")
-    print(f"measure it: deftly eval {shlex.join([name, '--checkpoint', run])}")
+    print(f"measure it: deftly eval {shlex.join([name, '--policy', run])}")

@@ -73,7 +73,8 @@ class Policy(Protocol):
                 NaN: it is.
             ids: Which robots the rows are; None: 0 to n - 1.
 
-        Raises PolicyError if there is no answer; every memory is then as it was.
+        Raises PolicyError if there is no answer; every memory is then as it was. A decision that is not finite leaves
+        the memory of its robot as it was.
         """
         ...
 
@@ -198,8 +199,7 @@ class ContractPolicy:
             wanted = (count, self.contract.action_size)
             raise PolicyError(f"the network answers {tuple(action.shape)}, the contract wants {wanted}")
         targets, memory = self.contract.act(action, memory)
-        self._require_finite(action, targets)
-        self._keep(rows, memory)
+        self._keep_finite(rows, memory, action, targets)
         return Decision(action, targets)
 
     def close(self) -> None:
@@ -209,10 +209,14 @@ class ContractPolicy:
         """Signals as the arrays with which the policy computes."""
         return as_seen(signals)
 
-    def _require_finite(self, action: Array, targets: Array) -> None:
-        """Raise PolicyError for a decision that no robot can follow."""
-        if not (np.isfinite(action).all() and np.isfinite(targets).all()):
-            raise PolicyError("the policy gave an action that is not finite")
+    def _keep_finite(self, rows: list[int], memory: Memory, action: Array, targets: Array) -> None:
+        """Remember what was decided; a decision that is not finite, which no robot can follow, is not remembered."""
+        finite = np.isfinite(action).all(-1) & np.isfinite(targets).all(-1)
+        if finite.all():
+            self._keep(rows, memory)
+        elif finite.any():
+            kept = {name: value[finite] for name, value in memory.items()}
+            self._keep([row for row, good in zip(rows, finite) if good], kept)
 
     def _recall(self, rows: list[int], signals: Signals, inputs: Inputs) -> Memory:
         """The memory of these robots, in this order; that of a new episode for those that start one."""

@@ -358,15 +358,15 @@ class Server:
                 self._refuse(request, error)
 
     def _infer_all(self, batch: list[_Request]) -> list[Any]:
-        """Action and targets of each. Raises if the policy fails, or gives what no robot can follow."""
+        """Action and targets of each. Raises if the policy fails, or decides for others."""
         robots = [request.session.robot for request in batch if request.session]
         signals = {s.name: np.stack([request.signals[s.name] for request in batch]) for s in self.contract.signals}
         action, targets = self.policy.infer(signals, self._inputs(batch), self._applied(batch), robots)
         wanted = {"action": self.contract.action_size, "targets": len(self.contract.joints)}
         for (name, size), array in zip(wanted.items(), (action, targets)):
-            if array.shape != (len(batch), size) or not np.isfinite(array).all():
+            if np.shape(array) != (len(batch), size):
                 raise Refusal("no-answer", f"the policy gave no {name} of {size} finite numbers")
-        return list(zip(action.astype(np.float32), targets.astype(np.float32)))
+        return list(zip(np.asarray(action, np.float32), np.asarray(targets, np.float32)))
 
     def _inputs(self, batch: list[_Request]) -> dict[str, Any]:
         """What the robots' operators said, by name; the default where one said nothing."""
@@ -393,7 +393,10 @@ class Server:
             return error
 
     def _answer(self, request: _Request, action: np.ndarray, targets: np.ndarray) -> None:
-        """Send a decision."""
+        """Send a decision; one that is not finite is refused, and the policy has not remembered it."""
+        for name, array in (("action", action), ("targets", targets)):
+            if not np.isfinite(array).all():
+                raise Refusal("no-answer", f"the policy gave no {name} of {len(array)} finite numbers")
         self._send(request, {"ok": True, "action": action, "targets": targets})
         self.counts.add_latency(time.monotonic() - request.at)
 
