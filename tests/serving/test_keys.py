@@ -67,13 +67,13 @@ def test_only_robots_on_the_list_are_answered(tmp_path, monkeypatch):
     with running(endpoint="tcp://0.0.0.0:*", keys=tmp_path / "ours/server") as server:
         endpoint = server.endpoint.replace("0.0.0.0", "127.0.0.1")
         good = OneRobot(Client(endpoint, CONTRACT, timeout=5, keys=tmp_path / "ours/robot"))
-        good.reset()
+        good.infer(signals(0))
         monkeypatch.setattr(Client, "patience", 0.4)
         for keys in (stranger, None):
             with pytest.raises(PolicyError, match=r"no (policy server|answer)"):
                 OneRobot(Client(endpoint, CONTRACT, keys=keys))
             good.infer(signals(1))
-        assert good.status()["types"]["init"] == 1
+        assert good.policy.status()["types"]["init"] == 1
         good.close()
 
 

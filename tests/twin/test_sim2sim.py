@@ -5,12 +5,13 @@ import json
 import shutil
 import threading
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from deftly.commands.sim2sim import Sim2SimArgs
 from deftly.commands.sim2sim import main as sim2sim_main
 from deftly.config import EnvConfig, SimConfig
 from deftly.contract import JOINT_POS, ContractError
@@ -18,6 +19,7 @@ from deftly.control.drivers import DriverError
 from deftly.control.safety import SafetyConfig
 from deftly.env import Env
 from deftly.errors import DeftlyError
+from deftly.evaluate.source import PolicySource
 from deftly.policy.protocol import ContractPolicy
 from deftly.sim.sensors import Noise
 from deftly.stats import proportion
@@ -379,7 +381,7 @@ def test_over_the_socket_as_in_process(exported, tmp_path):
         ([TASK, "--episodes", "0"], "1 or more"),
         ([TASK, "--latency-ms=-1"], "0 or more"),
         ([TASK, "--gate", "success"], "cannot read the gate"),
-        ([TASK, "--checkpoint", "shipped", "--bundle", "x"], "."),
+        ([TASK, "--checkpoint", "shipped", "--bundle", "x"], "both name the policy"),
         ([TASK, "--checkpoint", "shipped", "--video", "/nowhere/x.mp4"], "no folder"),
         ([TASK, "--checkpoint", "shipped", "--task.speed", "0.5"], "another contract: act_terms"),
     ],
@@ -391,7 +393,7 @@ def test_what_cannot_be_done_is_one_line(words, message):
 
 
 def test_another_tasks_bundle_is_refused_and_a_bundle_runs_no_code(exported):
-    with pytest.raises(DeftlyError, match="made for the task 'rail', not for jaka-pick-cube"):
+    with pytest.raises(DeftlyError, match="is a policy of rail, not of jaka-pick-cube"):
         sim2sim_main([TASK, "--bundle", str(exported.bundle)])
     with pytest.raises(DeftlyError, match="'rail', none of Deftly's: give the file"):
         sim2sim_main(["--bundle", str(exported.bundle)])
@@ -400,7 +402,7 @@ def test_another_tasks_bundle_is_refused_and_a_bundle_runs_no_code(exported):
 def test_a_policy_of_another_contract_is_refused(block):
     robot = block()
     other = replace(robot.contract, rate=99.0)
-    args = Sim2SimArgs()
-    origin = sim2sim.Origin("slider", "checkpoint x", "", {}, None, lambda: homing(other))
+    found = SimpleNamespace(contract=other, task="slider", path=Path("x"))
+    source = PolicySource("checkpoint", "checkpoint x", found)
     with pytest.raises(ContractError, match="checkpoint x was made under another contract: rate"):
-        origin.open(args, robot.contract)
+        source.open(robot.contract)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Form = Literal["checkpoint", "bundle"]
 """In which of its two forms the shipped policy is taken: with torch, or without."""
 SHIPPED = "shipped"
-OLDER = {"bundle": "policy", "checkpoint": "policy", "server-endpoint": "policy"}
+OLDER = {"bundle": "policy", "checkpoint": "policy", "server-endpoint": "policy", "training.checkpoint": "policy"}
 """Older names of the flag `--policy`."""
 SETTINGS_FROM = "settings-from"
 
@@ -179,7 +179,7 @@ def resolve(spec: str | None, task: str | None, runs: RunsConfig, form: Form = "
     if spec == SHIPPED:
         return _shipped(task, form)
     path = Path(spec)
-    if (path / bundle.MANIFEST).is_file():
+    if path.is_dir() and any((path / name).exists() for name in (bundle.MANIFEST, bundle.NETWORK, bundle.SPEC)):
         return of_bundle(path)
     return _of_run(spec, task, runs)
 
@@ -286,6 +286,8 @@ def policy_words(argv: Sequence[str]) -> list[str]:
     """
     places = [(place, _older(word)) for place, word in enumerate(argv)]
     names = [name for _, name in places if name]
+    if "bundle" in names and "checkpoint" in names:
+        raise DeftlyError("--bundle and --checkpoint both name the policy: give one --policy")
     served = "server-endpoint" in names or any("tcp://" in word for word in argv if "policy" in word.partition("=")[0])
     words = list(argv)
     for place, name in places:
