@@ -121,7 +121,7 @@ def test_no_gate_is_lost_when_the_flag_is_repeated():
 
 
 @pytest.mark.parametrize(
-    "given", [["--checkpoint", "part"], ["--checkpoint=part"], ["checkpoint=part"], ["policy=part"], []]
+    "given", [["--checkpoint", "part"], ["--checkpoint=part"], ["checkpoint=part"], ["training.checkpoint=part"], []]
 )
 def test_the_checkpoint_is_replaced_by_the_exact_one(given):
     expected = ["--seed", "1", "--gate", "steps<5", "--checkpoint", "runs/a b"]

@@ -61,7 +61,6 @@ def test_the_robot_program_drives_as_the_policy_does(serving):
     exec(compile(program(), "docs/wire.md", "exec"), names)
     robot, local, twin = Robot(), OneRobot(ContractPolicy(CONTRACT, network)), Robot()
     names["drive"](robot, serving[0].endpoint, steps=10)
-    local.reset(twin.read())
     for _ in range(10):
         twin.write(local.infer(twin.read()).targets)
     assert np.array_equal(robot.written, twin.written)

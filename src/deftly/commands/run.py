@@ -127,7 +127,7 @@ def find_source(task: str | None, args: RunArgs) -> tuple[PolicySource, PolicySo
     like = resolve(args.settings_from, name, args.runs, "bundle") if args.settings_from else source
     if like.loaded is None:
         return source, None
-    in_file = args.driver == "sim" and ".py" in (task or "")  # which the simulated robot reads, and looks at its name
+    in_file = ".py" in (task or "")  # which nothing here reads; the simulated robot does, and looks at its name
     if task not in (None, like.task) and not in_file:
         raise DeftlyError(f"{like.label} is a policy of {like.task}, not of {task}")
     return source, like

@@ -55,7 +55,7 @@ def run_episodes(
 
     `seed` and `purpose` (`VALIDATE`, `EVALUATE`, ...) decide every draw: the same arguments give the same figures bit
     for bit, and torch's own random state is left as it was. A `policy` decides from signals, as on a robot; a bare
-    network is taken under the task's contract, and only of that is `stochastic` used. Of `env_cfg`, num_envs is not used.
+    network is taken under the task's contract, and `stochastic` is for that alone. Of `env_cfg`, num_envs is not used.
     """
     if episodes < 1:
         raise DeftlyError(f"episodes is {episodes}, but it must be 1 or more")
