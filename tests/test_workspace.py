@@ -1,6 +1,10 @@
+import errno
 import json
 import multiprocessing
 import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +14,7 @@ from deftly import workspace
 from deftly.commands.runs import main as runs_main
 from deftly.config import RunsConfig
 from deftly.errors import DeftlyError
-from deftly.workspace import WEIGHTS, create, find_checkpoint, find_run, list_runs, pin, unpin
+from deftly.workspace import WEIGHTS, create, find_checkpoint, find_run, list_runs, lock, pin, unpin
 
 
 @pytest.fixture
@@ -48,7 +52,8 @@ def test_create_makes_the_folder_the_facts_and_the_links(cfg):
         assert not os.path.isabs(os.readlink(link))
     facts = json.loads((run / "run.json").read_text())
     assert (facts["task"], facts["kind"]) == ("jaka-pick-cube", "train")
-    assert set(facts) == {"task", "kind", "created", "command", "version", "commit"}
+    assert set(facts) == {"task", "kind", "created", "order", "command", "version", "commit"}
+    assert abs(facts["order"] - time.time()) < 60
     assert os.listdir(run) == ["run.json"]
 
 
@@ -184,8 +189,8 @@ def test_list_runs_reads_the_metrics(cfg):
     )
     (run / "metrics.csv").write_text("\n".join(rows))
     newest, oldest = list_runs(cfg)
-    assert (newest.path, newest.kind, newest.figures()) == (fresh, "test", (None, None, None))
-    assert (oldest.task, oldest.figures()) == ("jaka-pick-cube", (4, 0.75, 1.5))
+    assert (newest.path, newest.kind, newest.metrics()) == (fresh, "test", (None, None, None))
+    assert (oldest.task, oldest.metrics()) == ("jaka-pick-cube", (4, 0.75, 1.5))
     assert oldest.created < newest.created
 
 
@@ -196,6 +201,208 @@ def test_runs_without_facts_are_known_by_their_name(cfg):
     assert (run.task, run.kind) == ("BoxGrasping", "train")
     (old / "run.json").write_text("[]")
     assert list_runs(cfg)[0].task == "BoxGrasping"
+
+
+def test_list_runs_shows_the_success_of_test_runs(cfg):
+    run = create("leap", "test", cfg)
+    (run / "eval.json").write_text('{"success": {"rate": 0.97}, "wall_seconds": 90.0}')
+    assert list_runs(cfg)[0].metrics() == (None, 0.97, 1.5)
+    for text in ("[]", '{"success": {"rate": "1"}}', '{"success": {"rate": null}}', "{", '{"success": 1}'):
+        (run / "eval.json").write_text(text)
+        assert list_runs(cfg)[0].metrics() == (None, None, None)
+
+
+def test_with_the_clock_set_back_the_latest_is_still_the_one_made_last(cfg, monkeypatch):
+    first = create("leap", "train", cfg)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 7200)
+    monkeypatch.setattr(time, "strftime", lambda *_: "20200101_000000")
+    later = [create("leap", "train", cfg) for _ in range(3)]
+    assert [run.path for run in list_runs(cfg)] == [*reversed(later), first]
+    best = save(later[-1])
+    assert find_checkpoint("latest", "leap", cfg) == best
+    monkeypatch.undo()
+    assert list_runs(cfg)[0].path == later[-1]
+    assert create("leap", "train", cfg) == list_runs(cfg)[0].path
+
+
+def test_pruning_keeps_the_latest_with_the_clock_set_back(tmp_path, monkeypatch):
+    cfg = RunsConfig(root=tmp_path, max_train_runs=1)
+    create("leap", "train", cfg)
+    monkeypatch.setattr(time, "strftime", lambda *_: "20200101_000000")
+    last = create("leap", "train", cfg)
+    assert links(cfg) == {last.name, "latest", "latest_train"}
+
+
+def test_an_order_from_a_hostile_file_does_not_stay_the_latest(cfg):
+    for number, order in enumerate(("1e300", "Infinity", "1" * 400, '"now"', "true", "-5.0", "null", "9e10")):
+        folder = cfg.root / f"runs_all/leap_train_20250101_00000{number}"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(
+            f'{{"task": "leap", "kind": "train", "created": "2025-01-01T00:00:00", "order": {order}}}'
+        )
+    run = create("leap", "train", cfg)
+    assert list_runs(cfg)[0].path == run
+
+
+DEEP = '{"task": ' + "[" * 5000 + "]" * 5000 + "}"
+DAMAGED = {
+    "deep": lambda path: path.write_text(DEEP),
+    "huge": lambda path: path.write_bytes(b" " * (1 << 21)),
+    "endless": lambda path: path.symlink_to("/dev/zero"),
+    "pipe": os.mkfifo,
+    "folder": Path.mkdir,
+    "cut off": lambda path: path.write_text('{"task": "leap"'),
+    "a list": lambda path: path.write_text("[1]"),
+    "a number": lambda path: path.write_text("7"),
+    "numbers for text": lambda path: path.write_text('{"task": 1, "kind": 2, "created": 3}'),
+    "a strange kind": lambda path: path.write_text('{"task": "a", "kind": [], "created": "2025-01-01"}'),
+    "a strange date": lambda path: path.write_text('{"task": "a", "kind": "train", "created": "0001-01-01T00:00:00"}'),
+    "no text": lambda path: path.write_bytes(b"\xff\xfe\xff"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_run_is_listed_as_damaged(cfg, kind, capsys):
+    folder = cfg.root / "runs_all" / "leap_train_20250707_183716"
+    folder.mkdir(parents=True)
+    DAMAGED[kind](folder / "run.json")
+    (run,) = list_runs(cfg)
+    assert (run.task, run.kind) == ("leap", "train")
+    assert run.damaged.isprintable()
+    assert "run.json" in run.damaged
+    assert runs_main([f"--runs.root={cfg.root}"]) == 0
+    assert "damaged" in capsys.readouterr().out
+    best = save(create("leap", "train", cfg))
+    assert find_checkpoint("latest", "leap", cfg) == best
+
+
+def test_what_runs_say_does_nothing_to_a_terminal(cfg, capsys):
+    folder = cfg.root / "runs_all" / "evil\x1b[2J"
+    folder.mkdir(parents=True)
+    facts = {"task": "a\x1b]0;x\x07\nb", "kind": "train", "created": "2025-01-01T00:00:00"}
+    (folder / "run.json").write_text(json.dumps(facts))
+    assert runs_main([f"--runs.root={cfg.root}"]) == 0
+    out = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in out)
+    assert len(out.splitlines()) == 2
+
+
+def test_metrics_that_are_a_pipe_or_no_table_are_none(cfg):
+    run = create("leap", "train", cfg)
+    os.mkfifo(run / "metrics.csv")
+    assert list_runs(cfg)[0].metrics() == (None, None, None)
+    (run / "metrics.csv").unlink()
+    (run / "metrics.csv").write_bytes(b"iteration,seconds\n1,\x00\n" + b'"' * 200_000)
+    assert list_runs(cfg)[0].metrics() in ((None, None, None), (1.0, None, None))
+
+
+# ------------------------------------------------------------------ links and copies
+
+
+def no_links(*_, **__):
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def test_where_links_are_forbidden_text_files_stand_in(cfg, clock, monkeypatch):
+    monkeypatch.setattr(Path, "symlink_to", no_links)
+    first, run = create("leap", "train", cfg), create("leap", "train", cfg)
+    folder = save(run, "iter_000100")
+    for name in ("last", "best"):
+        workspace.link(folder.with_name(name), folder)
+    assert not [path for path in cfg.root.rglob("*") if path.is_symlink()]
+    assert len(list_runs(cfg)) == 2
+    specs = ("latest", "latest:best", run, f"{run}/checkpoints/best", run.name, f"runs/{run.name}", "runs/latest")
+    for spec in specs:
+        assert find_checkpoint(spec, "leap", cfg).resolve() == folder.resolve()
+    newer = save(run, "iter_000200")
+    workspace.link(folder.with_name("last"), newer)
+    assert find_checkpoint("latest:last", "leap", cfg).resolve() == newer.resolve()
+    assert workspace.follow(folder.with_name("last")) == newer.resolve()
+    pin(first.name, "good", cfg)
+    assert [item.pinned for item in list_runs(cfg)] == [False, True]
+    assert find_run("good", None, cfg) == first
+    unpin("good", cfg)
+    assert [item.pinned for item in list_runs(cfg)] == [False, False]
+
+
+def test_where_links_are_forbidden_pruning_works(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(Path, "symlink_to", no_links)
+    cfg = RunsConfig(root=tmp_path, max_train_runs=1)
+    runs = [create("leap", "train", cfg) for _ in range(3)]
+    assert links(cfg) == {runs[-1].name, "latest", "latest_train"}
+    assert all(run.is_dir() for run in runs)
+
+
+def test_a_pointer_that_leads_nowhere_is_no_run(cfg):
+    create("leap", "train", cfg)
+    for number, text in enumerate(("deftly.link/1 ../nowhere", "deftly.link/1 ", "deftly.link/1 \0", "text", "")):
+        (cfg.root / f"runs/leap_train_20250101_00000{number}").write_text(text)
+    (cfg.root / "runs/leap_train_20250101_000009").symlink_to("leap_train_20250101_000009")
+    assert len(list_runs(cfg)) == 1
+
+
+def test_a_copy_with_its_links_followed_still_works(cfg):
+    run = create("leap", "train", cfg)
+    old = save(run, "iter_000100")
+    for name in ("last", "best"):
+        workspace.link(old.with_name(name), old)
+    copy = cfg.root / "copied"
+    shutil.copytree(cfg.root / "runs_all", copy / "runs_all")
+    shutil.copytree(cfg.root / "runs", copy / "runs", ignore=shutil.ignore_patterns("latest*"))
+    theirs = RunsConfig(root=copy)
+    moved = copy / "runs_all" / run.name
+    assert (moved / "checkpoints/last").is_dir()
+    assert not (moved / "checkpoints/last").is_symlink()
+    new = save(moved, "iter_000200")
+    for _ in range(2):  # at each save
+        workspace.link(new.with_name("last"), new)
+    assert find_checkpoint(f"{moved}:last", None, theirs).resolve() == new.resolve()
+    assert (moved / "checkpoints/best").is_dir()
+    assert sorted(os.listdir(moved / "checkpoints")) == ["best", "iter_000100", "iter_000200", "last"]
+    create("leap", "train", theirs)
+    assert (copy / "runs" / run.name).is_dir()
+
+
+def test_a_folder_of_the_user_in_the_place_of_a_link_stays(cfg):
+    (cfg.root / "runs/latest").mkdir(parents=True)
+    (cfg.root / "runs/latest/mine").touch()
+    run = create("leap", "train", cfg)
+    assert (cfg.root / "runs/latest/mine").exists()
+    assert find_run("latest", "leap", cfg) == run
+
+
+# ------------------------------------------------------------------------------ lock
+
+
+def test_a_run_is_kept_to_one_process(cfg):
+    run = create("leap", "train", cfg)
+    code = (
+        "import sys, time; from pathlib import Path; from deftly.workspace import lock\n"
+        "with lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout
+    assert other.stdout.readline() == "held\n"
+    with (
+        pytest.raises(DeftlyError, match=f"'{run.name}' is being written by process {other.pid} on .*: wait"),
+        lock(run),
+    ):
+        pass
+    other.kill()
+    other.wait()
+    with lock(run):
+        pass
+    with lock(run):
+        pass
+
+
+def test_a_lock_that_is_a_link_or_a_pipe_is_one_line(cfg):
+    run = create("leap", "train", cfg)
+    (run / ".lock").symlink_to(cfg.root / "elsewhere")
+    with pytest.raises(DeftlyError, match="cannot write"), lock(run):
+        pass
+    assert not (cfg.root / "elsewhere").exists()
 
 
 def test_pin_and_unpin(cfg, clock):

@@ -91,7 +91,7 @@ def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> Any:
     """Lines of text in columns: a `rich.table.Table`, which is imported only here. A cell is one line, and clean."""
     from rich.table import Column, Table
 
-    found = Table(*(Column(name, overflow="fold") for name in columns), box=None)
+    found = Table(*(Column(printable(name), overflow="fold") for name in columns), box=None)
     for line in lines:
         found.add_row(*(printable(cell, CELL) for cell in line))
     return found

@@ -160,12 +160,13 @@ def follow(place: Path) -> Path:
 
 def _target(place: Path) -> Path | None:
     """What a link names, whether or not it is there; None for what is no link."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, FileError):
         if place.is_symlink():
             return place.parent / os.readlink(place)
         if place.is_file() and place.stat().st_size < 4096:
-            text = read_text(place, "a link", 4096)
-            return place.parent / text.removeprefix(POINTER).strip() if text.startswith(POINTER) else None
+            text = read_text(place, "a link", 4096).rstrip("\n")
+            if text.startswith(POINTER) and text.isprintable():
+                return place.parent / text.removeprefix(POINTER)
     return None
 
 

@@ -54,7 +54,7 @@ def test_the_driver_of_the_page(controller, monkeypatch, tmp_path):
     (tmp_path / "page_robot.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    driver = run.custom_driver("page_robot:Driver", fifty.CONTRACT, controller[0])
+    driver = run.custom_driver("page_robot:Driver", fifty.ROBOT, 50.0, controller[0])
     driver.timeout = 5.0
     before = time.monotonic()
     reading = driver.read()
@@ -63,7 +63,7 @@ def test_the_driver_of_the_page(controller, monkeypatch, tmp_path):
     driver.write(np.array([0.1, 0.2, 0.03]))
     assert controller[1][-1] == {"verb": "write", "targets": [0.1, 0.2, 0.03], "seq": 2}
     driver.stop()
-    gone = run.custom_driver("page_robot:Driver", fifty.CONTRACT, "127.0.0.1:1")
+    gone = run.custom_driver("page_robot:Driver", fifty.ROBOT, 50.0, "127.0.0.1:1")
     with pytest.raises(DriverError, match="the robot does not answer"):
         gone.read()
     gone.stop()

@@ -10,12 +10,55 @@ import pytest
 from deftly.commands import main as cli
 from deftly.commands import serve
 from deftly.commands.serve import ServeArgs, find
+from deftly.errors import DeftlyError
 from deftly.learn import checkpoint
 from deftly.policy.protocol import OneRobot
 from deftly.serving.client import Client
 
 TASK = "jaka-pick-cube"
 ANY_PORT = ("--bind", "tcp://127.0.0.1:*")
+
+
+STATUS = {
+    "robot": "arm",
+    "contract": "0" * 64,
+    "uptime_s": 1.0,
+    "sessions": 0,
+    "max_sessions": 8,
+    "answered": 0,
+    "types": {},
+    "errors": {},
+    "batches": [],
+    "latency_ms": {"p50": 0.0, "p99": 0.0, "max": 0.0},
+}
+
+
+def test_a_hostile_server_does_nothing_to_the_terminal(capsys):
+    serve.print_status({**STATUS, "robot": "a\x1b[2Jb\nerror: no", "errors": {"\x1b]0;x\x07": 1}})
+    out = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in out)
+    assert "a?[2Jb error: no" in out
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"types": [1]},
+        {"types": {1: 2, "a": 3}},
+        {"batches": [[1]]},
+        {"batches": 7},
+        {"uptime_s": "\x1b[2J"},
+        {"uptime_s": None},
+        {"contract": 5},
+        {"latency_ms": {}},
+        {"latency_ms": {"p50": {}, "p99": 1.0, "max": 1.0}},
+    ],
+)
+def test_what_is_no_status_is_one_line(wrong):
+    with pytest.raises(DeftlyError, match="no policy server of this Deftly"):
+        serve.print_status({**STATUS, **wrong})
+    with pytest.raises(DeftlyError, match="no policy server of this Deftly"):
+        serve.print_status({})
 
 
 @pytest.fixture(scope="module")

@@ -244,6 +244,47 @@ def test_without_matplotlib_the_rest_is_printed(held, tmp_path, monkeypatch, cap
     assert 'pip install "deftly[train]"' in said.err
 
 
+EVIL = "\x1b[2J\x1b]0;x\x07\nlast line"
+
+
+def test_what_a_log_says_does_nothing_to_the_terminal(held, tmp_path, capsys):
+    found = log.read(held)
+    faults = json.dumps([[float(found.rows["now"][99]), "x", EVIL], [float(found.rows["now"][100]), "x", EVIL]])
+    facts = {**found.facts, "task": EVIL, "policy": EVIL, "driver": EVIL, "faults": faults}
+    rows = {**found.rows, "state": found.rows["state"].copy(), "fault": found.rows["fault"].copy()}
+    rows["state"][10], rows["fault"][20] = EVIL, EVIL
+    log.write(tmp_path / "evil.npz", found.contract, rows, facts)
+    assert cli.main(["inspect", str(tmp_path / "evil.npz")]) == 1  # it does not replay
+    out = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in out)
+    assert "last line" in out
+    assert not any(line.startswith("last line") for line in out.splitlines())
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("facts", [{"safety": DEEP}, {"safety": "7"}, {"safety": '{"speed": "x"}'}, {"safety": "NaN"}])
+def test_bounds_that_are_none_are_one_line(held, tmp_path, capsys, facts):
+    found = log.read(held)
+    log.write(tmp_path / "bad.npz", found.contract, found.rows, {**found.facts, **facts})
+    assert cli.main(["inspect", str(tmp_path / "bad.npz")]) == 2
+    error = capsys.readouterr().err
+    assert "does not say the bounds of its safety kernel" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "faults", [DEEP, "7", "[1]", "[[1]]", '[["a", 1, 2]]', "[[" + "9" * 4000 + ", 1, 2]]", "{}", ""]
+)
+def test_faults_that_are_none_are_left_out(held, tmp_path, faults):
+    found = log.read(held)
+    log.write(tmp_path / "bad.npz", found.contract, found.rows, {**found.facts, "faults": faults})
+    assert [fault[3] for fault in inspection.faults(log.read(tmp_path / "bad.npz"))] == [""] * len(
+        inspection.faults(found)
+    )
+
+
 def test_what_cannot_be_inspected_is_one_line(held, bundle, tmp_path, capsys):
     (tmp_path / "no.npz").write_bytes(b"no log")
     found = log.read(held)

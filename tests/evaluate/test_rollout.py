@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from deftly import console
 from deftly.config import EnvConfig, SimConfig
 from deftly.errors import DeftlyError
 from deftly.evaluate import rollout
@@ -45,6 +46,19 @@ def test_one_episode_of_each_environment(slider):
     assert ran.success_rate == ran.values["success"].mean()
     assert ran.rate == task.cfg.rate
     assert {"travel", "return", "action_change", "failed/far", "failed/physics", "reward/near"} <= set(ran.values)
+
+
+def test_it_says_how_far_it_is_also_where_all_end_at_once(task, monkeypatch, capsys):
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(rollout, "CHUNK", 4)
+    run(task, episodes=6, env_cfg=EnvConfig(episode_steps=5), what="evaluating")
+    lines = capsys.readouterr().err.splitlines()
+    percents = [int(line.removeprefix("evaluating: ").partition("%")[0]) for line in lines]
+    assert percents == sorted(percents)
+    assert (percents[0], percents[-1]) == (0, 100)
+    assert len(set(percents)) > 8  # 5 steps of the first four, 5 of the last two
+    run(task, episodes=6, env_cfg=EnvConfig(episode_steps=5))
+    assert not capsys.readouterr().err
 
 
 def test_reproducible_bit_for_bit(task):

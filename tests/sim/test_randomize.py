@@ -257,3 +257,15 @@ def test_widen(entry, factor, low, high):
 def test_a_hole_without_a_range_draws_the_one_figure(drawn):
     env, fields = drawn(widen(Randomize("mass", 1.5, 1.5, ("block",)), 2.0, only_outside=True))
     assert (fields["body_mass"][:, index(env, "body", "block")] == 1.5).all()
+
+
+def test_each_environment_has_its_own_nominal_values(slider):
+    """Models may differ between environments: what is drawn scales what each has."""
+    env = slider(3)
+    mass = env.sim.expand("body_mass")
+    block = index(env, "body", "block")
+    mass[:, block] = torch.tensor([1.0, 2.0, 4.0]).double()
+    randomizer = Randomizer(env.sim, (Randomize("mass", 1.5, 1.5, ("block",)),))
+    for _ in range(2):  # a second draw does not start from the first
+        randomizer.draw(Rows(torch.tensor([True, True, False])), torch.Generator())
+        assert mass[:, block].tolist() == [1.5, 3.0, 4.0]

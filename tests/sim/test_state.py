@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from deftly.config import EnvConfig, SimConfig
+from deftly.contract import Act, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.tasks import load
@@ -124,11 +125,9 @@ def test_a_missing_joint_or_actuator_is_named():
 
     class NoJoint(cls):
         def contract(self):
-            from dataclasses import replace
-
-            contract = super().contract()
-            joints = (replace(contract.joints[0], name="hip"), contract.joints[1])
-            return replace(contract, joints=joints, act_terms=(replace(contract.act_terms[0], joints=("hip",)),))
+            joints = (Joint("hip", -1, 1, 0.4, 5), Joint("left_hip", -1, 1, -0.2, 5))
+            robot = RobotInterface("floating", joints, (Signal("joint_pos", 2, "rad"),))
+            return PolicyContract(robot, 20.0, (Observe("joint_pos"),), (Act(("hip",), "delta", (0.1,)),))
 
     with pytest.raises(DeftlyError, match="the scene has no joint 'hip'"):
         Env(NoJoint(cls.Config()), EnvConfig(num_envs=1))

@@ -97,6 +97,7 @@ def test_a_lost_cube_ends_the_episode_as_a_failure(name):
     env.state.pose(CUBE)[1, 0] += 0.2
     env.state.pose(CUBE)[2, 3:] = torch.tensor([math.cos(0.5), math.sin(0.5), 0, 0])
     env.sim.forward()
+    env.task.update(env.state)
     failed = env.task.failed(env.state)
     assert [bool(failed["dropped"][0]), bool(failed["drifted"][1]), bool(failed["tipped"][2])] == [True] * 3
     assert env.task.metrics(env.state)["drop_rate"].tolist() == [1, 1, 1, 0]
@@ -110,7 +111,7 @@ def test_policy_sees_joints_alone(name):
     env = make(name)
     before = env.obs["policy"].clone()
     env.state.pose(CUBE)[:, :3] += 0.01
-    groups, _ = env.contract.observe(env._true_signals(torch.zeros(4, dtype=torch.bool)), env._memory)
+    groups, _ = env.contract.observe(env.task.signals(env.state), env._memory)
     assert groups["state"][:, -32:] == pytest.approx(before[:, -32:])
     assert env.obs["critic"].shape[1] > env.obs["policy"].shape[1]
     assert {s.name for s in env.contract.signals} == {"joint_pos"}
@@ -163,7 +164,7 @@ def test_a_policy_first_sees_what_it_sees_in_the_control_loop(monkeypatch):
     same = torch.tensor(0.4).double()
     monkeypatch.setattr(State, "uniform", lambda self, ids, low, high, *size: same.expand(len(ids), *size))
     env = make(TASKS[1], num_envs=2, ready_s=(0.05, 0.05))
-    robot, seen = SimRobot(env.task, "default"), []
+    robot, seen = SimRobot(env.task), []
 
     def network(obs):
         seen.append(obs.copy())
@@ -176,7 +177,7 @@ def test_a_policy_first_sees_what_it_sees_in_the_control_loop(monkeypatch):
 
 
 def test_the_control_loop_stands_ready_as_long_as_episodes_of_training_do():
-    robot = SimRobot(make(TASKS[0], num_envs=1, ready_s=(0.1, 0.2)).task, "default")
+    robot = SimRobot(make(TASKS[0], num_envs=1, ready_s=(0.1, 0.2)).task)
     policy = ContractPolicy(robot.contract, lambda obs: np.zeros((1, 16), np.float32))
     outcomes = [run_episode(robot, policy, SafetyConfig(), i, limit=1) for i in range(12)]
     assert {int((o.rows["state"] == "ready").sum()) for o in outcomes} == {2, 3, 4}

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from deftly.config import parse, split_task
+from typing_extensions import Doc
+
+from deftly.config import parse, split_word
 from deftly.console import report
 from deftly.errors import DeftlyError
 from deftly.evaluate.check import CheckSettings, examine
@@ -18,15 +21,16 @@ RENAMED = {"bundle": "policy", "checkpoint": "against"}
 class CheckArgs(CheckSettings):
     """Check a bundle: `deftly check BUNDLE`. The exit status is 1 if anything fails."""
 
-    policy: str | None = None
-    """The bundle's folder, or shipped with a task; unset: what is meant by the task, as in every command."""
+    policy: Annotated[
+        str | None, Doc("The bundle's folder, or shipped with a task; unset: what the task means in every command.")
+    ] = None
 
 
 def main(argv: list[str]) -> int:
     """Run `deftly check`."""
     words = [_renamed(word) for word in argv]
-    word, flags = split_task(words[:1]) if words and "=" not in words[0] else (None, words[:1])  # task= is --task
-    args = parse(CheckArgs, [*flags, *words[1:]], prog="deftly check")
+    word, flags = split_word(words)
+    args = parse(CheckArgs, flags, prog="deftly check [BUNDLE]")
     if word is None and args.policy is None:
         raise DeftlyError("check needs one bundle: deftly check FOLDER; 'deftly export TASK' makes it")
     folder = _folder(word, args)

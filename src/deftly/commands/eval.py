@@ -8,13 +8,17 @@ import json
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
+from typing_extensions import Doc
 
 from deftly import render, workspace
-from deftly.config import RunsConfig, gather
+from deftly.config import Repeatable, RunsConfig, with_setting
 from deftly.console import show, table
-from deftly.errors import DeftlyError
 from deftly.evaluate import report, source
 from deftly.evaluate.evaluate import EvalSettings, check_gate, measure, read_gate
+from deftly.evaluate.source import POLICY
 from deftly.files import write_text
 
 
@@ -22,22 +26,27 @@ from deftly.files import write_text
 class EvalArgs(EvalSettings):
     """Measure a policy on episodes that no training has seen."""
 
-    policy: str | None = None
-    """Policy: latest, a run, a checkpoint or bundle folder, shipped, tcp://HOST:PORT; unset: latest, else shipped."""
-    keys: Path | None = None  # The robot's folder of keys, for a policy at tcp://HOST:PORT that has them.
-    settings_from: str | None = None  # With tcp://: the run or bundle whose settings of task and physics are used.
-    gate: tuple[str, ...] = ()  # Conditions such as 'success>=0.9' 'steps<80'; the exit status is 1 unless all hold.
-    compare: Path | None = None  # Earlier report (eval.json) to compare with.
-    out: Path | None = None  # Folder for the report; unset: a new test run in runs/.
-    video: bool | None = None  # Show the first episodes in video.mp4 and the page; unset: if this machine can render.
-    video_episodes: int = 4  # How many episodes the video shows.
-    camera: str | None = None  # Camera of the video; unset: the scene's first.
-    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
+    policy: Annotated[str | None, Doc(POLICY)] = None
+    keys: Annotated[Path | None, Doc("The robot's folder of keys, for a policy at tcp://HOST:PORT.")] = None
+    settings_from: Annotated[
+        str | None, Doc("With tcp://: the run or bundle whose settings of task and physics are used.")
+    ] = None
+    gate: Annotated[
+        tuple[str, ...],
+        Repeatable(),
+        Doc("Conditions such as 'success>=0.9' 'steps<80'; the exit status is 1 unless all hold."),
+    ] = ()
+    compare: Annotated[Path | None, Doc("Earlier report (eval.json) to compare with.")] = None
+    out: Annotated[Path | None, Doc("Folder for the report; unset: a new test run in runs/.")] = None
+    video: Annotated[
+        bool | None, Doc("Show the first episodes in video.mp4 and the page; unset: if this machine can render.")
+    ] = None
+    video_episodes: Annotated[int, Ge(1), Doc("How many episodes the video shows.")] = 4
+    camera: Annotated[str | None, Doc("Camera of the video; unset: the scene's first.")] = None
+    runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.video_episodes < 1:
-            raise DeftlyError(f"video-episodes is {self.video_episodes}, but it must be 1 or more")
         for text in self.gate:
             read_gate(text)
 
@@ -46,7 +55,7 @@ def main(argv: list[str]) -> int:
     """Run `deftly eval`. The exit status is 1 if a gate fails."""
     render.choose_gl()  # before anything imports MuJoCo
     words = source.policy_words(argv)
-    task, args, found = source.prepare(EvalArgs, "eval", gather(words))
+    task, args, found = source.prepare(EvalArgs, "eval", words)
     assert found is not None
     earlier = report.read_report(args.compare) if args.compare else None
     recorder = None if args.video is False else render.Recorder(args.video_episodes, args.camera)
@@ -59,7 +68,7 @@ def main(argv: list[str]) -> int:
         recorder = None
         result, values = measure(task, found, args, keys=args.keys)
     result["gates"] = [check_gate(text, result) for text in args.gate]
-    result["command"] = shlex.join(["deftly", "eval", *gather(words, "policy", found.label)])
+    result["command"] = shlex.join(["deftly", "eval", *with_setting(words, "policy", found.label)])
     folder = args.out or workspace.create(task.name, "test", args.runs)
     folder.mkdir(parents=True, exist_ok=True)
     if recorder:

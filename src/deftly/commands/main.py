@@ -18,6 +18,10 @@ EXTRAS = {"mjviser": "viewer", "viser": "viewer"} | dict.fromkeys(LEARNING.split
 """Module to the extra that installs it."""
 
 
+LONGEST = 2000
+"""Most characters of an error that is printed; it may quote a file or a peer."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 2 for what the user can mend, 130 for Ctrl-C."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
@@ -33,9 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DeftlyError, OSError, ImportError) as error:
         if os.environ.get("DEFTLY_TRACEBACK"):
             raise
-        print(f"error: {_explain(error, name)}", file=sys.stderr)
+        from deftly.console import printable
         from deftly.files import WriteError
 
+        print(f"error: {printable(_explain(error, name), LONGEST)}", file=sys.stderr)
         return 2 if isinstance(error, DeftlyError) and not isinstance(error, WriteError) else 1
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
-import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from deftly.config import RunsConfig, parse, split_task
+from annotated_types import Ge, Gt, Le
+from typing_extensions import Doc
+
+from deftly.config import RunsConfig, Settings, parse, split_task
+from deftly.console import printable, show
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import PolicySource, policy_words, resolve, task_name
 from deftly.policy.bundle import Bundle
@@ -20,38 +23,34 @@ from deftly.serving.server import IDLE_S, MAX_SESSIONS, Server
 
 
 @dataclass(frozen=True)
-class ServeArgs:
+class ServeArgs(Settings):
     """Answer robots with a policy: `deftly serve TASK`, or `deftly serve --policy BUNDLE`."""
 
-    policy: str | None = None
-    """Policy: latest, a run, a checkpoint or bundle folder, or shipped; unset: latest, else shipped. A bundle and the
-    shipped policy need neither torch nor MuJoCo."""
-    bind: str = "tcp://127.0.0.1:5555"
-    """Where to answer; an address that other machines reach needs keys. Port * takes a free one."""
-    keys: Path | None = None
-    """The server's folder of keys: encrypt, and answer only the robots in its clients/. With --status, the robot's."""
-    new_keys: Path | None = None
-    """Write keys for a server and a robot into this new folder, and do nothing else."""
-    status: str | None = None
-    """Ask the server at this endpoint what it has counted, and do nothing else."""
-    idle_s: float = IDLE_S
-    """Seconds after which a robot that asks nothing is forgotten."""
-    max_clients: int = MAX_SESSIONS
-    """Robots that are served at one time."""
-    runs: RunsConfig = field(default_factory=RunsConfig)
-    """Where runs are kept."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.idle_s < math.inf:
-            raise DeftlyError(f"idle-s is {self.idle_s:g}, but it must be above 0")
-        if not 1 <= self.max_clients <= 10_000:
-            raise DeftlyError(f"max-clients is {self.max_clients}, but it must be 1 to 10000")
+    policy: Annotated[
+        str | None, Doc("latest, a run, a checkpoint or bundle folder, or shipped; unset: latest, else shipped.")
+    ] = None
+    bind: Annotated[
+        str, Doc("Where to answer; an address that other machines reach needs keys. Port * takes a free one.")
+    ] = "tcp://127.0.0.1:5555"
+    keys: Annotated[
+        Path | None,
+        Doc("The server's folder of keys: encrypt, and answer only robots in its clients/; for --status the robot's."),
+    ] = None
+    new_keys: Annotated[
+        Path | None, Doc("Write keys for a server and a robot into this new folder, and do nothing else.")
+    ] = None
+    status: Annotated[str | None, Doc("Ask the server at this endpoint what it has counted, and do nothing else.")] = (
+        None
+    )
+    idle_s: Annotated[float, Gt(0), Doc("Seconds after which a robot that asks nothing is forgotten.")] = IDLE_S
+    max_clients: Annotated[int, Ge(1), Le(10_000), Doc("Robots that are served at one time.")] = MAX_SESSIONS
+    runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
 
 
 def main(argv: list[str]) -> int:
     """Run `deftly serve` until SIGTERM or SIGINT."""
     task, flags = split_task(argv)
-    args = parse(ServeArgs, policy_words(flags), prog="deftly serve")
+    args = parse(ServeArgs, policy_words(flags), prog="deftly serve [TASK]")
     if args.new_keys:
         new_keys(args.new_keys)
         print(f"wrote {args.new_keys}: serve with --keys {args.new_keys / 'server'}; {args.new_keys / 'robot'} goes")
@@ -95,15 +94,27 @@ def find(task: str | None, args: ServeArgs) -> PolicySource:
 
 
 def print_status(status: dict[str, Any]) -> None:
-    """Show a server's `status` message."""
-    from rich.console import Console
+    """Show a server's `status` message. Raises DeftlyError if it is none: whoever listens there may answer anything."""
     from rich.table import Table
 
+    try:
+        rows = _status_rows(status)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        what = printable(f"{type(error).__name__}: {error}", 100)
+        raise DeftlyError(f"what answers there is no policy server of this Deftly: in its status, {what}") from None
+    table = Table(box=None, show_header=False)
+    for name, text in rows.items():
+        table.add_row(name, printable(text))
+    show(table)
+
+
+def _status_rows(status: dict[str, Any]) -> dict[str, str]:
     def counts(name: str) -> str:
         return ", ".join(f"{key} {count}" for key, count in sorted(status[name].items())) or "none"
 
-    latency, batches = status["latency_ms"], ", ".join(f"{size}: {count}" for size, count in status["batches"])
-    rows = {
+    latency = status["latency_ms"]
+    batches = ", ".join(f"{size}: {count}" for size, count in status["batches"])
+    return {
         "robot": f"{status['robot']}, contract {status['contract'][:12]}",
         "up": f"{status['uptime_s']:.0f} s",
         "robots": f"{status['sessions']} of at most {status['max_sessions']}",
@@ -112,7 +123,3 @@ def print_status(status: dict[str, Any]) -> None:
         "batches": batches or "none",
         "infer": ", ".join(f"{name} {latency[name]:.2f} ms" for name in ("p50", "p99", "max")),
     }
-    table = Table(box=None, show_header=False)
-    for row in rows.items():
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)

@@ -6,11 +6,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Annotated
+
+from typing_extensions import Doc
 
 from deftly import tasks
-from deftly.config import field_docs, parse, split_task
+from deftly.config import Settings, field_docs, parse, split_task
 from deftly.console import show, table
-from deftly.contract import Joint
+from deftly.contract import STATE, Joint, PolicyContract
 from deftly.files import FileError, read_json
 
 POLICIES = Path(__file__).parents[1] / "shipped/policies"
@@ -24,10 +27,10 @@ MEANING = {  # how an action of each kind becomes a target; `deftly.contract.Act
 
 
 @dataclass(frozen=True)
-class TasksArgs:
+class TasksArgs(Settings):
     """List the tasks, or show one: `deftly tasks [NAME]`."""
 
-    names: bool = False  # Print the bare names, one a line.
+    names: Annotated[bool, Doc("Print the bare names, one a line.")] = False
 
 
 def main(argv: list[str]) -> int:
@@ -36,7 +39,7 @@ def main(argv: list[str]) -> int:
         print("\n".join(tasks.shipped()))
         return 0
     name, rest = split_task(argv)
-    parse(TasksArgs, rest, prog="deftly tasks")
+    parse(TasksArgs, rest, prog="deftly tasks [TASK]")
     if name:
         _show_task(tasks.load(name))
         return 0
@@ -70,16 +73,9 @@ def _show_task(cls: type[tasks.Task]) -> None:
     show_joints(c.joints)
     signals = [(s.name, s.shape, s.units, s.frame, s.dtype) for s in c.signals]
     section("Signals", ("signal", "shape", "units", "frame", "type"), signals)
-    if c.derive:
-        derived = [(d.name, d.kind, d.of or "", d.site or (f"{d.period:g} s" if d.period else "")) for d in c.derive]
-        section("Derived values", ("value", "kind", "of", "site or period"), derived)
-    observed = []
-    for o in c.observe_terms:
-        clip = " .. ".join(map(text, o.clip or ()))
-        size = c.source_size(o.term) * o.frames
-        observed.append((size, o.term, o.scale, o.offset, clip, o.history, o.stride))
-    columns = ("index", "term", "scale", "offset", "clip", "history", "stride")
-    section(f"Observation ({sum(map(c.obs_size, c.groups))})", columns, observed)
+    _show_inputs(c)
+    for group in c.groups:
+        _show_group(c, group)
     acts = [(len(a.joints), a.joints, a.kind, a.scale or "default", a.lowpass, MEANING[a.kind]) for a in c.act_terms]
     section(f"Action ({c.action_size})", ("index", "joints", "kind", "scale", "lowpass", "target"), acts)
     if couplings := c.robot.couplings:
@@ -89,6 +85,29 @@ def _show_task(cls: type[tasks.Task]) -> None:
         docs = field_docs(type(weights))
         rows = [(name, float(value), docs.get(name, "")) for name, value in vars(weights).items()]
         section("Reward terms", ("term", "weight", "meaning"), rows)
+
+
+def _show_inputs(c: PolicyContract) -> None:
+    """Inputs and derived values, where there are any."""
+    if c.inputs:
+        said = [(i.name, i.size, i.units, i.frame, i.lower, i.upper, i.text or i.default) for i in c.inputs]
+        section("Inputs", ("input", "size", "units", "frame", "lower", "upper", "default"), said)
+    if c.derive:
+        derived = [(d.name, d.kind, d.of, d.site or (f"{d.period:g} s" if d.period else "")) for d in c.derive]
+        section("Derived values", ("value", "kind", "of", "site or period"), derived)
+
+
+def _show_group(c: PolicyContract, group: str) -> None:
+    """What the policy sees, in the order of the network's input."""
+    observed = []
+    for o in c.observe_terms:
+        if o.group == group:
+            clip = " .. ".join(map(text, o.clip or ()))
+            size = c.source_size(o.term) * o.frames
+            observed.append((size, o.term, o.scale, o.offset, clip, o.history, o.stride))
+    columns = ("index", "term", "scale", "offset", "clip", "history", "stride")
+    title = "Observation" if c.groups == (STATE,) else f"Observation, group {group}"
+    section(f"{title} ({c.obs_size(group)})", columns, observed)
 
 
 def show_joints(joints: Sequence[Joint]) -> None:

@@ -34,12 +34,12 @@ class Derive(Record):
 
     difference          a - b, of the same size.
     norm                length of a vector; 1 number.
-    projected_gravity   of an orientation: the unit vector of gravity in the body's frame; 3 numbers, (0, 0, -1) upright.
+    projected_gravity   of an orientation: the unit vector of gravity in the body's frame; 3 numbers.
     heading_frame       of a world vector and an orientation: the vector in the frame that shares the body's yaw alone.
     relative_pose       of the poses a and b: b as seen from a; 7 numbers, its quaternion with w >= 0.
-    phase_clock         of nothing: sine and cosine of a phase that takes `period` seconds for a turn; it is 0 at the first
-                        step of an episode.
-    forward_kinematics  of `joint_pos`: where the interface's `site` is in the robot's base; 3 numbers, or 7 with `pose`.
+    phase_clock         of nothing: sine and cosine of a phase that takes `period` seconds for a turn; it is 0 at the
+                        first step of an episode.
+    forward_kinematics  of `joint_pos`: where the interface's `site` is in the robot's base; 3 numbers, with `pose` 7.
     """
 
     name: Name

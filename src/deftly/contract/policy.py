@@ -17,6 +17,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -25,7 +26,7 @@ from deftly.contract.acting import Actions
 from deftly.contract.arrays import Array, Constants, Like, Memory, clip, join, library, require_float
 from deftly.contract.derive import FUNCTIONS, Derive, derived_sizes
 from deftly.contract.kinematics import Kinematics
-from deftly.contract.robot import ACTION, COMMAND, JOINT_POS, Count, Joint, RobotInterface, Signal
+from deftly.contract.robot import ACTION, COMMAND, JOINT_POS, Joint, RobotInterface, Shape, Signal
 from deftly.contract.schema import (
     ContractError,
     Document,
@@ -61,7 +62,7 @@ class Input(Record):
     """
 
     name: Name
-    shape: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=1)] = (1,)
+    shape: Shape = (1,)
     units: Text = ""
     frame: Text = ""
     lower: Numbers = (-1.0,)
@@ -82,6 +83,7 @@ class Input(Record):
 
     def check(self) -> None:
         """Bounds of the right count and in order, the default within them."""
+        self._need(len(self.shape) == 1, f"has shape {self.shape}, expected (n,)")
         counts = {name: len(getattr(self, name)) for name in ("lower", "upper", "default")}
         for name, count in counts.items():
             self._need(count in (1, self.size), f"{name} has {count} values, expected 1 or {self.size}")
@@ -436,7 +438,7 @@ def _remember(memory: Memory, i: int, term: Observe, value: Array) -> Array:
     keys = [_history_key(i, place) for place in range(term.stride)]
     past = memory[keys[0]]
     seen = library(value).concatenate((past[..., value.shape[-1] :], value), -1)
-    for key, following in zip(keys, keys[1:]):
+    for key, following in pairwise(keys):
         memory[key] = memory[following]
     memory[keys[-1]] = seen
     return seen

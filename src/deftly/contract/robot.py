@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -34,6 +34,10 @@ MAX_IMAGE = 1 << 24
 """Bytes of all images of a robot together, once."""
 
 Count = Annotated[int, Meta(ge=1, le=MAX_SIZE)]
+if TYPE_CHECKING:  # one whole number, for a shape of one axis, is taken too
+    Shape = Any
+else:
+    Shape = Annotated[tuple[Count, ...], Meta(min_length=1, max_length=3)]
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Signal(Record):
     """
 
     name: Name
-    shape: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=3)]
+    shape: Shape
     units: Text = ""
     frame: Text = ""
     dtype: Literal["float32", "uint8"] = "float32"

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deftly.console import printable
 from deftly.contract import JOINT_POS
 from deftly.control.drivers import Reading
 from deftly.control.log import Log
 from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError
 from deftly.errors import DeftlyError
+from deftly.files import FileError, parse_json
 from deftly.policy import bundle
 from deftly.policy.protocol import OneRobot
 
@@ -119,9 +121,9 @@ def timeline(found: Log) -> np.ndarray:
 
 def _safety(found: Log) -> SafetyConfig:
     try:
-        return SafetyConfig(**json.loads(str(found.facts["safety"])))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DeftlyError(f"the log does not say the bounds of its safety kernel: {error!r}") from None
+        return SafetyConfig(**parse_json(str(found.facts["safety"]), "the bounds of a safety kernel"))
+    except (DeftlyError, KeyError, TypeError, ValueError) as error:
+        raise DeftlyError(f"the log does not say the bounds of its safety kernel: {printable(error)}") from None
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> str:
@@ -136,15 +138,16 @@ def summary(found: Log) -> list[Any]:
     from rich.table import Table
 
     rows, contract = found.rows, found.contract
-    now, facts = timeline(found), {k: str(v) for k, v in found.facts.items() if not np.ndim(v) and str(v)}
+    now, facts = timeline(found), {k: printable(v, 100) for k, v in found.facts.items() if not np.ndim(v) and str(v)}
     span = now[-1]
     gaps = np.diff(now) * contract.rate
     rate = f"{(len(now) - 1) / span:.2f} Hz of {contract.rate:g}" if span > 0 else f"{contract.rate:g} Hz"
     known = ", ".join(f"{name} {facts[name]}" for name in ("task", "policy", "driver", "began") if name in facts)
     lines: list[Any] = [f"{found.robot.name}, contract {contract.hash[:12]}{known and ', '}{known}"]
     lines.append(f"{len(now)} ticks in {span:.2f} s, {rate}; {int((gaps > 1.5).sum())} ticks came half a period late")
-    lines += ["states: " + ", ".join(f"{state} {s:.2f} s" for state, s in durations(found).items())]
-    lines += [f"fault at {at:.2f} s, tick {tick}: {fault}{reason}" for tick, at, fault, reason in faults(found)]
+    lines += ["states: " + ", ".join(f"{printable(state)} {s:.2f} s" for state, s in durations(found).items())]
+    for tick, at, fault, reason in faults(found):
+        lines.append(f"fault at {at:.2f} s, tick {tick}: {printable(fault)}{reason}")
     times = Table("", "p50", "p99", "max", box=None)
     for name in ("tick_ms", "infer_ms"):
         value = rows[name][np.isfinite(rows[name])]
@@ -171,10 +174,10 @@ def durations(found: Log) -> dict[str, float]:
 
 def faults(found: Log) -> list[tuple[int, float, str, str]]:
     """Tick, time since the log's first, fault and `: reason` (if the log knows it) of each fault that was latched."""
-    try:
-        known = {float(now): f": {reason}" for now, _, reason in json.loads(str(found.facts.get("faults", "[]")))}
-    except (TypeError, ValueError):
-        known = {}
+    known: dict[float, str] = {}
+    with suppress(FileError, TypeError, ValueError, OverflowError):
+        for now, _, reason in parse_json(str(found.facts.get("faults", "[]")), "the faults of a log"):
+            known[float(now)] = f": {printable(reason)}"
     fault, now, seconds = (a.tolist() for a in (found.rows["fault"], found.rows["now"], timeline(found)))
     found_faults = []
     for tick, (before, after) in enumerate(pairwise([str(Fault.NONE), *fault])):

@@ -58,7 +58,7 @@ class Runner:
         self.refused = ""
         """What the driver said if it did not take the safe target when the loop was closed: look after the robot."""
         self.inputs: dict[str, Any] = {}
-        """What the operator says to the policy, by name of the contract's inputs; those missing are at their default."""
+        """What the operator says to the policy, by name of the contract's inputs; a missing one takes its default."""
         self._events: list[str] = []
         self._fresh, self._closed = True, False
         kernel.require(policy.contract)

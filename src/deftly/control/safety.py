@@ -445,8 +445,9 @@ def _measurement(signal: Signal, value: object) -> np.ndarray | None:
     """The value of a signal, None if it is not what the robot should measure. Raises nothing."""
     if not signal.is_image:
         return _numbers(value, signal.size)
-    fits = isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.shape == signal.shape
-    return value if fits else None
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.shape == signal.shape:
+        return value
+    return None
 
 
 def _numbers(value: object, size: int) -> np.ndarray | None:

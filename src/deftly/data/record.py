@@ -15,6 +15,7 @@ import yaml
 
 from deftly import __version__
 from deftly.config import to_yaml
+from deftly.console import Progress
 from deftly.control.safety import SafetyConfig
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import PolicySource
@@ -31,13 +32,16 @@ def run(
 ) -> list[Outcome]:
     """Run so many episodes; or, if `num_steps` is not 0, so many steps, the last episode of which is cut off."""
     outcomes: list[Outcome] = []
-    while (left := num_steps - sum(o.steps for o in outcomes)) > 0 or not num_steps:
-        if len(outcomes) == episodes and not num_steps:
-            break
-        outcome = run_episode(robot, policy, safety, len(outcomes), limit=max(0, left))
-        outcomes.append(outcome)
-        if num_steps and not outcome.steps:
-            raise DeftlyError(f"episode {len(outcomes) - 1} ended before its first step, {outcome.end}")
+    done, total = 0, num_steps or episodes
+    with Progress(total, "recording") as shown:
+        while done < total:
+            limit = num_steps - done if num_steps else 0
+            outcome = run_episode(robot, policy, safety, len(outcomes), limit=limit)
+            outcomes.append(outcome)
+            if num_steps and not outcome.steps:
+                raise DeftlyError(f"episode {len(outcomes) - 1} ended before its first step, {outcome.end}")
+            done += outcome.steps if num_steps else 1
+            shown.reach(done)
     return outcomes
 
 

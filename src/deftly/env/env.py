@@ -11,13 +11,21 @@ from torch import Tensor
 
 from deftly.config import EnvConfig, SimConfig
 from deftly.contract import STATE, Memory, PolicyContract
-from deftly.env.metrics import EpisodeMetrics, NanCounter, check_flags, check_metrics, check_rewards, means
+from deftly.env.metrics import (
+    EpisodeMetrics,
+    NanCounter,
+    check_flags,
+    check_metrics,
+    check_rewards,
+    check_vector,
+    means,
+)
 from deftly.errors import DeftlyError
 from deftly.sim import make_sim
 from deftly.sim.pushes import Pushes
 from deftly.sim.randomize import Randomize, Randomizer, prepare
 from deftly.sim.rows import Rows
-from deftly.sim.scene import compile_scene, substeps
+from deftly.sim.scene import compile_scene
 from deftly.sim.sensors import Sensors
 from deftly.sim.state import State
 from deftly.tasks import Task
@@ -72,19 +80,20 @@ class Env:
         self.purpose = purpose
         self.num_envs = cfg.num_envs
         self.episode_steps = cfg.episode_steps or task.cfg.episode_steps
-        self.substeps = substeps(self.contract.rate, sim.preset)
+        self.substeps = sim.substeps_at(self.contract.rate)
         entries = self._randomization()
         spec = task.scene()
         prepare(spec, entries, 1 / (self.contract.rate * self.substeps))
-        self.model = compile_scene(spec, self.contract.rate, sim.preset)
-        self.sim = make_sim(sim.engine, self.model, cfg.num_envs, sim.threads, cfg.device, dump_dir)
+        self.model = compile_scene(spec, self.contract.rate, sim)
+        self.sim = make_sim(sim.engine, self.model, cfg.num_envs, sim.threads, cfg.device, dump_dir, sim.contacts)
         self.device = self.sim.device
         self.state = State(self.sim, self.contract, self.episode_steps)
         self.seed(seed)
         self._randomizer = Randomizer(self.sim, entries)
-        self._signal_sizes = {s.name: self.contract.source_size(s.name) for s in self.contract.signals}
+        self._signal_shapes = {s.name: (self.num_envs, *s.shape) for s in self.contract.signals}
         noise = task.noise() if cfg.noise else {}
-        self._sensors = Sensors(noise, self._signal_sizes, self.num_envs, self.state.generator)
+        sizes = {s.name: s.size for s in self.contract.signals if not s.is_image}
+        self._sensors = Sensors(noise, sizes, self.num_envs, self.state.generator)
         self._pushes = Pushes(self.state, task.pushes() if cfg.pushes else (), self.contract.rate)
         self._weights = {name: float(w) for name, w in vars(task.cfg.weights).items()}
         self._nan = NanCounter(self.device)
@@ -134,8 +143,7 @@ class Env:
 
         reward = self._reward(broken)
         failures = self._failures(broken)
-        success = task.success(s) & ~broken
-        check_flags("success", {"success": success}, self.num_envs)
+        success = self._success(broken)
         failed = torch.stack([*failures.values()]).any(0)
         terminated = failed | (success & task.cfg.stop_on_success)
         truncated = (s.steps >= self.episode_steps) & ~terminated
@@ -153,9 +161,8 @@ class Env:
         s = self.state
         if tuple(action.shape) != tuple(s.action.shape):
             expected = tuple(s.action.shape)
-            raise DeftlyError(
-                f"action has shape {tuple(action.shape)}, but {self.contract.robot.name} takes {expected}"
-            )
+            robot = self.contract.robot.name
+            raise DeftlyError(f"action has shape {tuple(action.shape)}, but {robot} takes {expected}")
         s.last_action = s.action
         s.action = action.to(self.device, torch.float32).nan_to_num(0.0).clip(-1.0, 1.0)
         s.command, self._memory = self.contract.act(s.action, self._memory)
@@ -167,15 +174,18 @@ class Env:
         terms = self.task.rewards(s)
         check_rewards(terms, self._weights, self.num_envs)
         values = torch.stack([terms[name] for name in self._weights]).float()
-        bad = ~values.isfinite()
-        for name, count in zip(self._weights, (bad & ~broken).sum(1)):
-            self._nan.add(f"reward/{name}", count)
         scales = [weight * s.scale.get(name, 1.0) for name, weight in self._weights.items()]
+        values = self._nan.clean_rewards(self._weights, values, broken)
         weighted = torch.tensor(scales, device=self.device)[:, None] * values
-        weighted = weighted.masked_fill(bad | broken, 0.0)
         assert self._metrics is not None
         self._metrics.add(weighted, (s.action - s.last_action).abs().mean(-1))
         return weighted.sum(0)
+
+    def _success(self, broken: Tensor) -> Tensor:
+        """Which tasks are done, `(num_envs,)` bool; none whose physics broke."""
+        success = self.task.success(self.state)
+        check_vector("`success`", success, self.num_envs)
+        return success & ~broken
 
     def _failures(self, broken: Tensor) -> dict[str, Tensor]:
         """Conditions that end an episode as a failure, by name; `physics` is one."""
@@ -265,49 +275,52 @@ class Env:
     def _first_observation(self, rows: Rows, held: Tensor | None) -> None:
         """Signals and observation of new episodes; `held (rows.count, num_joints)` is what servos held in settling."""
         broken = self._episode["unsettled"]
-        signals = self._sensors.reset({k: rows.take(v) for k, v in self._true_signals(broken).items()}, rows)
+        signals = self._sensors.reset(self._true_signals(broken, rows), rows)
         self.signals = {name: rows.merge(self.signals.get(name), value) for name, value in signals.items()}
         memory = self.contract.reset(signals)
         if held is not None:
             memory = self.contract.follow(held, memory)
         observed, memory = self.contract.observe(signals, memory)
-        policy = observed[STATE]
         self._memory = {name: rows.merge(self._memory.get(name), value) for name, value in memory.items()}
         self.state.command = self._memory["command"]
-        groups = self._groups(rows.merge(self.obs.get("policy"), policy), broken)
-        self.obs = {k: rows.merge(self.obs.get(k), rows.take(v)) for k, v in groups.items()}
+        seen = {_group(name): rows.merge(self.obs.get(_group(name)), value) for name, value in observed.items()}
+        critic = self._critic(seen["policy"], broken)
+        self.obs = {**seen, "critic": rows.merge(self.obs.get("critic"), rows.take(critic))}
 
     # ------------------------------------------------------------------------------- signals and observations
 
-    def _true_signals(self, broken: Tensor) -> dict[str, Tensor]:
-        """What a perfect robot would measure now, by name: float32, or uint8 images as they are."""
+    def _true_signals(self, broken: Tensor, rows: Rows | None = None) -> dict[str, Tensor]:
+        """What a perfect robot would measure now, by name, in all or some environments: float32, images as they are."""
         found = self.task.signals(self.state)
-        if found.keys() != self._signal_sizes.keys():
-            raise DeftlyError(f"`signals` gives {[*found]}, but the contract names {[*self._signal_sizes]}")
-        return {name: self._true_signal(name, value, broken) for name, value in found.items()}
+        if found.keys() != self._signal_shapes.keys():
+            raise DeftlyError(f"`signals` gives {[*found]}, but the contract names {[*self._signal_shapes]}")
+        return {name: self._true_signal(name, value, broken, rows) for name, value in found.items()}
 
-    def _true_signal(self, name: str, value: Tensor, broken: Tensor) -> Tensor:
-        if value.dtype == torch.uint8:
-            return value
-        shape = (self.num_envs, self._signal_sizes[name])
+    def _true_signal(self, name: str, value: Tensor, broken: Tensor, rows: Rows | None) -> Tensor:
+        shape = self._signal_shapes[name]
         if tuple(value.shape) != shape:
             raise DeftlyError(f"signal '{name}' has shape {tuple(value.shape)}, but the contract says {shape}")
+        if rows is not None:
+            value, broken = rows.take(value), rows.take(broken)
+        if value.dtype == torch.uint8:
+            return value
         return self._nan.clean(f"signal/{name}", value.float(), broken)
 
     def _observe(self, broken: Tensor) -> Obs:
         """Observations of the newest signals."""
         observed, self._memory = self.contract.observe(self.signals, self._memory)
-        return self._groups(observed[STATE], broken)
+        groups = {_group(name): value for name, value in observed.items()}
+        return {**groups, "critic": self._critic(groups["policy"], broken)}
 
-    def _groups(self, policy: Tensor, broken: Tensor) -> Obs:
-        """What policy and critic see."""
+    def _critic(self, policy: Tensor, broken: Tensor) -> Tensor:
+        """What the critic sees: what the policy does, and what the task adds."""
         privileged = self.task.privileged(self.state)
         if privileged is None:
-            return {"policy": policy, "critic": policy}
+            return policy
         if privileged.ndim != 2 or len(privileged) != self.num_envs:
             raise DeftlyError(f"`privileged` has shape {tuple(privileged.shape)}, but is to have ({self.num_envs}, k)")
         extra = self._nan.clean("privileged", privileged.float(), broken)
-        return {"policy": policy, "critic": torch.cat((policy, extra), -1)}
+        return torch.cat((policy, extra), -1)
 
     # ------------------------------------------------------------------------------- statistics
 
@@ -404,3 +417,8 @@ class Env:
             "pushes": self._pushes.state,
             "episode": self._episode,
         }
+
+
+def _group(name: str) -> str:
+    """How learners call a group of the contract's observation: the numbers are `policy`, images keep their name."""
+    return "policy" if name == STATE else name

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from deftly.errors import DeftlyError
+from deftly.sim.rows import wide
 
 OWN = ("success", "steps", "time_out", "return", "reward_per_step", "action_change")
 """Metrics that every episode has, whatever its task."""
@@ -70,12 +72,22 @@ class NanCounter:
         self._counts: dict[str, Tensor] = {}
         self._taken = 0
 
-    def clean(self, name: str, value: Tensor, broken: Tensor | None = None) -> Tensor:
+    def clean(self, name: str, value: Tensor, broken: Tensor) -> Tensor:
         """`value (n, ...)` with 0 for what is not finite; of environments that are `broken (n,)` nothing is counted."""
+        if all_finite(value):
+            return value
         bad = ~value.isfinite()
-        counted = bad if broken is None else bad & ~broken.view(-1, *[1] * (bad.ndim - 1))
-        self.add(name, counted.sum())
+        self.add(name, (bad & ~wide(broken, bad)).sum())
         return value.masked_fill(bad, 0.0)
+
+    def clean_rewards(self, names: Iterable[str], values: Tensor, broken: Tensor) -> Tensor:
+        """Reward terms `(terms, n)` with 0 for what is not finite, and for environments that are `broken (n,)`."""
+        if all_finite(values):
+            return values.masked_fill(broken, 0.0)
+        bad = ~values.isfinite()
+        for name, count in zip(names, (bad & ~broken).sum(1)):
+            self.add(f"reward/{name}", count)
+        return values.masked_fill(bad | broken, 0.0)
 
     def add(self, name: str, count: Tensor) -> None:
         """Add to the count of a name."""
@@ -93,6 +105,11 @@ class NanCounter:
         total = sum(self.counts.values())
         new, self._taken = total - self._taken, total
         return torch.tensor(new, dtype=torch.float64, device=self._device)
+
+
+def all_finite(value: Tensor) -> bool:
+    """Whether all numbers are surely finite. On a GPU the answer would have to be waited for, and nothing is sure."""
+    return value.device.type == "cpu" and math.isfinite(value.sum().item())
 
 
 def means(statistics: Mapping[str, Tensor]) -> dict[str, float]:

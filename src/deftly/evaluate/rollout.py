@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deftly.config import EnvConfig, SimConfig
+from deftly.console import Progress
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.learn.policy import NetworkPolicy
@@ -50,26 +51,48 @@ def run_episodes(
     sim_cfg: SimConfig | None = None,
     stochastic: bool = False,
     on_step: OnStep | None = None,
+    what: str = "",
 ) -> Episodes:
     """Run exactly `episodes` episodes: the first of each environment, which favours neither short nor long.
 
     `seed` and `purpose` (`VALIDATE`, `EVALUATE`, ...) decide every draw: the same arguments give the same figures bit
     for bit, and torch's own random state is left as it was. A `policy` decides from signals, as on a robot; a bare
     network is taken under the task's contract, and `stochastic` is for that alone. Of `env_cfg`, num_envs is not used.
+    With `what`, such as "evaluating", it shows how far it is.
     """
     if episodes < 1:
         raise DeftlyError(f"episodes is {episodes}, but it must be 1 or more")
     start = time.perf_counter()
     acts = policy if not _is_network(policy) else NetworkPolicy(task.contract(), policy, stochastic)
     cfg, parts = env_cfg or EnvConfig(), []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), Progress(episodes, what) as shown:
+        watch = _Shown(shown, on_step) if what else on_step
         for chunk, first in enumerate(range(0, episodes, CHUNK)):
             name = f"{purpose}/{chunk}" if chunk else purpose
             env = Env(task, replace(cfg, num_envs=min(CHUNK, episodes - first)), sim_cfg, seed, name)
             torch.manual_seed(env.state.generator.initial_seed() + 1)  # of a stochastic policy
-            parts.append(_run_chunk(env, acts, on_step))
+            parts.append(_run_chunk(env, acts, watch))
     values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Episodes(values, task.contract().rate, time.perf_counter() - start)
+
+
+class _Shown:
+    """Says after each step how many of the episodes are done; those of a chunk may all end with the time limit."""
+
+    def __init__(self, shown: Progress, on_step: OnStep | None):
+        self._shown, self._on_step = shown, on_step
+        self._env: Env | None = None
+        self._before = self._steps = 0
+
+    def __call__(self, env: Env, running: Tensor) -> None:
+        if env is not self._env:
+            self._before += self._env.num_envs if self._env else 0
+            self._env, self._steps = env, 0
+        if self._on_step:
+            self._on_step(env, running)
+        ended = 1.0 - float(running.float().mean())
+        self._shown.reach(self._before + env.num_envs * min(1.0, max(ended, self._steps / env.episode_steps)))
+        self._steps += 1
 
 
 def _is_network(policy: Policy | Network) -> bool:

@@ -12,9 +12,8 @@ resolved and opened without torch and MuJoCo.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,6 +37,8 @@ SHIPPED = "shipped"
 OLDER = {"bundle": "policy", "checkpoint": "policy", "server-endpoint": "policy", "training.checkpoint": "policy"}
 """Older names of the flag `--policy`."""
 SETTINGS_FROM = "settings-from"
+POLICY = "Policy: latest, a run, a checkpoint or bundle folder, shipped, tcp://HOST:PORT; unset: latest, else shipped."
+"""What the help says of --policy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,11 +347,7 @@ def prepare(
         like = resolve(args.settings_from, cls.name, args.runs, form)
     if isinstance(like.loaded, Bundle) and like.task != cls.name:
         raise DeftlyError(f"{like.label} is a policy of {like.task}, not of {cls.name}: name the task {like.task}")
-    try:
-        with redirect_stderr(io.StringIO()):
-            args = parse(command, flags, prog=prog, filed=like.settings(cls))
-    except SystemExit:  # the flags were fine by themselves
-        raise DeftlyError(f"the settings of {like.label} do not fit the task {cls.name} as it is now") from None
+    args = parse(command, flags, prog=prog, filed=like.settings(cls), origin=f"the settings of {like.label}")
     task = cls(args.task)
     source.require(task.contract(), cls.name)
     if not scene_only:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deftly.config import suggest
+from deftly.console import Progress
 from deftly.errors import DeftlyError
 from deftly.files import atomic_write
 
@@ -134,11 +135,13 @@ class Recorder:
     def frames(self) -> Iterator[np.ndarray]:
         """The episodes one after the other, each with its last picture held for half a second."""
         hold = round(self._env.contract.rate / 2)
-        with self._renderer as renderer:
+        total = sum(len(states) + hold for _, states in self._episodes)
+        with self._renderer as renderer, Progress(total, "rendering") as shown:
             for model, states in self._episodes:
                 data = pose(model, states[0])
                 for state in [*states, *states[-1:] * hold]:
                     yield renderer.picture(model, pose(model, state, data))
+                    shown.advance()
 
 
 def pose(model: mujoco.MjModel, state: np.ndarray, data: mujoco.MjData | None = None) -> mujoco.MjData:

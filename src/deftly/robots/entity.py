@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from deftly.errors import DeftlyError
 from deftly.sim import scene
 
@@ -48,7 +46,7 @@ class Entity:
 
     def touch(self, s: State, body: str) -> Tensor:
         """Size of the force between each pad and a body of `add_touch`, `(num_envs, pads)`, N."""
-        return torch.stack([s.sensor(_touch_name(pad, body)).norm(dim=-1) for pad in self.pads], -1)
+        return s.sensors(tuple(_touch_name(pad, body) for pad in self.pads)).norm(dim=-1)
 
     def is_grasping(self, s: State, body: str, within: float, force: float = 1.0) -> Tensor:
         """Whether all pads press a body with over `force` (N), and it is `within` (m) of the tool point."""

@@ -1,8 +1,7 @@
 """The robot's side of a policy server: a policy that decides somewhere else, within a time, or raises PolicyError.
 
-Another project installs the base package; or it copies this file, `link.py`, `keys.py`, `wire.py`, `protocol.py` of
-`policy/`, the folder `contract/` and `errors.py`, mends their imports of each other (`deftly.`...), and has numpy, pyzmq,
-msgpack and msgspec."""
+Another project installs the base package: it is light.
+"""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ import numpy as np
 from deftly.contract import COMMAND, ContractError, Inputs, PolicyContract
 from deftly.policy.protocol import NO_INPUTS, Decision, PolicyError, Signals, as_seen
 from deftly.serving.link import Connection, Refused
-from deftly.serving.wire import WireError, read_array
+from deftly.serving.wire import WireError, max_frame, read_array
 
 
 @dataclass(slots=True, eq=False)
@@ -158,6 +157,7 @@ class Client:
             raise PolicyError(str(error)) from None
         for robot, reply in zip(robots, replies):
             robot.session = str(reply.get("session"))
+        self._link.most = max_frame(theirs.robot)
         return theirs
 
     def _in_session(

@@ -12,14 +12,18 @@ from __future__ import annotations
 import ipaddress
 import logging
 import shutil
-import tempfile
 from pathlib import Path
 
 import zmq
 import zmq.auth
 from zmq.auth.thread import ThreadAuthenticator
 
+from deftly.console import printable
 from deftly.errors import DeftlyError
+from deftly.files import KB, FileError, atomic_folder, require_plain
+
+MAX_BYTES = 64 * KB
+"""Largest file of a key that is read."""
 
 
 def is_local(endpoint: str) -> bool:
@@ -35,17 +39,15 @@ def is_local(endpoint: str) -> bool:
 
 
 def new_keys(folder: Path) -> None:
-    """Write keys for a server and one robot into `folder`, whole or not at all; secret files are the owner's alone.
+    """Write keys for a server and one robot into `folder`, atomically; secret files are the owner's alone.
 
     Raises DeftlyError if the folder exists: nothing is overwritten.
     """
     folder = folder.absolute()
     if folder.exists():
         raise DeftlyError(f"--new-keys: '{folder}' exists, and keys are never overwritten; name another folder")
-    scratch = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".tmp-keys-", dir=folder.parent))  # mode 0700 before there is a secret
+    with atomic_folder(folder) as scratch:
+        scratch.chmod(0o700)  # before there is a secret
         for part, name in (("server", "server"), ("robot", "client")):
             (scratch / part).mkdir(mode=0o700)
             for file in zmq.auth.create_certificates(scratch / part, name):
@@ -53,11 +55,12 @@ def new_keys(folder: Path) -> None:
         (scratch / "server/clients").mkdir()
         (scratch / "robot/client.key").rename(scratch / "server/clients/robot.key")
         shutil.copy(scratch / "server/server.key", scratch / "robot/server.key")
-        scratch.rename(folder)
-    except OSError as error:
-        if scratch:
-            shutil.rmtree(scratch, ignore_errors=True)
-        raise DeftlyError(f"--new-keys: cannot write '{folder}': {error.strerror}") from error
+
+
+def load_key(path: Path) -> tuple[bytes, bytes | None]:
+    """The public and the secret key (if it holds one) in a file. Raises FileError unless it is a small plain file."""
+    require_plain(path, "a key", MAX_BYTES)
+    return zmq.auth.load_certificate(path)
 
 
 def lock(socket: zmq.Socket, folder: Path) -> ThreadAuthenticator:
@@ -67,12 +70,14 @@ def lock(socket: zmq.Socket, folder: Path) -> ThreadAuthenticator:
     """
     own, clients = folder / "server.key_secret", folder / "clients"
     try:
-        public, secret = zmq.auth.load_certificate(own)
+        public, secret = load_key(own)
+        for file in clients.glob("*.key"):
+            load_key(file)
         allowed = zmq.auth.load_certificates(clients)
         if secret is None or zmq.curve_public(secret) != public:
             raise ValueError(f"no pair of keys in {own}")
-    except (OSError, ValueError, zmq.ZMQError) as error:
-        raise DeftlyError(f"--keys: {error}; 'deftly serve --new-keys DIR' makes keys") from None
+    except (OSError, ValueError, zmq.ZMQError, FileError) as error:
+        raise DeftlyError(f"--keys: {printable(error)}; 'deftly serve --new-keys DIR' makes keys") from None
     if not allowed:
         raise DeftlyError(f"--keys: '{clients}' holds no robot's key (NAME.key), so none could be answered")
     authenticator = ThreadAuthenticator(socket.context, log=logging.getLogger("deftly.serve.keys"))

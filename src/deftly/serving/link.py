@@ -14,7 +14,7 @@ import zmq.auth
 from deftly.console import printable
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import PolicyError
-from deftly.serving.keys import is_local
+from deftly.serving.keys import is_local, load_key
 from deftly.serving.wire import MAX_FRAME, VERSION, WireError, pack, unpack
 
 OPTIONS = {zmq.LINGER: 0, zmq.IMMEDIATE: 1, zmq.SNDHWM: 1, zmq.RCVHWM: 4, zmq.MAXMSGSIZE: MAX_FRAME}
@@ -36,14 +36,16 @@ class Connection:
 
     def __init__(self, endpoint: str, keys: Path | None = None):
         self.endpoint, self._seq, self._unanswered, self._keys = endpoint, 0, False, (None, None, None)
+        self.most = MAX_FRAME
+        """Bytes of the longest message that the server reads; more once it is known which images a robot sends."""
         try:
             if keys is None and not is_local(endpoint):  # who answers tells the robot its limits
                 raise ValueError(
                     "anybody could answer there: give --keys FOLDER, which 'deftly serve --new-keys' makes"
                 )
             if keys is not None:
-                server, own = zmq.auth.load_certificate(keys / "server.key"), keys / "client.key_secret"
-                self._keys = (server[0], *zmq.auth.load_certificate(own))
+                server, own = load_key(keys / "server.key"), keys / "client.key_secret"
+                self._keys = (server[0], *load_key(own))
             self._open()
         except (OSError, ValueError, TypeError, zmq.ZMQError, DeftlyError) as error:
             raise PolicyError(f"cannot connect to '{endpoint}': {printable(error)}") from None
@@ -98,6 +100,8 @@ class Connection:
         """Send a message; returns its number."""
         self._seq += 1
         frame = pack({"v": VERSION, "type": kind, "seq": self._seq, "time": time.time(), **fields})
+        if len(frame) > self.most:  # the server would close the connection without a word
+            raise PolicyError(f"message of {len(frame)} bytes, {self.endpoint} reads at most {self.most}")
         if not self._ready(zmq.POLLOUT, deadline):
             raise PolicyError(f"no policy server at {self.endpoint} (waited {timeout:g} s)")
         with suppress(zmq.Again):  # the connection broke just now: no answer will come

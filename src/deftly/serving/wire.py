@@ -1,6 +1,6 @@
 """The messages between a policy server and its robots: msgpack maps of bounded size, checked against the contract.
 
-An array is a map `{"dtype": "<f4" or "<f8", "shape": [n], "data": bytes}`, or a plain list of numbers; an image is a map
+An array is a map `{"dtype": "<f4" or "<f8", "shape": [n], "data": bytes}`, or a plain list of numbers; an image is
 `{"dtype": "|u1", "shape": [height, width, 3], "data": bytes}`. Nothing is ever built from a peer's bytes but numbers,
 text, lists and maps.
 

@@ -1,7 +1,9 @@
 """The engine on CPU cores: `mujoco.batch`, whose arrays become torch tensors without a copy."""
 
+import math
 import os
 import warnings
+from functools import cached_property
 from pathlib import Path
 
 import mujoco
@@ -44,6 +46,7 @@ class CpuSim:
         self.broken_count = 0
         self.overflow_count = 0
         self.dump_dir = dump_dir
+        self._unreported = np.zeros(num_envs, bool)  # whose state `forward` found to be bad
         self._bound: dict[str, Tensor] = {}
         self._expanded: dict[str, Tensor] = {}
         self._state = torch.from_numpy(self.batch.state)
@@ -84,10 +87,11 @@ class CpuSim:
             self.batch.step(_ids(mask), nstep=substeps, stage=_POSITIONS)
         except mujoco.batch.SimulationError as error:
             raised = error.ids
-        broken = self._find_broken(warned)
+        broken = self._find_broken(warned) | self._unreported
         broken[raised] = True
         if mask is not None:
             broken &= mask.numpy()
+        self._unreported &= ~broken
         if broken.any():
             self._count(broken, before, substeps)
         return torch.from_numpy(broken)
@@ -104,9 +108,12 @@ class CpuSim:
     def forward(self, mask: Tensor | None = None) -> None:
         """Recompute derived fields after the state was written.
 
-        Forces too: what a call of `mujoco.batch` does not compute would hold another environment's values.
+        Forces too: what a call of `mujoco.batch` does not compute would hold another environment's values. A state that
+        is not finite is reset by MuJoCo here; the next `step` then reports it as broken.
         """
+        warned = self.batch.warning[:, _BAD_STATE, _COUNT].copy()
         self.batch.forward(_ids(mask), stage=_ALL)
+        self._unreported |= (self.batch.warning[:, _BAD_STATE, _COUNT] != warned).any(axis=1)
 
     def reset(self, mask: Tensor | None = None) -> None:
         """Put environments at the home keyframe, without computing derived fields."""
@@ -118,13 +125,22 @@ class CpuSim:
 
     def hold_commands(self, mask: Tensor | None = None) -> None:
         """Fill what delayed actuators read as if the command of now had always been there."""
-        rows = slice(None) if mask is None else mask.nonzero().squeeze(-1)
-        ctrl = self.bind("ctrl")
-        history = self.bind("history")
+        past, actuators = self._past
+        if not len(past):
+            return
+        rows = (torch.ones(self.num_envs, dtype=torch.bool) if mask is None else mask).nonzero()
+        self.bind("history")[rows, past] = self.bind("ctrl")[rows, actuators]
+
+    @cached_property
+    def _past(self) -> tuple[Tensor, Tensor]:
+        """Columns of `history` that hold past commands, and whose: the actuator of each."""
+        past, actuators = [], []
         for i in np.flatnonzero(self.model.actuator_historyadr >= 0).tolist():
             count = int(self.model.actuator_history[i, 0])
             start = int(self.model.actuator_historyadr[i]) + 2 + count  # 2 + count: cursor, times
-            history[rows, start : start + count] = ctrl[rows, i, None]
+            past += range(start, start + count)
+            actuators += [i] * count
+        return torch.tensor(past), torch.tensor(actuators)
 
     def get_state(self) -> Tensor:
         """Copy of the integration states, `(num_envs, n)`."""
@@ -147,8 +163,10 @@ class CpuSim:
         watched = _BAD_STATE + _OVERFLOW
         broken = (self.batch.warning[:, watched, _COUNT] != warned[:, watched]).any(axis=1)
         self.overflow_count += int((self.batch.warning[:, _OVERFLOW, _COUNT] != warned[:, _OVERFLOW]).any(axis=1).sum())
-        finite = torch.isfinite(self._qpos).all(1) & torch.isfinite(self._qvel).all(1)
-        return broken | ~finite.numpy()
+        if not math.isfinite(self._qpos.sum().item() + self._qvel.sum().item()):
+            finite = torch.isfinite(self._qpos).all(1) & torch.isfinite(self._qvel).all(1)
+            broken |= ~finite.numpy()
+        return broken
 
     def _count(self, broken: np.ndarray, before: np.ndarray | None, substeps: int) -> None:
         """Count broken environments, and write the first few to disk."""

@@ -33,10 +33,12 @@ class Rows:
 
     def put(self, target: Tensor, value: Tensor | float) -> None:
         """Write rows `(count, ...)`, or a number, into `target (num_envs, ...)`."""
-        if self.ids is not None:
+        if self.ids is None:
+            target.copy_(torch.where(wide(self.mask, target), value, target))
+        elif isinstance(value, Tensor):
             target[self.ids] = value
         else:
-            target.copy_(torch.where(wide(self.mask, target), value, target))
+            target.index_fill_(0, self.ids, value)
 
     def merge(self, old: Tensor | None, new: Tensor) -> Tensor:
         """A copy of `old (num_envs, ...)` with the rows `new (count, ...)`; `new` where there is no old."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import mujoco
@@ -50,6 +51,7 @@ class State:
         self.store: dict[str, Tensor] = {}
         self.scale: dict[str, float] = {}
         self._views: dict[tuple[str, str], Tensor] = {}
+        self._groups: dict[tuple[str, ...], slice | None] = {}
         self._constants: dict[Any, Tensor] = {}
         self._rows: Rows | None = None
         self._joints = _JointMap(sim.model, contract.joint_names)
@@ -123,6 +125,17 @@ class State:
     def sensor(self, name: str) -> Tensor:
         """Output of a sensor, `(num_envs, k)`; forces are those of the last substep."""
         return self._view("sensordata", "sensor", name)
+
+    def sensors(self, names: tuple[str, ...]) -> Tensor:
+        """Outputs of several sensors of one size, `(num_envs, len(names), k)`."""
+        if names not in self._groups:
+            at = [_sensor(self.sim.model, "", name) for name in names]
+            together = all(before.stop == after.start for before, after in pairwise(at))
+            self._groups[names] = slice(at[0].start, at[-1].stop) if together else None
+        columns = self._groups[names]
+        if columns is None:
+            return torch.stack([self.sensor(name) for name in names], 1)
+        return self.sim.bind("sensordata")[:, columns].unflatten(1, (len(names), -1))
 
     def parameter(self, field: str, name: str) -> Tensor:
         """Each environment's value of an MjModel field of one thing: `parameter("geom_size", "cube")` `(num_envs, 3)`.

@@ -121,8 +121,8 @@ def _of_run(path: Path, contract: PolicyContract) -> HandLog:
     """The ticks of a `deftly.log/1` in which a policy drove; the first stretch of them."""
     found = log.read(path)
     for what, ours, theirs in (
-        ("robot", contract.robot.name, found.contract.robot),
-        ("joints", contract.joint_names, found.contract.joint_names),
+        ("robot", contract.robot.name, found.robot.name),
+        ("joints", contract.joint_names, found.robot.joint_names),
     ):
         if ours != theirs:
             raise DeftlyError(f"{path} is of another {what}: {theirs}, not {ours}; name a task of that robot")

@@ -137,7 +137,7 @@ class PickCube(Task):
         """Joint velocities, cube velocity, pinch point relative to the cube, grip, fraction of the steps to hold."""
         held = s.zeros("held")[:, None] / self.cfg.hold_steps
         away = ARM.tool(s) - _cube(s)
-        grip = self._gripped(s)[:, None]
+        grip = s.zeros("gripped")[:, None]
         return torch.cat((s.joint_vel, s.velocity("cube")[:, :3], 10 * away, grip, held, s.last_action), -1)
 
     def reset(self, s: State, mask: Tensor) -> None:
@@ -155,7 +155,9 @@ class PickCube(Task):
 
     def start(self, s: State, mask: Tensor) -> None:
         """An episode's potential starts where the arm does."""
-        s.remember("potential", mask, self._potential(s))
+        gripped = self._gripped(s)
+        s.remember("gripped", mask, gripped)
+        s.remember("potential", mask, self._potential(s, gripped))
         s.remember("time_to_grasp", mask, torch.nan)
 
     def update(self, s: State) -> None:
@@ -170,7 +172,8 @@ class PickCube(Task):
         peak[:] = torch.maximum(peak, self._pressure(s))
         slips = s.zeros("slips")
         slips += (was[:, 1] > 0.5) & ~gripped & (height > cfg.cube_half + 0.01)
-        now = self._potential(s)
+        s.zeros("gripped")[:] = gripped
+        now = self._potential(s, gripped)
         s.zeros("gain", 4)[:] = now - was
         was[:] = now
 
@@ -226,7 +229,7 @@ class PickCube(Task):
         """Force of the fingers on the table, N."""
         return ARM.touch(s, "world").sum(-1)
 
-    def _potential(self, s: State) -> Tensor:
+    def _potential(self, s: State, gripped: Tensor) -> Tensor:
         """How far the episode has come, `(num_envs, 4)`, each in 0 .. 1: reach, grasp, lift, hold."""
         cfg, cube, opening = self.cfg, _cube(s), s.joint("gripper")
         away = ARM.tool(s) - cube
@@ -236,7 +239,6 @@ class PickCube(Task):
         room = (opening / (cfg.cube_half - 0.012)).clip(0.0, 1.0)  # a gripper too closed for the cube counts less
         reach = (1 - torch.tanh(5 * distance)) * (0.5 + 0.5 * room)
         around = torch.exp(-(away.norm(dim=-1) / 0.025).square())
-        gripped = self._gripped(s).to(s.dtype)
         grasp = 0.4 * around * (1 - opening / jaka_zu5.FINGER_TRAVEL) + 0.6 * gripped
         rise = (cube[:, 2] - cfg.cube_half) / (cfg.success_height + 0.03 - cfg.cube_half)
         held = s.zeros("held") / cfg.hold_steps

@@ -232,46 +232,50 @@ class CubeRotate(Task):
         s.zeros("rate")[:] = step / s.dt
         s.zeros("turned")[:] += step
         torque, touch = s.joint_torque, HAND.touch(s, CUBE)
+        drift, tilt = self._drift(s), self._tilt(s)
         power = (torque * s.joint_vel).sum(-1)
         s.zeros("power")[:] = power
         sums = {
-            "drift": self._drift(s),
-            "tilt": self._tilt(s),
+            "drift": drift,
+            "tilt": tilt,
             "work": power.abs() * s.dt,
             "torque": torque.abs().mean(-1),
         }
         sums["contacts"] = (touch > 0.05).sum(-1)
+        s.zeros("drift")[:] = drift
+        s.zeros("tilt")[:] = tilt
+        s.zeros("lost")[:] = (drift > self.cfg.max_drift) | (tilt > self.cfg.max_tilt) | self._dropped(s)
         for name, value in sums.items():
             s.zeros(f"sum_{name}")[:] += value
 
     def rewards(self, s: State) -> dict[str, Tensor]:
         """See `Weights`."""
-        cfg, rate = self.cfg, s.zeros("rate")
-        safe = 1.0 - torch.maximum(self._drift(s) / cfg.max_drift, self._tilt(s) / cfg.max_tilt).square()
+        cfg, rate, tilt = self.cfg, s.zeros("rate"), s.zeros("tilt")
+        safe = 1.0 - torch.maximum(s.zeros("drift") / cfg.max_drift, tilt / cfg.max_tilt).square()
         away = (s.joint_pos - s.tensor(self._grasp)).abs() - cfg.pose_slack
         terms = {
             "rotate": rate.clip(max=cfg.max_rate) * safe.clip(min=0.0),
-            "tilt": self._tilt(s).square(),
+            "tilt": tilt.square(),
             "linear_velocity": s.velocity(CUBE)[:, :3].abs().sum(-1),
             "pose": away.clip(min=0.0).square().sum(-1),
             "torque": s.joint_torque.square().sum(-1),
             "work": s.zeros("power").square(),
             "action_rate": (s.action - s.last_action).square().sum(-1),
-            "fell": self._lost(s),
+            "fell": s.zeros("lost"),
         }
         return {name: value * s.dt for name, value in terms.items()}
 
     def failed(self, s: State) -> dict[str, Tensor]:
         """The cube is lost, in one of three ways."""
         return {
-            "dropped": s.pose(CUBE)[:, 2] < self.cfg.lowest,
+            "dropped": self._dropped(s),
             "drifted": self._drift(s) > self.cfg.max_drift,
             "tipped": self._tilt(s) > self.cfg.max_tilt,
         }
 
     def success(self, s: State) -> Tensor:
         """A full turn, and the cube still in the hand."""
-        return (s.zeros("turned") >= 2 * math.pi) & ~self._lost(s)
+        return (s.zeros("turned") >= 2 * math.pi) & (s.zeros("lost") == 0)
 
     def metrics(self, s: State) -> dict[str, Tensor]:
         """Turning (rad/s over a full episode, turns), loss, seconds in hand, drift, tilt, torque, work, touches."""
@@ -280,7 +284,7 @@ class CubeRotate(Task):
         return {
             "yaw_rate": turned / (s.episode_steps * s.dt),
             "net_turns": turned / (2 * math.pi),
-            "drop_rate": self._lost(s).to(s.dtype),
+            "drop_rate": s.zeros("lost"),
             "retention": steps * s.dt,
             **{f"mean_{name}": value for name, value in mean.items()},
             "work": s.zeros("sum_work"),
@@ -374,8 +378,8 @@ class CubeRotate(Task):
         x, y = s.pose(CUBE)[:, 4], s.pose(CUBE)[:, 5]
         return (1.0 - 2.0 * (x * x + y * y)).clip(-1.0, 1.0).acos()
 
-    def _lost(self, s: State) -> Tensor:
-        return torch.stack([*self.failed(s).values()]).any(0)
+    def _dropped(self, s: State) -> Tensor:
+        return s.pose(CUBE)[:, 2] < self.cfg.lowest
 
 
 def _yaw_between(before: Tensor, after: Tensor) -> Tensor:

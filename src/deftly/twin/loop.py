@@ -11,15 +11,18 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
+from typing_extensions import Doc
 
-from deftly.config import RunsConfig, SimConfig
+from deftly.config import SEEDS, RunsConfig, Settings, SimConfig
+from deftly.console import Progress
 from deftly.control.log import Ring
 from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, SafetyConfig, State
-from deftly.errors import DeftlyError
+from deftly.evaluate.source import POLICY
 from deftly.policy.protocol import Policy
 
 if TYPE_CHECKING:
@@ -31,50 +34,34 @@ APPROACH_S = 600.0
 
 
 @dataclass(frozen=True)
-class SceneArgs:
+class SceneArgs(Settings):
     """Which simulation, and whose settings it has."""
 
-    policy: str | None = None
-    """Policy: latest, a run, a checkpoint or bundle folder, shipped, tcp://HOST:PORT; unset: latest, else shipped."""
-    settings_from: str | None = None
-    """With tcp://: the bundle or run whose settings of task and physics are used; unset: the task's own."""
-    seed: int = 0
-    """Decides how episodes start and what the sensors' noise is."""
-    noise: bool = False
-    """Apply the task's sensor noise, delay and dropout."""
-    latency_ms: float = 0.0
-    """Simulated time from a command until the servos get it, ms."""
-    sim: SimConfig = field(default_factory=SimConfig)
-    """The physics engine; as in the training unless set."""
-    runs: RunsConfig = field(default_factory=RunsConfig)
-    """Where runs are kept."""
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise DeftlyError(f"seed is {self.seed}, but it must be 0 or more")
-        if not 0 <= self.latency_ms < 10_000:
-            raise DeftlyError(f"latency-ms is {self.latency_ms}, but it must be 0 or more, and less than 10000")
+    policy: Annotated[str | None, Doc(POLICY)] = None
+    settings_from: Annotated[
+        str | None, Doc("With tcp://: the run or bundle whose settings of task and physics are used.")
+    ] = None
+    seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides how episodes start and what the sensors' noise is.")] = 0
+    noise: Annotated[bool, Doc("Apply the task's sensor noise, delay and dropout.")] = False
+    latency_ms: Annotated[
+        float, Ge(0), Lt(10_000), Doc("Simulated time from a command until the servos get it, ms.")
+    ] = 0.0
+    sim: Annotated[SimConfig, Doc("The physics engine; as in the training unless set.")] = field(
+        default_factory=SimConfig
+    )
+    runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
 
 
 @dataclass(frozen=True)
 class LoopArgs(SceneArgs):
     """A policy in the simulated robot's control loop."""
 
-    keys: Path | None = None
-    """The robot's folder of keys, for a server that has them."""
-    timeout_ms: float = 1000.0
-    """Longest wait for the server's decision, ms; simulated time stands still meanwhile."""
-    episodes: int = 50
-    """Episodes to run."""
-    safety: SafetyConfig = field(default_factory=SafetyConfig)
-    """The safety kernel, as on the robot."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.episodes < 1:
-            raise DeftlyError(f"episodes is {self.episodes}, but it must be 1 or more")
-        if not 0 < self.timeout_ms <= 1e6:
-            raise DeftlyError(f"timeout-ms is {self.timeout_ms}, but it must be above 0, and 1000 s at most")
+    keys: Annotated[Path | None, Doc("The robot's folder of keys, for a server that has them.")] = None
+    timeout_ms: Annotated[
+        float, Gt(0), Le(1e6), Doc("Longest wait for the server's decision, ms; simulated time stands still meanwhile.")
+    ] = 1000.0
+    episodes: Annotated[int, Ge(1), Doc("Episodes to run.")] = 50
+    safety: Annotated[SafetyConfig, Doc("The safety kernel, as on the robot.")] = field(default_factory=SafetyConfig)
 
 
 class Outcome(NamedTuple):
@@ -163,7 +150,10 @@ class Film:
         from deftly.render import pose
 
         model, hold = self._robot.model, round(self._robot.contract.rate / 2)
-        with self._renderer as renderer:
-            for states in self._states[: self._episodes]:
+        kept = self._states[: self._episodes]
+        total = sum(len(states) + hold for states in kept)
+        with self._renderer as renderer, Progress(total, "rendering") as shown:
+            for states in kept:
                 for state in [*states, *states[-1:] * hold]:
                     yield renderer.picture(model, pose(model, state))
+                    shown.advance()

@@ -125,7 +125,7 @@ def main(argv: list[str]) -> int:
     from deftly.twin.robot import SimRobot
 
     task, args, _ = prepare(SimServerArgs, "sim", argv, "bundle", scene_only=True)
-    robot = SimRobot(task, args.sim.preset, args.seed, args.noise, args.latency_ms)
+    robot = SimRobot(task, args.sim, args.seed, args.noise, args.latency_ms)
     robot.reset(args.episode)
     server = RobotServer(robot, args.bind)
     for number in (signal.SIGTERM, signal.SIGINT):

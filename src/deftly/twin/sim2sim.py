@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deftly import __version__, render, stats
+from deftly.console import progress
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
@@ -50,7 +51,8 @@ def measure(robot: SimRobot, policy: Policy, args: LoopArgs, hooks: Sequence[Cal
         for hook in hooks:
             hook()
 
-    return [run_episode(robot, policy, args.safety, i, each=each) for i in range(args.episodes)]
+    episodes = progress(range(args.episodes), "driving the simulated robot")
+    return [run_episode(robot, policy, args.safety, i, each=each) for i in episodes]
 
 
 def summarize(task: Task, args: LoopArgs, origin: PolicySource, outcomes: Sequence[Outcome]) -> dict[str, Any]:
