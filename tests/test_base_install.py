@@ -32,6 +32,7 @@ class Block(MetaPathFinder):
 sys.meta_path.insert(0, Block())
 
 import numpy as np
+from deftly.policy.protocol import ContractPolicy
 from deftly.commands import main as cli
 from deftly.policy import bundle
 
@@ -45,11 +46,10 @@ policy.close()
 
 served = None
 if importlib.util.find_spec("deftly.serving.server"):
-    from deftly.serving.brain import PolicyBrain
-    from deftly.serving.client import Client
+        from deftly.serving.client import Client
     from deftly.serving.server import Server
 
-    server = Server(PolicyBrain(found.contract, found.network), "tcp://127.0.0.1:*")
+    server = Server(ContractPolicy(found.contract, found.network), "tcp://127.0.0.1:*")
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

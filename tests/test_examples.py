@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from deftly.serving.brain import PolicyBrain
 
 import deftly
 from deftly.policy import bundle
-from deftly.serving.brain import PolicyBrain
 from deftly.serving.client import Client
 from deftly.serving.server import Server
 

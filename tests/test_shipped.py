@@ -9,7 +9,7 @@ import pytest
 from deftly.commands.eval import EvalArgs
 from deftly.evaluate.evaluate import measure
 from deftly.evaluate.report import means
-from deftly.evaluate.rollout import prepare
+from deftly.evaluate.source import prepare
 from deftly.learn import checkpoint
 from deftly.tasks import shipped
 
@@ -35,7 +35,7 @@ def test_shipped_policy(name):
     weights = (found.path / "weights.safetensors").read_bytes()
     assert report["checkpoint"]["sha256"] == hashlib.sha256(weights).hexdigest()
     flags = ["--episodes", str(report["episodes"]), "--seed", str(report["seed"])]
-    task, args, policy = prepare(EvalArgs, "eval", [name, "--checkpoint", "shipped", *flags])
+    task, args, policy = prepare(EvalArgs, "eval", [name, "--policy", "shipped", *flags])
     assert policy is not None
     again, _ = measure(task, policy, args)
     assert again["contract"] == report["contract"]

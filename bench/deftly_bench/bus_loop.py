@@ -31,7 +31,7 @@ from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, SafetyConfig
 from deftly.control.session import Session
 from deftly.errors import DeftlyError
-from deftly.policy.protocol import LocalPolicy, OnnxNetwork
+from deftly.policy.protocol import ContractPolicy, OnnxNetwork
 from deftly_bench.control import find, time_kept
 
 TASK = "leap-right-cube-rotate"
@@ -108,7 +108,7 @@ def keep_time(contract: PolicyContract, network: OnnxNetwork, port: str, seconds
     """Drive the motors for a while: how well the loop kept its rate, and what the bus took of it."""
     driver, bounds = Timed(contract, port), SafetyConfig(approach_s=Dynamixel.approach_s)
     ring = Ring(contract, math.ceil(1.1 * seconds * contract.rate) + 10)
-    runner = Runner(LocalPolicy(contract, network), Kernel(contract.robot, contract.rate, bounds), driver, ring)
+    runner = Runner(ContractPolicy(contract, network), Kernel(contract.robot, contract.rate, bounds), driver, ring)
     session = Session(runner, ring, {}, start=True, seconds=seconds)
     session.run()
     found = {**time_kept(session, contract.rate), "retries": driver.retries}

@@ -31,7 +31,7 @@ from deftly.control.safety import Kernel, State
 from deftly.control.session import Session
 from deftly.errors import DeftlyError
 from deftly.policy import bundle
-from deftly.policy.protocol import LocalPolicy, OnnxNetwork
+from deftly.policy.protocol import ContractPolicy, OnnxNetwork
 
 TASK = "jaka-pick-cube"
 HIDDEN = (128, 128)
@@ -176,7 +176,7 @@ def lateness(now: np.ndarray, period: float) -> np.ndarray:
 
 def _runner(contract: PolicyContract, network: OnnxNetwork, ring: Ring, clock: Callable[[], float]) -> Runner:
     driver = FakeDriver(contract.robot, contract.rate, clock=clock)
-    return Runner(LocalPolicy(contract, network), Kernel(contract.robot, contract.rate), driver, ring)
+    return Runner(ContractPolicy(contract, network), Kernel(contract.robot, contract.rate), driver, ring)
 
 
 def _figures(seconds: list[float]) -> dict[str, float]:

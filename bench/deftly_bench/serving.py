@@ -27,7 +27,7 @@ import zmq
 from deftly.config import parse, split_task
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
-from deftly.policy.protocol import PolicyError
+from deftly.policy.protocol import OneRobot, PolicyError
 from deftly.serving.client import Client
 from deftly.serving.link import Connection
 from deftly.serving.wire import pack
@@ -120,8 +120,9 @@ def run_robot(
     endpoint: str, contract: PolicyContract, period: float, count: int = 0, until: Callable[[], bool] = lambda: False
 ) -> list[float]:
     """Waits of one robot in s, infinite where no answer came; `count` requests, or as many until `until()`."""
-    client, waits, seen = Client(endpoint, contract, timeout=1.0), [], some_signals(contract, count)
-    client.reset(seen)
+    client, waits, seen = OneRobot(Client(endpoint, contract, timeout=1.0)), [], some_signals(contract, count)
+    client.reset()
+    client.infer(seen)  # the session and the episode are opened with it
     due = time.perf_counter()
     while len(waits) < count or (not count and not until()):
         start = time.perf_counter()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import numpy as np
 from typing_extensions import Doc
@@ -189,6 +189,8 @@ def training_settings(task: str, words: Sequence[str]) -> tuple[TrainArgs, Check
     args = parse(with_algorithm(args_type, words, cls.defaults), words, prog=prog, filed=cls.defaults)
     if not args.resume:
         return args, None
+    if args.resume == "shipped":
+        raise DeftlyError("a shipped policy holds no training state to resume from: start a run with --init shipped")
     source = checkpoint.load(workspace.find_checkpoint(args.resume, cls.name, args.runs, "last"))
     args_type = with_algorithm(args_type, words, source.config)
     kinds = get_type_hints(args_type)
@@ -349,15 +351,15 @@ def _prepare(
     kind: type, verb: str, task: str, policy: str | Path | None, settings: Mapping[str, Any]
 ) -> tuple[Task, Checkpoint, Any]:
     """The task, the policy and the settings of `kind` (with `runs`): as in the training where nothing is given."""
-    from deftly.evaluate.rollout import find_policy, saved_settings
-    from deftly.learn import checkpoint
+    from deftly.evaluate import source
 
     cls = load_task(task)
     prog = f"{verb} {task}"
     args_type = with_task(_with_runs(kind), cls.Config)
     args = settings_from(args_type, settings, prog=prog)
-    found = checkpoint.load(find_policy(None if policy is None else str(policy), cls.name, args.runs))
-    args = settings_from(args_type, settings, prog=prog, saved=saved_settings(found, cls))
+    chosen = source.resolve(None if policy is None else str(policy), cls.name, args.runs)
+    found = chosen.checkpoint(verb)
+    args = settings_from(args_type, settings, prog=prog, saved=chosen.settings(cls))
     built = cls(args.task)
     found.require(built)
     return built, found, args
@@ -382,7 +384,7 @@ def load_policy(
     timeout: float = 0.25,
     runs: Mapping[str, Any] | RunsConfig | None = None,
 ) -> Policy:
-    """A policy that drives one robot from its signals.
+    """A policy that decides for robots from their signals, batched: one row for each robot.
 
     Args:
         policy: A bundle's folder, `tcp://HOST:PORT` of a policy server, `latest`, a run, a checkpoint folder, or
@@ -395,43 +397,15 @@ def load_policy(
     Raises:
         DeftlyError: There is none, its files are damaged, or the server does not answer.
     """
-    from deftly.policy import bundle
+    from deftly.evaluate import source
 
-    text = "" if policy is None else str(policy)
-    if text.startswith("tcp://"):
-        from deftly.serving.client import Client
-
-        return Client(text, timeout=timeout, keys=None if keys is None else Path(keys))
-    if text and (Path(text) / bundle.MANIFEST).is_file():
-        return bundle.load(Path(text)).policy()
-    if not text or text == "shipped":
-        if task is None:
-            raise DeftlyError("which policy? load_policy(task='jaka-pick-cube'), a run, a bundle, or tcp://HOST:PORT")
-        shipped = bundle.shipped(task)
-        if shipped and text:
-            return bundle.load(shipped).policy()
-    return _checkpoint_policy(text or None, task, _runs(runs))
+    name = source.task_name(task)
+    chosen = source.resolve(None if policy is None else str(policy), name, _runs(runs), "bundle")
+    return chosen.open(timeout=timeout, keys=None if keys is None else Path(keys))
 
 
 def _runs(given: Mapping[str, Any] | RunsConfig | None) -> RunsConfig:
     return given if isinstance(given, RunsConfig) else settings_from(RunsConfig, given or {}, prog="runs")
-
-
-def _checkpoint_policy(policy: str | None, task: str | None, runs: RunsConfig) -> Policy:
-    import torch
-
-    from deftly import workspace
-    from deftly.evaluate.rollout import find_policy
-    from deftly.learn import checkpoint
-    from deftly.policy.protocol import LocalPolicy
-
-    if task is None:
-        path = workspace.find_checkpoint(str(policy), None, runs)
-    else:
-        path = find_policy(policy, load_task(task).name, runs)
-    found = checkpoint.load(path)
-    network = found.policy()
-    return LocalPolicy(found.contract, lambda obs: network(torch.from_numpy(obs)).numpy())
 
 
 @dataclass(frozen=True)
@@ -494,8 +468,8 @@ def drive(
     contract = chosen.contract
     try:
         ticks = _log_ticks(contract, log_seconds)
-        robot_driver = driver if hasattr(driver, "read") and not isinstance(driver, type) else None
-        robot_driver = robot_driver or _made(driver, contract)
+        is_made = hasattr(driver, "read") and not isinstance(driver, type)
+        robot_driver = cast("Driver", driver) if is_made else _made(driver, contract)
     except BaseException:
         chosen.close()
         raise

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deftly.contract import Act, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.policy import bundle
+from deftly.policy.protocol import ContractPolicy
 
 ROBOT = RobotInterface(
     name="fifty",
@@ -59,10 +60,9 @@ def write_bundle(folder: Path, contract=CONTRACT, task="fifty", size=1.0) -> Pat
 
 
 if __name__ == "__main__":
-    from deftly.serving.brain import PolicyBrain
     from deftly.serving.server import Server
 
     contract = replace(CONTRACT, rate=float(sys.argv[1]))
-    server = Server(PolicyBrain(contract, bundle.OnnxNetwork(model(contract), contract)), "tcp://127.0.0.1:*")
+    server = Server(ContractPolicy(contract, bundle.OnnxNetwork(model(contract), contract)), "tcp://127.0.0.1:*")
     print(server.endpoint, flush=True)
     server.run_until_signal()

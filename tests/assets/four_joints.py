@@ -1,6 +1,7 @@
 """A robot of four joints, one of them a gripper and one coupled to another, and what tests drive it with."""
 
 import numpy as np
+from one_row import OneRow
 
 from deftly.contract import Act, Coupling, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.control.drivers import FakeDriver, Reading
@@ -54,7 +55,7 @@ class Bench:
         return self
 
 
-class Steady:
+class Steady(OneRow):
     """A policy that wants the home pose, or does what it is told."""
 
     contract = TOY
@@ -62,12 +63,12 @@ class Steady:
     def __init__(self, infer=None, reset=None, close=None):
         self.calls, self._infer, self._reset, self._close = [], infer, reset, close
 
-    def reset(self, signals, inputs=None):
+    def reset(self, ids=None):
         self.calls.append("reset")
         if self._reset:
-            self._reset(signals)
+            self._reset(ids)
 
-    def infer(self, signals, applied=None, inputs=None):
+    def decide(self, signals, applied, inputs):
         self.calls.append("infer")
         if self._infer:
             return self._infer(signals, applied)

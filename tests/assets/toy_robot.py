@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deftly.contract import Act, Joint, Observe, PolicyContract, RobotInterface, Signal
-from deftly.serving.brain import PolicyBrain
+from deftly.policy.protocol import ContractPolicy
 from deftly.serving.server import Server
 
 LOOPBACK = "tcp://127.0.0.1:*"
@@ -43,7 +43,7 @@ def signals(seed: int) -> dict[str, np.ndarray]:
 @contextmanager
 def running(brain=None, endpoint=LOOPBACK, **settings):
     """A server in a thread of this process."""
-    server = Server(brain or PolicyBrain(CONTRACT, network), endpoint, **settings)
+    server = Server(brain or ContractPolicy(CONTRACT, network), endpoint, **settings)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -56,7 +56,7 @@ def running(brain=None, endpoint=LOOPBACK, **settings):
 
 if __name__ == "__main__":
     keys = Path(sys.argv[2]) if len(sys.argv) > 2 else None
-    server = Server(PolicyBrain(CONTRACT, network), sys.argv[1], keys=keys)
+    server = Server(ContractPolicy(CONTRACT, network), sys.argv[1], keys=keys)
     print(server.endpoint, flush=True)
     server.run_until_signal()
     print(f"answered {server.counts.answered}", flush=True)

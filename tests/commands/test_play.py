@@ -11,10 +11,11 @@ import torch
 
 from deftly.commands import main as cli
 from deftly.commands import play
-from deftly.commands.play import PlayArgs, Trained, View
+from deftly.commands.play import PlayArgs, Reloaded, View
 from deftly.config import EnvConfig, SimConfig
 from deftly.contract import Joint
 from deftly.errors import DeftlyError
+from deftly.evaluate.source import of_checkpoint
 from deftly.learn import checkpoint
 from deftly.learn.networks import Network, NetworkSpec
 
@@ -46,16 +47,27 @@ def save(folder, task, contract, seed=0):
 # ---------------------------------------------------------------------- reload
 
 
+def reloaded(task, find, interval):
+    """An agent whose policy is at the folder that `find` finds."""
+
+    def source():
+        return of_checkpoint(checkpoint.load(find()))
+
+    return Reloaded(source(), source, task, PlayArgs(reload=interval))
+
+
 @pytest.fixture
 def agent(task, tmp_path):
     """An agent that looks for newer weights at each poll, and the place where it looks."""
     place = [save(tmp_path / "a", task, task.contract())]
-    agent = Trained(task, lambda: place[0], interval=1e-9)
+    agent = reloaded(task, lambda: place[0], 1e-9)
     return agent, place
 
 
 def action(agent, task):
-    return agent(torch.full((1, task.contract().obs_size()), 0.5)).clone()
+    agent.reset()
+    signals = {s.name: torch.full((1, s.size), 0.5) for s in task.contract().signals}
+    return agent.infer(signals).action.clone()
 
 
 def test_newer_weights_are_swapped_in(agent, task, tmp_path, capsys):
@@ -68,7 +80,7 @@ def test_newer_weights_are_swapped_in(agent, task, tmp_path, capsys):
     agent.poll()
     agent.poll()
     assert not torch.equal(action(agent, task), first)
-    assert capsys.readouterr().out == f"playing {place[0]}\n"
+    assert capsys.readouterr().out == f"policy: checkpoint {place[0]} (iteration 1)\n"
 
 
 def test_weights_replaced_in_place_are_seen(agent, task, capsys):
@@ -117,7 +129,7 @@ def test_a_place_that_vanishes_is_no_crash(task, tmp_path, capsys):
         return places.pop()
 
     places = [save(tmp_path / "a", task, task.contract())]
-    agent = Trained(task, find, 1e-9)
+    agent = reloaded(task, find, 1e-9)
     agent.poll()
     assert capsys.readouterr().err == "warning: kept the policy, no run\n"
 
@@ -125,7 +137,7 @@ def test_a_place_that_vanishes_is_no_crash(task, tmp_path, capsys):
 def test_no_reload_unless_asked(task, tmp_path):
     folder = save(tmp_path / "a", task, task.contract())
     places = [folder]
-    agent = Trained(task, places.pop, 0.0)
+    agent = reloaded(task, places.pop, 0.0)
     agent.poll()
 
 

@@ -25,7 +25,8 @@ from deftly.control.drivers import FAULTS, FakeDriver
 from deftly.control.loop import Runner
 from deftly.control.safety import Fault, State
 from deftly.errors import DeftlyError
-from deftly.policy.protocol import LocalPolicy
+from deftly.policy import bundle as bundles
+from deftly.policy.protocol import ContractPolicy
 
 SERVER = Path(fifty.__file__)
 AT = 25
@@ -336,9 +337,9 @@ def test_a_bad_driver_is_one_line(source, spec, said, bundle, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--driver", "fake"], "run needs a policy: deftly run TASK, --bundle DIR or --server-endpoint"),
-        (["no-such-task", "--driver", "fake"], "no bundle is shipped for 'no-such-task'"),
-        (["pick", "--bundle", "BUNDLE", "--driver", "fake"], "was made for fifty, not for pick"),
+        (["--driver", "fake"], "run needs a policy: deftly run TASK, or --policy"),
+        (["no-such-task", "--driver", "fake"], "no policy for no-such-task"),
+        (["pick", "--bundle", "BUNDLE", "--driver", "fake"], "is a policy of fifty, not of pick"),
         (["--bundle", "BUNDLE", "--driver", "fake", "--log-seconds", "36000"], "log-seconds is 36000, but at most 1"),
         (["--server-endpoint", "tcp://192.0.2.1:5555", "--driver", "fake"], "give --keys FOLDER"),
         (["--server-endpoint", "tcp://localhost:5555", "--driver", "fake"], "give --keys FOLDER"),
@@ -370,11 +371,11 @@ def test_a_word_means_the_shipped_bundle_and_the_simulated_robot_has_its_setting
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fifty").mkdir()
-    monkeypatch.setattr(run.bundle, "shipped", lambda task: bundle if task == "fifty" else None)
+    monkeypatch.setattr(bundles, "shipped", lambda task: bundle if task == "fifty" else None)
     monkeypatch.setitem(sys.modules, "deftly.twin.server", SimpleNamespace(launch=launch))
     with pytest.raises(DeftlyError, match="far enough"):
         run.main(["fifty", "--driver", "sim"])
-    assert launched == ["fifty", "--bundle", str(bundle), "--seed", "0"]
+    assert launched == ["fifty", "--policy", str(bundle), "--runs.root", ".", "--seed", "0"]
     launched.clear()
     with pytest.raises(DeftlyError, match="far enough"):  # the robot's process looks into the file
         run.main(["my_task.py", "--bundle", str(bundle), "--driver", "sim"])
@@ -420,7 +421,7 @@ def test_what_was_opened_is_closed_when_the_rest_fails(bundle, monkeypatch, tmp_
     stopped = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(FakeDriver, "stop", lambda self: stopped.append("robot"))
-    monkeypatch.setattr(LocalPolicy, "close", lambda self: stopped.append("policy"))
+    monkeypatch.setattr(ContractPolicy, "close", lambda self: stopped.append("policy"))
     monkeypatch.setattr(run, "Kernel", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run.main(["--bundle", str(bundle), "--driver", "fake"])

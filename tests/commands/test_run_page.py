@@ -18,7 +18,7 @@ from deftly.control.drivers import DriverError, FakeDriver
 from deftly.control.log import Ring
 from deftly.control.loop import Runner
 from deftly.control.safety import Fault, Kernel, State
-from deftly.policy.protocol import LocalPolicy
+from deftly.policy.protocol import ContractPolicy
 from deftly.tasks import load
 
 PATIENT = ["--safety.misses", "100", "--safety.miss-periods", "9", "--safety.stall-periods", "90"]
@@ -98,7 +98,7 @@ def test_a_log_saved_beside_a_running_loop_is_whole(tmp_path):
     network = lambda obs: np.tanh(obs[:, :3])  # noqa: E731
     driver = FakeDriver(fifty.CONTRACT.robot, fifty.CONTRACT.rate, clock=lambda: clock[0])
     runner = Runner(
-        LocalPolicy(fifty.CONTRACT, network), Kernel(fifty.CONTRACT.robot, fifty.CONTRACT.rate), driver, ring
+        ContractPolicy(fifty.CONTRACT, network), Kernel(fifty.CONTRACT.robot, fifty.CONTRACT.rate), driver, ring
     )
     over = threading.Event()
 

@@ -12,7 +12,7 @@ from deftly.commands import serve
 from deftly.commands.serve import ServeArgs, find
 from deftly.errors import DeftlyError
 from deftly.learn import checkpoint
-from deftly.policy.protocol import LocalPolicy
+from deftly.policy.protocol import OneRobot
 from deftly.serving.client import Client
 
 TASK = "jaka-pick-cube"
@@ -79,15 +79,16 @@ def endpoint(line: str) -> str:
 
 def test_answers_are_those_of_the_policy_and_the_end_is_clean(server, capsys):
     line, process = server
-    contract, network, what = find(TASK, ServeArgs())
-    assert what == f"{TASK} shipped bundle"
-    assert line == f"serving {contract.robot.name} at {endpoint(line)}, contract {contract.hash[:12]}, {what}\n"
-    remote, local = Client(endpoint(line), contract, timeout=5), LocalPolicy(contract, network)
+    source = find(TASK, ServeArgs())
+    contract = source.contract
+    assert contract is not None
+    said = f"contract {contract.hash[:12]}, policy: shipped (iteration {source.iteration})"
+    assert line == f"serving {contract.robot.name} at {endpoint(line)}, {said}\n"
+    remote = OneRobot(Client(endpoint(line), contract, timeout=5))
+    local = OneRobot(source.open())
     rng = np.random.default_rng(0)
     signals = {s.name: rng.uniform(-0.3, 0.3, s.size).astype(np.float32) for s in contract.signals}
     signals["joint_pos"] = np.array(contract.home(), np.float32)
-    remote.reset(signals)
-    local.reset(signals)
     for _ in range(10):
         there, here = remote.infer(signals), local.infer(signals)
         assert np.array_equal(there.targets, here.targets)
@@ -104,40 +105,36 @@ def test_answers_are_those_of_the_policy_and_the_end_is_clean(server, capsys):
     assert (process.returncode, err) == (0, "")
 
 
-def test_checkpoint_without_a_task():
-    found = find(None, ServeArgs(checkpoint=str(checkpoint.shipped(TASK))))
-    assert found[0] == find(TASK, ServeArgs(checkpoint="shipped"))[0]
+def test_a_checkpoint_without_a_task():
+    found = find(None, ServeArgs(policy=str(checkpoint.shipped(TASK))))
+    assert found.contract == find(TASK, ServeArgs(policy="shipped")).contract
 
 
 def test_a_checkpoint_of_another_task_is_refused(exported):
-    args = ServeArgs(checkpoint=str(exported.checkpoint))
-    assert find(exported.task, args)[2].startswith("rail ")
-    with pytest.raises(serve.DeftlyError, match=rf"was made for rail, not for {TASK}"):
+    args = ServeArgs(policy=str(exported.checkpoint))
+    assert find("rail", args).task == "rail"
+    with pytest.raises(serve.DeftlyError, match=rf"is a policy of rail, not of {TASK}"):
         find(TASK, args)
 
 
 def test_a_bundle_is_loaded_with_its_task(exported):
-    args = ServeArgs(bundle=exported.bundle)
-    contract, network, what = find(None, args)
-    assert (contract.robot.name, what) == ("slider", f"rail {exported.bundle}")
-    assert network(np.zeros((2, contract.obs_size()), np.float32)).shape == (2, contract.action_size)
-    assert find("rail", args)[0] == contract
-    with pytest.raises(serve.DeftlyError, match="was made for rail, not for other"):
+    args = ServeArgs(policy=str(exported.bundle))
+    found = find(None, args)
+    assert (found.task, found.kind) == ("rail", "bundle")
+    policy = found.open()
+    policy.require_network()
+    assert find("rail", args).contract == policy.contract
+    with pytest.raises(serve.DeftlyError, match="is a policy of rail, not of other"):
         find("other", args)
-
-
-def test_a_task_alone_is_its_shipped_bundle(exported, monkeypatch):
-    monkeypatch.setattr(serve.bundle, "shipped", lambda task: exported.bundle if task == "rail" else None)
-    assert find("rail", ServeArgs())[2] == "rail shipped bundle"
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "serve needs a policy: deftly serve TASK, or --bundle DIR"),
+        ([], "serve needs a policy: deftly serve TASK, or --policy BUNDLE"),
         (["--checkpoint", "shipped"], "needs a task"),
         ([TASK, "--checkpoint", "nothing-like-it"], "nothing-like-it"),
-        ([TASK, "--bundle", "x", "--checkpoint", "y"], "not both"),
+        ([TASK, "--bundle", "x", "--checkpoint", "y"], "give one --policy"),
         ([TASK, "--idle-s", "0"], "idle-s is 0"),
         ([TASK, "--max-clients", "0"], "max-clients is 0"),
         ([TASK, "--bind", "junk"], "write it as tcp://127.0.0.1:5555"),

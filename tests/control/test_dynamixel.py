@@ -9,6 +9,7 @@ import fifty
 import leap
 import numpy as np
 import pytest
+from one_row import OneRow
 
 from deftly.contract import Signal
 from deftly.control.drivers import DriverError
@@ -37,15 +38,12 @@ def hand(bus):
         driver.stop()
 
 
-class Still:
+class Still(OneRow):
     """A policy that stays at home."""
 
     contract = leap.contract()
 
-    def reset(self, signals, inputs=None):
-        pass
-
-    def infer(self, signals, applied=None, inputs=None):
+    def decide(self, signals, applied, inputs):
         return Decision(np.zeros(16, np.float32), HOME.astype(np.float32))
 
     def close(self):

@@ -18,7 +18,7 @@ from deftly.control.log import Ring
 from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, SafetyConfig, State
 from deftly.errors import DeftlyError
-from deftly.policy.protocol import LocalPolicy, OnnxNetwork, PolicyError
+from deftly.policy.protocol import ContractPolicy, OnnxNetwork, PolicyError
 
 CONTRACT = fifty.CONTRACT
 
@@ -29,7 +29,7 @@ class Recorded:
     def __init__(self, path, events, ticks, *, contract=CONTRACT, network=None, size=1000, cfg=None, **fault):
         self.clock, cfg = 100.0, cfg or SafetyConfig(start_envelope=3.0)
         ring, kernel = Ring(contract, size), Kernel(contract.robot, contract.rate, cfg)
-        policy = LocalPolicy(contract, network or OnnxNetwork(fifty.model(), contract))
+        policy = ContractPolicy(contract, network or OnnxNetwork(fifty.model(), contract))
         self.runner = Runner(
             policy, kernel, FakeDriver(contract.robot, contract.rate, clock=lambda: self.clock, **fault), ring
         )

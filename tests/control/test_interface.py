@@ -11,7 +11,7 @@ from deftly.control.drivers import FakeDriver, Reading
 from deftly.control.log import Ring
 from deftly.control.loop import Runner
 from deftly.control.safety import Fault, Kernel, SafetyConfig, State
-from deftly.policy.protocol import LocalPolicy
+from deftly.policy.protocol import ContractPolicy
 
 EXPERT = TOY
 SEEING = PolicyContract(
@@ -55,14 +55,14 @@ class Clocked:
 def test_two_policies_on_one_interface_are_driven_by_one_kernel():
     assert EXPERT.hash != SEEING.hash
     loop = Clocked()
-    first = loop.drive(LocalPolicy(EXPERT, expert))
+    first = loop.drive(ContractPolicy(EXPERT, expert))
     assert loop.kernel.state is State.ACTIVE
     assert first["decided"].sum() == 19
     raised = loop.driver.position[0]
     assert raised > HOME[0] + 0.3
     loop.kernel.hold()
     loop.kernel.resume()
-    second = loop.drive(LocalPolicy(SEEING, seeing), {"goal": [-1.0, 1.5]}, 30)
+    second = loop.drive(ContractPolicy(SEEING, seeing), {"goal": [-1.0, 1.5]}, 30)
     assert loop.kernel.fault is Fault.NONE
     assert second["decided"].sum() == 29
     assert loop.driver.position[0] < raised - 0.3

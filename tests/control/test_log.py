@@ -10,6 +10,7 @@ import pytest
 from four_joints import HOME, TOY, Steady
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from one_row import OneRow
 
 from deftly.control import log
 from deftly.control.drivers import FAULTS, FakeDriver, Reading
@@ -20,7 +21,7 @@ from deftly.errors import DeftlyError
 from deftly.policy.protocol import Decision
 
 
-class Shaky:
+class Shaky(OneRow):
     """A policy that asks for anything, and sometimes gives no answer."""
 
     contract = TOY
@@ -28,10 +29,7 @@ class Shaky:
     def __init__(self, seed):
         self.rng = np.random.default_rng(seed)
 
-    def reset(self, signals, inputs=None):
-        pass
-
-    def infer(self, signals, applied=None, inputs=None):
+    def decide(self, signals, applied, inputs):
         if self.rng.random() < 0.03:
             raise TimeoutError
         return Decision(np.zeros(3, np.float32), self.rng.normal(size=4).astype(np.float32))

@@ -14,7 +14,7 @@ from deftly.control.drivers import DriverError, Reading
 from deftly.control.log import Ring
 from deftly.control.loop import Runner, Ticker, run
 from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError, State
-from deftly.policy.protocol import Decision, LocalPolicy, PolicyError
+from deftly.policy.protocol import ContractPolicy, Decision, PolicyError
 
 
 class Clock:
@@ -326,11 +326,11 @@ def test_a_policy_cannot_change_what_was_measured_or_commanded():
         for array in (*signals.values(), applied):
             with pytest.raises(ValueError, match="read-only"):
                 array += 1.0
-        signals.clear()
+        signals.clear()  # its own map
         return Decision(np.zeros(3), HOME)
 
     runner = looped(Watched(), Steady(infer=infer), ticks=10)
-    assert runner.kernel.fault is Fault.SIGNALS_BAD  # the map it cleared
+    assert runner.kernel.fault is Fault.OPERATOR  # the end
 
 
 def test_a_driver_may_keep_and_change_its_arrays():
@@ -412,7 +412,7 @@ def test_a_policy_that_fails_once_is_waited_for_and_then_held(error):
 
 
 def test_a_local_policy_that_gives_nan_is_a_fault():
-    policy = LocalPolicy(TOY, lambda obs: np.full((1, 3), np.nan, np.float32))
+    policy = ContractPolicy(TOY, lambda obs: np.full((1, 3), np.nan, np.float32))
     assert looped(Watched(), policy, ticks=10).kernel.fault is Fault.POLICY_BAD
 
 

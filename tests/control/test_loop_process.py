@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import zmq
 from four_joints import HOME, TOY
+from one_row import OneRow
 
 from deftly.control.drivers import FakeDriver
 from deftly.control.loop import Runner, Ticker
@@ -28,7 +29,7 @@ while True:
 """
 
 
-class Remote:
+class Remote(OneRow):
     """A policy over a socket, as short as one can be: no answer in time is an error, and a late one is never read."""
 
     contract = TOY
@@ -36,10 +37,7 @@ class Remote:
     def __init__(self, endpoint):
         self.context, self.endpoint, self.socket = zmq.Context(), endpoint, None
 
-    def reset(self, signals, inputs=None):
-        pass
-
-    def infer(self, signals, applied=None, inputs=None):
+    def decide(self, signals, applied, inputs):
         if self.socket is None:
             self.socket = self.context.socket(zmq.REQ)
             self.socket.linger = 0

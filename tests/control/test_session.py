@@ -12,7 +12,7 @@ from deftly.control import log, session
 from deftly.control.drivers import FakeDriver
 from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, SafetyConfig, State
-from deftly.policy.protocol import LocalPolicy
+from deftly.policy.protocol import ContractPolicy
 
 
 def in_terminal(monkeypatch, fd):
@@ -72,7 +72,7 @@ def sat_down(*looks, start=True, **fault):
     clock = [100.0]
     kernel = Kernel(fifty.CONTRACT.robot, fifty.CONTRACT.rate, SafetyConfig(start_envelope=3.0))
     driver = FakeDriver(fifty.CONTRACT.robot, fifty.CONTRACT.rate, clock=lambda: clock[0], **fault)
-    policy = LocalPolicy(fifty.CONTRACT, lambda obs: np.zeros((1, 3), np.float32))
+    policy = ContractPolicy(fifty.CONTRACT, lambda obs: np.zeros((1, 3), np.float32))
     ring = log.Ring(fifty.CONTRACT, 50)
     made = session.Session(Runner(policy, kernel, driver, ring), ring, {}, start=start)
     made.keys = Typed(*looks)

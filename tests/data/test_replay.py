@@ -14,8 +14,9 @@ from deftly.commands.replay import main as replay_main
 from deftly.contract import JOINT_POS, ContractError
 from deftly.control import log
 from deftly.data import replay
-from deftly.data.replay import Frames, ReplayBrain
+from deftly.data.replay import Frames
 from deftly.errors import DeftlyError
+from deftly.policy.protocol import OneRobot
 from deftly.serving.client import Client
 from deftly.serving.server import Server
 from deftly.twin.loop import run_episode
@@ -127,7 +128,7 @@ def test_what_is_not_its_own_is_refused_by_name(exported, recording, tmp_path):
 
 @contextmanager
 def serving(frames):
-    server = Server(ReplayBrain(frames), "tcp://127.0.0.1:*")
+    server = Server(frames, "tcp://127.0.0.1:*")
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -143,11 +144,11 @@ def test_served_commands_come_in_order_to_each_robot(recording, loop):
     frames = Frames(found, 1, loop)
     count, signals = len(frames), found.signals(0)
     with serving(frames) as endpoint:
-        robots = [Client(endpoint, found.contract, timeout=5.0) for _ in range(2)]
+        robots = [OneRobot(Client(endpoint, found.contract, timeout=5.0)) for _ in range(2)]
         for robot in robots:
-            robot.reset(signals)
+            robot.reset()
         taken = [[robot.infer(signals).targets for robot in robots] for _ in range(count + 3)]
-        robots[0].reset(signals)
+        robots[0].reset()
         again = robots[0].infer(signals).targets
         for robot in robots:
             robot.close()

@@ -198,7 +198,7 @@ def test_another_checkpoint_is_refused(exported, args, tmp_path):
     networks = {"actor": source.policy().actor}
     task = load(args.task)(load(args.task).Config())
     checkpoint.write(other, task, networks, contract=source.contract, config="train: {}\n", iteration=1)
-    given = CheckSettings(task=args.task, checkpoint=str(other), runs=args.runs)
+    given = CheckSettings(task=args.task, against=str(other), runs=args.runs)
     found = line(exported.bundle, given, "closed loop")
     assert found.level == "fail"
     assert "sha256 is another" in found.text

@@ -161,8 +161,8 @@ def test_the_saved_command_names_the_checkpoint_once(root, given):
     assert run(root, *(word.format(partial) for word in given), "--gate", "steps<99") == 0
     words = shlex.split(json.loads((root / "again/eval.json").read_text())["command"])
     assert words[:3] == ["deftly", "eval", TASK]
-    assert words[-2:] == ["--checkpoint", found.label]
-    assert [word for word in words if "checkpoint" in word] == ["--checkpoint", found.label]
+    assert words[-2:] == ["--policy", found.label]
+    assert [word for word in words if "policy" in word] == ["--policy", found.label]
     assert eval_main(words[2:]) == 0
 
 

@@ -96,7 +96,7 @@ def test_the_report_is_a_fresh_one_of_this_policy(exported, found, source):
         k: v for k, v in json.loads(json.dumps(again)).items() if k != "wall_seconds"
     }
     assert report["gates"] == []
-    assert report["command"].endswith(f"--checkpoint {exported.checkpoint}")
+    assert report["command"].endswith(f"--policy {exported.checkpoint}")
 
 
 @pytest.fixture

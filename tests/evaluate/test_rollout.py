@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deftly import console
-from deftly.config import EnvConfig, RunsConfig, SimConfig
+from deftly.config import EnvConfig, SimConfig
 from deftly.errors import DeftlyError
 from deftly.evaluate import rollout
 from deftly.evaluate.rollout import EVALUATE, VALIDATE, run_episodes
@@ -112,21 +112,6 @@ def test_a_policy_of_nans_ends(task):
 def test_no_episodes(task):
     with pytest.raises(DeftlyError, match="episodes is 0, but it must be 1 or more"):
         run(task, episodes=0)
-
-
-def test_a_policy_that_is_not_there(tmp_path):
-    cfg = RunsConfig(root=tmp_path)
-    with pytest.raises(DeftlyError, match=r"no policy for slider in .* 'deftly train slider'"):
-        rollout.find_policy(None, "slider", cfg)
-    with pytest.raises(DeftlyError, match="no policy for slider, none is shipped"):
-        rollout.find_policy("shipped", "slider", cfg)
-    with pytest.raises(DeftlyError, match="no train run of slider"):
-        rollout.find_policy("latest", "slider", cfg)
-
-
-def test_shipped_when_nothing_was_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr(rollout.checkpoint, "shipped", lambda task: tmp_path / "shipped")
-    assert rollout.find_policy(None, "slider", RunsConfig(root=tmp_path)) == tmp_path / "shipped"
 
 
 def test_episodes_are_frozen(task):

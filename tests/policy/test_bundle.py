@@ -16,6 +16,7 @@ from deftly.errors import DeftlyError
 from deftly.files import WriteError
 from deftly.policy import bundle
 from deftly.policy.bundle import GOLDEN, LIMITS, MANIFEST, NETWORK, REPORT, ROBOT, SPEC, BundleError, load
+from deftly.policy.protocol import OneRobot
 
 CONTRACT = PolicyContract(
     robot=RobotInterface(
@@ -127,11 +128,10 @@ def test_what_was_written_is_read(folder):
 
 def test_its_policy_does_what_the_golden_vectors_say(folder):
     found = load(folder)
-    policy, rows = found.policy(), found.golden
+    policy = OneRobot(found.policy())
+    rows = found.golden
     for i in range(STEPS):
         signals = {s.name: rows[f"signal/{s.name}"][i] for s in CONTRACT.signals}
-        if i == 0:
-            policy.reset(signals)
         action, targets = policy.infer(signals)
         np.testing.assert_allclose(action, rows["action"][i], atol=1e-6)
         np.testing.assert_allclose(targets, rows["targets"][i], atol=1e-6)

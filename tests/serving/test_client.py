@@ -14,7 +14,7 @@ import pytest
 import zmq
 from toy_robot import CONTRACT, network, signals
 
-from deftly.policy.protocol import LocalPolicy, Policy, PolicyError
+from deftly.policy.protocol import ContractPolicy, OneRobot, Policy, PolicyError
 from deftly.serving.client import Client
 from deftly.serving.wire import pack, unpack
 
@@ -65,20 +65,23 @@ def follows(remote: Policy, local: Policy, seeds) -> None:
 
 
 def test_a_killed_server_is_noticed_in_time_and_met_again(server):
-    client, local = Client(server.endpoint, CONTRACT, timeout=0.3), LocalPolicy(CONTRACT, network)
-    client.reset(signals(0))
-    local.reset(signals(0))
+    client, local = (
+        OneRobot(Client(server.endpoint, CONTRACT, timeout=0.3)),
+        OneRobot(ContractPolicy(CONTRACT, network)),
+    )
+    client.reset()
+    local.reset()
     follows(client, local, range(3))
     server.kill()
     for _ in range(3):
         assert "tcp://127" in fails_in(0.3, client.infer, signals(0))
     again = Process(server.endpoint)
     try:
-        client.ping()
+        client.policy.ping()
         assert "call reset" in fails_in(0.3, client.infer, signals(0))
         assert "call reset" in fails_in(0.3, client.infer, signals(0))
-        client.reset(signals(5))
-        local.reset(signals(5))
+        client.reset()
+        local.reset()
         follows(client, local, range(5, 9))
         client.close()
     finally:
@@ -86,13 +89,16 @@ def test_a_killed_server_is_noticed_in_time_and_met_again(server):
 
 
 def test_reset_alone_meets_a_restarted_server(server):
-    client, local = Client(server.endpoint, CONTRACT, timeout=0.3), LocalPolicy(CONTRACT, network)
-    client.reset(signals(0))
+    client, local = (
+        OneRobot(Client(server.endpoint, CONTRACT, timeout=0.3)),
+        OneRobot(ContractPolicy(CONTRACT, network)),
+    )
+    client.reset()
     server.kill()
     again = Process(server.endpoint)
     try:
-        client.reset(signals(1))
-        local.reset(signals(1))
+        client.reset()
+        local.reset()
         follows(client, local, range(3))
         client.close()
     finally:
@@ -100,9 +106,12 @@ def test_reset_alone_meets_a_restarted_server(server):
 
 
 def test_a_stopped_server_holds_nobody_up_and_its_late_answers_are_not_used(server):
-    client, local = Client(server.endpoint, CONTRACT, timeout=0.2), LocalPolicy(CONTRACT, network)
-    client.reset(signals(0))
-    local.reset(signals(0))
+    client, local = (
+        OneRobot(Client(server.endpoint, CONTRACT, timeout=0.2)),
+        OneRobot(ContractPolicy(CONTRACT, network)),
+    )
+    client.reset()
+    local.reset()
     follows(client, local, range(1, 3))
     server.send(signal.SIGSTOP)
     try:
@@ -110,14 +119,14 @@ def test_a_stopped_server_holds_nobody_up_and_its_late_answers_are_not_used(serv
             fails_in(0.2, client.infer, signals(seed))
     finally:
         server.send(signal.SIGCONT)
-    client.ping()
+    client.policy.ping()
     # of the five, one was on its way when the server stopped: it was decided, but neither used nor commanded
-    last = local._memory["command"]  # type: ignore[index]
+    last = local.policy._memory["command"][0]  # type: ignore[attr-defined]
     local.infer(signals(50))
     for seed in range(3, 8):
         expected = local.infer(signals(seed), last if seed == 3 else None)
         assert np.array_equal(client.infer(signals(seed)).targets, expected.targets)
-    assert client.status()["types"]["infer"] == 2 + 1 + 5
+    assert client.policy.status()["types"]["infer"] == 2 + 1 + 5
     client.close()
 
 
@@ -166,8 +175,8 @@ def test_late_repeated_and_foreign_answers_are_never_used():
         return [*noise, *(pack(m) for m in (*stale, *foreign, right, right, *stale))]
 
     with fake(answer) as endpoint:
-        client = Client(endpoint, CONTRACT, timeout=2)
-        client.reset(signals(0))
+        client = OneRobot(Client(endpoint, CONTRACT, timeout=2))
+        client.reset()
         assert [client.infer(signals(0)).action.tolist() for _ in range(5)] == [[s] * 3 for s in range(3, 8)]
         client.close()
 
@@ -182,8 +191,8 @@ def test_a_flood_of_other_answers_does_not_move_the_bound():
         return iter(lambda: other if time.monotonic() < end and not stop.is_set() else None, None)
 
     with fake(answer) as endpoint:
-        client = Client(endpoint, CONTRACT, timeout=0.2)
-        client.reset(signals(0))
+        client = OneRobot(Client(endpoint, CONTRACT, timeout=0.2))
+        client.reset()
         fails_in(0.2, client.infer, signals(0))
         stop.set()
         client.close()
@@ -201,8 +210,8 @@ def test_a_flood_of_other_answers_does_not_move_the_bound():
 )
 def test_an_answer_without_a_decision_is_an_error(wrong):
     with fake(lambda m: [pack(reply(m, **(wrong if m["type"] == "infer" else {})))]) as endpoint:
-        client = Client(endpoint, CONTRACT, timeout=2)
-        client.reset(signals(0))
+        client = OneRobot(Client(endpoint, CONTRACT, timeout=2))
+        client.reset()
         assert "'action'" in fails_in(2, client.infer, signals(0)) or wrong
         client.close()
 
@@ -216,8 +225,8 @@ def test_what_was_decided_but_never_arrived_is_told_to_the_server():
         return [] if message["type"] == "infer" and infers in (1, 3) else [pack(reply(message, **decision(0.25)))]
 
     with fake(answer) as endpoint:
-        client = Client(endpoint, CONTRACT, timeout=0.2)
-        client.reset(signals(0))
+        client = OneRobot(Client(endpoint, CONTRACT, timeout=0.2))
+        client.reset()
         fails_in(0.2, client.infer, signals(0))
         client.timeout = 2
         client.infer(signals(1))
@@ -238,17 +247,17 @@ def test_another_contract_there_is_refused_whatever_the_server_says():
     spec = CONTRACT.to_json().replace('"rate":20.0', '"rate":10.0')
     with fake(lambda m: [pack(reply(m, spec=spec))]) as endpoint:
         with pytest.raises(PolicyError, match=r"rate is 10\.0 there, 20\.0 here"):
-            Client(endpoint, CONTRACT)
-        assert Client(endpoint).contract.rate == 10.0
+            OneRobot(Client(endpoint, CONTRACT))
+        assert OneRobot(Client(endpoint)).contract.rate == 10.0
     with fake(lambda m: [pack(reply(m, spec="{"))]) as endpoint, pytest.raises(PolicyError):
-        Client(endpoint)
+        OneRobot(Client(endpoint))
 
 
 def test_half_open_servers_do_not_hold_anyone_up(monkeypatch):
     monkeypatch.setattr(Client, "patience", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts, and never says a word
         endpoint = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-        message = fails_in(0.3, lambda: Client(endpoint, CONTRACT))
+        message = fails_in(0.3, lambda: OneRobot(Client(endpoint, CONTRACT)))
     assert message == f"no policy server at {endpoint} (waited 0.3 s)"
 
 
@@ -258,20 +267,16 @@ def test_bad_endpoints_are_one_line(endpoint):
 
 
 def test_folders_without_keys_are_one_line(tmp_path):
-    assert "server.key" in fails_in(1, lambda: Client("tcp://127.0.0.1:1", keys=tmp_path))
+    assert "server.key" in fails_in(1, lambda: OneRobot(Client("tcp://127.0.0.1:1", keys=tmp_path)))
     for name in ("server.key", "client.key_secret"):
         (tmp_path / name).write_text('public-key = "short"\nsecret-key = "short"\n')
-    assert "cannot connect" in fails_in(1, lambda: Client("tcp://127.0.0.1:1", keys=tmp_path))
+    assert "cannot connect" in fails_in(1, lambda: OneRobot(Client("tcp://127.0.0.1:1", keys=tmp_path)))
 
 
-def test_infer_needs_an_episode(server):
-    client = Client(server.endpoint)
+def test_an_episode_starts_with_the_next_signals(server):
+    client = OneRobot(Client(server.endpoint))
     assert client.contract == CONTRACT
-    assert "call reset first" in fails_in(1, client.infer, signals(0))
-    with pytest.raises(Exception, match="signal 'joint_pos' is missing"):
-        client.reset({})
-    assert "call reset first" in fails_in(1, client.infer, signals(0))
-    client.reset(signals(0))
-    assert "refused 'infer': signal 'cube' is missing" in fails_in(1, client.infer, {"joint_pos": np.zeros(3)})
+    assert "refused 'reset': signal 'joint_pos' is missing" in fails_in(1, client.infer, {"cube": np.zeros(3)})
+    assert "refused 'reset': signal 'cube' is missing" in fails_in(1, client.infer, {"joint_pos": np.zeros(3)})
     client.infer(signals(0))
     client.close()

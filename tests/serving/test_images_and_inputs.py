@@ -11,8 +11,7 @@ from toy_robot import CONTRACT, ROBOT, running
 
 from deftly.contract import Input, Observe, PolicyContract, Signal
 from deftly.errors import DeftlyError
-from deftly.policy.protocol import LocalPolicy, OnnxNetwork, PolicyError
-from deftly.serving.brain import PolicyBrain
+from deftly.policy.protocol import ContractPolicy, OneRobot, OnnxNetwork, PolicyError
 from deftly.serving.client import Client
 from deftly.serving.wire import MAX_FRAME, WireError, max_frame, pack, read_image, read_inputs, unpack
 
@@ -66,13 +65,13 @@ def network():
 
 
 def test_an_image_and_inputs_reach_the_policy_and_its_decision_comes_back(network):
-    local = LocalPolicy(SEEING, network)
-    with running(PolicyBrain(SEEING, network)) as server:
-        client = Client(server.endpoint, SEEING, timeout=10.0)
-        client.patience = 10.0
+    local = OneRobot(ContractPolicy(SEEING, network))
+    with running(ContractPolicy(SEEING, network)) as server:
+        client = OneRobot(Client(server.endpoint, SEEING, timeout=10.0))
+        client.policy.patience = 10.0  # type: ignore[attr-defined]
         inputs = {"speed": [0.25, -3.0], "prompt": "pick up the red cube"}
-        client.reset(signals(0), inputs)
-        local.reset(signals(0), inputs)
+        client.reset()
+        local.reset()
         for seed in range(3):
             there, here = client.infer(signals(seed), inputs=inputs), local.infer(signals(seed), inputs=inputs)
             np.testing.assert_array_equal(there.action, here.action)
@@ -85,10 +84,10 @@ def test_an_image_and_inputs_reach_the_policy_and_its_decision_comes_back(networ
 
 
 def test_what_does_not_fit_is_refused_and_the_session_goes_on(network):
-    with running(PolicyBrain(SEEING, network)) as server:
-        client = Client(server.endpoint, SEEING, timeout=10.0)
-        client.patience = 10.0
-        client.reset(signals(0))
+    with running(ContractPolicy(SEEING, network)) as server:
+        client = OneRobot(Client(server.endpoint, SEEING, timeout=10.0))
+        client.policy.patience = 10.0  # type: ignore[attr-defined]
+        client.reset()
         good = signals(1)
         for broken in (
             {**good, "front": good["front"][:-1]},

@@ -4,8 +4,7 @@ import pytest
 from toy_robot import CONTRACT, LOOPBACK, network, running, signals
 
 from deftly.errors import DeftlyError
-from deftly.policy.protocol import PolicyError
-from deftly.serving.brain import PolicyBrain
+from deftly.policy.protocol import ContractPolicy, OneRobot, PolicyError
 from deftly.serving.client import Client
 from deftly.serving.keys import is_local, new_keys
 from deftly.serving.server import Server
@@ -23,7 +22,7 @@ def server():
 def test_other_addresses_need_keys(endpoint):
     assert not is_local(endpoint)
     with pytest.raises(DeftlyError, match="give --keys DIR, or bind to 127"):
-        Server(PolicyBrain(CONTRACT, network), endpoint)
+        Server(ContractPolicy(CONTRACT, network), endpoint)
 
 
 @pytest.mark.parametrize(
@@ -31,13 +30,13 @@ def test_other_addresses_need_keys(endpoint):
 )
 def test_bad_endpoints_are_one_line(endpoint):
     with pytest.raises(DeftlyError) as error:
-        Server(PolicyBrain(CONTRACT, network), endpoint)
+        Server(ContractPolicy(CONTRACT, network), endpoint)
     assert "\n" not in str(error.value)
 
 
 def test_a_port_in_use_is_one_line(server):
     with pytest.raises(DeftlyError, match=r"in use; choose another port"):
-        Server(PolicyBrain(CONTRACT, network), server.endpoint)
+        Server(ContractPolicy(CONTRACT, network), server.endpoint)
 
 
 def test_new_keys_are_whole_secret_and_never_overwritten(tmp_path):
@@ -67,14 +66,14 @@ def test_only_robots_on_the_list_are_answered(tmp_path, monkeypatch):
     (stranger / "server.key").write_bytes((tmp_path / "ours/robot/server.key").read_bytes())
     with running(endpoint="tcp://0.0.0.0:*", keys=tmp_path / "ours/server") as server:
         endpoint = server.endpoint.replace("0.0.0.0", "127.0.0.1")
-        good = Client(endpoint, CONTRACT, timeout=5, keys=tmp_path / "ours/robot")
-        good.reset(signals(0))
+        good = OneRobot(Client(endpoint, CONTRACT, timeout=5, keys=tmp_path / "ours/robot"))
+        good.infer(signals(0))
         monkeypatch.setattr(Client, "patience", 0.4)
         for keys in (stranger, None):
             with pytest.raises(PolicyError, match=r"no (policy server|answer)"):
-                Client(endpoint, CONTRACT, keys=keys)
+                OneRobot(Client(endpoint, CONTRACT, keys=keys))
             good.infer(signals(1))
-        assert good.status()["types"]["init"] == 1
+        assert good.policy.status()["types"]["init"] == 1
         good.close()
 
 
@@ -93,5 +92,5 @@ def test_folders_without_keys_are_one_line(tmp_path, broken):
         mine = (keys / "server.key_secret").read_text().splitlines()
         (keys / "server.key_secret").write_text("\n".join([*mine[:-1], text[-1]]))
     with pytest.raises(DeftlyError, match="--keys: ") as error:
-        Server(PolicyBrain(CONTRACT, network), LOOPBACK, keys=keys)
+        Server(ContractPolicy(CONTRACT, network), LOOPBACK, keys=keys)
     assert "\n" not in str(error.value)

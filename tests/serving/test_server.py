@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from toy_robot import CONTRACT, LOOPBACK, network, running, signals
 
 from deftly.errors import DeftlyError
-from deftly.policy.protocol import LocalPolicy, PolicyError
-from deftly.serving.brain import PolicyBrain
+from deftly.policy.protocol import ContractPolicy, OneRobot, PolicyError
 from deftly.serving.client import Client
 from deftly.serving.server import Server
 from deftly.serving.wire import MAX_FRAME, pack, unpack
@@ -196,10 +195,13 @@ def test_half_open_peers_and_half_a_greeting_disturb_nobody(server, peer):
 
 
 def test_two_robots_have_memories_of_their_own_bit_for_bit(server):
-    robots = [(Client(server.endpoint, CONTRACT, timeout=5), LocalPolicy(CONTRACT, network)) for _ in range(2)]
-    for i, pair in enumerate(robots):
+    robots = []
+    for _ in range(2):
+        client = OneRobot(Client(server.endpoint, CONTRACT, timeout=5))
+        robots.append((client, OneRobot(ContractPolicy(CONTRACT, network))))
+    for pair in robots:
         for policy in pair:
-            policy.reset(signals(i))
+            policy.reset()
     for step in range(20):
         for i, (remote, local) in enumerate(robots):
             now, applied = signals(10 * step + i), np.full(3, 0.01 * step) if step % 3 == i else None
@@ -208,14 +210,14 @@ def test_two_robots_have_memories_of_their_own_bit_for_bit(server):
             assert np.array_equal(there.targets, here.targets)
         if step == 9:
             for policy in robots[1]:
-                policy.reset(signals(99))
+                policy.reset()
     for remote, _ in robots:
         remote.close()
 
 
 def test_the_session_is_the_token_not_the_connection(server):
-    local = LocalPolicy(CONTRACT, network)
-    local.reset(signals(0))
+    local = OneRobot(ContractPolicy(CONTRACT, network))
+    local.reset()
     with raw(server.endpoint) as peer:
         session = open_session(peer)
         call(peer, "reset", 1, session=session, signals=signals(0))
@@ -227,9 +229,9 @@ def test_the_session_is_the_token_not_the_connection(server):
 
 
 def test_a_repeated_seq_steps_the_memory_once_and_an_older_one_is_refused(peer):
-    session, local = open_session(peer), LocalPolicy(CONTRACT, network)
+    session, local = open_session(peer), OneRobot(ContractPolicy(CONTRACT, network))
     call(peer, "reset", 5, session=session, signals=signals(0))
-    local.reset(signals(0))
+    local.reset()
     first = call(peer, "infer", 6, session=session, signals=signals(1))
     for _ in range(3):
         assert call(peer, "infer", 6, session=session, signals=signals(2)) == first
@@ -278,7 +280,7 @@ def test_another_contract_is_refused_by_name(server, peer):
     spaced = CONTRACT.to_json().replace(",", ", ")
     assert call(peer, "init", spec=spaced)["ok"]
     with pytest.raises(PolicyError, match=r"rate is 10\.0 there"):
-        Client(server.endpoint, other)
+        OneRobot(Client(server.endpoint, other))
 
 
 # ------------------------------------------------------------------ batches
@@ -320,7 +322,7 @@ def coincide(server, gate, peers, requests):
 @pytest.fixture
 def gated():
     gate = Gate()
-    with running(PolicyBrain(CONTRACT, gate)) as server:
+    with running(ContractPolicy(CONTRACT, gate)) as server:
         peers = [zmq.Context.instance().socket(zmq.DEALER) for _ in range(5)]
         sessions = []
         for peer in peers:
@@ -335,8 +337,8 @@ def gated():
 
 
 def targets_of(i: int, *steps: int):
-    local = LocalPolicy(CONTRACT, network)
-    local.reset(signals(i + 1))
+    local = OneRobot(ContractPolicy(CONTRACT, network))
+    local.reset()
     return [local.infer(signals(step)).targets.tolist() for step in steps][-1]
 
 
@@ -390,10 +392,10 @@ def test_steps_of_one_robot_that_come_together_are_taken_in_order(gated):
 
 def test_a_decision_that_is_not_finite_is_refused_and_not_remembered():
     poisoned = lambda obs: np.where(obs[:, 9:10] > 100, np.nan, network(obs))  # noqa: E731
-    with running(PolicyBrain(CONTRACT, poisoned)) as server, raw(server.endpoint) as peer:
-        session, local = open_session(peer), LocalPolicy(CONTRACT, network)
+    with running(ContractPolicy(CONTRACT, poisoned)) as server, raw(server.endpoint) as peer:
+        session, local = open_session(peer), OneRobot(ContractPolicy(CONTRACT, network))
         call(peer, "reset", 1, session=session, signals=signals(0))
-        local.reset(signals(0))
+        local.reset()
         bad = call(peer, "infer", 2, session=session, signals={**signals(0), "cube": [101.0, 0.0, 0.0]})
         assert bad["code"] == "no-answer"
         good = call(peer, "infer", 3, session=session, signals=signals(1))
@@ -402,7 +404,7 @@ def test_a_decision_that_is_not_finite_is_refused_and_not_remembered():
 
 def test_a_network_of_another_size_is_refused_before_it_serves():
     with pytest.raises(DeftlyError, match=r"the contract wants \(2, 3\)"):
-        PolicyBrain(CONTRACT, lambda obs: obs)
+        ContractPolicy(CONTRACT, lambda obs: obs).require_network()
 
 
 # ------------------------------------------------------------------ status, load
@@ -427,15 +429,15 @@ def test_status_counts(peer):
 
 
 def test_vanished_robots_leave_nothing_and_the_good_one_goes_on(server):
-    good = Client(server.endpoint, CONTRACT, timeout=2)
-    good.reset(signals(0))
+    good = OneRobot(Client(server.endpoint, CONTRACT, timeout=2))
+    good.reset()
     for i in range(50):
         with raw(server.endpoint) as peer:
             peer.send(pack(message("init")) if i % 2 else os.urandom(50))
             if i % 10 == 0:
                 good.infer(signals(i))
     good.infer(signals(0))
-    assert good.status()["sessions"] <= 64
+    assert good.policy.status()["sessions"] <= 64
     good.close()
 
 
@@ -457,7 +459,7 @@ def test_a_signal_ends_it_cleanly(number):
         process.wait()
     assert out == "answered 1\n"
     assert process.returncode == 0
-    server = Server(PolicyBrain(CONTRACT, network), endpoint)  # the port is free again
+    server = Server(ContractPolicy(CONTRACT, network), endpoint)  # the port is free again
     server.close()
 
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from toy_robot import CONTRACT, network, signals
 
-from deftly.policy.protocol import LocalPolicy
+from deftly.policy.protocol import ContractPolicy, OneRobot
 from deftly.serving import server as server_module
-from deftly.serving.brain import PolicyBrain
 from deftly.serving.server import _HANDLERS, IDLE_S, MAX_ROUND, MAX_SESSIONS, QUEUE, Server
 from deftly.serving.wire import MAX_FRAME, MAX_LIST, MAX_MAP
 
@@ -39,7 +38,7 @@ class Robot:
 
 @pytest.fixture
 def serving():
-    server = Server(PolicyBrain(CONTRACT, network), "tcp://127.0.0.1:*")
+    server = Server(ContractPolicy(CONTRACT, network), "tcp://127.0.0.1:*")
     thread = threading.Thread(target=server.run)
     thread.start()
     yield server, thread
@@ -60,9 +59,8 @@ def table(title: str) -> list[str]:
 def test_the_robot_program_drives_as_the_policy_does(serving):
     names = {}
     exec(compile(program(), "docs/wire.md", "exec"), names)
-    robot, local, twin = Robot(), LocalPolicy(CONTRACT, network), Robot()
+    robot, local, twin = Robot(), OneRobot(ContractPolicy(CONTRACT, network)), Robot()
     names["drive"](robot, serving[0].endpoint, steps=10)
-    local.reset(twin.read())
     for _ in range(10):
         twin.write(local.infer(twin.read()).targets)
     assert np.array_equal(robot.written, twin.written)

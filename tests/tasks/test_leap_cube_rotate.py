@@ -11,7 +11,7 @@ from deftly.control.safety import SafetyConfig
 from deftly.env import Env, State
 from deftly.errors import DeftlyError
 from deftly.evaluate.handover import drive
-from deftly.policy.protocol import LocalPolicy
+from deftly.policy.protocol import ContractPolicy
 from deftly.tasks import load
 from deftly.tasks.leap_cube_rotate import CUBE, _yaw_between
 from deftly.twin.loop import run_episode
@@ -170,7 +170,7 @@ def test_a_policy_first_sees_what_it_sees_in_the_control_loop(monkeypatch):
         seen.append(obs.copy())
         return np.zeros((1, 16), np.float32)
 
-    run_episode(robot, LocalPolicy(env.contract, network), SafetyConfig(), 0, limit=1)
+    run_episode(robot, ContractPolicy(env.contract, network), SafetyConfig(), 0, limit=1)
     assert np.abs(seen[0] - env.obs["policy"].numpy()).max() < 1e-5
     sag = env.state.joint_pos.float() - env.state.command
     assert 0.002 < sag.abs().max() < 0.1
@@ -178,7 +178,7 @@ def test_a_policy_first_sees_what_it_sees_in_the_control_loop(monkeypatch):
 
 def test_the_control_loop_stands_ready_as_long_as_episodes_of_training_do():
     robot = SimRobot(make(TASKS[0], num_envs=1, ready_s=(0.1, 0.2)).task)
-    policy = LocalPolicy(robot.contract, lambda obs: np.zeros((1, 16), np.float32))
+    policy = ContractPolicy(robot.contract, lambda obs: np.zeros((1, 16), np.float32))
     outcomes = [run_episode(robot, policy, SafetyConfig(), i, limit=1) for i in range(12)]
     assert {int((o.rows["state"] == "ready").sum()) for o in outcomes} == {2, 3, 4}
     assert {o.steps for o in outcomes} == {1}
@@ -191,6 +191,6 @@ def test_a_bundle_is_driven_from_where_the_hand_was_held():
         seen.append(obs.copy())
         return np.zeros((1, 16), np.float32)
 
-    steps = drive(env, LocalPolicy(env.contract, network), 3)
+    steps = drive(env, ContractPolicy(env.contract, network), 3)
     for _, obs, _ in islice(steps, 3):
         assert np.abs(seen[-1] - obs.numpy()).max() < 1e-6

@@ -5,12 +5,13 @@ import json
 import shutil
 import threading
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from deftly.commands.sim2sim import Sim2SimArgs
 from deftly.commands.sim2sim import main as sim2sim_main
 from deftly.config import EnvConfig, SimConfig
 from deftly.contract import JOINT_POS, ContractError
@@ -18,7 +19,8 @@ from deftly.control.drivers import DriverError
 from deftly.control.safety import SafetyConfig
 from deftly.env import Env
 from deftly.errors import DeftlyError
-from deftly.policy.protocol import LocalPolicy
+from deftly.evaluate.source import PolicySource
+from deftly.policy.protocol import ContractPolicy
 from deftly.sim.sensors import Noise
 from deftly.stats import proportion
 from deftly.tasks import load
@@ -45,7 +47,7 @@ def block(slider):
 
 def homing(contract):
     """Drives the toy task to success; its observation begins with two steps of joint positions."""
-    return LocalPolicy(contract, lambda obs: np.clip(-5 * obs[:, 2:4], -1, 1).astype(np.float32))
+    return ContractPolicy(contract, lambda obs: np.clip(-5 * obs[:, 2:4], -1, 1).astype(np.float32))
 
 
 # ----------------------------------------------------------------------- the robot
@@ -180,7 +182,7 @@ def test_an_episode_through_the_kernel_succeeds(block):
 
 def test_the_clock_starts_with_the_policy_and_ends_the_episode(block):
     robot = block(episode_steps=7, goal=0.0)
-    idle = LocalPolicy(robot.contract, lambda obs: np.zeros((1, 2), np.float32))
+    idle = ContractPolicy(robot.contract, lambda obs: np.zeros((1, 2), np.float32))
     outcome = run_episode(robot, idle, SafetyConfig(), 0)
     assert (outcome.end, outcome.steps, outcome.success) == ("time_out", 7, False)
     slow = run_episode(robot, idle, SafetyConfig(approach_s=1.0), 0)
@@ -193,14 +195,14 @@ def test_a_fault_is_a_failed_episode_with_its_reason(block):
     outcome = run_episode(robot, homing(robot.contract), SafetyConfig(start_envelope=1e-3), 0)
     assert (outcome.end, outcome.success, outcome.steps) == ("fault/envelope", False, 0)
     assert "stands at" in outcome.reason
-    broken = LocalPolicy(robot.contract, lambda obs: np.full((1, 2), np.nan, np.float32))
+    broken = ContractPolicy(robot.contract, lambda obs: np.full((1, 2), np.nan, np.float32))
     outcome = run_episode(robot, broken, SafetyConfig(), 0)
     assert outcome.end == "fault/policy-bad"
 
 
 def test_an_episode_without_a_step_has_the_tasks_figures():
     robot = SimRobot(make_task())
-    broken = LocalPolicy(robot.contract, lambda obs: np.full((1, robot.contract.action_size), np.nan, np.float32))
+    broken = ContractPolicy(robot.contract, lambda obs: np.full((1, robot.contract.action_size), np.nan, np.float32))
     outcome = run_episode(robot, broken, SafetyConfig(), 0)
     assert (outcome.end, outcome.steps) == ("fault/policy-bad", 0)
     assert outcome.figures["slips"] == 0
@@ -221,7 +223,7 @@ def test_physics_that_breaks_is_a_failed_episode(block, value):
 
 def test_a_limited_step_keeps_coupled_joints_coupled():
     robot = SimRobot(make_task())
-    full = LocalPolicy(robot.contract, lambda obs: np.array([[1, -1, -1, -1]], np.float32))
+    full = ContractPolicy(robot.contract, lambda obs: np.array([[1, -1, -1, -1]], np.float32))
     rows = run_episode(robot, full, SafetyConfig(), 0, limit=12).rows["command"]
     assert np.ptp(rows[:, 1]) > 0.1
     np.testing.assert_allclose(rows[:, 3], np.pi / 2 - rows[:, 1] - rows[:, 2], atol=1e-5)
@@ -342,17 +344,19 @@ def test_a_bundles_report_is_read_before_the_episodes(exported, no_episodes, tmp
     manifest = json.loads((folder / "checksums.json").read_text())
     manifest["files"]["eval.json"] = hashlib.sha256(data).hexdigest()
     (folder / "checksums.json").write_text(json.dumps(manifest))
-    with pytest.raises(DeftlyError, match=r"eval\.json of bundle .* is no report of an evaluation|eval\.json' as a part of a bundle: it holds NaN"):
+    with pytest.raises(
+        DeftlyError,
+        match=r"eval\.json of bundle .* is no report of an evaluation|eval\.json' as a part of a bundle: it holds NaN",
+    ):
         sim2sim_main([exported.task, "--bundle", str(folder)])
 
 
 def test_over_the_socket_as_in_process(exported, tmp_path):
     from deftly.policy import bundle
-    from deftly.serving.brain import PolicyBrain
     from deftly.serving.server import Server
 
     found = bundle.load(exported.bundle)
-    server = Server(PolicyBrain(found.contract, found.network), "tcp://127.0.0.1:*")
+    server = Server(ContractPolicy(found.contract, found.network), "tcp://127.0.0.1:*")
     thread = threading.Thread(target=server.run)
     thread.start()
     reports = []
@@ -380,7 +384,7 @@ def test_over_the_socket_as_in_process(exported, tmp_path):
         ([TASK, "--episodes", "0"], "1 or more"),
         ([TASK, "--latency-ms=-1"], "0 or more"),
         ([TASK, "--gate", "success"], "cannot read the gate"),
-        ([TASK, "--checkpoint", "shipped", "--bundle", "x"], "."),
+        ([TASK, "--checkpoint", "shipped", "--bundle", "x"], "both name the policy"),
         ([TASK, "--checkpoint", "shipped", "--video", "/nowhere/x.mp4"], "no folder"),
         ([TASK, "--checkpoint", "shipped", "--task.speed", "0.5"], "another contract: act_terms"),
     ],
@@ -392,7 +396,7 @@ def test_what_cannot_be_done_is_one_line(words, message):
 
 
 def test_another_tasks_bundle_is_refused_and_a_bundle_runs_no_code(exported):
-    with pytest.raises(DeftlyError, match="made for the task 'rail', not for jaka-pick-cube"):
+    with pytest.raises(DeftlyError, match="is a policy of rail, not of jaka-pick-cube"):
         sim2sim_main([TASK, "--bundle", str(exported.bundle)])
     with pytest.raises(DeftlyError, match="'rail', none of Deftly's: give the file"):
         sim2sim_main(["--bundle", str(exported.bundle)])
@@ -401,7 +405,7 @@ def test_another_tasks_bundle_is_refused_and_a_bundle_runs_no_code(exported):
 def test_a_policy_of_another_contract_is_refused(block):
     robot = block()
     other = replace(robot.contract, rate=99.0)
-    args = Sim2SimArgs()
-    origin = sim2sim.Origin("slider", "checkpoint x", "", {}, None, lambda: homing(other))
+    found = SimpleNamespace(contract=other, task="slider", path=Path("x"))
+    source = PolicySource("checkpoint", "checkpoint x", found)
     with pytest.raises(ContractError, match="checkpoint x was made under another contract: rate"):
-        origin.open(args, robot.contract)
+        source.open(robot.contract)

@@ -10,28 +10,60 @@ from deftly.config import parse, split_word
 from deftly.console import report
 from deftly.errors import DeftlyError
 from deftly.evaluate.check import CheckSettings, examine
+from deftly.evaluate.source import resolve
 from deftly.policy import bundle
+
+RENAMED = {"bundle": "policy", "checkpoint": "against"}
+"""Older names of flags."""
 
 
 @dataclass(frozen=True)
 class CheckArgs(CheckSettings):
     """Check a bundle: `deftly check BUNDLE`. The exit status is 1 if anything fails."""
 
-    bundle: Annotated[
-        Path | None,
-        Doc(
-            "The bundle's folder, as an alternative to the bare word, which may also be a task whose bundle is shipped."
-        ),
+    policy: Annotated[
+        str | None, Doc("The bundle's folder, or shipped with a task; unset: what the task means in every command.")
     ] = None
 
 
 def main(argv: list[str]) -> int:
     """Run `deftly check`."""
-    word, flags = split_word(argv)
+    words = [_renamed(word) for word in argv]
+    word, flags = split_word(words)
     args = parse(CheckArgs, flags, prog="deftly check [BUNDLE]")
-    if (word is None) == (args.bundle is None):
+    if word is None and args.policy is None:
         raise DeftlyError("check needs one bundle: deftly check FOLDER; 'deftly export TASK' makes it")
-    return show(bundle.find(word) if word else args.bundle or Path(), args)
+    folder = _folder(word, args)
+    return show(folder, args)
+
+
+def _renamed(word: str) -> str:
+    """A word with an older name of a flag written as it is now."""
+    key, equals, value = word.partition("=")
+    now = RENAMED.get(key.removeprefix("--"))
+    if now is None or not (equals or key.startswith("--")):
+        return word
+    return f"--{now}{equals}{value}"
+
+
+def _folder(word: str | None, args: CheckArgs) -> Path:
+    """The bundle that is meant. Raises DeftlyError for a policy that is none; damage is for `examine` to say."""
+    if word is not None and (Path(word).is_dir() or "/" in word):
+        if args.policy is not None:
+            raise DeftlyError("check needs one bundle: a folder, or --policy")
+        print(f"policy: bundle {word}", flush=True)
+        return Path(word)
+    if args.policy is not None and Path(args.policy).is_dir() and (Path(args.policy) / bundle.MANIFEST).exists():
+        print(f"policy: bundle {args.policy}", flush=True)
+        return Path(args.policy)
+    source = resolve(args.policy, word, args.runs, "bundle")
+    print(source.line, flush=True)
+    if not isinstance(source.loaded, bundle.Bundle):
+        raise DeftlyError(
+            f"check needs a bundle, and {source.label} is none: deftly export {source.task or 'TASK'} makes one; "
+            f"or --policy shipped"
+        )
+    return source.loaded.path
 
 
 def show(folder: Path, settings: CheckSettings) -> int:

@@ -16,8 +16,9 @@ from typing_extensions import Doc
 from deftly import render, workspace
 from deftly.config import Repeatable, RunsConfig, with_setting
 from deftly.console import show, table
-from deftly.evaluate import report
+from deftly.evaluate import report, source
 from deftly.evaluate.evaluate import EvalSettings, check_gate, measure, read_gate
+from deftly.evaluate.source import POLICY
 from deftly.files import write_text
 
 
@@ -25,8 +26,10 @@ from deftly.files import write_text
 class EvalArgs(EvalSettings):
     """Measure a policy on episodes that no training has seen."""
 
-    checkpoint: Annotated[
-        str | None, Doc("Policy: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped.")
+    policy: Annotated[str | None, Doc(POLICY)] = None
+    keys: Annotated[Path | None, Doc("The robot's folder of keys, for a policy at tcp://HOST:PORT.")] = None
+    settings_from: Annotated[
+        str | None, Doc("With tcp://: the run or bundle whose settings of task and physics are used.")
     ] = None
     gate: Annotated[
         tuple[str, ...],
@@ -51,26 +54,25 @@ class EvalArgs(EvalSettings):
 def main(argv: list[str]) -> int:
     """Run `deftly eval`. The exit status is 1 if a gate fails."""
     render.choose_gl()  # before anything imports MuJoCo
-    from deftly.evaluate import rollout
-
-    task, args, found = rollout.prepare(EvalArgs, "eval", argv)
+    words = source.policy_words(argv)
+    task, args, found = source.prepare(EvalArgs, "eval", words)
     assert found is not None
     earlier = report.read_report(args.compare) if args.compare else None
     recorder = None if args.video is False else render.Recorder(args.video_episodes, args.camera)
     try:
-        result, values = measure(task, found, args, recorder and recorder.watch)
+        result, values = measure(task, found, args, recorder and recorder.watch, args.keys)
     except render.NoGLError as error:
         if args.video:
             raise
         print(f"no video: {error}")
         recorder = None
-        result, values = measure(task, found, args)
+        result, values = measure(task, found, args, keys=args.keys)
     result["gates"] = [check_gate(text, result) for text in args.gate]
-    result["command"] = shlex.join(["deftly", "eval", *with_setting(argv, "checkpoint", found.label)])
+    result["command"] = shlex.join(["deftly", "eval", *with_setting(words, "policy", found.label)])
     folder = args.out or workspace.create(task.name, "test", args.runs)
     folder.mkdir(parents=True, exist_ok=True)
     if recorder:
-        render.write_video(folder / "video.mp4", recorder.frames(), found.contract.rate)
+        render.write_video(folder / "video.mp4", recorder.frames(), task.contract().rate)
     file = io.StringIO()
     rows = zip(range(len(values["steps"])), *([report.number(x, 6) for x in column] for column in values.values()))
     csv.writer(file, lineterminator="\n").writerows([("episode", *values), *rows])

@@ -18,6 +18,7 @@ from deftly.errors import DeftlyError
 from deftly.evaluate import export
 from deftly.evaluate.check import CheckSettings
 from deftly.evaluate.evaluate import EvalSettings, measure
+from deftly.evaluate.source import policy_words, prepare
 from deftly.policy import bundle
 from deftly.policy.protocol import OnnxNetwork
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 class ExportArgs(Settings):
     """Export a policy as a bundle: one folder that checks itself and runs without torch."""
 
-    checkpoint: Annotated[
+    policy: Annotated[
         str | None, Doc("Policy to export: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped.")
     ] = None
     out: Annotated[
@@ -46,10 +47,10 @@ class ExportArgs(Settings):
 
 def main(argv: list[str]) -> int:
     """Run `deftly export`. The exit status is 1 if a check of what was written fails."""
-    from deftly.evaluate import rollout
-
-    task, args, found = rollout.prepare(ExportArgs, "export", argv)
-    assert found is not None
+    words = policy_words(argv)
+    task, args, source = prepare(ExportArgs, "export", words)
+    assert source is not None
+    found = source.checkpoint("export")
     folder = args.out or args.runs.root / "bundles" / task.name
     bundle.require_place(folder)
     policy, contract = found.policy(), found.contract
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
     if not (error := export.compare(policy, network, contract.obs_size())) <= bundle.TOLERANCE:
         raise DeftlyError(f"{found.path}: torch and ONNX differ by {error:.2g} on the same observation: not exported")
     print(f"{bundle.NETWORK}: torch and ONNX agree to {error:.1g}")
-    report = _evaluate(task, found, args, argv)
+    report = _evaluate(task, found, args, words)
     low, high = report["success"]["wilson95"]
     print(
         f"{bundle.REPORT}: success {report['success']['rate']:.1%} ({low:.1%} to {high:.1%}), {args.episodes} episodes"
@@ -74,10 +75,10 @@ def main(argv: list[str]) -> int:
     size = sum(len(data) for data in files.values())
     print(f"bundle: {folder}, {size / 1e3:.0f} kB\n", flush=True)
     spec = split_task(argv)[0]
-    return check.show(folder, CheckSettings(checkpoint=str(found.path), task=spec, seed=args.seed, runs=args.runs))
+    return check.show(folder, CheckSettings(against=str(found.path), task=spec, seed=args.seed, runs=args.runs))
 
 
 def _evaluate(task: Task, found: Checkpoint, args: ExportArgs, argv: Sequence[str]) -> dict[str, Any]:
     report, _ = measure(task, found, EvalSettings(episodes=args.episodes, seed=args.seed, sim=args.sim))
-    exact = [] if args.checkpoint == found.label else ["--checkpoint", found.label]
+    exact = [] if args.policy == found.label else ["--policy", found.label]
     return {**report, "gates": [], "command": shlex.join(["deftly", "export", *argv, *exact])}

@@ -10,10 +10,10 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge, Le, Lt
@@ -22,13 +22,17 @@ from typing_extensions import Doc
 
 from deftly.config import SEEDS, EnvConfig, RunsConfig, Settings, SimConfig
 from deftly.errors import DeftlyError
+from deftly.evaluate.source import POLICY, PolicySource, prepare, resolve
+from deftly.learn.policy import NetworkPolicy
+from deftly.policy.protocol import NO_INPUTS
 from deftly.render import Recorder, camera_index, choose_gl, has_display, pose, write_video
 
 if TYPE_CHECKING:
     import mujoco
 
+    from deftly.contract import Inputs, PolicyContract
     from deftly.env import Env
-    from deftly.evaluate.rollout import Act
+    from deftly.policy.protocol import Decision, Policy, Signals
     from deftly.tasks import Task
 
 LOOPBACK = "127.0.0.1"
@@ -44,11 +48,13 @@ NO_VIEWER = {
 class PlayArgs(Settings):
     """Watch a policy in one environment, in real time, or record a video of it."""
 
-    agent: Annotated[
-        Literal["trained", "random", "zero"], Doc("Who acts: a checkpoint's policy, uniform noise or nobody.")
-    ] = "trained"
-    checkpoint: Annotated[
-        str | None, Doc("Policy: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped.")
+    agent: Annotated[Literal["trained", "random", "zero"], Doc("Who acts: a policy, uniform noise or nobody.")] = (
+        "trained"
+    )
+    policy: Annotated[str | None, Doc(POLICY)] = None
+    keys: Annotated[Path | None, Doc("The robot's folder of keys, for a policy at tcp://HOST:PORT.")] = None
+    settings_from: Annotated[
+        str | None, Doc("With tcp://: the run or bundle whose settings of task and physics are used.")
     ] = None
     viewer: Annotated[
         Literal["auto", "native", "web", "none"],
@@ -82,43 +88,66 @@ class PlayArgs(Settings):
     runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
 
 
-class Trained:
-    """The policy of the checkpoint that `find` finds, which `poll` swaps for a newer one."""
+class Reloaded:
+    """The `Policy` that `find` finds, which `poll` swaps for a newer one."""
 
-    def __init__(self, task: Task, find: Callable[[], Path], interval: float):
-        self._task, self._find, self._interval = task, find, interval
-        self._seen: tuple[Path, int] | None = None
-        self._swap()
+    deterministic = True
 
-    def __call__(self, obs: Tensor) -> Tensor:
-        """Actions, (n, action_size), for observations, (n, obs_size)."""
-        return self._policy(obs)
+    def __init__(self, source: PolicySource, find: Callable[[], PolicySource], task: Task, args: PlayArgs):
+        self.contract = task.contract()
+        self._find = find
+        self._name = task.name
+        self._keys = args.keys
+        self._interval = args.reload
+        self._use(source)
+
+    def reset(self, ids: Sequence[int] | None = None) -> None:
+        """These robots start an episode."""
+        self._policy.reset(ids)
+
+    def infer(
+        self, signals: Signals, inputs: Inputs = NO_INPUTS, applied: Any = None, ids: Sequence[int] | None = None
+    ) -> Decision:
+        """Decide; see `Policy`."""
+        return self._policy.infer(signals, inputs, applied, ids)
+
+    def forget(self, ids: Sequence[int]) -> None:
+        """These robots are gone."""
+        self._policy.forget(ids)
+
+    def close(self) -> None:
+        """Let go of the policy."""
+        self._policy.close()
 
     def poll(self) -> None:
-        """Swap the weights if it is time and there are newer ones; what cannot be used is told and skipped."""
-        if self._interval and time.monotonic() >= self._next:
-            try:
-                self._swap()
-            except (DeftlyError, OSError) as error:
-                print(f"warning: kept the policy, {error}", file=sys.stderr, flush=True)
+        """Swap the policy if it is time and there is a newer one; what cannot be used is told and skipped."""
+        if not self._interval or time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + self._interval
+        try:
+            source = self._find()
+            if source.sha256 != self._sha256:
+                source.require(self.contract, self._name)
+                self._policy.close()
+                self._use(source)
+                print(source.line, flush=True)
+        except (DeftlyError, OSError) as error:
+            print(f"warning: kept the policy, {error}", file=sys.stderr, flush=True)
 
-    def _swap(self) -> None:
-        from deftly.learn import checkpoint
-
-        self._next = time.monotonic() + self._interval
-        path = self._find()
-        weights = path.resolve() / checkpoint.WEIGHTS
-        seen = weights, weights.stat().st_mtime_ns  # a new checkpoint is elsewhere, behind a link, or newer
-        if seen != self._seen:
-            self._seen = seen
-            found = checkpoint.load(path)
-            found.require(self._task)
-            self._policy = found.policy()
-            print(f"playing {path}", flush=True)
+    def _use(self, source: PolicySource) -> None:
+        self._policy = source.open(self.contract, timeout=10.0, keys=self._keys)
+        self._sha256 = source.sha256
+        self._due = time.monotonic() + self._interval
 
 
-def _untrained(agent: str, size: int) -> Act:
-    return lambda obs: torch.zeros(len(obs), size) if agent == "zero" else 2 * torch.rand(len(obs), size) - 1
+def _untrained(agent: str, contract: PolicyContract) -> Policy:
+    """Nobody (zeros), or uniform noise."""
+
+    def act(obs: Tensor) -> Tensor:
+        shape = len(obs), contract.action_size
+        return torch.zeros(shape) if agent == "zero" else 2 * torch.rand(shape) - 1
+
+    return NetworkPolicy(contract, act)
 
 
 class View(NamedTuple):
@@ -177,15 +206,19 @@ def _web(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
         server.stop()
 
 
-def play(env: Env, agent: Act, args: PlayArgs, view: View, data: mujoco.MjData) -> None:
+def play(env: Env, policy: Policy, args: PlayArgs, view: View, data: mujoco.MjData) -> None:
     """Step one environment in real time until the episodes are played or the viewer is closed."""
-    poll = getattr(agent, "poll", lambda: None)
+    from deftly.evaluate.rollout import decide
+
+    policy.reset()
+    poll = getattr(policy, "poll", lambda: None)
     episodes, due = 0, time.perf_counter()
     while view.running() and not (args.episodes and episodes >= args.episodes):
         speed = view.speed()
         if speed > 0:
-            env.step(agent(env.obs["policy"]))
+            env.step(decide(env, policy))
             if env.ended:
+                policy.reset()
                 ended = {name: float(value[0]) for name, value in env.ended.items()}
                 failures = [name[7:] for name, value in ended.items() if name.startswith("failed/") and value > 0]
                 how = "success" if ended["success"] > 0 else f"failed: {', '.join(failures) or 'time is up'}"
@@ -199,17 +232,17 @@ def play(env: Env, agent: Act, args: PlayArgs, view: View, data: mujoco.MjData) 
         time.sleep(max(0.0, due - time.perf_counter()))
 
 
-def _live(task: Task, agent: Act, args: PlayArgs) -> None:
+def _live(task: Task, policy: Policy, args: PlayArgs) -> None:
     from deftly.env import Env
 
     open_view = {"native": _native, "web": _web}[pick_viewer(args.viewer)]
     env = Env(task, replace(args.env, num_envs=1), args.sim, args.seed, "play")
     data = pose(env.model, env.sim.state_of(0))
     with contextlib.suppress(KeyboardInterrupt), open_view(env, data, args) as view:
-        play(env, agent, args, view, data)
+        play(env, policy, args, view, data)
 
 
-def record(task: Task, agent: Act, args: PlayArgs, path: Path) -> None:
+def record(task: Task, policy: Policy, args: PlayArgs, path: Path) -> None:
     """Write an mp4 of some episodes, one after the other, at the control rate."""
     from deftly.evaluate.rollout import run_episodes
 
@@ -219,7 +252,7 @@ def record(task: Task, agent: Act, args: PlayArgs, path: Path) -> None:
     recorder = Recorder(count, args.camera)
     ran = run_episodes(
         task,
-        agent,
+        policy,
         count,
         seed=args.seed,
         purpose="play",
@@ -235,17 +268,20 @@ def record(task: Task, agent: Act, args: PlayArgs, path: Path) -> None:
 def main(argv: list[str]) -> int:
     """Run `deftly play`."""
     choose_gl()  # before anything imports MuJoCo
-    from deftly.evaluate import rollout
-
-    task, args, found = rollout.prepare(PlayArgs, "play", argv)
+    task, args, source = prepare(PlayArgs, "play", argv)
     if not args.video:
         pick_viewer(args.viewer)
-    if found:
-        agent = Trained(task, lambda: rollout.find_policy(args.checkpoint, task.name, args.runs), args.reload)
+    if source:
+
+        def find() -> PolicySource:
+            return resolve(args.policy, task.name, args.runs)
+
+        policy: Policy = Reloaded(source, find, task, args)
     else:
-        agent = _untrained(args.agent, task.contract().action_size)
+        policy = _untrained(args.agent, task.contract())
     if args.video:
-        record(task, agent, args, args.video)
+        record(task, policy, args, args.video)
     else:
-        _live(task, agent, args)
+        _live(task, policy, args)
+    policy.close()
     return 0

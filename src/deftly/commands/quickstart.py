@@ -18,7 +18,7 @@ from deftly.errors import DeftlyError
 NEXT = {
     "deftly play {task}": "watch it, in a window or in the browser",
     "deftly eval {task} --seed 1": "measure it on other episodes",
-    "deftly run --bundle {folder} --driver sim --start": "run it in real time, as on a robot",
+    "deftly run --policy {folder} --driver sim --start": "run it in real time, as on a robot",
     "deftly runs": "list your runs; compare and pin them",
     "deftly config {task}": "every setting, explained, as YAML to edit and feed back",
     "docs/tutorial.md, docs/add-a-task.md, docs/run.md": "the tutorial; your own task; your own robot",
@@ -72,7 +72,7 @@ def serve(folder: Path, words: list[str]) -> int:
     """Sim2sim through a policy server in a process of its own, which ends with it."""
     from deftly.commands import sim2sim
 
-    command = [sys.executable, "-m", "deftly", "serve", "--bundle", str(folder), "--bind", "tcp://127.0.0.1:*"]
+    command = [sys.executable, "-m", "deftly", "serve", "--policy", str(folder), "--bind", "tcp://127.0.0.1:*"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             line = server.stdout.readline() if server.stdout else ""
@@ -80,8 +80,8 @@ def serve(folder: Path, words: list[str]) -> int:
             endpoint = re.search(r"tcp://[\d.]+:\d+", line)
             if endpoint is None:
                 raise DeftlyError(
-                    f"the policy server did not start; try it alone: deftly serve --bundle {shlex.quote(str(folder))}"
+                    f"the policy server did not start; try it alone: deftly serve --policy {shlex.quote(str(folder))}"
                 )
-            return sim2sim.main([*words, "--bundle", str(folder), "--server-endpoint", endpoint[0]])
+            return sim2sim.main([*words, "--policy", endpoint[0], "--settings-from", str(folder)])
         finally:
             server.terminate()

@@ -12,7 +12,8 @@ from deftly.config import Suffix
 from deftly.control import log
 from deftly.data import record
 from deftly.errors import DeftlyError
-from deftly.twin.loop import LoopArgs, prepare
+from deftly.evaluate.source import prepare
+from deftly.twin.loop import LoopArgs
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,14 @@ class RecordArgs(LoopArgs):
 
 def main(argv: list[str]) -> int:
     """Run `deftly record`."""
-    task, args, origin = prepare(RecordArgs, "record", argv)
+    task, args, origin = prepare(RecordArgs, "record", argv, "bundle")
+    assert origin is not None
     if args.out is None:
         raise DeftlyError("record needs a file to write: --out FILE.npz")
     from deftly.twin.robot import SimRobot
 
     robot = SimRobot(task, args.sim, args.seed, args.noise, args.latency_ms)
-    policy = origin.open(args, robot.contract)
+    policy = origin.open(robot.contract, timeout=1e-3 * args.timeout_ms, keys=args.keys)
     try:
         outcomes = record.run(robot, policy, args.safety, episodes=args.episodes, num_steps=args.num_steps)
     finally:

@@ -14,7 +14,7 @@ from deftly import render
 from deftly.config import Settings, parse, split_word
 from deftly.control import log
 from deftly.data import replay
-from deftly.data.replay import Frames, ReplayBrain, open_robot
+from deftly.data.replay import Frames, open_robot
 from deftly.errors import DeftlyError
 from deftly.twin.loop import Film, run_episode
 
@@ -72,7 +72,7 @@ def serve(frames: Frames, args: ReplayArgs, path: Path) -> int:
     from deftly.serving.server import Server
 
     assert args.serve is not None
-    server = Server(ReplayBrain(frames), args.serve, keys=args.keys)
+    server = Server(frames, args.serve, keys=args.keys)
     end = "again and again" if args.loop else "and holds the last"
     print(f"serving episode {args.episode} of {path} at {server.endpoint}: {len(frames)} commands, {end}", flush=True)
     server.run_until_signal()

@@ -6,7 +6,6 @@ import importlib
 import json
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
 from deftly import __version__
-from deftly.config import SEEDS, Settings, Suffix, parse, split_task
+from deftly.config import SEEDS, RunsConfig, Settings, Suffix, parse, split_task
 from deftly.contract import PolicyContract, RobotInterface
 from deftly.control.drivers import Driver, FakeDriver
 from deftly.control.log import Ring, max_ticks
@@ -30,29 +29,28 @@ from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, SafetyConfig
 from deftly.control.session import Session
 from deftly.errors import DeftlyError
-from deftly.policy import bundle
+from deftly.evaluate.source import POLICY, PolicySource, policy_words, resolve, task_name
 from deftly.policy.protocol import Policy
 from deftly.serving.client import Client
 
-PERIOD_SHARE = 0.8
+PERIOD_FRACTION = 0.8
 """Longest wait for a server's answer, in control periods, unless one is asked for."""
 
 
 @dataclass(frozen=True)
 class RunArgs(Settings):
-    """Let a policy drive a robot: `deftly run TASK`, `deftly run --bundle DIR` or `--server-endpoint tcp://...`."""
+    """Let a policy drive a robot: `deftly run TASK`, or `deftly run --policy BUNDLE`, or `--policy tcp://...`."""
 
     driver: Annotated[
         str,
         Doc("The robot: sim (TASK, simulated), fake, leap (a LEAP hand at --port), or your own MODULE:CLASS."),
     ]
-    bundle: Annotated[
-        Path | None,
-        Doc("Folder of `deftly export`; unset: the one shipped for TASK. With a server: the robot's contract."),
+    policy: Annotated[str | None, Doc(POLICY)] = None
+    settings_from: Annotated[
+        str | None,
+        Doc("With tcp://: the bundle or run whose contract the robot has."),
     ] = None
-    server_endpoint: Annotated[
-        str | None, Doc("Ask the policy of `deftly serve` at this address, such as tcp://127.0.0.1:5555.")
-    ] = None
+    runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
     keys: Annotated[Path | None, Doc("The robot's folder of `deftly serve --new-keys`.")] = None
     timeout_ms: Annotated[
         float | None, Gt(0), Doc("Longest wait for the server's answer; unset: 0.8 of the control period.")
@@ -84,15 +82,15 @@ class RunArgs(Settings):
 def main(argv: list[str]) -> int:
     """Run `deftly run`. Exit status 0: the time is over or the operator quit; 1: a fault that nobody could clear."""
     task, flags = split_task(argv)
-    args = parse(RunArgs, flags, prog="deftly run [TASK]")
+    args = parse(RunArgs, policy_words(flags), prog="deftly run [TASK]")
     _require_folder(args.log)
     with _ending_on_signals(), ExitStack() as stack:
         with ExitStack() as unclaimed:
-            found = find_bundle(task, args)
-            args = replace(args, bundle=found.path) if found else args
-            contract, policy = find_policy(found, args)
+            source, like = find_source(task, args)
+            print(source.line, flush=True)
+            contract, policy = open_policy(source, like, args)
             unclaimed.callback(policy.close)
-            driver = find_driver(task, args, contract, stack)
+            driver = find_driver(task, args, contract, stack, like)
             unclaimed.callback(driver.stop)
             args = replace(args, safety=_bounds(args.safety, driver))
             robot = getattr(driver, "robot", contract.robot)  # a driver that knows its robot is believed
@@ -105,52 +103,55 @@ def main(argv: list[str]) -> int:
             runner = stack.enter_context(Runner(policy, kernel, driver, ring))
             unclaimed.pop_all()  # the runner lets go of policy and robot
         wishes = {"start": args.start, "seconds": args.seconds, "log": args.log}
-        return Session(runner, ring, _facts(found.task if found else task, args), **wishes).run()
+        return Session(runner, ring, _facts((like.task if like else "") or task, args, source), **wishes).run()
 
 
 # --------------------------------------------------------------- policy and robot
 
 
-def find_bundle(task: str | None, args: RunArgs) -> bundle.Bundle | None:
-    """The bundle that is meant; None if only a server is asked. Raises DeftlyError if there is none of the task."""
-    if args.bundle is None and args.server_endpoint:
-        return None
-    folder = args.bundle or (bundle.shipped(task) if task else None)
-    if folder is None and task is None:
-        raise DeftlyError("run needs a policy: deftly run TASK, --bundle DIR or --server-endpoint tcp://HOST:PORT")
-    if folder is None:
-        raise DeftlyError(f"no bundle is shipped for '{task}': give --bundle DIR; 'deftly export TASK' makes one")
-    found = bundle.load(folder)
-    in_file = args.driver == "sim" and re.search(
-        r"\.py(:|$)", task or ""
-    )  # which the simulated robot reads, and looks at its name
-    if task not in (None, found.task) and not in_file:
-        raise DeftlyError(f"{folder} was made for {found.task}, not for {task}")
-    return found
+def find_source(task: str | None, args: RunArgs) -> tuple[PolicySource, PolicySource | None]:
+    """The policy that is meant, and what has the robot's contract and settings: itself, or what --settings-from names.
+
+    Raises DeftlyError if there is none of the task.
+    """
+    if task is None and args.policy is None:
+        raise DeftlyError("run needs a policy: deftly run TASK, or --policy with a bundle or tcp://HOST:PORT")
+    name = task_name(task) if args.policy is None else task
+    source = resolve(args.policy, name, args.runs, "bundle")
+    like = resolve(args.settings_from, name, args.runs, "bundle") if args.settings_from else source
+    if like.loaded is None:
+        return source, None
+    in_file = ".py" in (task or "")  # which nothing here reads; the simulated robot does, and looks at its name
+    if task not in (None, like.task) and not in_file:
+        raise DeftlyError(f"{like.label} is a policy of {like.task}, not of {task}")
+    return source, like
 
 
-def find_policy(found: bundle.Bundle | None, args: RunArgs) -> tuple[PolicyContract, Policy]:
+def open_policy(source: PolicySource, like: PolicySource | None, args: RunArgs) -> tuple[PolicyContract, Policy]:
     """The robot's contract and its policy, in this process or on a server. Raises DeftlyError if it cannot be had."""
-    if found and args.server_endpoint is None:
-        return found.contract, found.policy()
-    client = Client(str(args.server_endpoint), keys=args.keys)
+    if source.loaded is not None:
+        return source.loaded.contract, source.open()
+    client = Client(source.label, keys=args.keys)
     with ExitStack() as unclaimed:
         unclaimed.callback(client.close)
         period_ms = 1e3 / client.contract.rate
-        timeout_ms = PERIOD_SHARE * period_ms if args.timeout_ms is None else args.timeout_ms
+        timeout_ms = PERIOD_FRACTION * period_ms if args.timeout_ms is None else args.timeout_ms
         if not 0 < timeout_ms <= period_ms:
             raise DeftlyError(f"timeout-ms is {timeout_ms:g}, but the control period has only {period_ms:g} ms")
         client.timeout = client.patience = 1e-3 * timeout_ms  # in the loop nothing is waited for any longer
         unclaimed.pop_all()
-    return found.contract if found else client.contract, client
+    contract = like.contract if like else None
+    return contract or client.contract, client
 
 
-def find_driver(task: str | None, args: RunArgs, contract: PolicyContract, stack: ExitStack) -> Driver:
+def find_driver(
+    task: str | None, args: RunArgs, contract: PolicyContract, stack: ExitStack, like: PolicySource | None = None
+) -> Driver:
     """The robot that `--driver` names; what it needs is ended with `stack`. Raises DeftlyError if it cannot be had."""
     if args.driver == "fake":
         return FakeDriver(contract.robot, contract.rate, args.fault, args.fault_at)
     if args.driver == "sim":
-        return _simulated(task, args, contract, stack)
+        return _simulated(task, args, contract, stack, like)
     if args.driver == "leap":
         from deftly.control.drivers.dynamixel import Dynamixel
 
@@ -158,13 +159,17 @@ def find_driver(task: str | None, args: RunArgs, contract: PolicyContract, stack
     return custom_driver(args.driver, contract.robot, contract.rate, args.port)
 
 
-def _simulated(task: str | None, args: RunArgs, contract: PolicyContract, stack: ExitStack) -> Driver:
+def _simulated(
+    task: str | None, args: RunArgs, contract: PolicyContract, stack: ExitStack, like: PolicySource | None
+) -> Driver:
     from deftly.control.drivers.socketdriver import SocketDriver
     from deftly.twin.server import launch
 
-    if task is None and args.bundle is None:
-        raise DeftlyError("--driver sim simulates a task: deftly run TASK --driver sim --server-endpoint ...")
-    words = [*([task] if task else []), *(["--bundle", str(args.bundle)] if args.bundle else [])]
+    if task is None and like is None:
+        raise DeftlyError("--driver sim simulates a task: deftly run TASK --driver sim --policy tcp://HOST:PORT")
+    words = [task or (like.task if like else "")]
+    if like is not None:
+        words += ["--policy", like.place, "--runs.root", str(args.runs.root)]
     process, endpoint = launch([*words, "--seed", str(args.seed)])
     stack.callback(_end, process)
     return SocketDriver(contract.robot, contract.rate, endpoint)
@@ -214,8 +219,8 @@ def custom_driver(spec: str, robot: RobotInterface, rate: float, port: str | Non
 # --------------------------------------------------------------- around it
 
 
-def _facts(task: str | None, args: RunArgs) -> dict[str, Any]:
-    policy = args.server_endpoint or str(args.bundle)
+def _facts(task: str | None, args: RunArgs, source: PolicySource) -> dict[str, Any]:
+    policy = source.place
     facts = {"task": task or "", "policy": policy, "driver": args.driver, "deftly": __version__}
     return {**facts, "safety": json.dumps(asdict(args.safety)), "began": datetime.now().astimezone().isoformat()}
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import gc
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from annotated_types import Ge, Gt, Le
 from typing_extensions import Doc
 
 from deftly.config import RunsConfig, Settings, parse, split_task
 from deftly.console import printable, show
-from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
-from deftly.policy import bundle
-from deftly.policy.protocol import Network
-from deftly.serving.brain import PolicyBrain
+from deftly.evaluate.source import PolicySource, policy_words, resolve, task_name
+from deftly.policy.bundle import Bundle
+from deftly.policy.protocol import ContractPolicy
 from deftly.serving.keys import new_keys
 from deftly.serving.link import Connection
 from deftly.serving.server import IDLE_S, MAX_SESSIONS, Server
@@ -25,14 +24,10 @@ from deftly.serving.server import IDLE_S, MAX_SESSIONS, Server
 
 @dataclass(frozen=True)
 class ServeArgs(Settings):
-    """Answer robots with a policy: `deftly serve TASK`, or `deftly serve --bundle DIR`."""
+    """Answer robots with a policy: `deftly serve TASK`, or `deftly serve --policy BUNDLE`."""
 
-    bundle: Annotated[
-        Path | None,
-        Doc("Folder that `deftly export` wrote; it needs neither torch nor MuJoCo. Unset: the one shipped for TASK."),
-    ] = None
-    checkpoint: Annotated[
-        str | None, Doc("Policy instead of a bundle, with torch: latest, a run, a checkpoint folder or shipped.")
+    policy: Annotated[
+        str | None, Doc("latest, a run, a checkpoint or bundle folder, or shipped; unset: latest, else shipped.")
     ] = None
     bind: Annotated[
         str, Doc("Where to answer; an address that other machines reach needs keys. Port * takes a free one.")
@@ -55,7 +50,7 @@ class ServeArgs(Settings):
 def main(argv: list[str]) -> int:
     """Run `deftly serve` until SIGTERM or SIGINT."""
     task, flags = split_task(argv)
-    args = parse(ServeArgs, flags, prog="deftly serve [TASK]")
+    args = parse(ServeArgs, policy_words(flags), prog="deftly serve [TASK]")
     if args.new_keys:
         new_keys(args.new_keys)
         print(f"wrote {args.new_keys}: serve with --keys {args.new_keys / 'server'}; {args.new_keys / 'robot'} goes")
@@ -66,59 +61,36 @@ def main(argv: list[str]) -> int:
     if args.status:
         print_status(Connection(args.status, args.keys).ask("status", 3.0))
         return 0
-    contract, network, what = find(task, args)
-    brain = PolicyBrain(contract, network)
-    server = Server(brain, args.bind, keys=args.keys, idle_s=args.idle_s, max_sessions=args.max_clients)
+    source = find(task, args)
+    policy = source.open()
+    if isinstance(policy, ContractPolicy):
+        policy.require_network()
+    server = Server(policy, args.bind, keys=args.keys, idle_s=args.idle_s, max_sessions=args.max_clients)
     gc.freeze()  # what is loaded now stays: going through it again and again would hold answers up
     locked = " with keys" if args.keys else ""
-    print(
-        f"serving {contract.robot.name} at {server.endpoint}{locked}, contract {contract.hash[:12]}, {what}", flush=True
-    )
+    contract = policy.contract
+    print(f"serving {contract.robot.name} at {server.endpoint}{locked}, contract {contract.hash[:12]}, {source.line}")
+    sys.stdout.flush()
     server.run_until_signal()
     print(f"answered {server.counts.answered} requests", flush=True)
     return 0
 
 
-def find(task: str | None, args: ServeArgs) -> tuple[PolicyContract, Network, str]:
-    """PolicyContract, network and name of the policy that the arguments mean. Raises DeftlyError if there is none."""
-    if args.bundle and args.checkpoint:
-        raise DeftlyError("serve takes --bundle or --checkpoint, not both")
-    folder = args.bundle or (bundle.shipped(task) if task and not args.checkpoint else None)
-    if folder:
-        found = bundle.load(folder)
-        if task not in (None, found.task):
-            raise DeftlyError(f"{folder} was made for {found.task}, not for {task}")
-        return found.contract, found.network, f"{found.task} {args.bundle or 'shipped bundle'}"
-    if task is None and args.checkpoint is None:
-        raise DeftlyError("serve needs a policy: deftly serve TASK, or --bundle DIR; 'deftly tasks' lists the tasks")
-    return _from_checkpoint(task, args)
+def find(task: str | None, args: ServeArgs) -> PolicySource:
+    """The policy that the arguments mean. Raises DeftlyError if there is none, or it is of another task."""
+    if task is None and args.policy is None:
+        raise DeftlyError("serve needs a policy: deftly serve TASK, or --policy BUNDLE; 'deftly tasks' lists the tasks")
+    name = task_name(task)
+    source = resolve(args.policy, name, args.runs, "bundle")
+    if source.loaded is None:
+        raise DeftlyError(f"{source.label} is served already: ask it with 'deftly run --policy {source.label}'")
+    if name not in (None, source.task):
+        raise DeftlyError(f"{source.label} is a policy of {source.task}, not of {name}")
+    if not isinstance(source.loaded, Bundle):
+        import torch
 
-
-def _from_checkpoint(task: str | None, args: ServeArgs) -> tuple[PolicyContract, Network, str]:
-    import torch
-
-    from deftly import workspace
-    from deftly.evaluate.rollout import find_policy
-    from deftly.learn import checkpoint
-    from deftly.tasks import load
-
-    name = load(task).name if task else None
-    if name:
-        path = find_policy(args.checkpoint, name, args.runs)
-    elif args.checkpoint == "shipped":
-        raise DeftlyError("--checkpoint shipped needs a task: deftly serve TASK --checkpoint shipped")
-    else:
-        path = workspace.find_checkpoint(str(args.checkpoint), None, args.runs)
-    found = checkpoint.load(path)
-    if name not in (None, found.task):
-        raise DeftlyError(f"checkpoint {found.label} was made for {found.task}, not for {name}")
-    policy = found.policy()
-    torch.set_num_threads(1)  # a network this small is slower on more
-
-    def network(obs: np.ndarray) -> np.ndarray:
-        return policy(torch.from_numpy(obs)).numpy()
-
-    return found.contract, network, f"{found.task} {found.label}"
+        torch.set_num_threads(1)  # a network this small is slower on more
+    return source
 
 
 def print_status(status: dict[str, Any]) -> None:

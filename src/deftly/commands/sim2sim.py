@@ -16,8 +16,9 @@ from deftly import render
 from deftly.config import Repeatable
 from deftly.errors import DeftlyError
 from deftly.evaluate.evaluate import read_gate
+from deftly.evaluate.source import prepare
 from deftly.twin import sim2sim
-from deftly.twin.loop import Film, LoopArgs, prepare
+from deftly.twin.loop import Film, LoopArgs
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ def main(argv: list[str]) -> int:
     """Run `deftly sim2sim`. The exit status is 1 if a gate fails, or a command was beyond a limit."""
     with contextlib.suppress(render.NoGLError):
         render.choose_gl()  # before anything imports MuJoCo
-    task, args, origin = prepare(Sim2SimArgs, "sim2sim", argv)
+    task, args, origin = prepare(Sim2SimArgs, "sim2sim", argv, "bundle")
+    assert origin is not None
+    _ = origin.report  # one that is no report is refused before any episode
     from deftly.twin.robot import SimRobot
 
     if args.video and not args.video.parent.is_dir():
@@ -59,7 +62,7 @@ def main(argv: list[str]) -> int:
     with contextlib.ExitStack() as stack:
         if args.render:
             hooks.append(stack.enter_context(sim2sim.window(robot, args.camera)))
-        policy = origin.open(args, robot.contract)
+        policy = origin.open(robot.contract, timeout=1e-3 * args.timeout_ms, keys=args.keys)
         stack.callback(policy.close)
         outcomes = sim2sim.measure(robot, policy, args, hooks)
     result = sim2sim.summarize(task, args, origin, outcomes)

@@ -43,4 +43,4 @@ def _say_what_follows(done: api.Training, args: TrainArgs) -> None:
         print(f"{100 * done.success:.1f} % success over {done.episodes} episodes after {cost}")
     elif args.until_success is not None:
         print(f"stopped at iteration {done.iteration} below the wanted success: raise train.max-iterations")
-    print(f"measure it: deftly eval {shlex.join([done.task, '--checkpoint', run])}")
+    print(f"measure it: deftly eval {shlex.join([done.task, '--policy', run])}")

@@ -20,6 +20,7 @@ from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError
 from deftly.errors import DeftlyError
 from deftly.files import FileError, parse_json
 from deftly.policy import bundle
+from deftly.policy.protocol import OneRobot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,22 +72,19 @@ def replay_policy(found: Log, asked: Sequence[np.ndarray | None], path: Path) ->
     remembers of that tick cannot be known. Raises DeftlyError if the bundle is of another contract, or the log holds
     no start of an episode.
     """
-    loaded, policy, fresh, compared = bundle.load(path), None, True, 0
+    loaded, policy, compared = bundle.load(path), None, 0
     loaded.contract.require(found.contract, "the log")
     if any(s.is_image for s in found.robot.signals) or any(i.is_text for i in found.contract.inputs):
         raise DeftlyError("a log keeps neither images nor texts: the decisions of this policy cannot be replayed")
     for tick, row in enumerate(_ticks(found)):
         if "start" in str(row["event"]).split("+"):
-            policy, fresh = loaded.policy(), True
+            policy = OneRobot(loaded.policy())
         if tick >= len(asked) or asked[tick] is None or policy is None:
             continue
         if not row["decided"]:
             policy = None
             continue
         signals, inputs = found.signals(tick), found.inputs(tick)
-        if fresh:
-            policy.reset(signals, inputs)
-            fresh = False
         decision, compared = policy.infer(signals, asked[tick], inputs), compared + 1
         for name, value in decision._asdict().items():
             if not same(value, row[name].astype(np.float32)):

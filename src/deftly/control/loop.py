@@ -20,7 +20,7 @@ import numpy as np
 from deftly.control.drivers import Driver, DriverError, Reading
 from deftly.control.log import Ring
 from deftly.control.safety import Fault, Kernel, SafetyError, State
-from deftly.policy.protocol import Decision, Policy, PolicyError
+from deftly.policy.protocol import Decision, OneRobot, Policy, PolicyError
 
 Clock = Callable[[], float]
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -47,7 +47,10 @@ class Runner:
     """
 
     def __init__(self, policy: Policy, kernel: Kernel, driver: Driver, log: Ring | None = None):
-        self.policy, self.kernel, self.driver, self.log = policy, kernel, driver, log
+        self.policy = OneRobot(policy)
+        self.kernel = kernel
+        self.driver = driver
+        self.log = log
         self.episode = 0
         """Number written into the log."""
         self.problem = ""
@@ -176,7 +179,7 @@ class Runner:
     def _decide(self, reading: Reading) -> Decision | None:
         try:
             if self._fresh:
-                self.policy.reset(reading.signals, self.inputs)
+                self.policy.reset()
                 self._fresh = False
             action, targets = self.policy.infer(reading.signals, self.kernel.command, self.inputs)
             return Decision(_own(action), _own(targets))

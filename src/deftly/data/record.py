@@ -18,8 +18,9 @@ from deftly.config import to_yaml
 from deftly.console import Progress
 from deftly.control.safety import SafetyConfig
 from deftly.errors import DeftlyError
+from deftly.evaluate.source import PolicySource
 from deftly.policy.protocol import Policy
-from deftly.twin.loop import LoopArgs, Origin, Outcome, run_episode
+from deftly.twin.loop import LoopArgs, Outcome, run_episode
 
 if TYPE_CHECKING:
     from deftly.tasks import Task
@@ -44,7 +45,7 @@ def run(
     return outcomes
 
 
-def facts(task: Task, args: LoopArgs, origin: Origin, outcomes: list[Outcome]) -> dict[str, Any]:
+def facts(task: Task, args: LoopArgs, origin: PolicySource, outcomes: list[Outcome]) -> dict[str, Any]:
     """What a recording says beside its rows; arrays lead with the episodes."""
     settings = {name: yaml.safe_load(to_yaml(part)) for name, part in (("task", task.cfg), ("sim", args.sim))}
     rate = task.contract().rate
@@ -58,7 +59,7 @@ def facts(task: Task, args: LoopArgs, origin: Origin, outcomes: list[Outcome]) -
         "num_steps": sum(o.steps for o in outcomes),
         "safety": json.dumps(asdict(args.safety)),
         "settings": json.dumps(settings),
-        "policy": f"{origin.label} at {args.server_endpoint}" if args.server_endpoint else origin.label,
+        "policy": origin.label,
         "policy_sha256": origin.sha256,
         "success": np.array([o.success for o in outcomes]),
         "end": np.array([o.end for o in outcomes]),

@@ -22,11 +22,10 @@ from deftly.control.log import Log
 from deftly.control.safety import SafetyConfig
 from deftly.errors import DeftlyError
 from deftly.files import atomic_write
-from deftly.policy.protocol import Decision, Signals
+from deftly.policy.protocol import NO_INPUTS, Decision, Signals
 from deftly.twin.loop import Outcome
 
 if TYPE_CHECKING:
-    from deftly.serving.brain import Step
     from deftly.twin.robot import SimRobot
 
 
@@ -37,7 +36,10 @@ class Frames:
     """
 
     def __init__(self, recording: Log, episode: int, loop: bool = False):
-        self.contract, self._loop, self._next = recording.contract, loop, 0
+        self.contract = recording.contract
+        self.deterministic = True
+        self._loop = loop
+        self._next: dict[int, int] = {}
         rows, episodes = recording.rows, sorted(set(recording.rows["episode"].tolist()))
         if episode not in episodes:
             raise DeftlyError(f"the recording has episodes {episodes[:1]} to {episodes[-1:]}, not {episode}")
@@ -61,33 +63,31 @@ class Frames:
         i = i % len(self) if self._loop else min(i, len(self) - 1)
         return Decision(self._actions[i], self._frames[i])
 
-    def reset(self, signals: Signals, inputs: Inputs | None = None) -> None:
-        """Back to the first."""
-        self._next = 0
+    def reset(self, ids: Sequence[int] | None = None) -> None:
+        """These robots go back to the first command; None: all."""
+        for robot in list(self._next) if ids is None else ids:
+            self._next.pop(robot, None)
 
-    def infer(self, signals: Signals, applied: np.ndarray | None = None, inputs: Inputs | None = None) -> Decision:
-        """The next."""
-        self._next += 1
-        return self[self._next - 1]
+    def infer(
+        self,
+        signals: Signals,
+        inputs: Inputs = NO_INPUTS,
+        applied: np.ndarray | None = None,
+        ids: Sequence[int] | None = None,
+    ) -> Decision:
+        """The next command of each robot."""
+        rows = range(len(signals[JOINT_POS])) if ids is None else ids
+        frames = [self[self._next.get(robot, 0)] for robot in rows]
+        for robot in rows:
+            self._next[robot] = self._next.get(robot, 0) + 1
+        return Decision(np.stack([frame.action for frame in frames]), np.stack([frame.targets for frame in frames]))
+
+    def forget(self, ids: Sequence[int]) -> None:
+        """These robots are gone."""
+        self.reset(ids)
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-class ReplayBrain:
-    """Serves frames in their order, one for each `infer`; a robot's memory is how many it has had."""
-
-    def __init__(self, frames: Frames):
-        self.contract, self._frames = frames.contract, frames
-
-    def reset(self, signals: Signals, inputs: Inputs | None = None) -> int:
-        """From the first."""
-        return 0
-
-    def infer(self, batch: Sequence[Step]) -> list[tuple[np.ndarray, np.ndarray, int]]:
-        """Action, targets and memory of each robot."""
-        frames = [self._frames[step.memory] for step in batch]
-        return [(f.action, f.targets.astype(np.float32), step.memory + 1) for f, step in zip(frames, batch)]
 
 
 def open_robot(path: Path, recording: Log, task_file: str | None) -> tuple[SimRobot, SafetyConfig]:

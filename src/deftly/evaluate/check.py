@@ -34,7 +34,7 @@ LOOP = "closed loop"
 class CheckSettings(Settings):
     """With what a bundle is compared."""
 
-    checkpoint: Annotated[
+    against: Annotated[
         str | None,
         Doc("Policy from which the bundle was made; unset: where the bundle says, or shipped, if it is there."),
     ] = None
@@ -114,6 +114,9 @@ def _report(found: Bundle) -> Finding:
             wrong.append("measured with another checkpoint")
     except (KeyError, TypeError, ValueError):
         wrong, text = ["is no report of an evaluation"], ""
+    if not wrong and not measured["success"]["count"]:
+        unmeasured = f"was not evaluated: {text}" if not measured["episodes"] else f"never succeeded: {text}"
+        return Finding(bundle.REPORT, "warn", f"the policy {unmeasured}; train on, or export another with --policy")
     return judge(bundle.REPORT, [f"{problem}: export again" for problem in wrong], text)
 
 
@@ -141,21 +144,21 @@ def _closed_loop(found: Bundle, settings: CheckSettings) -> Finding:
 
 
 def _find_checkpoint(found: Bundle, settings: CheckSettings) -> Checkpoint | Finding:
-    from deftly.evaluate import rollout
+    from deftly.evaluate.source import resolve
     from deftly.learn import checkpoint
 
     wanted = found.manifest["checkpoint"]
-    if settings.checkpoint:
-        places = [rollout.find_policy(settings.checkpoint, found.task, settings.runs)]
+    if settings.against:
+        places = [resolve(settings.against, found.task, settings.runs).checkpoint("check --against").path]
     else:
         places = [found.path / "checkpoint", checkpoint.shipped(found.task), Path(wanted["label"])]
     for place in places:
         file = place / checkpoint.WEIGHTS if place else None
         if file and file.is_file() and sha256(file, "the weights of a checkpoint") == wanted["sha256"]:
             return checkpoint.load(file.parent)
-    if settings.checkpoint:
+    if settings.against:
         return Finding(LOOP, "fail", f"the bundle was not made from {places[0]}: its weights' sha256 is another")
-    text = f"not checked: its checkpoint '{wanted['label']}' is not here; --checkpoint names another place of it"
+    text = f"not checked: its checkpoint '{wanted['label']}' is not here; --against names another place of it"
     return Finding(LOOP, "warn", text)
 
 

@@ -6,17 +6,18 @@ import copy
 import operator
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from annotated_types import Ge, Lt
 from typing_extensions import Doc
 
-from deftly import __version__, stats, workspace
+from deftly import __version__, stats
 from deftly.config import SEEDS, EnvConfig, Settings, SimConfig, suggest
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
-from deftly.files import sha256
+from deftly.evaluate.source import PolicySource, of_checkpoint
 
 if TYPE_CHECKING:
     from deftly.evaluate.rollout import OnStep
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 GATE = re.compile(r"\s*([\w./-]+?)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(%?)\s*")
+SERVER_S = 10.0
+"""Longest wait for the decisions of a server, s; simulated time stands still meanwhile."""
 Result = dict[str, Any]  # what `eval.json` holds
 Figures = dict[str, np.ndarray]  # of the episodes by name, `(episodes,)` each; NaN where an episode has none
 
@@ -58,39 +61,51 @@ class EvalSettings(Settings):
 
 
 def measure(
-    task: Task, found: Checkpoint, settings: EvalSettings, on_step: OnStep | None = None
+    task: Task,
+    found: PolicySource | Checkpoint,
+    settings: EvalSettings,
+    on_step: OnStep | None = None,
+    keys: Path | None = None,
 ) -> tuple[Result, Figures]:
-    """What `eval.json` holds, and the figures, of a checkpoint on held out episodes.
+    """What `eval.json` holds, and the metrics of each episode, of any policy on held out episodes.
 
-    Raises DeftlyError if the contract is not the task's, or if there is nothing to widen.
+    `keys` are those of a server. Raises DeftlyError if the contract is not the task's, if the policy has no
+    distribution to draw from, or if there is nothing to widen.
     """
     from deftly.evaluate.rollout import EVALUATE, run_episodes
 
-    found.require(task)
+    source = found if isinstance(found, PolicySource) else of_checkpoint(found)
+    contract = task.contract()
+    source.require(contract, task.name)
     task = _widened(task, settings)
+    policy = source.open(contract, stochastic=settings.stochastic, timeout=SERVER_S, keys=keys)
     ran = run_episodes(
         task,
-        found.policy(),
+        policy,
         settings.episodes,
         seed=settings.seed,
         purpose=EVALUATE,
         env_cfg=settings.env,
         sim_cfg=settings.sim,
-        stochastic=settings.stochastic,
         on_step=on_step,
         what="evaluating",
     )
+    policy.close()
     values = {name: value.numpy() for name, value in ran.values.items()}
     seconds, success = values["steps"] / ran.rate, values["success"]
     times = {"seconds": seconds, "success_seconds": np.where(success > 0, seconds, np.nan)}
     values = {"success": success, "steps": values["steps"]} | times | values
-    sha = sha256(found.path / workspace.WEIGHTS, "the weights of a checkpoint")
     disturbances = {name: getattr(settings.env, name) for name in ("randomize", "noise", "pushes")}
     disturbances["latency_ms"] = list(settings.env.latency_ms)
     if settings.wider > 1:
         disturbances |= {"wider": settings.wider, "only_outside": settings.only_outside}
-    policy = {"path": found.label, "sha256": sha, "iteration": found.iteration, "task": found.task}
-    who = {"task": task.name, "robot": found.contract.robot.name, "contract": found.contract.hash, "checkpoint": policy}
+    measured = {
+        "path": source.label,
+        "sha256": source.sha256,
+        "iteration": source.iteration,
+        "task": source.task or task.name,
+    }
+    who = {"task": task.name, "robot": contract.robot.name, "contract": contract.hash, "checkpoint": measured}
     how: dict[str, Any] = {"episodes": len(ran), "seed": settings.seed, "stochastic": settings.stochastic}
     how |= {"preset": settings.sim.preset, "engine": settings.sim.engine}
     how |= {"disturbances": disturbances, "wall_seconds": round(ran.seconds, 3), "version": __version__}

@@ -21,7 +21,7 @@ from deftly import __version__
 from deftly.config import EnvConfig, SimConfig, to_yaml
 from deftly.files import pack_npz
 from deftly.policy import bundle
-from deftly.policy.protocol import ACTION, OBSERVATION, LocalPolicy, OnnxNetwork
+from deftly.policy.protocol import ACTION, OBSERVATION, ContractPolicy, OnnxNetwork
 
 if TYPE_CHECKING:
     from deftly.learn.checkpoint import Checkpoint
@@ -96,7 +96,7 @@ def golden(task: Task, network: OnnxNetwork, sim: SimConfig, seed: int) -> bytes
     from deftly.evaluate.rollout import EVALUATE
 
     env = Env(task, EnvConfig(num_envs=1), sim, seed, EVALUATE)
-    steps = islice(drive(env, LocalPolicy(env.contract, network), seed), GOLDEN_STEPS)
+    steps = islice(drive(env, ContractPolicy(env.contract, network), seed), GOLDEN_STEPS)
     rows = [signals for signals, _, _ in steps]
     signals = {s.name: np.stack([row[s.name] for row in rows]) for s in env.contract.signals}
     arrays = {f"signal/{name}": value for name, value in signals.items()}

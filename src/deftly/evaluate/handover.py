@@ -10,7 +10,7 @@ from torch import Tensor
 from deftly.config import SimConfig, parse, with_task
 from deftly.env import Env
 from deftly.errors import DeftlyError
-from deftly.policy.protocol import Decision, Policy, Signals
+from deftly.policy.protocol import Decision, OneRobot, Policy, Signals
 from deftly.tasks import Task, load, shipped
 
 
@@ -23,11 +23,12 @@ def drive(env: Env, policy: Policy, seed: int) -> Iterator[tuple[Signals, Tensor
     env.auto_reset = False
     env.seed(seed)
     env.reset()
-    policy.reset(_signals(env))
+    robot = OneRobot(policy)
+    robot.reset()
     applied = env.state.command[0].numpy()  # where the robot was held until now
     while True:
         signals, obs = _signals(env), env.obs["policy"]
-        decision, applied = policy.infer(signals, applied), None
+        decision, applied = robot.infer(signals, applied), None
         env.step(torch.from_numpy(decision.action)[None])
         yield signals, obs, decision
         if env.ended:

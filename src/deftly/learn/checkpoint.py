@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
-from deftly import __version__
-from deftly.config import suggest
+from deftly import __version__, workspace
+from deftly.config import RunsConfig, suggest
 from deftly.console import printable
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
@@ -245,6 +245,16 @@ def shipped(task: str) -> Path | None:
     """The checkpoint of the policy that Deftly ships for a task, if it does."""
     path = Path(__file__).parents[1] / "shipped/policies" / task / "checkpoint"
     return path if (path / WEIGHTS).is_file() else None
+
+
+def find(spec: str, task: str, runs: RunsConfig, wanted: str = "best") -> Path:
+    """The checkpoint folder that a user means after --init and --resume: `shipped`, or see `find_checkpoint`."""
+    if spec != "shipped":
+        return workspace.find_checkpoint(spec, task, runs, wanted)
+    path = shipped(task)
+    if path is None:
+        raise DeftlyError(f"no policy is shipped for {task}: give a run; 'deftly runs' lists them")
+    return path
 
 
 def _checkpoint(

@@ -95,7 +95,7 @@ def _checked(
         learner = replace(learner, seed=int(ranks.share_text(str(secrets.randbelow(2**31)))))
     start = None
     if args.init:
-        start = checkpoint.load(workspace.find_checkpoint(args.init, task.name, args.runs))
+        start = checkpoint.load(checkpoint.find(args.init, task.name, args.runs))
         start.require(task, any_robot=True)
         learner = replace(learner, keep_normalizer=True)  # a shifted input would be another policy
     return replace(args, train=learner), start

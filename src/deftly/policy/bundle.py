@@ -33,12 +33,12 @@ from deftly.files import FileError, atomic_folder, parse_json, parse_npz, parse_
 from deftly.policy.protocol import (
     ACTION,
     OBSERVATION,
-    LocalPolicy,
+    ContractPolicy,
     Network,
     OnnxNetwork,
     Signals,
+    seen,
     single_input,
-    stacked,
 )
 
 SCHEMA = "deftly.bundle/1"
@@ -82,9 +82,9 @@ class Bundle:
     """What `eval.json` holds."""
     robot_config: dict[str, Any]
 
-    def policy(self) -> LocalPolicy:
-        """A policy for one robot."""
-        return LocalPolicy(self.contract, self.network)
+    def policy(self) -> ContractPolicy:
+        """A new policy, for any number of robots."""
+        return ContractPolicy(self.contract, self.network)
 
     def golden_errors(self) -> dict[str, float]:
         """Largest difference from the golden vectors by name: `observation`, `action`, `targets`."""
@@ -125,18 +125,22 @@ def replay(contract: PolicyContract, network: Network, signals: Signals) -> dict
 
     Inputs are at their defaults. Where there are several groups, `observation/GROUP` is what the policy saw of each.
     """
-    rows = [dict(zip(signals, row)) for row in zip(*signals.values())]
+    rows = [{name: value[step][None] for name, value in signals.items()} for step in range(_steps(signals))]
     names = observation_names(contract)
     made: dict[str, list[np.ndarray]] = {name: [] for name in (*names.values(), ACTION, TARGETS)}
     memory = contract.reset(rows[0])
     for row in rows:
         groups, memory = contract.observe(row, memory)
-        action = network(stacked(contract, [groups]))[0]
+        action = network(seen(contract, groups))
         targets, memory = contract.act(action, memory)
         step = {names[group]: value for group, value in groups.items()} | {ACTION: action, TARGETS: targets}
         for name, value in step.items():
-            made[name].append(value)
+            made[name].append(value[0])
     return {name: np.stack(values) for name, values in made.items()}
+
+
+def _steps(signals: Signals) -> int:
+    return len(next(iter(signals.values())))
 
 
 def observation_names(contract: PolicyContract) -> dict[str, str]:

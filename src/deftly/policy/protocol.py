@@ -1,20 +1,25 @@
-"""A policy that drives one robot: the ONNX network, and the contract's memory around it."""
+"""The protocol of all policies, batched over robots; ONNX networks, and the contract's memory around a network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from deftly.contract import STATE, Inputs, Memory, PolicyContract
+from deftly.contract import COMMAND, STATE, Inputs, Memory, PolicyContract
+from deftly.contract.arrays import Array, library
 from deftly.errors import DeftlyError
 
-Signals = Mapping[str, np.ndarray]
-"""What the robot measured, by signal name: `(size,)` each, or `(height, width, 3)` uint8 of an image."""
+Signals = Mapping[str, Array]
+"""What n robots measured, by signal name: `(n, size)` each, or `(n, height, width, 3)` uint8 of images. Of one robot
+(`OneRobot`) the same without the first axis."""
 Observation = np.ndarray | dict[str, np.ndarray]
 """What a network sees of n robots: (n, obs_size) float32 if the group `state` is all; else that of each group by name,
 an image group (n, height, width, 3) uint8."""
+NO_INPUTS: Inputs = MappingProxyType({})
+"""Every input at its default."""
 Network = Callable[[Any], np.ndarray]
 """An `Observation` to actions (n, action_size) float32."""
 OBSERVATION, ACTION = "observation", "action"
@@ -28,29 +33,53 @@ class PolicyError(DeftlyError):
 
 
 class Decision(NamedTuple):
-    """What a policy decided for one control step."""
+    """What a policy decided for one control step of n robots; of `OneRobot`, without the first axis."""
 
-    action: np.ndarray
-    """(action_size,) float32, as the network gave it."""
-    targets: np.ndarray
-    """(num_joints,) float32: joint targets within the contract's limits, rad (m)."""
+    action: Array
+    """(n, action_size) float32, as the network gave it."""
+    targets: Array
+    """(n, num_joints) float32: joint targets within the contract's limits, rad (m)."""
 
 
 class Policy(Protocol):
-    """Decides for one robot: in this process (`LocalPolicy`), or over a socket (`deftly.serving.client.Client`)."""
+    """Decides for robots: a checkpoint, an ONNX bundle, a server at an endpoint, or a recording.
+
+    Each robot has a number, its row (`ids`), under which the policy remembers its episode. A decision need not be one
+    call of a network.
+    """
 
     contract: PolicyContract
+    deterministic: bool
+    """False: actions are drawn from the policy's distribution."""
 
-    def reset(self, signals: Signals, inputs: Inputs | None = None) -> None:
-        """Start an episode where the robot is."""
+    def reset(self, ids: Sequence[int] | None = None) -> None:
+        """These robots start an episode with their next signals; None: all of them."""
         ...
 
-    def infer(self, signals: Signals, applied: np.ndarray | None = None, inputs: Inputs | None = None) -> Decision:
-        """Decide one control step.
+    def infer(
+        self,
+        signals: Signals,
+        inputs: Inputs = NO_INPUTS,
+        applied: Array | None = None,
+        ids: Sequence[int] | None = None,
+    ) -> Decision:
+        """Decide one control step of n robots.
 
-        `applied` is what the robot was commanded last, if not the last targets. `inputs` is what an operator or planner
-        says: a missing one takes its default. Raises PolicyError if there is no answer.
+        Args:
+            signals: What each robot measured.
+            inputs: What an operator or planner says, (n, size) by name, or a text for each robot. A missing one takes
+                its default.
+            applied: (n, num_joints): what the robots were commanded last, where it is not the last targets; a row of
+                NaN: it is.
+            ids: Which robots the rows are; None: 0 to n - 1.
+
+        Raises PolicyError if there is no answer; every memory is then as it was. A decision that is not finite leaves
+        the memory of its robot as it was.
         """
+        ...
+
+    def forget(self, ids: Sequence[int]) -> None:
+        """These robots are gone."""
         ...
 
     def close(self) -> None:
@@ -63,17 +92,16 @@ def single_input(contract: PolicyContract) -> bool:
     return contract.groups == (STATE,)
 
 
-def stacked(contract: PolicyContract, rows: Sequence[Mapping[str, np.ndarray]]) -> Observation:
-    """What a network sees of several robots, from what the contract observes of each."""
-    groups = {group: np.stack([row[group] for row in rows]) for group in contract.groups}
-    return groups[STATE] if single_input(contract) else groups
+def seen(contract: PolicyContract, groups: Mapping[str, Array]) -> Any:
+    """The `Observation` of a network, from what the contract observes of n robots."""
+    return groups[STATE] if single_input(contract) else dict(groups)
 
 
 def blank(contract: PolicyContract, count: int) -> Observation:
     """Zeros in the shape that a network sees of `count` robots."""
     kinds = {group: np.uint8 if contract.is_image(group) else np.float32 for group in contract.groups}
-    row = {group: np.zeros(contract.group_shape(group), kind) for group, kind in kinds.items()}
-    return stacked(contract, [row] * count)
+    zeros = {group: np.zeros((count, *contract.group_shape(group)), kind) for group, kind in kinds.items()}
+    return seen(contract, zeros)
 
 
 class OnnxNetwork:
@@ -123,34 +151,156 @@ def _require_ports(found: Sequence[Any], wanted: Sequence[tuple[str, str, tuple[
             )
 
 
-class LocalPolicy:
-    """A network and the contract's memory of one robot's episode, in this process."""
+class ContractPolicy:
+    """A `Policy` in this process: a network, and the contract's memory of each robot's episode.
 
-    def __init__(self, contract: PolicyContract, network: Network):
-        self.contract, self.network = contract, network
-        self._memory: Memory | None = None
+    Signals are converted to numpy; a subclass may keep them as they are.
+    """
 
-    def reset(self, signals: Signals, inputs: Inputs | None = None) -> None:
-        """Start an episode where the robot is."""
-        self._memory = self.contract.reset(as_seen(signals), inputs)
+    def __init__(self, contract: PolicyContract, network: Network, deterministic: bool = True):
+        self.contract = contract
+        self.network = network
+        self.deterministic = deterministic
+        self._memory: Memory = {}
+        self._driven: set[int] = set()
 
-    def infer(self, signals: Signals, applied: np.ndarray | None = None, inputs: Inputs | None = None) -> Decision:
-        """Decide one control step; see `Policy`."""
-        if self._memory is None:
-            raise PolicyError("the policy decides only in an episode: call reset first")
-        memory = self._memory
+    def require_network(self) -> None:
+        """Raise DeftlyError unless the network answers for two robots; also gets its first, slow call done."""
+        shape = tuple(self.network(blank(self.contract, 2)).shape)
+        wanted = (2, self.contract.action_size)
+        if shape != wanted:
+            raise DeftlyError(f"the network answers {shape} for 2 robots, the contract wants {wanted}")
+
+    def reset(self, ids: Sequence[int] | None = None) -> None:
+        """These robots start an episode with their next signals; None: all of them."""
+        self._driven.difference_update(self._driven.copy() if ids is None else ids)
+
+    def forget(self, ids: Sequence[int]) -> None:
+        """These robots are gone; others may get their rows."""
+        self._driven.difference_update(ids)
+
+    def infer(
+        self,
+        signals: Signals,
+        inputs: Inputs = NO_INPUTS,
+        applied: Array | None = None,
+        ids: Sequence[int] | None = None,
+    ) -> Decision:
+        """Decide one control step of n robots; see `Policy`."""
+        signals = self._read(signals)
+        count = len(next(iter(signals.values())))
+        rows = list(range(count)) if ids is None else list(ids)
+        memory = self._recall(rows, signals, inputs)
         if applied is not None:
-            memory = self.contract.follow(np.asarray(applied, np.float32), memory)
-        groups, memory = self.contract.observe(as_seen(signals), memory, inputs)
-        action = self.network(stacked(self.contract, [groups]))[0]
-        targets, self._memory = self.contract.act(action, memory)
+            memory = self.contract.follow(_commanded(self._read({COMMAND: applied})[COMMAND], memory), memory)
+        groups, memory = self.contract.observe(signals, memory, inputs)
+        action = self.network(seen(self.contract, groups))
+        if tuple(action.shape) != (count, self.contract.action_size):
+            wanted = (count, self.contract.action_size)
+            raise PolicyError(f"the network answers {tuple(action.shape)}, the contract wants {wanted}")
+        targets, memory = self.contract.act(action, memory)
+        self._keep_finite(rows, memory, action, targets)
         return Decision(action, targets)
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def _read(self, signals: Signals) -> dict[str, Array]:
+        """Signals as the arrays with which the policy computes."""
+        return as_seen(signals)
+
+    def _keep_finite(self, rows: list[int], memory: Memory, action: Array, targets: Array) -> None:
+        """Remember what was decided; a decision that is not finite, which no robot can follow, is not remembered."""
+        finite = np.isfinite(action).all(-1) & np.isfinite(targets).all(-1)
+        if finite.all():
+            self._keep(rows, memory)
+        elif finite.any():
+            kept = {name: value[finite] for name, value in memory.items()}
+            self._keep([row for row, good in zip(rows, finite) if good], kept)
+
+    def _recall(self, rows: list[int], signals: Signals, inputs: Inputs) -> Memory:
+        """The memory of these robots, in this order; that of a new episode for those that start one."""
+        fresh = [place for place, row in enumerate(rows) if row not in self._driven]
+        if len(fresh) == len(rows):
+            return self.contract.reset(signals, inputs)
+        if not fresh and rows == list(range(_count(self._memory))):
+            return self._memory
+        present = [row if row in self._driven else rows[_first_driven(rows, self._driven)] for row in rows]
+        memory = {name: value[present] for name, value in self._memory.items()}
+        if fresh:
+            some = {name: value[fresh] for name, value in signals.items()}
+            begun = self.contract.reset(some, {name: _rows_of(value, fresh) for name, value in inputs.items()})
+            for name, value in memory.items():
+                value[fresh] = begun[name]
+        return memory
+
+    def _keep(self, rows: list[int], memory: Memory) -> None:
+        """Remember these robots' new memory; that of the others stays."""
+        old = _count(self._memory) if self._driven else 0
+        if rows == list(range(max(old, len(rows)))):
+            self._memory = memory
+        else:
+            size = max(old, max(rows) + 1)
+            for name, value in memory.items():
+                # A copy: the arrays of the last step may be in the hands of who asked.
+                base = value[[0] * size]
+                if old:
+                    base[:old] = self._memory[name]
+                base[rows] = value
+                memory[name] = base
+            self._memory = memory
+        self._driven.update(rows)
+
+
+class OneRobot:
+    """A policy for one robot, without the axis of robots: what a control loop asks.
+
+    Args:
+        policy: Its robot 0 is meant.
+    """
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+        self.contract = policy.contract
+
+    def reset(self) -> None:
+        """The robot starts an episode with its next signals."""
+        self.policy.reset([0])
+
+    def infer(self, signals: Signals, applied: np.ndarray | None = None, inputs: Inputs = NO_INPUTS) -> Decision:
+        """Decide one control step of the robot; see `Policy`, whose arrays have one axis more."""
+        rows = {name: np.asarray(value)[None] for name, value in signals.items()}
+        said = {name: [value] if isinstance(value, str) else np.asarray(value)[None] for name, value in inputs.items()}
+        command = None if applied is None else np.asarray(applied, np.float32)[None]
+        action, targets = self.policy.infer(rows, said, command)
+        return Decision(action[0], targets[0])
+
+    def close(self) -> None:
+        """Let go of what the policy holds."""
+        self.policy.close()
 
 
 def as_seen(signals: Signals) -> dict[str, np.ndarray]:
     """Signals in the type that the policy was trained with: float32, and images as they are."""
     found = {name: np.asarray(value) for name, value in signals.items()}
     return {name: value if value.dtype == np.uint8 else value.astype(np.float32) for name, value in found.items()}
+
+
+def _commanded(applied: Array, memory: Memory) -> Array:
+    """The last command of each robot: what was applied, and where that is not said (NaN) the last targets."""
+    xp = library(applied)
+    return xp.where(xp.isnan(applied), memory[COMMAND], applied)
+
+
+def _rows_of(value: Any, places: list[int]) -> Any:
+    """Some robots' part of an input: of an array, or of a list of texts."""
+    return [value[place] for place in places] if isinstance(value, list) else value[places]
+
+
+def _count(memory: Memory) -> int:
+    return len(memory[COMMAND]) if memory else 0
+
+
+def _first_driven(rows: list[int], driven: set[int]) -> int:
+    """Place of the first of the robots that is in an episode: its memory stands in for those that start one."""
+    return next(place for place, row in enumerate(rows) if row in driven)

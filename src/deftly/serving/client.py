@@ -3,33 +3,59 @@
 Another project installs the base package: it is light.
 """
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deftly.contract import COMMAND, ContractError, Inputs, PolicyContract
-from deftly.policy.protocol import Decision, PolicyError, Signals, as_seen
+from deftly.policy.protocol import NO_INPUTS, Decision, PolicyError, Signals, as_seen
 from deftly.serving.link import Connection, Refused
 from deftly.serving.wire import WireError, max_frame, read_array
+
+
+@dataclass(slots=True, eq=False)
+class _Robot:
+    """What the client knows of one robot, which has a session of its own."""
+
+    session: str | None = None
+    fresh: bool = True
+    """It starts an episode with its next signals."""
+    last: np.ndarray | None = None
+    """Targets that it has; None outside of an episode."""
+    doubt: bool = False
+    """The server may have decided what never came."""
 
 
 class Client:
     """A `Policy` that decides on a server: `infer` waits at most `timeout` s, every other message `patience` s.
 
-    Without a contract the server's is taken; `keys` is the robot's folder of `deftly serve --new-keys`. Raises
-    PolicyError if there is no server, or another contract there; the same object tries again at the next call."""
+    Each robot has a session of its own; all share one connection. For one robot, `OneRobot(Client(...))` needs no axis
+    of robots.
+
+    Args:
+        endpoint: Where the server is, such as `tcp://127.0.0.1:5555`.
+        contract: The robot's; None takes the server's.
+        timeout: Longest wait for the decisions of up to eight robots, s.
+        keys: The robot's folder of `deftly serve --new-keys`.
+
+    Raises PolicyError if there is no server, or another contract there; the same object tries again at the next call.
+    """
 
     patience = 3.0
+    deterministic = True
 
     def __init__(
         self, endpoint: str, contract: PolicyContract | None = None, timeout: float = 0.25, keys: Path | None = None
     ):
-        self.timeout, self._link, self._doubt = timeout, Connection(endpoint, keys), False
-        self._session = self._last = None  # `_last`: targets that the robot has; None outside of an episode
+        self.timeout = timeout
+        self._link = Connection(endpoint, keys)
+        self._robots: dict[int, _Robot] = {0: _Robot()}
         try:
-            self.contract = self._init(contract)
+            self.contract = self._init([self._robots[0]], contract)
         except BaseException:
             self._link.close()
             raise
@@ -42,69 +68,125 @@ class Client:
         """What the server has counted."""
         return self._link.ask("status", self.patience)
 
-    def reset(self, signals: Signals, inputs: Inputs | None = None) -> None:
-        """Start an episode where the robot is; a server that was restarted is met anew."""
-        self._last, signals = None, as_seen(signals)
-        start = self.contract.reset(signals, inputs)[COMMAND]
-        said = _packed(inputs)
-        try:
-            self._in_session("reset", self.patience, signals=signals, **said)
-        except PolicyError:
-            if self._session is not None:
-                raise
-            self._init(self.contract)
-            self._in_session("reset", self.patience, signals=signals, **said)
-        self._last, self._doubt = start, False
+    def reset(self, ids: Sequence[int] | None = None) -> None:
+        """These robots start an episode with their next signals; a server that was restarted is then met anew."""
+        for row in list(self._robots) if ids is None else ids:
+            robot = self._robots.setdefault(row, _Robot())
+            robot.fresh = True
+            robot.last = None
 
-    def infer(self, signals: Signals, applied: np.ndarray | None = None, inputs: Inputs | None = None) -> Decision:
-        """Decide one control step; `applied` is what the robot was commanded last, if not the last targets."""
-        if self._last is None:
-            raise PolicyError("the policy decides only in an episode: call reset first")
-        applied = self._last if applied is None and self._doubt else applied  # it may have decided what never came
-        self._doubt, more = True, {} if applied is None else {"applied": np.asarray(applied, np.float32)}
-        reply = self._in_session("infer", self.timeout, signals=as_seen(signals), **more, **_packed(inputs))
-        try:
-            action = read_array(reply.get("action"), self.contract.action_size, "action")
-            self._last = read_array(reply.get("targets"), len(self.contract.joints), "targets")
-        except WireError as error:
-            raise PolicyError(f"{self._link.endpoint}: {error}") from None
-        self._doubt = False
-        return Decision(action, self._last)
+    def infer(
+        self,
+        signals: Signals,
+        inputs: Inputs = NO_INPUTS,
+        applied: np.ndarray | None = None,
+        ids: Sequence[int] | None = None,
+    ) -> Decision:
+        """Decide one control step of n robots; see `Policy`."""
+        seen = as_seen(signals)
+        count = len(next(iter(seen.values())))
+        robots = [self._robots.setdefault(row, _Robot()) for row in (range(count) if ids is None else ids)]
+        rows = [_row(seen, inputs, place) for place in range(count)]
+        fresh = [place for place, robot in enumerate(robots) if robot.fresh]
+        if fresh:
+            self._start([robots[place] for place in fresh], [rows[place] for place in fresh])
+        for place, robot in enumerate(robots):
+            command = None if applied is None else np.asarray(applied[place], np.float32)
+            self._add_command(rows[place], robot, command)
+            robot.doubt = True
+        replies = self._in_session("infer", self.timeout, robots, rows)
+        return self._read(replies, robots)
+
+    def forget(self, ids: Sequence[int]) -> None:
+        """These robots are gone: their sessions end."""
+        gone = [self._robots.pop(row) for row in ids if row in self._robots]
+        self._leave(gone)
 
     def close(self) -> None:
-        """Leave, so that the server need not wait until the session is idle."""
-        with suppress(PolicyError):
-            self._in_session("close", self.timeout)
-        self._session = None
+        """Leave, so that the server need not wait until the sessions are idle."""
+        self._leave([*self._robots.values()])
         self._link.close()
 
-    def _init(self, contract: PolicyContract | None) -> PolicyContract:
-        ours = {} if contract is None else {"contract": contract.hash, "spec": contract.to_json()}
-        reply = self._link.ask("init", self.patience, **ours)
+    def _start(self, robots: list[_Robot], rows: list[dict[str, Any]]) -> None:
+        """Episodes begin where these robots are; sessions are opened where there is none."""
+        new = [robot for robot in robots if robot.session is None]
+        if new:
+            self._init(new, self.contract)
         try:
-            theirs = PolicyContract.from_json(str(reply.get("spec")))
+            self._in_session("reset", self.patience, robots, rows)
+        except PolicyError:
+            lost = [robot for robot in robots if robot.session is None]
+            if not lost:
+                raise
+            self._init(lost, self.contract)
+            self._in_session("reset", self.patience, robots, rows)
+        for robot, row in zip(robots, rows):
+            robot.last = self.contract.reset(row["signals"], row.get("inputs"))[COMMAND]
+            robot.fresh = robot.doubt = False
+
+    def _add_command(self, row: dict[str, Any], robot: _Robot, applied: np.ndarray | None) -> None:
+        """Tell the server what the robot was commanded last, where it may not know."""
+        if robot.last is None:
+            raise PolicyError("the policy decides only in an episode: call reset first")
+        if applied is not None and not np.isnan(applied).all():
+            row["applied"] = applied
+        elif robot.doubt:
+            row["applied"] = robot.last
+
+    def _read(self, replies: Sequence[dict[str, Any]], robots: Sequence[_Robot]) -> Decision:
+        actions, targets = [], []
+        try:
+            for reply in replies:
+                actions.append(read_array(reply.get("action"), self.contract.action_size, "action"))
+                targets.append(read_array(reply.get("targets"), len(self.contract.joints), "targets"))
+        except WireError as error:
+            raise PolicyError(f"{self._link.endpoint}: {error}") from None
+        for robot, target in zip(robots, targets):
+            robot.last = target
+            robot.doubt = False
+        return Decision(np.stack(actions), np.stack(targets))
+
+    def _init(self, robots: Sequence[_Robot], contract: PolicyContract | None) -> PolicyContract:
+        """Open a session for each of the robots; returns the server's contract."""
+        ours = {} if contract is None else {"contract": contract.hash, "spec": contract.to_json()}
+        replies = self._link.ask_all("init", self.patience, [ours] * len(robots))
+        try:
+            theirs = PolicyContract.from_json(str(replies[0].get("spec")))
             (contract or theirs).require(theirs, f"the policy at {self._link.endpoint}")
         except ContractError as error:
             raise PolicyError(str(error)) from None
-        self._session = str(reply.get("session"))
+        for robot, reply in zip(robots, replies):
+            robot.session = str(reply.get("session"))
         self._link.most = max_frame(theirs.robot)
         return theirs
 
-    def _in_session(self, kind: str, timeout: float, **fields: Any) -> dict[str, Any]:
-        if self._session is None:
+    def _in_session(
+        self, kind: str, timeout: float, robots: Sequence[_Robot], rows: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        if any(robot.session is None for robot in robots):
             raise PolicyError(f"{self._link.endpoint} does not know this robot any more: call reset")
+        messages = [{"session": robot.session, **row} for robot, row in zip(robots, rows)]
         try:
-            return self._link.ask(kind, timeout, session=self._session, **fields)
+            return self._link.ask_all(kind, timeout, messages)
         except Refused as error:
             if error.code == "no-session":
-                self._session = self._last = None
+                for robot in robots:
+                    robot.session = robot.last = None
                 raise PolicyError(f"{self._link.endpoint} was restarted, or the robot was idle: call reset") from None
             raise
 
+    def _leave(self, robots: Sequence[_Robot]) -> None:
+        there = [robot for robot in robots if robot.session is not None]
+        with suppress(PolicyError):
+            self._in_session("close", self.timeout, there, [{}] * len(there))
+        for robot in there:
+            robot.session = None
 
-def _packed(inputs: Inputs | None) -> dict[str, Any]:
-    """The field of a message that carries inputs; none without any."""
-    if not inputs:
-        return {}
-    said = {n: value if isinstance(value, str) else np.ravel(value).astype(np.float32) for n, value in inputs.items()}
-    return {"inputs": said}
+
+def _row(signals: Mapping[str, np.ndarray], inputs: Inputs, place: int) -> dict[str, Any]:
+    """The fields of the message of one robot."""
+    row: dict[str, Any] = {"signals": {name: value[place] for name, value in signals.items()}}
+    if inputs:
+        said = {name: value[place] for name, value in inputs.items()}
+        row["inputs"] = {n: v if isinstance(v, str) else np.ravel(v).astype(np.float32) for n, v in said.items()}
+    return row

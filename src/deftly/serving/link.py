@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ OPTIONS = {zmq.LINGER: 0, zmq.IMMEDIATE: 1, zmq.SNDHWM: 1, zmq.RCVHWM: 4, zmq.MA
 OPTIONS |= {zmq.RECONNECT_IVL: 50, zmq.CONNECT_TIMEOUT: 1000}  # ms; IMMEDIATE: nothing queues for a server that is away
 
 
+WINDOW = 8
+"""Requests that are on their way at one time: fewer than the server keeps of one peer."""
+
+
 class Refused(PolicyError):
     """The server answered with an error; `code` is its short name (docs/wire.md)."""
 
@@ -27,7 +32,7 @@ class Refused(PolicyError):
 
 
 class Connection:
-    """One request at a time to a policy server. `keys` is the robot's folder of `deftly serve --new-keys`."""
+    """Requests to a policy server, and their answers. `keys` is the robot's folder of `deftly serve --new-keys`."""
 
     def __init__(self, endpoint: str, keys: Path | None = None):
         self.endpoint, self._seq, self._unanswered, self._keys = endpoint, 0, False, (None, None, None)
@@ -56,11 +61,44 @@ class Connection:
 
     def ask(self, kind: str, timeout: float, **fields: Any) -> dict[str, Any]:
         """The answer to one message. Raises Refused if it is an error, PolicyError if there is none in `timeout` s."""
-        deadline, self._seq = time.monotonic() + timeout, self._seq + 1
+        return self.ask_all(kind, timeout, [fields])[0]
+
+    def ask_all(self, kind: str, timeout: float, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The answers to several messages of one kind, in their order; those of `WINDOW` are waited for together.
+
+        Raises as `ask` does, for the first that is refused, when all of its window are answered.
+        """
+        replies: list[dict[str, Any]] = []
+        for first in range(0, len(messages), WINDOW):
+            replies += self._exchange(kind, timeout, messages[first : first + WINDOW])
+        return replies
+
+    def _exchange(self, kind: str, timeout: float, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + timeout
         if self._unanswered:  # its answer may still come; and to a server that is stopped, requests would pile up
             self._socket.close(0)
             self._open()
             self._unanswered = False
+        asked = [self._send(kind, deadline, timeout, fields) for fields in messages]
+        replies: dict[int, dict[str, Any]] = {}
+        while len(replies) < len(asked) and self._ready(zmq.POLLIN, deadline):
+            with suppress(WireError):
+                reply = unpack(self._socket.recv_multipart()[-1])
+                if reply.get("type") == kind and reply.get("seq") in asked:
+                    replies[reply["seq"]] = reply
+        if len(replies) < len(asked):
+            raise PolicyError(f"no answer to '{kind}' from {self.endpoint} within {timeout:g} s")
+        self._unanswered = False
+        for reply in replies.values():
+            if reply.get("ok") is not True:
+                refused = Refused(f"policy server refused '{kind}': {printable(reply.get('error'))}")
+                refused.code = reply.get("code")
+                raise refused
+        return [replies[seq] for seq in asked]
+
+    def _send(self, kind: str, deadline: float, timeout: float, fields: dict[str, Any]) -> int:
+        """Send a message; returns its number."""
+        self._seq += 1
         frame = pack({"v": VERSION, "type": kind, "seq": self._seq, "time": time.time(), **fields})
         if len(frame) > self.most:  # the server would close the connection without a word
             raise PolicyError(f"message of {len(frame)} bytes, {self.endpoint} reads at most {self.most}")
@@ -69,17 +107,7 @@ class Connection:
         with suppress(zmq.Again):  # the connection broke just now: no answer will come
             self._socket.send_multipart([b"", frame], zmq.NOBLOCK)
         self._unanswered = True
-        while self._ready(zmq.POLLIN, deadline):
-            with suppress(WireError):
-                reply = unpack(self._socket.recv_multipart()[-1])
-                if reply.get("seq") == self._seq and reply.get("type") == kind:
-                    self._unanswered = False
-                    if reply.get("ok") is True:
-                        return reply
-                    refused = Refused(f"policy server refused '{kind}': {printable(reply.get('error'))}")
-                    refused.code = reply.get("code")
-                    raise refused
-        raise PolicyError(f"no answer to '{kind}' from {self.endpoint} within {timeout:g} s")
+        return self._seq
 
     def _ready(self, event: int, deadline: float) -> bool:
         left = deadline - time.monotonic()

@@ -23,9 +23,9 @@ import zmq
 
 from deftly.console import printable
 from deftly.contract import ContractError, PolicyContract
-from deftly.contract.policy import MAX_PROMPT
+from deftly.contract.policy import MAX_PROMPT, spread
 from deftly.errors import DeftlyError
-from deftly.serving.brain import Brain, Step
+from deftly.policy.protocol import Policy
 from deftly.serving.counts import Counts
 from deftly.serving.keys import is_local, lock
 from deftly.serving.wire import (
@@ -63,7 +63,10 @@ class _Session:
     """What the server remembers of one robot."""
 
     seen: float
-    memory: Any = None
+    robot: int
+    """The policy's number for it."""
+    driven: bool = False
+    """Whether an episode was started."""
     seq: int = -1
     reply: bytes = b""
     """Answer to the message `seq`, given again if it is repeated."""
@@ -78,11 +81,14 @@ class _Request:
     echo: dict[str, Any] = field(default_factory=lambda: {"v": VERSION, "type": "error", "seq": None, "time": None})
     body: dict[str, Any] = field(default_factory=dict)
     session: _Session | None = None
-    step: Step | None = None
+    signals: dict[str, np.ndarray] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    applied: np.ndarray | None = None
+    """(num_joints,) float32: what the robot was commanded last, if not the last targets."""
 
 
 class Server:
-    """Serves a brain on `endpoint`, in the thread that calls `run`, until `stop` is called from any.
+    """Serves a policy on `endpoint`, in the thread that calls `run`, until `stop` is called from any.
 
     `keys` is the server's folder of `new_keys`: only robots whose public key lies in its `clients` are answered, and
     without it only loopback is bound. Sessions idle for `idle_s` are dropped. Raises DeftlyError if it cannot bind.
@@ -90,14 +96,17 @@ class Server:
 
     def __init__(
         self,
-        brain: Brain,
+        policy: Policy,
         endpoint: str,
         *,
         keys: Path | None = None,
         idle_s: float = IDLE_S,
         max_sessions: int = MAX_SESSIONS,
     ):
-        self.brain, self.contract, self.idle_s, self.max_sessions = brain, brain.contract, idle_s, max_sessions
+        self.policy = policy
+        self.contract = policy.contract
+        self.idle_s = idle_s
+        self.max_sessions = max_sessions
         self._spec, self._hash = self.contract.to_json(), self.contract.hash
         numbers = sum(s.size for s in self.contract.signals if not s.is_image) + len(self.contract.joints)
         texts = 4 * MAX_PROMPT * sum(given.is_text for given in self.contract.inputs)
@@ -273,12 +282,12 @@ class Server:
         elif theirs not in (None, self._hash):
             raise Refusal("contract-mismatch", f"the policy has contract {self._hash[:12]}, the robot {theirs[:12]}")
         if len(self._sessions) >= self.max_sessions:
-            unused = next((t for t, s in self._sessions.items() if s.memory is None), None)
+            unused = next((t for t, s in self._sessions.items() if not s.driven), None)
             if unused is None:
                 raise Refusal("too-many-sessions", f"{self.max_sessions} robots are served, which is the limit")
-            del self._sessions[unused]
+            self._drop(unused)
         token = secrets.token_hex(16)
-        self._sessions[token] = _Session(request.at)
+        self._sessions[token] = _Session(request.at, self._free_robot())
         facts = {"contract": self._hash, "spec": self._spec, "rate": self.contract.rate, "idle_s": self.idle_s}
         self._send(request, {"ok": True, "session": token, **facts})
 
@@ -304,26 +313,30 @@ class Server:
 
     def _reset(self, request: _Request) -> None:
         if session := self._enter(request):
-            inputs = read_inputs(request.body.get("inputs"), self.contract)
-            session.memory = self.brain.reset(read_signals(request.body.get("signals"), self.contract.robot), inputs)
+            read_inputs(request.body.get("inputs"), self.contract)  # what is wrong is said before the episode starts
+            read_signals(request.body.get("signals"), self.contract.robot)
+            self.policy.reset([session.robot])
+            session.driven = True
             self._send(request, {"ok": True})
 
     def _infer(self, request: _Request) -> None:
         """Check a step, and let it wait for those that came with it."""
         if session := self._enter(request):
-            if session.memory is None:
+            if not session.driven:
                 raise Refusal("needs-reset", "the policy decides only in an episode: reset first")
             signals = read_signals(request.body.get("signals"), self.contract.robot)
             applied = request.body.get("applied")
             inputs = read_inputs(request.body.get("inputs"), self.contract)
             if applied is not None:
                 applied = read_array(applied, len(self.contract.joints), "applied")
-            request.step = Step(signals, session.memory, applied, inputs)
+            request.signals = signals
+            request.inputs = inputs
+            request.applied = applied
             self._batch.append(request)
 
     def _close(self, request: _Request) -> None:
         if self._enter(request):
-            del self._sessions[request.body["session"]]
+            self._drop(request.body["session"])
             self._send(request, {"ok": True})
 
     def _decide(self) -> None:
@@ -345,10 +358,33 @@ class Server:
                 self._refuse(request, error)
 
     def _infer_all(self, batch: list[_Request]) -> list[Any]:
-        decided = self.brain.infer([request.step for request in batch if request.step])
-        if len(decided) != len(batch):
-            raise ValueError(f"{len(decided)} decisions for {len(batch)} robots")
-        return list(decided)
+        """Action and targets of each. Raises if the policy fails, or decides for others."""
+        robots = [request.session.robot for request in batch if request.session]
+        signals = {s.name: np.stack([request.signals[s.name] for request in batch]) for s in self.contract.signals}
+        action, targets = self.policy.infer(signals, self._inputs(batch), self._applied(batch), robots)
+        wanted = {"action": self.contract.action_size, "targets": len(self.contract.joints)}
+        for (name, size), array in zip(wanted.items(), (action, targets)):
+            if np.shape(array) != (len(batch), size):
+                raise Refusal("no-answer", f"the policy gave no {name} of {size} finite numbers")
+        return list(zip(np.asarray(action, np.float32), np.asarray(targets, np.float32)))
+
+    def _inputs(self, batch: list[_Request]) -> dict[str, Any]:
+        """What the robots' operators said, by name; the default where one said nothing."""
+        found: dict[str, Any] = {}
+        for given in self.contract.inputs:
+            if given.is_text:
+                found[given.name] = [request.inputs.get(given.name, given.text) for request in batch]
+            else:
+                default = np.array(spread(given.default, given.size), np.float32)
+                found[given.name] = np.stack([request.inputs.get(given.name, default) for request in batch])
+        return found
+
+    def _applied(self, batch: list[_Request]) -> np.ndarray | None:
+        """What the robots were commanded last; NaN where it is the last targets."""
+        if all(request.applied is None for request in batch):
+            return None
+        unsaid = np.full(len(self.contract.joints), np.nan, np.float32)
+        return np.stack([unsaid if request.applied is None else request.applied for request in batch])
 
     def _alone(self, request: _Request) -> Any:
         try:
@@ -356,21 +392,28 @@ class Server:
         except Exception as error:
             return error
 
-    def _answer(self, request: _Request, action: np.ndarray, targets: np.ndarray, memory: Any) -> None:
-        """Send a decision and keep its memory; one that is not finite is refused, and the old memory kept."""
-        sizes = {"action": (action, self.contract.action_size), "targets": (targets, len(self.contract.joints))}
-        for name, (array, size) in sizes.items():
-            if array.shape != (size,) or not np.isfinite(array).all():
-                raise Refusal("no-answer", f"the policy gave no {name} of {size} finite numbers")
-        assert request.session is not None
-        request.session.memory = memory
+    def _answer(self, request: _Request, action: np.ndarray, targets: np.ndarray) -> None:
+        """Send a decision; one that is not finite is refused, and the policy has not remembered it."""
+        for name, array in (("action", action), ("targets", targets)):
+            if not np.isfinite(array).all():
+                raise Refusal("no-answer", f"the policy gave no {name} of {len(array)} finite numbers")
         self._send(request, {"ok": True, "action": action, "targets": targets})
         self.counts.add_latency(time.monotonic() - request.at)
 
     def _drop_idle(self) -> None:
         oldest = time.monotonic() - self.idle_s
         while self._sessions and next(iter(self._sessions.values())).seen < oldest:
-            self._sessions.popitem(last=False)
+            self._drop(next(iter(self._sessions)))
+
+    def _drop(self, token: str) -> None:
+        """End a session; the policy forgets its robot."""
+        session = self._sessions.pop(token)
+        self.policy.forget([session.robot])
+
+    def _free_robot(self) -> int:
+        """The lowest number that no session's robot has."""
+        taken = {session.robot for session in self._sessions.values()}
+        return next(number for number in range(len(taken) + 1) if number not in taken)
 
 
 _HANDLERS: dict[str, Callable[[Server, _Request], None]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from deftly.control.loop import Runner
 from deftly.control.safety import Fault, Kernel, SafetyConfig, State
 from deftly.errors import DeftlyError
 from deftly.files import write_npz
-from deftly.policy.protocol import Decision, Signals
+from deftly.policy.protocol import NO_INPUTS, Decision, Signals
 from deftly.robots import Robot, branches
 from deftly.sysid.driver import LoneRobot
 
@@ -158,7 +158,9 @@ def _touches(robot: Robot, contract: PolicyContract) -> Callable[[np.ndarray, li
 
 
 class Frames:
-    """The motion as a `Policy`: one row for each decision, then the last."""
+    """The motion as a `Policy` of one robot: one row for each decision, then the last."""
+
+    deterministic = True
 
     def __init__(self, contract: PolicyContract, cmd: np.ndarray):
         self.contract, self._cmd, self._next = contract, cmd, 0
@@ -168,15 +170,24 @@ class Frames:
         """Whether all rows were sent."""
         return self._next >= len(self._cmd)
 
-    def reset(self, signals: Signals, inputs: Inputs | None = None) -> None:
+    def reset(self, ids: Sequence[int] | None = None) -> None:
         """From the first row."""
         self._next = 0
 
-    def infer(self, signals: Signals, applied: np.ndarray | None = None, inputs: Inputs | None = None) -> Decision:
+    def infer(
+        self,
+        signals: Signals,
+        inputs: Inputs = NO_INPUTS,
+        applied: np.ndarray | None = None,
+        ids: Sequence[int] | None = None,
+    ) -> Decision:
         """The next row."""
         row = self._cmd[min(self._next, len(self._cmd) - 1)]
         self._next += 1
-        return Decision(np.zeros(self.contract.action_size, np.float32), row.astype(np.float32))
+        return Decision(np.zeros((1, self.contract.action_size), np.float32), row.astype(np.float32)[None])
+
+    def forget(self, ids: Sequence[int]) -> None:
+        """Nothing is remembered."""
 
     def close(self) -> None:
         """Nothing is held."""

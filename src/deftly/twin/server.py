@@ -1,6 +1,6 @@
 """A simulated robot in a process of its own and in real time, for `deftly run --driver sim`.
 
-    python -m deftly.twin.server TASK [--bundle DIR]
+    python -m deftly.twin.server TASK [--policy SPEC]
 
 Physics follows the monotonic clock in whole substeps, whoever is connected or not. When no command comes, the servos
 keep the last target, as a position controller does. Clients come and go: each message is answered to whom it came from.
@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from deftly.errors import DeftlyError
+from deftly.evaluate.source import prepare
 from deftly.serving.wire import MAX_FRAME, WireError, pack, read_array, unpack
-from deftly.twin.loop import SceneArgs, prepare
+from deftly.twin.loop import SceneArgs
 
 if TYPE_CHECKING:
     from deftly.twin.robot import SimRobot
@@ -123,7 +124,7 @@ def main(argv: list[str]) -> int:
     """Run the robot until it is stopped."""
     from deftly.twin.robot import SimRobot
 
-    task, args, _ = prepare(SimServerArgs, "sim", argv)
+    task, args, _ = prepare(SimServerArgs, "sim", argv, "bundle", scene_only=True)
     robot = SimRobot(task, args.sim, args.seed, args.noise, args.latency_ms)
     robot.reset(args.episode)
     server = RobotServer(robot, args.bind)

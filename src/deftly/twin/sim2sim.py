@@ -27,9 +27,10 @@ from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
 from deftly.evaluate.evaluate import check_gate
+from deftly.evaluate.source import PolicySource
 from deftly.files import write_json
 from deftly.policy.protocol import Policy
-from deftly.twin.loop import FAULT, LoopArgs, Origin, Outcome, run_episode
+from deftly.twin.loop import FAULT, LoopArgs, Outcome, run_episode
 
 if TYPE_CHECKING:
     from deftly.tasks import Task
@@ -54,7 +55,7 @@ def measure(robot: SimRobot, policy: Policy, args: LoopArgs, hooks: Sequence[Cal
     return [run_episode(robot, policy, args.safety, i, each=each) for i in episodes]
 
 
-def summarize(task: Task, args: LoopArgs, origin: Origin, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def summarize(task: Task, args: LoopArgs, origin: PolicySource, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """What `sim2sim.json` holds; its success and figures are laid out as those of `eval.json`."""
     contract = task.contract()
     success = np.array([o.success for o in outcomes])
@@ -65,12 +66,17 @@ def summarize(task: Task, args: LoopArgs, origin: Origin, outcomes: Sequence[Out
     clipped = np.array([o.clipped for o in outcomes], float)
     seconds = steps / contract.rate
     figures = {"steps": steps, "seconds": seconds, "success_seconds": np.where(success, seconds, np.nan)}
+    endpoint = origin.label if origin.loaded is None else None
     result = {
         "schema": SCHEMA,
         "task": task.name,
         "robot": contract.robot.name,
         "contract": contract.hash,
-        "policy": {"label": origin.label, "sha256": origin.sha256, "endpoint": args.server_endpoint},
+        "policy": {
+            "label": origin.label,
+            "sha256": origin.sha256,
+            "endpoint": endpoint,
+        },
         "episodes": len(outcomes),
         "seed": args.seed,
         "preset": args.sim.preset,

@@ -1,0 +1,355 @@
+"""Which policy is meant: the same words, and the same default, mean the same policy in every command.
+
+    latest, latest_train    the task's newest run that has a checkpoint
+    shipped                 the policy that Deftly ships for the task
+    a run, part of its name, a path, each with `:last` or `:iter_000100`     a checkpoint of that run
+    a folder                a checkpoint, or a bundle of `deftly export`
+    tcp://HOST:PORT         the policy of a server, `deftly serve`
+
+Without a word it is the task's newest run with a checkpoint, else the shipped policy. A bundle or an endpoint is
+resolved and opened without torch and MuJoCo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from deftly import workspace
+from deftly.config import RunsConfig, SimConfig, parse, split_task, with_task
+from deftly.contract import PolicyContract
+from deftly.errors import DeftlyError
+from deftly.files import sha256
+from deftly.policy import bundle
+from deftly.policy.bundle import Bundle
+from deftly.policy.protocol import Policy
+
+if TYPE_CHECKING:
+    from deftly.learn.checkpoint import Checkpoint
+    from deftly.tasks import Task
+
+Form = Literal["checkpoint", "bundle"]
+"""In which of its two forms the shipped policy is taken: with torch, or without."""
+SHIPPED = "shipped"
+OLDER = {"bundle": "policy", "checkpoint": "policy", "server-endpoint": "policy", "training.checkpoint": "policy"}
+"""Older names of the flag `--policy`."""
+SETTINGS_FROM = "settings-from"
+POLICY = "Policy: latest, a run, a checkpoint or bundle folder, shipped, tcp://HOST:PORT; unset: latest, else shipped."
+"""What the help says of --policy."""
+
+
+@dataclass(frozen=True, eq=False)
+class PolicySource:
+    """A policy that was found, and what is known of it before it decides."""
+
+    kind: Literal["run", "checkpoint", "bundle", "shipped", "endpoint"]
+    label: str
+    """What to type after --policy."""
+    loaded: Bundle | Checkpoint | None
+    """None if only a server has it."""
+
+    @property
+    def line(self) -> str:
+        """The first line of a command's output."""
+        name = self.label
+        if self.kind == "run" and self.loaded is not None:
+            run = self.loaded.path.parent.parent
+            name = f"run {run.name}"
+        elif self.kind in ("checkpoint", "bundle"):
+            name = f"{self.kind} {self.label}"
+        return f"policy: {name}" + ("" if self.loaded is None else f" (iteration {self.iteration})")
+
+    @property
+    def place(self) -> str:
+        """The folder or the endpoint."""
+        return self.label if self.loaded is None else str(self.loaded.path)
+
+    @property
+    def task(self) -> str:
+        """Name of the task for which it was made; empty if only a server knows."""
+        return "" if self.loaded is None else self.loaded.task
+
+    @property
+    def contract(self) -> PolicyContract | None:
+        """The contract under which it was made; None if only a server knows."""
+        return None if self.loaded is None else self.loaded.contract
+
+    @property
+    def iteration(self) -> int:
+        """Iteration of the training; 0 if unknown."""
+        if isinstance(self.loaded, Bundle):
+            return self.loaded.manifest["checkpoint"]["iteration"]
+        return 0 if self.loaded is None else self.loaded.iteration
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights of its checkpoint, also of a bundle's; empty if unknown."""
+        if isinstance(self.loaded, Bundle):
+            return self.loaded.manifest["checkpoint"]["sha256"]
+        if self.loaded is None:
+            return ""
+        return sha256(self.loaded.path / workspace.WEIGHTS, "the weights of a checkpoint")
+
+    @property
+    def report(self) -> Mapping[str, Any] | None:
+        """Its `eval.json`, if it has one. Raises DeftlyError for one that is no report."""
+        if isinstance(self.loaded, Bundle):
+            return _measured(self.label, self.loaded.report)
+        if self.loaded is None or self.kind != SHIPPED:
+            return None
+        from deftly.evaluate.report import read_report
+
+        places = [folder / "eval.json" for folder in (self.loaded.path, self.loaded.path.parent)]
+        return next((read_report(path) for path in places if path.is_file()), None)
+
+    def settings(self, task: type[Task]) -> dict[str, Any]:
+        """The settings of task and physics under which it was made, as data; of a checkpoint, as far as they exist."""
+        if self.loaded is None:
+            return {}
+        if isinstance(self.loaded, Bundle):
+            return dict(self.loaded.manifest["settings"])
+        return _saved(self.loaded, task)
+
+    def require(self, contract: PolicyContract, task: str) -> None:
+        """Raise DeftlyError, one line, unless it was made under this contract of this task; a server is asked later."""
+        if self.contract is None or self.contract.hash == contract.hash:
+            return
+        if self.task != task:
+            theirs, robot = self.task, self.contract.robot.name
+            raise DeftlyError(
+                f"{self.label} is a policy of {theirs} (robot {robot}), not of {task} (robot {contract.robot.name}): "
+                f"give another --policy, or name the task {theirs}"
+            )
+        contract.require(self.contract, self.label)
+
+    def checkpoint(self, verb: str) -> Checkpoint:
+        """The checkpoint that it is. Raises DeftlyError for a bundle or an endpoint, which `verb` cannot use."""
+        if self.loaded is None or isinstance(self.loaded, Bundle):
+            raise DeftlyError(f"{verb} needs a checkpoint, and {self.label} is {_article(self.kind)}: give a run")
+        return self.loaded
+
+    def open(
+        self,
+        contract: PolicyContract | None = None,
+        *,
+        stochastic: bool = False,
+        timeout: float = 1.0,
+        keys: Path | None = None,
+    ) -> Policy:
+        """A new policy.
+
+        Args:
+            contract: What it must have been made under; None takes its own.
+            stochastic: Draw actions from its distribution. Only a checkpoint can.
+            timeout: Longest wait for a server's decision, s.
+            keys: The robot's folder of keys, for a server that has them.
+        """
+        if stochastic and (self.loaded is None or isinstance(self.loaded, Bundle)):
+            raise DeftlyError(
+                f"{self.label} is {_article(self.kind)} and gives its mean action: leave out --stochastic"
+            )
+        if self.loaded is None:
+            from deftly.serving.client import Client
+
+            return Client(self.label, contract, timeout, keys)
+        if contract is not None:
+            contract.require(self.loaded.contract, self.label)
+        if isinstance(self.loaded, Bundle):
+            return self.loaded.policy()
+        from deftly.learn.policy import NetworkPolicy
+
+        return NetworkPolicy(self.loaded.contract, self.loaded.policy(), stochastic)
+
+
+def resolve(spec: str | None, task: str | None, runs: RunsConfig, form: Form = "checkpoint") -> PolicySource:
+    """The policy that a user means by a word after --policy, for the task of this name; None: the default.
+
+    Raises DeftlyError, one line, if there is none, or it needs the name of a task.
+    """
+    if spec is None:
+        return _default(task, runs, form)
+    if spec.startswith(("ws://", "wss://")):
+        raise DeftlyError(
+            f"--policy {spec}: policies behind a websocket come with a later version; use tcp://HOST:PORT"
+        )
+    if "://" in spec:
+        return PolicySource("endpoint", spec, None)
+    if spec == SHIPPED:
+        return _shipped(task, form)
+    path = Path(spec)
+    if path.is_dir() and any((path / name).exists() for name in (bundle.MANIFEST, bundle.NETWORK, bundle.SPEC)):
+        return of_bundle(path)
+    return _of_run(spec, task, runs)
+
+
+def task_name(task: str | None) -> str | None:
+    """The name of the task that a user typed, which may be a file: that alone is imported, with MuJoCo."""
+    if task is None or ".py" not in task:
+        return task
+    from deftly.tasks import load
+
+    return load(task).name
+
+
+def of_bundle(path: Path) -> PolicySource:
+    """The policy of a bundle."""
+    return PolicySource("bundle", str(path), bundle.load(path))
+
+
+def of_checkpoint(found: Checkpoint) -> PolicySource:
+    """The policy of a checkpoint that was loaded."""
+    if found.label == SHIPPED:
+        return PolicySource("shipped", SHIPPED, found)
+    kind = "run" if found.path.parent.name == "checkpoints" else "checkpoint"
+    return PolicySource(kind, found.label, found)
+
+
+def _default(task: str | None, runs: RunsConfig, form: Form) -> PolicySource:
+    if task is None:
+        raise DeftlyError("which policy? name a task, or give --policy with a run, a folder or tcp://HOST:PORT")
+    path = None
+    with suppress(DeftlyError):
+        path = workspace.find_checkpoint("latest", task, runs)
+    if path is not None:
+        return _load(path)
+    try:
+        return _shipped(task, form)
+    except DeftlyError:
+        raise DeftlyError(
+            f"no policy for {task}: no run with a checkpoint in '{runs.root}', none is shipped; "
+            f"train one, 'deftly train {task}', or give --policy"
+        ) from None
+
+
+def _shipped(task: str | None, form: Form) -> PolicySource:
+    if task is None:
+        raise DeftlyError("--policy shipped needs a task: name the task, 'deftly tasks' lists them")
+    folder = bundle.shipped(task)
+    if folder is None:
+        raise DeftlyError(f"no policy is shipped for {task}: train one, 'deftly train {task}'")
+    if form == "bundle":
+        return PolicySource("shipped", SHIPPED, bundle.load(folder))
+    from deftly.learn import checkpoint
+
+    return PolicySource("shipped", SHIPPED, checkpoint.load(folder / "checkpoint"))
+
+
+def _of_run(spec: str, task: str | None, runs: RunsConfig) -> PolicySource:
+    return _load(workspace.find_checkpoint(spec, task, runs))
+
+
+def _load(path: Path) -> PolicySource:
+    from deftly.learn import checkpoint
+
+    return of_checkpoint(checkpoint.load(path))
+
+
+def _saved(found: Checkpoint, task: type[Task]) -> dict[str, Any]:
+    """The saved settings that still exist; what was renamed since is named on the terminal."""
+    from deftly.learn import checkpoint
+
+    kinds: dict[str, type] = {"task": task.Config, "sim": SimConfig} if found.is_of(task) else {"sim": SimConfig}
+    for section, kind in kinds.items():
+        unknown = found.unknown_settings(section, kind)
+        if unknown:
+            names = ", ".join(unknown[:5])
+            print(f"{found.path / checkpoint.CONFIG}: {names} left out: {kind.__name__} has no such setting (any more)")
+    return {section: found.known_settings(section, kind) for section, kind in kinds.items()}
+
+
+def _measured(label: str, report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A bundle's report. Raises DeftlyError if no success rate can be held against it."""
+    try:
+        success, episodes = report["success"], report["episodes"]
+        count, fractions = success["count"], (success["rate"], *success["wilson95"])
+        whole = type(count) is type(episodes) is int and 0 <= count <= episodes and 0 < episodes <= 1_000_000
+        if whole and len(fractions) == 3 and all(0 <= fraction <= 1 for fraction in fractions):
+            return report
+    except (KeyError, TypeError):
+        pass
+    raise DeftlyError(f"eval.json of {label} is no report of an evaluation: export the bundle again")
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind == 'endpoint' else 'a'} {'bundle' if kind == SHIPPED else kind}"
+
+
+# --------------------------------------------------------------- the command line
+
+
+def policy_words(argv: Sequence[str]) -> list[str]:
+    """The words of a command with the older names of --policy written as that.
+
+    A bundle or checkpoint beside an endpoint gives only the settings of the task.
+    """
+    places = [(place, _older(word)) for place, word in enumerate(argv)]
+    names = [name for _, name in places if name]
+    if "bundle" in names and "checkpoint" in names:
+        raise DeftlyError("--bundle and --checkpoint both name the policy: give one --policy")
+    served = "server-endpoint" in names or any("tcp://" in word for word in argv if "policy" in word.partition("=")[0])
+    words = list(argv)
+    for place, name in places:
+        if name:
+            flag = SETTINGS_FROM if served and name != "server-endpoint" else OLDER[name]
+            value = words[place].partition("=")[1:]
+            words[place] = f"--{flag}{''.join(value)}"
+    return words
+
+
+def _older(word: str) -> str:
+    """Which older name of --policy a word is; empty for any other."""
+    key, equals, _ = word.partition("=")
+    name = key.removeprefix("--").replace("_", "-")
+    is_flag = key.startswith("--") or bool(equals)
+    return name if is_flag and name in OLDER else ""
+
+
+def typed(flags: Sequence[str], name: str) -> str | None:
+    """The last value of a flag among words."""
+    found = None
+    for place, word in enumerate(flags):
+        key, equals, value = word.partition("=")
+        if key.removeprefix("--").replace("_", "-") == name and (equals or key.startswith("--")):
+            found = value if equals else next(iter(flags[place + 1 : place + 2]), None)
+    return found
+
+
+def prepare(
+    command: type[Any], verb: str, argv: Sequence[str], form: Form = "checkpoint", scene_only: bool = False
+) -> tuple[Task, Any, PolicySource | None]:
+    """Task, arguments and policy of `deftly VERB [TASK] [--policy SPEC] ...`, and the line that says which policy.
+
+    What the user gives, in files or typed, overrides the settings with which the policy was made. There is no policy if
+    the command has an `agent` that needs none. `scene_only`: only the settings are wanted, and without --policy they
+    are the task's own; nothing is printed.
+    """
+    name, flags = split_task(policy_words(argv))
+    prog = f"deftly {verb} {name or 'TASK'}"
+    spec = typed(flags, SETTINGS_FROM) or typed(flags, "policy")
+    if name is None and (spec is None or "://" in spec):
+        parse(command, flags, prog=prog)  # answers --help
+        why = f"{spec} names its robot, not the task: " if spec else ""
+        raise DeftlyError(f"{why}{verb} needs a task: deftly {verb} TASK; 'deftly tasks' lists them")
+    named = resolve(spec, None, RunsConfig(), form).task if name is None else ""
+    from deftly.evaluate.handover import load_task
+
+    cls = load_task(name, named, f"policy {spec}")
+    command = with_task(command, cls.Config)
+    args = parse(command, flags, prog=prog)
+    if getattr(args, "agent", "trained") != "trained" or (scene_only and args.policy is None):
+        return cls(args.task), args, None
+    source = resolve(args.policy, cls.name, args.runs, form)
+    like = source
+    if getattr(args, "settings_from", None):
+        like = resolve(args.settings_from, cls.name, args.runs, form)
+    if isinstance(like.loaded, Bundle) and like.task != cls.name:
+        raise DeftlyError(f"{like.label} is a policy of {like.task}, not of {cls.name}: name the task {like.task}")
+    args = parse(command, flags, prog=prog, filed=like.settings(cls), origin=f"the settings of {like.label}")
+    task = cls(args.task)
+    source.require(task.contract(), cls.name)
+    if not scene_only:
+        print(source.line, flush=True)
+    return task, args, source

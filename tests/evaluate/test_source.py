@@ -1,0 +1,181 @@
+"""Which policy is meant: the same words in every command, said in the first line, and the same whatever form it has."""
+
+import importlib
+import threading
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import pytest
+
+from deftly.config import RunsConfig, SimConfig
+from deftly.contract import JOINT_POS
+from deftly.errors import DeftlyError
+from deftly.evaluate.evaluate import EvalSettings, measure
+from deftly.evaluate.source import PolicySource, of_bundle, of_checkpoint, policy_words, resolve
+from deftly.learn import checkpoint
+from deftly.serving.server import Server
+from deftly.tasks import load
+
+SHIPPED = "jaka-pick-cube"
+MORE = {
+    "eval": ["--video", "False", "--episodes", "2"],
+    "play": ["--video", "x.mp4"],
+    "serve": ["--bind", "tcp://127.0.0.1:*"],
+    "sim2sim": ["--episodes", "1"],
+    "run": ["--driver", "fake", "--seconds", "0.05"],
+    "export": ["--episodes", "2"],
+    "record": ["--out", "x.npz"],
+    "check": [],
+}
+"""What each command needs beside a task and a policy."""
+
+
+class Opened(DeftlyError):
+    """The policy was opened: far enough."""
+
+
+@pytest.fixture
+def said(monkeypatch, tmp_path, capsys):
+    """The first line of what a command prints until it opens its policy."""
+
+    def opened(*_, **__):
+        raise Opened("far enough")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(PolicySource, "open", opened)
+    monkeypatch.setattr("deftly.evaluate.export.to_onnx", opened)
+
+    def run(command: str, words: list[str]) -> str:
+        module = importlib.import_module(f"deftly.commands.{command}")
+        capsys.readouterr()
+        with suppress(DeftlyError):
+            module.main([*words, *MORE[command]])
+        lines = capsys.readouterr().out.splitlines()
+        return lines[0] if lines else ""
+
+    return run
+
+
+@pytest.mark.parametrize("command", [name for name in MORE if name != "serve"])
+@pytest.mark.parametrize("word", ["part", "folder", "default"])
+def test_the_same_word_means_the_same_policy_in_every_command(command, word, exported, said):
+    words = {"part": ["--policy", "rail_train"], "folder": ["--policy", str(exported.checkpoint)], "default": []}[word]
+    if command == "check":
+        task = []
+        words = words or ["--policy", "latest"]
+    else:
+        task = [exported.task]
+    run = exported.checkpoint.parent.parent
+    expected = f"policy: run {run.name} (iteration 1)"
+    assert said(command, [*task, *words, "--runs.root", str(exported.root)]) == expected
+
+
+@pytest.mark.parametrize("command", [name for name in MORE if name != "serve"])
+def test_what_nobody_trained_is_shipped(command, said):
+    assert said(command, [SHIPPED]) == "policy: shipped (iteration 600)"
+
+
+@pytest.mark.parametrize("command", ["eval", "play", "sim2sim", "run", "record"])
+def test_older_names_of_the_flag_mean_the_same(command, exported, said):
+    expected = f"policy: bundle {exported.bundle} (iteration 1)"
+    for words in (["--bundle", str(exported.bundle)], [f"bundle={exported.bundle}"]):
+        assert said(command, [exported.task, *words]) == expected
+
+
+def test_serve_finds_what_the_others_find(exported):
+    from deftly.commands.serve import ServeArgs, find
+
+    runs = RunsConfig(root=exported.root)
+    for word in (None, "rail_train", str(exported.bundle)):
+        assert find(exported.task, ServeArgs(policy=word, runs=runs)).line == resolve(word, "rail", runs).line
+
+
+def test_the_shipped_policy_is_one_in_both_forms():
+    forms = [resolve("shipped", SHIPPED, RunsConfig(), form) for form in ("checkpoint", "bundle")]
+    assert forms[0].sha256 == forms[1].sha256
+    assert forms[0].line == forms[1].line
+    assert forms[0].contract == forms[1].contract
+
+
+@pytest.mark.parametrize(
+    ("spec", "task", "message"),
+    [
+        (None, "slider", r"no policy for slider: no run .* 'deftly train slider'"),
+        (None, None, "name a task, or give --policy"),
+        ("shipped", None, "shipped needs a task"),
+        ("shipped", "slider", "no policy is shipped for slider"),
+        ("latest", "slider", "no train run of slider"),
+        ("ws://host:1", "slider", "later version"),
+    ],
+)
+def test_what_is_not_there_is_one_line(spec, task, message, tmp_path):
+    with pytest.raises(DeftlyError, match=message) as found:
+        resolve(spec, task, RunsConfig(root=tmp_path))
+    assert "\n" not in str(found.value)
+
+
+def test_a_bundle_beside_an_endpoint_gives_the_settings():
+    words = ["slider", "--bundle", "b", "--server-endpoint", "tcp://127.0.0.1:1"]
+    expected = ["slider", "--settings-from", "b", "--policy", "tcp://127.0.0.1:1"]
+    assert policy_words(words) == expected
+    assert policy_words(["checkpoint=a", "seed=1"]) == ["--policy=a", "seed=1"]
+    with pytest.raises(DeftlyError, match="give one --policy"):
+        policy_words(["--bundle", "a", "--checkpoint", "b"])
+
+
+def test_a_policy_of_another_robot_is_refused_in_a_line_of_words(exported):
+    found = of_checkpoint(checkpoint.load(exported.checkpoint))
+    cls = load(SHIPPED)
+    with pytest.raises(DeftlyError, match=r"is a policy of rail \(robot slider\), not of jaka-pick-cube") as error:
+        found.require(cls(cls.Config()).contract(), SHIPPED)
+    assert "{" not in str(error.value)
+
+
+# ------------------------------------------------------------ one policy in three forms
+
+
+@contextmanager
+def served(source):
+    server = Server(source.open(), "tcp://127.0.0.1:*")
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield PolicySource("endpoint", server.endpoint, None)
+    finally:
+        server.stop()
+        thread.join(10)
+
+
+def test_checkpoint_bundle_and_endpoint_have_the_same_episodes(exported):
+    cls = load(exported.task)
+    task = cls(cls.Config())
+    bundled = of_bundle(exported.bundle)
+    settings = EvalSettings(episodes=12, sim=SimConfig(threads=1))
+    with served(bundled) as endpoint:
+        sources = (of_checkpoint(checkpoint.load(exported.checkpoint)), bundled, endpoint)
+        measured = [measure(task, source, settings) for source in sources]
+    (_, first), *others = measured
+    for report, values in others:
+        assert report["success"] == measured[0][0]["success"]
+        for name in ("success", "steps", "time_out"):
+            np.testing.assert_array_equal(values[name], first[name])
+        np.testing.assert_allclose(values["return"], first["return"], rtol=1e-3)
+
+
+def test_only_a_checkpoint_can_be_drawn_from(exported):
+    cls = load(exported.task)
+    settings = EvalSettings(episodes=2, stochastic=True, sim=SimConfig(threads=1))
+    with pytest.raises(DeftlyError, match=r"is a bundle and gives its mean action: leave out --stochastic"):
+        measure(cls(cls.Config()), of_bundle(exported.bundle), settings)
+    with pytest.raises(DeftlyError, match="is an endpoint and gives its mean action"):
+        measure(cls(cls.Config()), PolicySource("endpoint", "tcp://127.0.0.1:1", None), settings)
+    drawn, _ = measure(cls(cls.Config()), of_checkpoint(checkpoint.load(exported.checkpoint)), settings)
+    assert drawn["stochastic"] is True
+
+
+def test_the_policy_sees_signals_alone(exported):
+    policy = of_bundle(exported.bundle).open()
+    signals = {s.name: np.zeros((3, s.size), np.float32) for s in policy.contract.signals}
+    decision = policy.infer(signals)
+    assert decision.action.shape == (3, policy.contract.action_size)
+    assert decision.targets.shape == signals[JOINT_POS].shape
