@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,6 +50,8 @@ class PolicySource:
     """What to type after --policy."""
     loaded: Bundle | Checkpoint | None
     """None if only a server has it."""
+    like: PolicySource | None = None
+    """What has the settings and the report of a server's policy, if --settings-from says."""
 
     @property
     def line(self) -> str:
@@ -98,6 +100,8 @@ class PolicySource:
         """Its `eval.json`, if it has one. Raises DeftlyError for one that is no report."""
         if isinstance(self.loaded, Bundle):
             return _measured(self.label, self.loaded.report)
+        if self.like is not None:
+            return self.like.report
         if self.loaded is None or self.kind != SHIPPED:
             return None
         from deftly.evaluate.report import read_report
@@ -345,6 +349,7 @@ def prepare(
     like = source
     if getattr(args, "settings_from", None):
         like = resolve(args.settings_from, cls.name, args.runs, form)
+        source = replace(source, like=like)
     if isinstance(like.loaded, Bundle) and like.task != cls.name:
         raise DeftlyError(f"{like.label} is a policy of {like.task}, not of {cls.name}: name the task {like.task}")
     args = parse(command, flags, prog=prog, filed=like.settings(cls), origin=f"the settings of {like.label}")
