@@ -293,7 +293,7 @@ def policy_words(argv: Sequence[str]) -> list[str]:
     names = [name for _, name in places if name]
     if "bundle" in names and "checkpoint" in names:
         raise DeftlyError("--bundle and --checkpoint both name the policy: give one --policy")
-    served = "server-endpoint" in names or any("tcp://" in word for word in argv if "policy" in word.partition("=")[0])
+    served = "server-endpoint" in names or "://" in (typed(argv, "policy") or "")
     words = list(argv)
     for place, name in places:
         if name:
@@ -346,6 +346,8 @@ def prepare(
     if getattr(args, "agent", "trained") != "trained" or (scene_only and args.policy is None):
         return cls(args.task), args, None
     source = resolve(args.policy, cls.name, args.runs, form)
+    if not scene_only:
+        print(source.line, flush=True)
     like = source
     if getattr(args, "settings_from", None):
         like = resolve(args.settings_from, cls.name, args.runs, form)
@@ -355,6 +357,4 @@ def prepare(
     args = parse(command, flags, prog=prog, filed=like.settings(cls), origin=f"the settings of {like.label}")
     task = cls(args.task)
     source.require(task.contract(), cls.name)
-    if not scene_only:
-        print(source.line, flush=True)
     return task, args, source
