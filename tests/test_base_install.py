@@ -32,29 +32,29 @@ class Block(MetaPathFinder):
 sys.meta_path.insert(0, Block())
 
 import numpy as np
-from deftly.policy.protocol import ContractPolicy
+from deftly.policy.protocol import ContractPolicy, OneRobot
 from deftly.commands import main as cli
 from deftly.policy import bundle
 
 found = bundle.load(folder)
-policy = found.policy()
+policy = OneRobot(found.policy())
 signals = {s.name: found.golden[f"signal/{s.name}"][0] for s in found.contract.signals}
-policy.reset(signals)
+policy.reset()
 action, targets = policy.infer(signals)
 np.testing.assert_allclose(targets, found.golden["targets"][0], atol=1e-5)
 policy.close()
 
 served = None
 if importlib.util.find_spec("deftly.serving.server"):
-        from deftly.serving.client import Client
+    from deftly.serving.client import Client
     from deftly.serving.server import Server
 
     server = Server(ContractPolicy(found.contract, found.network), "tcp://127.0.0.1:*")
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        client = Client(server.endpoint, timeout=10.0)
-        client.reset(signals)
+        client = OneRobot(Client(server.endpoint, timeout=10.0))
+        client.reset()
         served = client.infer(signals).targets.tolist()
         client.close()
     finally:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,6 +50,8 @@ class PolicySource:
     """What to type after --policy."""
     loaded: Bundle | Checkpoint | None
     """None if only a server has it."""
+    like: PolicySource | None = None
+    """What has the settings and the report of a server's policy, if --settings-from says."""
 
     @property
     def line(self) -> str:
@@ -98,6 +100,8 @@ class PolicySource:
         """Its `eval.json`, if it has one. Raises DeftlyError for one that is no report."""
         if isinstance(self.loaded, Bundle):
             return _measured(self.label, self.loaded.report)
+        if self.like is not None:
+            return self.like.report
         if self.loaded is None or self.kind != SHIPPED:
             return None
         from deftly.evaluate.report import read_report
@@ -289,7 +293,7 @@ def policy_words(argv: Sequence[str]) -> list[str]:
     names = [name for _, name in places if name]
     if "bundle" in names and "checkpoint" in names:
         raise DeftlyError("--bundle and --checkpoint both name the policy: give one --policy")
-    served = "server-endpoint" in names or any("tcp://" in word for word in argv if "policy" in word.partition("=")[0])
+    served = "server-endpoint" in names or "://" in (typed(argv, "policy") or "")
     words = list(argv)
     for place, name in places:
         if name:
@@ -342,14 +346,15 @@ def prepare(
     if getattr(args, "agent", "trained") != "trained" or (scene_only and args.policy is None):
         return cls(args.task), args, None
     source = resolve(args.policy, cls.name, args.runs, form)
+    if not scene_only:
+        print(source.line, flush=True)
     like = source
     if getattr(args, "settings_from", None):
         like = resolve(args.settings_from, cls.name, args.runs, form)
+        source = replace(source, like=like)
     if isinstance(like.loaded, Bundle) and like.task != cls.name:
         raise DeftlyError(f"{like.label} is a policy of {like.task}, not of {cls.name}: name the task {like.task}")
     args = parse(command, flags, prog=prog, filed=like.settings(cls), origin=f"the settings of {like.label}")
     task = cls(args.task)
     source.require(task.contract(), cls.name)
-    if not scene_only:
-        print(source.line, flush=True)
     return task, args, source

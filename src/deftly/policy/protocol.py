@@ -282,7 +282,7 @@ class OneRobot:
 
 def as_seen(signals: Signals) -> dict[str, np.ndarray]:
     """Signals in the type that the policy was trained with: float32, and images as they are."""
-    found = {name: np.asarray(value) for name, value in signals.items()}
+    found = {name: np.asarray(value.cpu() if hasattr(value, "cpu") else value) for name, value in signals.items()}
     return {name: value if value.dtype == np.uint8 else value.astype(np.float32) for name, value in found.items()}
 
 
