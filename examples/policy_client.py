@@ -23,14 +23,15 @@ def main(endpoint: str = "tcp://127.0.0.1:5555", steps: int = STEPS, timeout: fl
     policy = deftly.load_policy(endpoint, timeout=timeout)
     robot = policy.contract.robot
     print(f"{robot.name}: {len(robot.joints)} joints, {policy.contract.rate:g} Hz")
-    signals = {signal.name: np.zeros(signal.shape) for signal in robot.signals}
-    signals["joint_pos"] = np.array([joint.home for joint in robot.joints])
+    # Policies are batched: a row for each robot, here one.
+    signals = {signal.name: np.zeros((1, *signal.shape)) for signal in robot.signals}
+    signals["joint_pos"] = np.array([[joint.home for joint in robot.joints]])
     targets = []
-    policy.reset(signals)
+    policy.reset()
     for _ in range(steps):
         decision = policy.infer(signals)
         signals["joint_pos"] = np.asarray(decision.targets, float)  # a robot that goes where it is told at once
-        targets.append(decision.targets)
+        targets.append(decision.targets[0])
     policy.close()
     print("last targets:", np.round(targets[-1], 3))
     return np.stack(targets)

@@ -119,11 +119,11 @@ def test_from_training_to_a_driven_robot(exported, tmp_path):
         result.policy(),
         deftly.load_policy(None, exported.task, runs={"root": tmp_path}),
     ]
-    signals = {s.name: np.zeros(s.shape) for s in policies[0].contract.robot.signals}
+    signals = {s.name: np.zeros((1, *s.shape)) for s in policies[0].contract.robot.signals}
     targets = []
     for policy in policies:
-        policy.reset(signals)
-        targets.append(policy.infer(signals).targets)
+        policy.reset()
+        targets.append(np.asarray(policy.infer(signals).targets))
     assert targets[0] == pytest.approx(targets[1], abs=1e-5)
     assert targets[1] == pytest.approx(targets[2], abs=1e-6)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deftly.serving.brain import PolicyBrain
 
 import deftly
 from deftly.policy import bundle
@@ -69,7 +68,7 @@ def test_policy_client_gets_what_the_policy_decides(monkeypatch):
     folder = bundle.shipped("jaka-pick-cube")
     assert folder is not None
     found = bundle.load(folder)
-    server = Server(PolicyBrain(found.contract, found.network), "tcp://127.0.0.1:*")
+    server = Server(found.policy(), "tcp://127.0.0.1:*")
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -79,11 +78,11 @@ def test_policy_client_gets_what_the_policy_decides(monkeypatch):
         thread.join(10)
     policy = deftly.load_policy("shipped", "jaka-pick-cube")
     robot = policy.contract.robot
-    signals = {signal.name: np.zeros(signal.shape) for signal in robot.signals}
-    signals["joint_pos"] = np.array([joint.home for joint in robot.joints])
-    policy.reset(signals)
+    signals = {signal.name: np.zeros((1, *signal.shape)) for signal in robot.signals}
+    signals["joint_pos"] = np.array([[joint.home for joint in robot.joints]])
+    policy.reset()
     assert targets.shape == (3, len(robot.joints))
-    assert targets[0] == pytest.approx(policy.infer(signals).targets, abs=1e-6)
+    assert targets[0] == pytest.approx(policy.infer(signals).targets[0], abs=1e-6)
 
 
 def test_a_second_task_and_a_second_robot_need_no_edit_elsewhere(tmp_path):
