@@ -53,7 +53,11 @@ def test_a_number_of_steps_cuts_the_last_episode_off(exported, tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [([], "--out FILE.npz"), (["--out", "x.csv"], "it must be a .npz file, such as x.npz"), (["--num-steps=-1"], "it must be 0 or more")],
+    [
+        ([], "--out FILE.npz"),
+        (["--out", "x.csv"], "it must be a .npz file, such as x.npz"),
+        (["--num-steps=-1"], "it must be 0 or more"),
+    ],
 )
 def test_what_cannot_be_done_is_one_line(exported, words, message):
     with pytest.raises(DeftlyError, match=message):

@@ -44,7 +44,11 @@ def fitted(case):
 def plain(case, contract):
     """The log as hardware gives it: arrays in the order of the motors."""
     log = case[2]
-    return {"hand_cmd": contract.robot.to_motors(log.cmd), "hand_state": contract.robot.to_motors(log.state), "time": log.time}
+    return {
+        "hand_cmd": contract.robot.to_motors(log.cmd),
+        "hand_state": contract.robot.to_motors(log.state),
+        "time": log.time,
+    }
 
 
 def save(path: Path, arrays: dict) -> Path:
