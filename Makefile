@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
 HAS_EGL := $(BIN)/python -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("EGL"))'
 
-.PHONY: help install quickstart test check bench clean gl
+.PHONY: help install quickstart test test-warp check bench clean gl
 .DEFAULT_GOAL := help
 
 help: ## show this
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
 
 install: gl ## make .venv and install deftly with everything it can use
 
@@ -19,6 +19,11 @@ quickstart: install ## train, evaluate and watch a small task
 
 test: install ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+# The first run compiles kernels for some minutes, which Warp keeps in WARP_CACHE_PATH (without it, in ~/.cache/warp).
+test-warp: install ## run the tests of the Warp engine, which needs the extra gpu
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gpu]'
+	$(BIN)/python -m pytest -m warp $(ARGS)
 
 check: $(STAMP) ## lint, format, types, layers
 	$(BIN)/ruff check

@@ -12,11 +12,11 @@ from deftly import robots, tasks
 from deftly.commands import main as cli
 from deftly.commands.completion import INTO
 from deftly.commands.table import COMMANDS
-from deftly.config import ALIASES, EnvConfig, SimConfig, gather, parse, split_task, with_task
+from deftly.config import ALIASES, EnvConfig, SimConfig, parse, split_task, with_task
+from deftly.config.presets import PRESETS, divide
 from deftly.console import failed
 from deftly.env import Env
 from deftly.robots.check import check
-from deftly.sim.scene import PRESETS, substeps
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -103,7 +103,7 @@ def test_commands_parse(page, command):
     elif given and COMMANDS[name].takes_task:
         task = tasks.load(given)
         cls = with_task(cls, task.Config) if COMMANDS[name].task_settings else cls
-    parse(cls, gather(rest) if name in ("eval", "sim2sim") else rest, prog=name)
+    parse(cls, rest, prog=name)
 
 
 def test_every_command_is_documented():
@@ -124,7 +124,7 @@ def test_aliases_of_the_table_are_known():
 def test_presets_of_the_table():
     text = (ROOT / "docs/configuration.md").read_text()
     for name, p in PRESETS.items():
-        figures = [f"{1e3 * p.timestep:.1f} ms", str(substeps(15.0, name)), str(p.iterations), f"{p.impratio:g}"]
+        figures = [f"{1e3 * p.timestep:.1f} ms", str(divide(15.0, name)), str(p.iterations), f"{p.impratio:g}"]
         row = re.search(rf"^\| `{name}` +\|(.*)\|$", text, re.MULTILINE)
         assert row is not None
         assert [cell.strip() for cell in row[1].split("|")] == figures

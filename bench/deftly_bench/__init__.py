@@ -14,15 +14,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib import metadata, util
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, Gt, Lt
+from typing_extensions import Doc
 
 from deftly import __version__
-from deftly.config import RunsConfig, parse, split_task
+from deftly.config import RunsConfig, Settings, SimConfig, parse, split_task
 from deftly.errors import DeftlyError
 from deftly_bench.table import SCHEMA, TITLES
 
@@ -37,39 +40,32 @@ RATIOS = {
     "env/raw_cores": ("env", "raw_cores"),
     "train/raw": ("train", "raw_limit"),
     "train/sb3": ("train", "sb3"),
+    "env_warp/env": ("env_warp", "env"),
 }
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class BenchArgs:
+class BenchArgs(Settings):
     """Measure simulation and training beside the raw limit and a peer: `deftly bench [TASK]`."""
 
-    num_envs: int = 1024
-    """Environments of the batch that is stepped."""
-    seconds: float = 10.0
-    """Shortest time of one measurement, s."""
-    repeats: int = 3
-    """Rounds in which the cases take turns; the medians count."""
-    quick: bool = False
-    """Small sizes and one short round: a look, not a measurement."""
-    presets: bool = False
-    """Also compare the physics presets: speed, grip, and success of the policy."""
-    checkpoint: str | None = None
-    """Policy whose motions and success are measured: latest, a run, a checkpoint; unset: the shipped one."""
-    out: Path | None = None
-    """Write the results to this JSON file, such as bench/results/laptop.json."""
-    table: bool = False
-    """Measure nothing: write the tables of bench/results/*.json (or of --out) into docs/performance.md."""
-    docs: Path = Path("docs/performance.md")
-    """Page that holds the tables."""
-
-    def __post_init__(self) -> None:
-        for name, low in (("num_envs", 1), ("repeats", 1)):
-            if getattr(self, name) < low:
-                raise DeftlyError(f"{name.replace('_', '-')} is {getattr(self, name)}, but must be {low} or more")
-        if not 0 < self.seconds < 3600:
-            raise DeftlyError(f"seconds is {self.seconds:g}, but must be above 0 and below an hour")
+    sim: Annotated[SimConfig, Doc("The physics; with the engine warp, `Env.step` is measured on it too.")] = field(
+        default_factory=SimConfig
+    )
+    num_envs: Annotated[int, Ge(1), Doc("Environments of the batch that is stepped.")] = 1024
+    seconds: Annotated[float, Gt(0), Lt(3600), Doc("Shortest time of one measurement, s.")] = 10.0
+    repeats: Annotated[int, Ge(1), Doc("Rounds in which the cases take turns; the medians count.")] = 3
+    quick: Annotated[bool, Doc("Small sizes and one short round: a look, not a measurement.")] = False
+    presets: Annotated[bool, Doc("Also compare the physics presets: speed, grip, and success of the policy.")] = False
+    checkpoint: Annotated[
+        str | None,
+        Doc("Policy whose motions and success are measured: latest, a run, a checkpoint; unset: the shipped one."),
+    ] = None
+    out: Annotated[Path | None, Doc("Write the results to this JSON file, such as bench/results/laptop.json.")] = None
+    table: Annotated[
+        bool, Doc("Measure nothing: write the tables of bench/results/*.json (or of --out) into docs/performance.md.")
+    ] = False
+    docs: Annotated[Path, Doc("Page that holds the tables.")] = Path("docs/performance.md")
 
 
 def main(argv: list[str]) -> int:
@@ -109,6 +105,7 @@ def _job(name: str, args: BenchArgs) -> Job:
     if path:
         checkpoint.load(path).require(cls(cls.Config()))
     job = Job("", name, num_envs=args.num_envs, seconds=args.seconds, checkpoint=str(path) if path else None)
+    job = replace(job, preset=args.sim.preset, threads=args.sim.threads)
     if not args.quick:
         return job
     small = {"num_envs": 64, "train_envs": 64, "seconds": min(args.seconds, 1.0), "episodes": 32}
@@ -141,6 +138,8 @@ def measure(job: Job, args: BenchArgs, say: Say) -> dict[str, Any]:
     result["settings"] |= {"repeats": 1 if args.quick else args.repeats, "quick": args.quick}
     with tempfile.TemporaryDirectory(prefix="deftly-bench-") as folder:
         jobs = _jobs(job, Path(folder), skipped)
+        if args.sim.engine == "warp":
+            jobs["env_warp"] = replace(jobs["env"], engine="warp")
         rounds = [_round(jobs, i, result, say) for i in range(result["settings"]["repeats"])]
     result["cases"] = {name: _case([r[name] for r in rounds]) for name in jobs}
     result["cases"]["raw_limit"] = _case([{"rate": r["raw"]["rate"] * result["machine"]["cores"]} for r in rounds])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mujoco
 import numpy as np
@@ -23,12 +23,14 @@ from torch import Tensor
 
 from deftly.commands.doctor import cores
 from deftly.config import EnvConfig, PPOConfig, SimConfig
+from deftly.config.presets import Preset
 from deftly.env import Env
 from deftly.learn import checkpoint
 from deftly.learn.ppo import PPO
-from deftly.sim.scene import Preset, compile_scene
+from deftly.sim.scene import compile_scene
 from deftly.tasks import Task, load
 
+Engine = Literal["cpu", "warp"]
 FULL = mujoco.mjtState.mjSTATE_INTEGRATION.value
 SNAP = "snap/"
 
@@ -44,6 +46,9 @@ class Job:
     num_envs: int = 1024
     seconds: float = 10.0
     preset: Preset = "default"
+    engine: Engine = "cpu"
+    threads: int = 0
+    """Threads of the CPU engine; 0 takes all cores."""
     checkpoint: str | None = None
     tape_envs: int = 64
     tape_steps: int = 0
@@ -63,7 +68,8 @@ class Job:
     def env(self, num_envs: int, randomize: bool = True) -> Env:
         """A batch of the task's environments at the preset."""
         cfg = EnvConfig(num_envs=num_envs, randomize=randomize, pushes=randomize)
-        return Env(self.new_task(), cfg, SimConfig(self.preset), purpose="train")
+        sim = SimConfig(preset=self.preset, threads=self.threads, engine=self.engine)
+        return Env(self.new_task(), cfg, sim, purpose="train")
 
     def policy(self) -> Callable[[Tensor], Tensor] | None:
         """The policy of the checkpoint, or None."""
@@ -131,7 +137,8 @@ def spread(env: Env, tape: str) -> None:
     count = len(rows["sim"])
     pick = torch.randperm(max(count, env.num_envs), generator=torch.Generator().manual_seed(0)) % count
     now = env.state_dict()
-    if rows["sim"].shape[1:] != now["sim"].shape[1:]:  # random delays keep commands in the state, and the tape has none
+    with_delays = rows["sim"].shape[1:] != now["sim"].shape[1:]  # they keep commands in the state; the tape has none
+    if with_delays or rows["sim"].dtype != now["sim"].dtype:
         env.stagger()
         for _ in range(env.episode_steps // 4):
             env.step(random_action(env))
@@ -147,7 +154,7 @@ class Replay:
 
     def __init__(self, job: Job):
         task = job.new_task()
-        self.model = compile_scene(task.scene(), task.contract().rate, job.preset)
+        self.model = compile_scene(task.scene(), task.contract().rate, SimConfig(preset=job.preset))
         with np.load(job.tape, allow_pickle=False) as file:
             tape = {k: file[k] for k in file.files if not k.startswith(SNAP)}
         self.start, self.commands, self.substeps = tape["start"], tape["commands"], int(tape["substeps"])

@@ -14,8 +14,10 @@ import gymnasium
 import mujoco
 import numpy as np
 
+from deftly.config import SimConfig
+from deftly.config.presets import Preset
 from deftly.contract import PolicyContract
-from deftly.sim.scene import Preset, compile_scene, substeps
+from deftly.sim.scene import compile_scene
 from deftly.tasks import load
 
 HALF_PI = np.pi / 2
@@ -26,12 +28,12 @@ class PickCube(gymnasium.Env[np.ndarray, np.ndarray]):
     """One environment of the task in plain MuJoCo and numpy."""
 
     def __init__(self, preset: Preset = "default", seed: int = 0):
-        cls = load(TASK)
+        cls, sim = load(TASK), SimConfig(preset=preset)
         task = cls(cls.Config())
         self.cfg, self.contract = task.cfg, task.contract()
-        self.model = compile_scene(task.scene(), self.contract.rate, preset)
+        self.model = compile_scene(task.scene(), self.contract.rate, sim)
         self.data = mujoco.MjData(self.model)
-        self._substeps = substeps(self.contract.rate, preset)
+        self._substeps = sim.substeps_at(self.contract.rate)
         self._rng = np.random.default_rng(seed)
         self._lower, self._upper, self._travel = _limits(self.contract)
         self._cube = int(self.model.joint("cube").qposadr[0])

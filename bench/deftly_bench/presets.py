@@ -7,8 +7,10 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from deftly.config import SimConfig
+from deftly.config.presets import Preset
 from deftly.robots import jaka_zu5
-from deftly.sim.scene import Preset, compile_scene
+from deftly.sim.scene import compile_scene
 from deftly.tasks import load
 
 SETTLE, HOLD = 1.0, 2.0  # s
@@ -24,7 +26,7 @@ def grip(preset: Preset) -> dict[str, Any]:
     """
     cls = load(TASK)
     task = cls(cls.Config())
-    model = compile_scene(task.scene(), task.contract().rate, preset)
+    model = compile_scene(task.scene(), task.contract().rate, SimConfig(preset=preset))
     data = mujoco.MjData(model)
     _between_fingers(model, data, task.cfg.cube_half)
     _run(model, data, SETTLE)

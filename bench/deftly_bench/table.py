@@ -20,6 +20,7 @@ TITLES = {
     "raw_cores": "MuJoCo `mj_step`, a thread on each core",
     "raw_policy": "MuJoCo `mj_step`, one thread, the policy's motions",
     "env": "Deftly `Env.step`, random actions",
+    "env_warp": "Deftly `Env.step` on Warp, random actions",
     "train": "Deftly training, end to end",
     "sb3": "Stable-Baselines3 PPO, a process per environment",
 }
@@ -28,6 +29,7 @@ RATIO_TITLES = {
     "env/raw_cores": "`Env.step` / raw, a thread on each core",
     "train/raw": "training / raw limit (one thread times the cores)",
     "train/sb3": "training / Stable-Baselines3",
+    "env_warp/env": "`Env.step`, engine warp / engine cpu",
 }
 Row = tuple[str, ...]
 Titled = tuple[str, Row, list[Row]]

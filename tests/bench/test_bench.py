@@ -1,6 +1,7 @@
 import io
 import json
 import subprocess
+from dataclasses import replace
 
 import mujoco
 import numpy as np
@@ -71,6 +72,25 @@ def test_replay_follows_resets(tmp_path, monkeypatch):
     job = Job("", TASK, str(tmp_path / "tape.npz"), num_envs=4, seconds=0.01, tape_envs=2, tape_steps=12)
     assert cases.record(job)["resets"] == 6
     assert cases.raw(job)["exact"]
+
+
+def test_the_warp_engine_is_measured_beside_the_cpu_engine(monkeypatch):
+    """The flag adds a case and its ratio; what is measured of it is told by the job alone."""
+    asked = []
+    monkeypatch.setattr(bench, "call", lambda job: asked.append(job) or {"rate": 2.0 if job.engine == "warp" else 8.0})
+    monkeypatch.setattr(bench, "startup", lambda job, repeats: {})
+    args = bench.parse(bench.BenchArgs, ["--sim.engine", "warp", "--sim.preset", "fast", "--quick"], prog="bench")
+    found = bench.measure(bench._job(TASK, args), args, lambda line: None)
+    assert [job.case for job in asked if job.engine == "warp"] == ["env"]
+    assert {job.preset for job in asked} == {"fast"}
+    assert found["ratios"]["env_warp/env"] == 0.25
+    assert "`Env.step`, engine warp / engine cpu | 0.25" in table.markdown(found)
+
+
+@pytest.mark.warp
+def test_the_warp_engine_steps_as_a_case(job):
+    found = cases.env(replace(job, engine="warp", num_envs=4))
+    assert found["rate"] > 0
 
 
 def test_environments_are_spread_over_an_episode(job):
@@ -165,7 +185,7 @@ def test_measure_has_the_schema(monkeypatch):
     assert found["schema"] == "deftly.bench/1"
     assert {"machine", "versions", "date", "settings", "cases", "ratios", "startup_s", "presets"} <= found.keys()
     assert {"raw", "raw_limit", "raw_cores", "env", "train", "sb3"} <= found["cases"].keys()
-    assert found["ratios"].keys() == bench.RATIOS.keys()
+    assert found["ratios"].keys() == bench.RATIOS.keys() - {"env_warp/env"}
     assert found["presets"].keys() == set(bench.PRESETS)
     assert all("repetitions" in case and "median" in case for case in found["cases"].values())
     assert table.markdown(found)
@@ -206,7 +226,7 @@ def test_summary_prints():
     ("argv", "says"),
     [
         (["bench", "nothing"], "no task 'nothing'"),
-        (["bench", "--num-envs", "0"], "num-envs is 0, but must be 1 or more"),
+        (["bench", "--num-envs", "0"], "num-envs is 0, but it must be 1 or more"),
         (["bench", "--seconds", "-1"], "seconds is -1"),
         (["bench", "--out", "/proc/x/y.json"], "cannot write --out '/proc/x/y.json'"),
         (["bench", "--checkpoint", "no-such-run"], "no run or checkpoint 'no-such-run'"),

@@ -171,3 +171,24 @@ def test_error_says_where(tmp_path):
     assert found.level == "fail"
     assert "KeyError: 'elbow'" in found.text
     assert "mine.py:" in found.text
+
+
+@pytest.mark.parametrize(
+    ("warp", "level", "said"),
+    [
+        (None, "ok", "not installed"),
+        ("3.17.0", "ok", "mujoco-warp 3.17.0"),
+        ("3.11.2", "warn", "3.11.2 beside mujoco 3.1"),
+    ],
+)
+def test_the_engine_on_warp_fits_mujoco(monkeypatch, warp, level, said):
+    def version(name):
+        found = {"mujoco": "3.17.0", "mujoco-warp": warp}[name]
+        if found is None:
+            raise doctor.metadata.PackageNotFoundError
+        return found
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    found = doctor.engines()
+    assert found.level == level
+    assert said in found.text

@@ -183,7 +183,7 @@ def test_memory_starts_with_the_action_that_keeps_the_pose(kind):
 bits = st.integers(0, 2**32 - 1).map(lambda i: np.uint32(i).view(np.float32))
 
 
-@settings(max_examples=200)
+@settings(max_examples=40, deadline=None)
 @given(contracts(), st.data())
 def test_no_action_leaves_the_limits_and_only_nan_gives_nan(c, data):
     lower = np.array([j.lower for j in c.joints], np.float32)
@@ -208,6 +208,7 @@ def test_nan_stays_nan_so_that_the_caller_can_refuse_it():
 # ------------------------------------------------------------------ one code for all
 
 
+@settings(max_examples=25, deadline=None)
 @given(contracts(), st.integers(0, 1000))
 def test_numpy_and_torch_agree_to_the_bit(c, seed):
     rng = np.random.default_rng(seed)
@@ -221,6 +222,7 @@ def test_numpy_and_torch_agree_to_the_bit(c, seed):
         np.testing.assert_array_equal(a, b.numpy())
 
 
+@settings(max_examples=25, deadline=None)
 @given(contracts(), st.integers(0, 1000))
 def test_a_batch_is_its_single_robots(c, seed):
     rng = np.random.default_rng(seed)
@@ -342,7 +344,7 @@ def test_an_observation_is_an_array_of_its_own():
 
 
 @given(st.integers(0, 1000), st.sampled_from([(), (3,), (2, 3)]))
-@settings(deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_derived_values_agree_between_numpy_and_torch(seed, batch):
     rng = np.random.default_rng(seed)
     signals = [signals_of(DERIVED, rng, *batch) for _ in range(3)]

@@ -111,3 +111,43 @@ def test_a_log_keeps_no_images():
     signals = (*ROBOT.signals, Signal("front", (4, 6, 3), dtype="uint8"))
     seen = dataclasses.replace(TOY, robot=dataclasses.replace(ROBOT, signals=signals))
     assert "signal/front" not in Ring(seen, 5).rows()
+
+
+def followed(kernel, lag):
+    """Whether the kernel bears with a first joint that lags so far behind its command."""
+    now = 1.0
+    measured = {s.name: np.zeros(s.size) for s in kernel.robot.signals} | {"joint_pos": np.array(kernel.robot.home())}
+    kernel.tick(now, Reading(measured, now))
+    kernel.start()
+    targets = measured["joint_pos"] + np.eye(len(HOME))[0] * lag
+    for _ in range(100):
+        now += kernel.period
+        kernel.tick(now, Reading(measured, now), targets)
+    return kernel.fault is not Fault.FOLLOWING
+
+
+@pytest.mark.parametrize(
+    ("name", "lead", "lag", "bears"),
+    [
+        ("toy", None, 0.4, True),
+        ("toy", None, 0.6, False),
+        ("toy", 1.0, 0.9, True),
+        ("leap-right", None, 1.4, True),
+        ("leap-right", None, 1.6, False),
+        ("leap-right", 0.5, 0.6, False),
+    ],
+)
+def test_how_far_a_command_may_lead_is_known_by_the_robots_name_unless_it_is_said(name, lead, lag, bears):
+    joints = (dataclasses.replace(ROBOT.joints[0], upper=9.0), *ROBOT.joints[1:])
+    robot = dataclasses.replace(ROBOT, name=name, joints=joints)
+    assert followed(Kernel(robot, 20.0, SafetyConfig(lead=lead, ramp_s=0.0)), lag) is bears
+
+
+def test_a_driver_may_say_how_far_a_command_may_lead():
+    from deftly.commands.run import _bounds
+
+    driver = FakeDriver(ROBOT, 20.0)
+    assert _bounds(SafetyConfig(), driver).lead is None
+    driver.lead = 1.2  # type: ignore[attr-defined]
+    assert _bounds(SafetyConfig(), driver).lead == 1.2
+    assert _bounds(SafetyConfig(lead=0.3), driver).lead == 0.3

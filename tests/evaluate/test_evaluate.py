@@ -16,7 +16,7 @@ from deftly import workspace
 from deftly.commands import main as cli
 from deftly.commands.eval import EvalArgs
 from deftly.commands.eval import main as eval_main
-from deftly.config import EnvConfig, PPOConfig, RunsConfig, SimConfig, gather, to_yaml, with_task
+from deftly.config import EnvConfig, PPOConfig, RunsConfig, SimConfig, parse, to_yaml, with_setting, with_task
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
 from deftly.evaluate.evaluate import check_gate, measure
@@ -114,10 +114,9 @@ def test_a_gate_on_an_unknown_metric_names_the_nearest():
 
 def test_no_gate_is_lost_when_the_flag_is_repeated():
     words = ["--gate", "success>=0.9", "--seed", "1", "--gate", "steps<5", "slips<=1", "episodes=9", "gate=return>0"]
-    expected = ["--seed", "1", "episodes=9", "--gate", "success>=0.9", "steps<5", "slips<=1", "return>0"]
-    assert gather(words) == expected
-    assert gather(["--gate=a>1", "x=2"]) == ["x=2", "--gate", "a>1"]
-    assert gather(["--seed", "1"]) == ["--seed", "1"]
+    args = parse(EvalArgs, words, prog="deftly eval")
+    assert args.gate == ("success>=0.9", "steps<5", "slips<=1", "return>0")
+    assert (args.seed, args.episodes) == (1, 9)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +124,7 @@ def test_no_gate_is_lost_when_the_flag_is_repeated():
 )
 def test_the_checkpoint_is_replaced_by_the_exact_one(given):
     expected = ["--seed", "1", "--gate", "steps<5", "--checkpoint", "runs/a b"]
-    assert gather(["--seed", "1", *given, "--gate", "steps<5"], "checkpoint", "runs/a b") == expected
+    assert with_setting(["--seed", "1", *given, "--gate", "steps<5"], "checkpoint", "runs/a b") == expected
 
 
 # ---------------------------------------------------------------------- report

@@ -1,11 +1,14 @@
 """Networks: built from their description, statistics of the normalizer, the Gaussian head."""
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
+from deftly.config.sections import Activation
 from deftly.errors import DeftlyError
 from deftly.learn.networks import (
     ACTIVATIONS,
@@ -32,6 +35,10 @@ def test_a_network_is_rebuilt_from_its_description(activation):
     x = torch.randn(7, 3)
     assert torch.equal(network(x), again(x))
     assert again.spec == spec
+
+
+def test_the_settings_know_the_same_activations():
+    assert set(get_args(Activation)) == set(ACTIVATIONS)
 
 
 def test_building_draws_nothing():

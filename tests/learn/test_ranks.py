@@ -1,6 +1,7 @@
 """Several processes that train one policy."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,24 +39,25 @@ def test_alone_everything_is_the_identity():
 def test_two_processes_train_one_policy_and_resume_it(tiny_at, tmp_path):
     """With a curriculum that follows the reward. Both ranks come to the same weights, normalizer, and scales.
 
-    A training of four iterations is bit for bit the one that stopped after two and was resumed.
+    A training of four iterations is bit for bit the one that is resumed from its second.
     """
-    parts, whole = (tiny_at(tmp_path / name, CURRICULUM) for name in ("parts", "whole"))
-    flags = ["--train.max-iterations"]
-    first, second = torchrun(tmp_path / "half", [*parts.words, *flags, "2"])
+    whole, copy = tiny_at(tmp_path / "whole", CURRICULUM), tmp_path / "copy"
+    flags = ["--train.max-iterations", "4", "--save-every", "2"]
+    first, second = torchrun(tmp_path / "all", [*whole.words, *flags])
     shared = [name for name in first if name != "obs"]
     assert "scale/near" in shared
     assert all(torch.equal(first[name], second[name]) for name in shared)
     assert not torch.equal(first["obs"], second["obs"])
-    assert int(first["actor/normalizer.count"]) == int(first["steps"]) == 2 * 2 * 4 * 8
-    assert len(list((parts.root / "runs_all").iterdir())) == 1
-    assert (parts.path() / "state.rank_1.safetensors").is_file()
-    assert parts.checkpoint().ranks == 2
+    assert int(first["actor/normalizer.count"]) == int(first["steps"]) == 4 * 2 * 4 * 8
+    assert len(list((whole.root / "runs_all").iterdir())) == 1
+    assert (whole.path() / "state.rank_1.safetensors").is_file()
+    assert whole.checkpoint().ranks == 2
 
+    shutil.copytree(whole.run, copy, symlinks=True)
+    resume = ["--resume", str(copy / "checkpoints/iter_000002")]
     with pytest.raises(DeftlyError, match=r"is of a training in 2 processes, this one has 1: .*--nproc-per-node=2"):
-        parts.train(4, "--resume", "latest")
-    resumed = torchrun(tmp_path / "resumed", [*parts.words, "--resume", "latest", *flags, "4"])
-    expected = torchrun(tmp_path / "all", [*whole.words, *flags, "4"])
-    for got, wanted in zip(resumed, expected, strict=True):
+        whole.train(4, *resume)
+    resumed = torchrun(tmp_path / "resumed", [*whole.words, *flags, *resume])
+    for got, wanted in zip(resumed, (first, second), strict=True):
         assert got.keys() == wanted.keys()
         assert all(torch.equal(got[name], wanted[name]) for name in got)

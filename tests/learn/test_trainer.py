@@ -88,12 +88,13 @@ def test_the_log_has_a_row_for_each_iteration(trained):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--env.device", "cuda"), "simulates on the CPU"),
+        (("--env.device", "cuda"), "runs on the CPU"),
         (("--resume", "a", "--init", "b"), "give one of them"),
         (("--until-success", "2"), "at most 1"),
         (("--init", "nowhere"), "nowhere"),
-        (("--train.minibatches", "1000"), "use fewer minibatches"),
+        (("--train.minibatches", "1000"), "has only 32 samples"),
         (("--train.activation", "foo"), "foo"),
+        (("--train.algorithm", "pop"), r"one of ppo, did you mean 'ppo'\?"),
     ],
 )
 def test_a_refused_training_leaves_no_run(tiny, flags, message):

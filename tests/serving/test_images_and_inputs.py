@@ -96,9 +96,7 @@ def test_what_does_not_fit_is_refused_and_the_session_goes_on(network):
             {**good, "front": np.zeros(3, np.uint8)},
             {**good, "cube": np.zeros(3, np.uint8)},
         ):
-            with pytest.raises(
-                PolicyError, match="is no image of 240 x 320 x 3 bytes|is no array of 3 numbers|reads at most"
-            ):
+            with pytest.raises(PolicyError, match=r"is no image of 240 x|is no array of 3 numbers|reads at most"):
                 client.infer(broken)
         for inputs in ({"goal": 1.0}, {"speed": [1.0]}, {"prompt": "x" * 5000}, {"speed": "fast"}, {"prompt": [1.0]}):
             with pytest.raises((PolicyError, ValueError)):
@@ -150,7 +148,7 @@ def test_hostile_inputs_are_refused(value):
 def test_a_network_of_other_inputs_is_refused():
     with pytest.raises(DeftlyError, match="the contract wants"):
         OnnxNetwork(model(pixel=TensorProto.FLOAT), SEEING)
-    with pytest.raises(DeftlyError, match="'observation', 'tensor.float.', "):
+    with pytest.raises(DeftlyError, match=r"'observation', 'tensor\(float\)', "):
         OnnxNetwork(model(), CONTRACT)
 
 

@@ -199,3 +199,16 @@ def test_episodes_start_in_the_stated_ranges():
     assert 0.9 * cfg.home_noise < away.max() <= cfg.home_noise + 1e-9
     assert torch.allclose(env.state.joint_pos[:, 3], np.pi / 2 - env.state.joint_pos[:, 1:3].sum(1))
     assert not ARM.touch(env.state, "cube").any()
+
+
+def test_the_distance_to_the_cube_is_computed_from_what_is_measured():
+    """The policy's distance has the error of the measured cube, as it would on a robot."""
+    env = make(8, plain=False, randomize=False)
+    for _ in range(3):
+        step = env.step(torch.zeros(8, 4))
+        pinch, seen = env.state.site("pinch"), step.final_obs["policy"].double()
+        measured = (pinch - seen[:, 7:10]).norm(dim=-1)
+        true = (pinch - env.state.joint("cube")[:, :3]).norm(dim=-1)
+        torch.testing.assert_close(seen[:, 10], measured, atol=1e-5, rtol=0)
+        assert (measured - true).abs().max() > 1e-4
+    assert [s.name for s in env.contract.signals] == ["joint_pos", "cube_pos"]

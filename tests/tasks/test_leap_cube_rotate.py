@@ -164,7 +164,7 @@ def test_a_policy_first_sees_what_it_sees_in_the_control_loop(monkeypatch):
     same = torch.tensor(0.4).double()
     monkeypatch.setattr(State, "uniform", lambda self, ids, low, high, *size: same.expand(len(ids), *size))
     env = make(TASKS[1], num_envs=2, ready_s=(0.05, 0.05))
-    robot, seen = SimRobot(env.task, "default"), []
+    robot, seen = SimRobot(env.task), []
 
     def network(obs):
         seen.append(obs.copy())
@@ -177,7 +177,7 @@ def test_a_policy_first_sees_what_it_sees_in_the_control_loop(monkeypatch):
 
 
 def test_the_control_loop_stands_ready_as_long_as_episodes_of_training_do():
-    robot = SimRobot(make(TASKS[0], num_envs=1, ready_s=(0.1, 0.2)).task, "default")
+    robot = SimRobot(make(TASKS[0], num_envs=1, ready_s=(0.1, 0.2)).task)
     policy = LocalPolicy(robot.contract, lambda obs: np.zeros((1, 16), np.float32))
     outcomes = [run_episode(robot, policy, SafetyConfig(), i, limit=1) for i in range(12)]
     assert {int((o.rows["state"] == "ready").sum()) for o in outcomes} == {2, 3, 4}

@@ -39,7 +39,7 @@ def make_task(name=TASK, **cfg):
 def block(slider):
     """Makes robots of the toy task."""
     return lambda noise=None, latency_ms=0.0, seed=0, **cfg: SimRobot(
-        slider(1, **cfg, **({"noise": noise} if noise else {})).task, "default", seed, noise is not None, latency_ms
+        slider(1, **cfg, **({"noise": noise} if noise else {})).task, None, seed, noise is not None, latency_ms
     )
 
 
@@ -55,7 +55,7 @@ def homing(contract):
 def test_it_moves_as_the_environment_does(preset):
     quiet = EnvConfig(num_envs=1, randomize=False, noise=False, pushes=False)
     env = Env(make_task(), quiet, SimConfig(preset, 1), seed=3, purpose="evaluate")
-    robot, generator = SimRobot(make_task(), preset), torch.Generator().manual_seed(0)
+    robot, generator = SimRobot(make_task(), SimConfig(preset=preset)), torch.Generator().manual_seed(0)
     env.auto_reset = False
     robot.reset(0, env.sim.state_of(0))
     for _ in range(60):

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from deftly.config import parse, split_task
+from typing_extensions import Doc
+
+from deftly.config import parse, split_word
 from deftly.console import report
 from deftly.errors import DeftlyError
 from deftly.evaluate.check import CheckSettings, examine
@@ -14,14 +17,18 @@ from deftly.policy import bundle
 class CheckArgs(CheckSettings):
     """Check a bundle: `deftly check BUNDLE`. The exit status is 1 if anything fails."""
 
-    bundle: Path | None = None
-    """The bundle's folder, as an alternative to the bare word, which may also be a task whose bundle is shipped."""
+    bundle: Annotated[
+        Path | None,
+        Doc(
+            "The bundle's folder, as an alternative to the bare word, which may also be a task whose bundle is shipped."
+        ),
+    ] = None
 
 
 def main(argv: list[str]) -> int:
     """Run `deftly check`."""
-    word, flags = split_task(argv[:1]) if argv and "=" not in argv[0] else (None, argv[:1])  # task= is --task
-    args = parse(CheckArgs, [*flags, *argv[1:]], prog="deftly check")
+    word, flags = split_word(argv)
+    args = parse(CheckArgs, flags, prog="deftly check [BUNDLE]")
     if (word is None) == (args.bundle is None):
         raise DeftlyError("check needs one bundle: deftly check FOLDER; 'deftly export TASK' makes it")
     return show(bundle.find(word) if word else args.bundle or Path(), args)

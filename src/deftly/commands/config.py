@@ -10,6 +10,7 @@ def main(argv: list[str]) -> int:
     """Run `deftly config TASK [settings]`: the training's configuration as documented YAML."""
     name, rest = split_task(argv)
     if name is None:
+        parse(TrainArgs, rest, prog="deftly config TASK")  # answers --help
         raise DeftlyError(f"config needs a task: deftly config {next(iter(tasks.shipped()), 'TASK')}")
     cls = tasks.load(name)
     args = parse(with_task(TrainArgs, cls.Config), rest, prog=f"deftly config {name}")

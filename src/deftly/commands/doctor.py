@@ -15,11 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
+from typing import Annotated
 
 from packaging.requirements import Requirement
+from typing_extensions import Doc
 
 from deftly import tasks
-from deftly.config import EnvConfig, PPOConfig, RunsConfig, parse, split_task
+from deftly.config import EnvConfig, PPOConfig, RunsConfig, Settings, parse, split_task
 from deftly.console import Finding, judge, report
 
 INSTALL = 'pip install "deftly[train]"'
@@ -41,16 +43,16 @@ with mujoco.Renderer(model, 64, 64) as renderer:
 
 
 @dataclass(frozen=True)
-class DoctorArgs:
+class DoctorArgs(Settings):
     """Check this machine and its installation, or a task as well: `deftly doctor [TASK]`."""
 
-    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs would be kept.
+    runs: Annotated[RunsConfig, Doc("Where runs would be kept.")] = field(default_factory=RunsConfig)
 
 
 def main(argv: list[str]) -> int:
     """Run `deftly doctor`: 1 if something fails."""
     name, rest = split_task(argv)
-    args = parse(DoctorArgs, rest, prog="deftly doctor")
+    args = parse(DoctorArgs, rest, prog="deftly doctor [TASK]")
     of_task = examine(tasks.load(name)) if name else ()  # a wrong name is refused before anything is measured
     return report([*machine(args.runs.root), *of_task])
 
@@ -70,9 +72,23 @@ def machine(root: Path) -> Iterator[Finding]:
         many = f"{threads} threads on {cores()} cores: set OMP_NUM_THREADS={cores()}"
         yield judge("torch threads", [many] if threads > cores() else [], f"{threads}", "warn")
         yield Finding("GPU", "ok", gpu)
+    yield engines()
     if util.find_spec("mujoco"):
         yield rendering()
         yield physics()
+
+
+def engines() -> Finding:
+    """Whether the engine on Warp is installed, and fits MuJoCo."""
+    versions = {}
+    for name in ("mujoco-warp", "mujoco"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    if "mujoco-warp" not in versions:
+        return Finding("engine warp", "ok", "not installed; sim.engine cpu needs none (pip install 'deftly[gpu]')")
+    here, wanted = (".".join(versions.get(name, "").split(".")[:2]) for name in ("mujoco-warp", "mujoco"))
+    odd = f"mujoco-warp {versions['mujoco-warp']} beside mujoco {versions.get('mujoco')}: pip install 'deftly[gpu]'"
+    return judge("engine warp", [odd] if here != wanted else [], f"mujoco-warp {versions['mujoco-warp']}", "warn")
 
 
 def cores() -> int:

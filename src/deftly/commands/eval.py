@@ -8,11 +8,14 @@ import json
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
+from typing_extensions import Doc
 
 from deftly import render, workspace
-from deftly.config import RunsConfig, gather
+from deftly.config import Repeatable, RunsConfig, with_setting
 from deftly.console import show, table
-from deftly.errors import DeftlyError
 from deftly.evaluate import report
 from deftly.evaluate.evaluate import EvalSettings, check_gate, measure, read_gate
 from deftly.files import write_text
@@ -22,19 +25,25 @@ from deftly.files import write_text
 class EvalArgs(EvalSettings):
     """Measure a policy on episodes that no training has seen."""
 
-    checkpoint: str | None = None  # Policy: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped.
-    gate: tuple[str, ...] = ()  # Conditions such as 'success>=0.9' 'steps<80'; the exit status is 1 unless all hold.
-    compare: Path | None = None  # Earlier report (eval.json) to compare with.
-    out: Path | None = None  # Folder for the report; unset: a new test run in runs/.
-    video: bool | None = None  # Show the first episodes in video.mp4 and the page; unset: if this machine can render.
-    video_episodes: int = 4  # How many episodes the video shows.
-    camera: str | None = None  # Camera of the video; unset: the scene's first.
-    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
+    checkpoint: Annotated[
+        str | None, Doc("Policy: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped.")
+    ] = None
+    gate: Annotated[
+        tuple[str, ...],
+        Repeatable(),
+        Doc("Conditions such as 'success>=0.9' 'steps<80'; the exit status is 1 unless all hold."),
+    ] = ()
+    compare: Annotated[Path | None, Doc("Earlier report (eval.json) to compare with.")] = None
+    out: Annotated[Path | None, Doc("Folder for the report; unset: a new test run in runs/.")] = None
+    video: Annotated[
+        bool | None, Doc("Show the first episodes in video.mp4 and the page; unset: if this machine can render.")
+    ] = None
+    video_episodes: Annotated[int, Ge(1), Doc("How many episodes the video shows.")] = 4
+    camera: Annotated[str | None, Doc("Camera of the video; unset: the scene's first.")] = None
+    runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.video_episodes < 1:
-            raise DeftlyError(f"video-episodes is {self.video_episodes}, but it must be 1 or more")
         for text in self.gate:
             read_gate(text)
 
@@ -44,7 +53,7 @@ def main(argv: list[str]) -> int:
     render.choose_gl()  # before anything imports MuJoCo
     from deftly.evaluate import rollout
 
-    task, args, found = rollout.prepare(EvalArgs, "eval", gather(argv))
+    task, args, found = rollout.prepare(EvalArgs, "eval", argv)
     assert found is not None
     earlier = report.read_report(args.compare) if args.compare else None
     recorder = None if args.video is False else render.Recorder(args.video_episodes, args.camera)
@@ -57,7 +66,7 @@ def main(argv: list[str]) -> int:
         recorder = None
         result, values = measure(task, found, args)
     result["gates"] = [check_gate(text, result) for text in args.gate]
-    result["command"] = shlex.join(["deftly", "eval", *gather(argv, "checkpoint", found.label)])
+    result["command"] = shlex.join(["deftly", "eval", *with_setting(argv, "checkpoint", found.label)])
     folder = args.out or workspace.create(task.name, "test", args.runs)
     folder.mkdir(parents=True, exist_ok=True)
     if recorder:

@@ -7,10 +7,13 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, Lt
+from typing_extensions import Doc
 
 from deftly.commands import check
-from deftly.config import RunsConfig, SimConfig, split_task
+from deftly.config import SEEDS, RunsConfig, Settings, SimConfig, split_task
 from deftly.errors import DeftlyError
 from deftly.evaluate import export
 from deftly.evaluate.check import CheckSettings
@@ -24,25 +27,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ExportArgs:
+class ExportArgs(Settings):
     """Export a policy as a bundle: one folder that checks itself and runs without torch."""
 
-    checkpoint: str | None = None
-    """Policy to export: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped."""
-    out: Path | None = None
-    """Folder of the bundle; an older bundle there is replaced; unset: bundles/TASK."""
-    episodes: int = 200
-    """Held out episodes of the evaluation that goes into the bundle."""
-    seed: int = 0
-    """Decides which episodes."""
-    sim: SimConfig = field(default_factory=SimConfig)
-    """The physics engine; as in the training unless set."""
-    runs: RunsConfig = field(default_factory=RunsConfig)
-    """Where runs are kept."""
-
-    def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise DeftlyError(f"episodes is {self.episodes}, but it must be 1 or more")
+    checkpoint: Annotated[
+        str | None, Doc("Policy to export: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped.")
+    ] = None
+    out: Annotated[
+        Path | None, Doc("Folder of the bundle; an older bundle there is replaced; unset: bundles/TASK.")
+    ] = None
+    episodes: Annotated[int, Ge(1), Doc("Held out episodes of the evaluation that goes into the bundle.")] = 200
+    seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides which episodes.")] = 0
+    sim: Annotated[SimConfig, Doc("The physics engine; as in the training unless set.")] = field(
+        default_factory=SimConfig
+    )
+    runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
 
 
 def main(argv: list[str]) -> int:

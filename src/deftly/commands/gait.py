@@ -3,9 +3,10 @@
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
+from typing_extensions import Doc
 
 from deftly import workspace
 from deftly.config import RunsConfig, parse, split_task, to_yaml, with_task
@@ -24,8 +25,8 @@ from deftly.tasks import Task, load
 class GaitArgs(GaitSettings):
     """Search for a gait and clone it into a policy: `deftly gait TASK`."""
 
-    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
-    name: str | None = "gait"  # A word for the name of the run's folder.
+    runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
+    name: Annotated[str | None, Doc("A word for the name of the run's folder.")] = "gait"
 
 
 @dataclass

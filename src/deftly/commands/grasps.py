@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from typing_extensions import Doc
 
-from deftly.config import parse, split_task, with_task
+from deftly.config import Suffix, parse, split_task, with_task
 from deftly.errors import DeftlyError
 from deftly.recipes.in_hand.grasps import GraspSettings, collect, write
 
@@ -15,13 +16,7 @@ from deftly.recipes.in_hand.grasps import GraspSettings, collect, write
 class GraspArgs(GraspSettings):
     """Look for stable grasps: `deftly grasps TASK --out FILE`."""
 
-    out: Path
-    """The .npz to write; beside it, pictures of some grasps as .png."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.out.suffix != ".npz":
-            raise DeftlyError(f"--out is {self.out}, but a grasp cache is an .npz file: {self.out.with_suffix('.npz')}")
+    out: Annotated[Path, Suffix(".npz"), Doc("The .npz to write; beside it, pictures of some grasps as .png.")]
 
 
 def main(argv: list[str]) -> int:

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from deftly.config import parse, split_task
+from typing_extensions import Doc
+
+from deftly.config import Settings, parse, split_word
 from deftly.console import printable, show
 from deftly.control import inspection, log
 from deftly.errors import DeftlyError
@@ -11,21 +14,18 @@ from deftly.files import write_bytes, write_text
 
 
 @dataclass(frozen=True)
-class InspectArgs:
+class InspectArgs(Settings):
     """Summarize a log, replay it bit for bit, and plot it: `deftly inspect LOG.npz`."""
 
-    bundle: Path | None = None
-    """Bundle of the policy that drove: replay its decisions too."""
-    png: Path | None = None
-    """Plot the joints over time to this file."""
-    csv: Path | None = None
-    """Write a row for each tick to this file."""
+    bundle: Annotated[Path | None, Doc("Bundle of the policy that drove: replay its decisions too.")] = None
+    png: Annotated[Path | None, Doc("Plot the joints over time to this file.")] = None
+    csv: Annotated[Path | None, Doc("Write a row for each tick to this file.")] = None
 
 
 def main(argv: list[str]) -> int:
     """Run `deftly inspect`. The exit status is 1 if the log does not replay bit for bit."""
-    name, flags = split_task(argv)
-    args = parse(InspectArgs, flags, prog="deftly inspect")
+    name, flags = split_word(argv)
+    args = parse(InspectArgs, flags, prog="deftly inspect LOG.npz")
     if name is None:
         raise DeftlyError("inspect needs a log: deftly inspect LOG.npz; 'deftly run ... --log LOG.npz' writes it")
     found = log.read(Path(name))

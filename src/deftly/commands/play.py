@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import torch
+from annotated_types import Ge, Le, Lt
 from torch import Tensor
+from typing_extensions import Doc
 
-from deftly.config import EnvConfig, RunsConfig, SimConfig
+from deftly.config import SEEDS, EnvConfig, RunsConfig, Settings, SimConfig
 from deftly.errors import DeftlyError
 from deftly.render import Recorder, camera_index, choose_gl, has_display, pose, write_video
 
@@ -39,29 +41,45 @@ NO_VIEWER = {
 
 
 @dataclass(frozen=True)
-class PlayArgs:
+class PlayArgs(Settings):
     """Watch a policy in one environment, in real time, or record a video of it."""
 
-    agent: Literal["trained", "random", "zero"] = "trained"  # Who acts: a checkpoint's policy, uniform noise or nobody.
-    checkpoint: str | None = None  # Policy: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped.
-    viewer: Literal["auto", "native", "web", "none"] = "auto"
-    """A window (native), a page for the browser (web), or the first that works (auto)."""
-    video: Path | None = None  # Write an mp4 of some episodes to this file instead, and exit.
-    episodes: int = 0  # Episodes to play; 0 goes on until Ctrl-C, and takes 3 for a video.
-    reload: float = 0.0  # Look for a newer checkpoint each so many seconds, to follow a training; 0 never does.
-    seed: int = 0  # Decides which episodes are played.
-    speed: float = 1.0  # Simulated seconds in a second.
-    camera: str | None = None  # Camera of the video and of the first view; unset: the scene's first.
-    port: int = 8080  # Port of the web viewer on this machine; without a password: from elsewhere use ssh -L.
-    sim: SimConfig = field(default_factory=SimConfig)  # The physics engine; as in the training unless set.
-    env: EnvConfig = field(default_factory=EnvConfig)  # What disturbs the episodes; env.num-envs is not used.
-    runs: RunsConfig = field(default_factory=RunsConfig)  # Where runs are kept.
-
-    def __post_init__(self) -> None:
-        limits = {"episodes": (0, 1e9), "reload": (0, 1e9), "speed": (0.01, 100), "port": (1, 65535)}
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise DeftlyError(f"{name} is {getattr(self, name)}, but it must be between {low:g} and {high:g}")
+    agent: Annotated[
+        Literal["trained", "random", "zero"], Doc("Who acts: a checkpoint's policy, uniform noise or nobody.")
+    ] = "trained"
+    checkpoint: Annotated[
+        str | None, Doc("Policy: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped.")
+    ] = None
+    viewer: Annotated[
+        Literal["auto", "native", "web", "none"],
+        Doc("A window (native), a page for the browser (web), or the first that works (auto)."),
+    ] = "auto"
+    video: Annotated[Path | None, Doc("Write an mp4 of some episodes to this file instead, and exit.")] = None
+    episodes: Annotated[
+        int, Ge(0), Le(10**9), Doc("Episodes to play; 0 goes on until Ctrl-C, and takes 3 for a video.")
+    ] = 0
+    reload: Annotated[
+        float,
+        Ge(0),
+        Le(1e9),
+        Doc("Look for a newer checkpoint each so many seconds, to follow a training; 0 never does."),
+    ] = 0.0
+    seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides which episodes are played.")] = 0
+    speed: Annotated[float, Ge(0.01), Le(100), Doc("Simulated seconds in a second.")] = 1.0
+    camera: Annotated[str | None, Doc("Camera of the video and of the first view; unset: the scene's first.")] = None
+    port: Annotated[
+        int,
+        Ge(1),
+        Le(65535),
+        Doc("Port of the web viewer on this machine; without a password: from elsewhere use ssh -L."),
+    ] = 8080
+    sim: Annotated[SimConfig, Doc("The physics engine; as in the training unless set.")] = field(
+        default_factory=SimConfig
+    )
+    env: Annotated[EnvConfig, Doc("What disturbs the episodes; env.num-envs is not used.")] = field(
+        default_factory=EnvConfig
+    )
+    runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
 
 
 class Trained:

@@ -6,8 +6,12 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from deftly.config import RunsConfig, parse
+from annotated_types import Ge, Gt, Le, Lt
+from typing_extensions import Doc
+
+from deftly.config import SEEDS, RunsConfig, Settings, parse
 from deftly.errors import DeftlyError
 
 NEXT = {
@@ -21,14 +25,14 @@ NEXT = {
 
 
 @dataclass(frozen=True)
-class QuickstartArgs:
+class QuickstartArgs(Settings):
     """Train, measure and hand over a task from nothing, in minutes."""
 
-    task: str = "jaka-pick-cube"  # The task.
-    success: float = 0.95  # Train until this share of episodes succeeds.
-    episodes: int = 200  # Episodes of each measurement, on seeds that training never saw.
-    seed: int = 1  # Seed of the training.
-    runs: RunsConfig = field(default_factory=RunsConfig)  # Where the run and the bundle are kept.
+    task: Annotated[str, Doc("The task.")] = "jaka-pick-cube"
+    success: Annotated[float, Gt(0), Le(1), Doc("Train until this share of episodes succeeds.")] = 0.95
+    episodes: Annotated[int, Ge(1), Doc("Episodes of each measurement, on seeds that training never saw.")] = 200
+    seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Seed of the training.")] = 1
+    runs: Annotated[RunsConfig, Doc("Where the run and the bundle are kept.")] = field(default_factory=RunsConfig)
 
 
 def main(argv: list[str]) -> int:

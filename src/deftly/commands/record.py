@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
+from typing_extensions import Doc
 
+from deftly.config import Suffix
 from deftly.control import log
 from deftly.data import record
 from deftly.errors import DeftlyError
@@ -15,19 +19,11 @@ from deftly.twin.loop import LoopArgs, prepare
 class RecordArgs(LoopArgs):
     """Record episodes of a simulated robot that a policy drives."""
 
-    out: Path | None = None
-    """File to write, FILE.npz."""
-    episodes: int = 1
-    """Episodes to record."""
-    num_steps: int = 0
-    """Record so many steps instead, of as many episodes as it takes; the last is cut off."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_steps < 0:
-            raise DeftlyError(f"num-steps is {self.num_steps}, but it must be 0 (whole episodes) or more")
-        if self.out is not None and self.out.suffix != ".npz":
-            raise DeftlyError(f"a recording is an .npz file: --out {self.out.with_suffix('.npz')}, not {self.out}")
+    out: Annotated[Path | None, Suffix(".npz"), Doc("File to write, FILE.npz.")] = None
+    episodes: Annotated[int, Ge(1), Doc("Episodes to record.")] = 1
+    num_steps: Annotated[
+        int, Ge(0), Doc("Record so many steps instead, of as many episodes as it takes; the last is cut off.")
+    ] = 0
 
 
 def main(argv: list[str]) -> int:
@@ -37,7 +33,7 @@ def main(argv: list[str]) -> int:
         raise DeftlyError("record needs a file to write: --out FILE.npz")
     from deftly.twin.robot import SimRobot
 
-    robot = SimRobot(task, args.sim.preset, args.seed, args.noise, args.latency_ms)
+    robot = SimRobot(task, args.sim, args.seed, args.noise, args.latency_ms)
     policy = origin.open(args, robot.contract)
     try:
         outcomes = record.run(robot, policy, args.safety, episodes=args.episodes, num_steps=args.num_steps)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
+from typing_extensions import Doc
 
 from deftly import render
-from deftly.config import parse, split_task
+from deftly.config import Settings, parse, split_word
 from deftly.control import log
 from deftly.data import replay
 from deftly.data.replay import Frames, ReplayBrain, open_robot
@@ -16,34 +20,27 @@ from deftly.twin.loop import Film, run_episode
 
 
 @dataclass(frozen=True)
-class ReplayArgs:
+class ReplayArgs(Settings):
     """Replay a recording, FILE.npz, in simulation; or serve it to a robot, which 'deftly run' then drives."""
 
-    episode: int = 0
-    """Which episode of the recording."""
-    png: Path | None = None
-    """Plot of each joint: commanded, recorded, replayed."""
-    video: Path | None = None
-    """Write an mp4 of the replay to this file."""
-    camera: str | None = None
-    """Camera of the video; unset: the scene's first."""
-    task: str | None = None
-    """File of the recording's task, if that is none of Deftly's."""
-    serve: str | None = None
-    """Serve the commands at this endpoint instead, as tcp://127.0.0.1:5556."""
-    loop: bool = False
-    """When served, start again at the end; without it the last command is held."""
-    keys: Path | None = None
-    """The server's folder of keys, for an endpoint that other machines reach."""
+    episode: Annotated[int, Ge(0), Doc("Which episode of the recording.")] = 0
+    png: Annotated[Path | None, Doc("Plot of each joint: commanded, recorded, replayed.")] = None
+    video: Annotated[Path | None, Doc("Write an mp4 of the replay to this file.")] = None
+    camera: Annotated[str | None, Doc("Camera of the video; unset: the scene's first.")] = None
+    task: Annotated[str | None, Doc("File of the recording's task, if that is none of Deftly's.")] = None
+    serve: Annotated[str | None, Doc("Serve the commands at this endpoint instead, as tcp://127.0.0.1:5556.")] = None
+    loop: Annotated[bool, Doc("When served, start again at the end; without it the last command is held.")] = False
+    keys: Annotated[Path | None, Doc("The server's folder of keys, for an endpoint that other machines reach.")] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.serve is None and (self.loop or self.keys):
             raise DeftlyError(f"--{'loop' if self.loop else 'keys'} is for a robot: give --serve ENDPOINT too")
 
 
 def main(argv: list[str]) -> int:
     """Run `deftly replay`. The exit status is 1 if a recorded success is none when replayed."""
-    name, flags = split_task(argv)
+    name, flags = split_word(argv)
     args = parse(ReplayArgs, flags, prog="deftly replay FILE.npz")
     if name is None:
         raise DeftlyError("replay needs a recording: deftly replay FILE.npz; 'deftly record' makes one")

@@ -3,21 +3,24 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from typing_extensions import Doc
 
 from deftly import robots
 from deftly.commands.tasks import show_joints
-from deftly.config import parse, split_task
+from deftly.config import Settings, parse, split_word
 from deftly.console import report, show, table
 from deftly.errors import DeftlyError
 
 
 @dataclass(frozen=True)
-class RobotsArgs:
+class RobotsArgs(Settings):
     """List the robots, or check one and show its joints: `deftly robots [NAME]`."""
 
-    names: bool = False  # Print the bare names, one a line.
-    xml: bool = False  # Print the robot's MJCF and nothing else.
-    png: Path | None = None  # Write a picture of the robot at home to this file.
+    names: Annotated[bool, Doc("Print the bare names, one a line.")] = False
+    xml: Annotated[bool, Doc("Print the robot's MJCF and nothing else.")] = False
+    png: Annotated[Path | None, Doc("Write a picture of the robot at home to this file.")] = None
 
 
 def main(argv: list[str]) -> int:
@@ -25,8 +28,8 @@ def main(argv: list[str]) -> int:
     if argv == ["--names"]:  # what shell completion calls: no parser, no tables
         print("\n".join(robots.shipped()))
         return 0
-    name, rest = split_task(argv)
-    args = parse(RobotsArgs, rest, prog="deftly robots")
+    name, rest = split_word(argv)
+    args = parse(RobotsArgs, rest, prog="deftly robots [ROBOT]")
     if name is None:
         if args.xml or args.png:
             raise DeftlyError("--xml and --png show one robot: deftly robots NAME --png robot.png")

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +16,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, Lt
+from typing_extensions import Doc
 
 from deftly import __version__
-from deftly.config import parse, split_task
+from deftly.config import SEEDS, Settings, Suffix, parse, split_task
 from deftly.contract import PolicyContract, RobotInterface
 from deftly.control.drivers import Driver, FakeDriver
 from deftly.control.log import Ring, max_ticks
@@ -35,57 +39,52 @@ PERIOD_SHARE = 0.8
 
 
 @dataclass(frozen=True)
-class RunArgs:
+class RunArgs(Settings):
     """Let a policy drive a robot: `deftly run TASK`, `deftly run --bundle DIR` or `--server-endpoint tcp://...`."""
 
-    driver: str
-    """The robot: sim (a simulation of TASK in a process of its own), fake, leap (a LEAP hand at --port), or your own
-    class as MODULE:CLASS."""
-    bundle: Path | None = None
-    """Folder that `deftly export` wrote; unset: the one shipped for TASK. With a server too: the robot's contract."""
-    server_endpoint: str | None = None
-    """Ask the policy of `deftly serve` at this address, such as tcp://127.0.0.1:5555."""
-    keys: Path | None = None
-    """The robot's folder of `deftly serve --new-keys`."""
-    timeout_ms: float | None = None
-    """Longest wait for the server's answer; unset: 0.8 of the control period."""
-    port: str | None = None
-    """Serial port of a LEAP hand, such as /dev/ttyUSB0; or whatever your own driver takes as `port=`."""
-    baud: int = 4_000_000
-    """Rate of the LEAP hand's bus."""
-    current_ma: int = 550
-    """Largest current of each motor of the LEAP hand, mA; 550 is what is simulated."""
-    seconds: float = 0.0
-    """End after this time; 0: when the operator quits."""
-    start: bool = False
-    """Start as soon as the robot is ready, without a key."""
-    log: Path | None = None
-    """Save the log of all ticks to this .npz at the end; a fault saves it at once, beside, in a file of its own."""
-    log_seconds: float = 600.0
-    """How far back the log reaches."""
-    seed: int = 0
-    """Decides how the simulated robot's task starts."""
-    fault: str = ""
-    """A fault of the fake robot, such as frozen or nan."""
-    fault_at: int = 40
-    """Tick after which the fake robot has it."""
-    safety: SafetyConfig = field(default_factory=SafetyConfig)
-    """Bounds of the safety kernel."""
-
-    def __post_init__(self) -> None:
-        bounds = {"seconds": (0, 1e9), "log_seconds": (1, 36_000), "fault_at": (0, 1e9)}
-        for name, (low, high) in bounds.items():
-            if not low <= getattr(self, name) <= high:
-                words = name.replace("_", "-")
-                raise DeftlyError(f"{words} is {getattr(self, name)}, but it must be within {low} .. {high:g}")
-        if self.log and self.log.suffix != ".npz":
-            raise DeftlyError(f"--log is {self.log}, but a log is an .npz file: {self.log.with_suffix('.npz')}")
+    driver: Annotated[
+        str,
+        Doc("The robot: sim (TASK, simulated), fake, leap (a LEAP hand at --port), or your own MODULE:CLASS."),
+    ]
+    bundle: Annotated[
+        Path | None,
+        Doc("Folder of `deftly export`; unset: the one shipped for TASK. With a server: the robot's contract."),
+    ] = None
+    server_endpoint: Annotated[
+        str | None, Doc("Ask the policy of `deftly serve` at this address, such as tcp://127.0.0.1:5555.")
+    ] = None
+    keys: Annotated[Path | None, Doc("The robot's folder of `deftly serve --new-keys`.")] = None
+    timeout_ms: Annotated[
+        float | None, Gt(0), Doc("Longest wait for the server's answer; unset: 0.8 of the control period.")
+    ] = None
+    port: Annotated[
+        str | None,
+        Doc("Serial port of a LEAP hand, such as /dev/ttyUSB0; or whatever your own driver takes as `port=`."),
+    ] = None
+    baud: Annotated[int, Ge(1), Doc("Rate of the LEAP hand's bus.")] = 4_000_000
+    current_ma: Annotated[
+        int, Ge(1), Doc("Largest current of each motor of the LEAP hand, mA; 550 is what is simulated.")
+    ] = 550
+    seconds: Annotated[float, Ge(0), Le(1e9), Doc("End after this time; 0: when the operator quits.")] = 0.0
+    start: Annotated[bool, Doc("Start as soon as the robot is ready, without a key.")] = False
+    log: Annotated[
+        Path | None,
+        Suffix(".npz"),
+        Doc(
+            "Save the log of all ticks to this .npz at the end; a fault saves it at once, beside, in a file of its own."
+        ),
+    ] = None
+    log_seconds: Annotated[float, Ge(1), Le(36_000), Doc("How far back the log reaches.")] = 600.0
+    seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides how the simulated robot's task starts.")] = 0
+    fault: Annotated[str, Doc("A fault of the fake robot, such as frozen or nan.")] = ""
+    fault_at: Annotated[int, Ge(0), Le(10**9), Doc("Tick after which the fake robot has it.")] = 40
+    safety: Annotated[SafetyConfig, Doc("Bounds of the safety kernel.")] = field(default_factory=SafetyConfig)
 
 
 def main(argv: list[str]) -> int:
     """Run `deftly run`. Exit status 0: the time is over or the operator quit; 1: a fault that nobody could clear."""
     task, flags = split_task(argv)
-    args = parse(RunArgs, flags, prog="deftly run")
+    args = parse(RunArgs, flags, prog="deftly run [TASK]")
     _require_folder(args.log)
     with _ending_on_signals(), ExitStack() as stack:
         with ExitStack() as unclaimed:
@@ -122,7 +121,9 @@ def find_bundle(task: str | None, args: RunArgs) -> bundle.Bundle | None:
     if folder is None:
         raise DeftlyError(f"no bundle is shipped for '{task}': give --bundle DIR; 'deftly export TASK' makes one")
     found = bundle.load(folder)
-    in_file = args.driver == "sim" and ".py" in (task or "")  # which the simulated robot reads, and looks at its name
+    in_file = args.driver == "sim" and re.search(
+        r"\.py(:|$)", task or ""
+    )  # which the simulated robot reads, and looks at its name
     if task not in (None, found.task) and not in_file:
         raise DeftlyError(f"{folder} was made for {found.task}, not for {task}")
     return found

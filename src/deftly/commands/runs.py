@@ -2,23 +2,26 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from typing_extensions import Doc
 
 from deftly import workspace
-from deftly.config import RunsConfig, parse
+from deftly.config import RunsConfig, Settings, parse
 from deftly.console import show
 
 
 @dataclass(frozen=True)
-class RunsArgs:
+class RunsArgs(Settings):
     """List the runs, newest first, or compare, pin and unpin them."""
 
-    compare: tuple[str, ...] = ()  # Runs to compare (names or parts of them).
-    column: str = "eval_success"  # Column of metrics.csv to compare.
-    out: Path = Path("compare.png")  # Where to write the comparison's plot.
-    pin: str | None = None  # Run to keep in view in runs/pinned/.
-    name: str | None = None  # Name to pin the run under; unset: its own.
-    unpin: str | None = None  # Pinned name to remove; the run itself stays.
-    runs: RunsConfig = field(default_factory=RunsConfig)  # Where the runs are.
+    compare: Annotated[tuple[str, ...], Doc("Runs to compare (names or parts of them).")] = ()
+    column: Annotated[str, Doc("Column of metrics.csv to compare.")] = "eval_success"
+    out: Annotated[Path, Doc("Where to write the comparison's plot.")] = Path("compare.png")
+    pin: Annotated[str | None, Doc("Run to keep in view in runs/pinned/.")] = None
+    name: Annotated[str | None, Doc("Name to pin the run under; unset: its own.")] = None
+    unpin: Annotated[str | None, Doc("Pinned name to remove; the run itself stays.")] = None
+    runs: Annotated[RunsConfig, Doc("Where the runs are.")] = field(default_factory=RunsConfig)
 
 
 def main(argv: list[str]) -> int:

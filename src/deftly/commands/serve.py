@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Gt, Le
+from typing_extensions import Doc
 
-from deftly.config import RunsConfig, parse, split_task
+from deftly.config import RunsConfig, Settings, parse, split_task
 from deftly.console import printable, show
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
@@ -23,39 +24,38 @@ from deftly.serving.server import IDLE_S, MAX_SESSIONS, Server
 
 
 @dataclass(frozen=True)
-class ServeArgs:
+class ServeArgs(Settings):
     """Answer robots with a policy: `deftly serve TASK`, or `deftly serve --bundle DIR`."""
 
-    bundle: Path | None = None
-    """Folder that `deftly export` wrote; it needs neither torch nor MuJoCo. Unset: the one shipped for TASK."""
-    checkpoint: str | None = None
-    """Policy instead of a bundle, with torch: latest, a run, a checkpoint folder or shipped."""
-    bind: str = "tcp://127.0.0.1:5555"
-    """Where to answer; an address that other machines reach needs keys. Port * takes a free one."""
-    keys: Path | None = None
-    """The server's folder of keys: encrypt, and answer only the robots in its clients/. With --status, the robot's."""
-    new_keys: Path | None = None
-    """Write keys for a server and a robot into this new folder, and do nothing else."""
-    status: str | None = None
-    """Ask the server at this endpoint what it has counted, and do nothing else."""
-    idle_s: float = IDLE_S
-    """Seconds after which a robot that asks nothing is forgotten."""
-    max_clients: int = MAX_SESSIONS
-    """Robots that are served at one time."""
-    runs: RunsConfig = field(default_factory=RunsConfig)
-    """Where runs are kept."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.idle_s < math.inf:
-            raise DeftlyError(f"idle-s is {self.idle_s:g}, but it must be above 0")
-        if not 1 <= self.max_clients <= 10_000:
-            raise DeftlyError(f"max-clients is {self.max_clients}, but it must be 1 to 10000")
+    bundle: Annotated[
+        Path | None,
+        Doc("Folder that `deftly export` wrote; it needs neither torch nor MuJoCo. Unset: the one shipped for TASK."),
+    ] = None
+    checkpoint: Annotated[
+        str | None, Doc("Policy instead of a bundle, with torch: latest, a run, a checkpoint folder or shipped.")
+    ] = None
+    bind: Annotated[
+        str, Doc("Where to answer; an address that other machines reach needs keys. Port * takes a free one.")
+    ] = "tcp://127.0.0.1:5555"
+    keys: Annotated[
+        Path | None,
+        Doc("The server's folder of keys: encrypt, and answer only robots in its clients/; for --status the robot's."),
+    ] = None
+    new_keys: Annotated[
+        Path | None, Doc("Write keys for a server and a robot into this new folder, and do nothing else.")
+    ] = None
+    status: Annotated[str | None, Doc("Ask the server at this endpoint what it has counted, and do nothing else.")] = (
+        None
+    )
+    idle_s: Annotated[float, Gt(0), Doc("Seconds after which a robot that asks nothing is forgotten.")] = IDLE_S
+    max_clients: Annotated[int, Ge(1), Le(10_000), Doc("Robots that are served at one time.")] = MAX_SESSIONS
+    runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
 
 
 def main(argv: list[str]) -> int:
     """Run `deftly serve` until SIGTERM or SIGINT."""
     task, flags = split_task(argv)
-    args = parse(ServeArgs, flags, prog="deftly serve")
+    args = parse(ServeArgs, flags, prog="deftly serve [TASK]")
     if args.new_keys:
         new_keys(args.new_keys)
         print(f"wrote {args.new_keys}: serve with --keys {args.new_keys / 'server'}; {args.new_keys / 'robot'} goes")

@@ -7,9 +7,13 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
+from typing_extensions import Doc
 
 from deftly import render
-from deftly.config import gather
+from deftly.config import Repeatable
 from deftly.errors import DeftlyError
 from deftly.evaluate.evaluate import read_gate
 from deftly.twin import sim2sim
@@ -20,23 +24,19 @@ from deftly.twin.loop import Film, LoopArgs, prepare
 class Sim2SimArgs(LoopArgs):
     """Drive a simulated robot as a real one: policy, safety kernel and driver, in a simulation of its own."""
 
-    gate: tuple[str, ...] = ()
-    """Conditions such as 'success>=0.95' 'faults<=0' 'agrees>=1'; the exit status is 1 unless all hold."""
-    out: Path | None = None
-    """Folder in which to write sim2sim.json."""
-    video: Path | None = None
-    """Write an mp4 of the first episodes to this file."""
-    video_episodes: int = 3
-    """How many episodes the video shows."""
-    render: bool = False
-    """Watch in a window, in real time."""
-    camera: str | None = None
-    """Camera of the video and the window; unset: the scene's first."""
+    gate: Annotated[
+        tuple[str, ...],
+        Repeatable(),
+        Doc("Conditions such as 'success>=0.95' 'faults<=0' 'agrees>=1'; the exit status is 1 unless all hold."),
+    ] = ()
+    out: Annotated[Path | None, Doc("Folder in which to write sim2sim.json.")] = None
+    video: Annotated[Path | None, Doc("Write an mp4 of the first episodes to this file.")] = None
+    video_episodes: Annotated[int, Ge(1), Doc("How many episodes the video shows.")] = 3
+    render: Annotated[bool, Doc("Watch in a window, in real time.")] = False
+    camera: Annotated[str | None, Doc("Camera of the video and the window; unset: the scene's first.")] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.video_episodes < 1:
-            raise DeftlyError(f"video-episodes is {self.video_episodes}, but it must be 1 or more")
         for text in self.gate:
             read_gate(text)
 
@@ -45,12 +45,12 @@ def main(argv: list[str]) -> int:
     """Run `deftly sim2sim`. The exit status is 1 if a gate fails, or a command was beyond a limit."""
     with contextlib.suppress(render.NoGLError):
         render.choose_gl()  # before anything imports MuJoCo
-    task, args, origin = prepare(Sim2SimArgs, "sim2sim", gather(argv))
+    task, args, origin = prepare(Sim2SimArgs, "sim2sim", argv)
     from deftly.twin.robot import SimRobot
 
     if args.video and not args.video.parent.is_dir():
         raise DeftlyError(f"no folder '{args.video.parent}' for the video: make it, or choose another --video FILE")
-    robot = SimRobot(task, args.sim.preset, args.seed, args.noise, args.latency_ms)
+    robot = SimRobot(task, args.sim, args.seed, args.noise, args.latency_ms)
     sim2sim.require_metrics(args.gate, robot)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -6,10 +6,13 @@ import json
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Ge, Le, Lt
+from typing_extensions import Doc
 
 from deftly import __version__, console
-from deftly.config import parse, split_task
+from deftly.config import SEEDS, Must, Settings, Suffix, parse, split_task
 from deftly.control.safety import SafetyConfig
 from deftly.errors import DeftlyError
 from deftly.robots import actuators
@@ -21,89 +24,89 @@ if TYPE_CHECKING:
     from deftly.sysid.excite import Motion
     from deftly.tasks import Task
 
-BOUNDS = {
-    "cem_generations": (1, 1000),
-    "parallel_envs": (16, 1_000_000),
-    "command_hz": (0, 2000),
-    "bound": (1.1, 100),
-    "held_out": (0.05, 0.5),
-    "seed": (0, 2**31),
-    "delay_min_ms": (-500, 500),
-    "delay_max_ms": (1, 1000),
-    "seconds": (5, 600),
-    "amplitude": (0.05, 1.0),
-    "speed": (0.01, 1.0),
-}
-
 
 @dataclass(frozen=True)
-class SysidArgs:
+class SysidArgs(Settings):
     """Fit a robot's servos to a log: `deftly sysid TASK --log-file LOG.npz`; `--excite` moves it to make one."""
 
-    log_file: Path | None = None
-    """.npz with hand_cmd and hand_state, (T, joints) rad, and perhaps time, (T,) s; or a log of `deftly run`."""
-    output_file: Path | None = None
-    """Report to write, .json; unset: beside the log, LOG.sysid.json. The plot goes beside it, .png."""
-    write: Path | None = None
-    """Write what was identified to this .json, for `deftly train TASK --task.actuators FILE`; other joints stay."""
-    finger: Literal["index", "middle", "ring", "thumb", "all"] = "index"
-    """Which joints to fit, or to move."""
-    optimizer: Literal["cem", "random"] = "cem"
-    """How to search: the cross-entropy method, or at random. Either is polished by least squares."""
-    cem_generations: int = 12
-    """Generations of the search."""
-    parallel_envs: int = 8192
-    """Candidates of a generation, all of which are simulated."""
-    command_hz: float = 0.0
-    """Rate of a log without time stamps, Hz; 0: the task's control rate."""
-    hardware_order: bool = False
-    """The log's columns are the motors, in their order and with their signs; else the joints as the task has them."""
-    units: Literal["rad", "deg"] = "rad"
-    """Of the log's columns."""
-    delay_min_ms: float = 0.0
-    """Least delay from a command to its effect that is considered, ms."""
-    delay_max_ms: float = 250.0
-    """Greatest delay, ms."""
-    bound: float = 5.0
-    """Figures are sought within this factor of the robot's file, up and down."""
-    held_out: float = 0.2
-    """Last share of the log, which is never fitted, and on which the fit is judged."""
-    seed: int = 0
-    """Of the search, or of the motion."""
-    excite: bool = False
-    """Move the robot to make a log, or write the motion alone: see --driver and --out."""
-    driver: str | None = None
-    """What to move: sim (the robot alone, simulated), fake, leap, or your own class as MODULE:CLASS; unset: nothing."""
-    port: str | None = None
-    """Passed to the driver: a serial device, an address."""
-    out: Path | None = None
-    """Where the log, or the motion, goes, .npz."""
-    seconds: float = 60.0
-    """Length of a finger's motion, s."""
-    amplitude: float = 0.8
-    """Share of half of a joint's range that it moves about its middle; less where shapes would touch."""
-    chirp_hz: tuple[float, float] = (0.1, 3.0)
-    """First and last frequency of the chirps, Hz."""
-    speed: float = 0.6
-    """Share of a joint's top speed that the motion uses."""
-    safety: SafetyConfig = field(default_factory=lambda: SafetyConfig(approach_s=3.0))
-    """The safety kernel."""
+    log_file: Annotated[
+        Path | None,
+        Doc(".npz with hand_cmd and hand_state, (T, joints) rad, and perhaps time, (T,) s; or a log of `deftly run`."),
+    ] = None
+    output_file: Annotated[
+        Path | None,
+        Suffix(".json"),
+        Doc("Report to write, .json; unset: beside the log, LOG.sysid.json. The plot goes beside it, .png."),
+    ] = None
+    write: Annotated[
+        Path | None,
+        Suffix(".json"),
+        Doc(
+            "Write what was identified to this .json, for `deftly train TASK --task.actuators FILE`; other joints stay."
+        ),
+    ] = None
+    finger: Annotated[Literal["index", "middle", "ring", "thumb", "all"], Doc("Which joints to fit, or to move.")] = (
+        "index"
+    )
+    optimizer: Annotated[
+        Literal["cem", "random"],
+        Doc("How to search: the cross-entropy method, or at random. Either is polished by least squares."),
+    ] = "cem"
+    cem_generations: Annotated[int, Ge(1), Le(1000), Doc("Generations of the search.")] = 12
+    parallel_envs: Annotated[
+        int, Ge(16), Le(1_000_000), Doc("Candidates of a generation, all of which are simulated.")
+    ] = 8192
+    command_hz: Annotated[
+        float, Ge(0), Le(2000), Doc("Rate of a log without time stamps, Hz; 0: the task's control rate.")
+    ] = 0.0
+    hardware_order: Annotated[
+        bool,
+        Doc("The log's columns are the motors, in their order and signs; else the joints as the task has them."),
+    ] = False
+    units: Annotated[Literal["rad", "deg"], Doc("Of the log's columns.")] = "rad"
+    delay_min_ms: Annotated[
+        float, Ge(-500), Le(500), Doc("Least delay from a command to its effect that is considered, ms.")
+    ] = 0.0
+    delay_max_ms: Annotated[float, Ge(1), Le(1000), Doc("Greatest delay, ms.")] = 250.0
+    bound: Annotated[
+        float, Ge(1.1), Le(100), Doc("Figures are sought within this factor of the robot's file, up and down.")
+    ] = 5.0
+    held_out: Annotated[
+        float, Ge(0.05), Le(0.5), Doc("Last share of the log, which is never fitted, and on which the fit is judged.")
+    ] = 0.2
+    seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Of the search, or of the motion.")] = 0
+    excite: Annotated[bool, Doc("Move the robot to make a log, or write the motion alone: see --driver and --out.")] = (
+        False
+    )
+    driver: Annotated[
+        str | None,
+        Doc("What to move: sim (the robot alone), fake, leap, or your own MODULE:CLASS; unset: nothing."),
+    ] = None
+    port: Annotated[str | None, Doc("Passed to the driver: a serial device, an address.")] = None
+    out: Annotated[Path | None, Suffix(".npz"), Doc("Where the log, or the motion, goes, .npz.")] = None
+    seconds: Annotated[float, Ge(5), Le(600), Doc("Length of a finger's motion, s.")] = 60.0
+    amplitude: Annotated[
+        float,
+        Ge(0.05),
+        Le(1),
+        Doc("Share of half of a joint's range that it moves about its middle; less where shapes would touch."),
+    ] = 0.8
+    chirp_hz: Annotated[
+        tuple[float, float],
+        Must("two rising frequencies above 0 and below 1000", lambda hz: 0 < hz[0] <= hz[1] < 1000),
+        Doc("First and last frequency of the chirps, Hz."),
+    ] = (0.1, 3.0)
+    speed: Annotated[float, Ge(0.01), Le(1), Doc("Share of a joint's top speed that the motion uses.")] = 0.6
+    safety: Annotated[SafetyConfig, Doc("The safety kernel.")] = field(
+        default_factory=lambda: SafetyConfig(approach_s=3.0)
+    )
 
     def __post_init__(self) -> None:
-        for name, (low, high) in BOUNDS.items():
-            if not low <= getattr(self, name) <= high:
-                flag = name.replace("_", "-")
-                raise DeftlyError(f"{flag} is {getattr(self, name)}, but it must be within {low} .. {high:g}")
+        super().__post_init__()
         if self.delay_min_ms >= self.delay_max_ms:
             raise DeftlyError(
                 f"delay-min-ms is {self.delay_min_ms:g}, but it must be below {self.delay_max_ms:g}, the most"
             )
-        if not 0 < self.chirp_hz[0] <= self.chirp_hz[1] < 1000:
-            raise DeftlyError(f"chirp-hz is {self.chirp_hz}, but it must be two rising frequencies above 0")
-        for name, suffix in (("output_file", ".json"), ("write", ".json"), ("out", ".npz")):
-            if (path := getattr(self, name)) is not None and path.suffix != suffix:
-                flag = name.replace("_", "-")
-                raise DeftlyError(f"--{flag} is {path}, but it is a {suffix} file: {path.with_suffix(suffix)}")
         if self.excite == bool(self.log_file):
             raise DeftlyError("give --log-file LOG.npz to fit, or --excite True to make a log")
         if self.excite and self.out is None:

@@ -6,9 +6,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Annotated
+
+from typing_extensions import Doc
 
 from deftly import tasks
-from deftly.config import field_docs, parse, split_task
+from deftly.config import Settings, field_docs, parse, split_task
 from deftly.console import show, table
 from deftly.contract import STATE, Joint, PolicyContract
 from deftly.files import FileError, read_json
@@ -24,10 +27,10 @@ MEANING = {  # how an action of each kind becomes a target; `deftly.contract.Act
 
 
 @dataclass(frozen=True)
-class TasksArgs:
+class TasksArgs(Settings):
     """List the tasks, or show one: `deftly tasks [NAME]`."""
 
-    names: bool = False  # Print the bare names, one a line.
+    names: Annotated[bool, Doc("Print the bare names, one a line.")] = False
 
 
 def main(argv: list[str]) -> int:
@@ -36,7 +39,7 @@ def main(argv: list[str]) -> int:
         print("\n".join(tasks.shipped()))
         return 0
     name, rest = split_task(argv)
-    parse(TasksArgs, rest, prog="deftly tasks")
+    parse(TasksArgs, rest, prog="deftly tasks [TASK]")
     if name:
         _show_task(tasks.load(name))
         return 0

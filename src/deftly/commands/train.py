@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from deftly.config import TrainArgs, parse, split_task, to_yaml, with_task
+from deftly.config import TrainArgs, parse, split_task, to_yaml, with_algorithm, with_task
 from deftly.errors import DeftlyError
 from deftly.files import parse_yaml
 
@@ -27,8 +27,7 @@ def main(argv: list[str]) -> int:
         others = [word for word, key in zip(rest, lowered, strict=True) if key != "test=true"]
         return play.main([*([name] if name else []), *others])
     if name is None:
-        if {"-h", "--help"} & set(rest):
-            parse(TrainArgs, rest, prog="deftly train TASK")
+        parse(with_algorithm(TrainArgs, []), rest, prog="deftly train TASK")  # answers --help
         raise DeftlyError("which task? `deftly train TASK`; `deftly tasks` lists them")
     from deftly.evaluate.validation import Validation
     from deftly.learn.train import train
@@ -56,15 +55,17 @@ def _settings(name: str, words: list[str]) -> tuple[TrainArgs, Checkpoint | None
     task = load(name)
     args_type = with_task(TrainArgs, task.Config)
     prog = f"deftly train {name}"
-    args = parse(args_type, words, prog=prog, filed=task.defaults)
+    args = parse(with_algorithm(args_type, words, task.defaults), words, prog=prog, filed=task.defaults)
     if not args.resume:
         return args, None
     source = checkpoint.load(workspace.find_checkpoint(args.resume, task.name, args.runs, "last"))
+    args_type = with_algorithm(args_type, words, source.config)
     kinds = get_type_hints(args_type)
     for section in fields(args_type):
         source.require_settings(section.name, kinds[section.name])
     usual = parse_yaml(to_yaml(args_type()), "the default settings")
-    return parse(args_type, words, prog=prog, filed=_differences(source.config, usual)), source
+    saved = _differences(source.config, usual)
+    return parse(args_type, words, prog=prog, filed=saved, origin=str(source.path / checkpoint.CONFIG)), source
 
 
 def _differences(saved: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,13 +64,16 @@ class _Chain:
 
     def __init__(self, tip: Sequence[float], steps: Sequence[Matrix], count: int, like: Like):
         total = [[float(row % 4 == column) for column in range(4)] for row in range(4 * count)]
-        backward = list(reversed(steps))
-        self._tip = like.numbers(tip)
-        self._first = like.numbers(_product([list(tip)], backward[0])[0]) if steps else None
-        self._next = [like.numbers(_product(total, step)) for step in backward[1:]]
-        self._total = like.numbers(total)
         joints, self._width = len(steps), 4 * count
-        order = [joints * (i // 4) + joint for joint in reversed(range(joints)) for i in range(self._width)]
+        moving = list(reversed(range(joints)))
+        start = list(tip)
+        while moving and count == 3 and _is_still(start, steps[moving[0]]):
+            start = _product([start], steps[moving.pop(0)])[0][:4]  # the site is on the joint's axis
+        self._tip = like.numbers(start)
+        self._first = like.numbers(_product([start], steps[moving[0]])[0]) if moving else None
+        self._next = [like.numbers(_product(total, steps[joint])) for joint in moving[1:]]
+        self._total = like.numbers(total)
+        order = [joints * (i // 4) + joint for joint in moving for i in range(self._width)]
         self._spread = like.indices(order)
 
     def followed(self, weights: Sequence[Array]) -> Array:
@@ -82,6 +85,12 @@ class _Chain:
         for i, matrix in enumerate(self._next, 1):
             value = (value @ matrix) * spread[..., i * self._width : (i + 1) * self._width]
         return value @ self._total
+
+
+def _is_still(vector: Sequence[float], step: Matrix) -> bool:
+    """Whether a joint leaves a point where it is: its matrices of sine and cosine give nothing."""
+    moved = _product([list(vector)], step)[0][4:]
+    return max(map(abs, moved)) < 1e-12
 
 
 def _fixed_parts(chain: Sequence[Link]) -> tuple[list[Matrix], Matrix]:

@@ -222,11 +222,12 @@ def _require_unique_keys(text: str) -> None:
     """Raise ContractError for a key that stands twice in one mapping: two programs might read different values."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        doubled = [name for name in names if names.count(name) > 1]
-        if doubled:
-            raise ContractError(f"the JSON has the key {_short(doubled[0])} twice in one mapping")
-        return dict(pairs)
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ContractError(f"the JSON has the key {_short(name)} twice in one mapping")
+            found[name] = value
+        return found
 
     json.loads(text, object_pairs_hook=unique)
 

@@ -103,13 +103,13 @@ def open_robot(path: Path, recording: Log, task_file: str | None) -> tuple[SimRo
     try:
         settings, safety = (json.loads(str(facts[name])) for name in ("settings", "safety"))
         task = cls(_config(cls.Config, settings["task"]))
-        preset = _config(SimConfig, settings["sim"]).preset
+        sim = _config(SimConfig, settings["sim"])
         noise, latency = bool(facts["noise"]), float(facts["latency_ms"])
         seed, bounds = int(facts["seed"]), SafetyConfig(**safety)
-    except (ValueError, TypeError, KeyError, SystemExit) as error:
+    except (ValueError, TypeError, KeyError, DeftlyError) as error:
         raise DeftlyError(f"{path} was recorded under settings that {cls.name} no longer has: {error!r:.100}") from None
     task.contract().require(recording.contract, str(path))
-    return SimRobot(task, preset, seed, noise, latency), bounds
+    return SimRobot(task, sim, seed, noise, latency), bounds
 
 
 def _require_starts(path: Path, recording: Log) -> None:

@@ -25,7 +25,7 @@ from deftly.sim import make_sim
 from deftly.sim.pushes import Pushes
 from deftly.sim.randomize import Randomize, Randomizer, prepare
 from deftly.sim.rows import Rows
-from deftly.sim.scene import compile_scene, substeps
+from deftly.sim.scene import compile_scene
 from deftly.sim.sensors import Sensors
 from deftly.sim.state import State
 from deftly.tasks import Task
@@ -80,12 +80,12 @@ class Env:
         self.purpose = purpose
         self.num_envs = cfg.num_envs
         self.episode_steps = cfg.episode_steps or task.cfg.episode_steps
-        self.substeps = substeps(self.contract.rate, sim.preset)
+        self.substeps = sim.substeps_at(self.contract.rate)
         entries = self._randomization()
         spec = task.scene()
         prepare(spec, entries, 1 / (self.contract.rate * self.substeps))
-        self.model = compile_scene(spec, self.contract.rate, sim.preset)
-        self.sim = make_sim(sim.engine, self.model, cfg.num_envs, sim.threads, cfg.device, dump_dir)
+        self.model = compile_scene(spec, self.contract.rate, sim)
+        self.sim = make_sim(sim.engine, self.model, cfg.num_envs, sim.threads, cfg.device, dump_dir, sim.contacts)
         self.device = self.sim.device
         self.state = State(self.sim, self.contract, self.episode_steps)
         self.seed(seed)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import yaml
+from annotated_types import Ge, Lt
+from typing_extensions import Doc
 
-from deftly.config import RunsConfig
+from deftly.config import SEEDS, RunsConfig, Settings
 from deftly.console import Finding, judge
 from deftly.contract import ACTION, PolicyContract
 from deftly.errors import DeftlyError
@@ -29,23 +31,17 @@ LOOP = "closed loop"
 
 
 @dataclass(frozen=True)
-class CheckSettings:
+class CheckSettings(Settings):
     """With what a bundle is compared."""
 
-    checkpoint: str | None = None
-    """Policy from which the bundle was made; unset: where the bundle says, or shipped, if it is there."""
-    task: str | None = None
-    """File of the bundle's task, if that is none of Deftly's."""
-    episodes: int = 1
-    """Episodes of the closed loop."""
-    seed: int = 0
-    """Decides which episodes."""
-    runs: RunsConfig = field(default_factory=RunsConfig)
-    """Where runs are kept."""
-
-    def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise DeftlyError(f"episodes is {self.episodes}, but it must be 1 or more")
+    checkpoint: Annotated[
+        str | None,
+        Doc("Policy from which the bundle was made; unset: where the bundle says, or shipped, if it is there."),
+    ] = None
+    task: Annotated[str | None, Doc("File of the bundle's task, if that is none of Deftly's.")] = None
+    episodes: Annotated[int, Ge(1), Doc("Episodes of the closed loop.")] = 1
+    seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides which episodes.")] = 0
+    runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
 
 
 def examine(folder: Path, settings: CheckSettings) -> list[Finding]:

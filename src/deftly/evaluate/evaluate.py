@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-import math
 import operator
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Lt
+from typing_extensions import Doc
 
 from deftly import __version__, stats, workspace
-from deftly.config import EnvConfig, SimConfig, suggest
+from deftly.config import SEEDS, EnvConfig, Settings, SimConfig, suggest
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
 from deftly.files import sha256
@@ -29,21 +30,29 @@ Figures = dict[str, np.ndarray]  # of the episodes by name, `(episodes,)` each; 
 
 
 @dataclass(frozen=True)
-class EvalSettings:
+class EvalSettings(Settings):
     """Which episodes a policy is measured on."""
 
-    episodes: int = 200  # Episodes to run, one in each environment, so env.num-envs is not used.
-    seed: int = 0  # Decides which episodes; the same seed gives the same report, bit for bit.
-    stochastic: bool = False  # Draw actions from the policy's distribution instead of taking its mean.
-    wider: float = 1.0  # How many times as wide the ranges of the task's randomization are as in the task, 1 or more.
-    only_outside: bool = False  # With wider: draw nothing that lies in the task's own ranges.
-    sim: SimConfig = field(default_factory=SimConfig)  # The physics engine; as in the training unless set.
-    env: EnvConfig = field(default_factory=EnvConfig)  # What disturbs the episodes.
+    episodes: Annotated[int, Ge(1), Doc("Episodes to run, one in each environment, so env.num-envs is not used.")] = 200
+    seed: Annotated[
+        int, Ge(0), Lt(SEEDS), Doc("Decides which episodes; the same seed gives the same report, bit for bit.")
+    ] = 0
+    stochastic: Annotated[bool, Doc("Draw actions from the policy's distribution instead of taking its mean.")] = False
+    wider: Annotated[
+        float,
+        Ge(1),
+        Doc("How many times as wide the ranges of the task's randomization are as in the task, 1 or more."),
+    ] = 1.0
+    only_outside: Annotated[bool, Doc("With wider: draw nothing that lies in the task's own ranges.")] = False
+    sim: Annotated[SimConfig, Doc("The physics engine; as in the training unless set.")] = field(
+        default_factory=SimConfig
+    )
+    env: Annotated[EnvConfig, Doc("What disturbs the episodes.")] = field(default_factory=EnvConfig)
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "wider"):
-            if not 1 <= getattr(self, name) < math.inf:
-                raise DeftlyError(f"{name} is {getattr(self, name)}, but it must be 1 or more")
+        super().__post_init__()
+        if self.env.device != "cpu":
+            raise DeftlyError(f"env.device is {self.env.device}, but evaluation runs on the CPU so far: use cpu")
         if self.only_outside and self.wider == 1:
             raise DeftlyError("--only-outside draws what --wider adds to the ranges: add --wider 1.5")
 
@@ -53,8 +62,7 @@ def measure(
 ) -> tuple[Result, Figures]:
     """What `eval.json` holds, and the figures, of a checkpoint on held out episodes.
 
-    Raises DeftlyError if the contract
-    is not the task's, or if there is nothing to widen.
+    Raises DeftlyError if the contract is not the task's, or if there is nothing to widen.
     """
     from deftly.evaluate.rollout import EVALUATE, run_episodes
 
@@ -84,7 +92,7 @@ def measure(
     policy = {"path": found.label, "sha256": sha, "iteration": found.iteration, "task": found.task}
     who = {"task": task.name, "robot": found.contract.robot.name, "contract": found.contract.hash, "checkpoint": policy}
     how: dict[str, Any] = {"episodes": len(ran), "seed": settings.seed, "stochastic": settings.stochastic}
-    how["preset"] = settings.sim.preset
+    how |= {"preset": settings.sim.preset, "engine": settings.sim.engine}
     how |= {"disturbances": disturbances, "wall_seconds": round(ran.seconds, 3), "version": __version__}
     figures = {name: stats.summarize(value) for name, value in values.items() if name != "success"}
     outcome = {"success": stats.proportion(success), "figures": figures, **report.divide(values, task)}

@@ -1,8 +1,6 @@
 """What the stages that hand over share: a policy that drives an environment from signals, and a bundle's task."""
 
-import io
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,8 +63,7 @@ def rebuild(given: str | None, settings: Mapping[str, Any], named: str = "") -> 
     """The task (see `load_task`) and physics of a bundle's settings. Raises DeftlyError if the task has others now."""
     cls = load_task(given, named, "the bundle")
     try:
-        with redirect_stderr(io.StringIO()):
-            args: Any = parse(with_task(Settings, cls.Config), [], prog="deftly", filed=settings)
-    except SystemExit:
-        raise DeftlyError(f"the settings of the bundle do not fit {cls.name} as it is now: export it again") from None
+        args: Any = parse(with_task(Settings, cls.Config), [], prog="deftly", filed=settings, origin="the bundle")
+    except DeftlyError as error:
+        raise DeftlyError(f"the settings of the bundle do not fit {cls.name} as it is now: {error}") from None
     return cls(args.task), args.sim

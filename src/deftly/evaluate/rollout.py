@@ -160,7 +160,7 @@ def prepare(stage: type[Any], verb: str, argv: Sequence[str]) -> tuple[Task, Any
     if getattr(args, "agent", "trained") == "trained":
         found = checkpoint.load(find_policy(args.checkpoint, cls.name, args.runs))
         filed = saved_settings(found, cls)
-        args = parse(stage, flags, prog=prog, filed=filed)
+        args = parse(stage, flags, prog=prog, filed=filed, origin=str(found.path / checkpoint.CONFIG))
     task = cls(args.task)
     if found:
         found.require(task)

@@ -202,16 +202,11 @@ def write(
         "ranks": ranks,
         "numbers": dict(numbers),
     }
-    texts = {
-        ABOUT: json.dumps(about, indent=2, allow_nan=False) + "\n",
-        CONTRACT: contract.to_json(),
-        CONFIG: config,
-    }
-    weights = {
-        f"{name}/{key}": value.contiguous()
-        for name, network in networks.items()
-        for key, value in network.state_dict().items()
-    }
+    described = json.dumps(about, indent=2, allow_nan=False) + "\n"
+    texts = {ABOUT: described, CONTRACT: contract.to_json(), CONFIG: config}
+    weights: dict[str, Tensor] = {}
+    for name, network in networks.items():
+        weights |= {f"{name}/{key}": value.contiguous() for key, value in network.state_dict().items()}
     metadata = {"schema": SCHEMA, **{name: _digest(text) for name, text in texts.items()}}
     try:
         with atomic_folder(folder) as scratch:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from deftly.config import PPOConfig
+from deftly.config import LearnerConfig, PPOConfig
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.learn.networks import Network, Policy
@@ -60,10 +60,10 @@ class Learner(Protocol):
         ...
 
 
-def make_learner(env: Env, settings: PPOConfig, ranks: Ranks | None = None) -> Learner:
+def make_learner(env: Env, settings: LearnerConfig, ranks: Ranks | None = None) -> Learner:
     """The learner whose settings these are."""
     if isinstance(settings, PPOConfig):
         from deftly.learn.ppo import PPO
 
         return PPO(env, settings, ranks)
-    raise DeftlyError(f"no algorithm has settings of type {type(settings).__name__}")
+    raise DeftlyError(f"no learner has settings of type {type(settings).__name__}")

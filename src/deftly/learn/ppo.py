@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from deftly.config import PPOConfig
 from deftly.env import Env
-from deftly.errors import DeftlyError
 from deftly.learn.networks import Network, NetworkSpec, Policy, gaussian_entropy, gaussian_kl, gaussian_log_prob
 from deftly.learn.ranks import Ranks
 
@@ -70,21 +69,20 @@ class PPO:
 
     def __init__(self, env: Env, settings: PPOConfig, ranks: Ranks | None = None):
         self.env, self.settings, self.ranks = env, settings, ranks or Ranks()
+        self.device = env.device
         self.steps_per_iteration = settings.steps * env.num_envs
-        if settings.minibatches > self.steps_per_iteration:
-            have = f"a rollout has {settings.steps} x {env.num_envs} samples"
-            raise DeftlyError(f"train.minibatches is {settings.minibatches}, but {have}: use fewer minibatches")
+        settings.require_for(env.num_envs)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.actor = actor_network(env, settings)
-            self.critic = critic_network(env, settings)
+            self.actor = actor_network(env, settings).to(self.device)
+            self.critic = critic_network(env, settings).to(self.device)
         self.networks: Mapping[str, Network] = {"actor": self.actor, "critic": self.critic}
         self.ranks.broadcast_(self.networks.values())
         self.parameters = [*self.actor.parameters(), *self.critic.parameters()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, fused=True)
         self.learning_rate = settings.learning_rate
         self.iterations = 0
-        self.generator = torch.Generator()
+        self.generator = torch.Generator(self.device)
         self.generator.manual_seed(settings.seed + self.ranks.rank)  # each process explores for itself
 
     @property
@@ -128,7 +126,7 @@ class PPO:
             rows.actor_inputs[t] = actor.gather(env.obs)
             rows.critic_inputs[t] = critic.gather(env.obs)
             rows.means[t] = actor(rows.actor_inputs[t])
-            noise = torch.randn(rows.means[t].shape, generator=self.generator)
+            noise = torch.randn(rows.means[t].shape, generator=self.generator, device=self.device)
             rows.actions[t] = rows.means[t] + std * noise
             step = env.step(rows.actions[t])
             rows.rewards[t] = step.reward
@@ -158,7 +156,7 @@ class PPO:
             returns=advantages + values,
             advantages=(advantages - advantages.mean()) / (advantages.std() + 1e-8),
         )
-        order = torch.randperm(self.steps_per_iteration, generator=self.generator)
+        order = torch.randperm(self.steps_per_iteration, generator=self.generator, device=self.device)
         return Samples(*(value.flatten(0, 1)[order] for value in samples))
 
     def _advantages(self, rewards: Tensor, values: Tensor, last_value: Tensor, ended: Tensor) -> Tensor:
@@ -181,7 +179,7 @@ class PPO:
         """Take gradient steps, `epochs` times through the samples; returns mean losses and divergence."""
         self.actor.requires_grad_(not critic_only)
         old_std = self.actor.bounded_std().detach().clone()
-        totals = torch.zeros(4)
+        totals = torch.zeros(4, device=self.device)
         for batch in self._minibatches(samples):
             std = self.actor.bounded_std()
             means = self.actor.layers(batch.actor_inputs)
@@ -314,8 +312,10 @@ def critic_network(env: Env, settings: PPOConfig) -> Network:
 
 
 def _empty_rollout(steps: int, env: Env, actor: Network, critic: Network) -> Rollout:
+    device = env.device
+
     def rows(*size: int) -> Tensor:
-        return torch.empty(steps, env.num_envs, *size)
+        return torch.empty(steps, env.num_envs, *size, device=device)
 
     return Rollout(
         actor_inputs=rows(actor.spec.input_size),
@@ -323,5 +323,5 @@ def _empty_rollout(steps: int, env: Env, actor: Network, critic: Network) -> Rol
         means=rows(actor.spec.outputs),
         actions=rows(actor.spec.outputs),
         rewards=rows(),
-        ended=torch.empty(steps, env.num_envs, dtype=torch.bool),
+        ended=torch.empty(steps, env.num_envs, dtype=torch.bool, device=device),
     )

@@ -20,6 +20,7 @@ def make_sim(
     threads: int = 0,
     device: str = "cpu",
     dump_dir: Path | None = None,
+    contacts: int = 64,
 ) -> Sim:
     """Many simulations of a model on an engine.
 
@@ -29,18 +30,24 @@ def make_sim(
         num_envs: how many are simulated side by side.
         threads: of the CPU engine; 0 takes all cores.
         device: of the Warp engine: `cpu`, `cuda` or `cuda:N`.
+        contacts: of the Warp engine: room for contacts of an environment.
         dump_dir: where environments that break are written for `deftly.sim.guard.replay`; None only counts them.
 
     Raises DeftlyError if there is no such engine, or if what it needs is not installed.
     """
     if engine == "cpu":
+        if device != "cpu":
+            raise DeftlyError(f"env.device is {device}, but sim.engine cpu runs on CPU cores: take sim.engine warp")
         from deftly.sim.cpu import CpuSim
 
         return CpuSim(model, num_envs, threads, dump_dir)
     if engine == "warp":
         try:
-            from deftly.sim.warp import WarpSim  # type: ignore[import-not-found]
+            import warp
+
+            warp.config.log_level = warp.LOG_ERROR  # before it starts, or it reports each kernel, and a missing GPU
+            from deftly.sim.warp import WarpSim
         except ImportError as error:
             raise DeftlyError(f"sim.engine is warp, but {error.name} is missing: pip install 'deftly[gpu]'") from None
-        return WarpSim(model, num_envs, device=device, dump_dir=dump_dir)
+        return WarpSim(model, num_envs, device, dump_dir, contacts)
     raise DeftlyError(f"there is no engine '{engine}': sim.engine is cpu or warp")

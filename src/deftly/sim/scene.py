@@ -1,41 +1,20 @@
 """Scenes: options, light, table and objects around a robot, composed with `MjSpec`."""
 
-import math
-from typing import Literal, NamedTuple
-
 import mujoco
 import numpy as np
 
-Preset = Literal["coarse", "fast", "default", "accurate"]
+from deftly.config import SimConfig
+from deftly.config.presets import PRESETS
+
 Point = tuple[float, float, float]
 
 
-class Physics(NamedTuple):
-    """How finely a scene is simulated."""
-
-    timestep: float  # longest substep, s; the control period is divided into equal substeps no longer than this
-    iterations: int  # most iterations of the Newton solver in a substep
-    impratio: float  # ratio of frictional to normal impedance: a higher one lets a gripped object creep less, at a cost
-
-
-PRESETS: dict[Preset, Physics] = {
-    "coarse": Physics(timestep=0.0126, iterations=10, impratio=5.0),
-    "fast": Physics(timestep=0.0084, iterations=10, impratio=3.0),
-    "default": Physics(timestep=0.0067, iterations=20, impratio=5.0),
-    "accurate": Physics(timestep=0.002, iterations=100, impratio=10.0),
-}
-
-
-def substeps(rate: float, preset: Preset) -> int:
-    """Substeps in a control period of `1 / rate` seconds."""
-    return math.ceil(1 / (rate * PRESETS[preset].timestep) - 1e-9)
-
-
-def compile_scene(spec: mujoco.MjSpec, rate: float, preset: Preset) -> mujoco.MjModel:
-    """Compile a task's scene with the timestep and solver of a preset."""
-    spec.option.timestep = 1 / (rate * substeps(rate, preset))
-    spec.option.iterations = PRESETS[preset].iterations
-    spec.option.impratio = PRESETS[preset].impratio
+def compile_scene(spec: mujoco.MjSpec, rate: float, sim: SimConfig) -> mujoco.MjModel:
+    """Compile a task's scene with the timestep and solver that the settings want at a control rate, Hz."""
+    physics = PRESETS[sim.preset]
+    spec.option.timestep = 1 / (rate * sim.substeps_at(rate))
+    spec.option.iterations = physics.iterations
+    spec.option.impratio = physics.impratio
     return spec.compile()
 
 

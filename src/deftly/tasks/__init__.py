@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -160,9 +161,9 @@ def description(cls: type[Task]) -> str:
 
 def load(name: str) -> type[Task]:
     """The class of a shipped task's name, of `file.py` or of `file.py:name`; raises DeftlyError if there is none."""
-    path, is_file, wanted = name.partition(".py")
-    if is_file and wanted[:1] in ("", ":"):
-        return _pick(_import_file(Path(path + ".py")), wanted[1:] or None, name)
+    file = re.fullmatch(r"(.*\.py)(?::([\w-]*))?", name)
+    if file:
+        return _pick(_import_file(Path(file[1])), file[2] or None, name)
     modules = shipped()
     if name not in modules:
         unknown = f"no task '{name}'{suggest(name, modules)}"

@@ -8,15 +8,18 @@ task's `ready_s` says; then the operator starts, and with the first decision of 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
+from typing_extensions import Doc
 
-from deftly.config import RunsConfig, SimConfig, parse, rewrite, split_task, with_task
+from deftly.config import SEEDS, RunsConfig, Settings, SimConfig, parse, split_task, with_task
+from deftly.config.parsing import typed_settings
 from deftly.console import Progress
 from deftly.contract import PolicyContract
 from deftly.control.log import Ring
@@ -37,54 +40,46 @@ APPROACH_S = 600.0
 
 
 @dataclass(frozen=True)
-class SceneArgs:
+class SceneArgs(Settings):
     """Which simulation, and whose settings it has."""
 
-    bundle: Path | None = None
-    """Bundle that brings the settings, and the policy if one is wanted; unset: the shipped one brings both."""
-    checkpoint: str | None = None
-    """Checkpoint instead of a bundle: latest, a run, a checkpoint folder or shipped."""
-    seed: int = 0
-    """Decides how episodes start and what the sensors' noise is."""
-    noise: bool = False
-    """Apply the task's sensor noise, delay and dropout."""
-    latency_ms: float = 0.0
-    """Simulated time from a command until the servos get it, ms."""
-    sim: SimConfig = field(default_factory=SimConfig)
-    """The physics engine; as in the training unless set."""
-    runs: RunsConfig = field(default_factory=RunsConfig)
-    """Where runs are kept."""
+    bundle: Annotated[
+        Path | None,
+        Doc("Bundle that brings the settings, and the policy if one is wanted; unset: the shipped one brings both."),
+    ] = None
+    checkpoint: Annotated[
+        str | None, Doc("Checkpoint instead of a bundle: latest, a run, a checkpoint folder or shipped.")
+    ] = None
+    seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides how episodes start and what the sensors' noise is.")] = 0
+    noise: Annotated[bool, Doc("Apply the task's sensor noise, delay and dropout.")] = False
+    latency_ms: Annotated[
+        float, Ge(0), Lt(10_000), Doc("Simulated time from a command until the servos get it, ms.")
+    ] = 0.0
+    sim: Annotated[SimConfig, Doc("The physics engine; as in the training unless set.")] = field(
+        default_factory=SimConfig
+    )
+    runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.bundle and self.checkpoint:
             raise DeftlyError("give --bundle or --checkpoint, not both")
-        if self.seed < 0:
-            raise DeftlyError(f"seed is {self.seed}, but it must be 0 or more")
-        if not 0 <= self.latency_ms < 10_000:
-            raise DeftlyError(f"latency-ms is {self.latency_ms}, but it must be 0 or more, and less than 10000")
 
 
 @dataclass(frozen=True)
 class LoopArgs(SceneArgs):
     """A policy in the simulated robot's control loop."""
 
-    server_endpoint: str | None = None
-    """Ask the policy server there (tcp://HOST:PORT) instead; a bundle or checkpoint then gives the settings alone."""
-    keys: Path | None = None
-    """The robot's folder of keys, for a server that has them."""
-    timeout_ms: float = 1000.0
-    """Longest wait for the server's decision, ms; simulated time stands still meanwhile."""
-    episodes: int = 50
-    """Episodes to run."""
-    safety: SafetyConfig = field(default_factory=SafetyConfig)
-    """The safety kernel, as on the robot."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.episodes < 1:
-            raise DeftlyError(f"episodes is {self.episodes}, but it must be 1 or more")
-        if not 0 < self.timeout_ms <= 1e6:
-            raise DeftlyError(f"timeout-ms is {self.timeout_ms}, but it must be above 0, and 1000 s at most")
+    server_endpoint: Annotated[
+        str | None,
+        Doc("Ask the server at tcp://HOST:PORT; a bundle or checkpoint then gives the settings alone."),
+    ] = None
+    keys: Annotated[Path | None, Doc("The robot's folder of keys, for a server that has them.")] = None
+    timeout_ms: Annotated[
+        float, Gt(0), Le(1e6), Doc("Longest wait for the server's decision, ms; simulated time stands still meanwhile.")
+    ] = 1000.0
+    episodes: Annotated[int, Ge(1), Doc("Episodes to run.")] = 50
+    safety: Annotated[SafetyConfig, Doc("The safety kernel, as on the robot.")] = field(default_factory=SafetyConfig)
 
 
 @dataclass(frozen=True)
@@ -135,18 +130,14 @@ def prepare(stage: type[Any], verb: str, argv: Sequence[str]) -> tuple[Task, Any
     origin = origin or _find(cls.name, args)
     if origin.task != cls.name:  # a shipped or configured bundle: the one typed was looked at above
         raise DeftlyError(f"{origin.label} was made for the task {origin.task}, not for {cls.name}")
-    try:
-        args = parse(stage, flags, prog=prog, filed=origin.settings)
-    except SystemExit:  # the flags were fine by themselves
-        raise DeftlyError(f"the settings of {origin.label} do not fit the task {cls.name} as it is now") from None
+    args = parse(stage, flags, prog=prog, filed=origin.settings, origin=f"the settings of {origin.label}")
     return cls(args.task), args, origin
 
 
 def _value(flags: Sequence[str], name: str) -> str | None:
     """The last value of a flag, however it is written."""
-    words = [part for word in rewrite(flags, {}) for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    found = [after for word, after in pairwise(words) if word == f"--{name}"]
-    return found[-1] if found else None
+    found = [setting.words for setting in typed_settings(flags) if setting.key.removeprefix("--") == name]
+    return os.path.expanduser(" ".join(found[-1])) if found else None
 
 
 def _find(task: str, args: SceneArgs) -> Origin:

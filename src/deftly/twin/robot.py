@@ -12,15 +12,17 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from operator import attrgetter
+from pathlib import Path
 
 import mujoco
 import numpy as np
 import torch
 from torch import Tensor
 
+from deftly.config import SimConfig
 from deftly.control.drivers import DriverError, Reading
 from deftly.errors import DeftlyError
-from deftly.sim.scene import Preset, compile_scene, substeps
+from deftly.sim.scene import compile_scene
 from deftly.sim.sensors import Noise
 from deftly.sim.state import State
 from deftly.tasks import Task
@@ -38,7 +40,7 @@ class OneSim:
     device = torch.device("cpu")
     dtype = torch.float64
     overflow_count = 0
-    dump_dir = None
+    dump_dir: Path | None = None
 
     def __init__(self, model: mujoco.MjModel):
         self.model = model
@@ -143,7 +145,7 @@ class SimRobot:
 
     Args:
         task: whose scene, start, signals and judgement.
-        preset: timestep and solver, as in training.
+        sim: timestep and solver, as in training.
         seed: with the number of an episode, decides how it starts and what its sensors do, whatever came before.
         noise: let the task's sensor noise act; without it, readings are the truth.
         latency_ms: simulated time from `write` until the targets reach the servos, rounded up to whole substeps.
@@ -154,16 +156,17 @@ class SimRobot:
     def __init__(
         self,
         task: Task,
-        preset: Preset = "default",
+        sim: SimConfig | None = None,
         seed: int = 0,
         noise: bool = False,
         latency_ms: float = 0.0,
     ):
         if seed < 0 or not 0 <= latency_ms < 10_000:
             raise DeftlyError(f"seed is {seed}, latency-ms {latency_ms}, but they must be 0 or more (and 10 s at most)")
+        sim = sim or SimConfig()
         self.task, self.contract, self.seed = task, task.contract(), seed
-        self.substeps = substeps(self.contract.rate, preset)
-        self.model = compile_scene(task.scene(), self.contract.rate, preset)
+        self.substeps = sim.substeps_at(self.contract.rate)
+        self.model = compile_scene(task.scene(), self.contract.rate, sim)
         self.sim = OneSim(self.model)
         self.data, self.latency = self.sim.data, 1e-3 * latency_ms
         self._noise = task.noise() if noise else {}
@@ -285,4 +288,7 @@ class SimRobot:
         return {name: float(value) for name, value in self.task.metrics(self.view).items()}
 
     def _signals(self) -> dict[str, np.ndarray]:
-        return {name: value[0].double().numpy().copy() for name, value in self.task.signals(self.view).items()}
+        """What the robot measures, (size,) float64 each; an image as it is."""
+        signals = {name: value[0] for name, value in self.task.signals(self.view).items()}
+        arrays = {n: v if v.dtype == torch.uint8 else v.double() for n, v in signals.items()}
+        return {name: value.numpy().copy() for name, value in arrays.items()}

@@ -124,7 +124,7 @@ def main(argv: list[str]) -> int:
     from deftly.twin.robot import SimRobot
 
     task, args, _ = prepare(SimServerArgs, "sim", argv)
-    robot = SimRobot(task, args.sim.preset, args.seed, args.noise, args.latency_ms)
+    robot = SimRobot(task, args.sim, args.seed, args.noise, args.latency_ms)
     robot.reset(args.episode)
     server = RobotServer(robot, args.bind)
     for number in (signal.SIGTERM, signal.SIGINT):

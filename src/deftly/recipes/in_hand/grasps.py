@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
+from typing_extensions import Doc
 
-from deftly.config import EnvConfig, SimConfig, TaskConfig
+from deftly.config import SEEDS, EnvConfig, Settings, SimConfig, TaskConfig
 from deftly.console import Progress
-from deftly.errors import DeftlyError
 from deftly.objects.grasp_cache import ARRAYS, SCHEMA
 from deftly.recipes.in_hand.protocol import GraspTask
 
@@ -25,32 +26,20 @@ BATCHES = 4
 
 
 @dataclass(frozen=True)
-class GraspSettings:
+class GraspSettings(Settings):
     """How grasps are looked for."""
 
-    num_envs: int = 256
-    """Poses tried side by side."""
-    num_sizes: int = 32
-    """Sizes of the object, evenly over the task's range."""
-    per_size: int = 64
-    """Grasps kept of each size, so that all sizes weigh the same."""
-    settle_s: float = 2.0
-    """Time in which a pose settles under gravity and pushes before it is judged, s."""
-    watch_s: float = 0.5
-    """Time over which it must then stay still, s."""
-    seed: int = 1
-    """Decides every draw."""
-    sim: SimConfig = field(default_factory=SimConfig)
-    """The physics engine."""
-    task: TaskConfig = field(default_factory=TaskConfig)
-    """The task's own figures."""
-    render: bool = True
-    """Write the pictures."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("num_envs", 1), ("num_sizes", 1), ("per_size", 1), ("settle_s", 0.1), ("watch_s", 0.0)):
-            if not least <= getattr(self, name) < 1e6:
-                raise DeftlyError(f"{name.replace('_', '-')} is {getattr(self, name)}, but it must be {least} or more")
+    num_envs: Annotated[int, Ge(1), Lt(10**6), Doc("Poses tried side by side.")] = 256
+    num_sizes: Annotated[int, Ge(1), Lt(10**6), Doc("Sizes of the object, evenly over the task's range.")] = 32
+    per_size: Annotated[int, Ge(1), Lt(10**6), Doc("Grasps kept of each size, so that all sizes weigh the same.")] = 64
+    settle_s: Annotated[
+        float, Ge(0.1), Lt(1e6), Doc("Time in which a pose settles under gravity and pushes before it is judged, s.")
+    ] = 2.0
+    watch_s: Annotated[float, Ge(0), Lt(1e6), Doc("Time over which it must then stay still, s.")] = 0.5
+    seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides every draw.")] = 1
+    sim: Annotated[SimConfig, Doc("The physics engine.")] = field(default_factory=SimConfig)
+    task: Annotated[TaskConfig, Doc("The task's own figures.")] = field(default_factory=TaskConfig)
+    render: Annotated[bool, Doc("Write the pictures.")] = True
 
 
 def collect(cls: Any, settings: GraspSettings) -> tuple[dict[str, np.ndarray], dict[float, int], list[np.ndarray]]:

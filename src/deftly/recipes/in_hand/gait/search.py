@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
+from typing_extensions import Doc
 
-from deftly.config import EnvConfig, PPOConfig, SimConfig, TaskConfig
+from deftly.config import EnvConfig, PPOConfig, Settings, SimConfig, Suffix, TaskConfig
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.recipes.in_hand.gait.gaits import SPREAD, Gaits
@@ -26,35 +29,40 @@ STILL = 0.5  # sigma of a search from standing still; of one over strokes it is 
 
 
 @dataclass(frozen=True)
-class GaitSettings:
+class GaitSettings(Settings):
     """How a gait is searched for and cloned into a policy."""
 
-    sim: SimConfig = field(default_factory=SimConfig)  # The physics engine.
-    task: TaskConfig = field(default_factory=TaskConfig)  # The task's own figures.
-    train: PPOConfig = field(default_factory=PPOConfig)  # The network, as in the training that follows; and the seed.
-    gait: Path | None = None  # Go on from this gait.npz instead of searching from nothing.
-    generations: int = 80  # Generations of the search from nothing.
-    population: int = 32  # Candidates of each.
-    trials: int = 3  # Randomized robots on which each candidate is tried.
-    ascent: int = 100  # Steps along an estimated gradient from the gait found or given; 0 leaves it as it is.
-    pairs: int = 192  # Robots of such a step, each of which tries a change and its opposite.
-    sigma: float = 0.15  # How large these changes are.
-    step: float = 0.6  # How far one step goes along the gradient.
-    seconds: float = 8.0  # How long each trial is judged, s, after a second of getting there.
-    loss: float = 5.0  # Reward that a lost trial is worth less.
-    frequency: float | None = None  # Of the gait, Hz; unset: 0.65, or what the gait given has. The search keeps it.
-    rounds: int = 10  # Rounds of cloning; in each, the policy drives a larger share of the robots.
-    std: float = 0.2  # Exploration noise that the cloned policy starts with.
+    sim: Annotated[SimConfig, Doc("The physics engine.")] = field(default_factory=SimConfig)
+    task: Annotated[TaskConfig, Doc("The task's own figures.")] = field(default_factory=TaskConfig)
+    train: Annotated[PPOConfig, Doc("The network, as in the training that follows; and the seed.")] = field(
+        default_factory=PPOConfig
+    )
+    gait: Annotated[Path | None, Suffix(".npz"), Doc("Go on from this gait.npz instead of searching from nothing.")] = (
+        None
+    )
+    generations: Annotated[int, Ge(0), Doc("Generations of the search from nothing.")] = 80
+    population: Annotated[int, Ge(4), Doc("Candidates of each.")] = 32
+    trials: Annotated[int, Ge(1), Doc("Randomized robots on which each candidate is tried.")] = 3
+    ascent: Annotated[
+        int, Ge(0), Doc("Steps along an estimated gradient from the gait found or given; 0 leaves it as it is.")
+    ] = 100
+    pairs: Annotated[int, Ge(1), Doc("Robots of such a step, each of which tries a change and its opposite.")] = 192
+    sigma: Annotated[float, Gt(0), Doc("How large these changes are.")] = 0.15
+    step: Annotated[float, Gt(0), Doc("How far one step goes along the gradient.")] = 0.6
+    seconds: Annotated[float, Gt(0), Doc("How long each trial is judged, s, after a second of getting there.")] = 8.0
+    loss: Annotated[float, Ge(0), Doc("Reward that a lost trial is worth less.")] = 5.0
+    frequency: Annotated[
+        float | None, Gt(0), Doc("Of the gait, Hz; unset: 0.65, or what the gait given has. The search keeps it.")
+    ] = None
+    rounds: Annotated[
+        int, Ge(1), Doc("Rounds of cloning; in each, the policy drives a larger share of the robots.")
+    ] = 10
+    std: Annotated[float, Gt(0), Doc("Exploration noise that the cloned policy starts with.")] = 0.2
 
     def __post_init__(self) -> None:
-        least = {"generations": 0, "population": 4, "trials": 1, "ascent": 0, "pairs": 1, "rounds": 1}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise DeftlyError(f"{name} is {getattr(self, name)}, but it must be {smallest} or more")
+        super().__post_init__()
         if not self.generations and not self.gait:
             raise DeftlyError("--generations 0 goes on from a gait: give it, --gait RUN/gait.npz")
-        if not all(x is None or x > 0 for x in (self.seconds, self.frequency, self.sigma, self.step, self.std)):
-            raise DeftlyError("seconds, frequency, sigma, step and std must be above 0")
 
 
 class Trials:

@@ -1,0 +1,197 @@
+"""What the value of a field must be: constraints that stand beside the field, in `Annotated`.
+
+    num_envs: Annotated[int, Ge(1), Doc("Environments stepped side by side.")] = 1024
+
+`Ge`, `Gt`, `Le`, `Lt` are those of `annotated-types`; `Must` says in words what they cannot. They hold for the value,
+for each element of a tuple whose elements carry them, and not for None. Numbers must be finite everywhere. The text of
+a field is its `Doc`, from which the help and the comments of YAML files are made.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from deftly.errors import DeftlyError
+
+
+@dataclass(frozen=True)
+class Must:
+    """A constraint in words, with its test."""
+
+    be: str
+    """What the value must be: completes "it must be ..."."""
+    test: Callable[[Any], object]
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """The name of a file ends in this."""
+
+    suffix: str
+
+
+HUGE = 100_000
+"""Bounds from here on guard against typing errors, and are not worth a line of the help."""
+RISING = Must("'LOW HIGH' with 0 <= LOW <= HIGH", lambda pair: 0 <= pair[0] <= pair[1])
+"""A range of numbers that are not negative."""
+
+
+class Settings:
+    """A group of settings, a frozen dataclass whose values are checked however it is built.
+
+    Subclasses of one `section` are known by it in messages: `env.num-envs`. Conditions on several fields go into a
+    `__post_init__` of the subclass, which calls this one first.
+    """
+
+    _section = ""
+
+    def __init_subclass__(cls, section: str = "", **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls._section = section or cls._section
+
+    def __post_init__(self) -> None:
+        """Raise DeftlyError, one line with the flag and its value, if a field is not what it must be."""
+        check(self, self._section)
+
+
+def check(settings: Any, section: str = "") -> None:
+    """Raise DeftlyError if a field of a dataclass, or of a dataclass inside it, is not what it must be."""
+    for flag, hint, value in _leaves(settings, section):
+        if wanted := violated(hint, value):
+            raise DeftlyError(f"{flag} is {show(value)}, but it must be {wanted}")
+
+
+def _leaves(settings: Any, section: str) -> Iterator[tuple[str, Any, Any]]:
+    hints = hints_of(type(settings))
+    for item in fields(settings):
+        flag = kebab(f"{section}.{item.name}" if section else item.name)
+        value = getattr(settings, item.name)
+        if is_dataclass(value):
+            yield from _leaves(value, flag)
+        elif isinstance(value, dict):
+            kind = get_args(_unwrapped(hints[item.name]))[1:] or (Any,)
+            yield from ((f"{flag}.{kebab(str(key))}", kind[0], entry) for key, entry in value.items())
+        else:
+            yield flag, hints[item.name], value
+
+
+@lru_cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """The type of each field of a dataclass, with what is annotated.
+
+    A subclass that sets another default, `rate: float = 15.0`, keeps constraints and documentation of the field.
+    """
+    hints: dict[str, Any] = {}
+    names = {item.name for item in fields(cls)}
+    for base in reversed([base for base in cls.__mro__ if is_dataclass(base)]):
+        for name, hint in get_type_hints(base, include_extras=True).items():
+            if name in names:
+                hints[name] = _inherit(hint, hints.get(name))
+    return hints
+
+
+def _inherit(hint: Any, inherited: Any) -> Any:
+    if get_origin(inherited) is not Annotated or get_origin(hint) is Annotated:
+        return hint
+    return Annotated[(hint, *get_args(inherited)[1:])]
+
+
+def _unwrapped(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def violated(hint: Any, value: Any) -> str:
+    """What a value must be and is not; empty if it is what its type and constraints want."""
+    if value is None:
+        return ""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return violated(inner[0], value) or _violated_by(inner[1:], value)
+    if origin in (Union, UnionType):
+        kinds = [kind for kind in inner if kind is not NoneType]
+        return violated(kinds[0], value) if len(kinds) == 1 else ""
+    if origin is tuple and isinstance(value, tuple):
+        kinds = inner[:1] * len(value) if inner[1:] == (...,) else inner
+        return next(filter(None, map(violated, kinds, value)), "")
+    return "a finite number" if isinstance(value, float) and not math.isfinite(value) else ""
+
+
+def _violated_by(constraints: tuple[Any, ...], value: Any) -> str:
+    for constraint in constraints:
+        if isinstance(constraint, Suffix) and Path(value).suffix != constraint.suffix:
+            return f"a {constraint.suffix} file, such as {Path(value).with_suffix(constraint.suffix)}"
+        if not _holds(constraint, value):
+            return in_words(constraints)
+    return ""
+
+
+def _holds(constraint: Any, value: Any) -> bool:
+    match constraint:
+        case Ge(ge=bound):
+            return value >= bound
+        case Gt(gt=bound):
+            return value > bound
+        case Le(le=bound):
+            return value <= bound
+        case Lt(lt=bound):
+            return value < bound
+        case Must(test=test):
+            return bool(test(value))
+    return True
+
+
+def in_words(constraints: tuple[Any, ...]) -> str:
+    """What constraints want, as in `1 or more`; empty if they want nothing."""
+    words = []
+    for constraint in constraints:
+        match constraint:
+            case Ge(ge=bound):
+                words.append(f"{bound} or more")
+            case Gt(gt=bound):
+                words.append(f"above {bound}")
+            case Le(le=bound):
+                words.append(f"at most {bound}")
+            case Lt(lt=bound):
+                words.append(f"below {bound}")
+            case Must(be=be):
+                words.append(be)
+    return " and ".join(words)
+
+
+def limits(constraints: tuple[Any, ...]) -> str:
+    """The bounds among constraints, as `>= 1, <= 10`; empty if there are none. Huge ones are left out."""
+    bounds = []
+    for constraint in constraints:
+        match constraint:
+            case Ge(ge=bound):
+                bounds.append(f">= {bound}")
+            case Gt(gt=bound):
+                bounds.append(f"> {bound}")
+            case Le(le=bound) if _worth_a_line(bound):
+                bounds.append(f"<= {bound}")
+            case Lt(lt=bound) if _worth_a_line(bound):
+                bounds.append(f"< {bound}")
+    return ", ".join(bounds)
+
+
+def _worth_a_line(bound: Any) -> bool:
+    return abs(bound) < HUGE
+
+
+def show(value: Any) -> str:
+    """A value as it is typed: `1 2`, not `(1, 2)`."""
+    if isinstance(value, (tuple, list)):
+        return " ".join(map(show, value)) or "empty"
+    return str(value)
+
+
+def kebab(key: str) -> str:
+    """A key as a flag writes it: `env.num_envs` and `env.numEnvs` are `env.num-envs`."""
+    letters = ["-" + b.lower() if b.isupper() and (a.islower() or a.isdigit()) else b for a, b in zip(" " + key, key)]
+    return "".join(letters).replace("_", "-")

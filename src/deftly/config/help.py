@@ -1,0 +1,68 @@
+"""The help of a command: usage, then its settings by section, one or two lines each."""
+
+import shutil
+import textwrap
+from dataclasses import MISSING
+from typing import Any, Literal, get_args, get_origin
+
+from deftly.config.constraints import show
+from deftly.config.fields import Flag, flags, sections
+
+LEFT = 30
+"""Columns of flag and type; the text begins to the right of them, below if they are wider."""
+WIDEST = 120
+KEEP = "\N{NO-BREAK SPACE}"
+"""Where a line is not broken."""
+
+
+def help_text(cls: type, prog: str) -> str:
+    """What `--help` prints of a command with the settings `cls`; `prog` is how it is called, as `deftly train TASK`."""
+    width = min(WIDEST, max(60, shutil.get_terminal_size((100, 24)).columns))
+    found = list(flags(cls))
+    head = f"usage: {prog} [settings]" if found else f"usage: {prog}"
+    lines = [head, "", *textwrap.wrap(" ".join((cls.__doc__ or "").split()), width), ""]
+    lines += ["settings, as --NAME VALUE or NAME=VALUE; --config FILE.yaml reads them from a file:", ""]
+    for flag in found:
+        if not flag.section:
+            lines += _lines(flag, width)
+    for section, doc in sections(cls):
+        mine = [flag for flag in found if flag.section == section]
+        if mine:
+            lines += ["", f"{section}: {doc}"]
+            lines += [line for flag in mine for line in _lines(flag, width)]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(flag: Flag, width: int) -> list[str]:
+    left = f"  --{flag.name} {_type(flag.kind)}".ljust(LEFT - 2) + "  "
+    text = f"{flag.doc} {_remark(flag)}".strip()
+    lines = textwrap.wrap(left.replace(" ", KEEP) + text, width, subsequent_indent=" " * LEFT, break_on_hyphens=False)
+    return [line.replace(KEEP, " ").rstrip() for line in lines]
+
+
+def _remark(flag: Flag) -> str:
+    """Range and default of a setting, in brackets."""
+    parts = [flag.limits] if flag.limits else []
+    if flag.default is MISSING:
+        parts.append("required")
+    elif flag.default is not None and flag.default != ():
+        parts.append(f"default {show(flag.default)}")
+    return f"[{', '.join(part.replace(' ', KEEP) for part in parts)}]" if parts else ""
+
+
+def _type(kind: Any) -> str:
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is bool:
+        return "BOOL"
+    if origin is Literal:
+        return "{" + ",".join(map(str, inner)) + "}"
+    if origin is tuple and inner[1:] == (...,):
+        return f"{_type(_element(inner[0]))} ..."
+    if origin is tuple:
+        return " ".join(_type(_element(part)) for part in inner)
+    names = {int: "INT", float: "NUMBER", str: "TEXT"}
+    return names.get(kind, "PATH")
+
+
+def _element(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is not None and hasattr(hint, "__metadata__") else hint

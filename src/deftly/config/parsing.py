@@ -1,0 +1,283 @@
+"""From words and files to a configuration: every way of writing a setting becomes flags, which tyro alone parses.
+
+What is typed counts before `--config` files, files before what a checkpoint has saved, later before earlier. Each
+setting remembers where it comes from, so that a bad one is refused by its name and place.
+"""
+
+import contextlib
+import difflib
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from deftly.config import yaml
+from deftly.config.constraints import check, kebab
+from deftly.config.fields import Flag, flags
+from deftly.config.help import help_text
+from deftly.config.older_names import HEADLESS, SHOWN, resolve
+from deftly.config.sections import ALGORITHMS, TaskConfig
+from deftly.errors import DeftlyError
+
+T = TypeVar("T")
+ASSIGNMENT = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
+"""A setting typed as `key=value`."""
+SPELLINGS = {"true": "True", "yes": "True", "on": "True", "false": "False", "no": "False", "off": "False"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting as it was written."""
+
+    key: str
+    """As it was written: `--env.num-envs`, `env.num_envs`, `numEnvs`."""
+    words: list[str]
+    """Its value; none if a flag stands alone."""
+    place: str = ""
+    """The file that it comes from; empty if it was typed."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`, did you mean 'x'?` for the nearest known name, or an empty string; goes at the end of an error."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean '{near[0]}'?" if near else ""
+
+
+# ------------------------------------------------------------------ words
+
+
+def split_word(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Take a command's first word, such as a file, off its arguments; None if they begin with a setting."""
+    if argv and not argv[0].startswith("-") and not ASSIGNMENT.fullmatch(argv[0]):
+        return os.path.expanduser(argv[0]), list(argv[1:])
+    return None, list(argv)
+
+
+def split_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Take the task's name off a command's arguments: the first word, or `task=NAME` or `--task NAME` anywhere."""
+    for i, word in enumerate(argv):
+        key, equals, name = word.partition("=")
+        if key in ("task", "--task") and equals:
+            return os.path.expanduser(name), [*argv[:i], *argv[i + 1 :]]
+        if word == "--task" and argv[i + 1 :]:
+            return os.path.expanduser(argv[i + 1]), [*argv[:i], *argv[i + 2 :]]
+    return split_word(argv)
+
+
+def with_task(stage: type[T], task_config: type[TaskConfig]) -> type[T]:
+    """`stage` with the chosen task's own settings in its `task` section, which is known only at run time."""
+    return _with_section(stage, "task", task_config)
+
+
+def with_algorithm(stage: type[T], argv: Sequence[str], filed: Mapping[str, Any] = {}) -> type[T]:
+    """`stage` with the settings of the algorithm that `--train.algorithm` names in its `train` section.
+
+    The words of the command count before `filed`, what a checkpoint or the task has set; without either it is PPO.
+    Raises DeftlyError for an algorithm that there is not.
+    """
+    flag = "train.algorithm"
+    chosen = "ppo"
+    for setting in [*settings_of(filed, ""), *typed_settings(argv)]:
+        if resolve(setting.key.lstrip("-"), (flag,)) == flag:
+            chosen = " ".join(setting.words)
+    if chosen not in ALGORITHMS:
+        known = ", ".join(ALGORITHMS)
+        raise DeftlyError(f"{flag} is '{chosen}', but it must be one of {known}{suggest(chosen, ALGORITHMS)}")
+    return _with_section(stage, "train", ALGORITHMS[chosen])
+
+
+def _with_section(stage: type[T], name: str, kind: type[Any]) -> type[T]:
+    section = (name, kind, field(default_factory=kind))
+    names = {"__doc__": stage.__doc__, "__module__": stage.__module__}
+    return make_dataclass(stage.__name__, [section], bases=(stage,), namespace=names, frozen=True)
+
+
+def with_setting(argv: Sequence[str], name: str, value: str) -> list[str]:
+    """A command's arguments with one setting replaced, to be printed as the command that does the same again."""
+    words: list[str] = []
+    leave_out = False
+    for word in argv:
+        found = ASSIGNMENT.fullmatch(word)
+        if word.startswith("--") or found:
+            key = found[1] if found else word[2:].partition("=")[0]
+            leave_out = resolve(key, (name,)) == name
+        if not leave_out:
+            words.append(word)
+    return [*words, f"--{name}", value]
+
+
+def typed_settings(argv: Sequence[str]) -> list[Setting]:
+    """The settings of a command's words, those of `--config` files first."""
+    files: list[Setting] = []
+    typed: list[Setting] = []
+    for word in argv:
+        found = ASSIGNMENT.fullmatch(word)
+        if word.startswith("--"):
+            key, equals, value = word.partition("=")
+            typed.append(Setting(key, [value] if equals else []))
+        elif found:
+            typed.append(Setting(found[1], _split(found[2])))
+        elif typed:
+            typed[-1].words.append(word)
+        else:
+            raise DeftlyError(f"cannot read '{word}': settings are written --NAME VALUE or NAME=VALUE")
+    for setting in typed:
+        if setting.key.lstrip("-") == "config":
+            files += read_file(" ".join(setting.words))
+    return files + [setting for setting in typed if setting.key.lstrip("-") != "config"]
+
+
+def read_file(name: str) -> list[Setting]:
+    """The settings of a YAML file."""
+    path = Path(name).expanduser()
+    try:
+        with path.open("rb") as file:
+            data = file.read(yaml.MAX_BYTES + 1)
+    except OSError as error:
+        raise DeftlyError(f"--config needs a YAML file, cannot read '{name}': {error.strerror}") from error
+    return list(settings_of(yaml.read_mapping(data, f"--config '{name}'"), name))
+
+
+def settings_of(tree: Mapping[str, Any], place: str, section: str = "") -> Iterator[Setting]:
+    """The settings of a mapping as YAML gives it; a section without any lines holds none."""
+    for name, value in tree.items():
+        key = f"{section}.{name}" if section else str(name)
+        if isinstance(value, Mapping):
+            yield from settings_of(value, place, key)
+        else:
+            yield Setting(key, list(_words(value, key, place)), place)
+
+
+def _words(value: object, key: str, place: str) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        raise DeftlyError(f"{place}: {key} holds a mapping in a list: give plain values or lists of them")
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _words(item, key, place)
+    else:
+        yield "null" if value is None else str(value)
+
+
+def _split(value: str) -> list[str]:
+    """The words of a value typed after `key=`: `[a, b]` and `1,2` are several, anything else is one."""
+    if value[:1] + value[-1:] in ("[]", "()"):
+        return [part.strip(" '\"") for part in value[1:-1].split(",") if part.strip()]
+    return value.split(",") if re.fullmatch(r"[-+.\deE]+(,[-+.\deE]+)+", value) else [value]
+
+
+# ------------------------------------------------------------------ parsing
+
+
+def parse(cls: type[T], argv: Sequence[str], *, prog: str, filed: Mapping[str, Any] = {}, origin: str = "") -> T:
+    """Build a `cls` from the command line; `--help` prints the help and ends the program.
+
+    `argv` overrides `filed`, a mapping as YAML gives it, of which `origin` says where it was found. Raises DeftlyError,
+    one line, for an unknown setting, a value of a wrong type or out of range, and a file that cannot be read.
+    """
+    if {"-h", "--help"} & set(argv):
+        print(help_text(cls, prog), end="")
+        raise SystemExit(0)
+    known = {flag.name: flag for flag in flags(cls)}
+    chosen: dict[str, Setting] = {}
+    for setting in [*settings_of(filed, origin or "the saved settings"), *typed_settings(argv)]:
+        for name, found in _understood(setting, known, prog):
+            chosen[name] = _joined(chosen[name], found) if known[name].repeats and name in chosen else found
+    missing = [flag for name, flag in known.items() if flag.default is MISSING and name not in chosen]
+    if missing:
+        raise DeftlyError(f"{prog} needs --{missing[0].name}: {missing[0].doc}")
+    try:
+        config = _build(cls, chosen, known, prog)
+        check(config)
+    except DeftlyError as error:
+        raise DeftlyError(_placed(chosen.get(str(error).partition(" ")[0]), str(error))) from None
+    return config
+
+
+def _understood(setting: Setting, known: Mapping[str, Flag], prog: str) -> Iterator[tuple[str, Setting]]:
+    """The flag that a setting means, with its value as tyro reads it; none if it means nothing here."""
+    key = setting.key.removeprefix("--")
+    if kebab(key) == HEADLESS and HEADLESS not in known:
+        yield from ((name, Setting(name, [value])) for name, value in SHOWN.items() if name in known)
+        return
+    name, words = resolve(key, known), setting.words
+    positive = re.sub(r"(^|\.)no-(?=[^.]*$)", r"\1", name)
+    if name not in known and positive in known and known[positive].kind is bool and not words:
+        name, words = positive, ["False"]
+    if name not in known:
+        is_section = any(flag.startswith(f"{name}.") for flag in known)
+        if is_section and words in ([], ["null"]):
+            return
+        raise DeftlyError(_unknown(setting, name, known, prog))
+    if not words and known[name].kind is bool:
+        words = ["True"]
+    spelled = Setting(setting.key, _spell(words, known[name]), setting.place)
+    if not known[name].takes(len(spelled.words)):
+        raise DeftlyError(_placed(spelled, _misread(spelled, known[name])))
+    yield name, spelled
+
+
+def _joined(before: Setting, now: Setting) -> Setting:
+    """A setting that may be given several times: what is typed replaces what a file says, and adds to what is typed."""
+    return now if before.place != now.place else Setting(now.key, before.words + now.words, now.place)
+
+
+def _unknown(setting: Setting, name: str, known: Mapping[str, Flag], prog: str) -> str:
+    written = setting.key if kebab(setting.key.removeprefix("--")) == name else f"{setting.key} (--{name})"
+    dashes = "--" if setting.key.startswith("--") else ""
+    near = suggest(dashes + name, [dashes + flag for flag in known])
+    if setting.place:
+        return f"{setting.place}: there is no setting {written}{near}"
+    return f"{prog} has no setting {written}{near or '; --help lists them'}"
+
+
+def _spell(words: list[str], flag: Flag) -> list[str]:
+    """Words as tyro reads them: `True`, `None`, a list as one word each; `~` is the user's folder."""
+    if get_origin(flag.kind) is tuple and len(words) == 1:
+        words = _split(words[0])
+    if flag.optional and [word.lower() for word in words] in (["null"], ["none"]):
+        return ["None"]
+    if flag.kind is bool:
+        return [SPELLINGS.get(word.lower(), word) for word in words]
+    if get_origin(flag.kind) is Literal:
+        return words
+    return [os.path.expanduser(word) if word.startswith("~") else word for word in words]
+
+
+def _build(cls: type[T], chosen: Mapping[str, Setting], known: Mapping[str, Flag], prog: str) -> T:
+    """What tyro makes of the settings. Raises DeftlyError that names the one that it cannot read."""
+    import tyro
+
+    words = []
+    for name, setting in chosen.items():
+        dashed = len(setting.words) == 1 and setting.words[0].startswith("-")  # alone it would be taken for a flag
+        words += [f"--{name}={setting.words[0]}"] if dashed else [f"--{name}", *setting.words]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            return tyro.cli(
+                cls, args=words, prog=prog, config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+            )
+    except SystemExit:
+        raise DeftlyError(_unread(said.getvalue(), chosen, known)) from None
+
+
+def _unread(said: str, chosen: Mapping[str, Setting], known: Mapping[str, Flag]) -> str:
+    """One line for what tyro could not read."""
+    named = [name for name in re.findall(r"--([\w.-]*\w)", said) if name in chosen]
+    if not named:
+        return " ".join(said.replace("│", " ").split())
+    return _misread(chosen[named[0]], known[named[0]])
+
+
+def _misread(setting: Setting, flag: Flag) -> str:
+    value = " ".join(setting.words) or "empty"
+    near = suggest(value, map(str, get_args(flag.kind))) if get_origin(flag.kind) is Literal else ""
+    return f"{flag.name} is {value}, but it must be {flag.wanted}{near}"
+
+
+def _placed(setting: Setting | None, message: str) -> str:
+    """A message about a setting, with the file that the setting comes from."""
+    return f"{setting.place}: {message}" if setting and setting.place else message

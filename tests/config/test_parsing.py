@@ -1,0 +1,132 @@
+from pathlib import Path
+
+import pytest
+from cube_settings import CubeArgs, read
+
+from deftly.config import parse, split_task, split_word, suggest, with_setting
+from deftly.errors import DeftlyError
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--env.num-envs", "64"],
+        ["--env.num_envs=64"],
+        ["env.num_envs=64"],
+        ["env.numEnvs=64"],
+        ["numEnvs=64"],
+        ["num_envs=64"],
+        ["numEnvs=3", "--env.num-envs", "64"],
+    ],
+)
+def test_every_spelling_of_a_key_is_the_same_setting(argv):
+    assert read(*argv).env.num_envs == 64
+
+
+@pytest.mark.parametrize(
+    ("argv", "value"),
+    [
+        (["--env.noise", "False"], False),
+        (["--env.noise", "false"], False),
+        (["--env.noise=false"], False),
+        (["--env.no-noise"], False),
+        (["--env.no-noise", "--env.noise"], True),
+        (["--env.no-noise", "--env.noise", "--test"], True),
+        (["env.noise=FALSE"], False),
+    ],
+)
+def test_every_spelling_of_a_boolean(argv, value):
+    assert read(*argv).env.noise is value
+
+
+def test_split_task():
+    assert split_task(["cube", "seed=1"]) == ("cube", ["seed=1"])
+    assert split_task(["seed=1", "task=cube"]) == ("cube", ["seed=1"])
+    assert split_task(["--help"]) == (None, ["--help"])
+    assert split_task(["task.rate=3"]) == (None, ["task.rate=3"])
+    assert split_task([]) == (None, [])
+    assert split_task(["--seed", "1", "--task", "cube", "--headless"]) == ("cube", ["--seed", "1", "--headless"])
+    assert split_task(["--task=cube"]) == ("cube", [])
+    assert split_word(["a.npz", "--task", "b.py"]) == ("a.npz", ["--task", "b.py"])
+    assert split_word(["--task", "b.py"]) == (None, ["--task", "b.py"])
+
+
+def test_suggest():
+    assert suggest("jaka-pick", ["jaka-pick-cube", "leap"]) == ", did you mean 'jaka-pick-cube'?"
+    assert suggest("zzz", ["leap"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["env.num_env=3"], "deftly train has no setting env.num_env, did you mean 'env.num-envs'?"),
+        (["--env.num-env", "3"], "deftly train has no setting --env.num-env, did you mean '--env.num-envs'?"),
+        (
+            ["task.ranges.cube_z=1"],
+            "deftly train has no setting task.ranges.cube_z, did you mean 'task.ranges.cube-x'?",
+        ),
+        (["training.torch_deterministic=true"], "deftly train has no setting training.torch_deterministic"),
+        (["env.num_envs=many"], "env.num-envs is many, but it must be a whole number"),
+        (["--sim.preset", "fats"], "one of coarse, fast, default, accurate, did you mean 'fast'?"),
+        (["stray"], "cannot read 'stray'"),
+        (["--env.noise", "maybe"], "env.noise is maybe, but it must be true or false"),
+        (["--env.num-envs"], "env.num-envs is empty, but it must be a whole number"),
+        (["--env.latency-ms", "1", "2", "3"], "env.latency-ms is 1 2 3, but it must be 2 values"),
+        (["--reload", "soon"], "reload is soon, but it must be a number"),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_line(argv, message):
+    with pytest.raises(DeftlyError) as error:
+        read(*argv)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_missing_is_named_with_its_text():
+    from deftly.commands.run import RunArgs
+
+    with pytest.raises(DeftlyError, match=r"deftly run needs --driver: The robot"):
+        parse(RunArgs, [], prog="deftly run")
+
+
+@pytest.mark.parametrize(
+    ("argv", "gates"),
+    [
+        (["--gate", "a>1", "b<2"], ("a>1", "b<2")),
+        (["--gate", "a>1", "--gate", "b<2"], ("a>1", "b<2")),
+        (["gate=a>1", "--seed", "1", "--gate=b<2"], ("a>1", "b<2")),
+    ],
+)
+def test_a_repeatable_setting_adds_up(argv, gates):
+    assert read(*argv).gate == gates
+
+
+def test_the_home_folder_is_expanded():
+    home = Path.home()
+    found = read("runs.root=~/x", "--task.grasps", "~/g.npz", "name=~")
+    assert found.runs.root == home / "x"
+    assert found.task.grasps == str(home / "g.npz")
+    assert split_word(["~/a.npz"]) == (str(home / "a.npz"), [])
+    assert split_task(["task=~/t.py"]) == (str(home / "t.py"), [])
+
+
+def test_a_config_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("env: {num_envs: 7}")
+    assert read("--config", "~/c.yaml").env.num_envs == 7
+
+
+def test_with_setting():
+    words = ["--seed", "1", "--checkpoint", "old", "x=2", "checkpoint=older", "--gate", "steps<5"]
+    expected = ["--seed", "1", "x=2", "--gate", "steps<5", "--checkpoint", "runs/a b"]
+    assert with_setting(words, "checkpoint", "runs/a b") == expected
+
+
+def test_negative_values_are_not_flags():
+    assert read("train.seed=-1").train.seed == -1
+    assert read("--train.seed", "-1").train.seed == -1
+    assert read("--name=--odd").name == "--odd"
+
+
+def test_a_class_without_a_task_section_parses():
+    assert parse(CubeArgs, [], prog="x") == CubeArgs()
