@@ -68,7 +68,7 @@ class Job:
     def env(self, num_envs: int, randomize: bool = True) -> Env:
         """A batch of the task's environments at the preset."""
         cfg = EnvConfig(num_envs=num_envs, randomize=randomize, pushes=randomize)
-        sim = SimConfig(self.preset, self.threads, self.engine)
+        sim = SimConfig(preset=self.preset, threads=self.threads, engine=self.engine)
         return Env(self.new_task(), cfg, sim, purpose="train")
 
     def policy(self) -> Callable[[Tensor], Tensor] | None:

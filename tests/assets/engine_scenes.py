@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from deftly import tasks
+from deftly.config import SimConfig
 from deftly.sim.randomize import prepare
-from deftly.sim.scene import compile_scene, substeps
+from deftly.sim.scene import compile_scene
 
 PRESETS = {"jaka-pick-cube": "default", "leap-right-cube-rotate": "coarse"}  # of each task: what it is trained with
 STEP = {"jaka-pick-cube": 0.04, "leap-right-cube-rotate": 0.06}  # rad, of a random walk in each control period
@@ -32,7 +33,8 @@ def compiled(name: str, tolerance: float = 1e-8) -> Scene:
     cls = tasks.load(name)
     task = cls(cls.Config())
     rate = task.contract().rate
-    count = substeps(rate, PRESETS[name])
+    settings = SimConfig(preset=PRESETS[name])
+    count = settings.substeps_at(rate)
     spec = task.scene()
     prepare(spec, task.randomize(), 1 / (rate * count))
     sensor = spec.add_sensor(name="cube_contacts", type=mujoco.mjtSensor.mjSENS_CONTACT)
@@ -40,7 +42,7 @@ def compiled(name: str, tolerance: float = 1e-8) -> Scene:
     data = (getattr(mujoco.mjtConDataField, f"mjCONDATA_{x}").value for x in ("FOUND", "DIST", "POS", "NORMAL"))
     nearest_first, slots = 1, 1
     sensor.intprm[:3] = [sum(1 << bit for bit in data), nearest_first, slots]
-    model = compile_scene(spec, rate, PRESETS[name])
+    model = compile_scene(spec, rate, settings)
     model.opt.tolerance = tolerance
     return Scene(name, model, count)
 

@@ -77,8 +77,8 @@ def tensorboard(folder: Path, resume_steps: int) -> Writer:
     The event file is written here and now: TensorBoard's own writer has a thread for it, which prints a traceback
     where the disk is full.
     """
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
+    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     folder.mkdir(parents=True, exist_ok=True)

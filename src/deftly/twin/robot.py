@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from operator import attrgetter
+from pathlib import Path
 
 import mujoco
 import numpy as np
@@ -39,7 +40,7 @@ class OneSim:
     device = torch.device("cpu")
     dtype = torch.float64
     overflow_count = 0
-    dump_dir = None
+    dump_dir: Path | None = None
 
     def __init__(self, model: mujoco.MjModel):
         self.model = model
