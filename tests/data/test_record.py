@@ -53,7 +53,11 @@ def test_a_number_of_steps_cuts_the_last_episode_off(exported, tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [([], "--out FILE.npz"), (["--out", "x.csv"], "x.npz, not x.csv"), (["--num-steps=-1"], "0 .whole episodes")],
+    [
+        ([], "--out FILE.npz"),
+        (["--out", "x.csv"], "a .npz file, such as x.npz"),
+        (["--num-steps=-1"], "num-steps is -1, but it must be 0 or more"),
+    ],
 )
 def test_what_cannot_be_done_is_one_line(exported, words, message):
     with pytest.raises(DeftlyError, match=message):

@@ -239,7 +239,7 @@ def test_a_log_of_another_hand_is_refused(log_file, case):
         ([], "give --log-file LOG.npz to fit"),
         (["--excite", "True"], "--out LOG.npz"),
         (["--log-file", "a.npz", "--driver", "sim"], "--driver is for --excite"),
-        (["--log-file", "a.npz", "--output-file", "a.npz"], "it is a .json file: a.json"),
+        (["--log-file", "a.npz", "--output-file", "a.npz"], "it must be a .json file, such as a.json"),
         (["--log-file", "a.npz", "--parallel-envs", "1"], "parallel-envs is 1, but it must be 16 or more"),
         (["--log-file", "a.npz", "--delay-min-ms", "300"], "it must be below 250"),
     ],
