@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
 HAS_EGL := $(BIN)/python -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("EGL"))'
 
-.PHONY: help install quickstart test test-warp check bench clean gl
+.PHONY: help install quickstart test test-slow test-warp check docs bench clean gl
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -20,6 +20,9 @@ quickstart: install ## train, evaluate and watch a small task
 test: install ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
+test-slow: install ## run the long tests too: all episodes of the shipped policies, fuzzing, a fresh installation
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
 # The first run compiles kernels for some minutes, which Warp keeps in WARP_CACHE_PATH (without it, in ~/.cache/warp).
 test-warp: install ## run the tests of the Warp engine, which needs the extra gpu
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gpu]'
@@ -31,11 +34,14 @@ check: $(STAMP) ## lint, format, types, layers
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
 
+docs: $(STAMP) ## build the documentation as a site, build/site; a warning fails
+	$(BIN)/zensical build --clean --strict
+
 bench: install ## measure this machine
 	$(BIN)/deftly bench $(ARGS)
 
 clean: ## remove what make and the tools made; runs stay
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache MUJOCO_LOG.TXT
+	rm -rf $(VENV) build dist .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache MUJOCO_LOG.TXT
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf src/*.egg-info
 
@@ -46,7 +52,7 @@ $(BIN)/python:
 		echo "no venv: apt-get install python3-venv, or make PYTHON=/path/to/another/python3" >&2; exit 1; }
 
 $(STAMP): $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,viewer,leap,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,viewer,leap,docs,dev]'
 	@rm -f $(VENV)/.stamp-* && touch $@
 
 # Videos need OpenGL without a display. Only root on a machine with apt installs it; without it, everything else works.

@@ -64,8 +64,23 @@ def test_links_lead_somewhere(page):
 
 def test_readme_names_every_page():
     text = (ROOT / "README.md").read_text()
-    for page in [*(ROOT / "docs").glob("*.md"), *EXAMPLES.glob("*.py")]:
+    for page in [*(ROOT / "docs").glob("*.md"), *EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")]:
         assert str(page.relative_to(ROOT)) in text
+
+
+def test_the_site_names_every_page():
+    nav = (ROOT / "zensical.toml").read_text()
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} == set(re.findall(r'"([\w-]+\.md)"', nav))
+
+
+def test_the_python_page_runs(tmp_path, monkeypatch):
+    page = (ROOT / "docs/python.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 5
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    exec(compile("\n".join(blocks), "docs/python.md", "exec"), {"__name__": "docs"})
+    assert (tmp_path / "results/bundle/policy.onnx").is_file()
 
 
 def test_readme_has_exactly_two_set_up_commands():

@@ -462,7 +462,11 @@ def _load_yaml(data: bytes | str) -> Any:
     import yaml
 
     try:
-        value = _yaml_loader()(data).get_single_data()
+        loader = _yaml_loader()(data)
+        try:
+            value = loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ValueError(f"it is not YAML: {where}{error.problem or error.context}") from None

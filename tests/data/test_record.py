@@ -55,8 +55,8 @@ def test_a_number_of_steps_cuts_the_last_episode_off(exported, tmp_path):
     ("words", "message"),
     [
         ([], "--out FILE.npz"),
-        (["--out", "x.csv"], "a .npz file, such as x.npz"),
-        (["--num-steps=-1"], "num-steps is -1, but it must be 0 or more"),
+        (["--out", "x.csv"], "it must be a .npz file, such as x.npz"),
+        (["--num-steps=-1"], "it must be 0 or more"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(exported, words, message):

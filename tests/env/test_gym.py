@@ -195,12 +195,12 @@ def test_wrong_settings_are_refused_by_name(config, message):
 
 
 def test_render_gives_a_picture_of_the_episode():
+    env, envs = single(render_mode="rgb_array"), vector(2, render_mode="rgb_array")
+    env.reset(seed=0)
     try:
-        env, envs = single(render_mode="rgb_array"), vector(2, render_mode="rgb_array")
+        picture = env.render()
     except DeftlyError as error:
         pytest.skip(str(error))
-    env.reset(seed=0)
-    picture = env.render()
     assert picture.dtype == np.uint8
     assert picture.ndim == 3
     assert picture.std() > 0
@@ -210,3 +210,105 @@ def test_render_gives_a_picture_of_the_episode():
     env.close()
     env.close()
     envs.close()
+
+
+def play(envs, steps):
+    """What zero actions earn: observations, rewards, ends."""
+    rows = [(envs.reset(seed=2)[0], None, None)]
+    for _ in range(steps):
+        obs, reward, terminated, truncated, _ = envs.step(np.zeros(envs.action_space.shape, np.float32))
+        rows.append((obs, reward, terminated | truncated))
+    return rows
+
+
+def test_next_step_resets_in_the_step_after_the_end():
+    envs = vector(2, autoreset_mode="next_step", env={"episode_steps": 2, "noise": False}, task={"goal": 0.0})
+    assert envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
+    rows = play(envs, 5)
+    assert [row[2].tolist() for row in rows[1:]] == [[False] * 2, [True] * 2, [False] * 2, [False] * 2, [True] * 2]
+    assert rows[3][1].tolist() == [0.0, 0.0]
+    assert rows[2][1].all()
+    assert (rows[3][0][:, -2:] == 0).all()  # the last action, of an episode that has just begun
+    assert (envs.batch.state.steps == 2).all()
+
+
+def test_disabled_resets_what_the_caller_names():
+    envs = vector(2, autoreset_mode=AutoresetMode.DISABLED, env={"episode_steps": 3}, task={"goal": 0.0})
+    envs.reset(seed=0)
+    envs.batch.state.steps[1] = 2
+    action = np.ones((2, 2), np.float32)
+    before, _, _, truncated, infos = envs.step(action)
+    assert truncated.tolist() == [False, True]
+    assert "final_obs" not in infos
+    with pytest.raises(ResetNeeded, match="reset_mask"):
+        envs.step(action)
+    after, _ = envs.reset(options={"reset_mask": truncated})
+    assert (after[0] == before[0]).all()
+    assert (after[1] != before[1]).any()
+    assert envs.batch.state.steps.tolist() == [1, 0]
+    envs.step(action)
+
+
+def test_reset_masks_are_refused_by_name():
+    with pytest.raises(DeftlyError, match="needs autoreset_mode='disabled'"):
+        vector(2).reset(options={"reset_mask": np.ones(2, bool)})
+    with pytest.raises(DeftlyError, match=r"must be bool \(2,\)"):
+        vector(2, autoreset_mode="disabled").reset(options={"reset_mask": np.ones(3, bool)})
+    with pytest.raises(DeftlyError, match="autoreset_mode is 'next', did you mean 'next_step'"):
+        vector(2, autoreset_mode="next")
+
+
+def test_observation_wrappers_work_in_next_step_mode():
+    from gymnasium.wrappers.vector import ClipReward, NormalizeObservation, TransformObservation
+
+    envs = vector(2, autoreset_mode="next_step", env={"episode_steps": 2})
+    wrapped = NormalizeObservation(ClipReward(TransformObservation(envs, lambda obs: 2 * obs), -1, 1))
+    obs, _ = wrapped.reset(seed=0)
+    for _ in range(4):
+        obs, *_ = wrapped.step(envs.action_space.sample())
+    assert obs.shape == (2, 8)
+    assert np.isfinite(obs).all()
+
+
+def test_make_vec_takes_an_episode_length_and_needs_no_import():
+    spec = f"deftly.env.gym:{CUBE}"
+    envs = gymnasium.make_vec(spec, num_envs=2, max_episode_steps=2, sim={"threads": 1})
+    envs.reset(seed=0)
+    ends = [envs.step(np.zeros((2, 4), np.float32))[3].tolist() for _ in range(2)]
+    assert ends == [[False, False], [True, True]]
+    assert gymnasium.make_vec(spec, 1, vectorization_mode="sync", max_episode_steps=2).num_envs == 1
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2), (3, 1), (2, 3)])
+def test_actions_of_a_wrong_shape_are_refused(shape):
+    envs = vector(3)
+    envs.reset(seed=0)
+    with pytest.raises(DeftlyError, match=r"action has shape .*takes \(3, 2\)"):
+        envs.step(np.zeros(shape, np.float32))
+    env = single()
+    env.reset(seed=0)
+    with pytest.raises(DeftlyError, match="action has shape"):
+        env.step(np.zeros(3, np.float32))
+
+
+def test_the_renderer_is_made_at_the_first_render(monkeypatch):
+    made = []
+
+    class Fake:
+        def __init__(self, model):
+            made.append(model)
+
+        def environment(self, batch, index):
+            return np.zeros((4, 4, 3), np.uint8)
+
+        def close(self):
+            made.append("closed")
+
+    monkeypatch.setattr(deftly.env.gym, "Renderer", Fake)
+    envs = vector(2, render_mode="rgb_array")
+    envs.reset(seed=0)
+    assert made == []
+    assert len(envs.render() or ()) == len(envs.render() or ()) == 2
+    assert made == [envs.batch.model]
+    envs.close()
+    assert made[-1] == "closed"

@@ -52,7 +52,9 @@ def test_a_term_without_a_weight_and_a_weight_without_a_term_are_named(change):
     "name", ["success", "steps", "return", "time_out", "env", "episodes", "failed/far", "reward/near", "nan"]
 )
 def test_a_metric_may_not_replace_one_of_the_environments_own(change, name):
-    assert f"metric '{name}' has a name of the environment's own" in refusal(change(metrics=lambda s: {name: ones(s)}))
+    assert f"metric '{name}' has a name of the environment's own" in refusal(
+        change(metrics=lambda s: {name: ones(s)}), 1
+    )
 
 
 def test_a_metric_of_the_wrong_size_is_named(change):

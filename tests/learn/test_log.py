@@ -63,7 +63,7 @@ def test_lines_without_a_terminal(level, count):
     writer.close()
     lines = out.getvalue().splitlines()
     assert len(lines) == count
-    assert lines[-1].startswith("iteration 10  0.00 M steps  1:01:40  9 steps/s  success 50.0 %  evaluated -")
+    assert lines[-1].startswith("iteration 10  0.00 M steps  1:01:40  9 steps/s  success 50.0 %  evaluated -  return -")
 
 
 def test_an_evaluation_is_printed_and_remembered():

@@ -1,6 +1,8 @@
 """A training resumed is the training uninterrupted, bit for bit; what cannot be resumed says why."""
 
 import csv
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -67,6 +69,19 @@ def test_a_copy_with_its_links_followed(tiny):
     found = checkpoint.load(workspace.find_checkpoint(f"{copy}:last", None, workspace.RunsConfig(root=tiny.root)))
     assert found.iteration == 4
     assert found.path.parents[1] == copy
+
+
+def test_where_links_are_forbidden(tiny, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", forbidden)
+    flags = ("--eval-every", "1", "--eval-episodes", "2", "--save-every", "1", "--keep-checkpoints", "1")
+    assert tiny.train(3, *flags) == 0
+    assert tiny.train(4, "--resume", "latest") == 0
+    assert tiny.checkpoint().iteration == 4
+    assert tiny.checkpoint("best").numbers["best_iteration"] == tiny.checkpoint("best").iteration
+    assert not any(path.is_symlink() for path in tiny.root.rglob("*"))
 
 
 def test_without_a_state_there_is_no_resume(tiny):

@@ -144,8 +144,8 @@ def test_a_video_that_fails_leaves_the_old_one(tmp_path):
         write_video(path, [], 10)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
-    with pytest.raises(FileNotFoundError):
-        write_video(tmp_path / "none/video.mp4", [np.zeros((48, 64, 3), np.uint8)], 10)
+    with pytest.raises(DeftlyError, match="cannot write"):
+        write_video(path / "video.mp4", [np.zeros((48, 64, 3), np.uint8)], 10)
 
 
 def test_png(tmp_path):
@@ -154,8 +154,8 @@ def test_png(tmp_path):
     picture = np.random.default_rng(0).integers(0, 255, (9, 7, 3), np.uint8)
     write_png(tmp_path / "a.png", picture)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), picture)
-    with pytest.raises(FileNotFoundError):
-        write_png(tmp_path / "none/a.png", picture)
+    with pytest.raises(DeftlyError, match="cannot write"):
+        write_png(tmp_path / "a.png/b.png", picture)
 
 
 # -------------------------------------------------------------------- no OpenGL

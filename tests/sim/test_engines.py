@@ -561,6 +561,6 @@ def test_an_episode_agrees_as_far_as_float32_lets_it(family):
 def grip(sim) -> torch.Tensor:
     """Sum of the sizes of the forces on the cube, N, `(num_envs,)`."""
     model = sim.model
-    forces = [i for i in range(model.nsensor) if model.sensor(i).name.startswith(("grip_", "touch_"))]
-    starts = [int(model.sensor_adr[i]) for i in forces]
+    of_cube = (model.sensor_type == mujoco.mjtSensor.mjSENS_CONTACT) & (model.sensor_refid == model.body("cube").id)
+    starts = model.sensor_adr[of_cube & (model.sensor_dim == 3)].tolist()
     return torch.stack([sim.bind("sensordata")[:, start : start + 3].norm(dim=-1) for start in starts]).sum(0).double()

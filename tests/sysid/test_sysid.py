@@ -44,7 +44,11 @@ def fitted(case):
 def plain(case, contract):
     """The log as hardware gives it: arrays in the order of the motors."""
     log = case[2]
-    return {"hand_cmd": contract.to_motors(log.cmd), "hand_state": contract.to_motors(log.state), "time": log.time}
+    return {
+        "hand_cmd": contract.robot.to_motors(log.cmd),
+        "hand_state": contract.robot.to_motors(log.state),
+        "time": log.time,
+    }
 
 
 def save(path: Path, arrays: dict) -> Path:
@@ -239,7 +243,7 @@ def test_a_log_of_another_hand_is_refused(log_file, case):
         ([], "give --log-file LOG.npz to fit"),
         (["--excite", "True"], "--out LOG.npz"),
         (["--log-file", "a.npz", "--driver", "sim"], "--driver is for --excite"),
-        (["--log-file", "a.npz", "--output-file", "a.npz"], "it must be a .json file, such as a.json"),
+        (["--log-file", "a.npz", "--output-file", "a.npz"], "must be a .json file, such as a.json"),
         (["--log-file", "a.npz", "--parallel-envs", "1"], "parallel-envs is 1, but it must be 16 or more"),
         (["--log-file", "a.npz", "--delay-min-ms", "300"], "it must be below 250"),
     ],

@@ -99,7 +99,8 @@ class Env:
         self._nan = NanCounter(self.device)
         self._everyone = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._episode = {"unsettled": torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)}
-        self._metrics: EpisodeMetrics | None = None
+        self._metrics = EpisodeMetrics(self.num_envs, self._weights, self.device)
+        self._checked = False
         self._final: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
         self._ended: dict[str, Tensor] | None = None
         self.auto_reset = True
@@ -120,15 +121,21 @@ class Env:
 
     # ------------------------------------------------------------------------------- the loop
 
-    def reset(self) -> Obs:
-        """Start a new episode everywhere; returns the first observation."""
+    def reset(self, mask: Tensor | None = None) -> Obs:
+        """Start new episodes and return the observation.
+
+        Args:
+            mask: Which environments, `(num_envs,)` bool, where `auto_reset` is off; None: all, as the first reset must.
+        """
+        if mask is not None:
+            self._start(mask)
+            return self.obs
         self.obs: Obs = {}
         self.signals: dict[str, Tensor] = {}
         self._memory: Memory = {}
         self._start(self._everyone)
-        if self._metrics is None:
-            failures = [*self.task.failed(self.state)]
-            self._metrics = EpisodeMetrics(self.num_envs, self._weights, failures, self.device)
+        if not self._metrics.names:
+            self._metrics.name_failures(self.task.failed(self.state))
         return self.obs
 
     @torch.no_grad()
@@ -177,7 +184,6 @@ class Env:
         scales = [weight * s.scale.get(name, 1.0) for name, weight in self._weights.items()]
         values = self._nan.clean_rewards(self._weights, values, broken)
         weighted = torch.tensor(scales, device=self.device)[:, None] * values
-        assert self._metrics is not None
         self._metrics.add(weighted, (s.action - s.last_action).abs().mean(-1))
         return weighted.sum(0)
 
@@ -198,13 +204,12 @@ class Env:
     def _end(self, done: Tensor, success: Tensor, failures: dict[str, Tensor], truncated: Tensor) -> None:
         """Note how the episodes of the mask ended, before their environments are reset."""
         self._final = self._ended = None
-        metrics = self._metrics
-        assert metrics is not None
-        if Rows(done).empty:
+        if self._checked and Rows(done).empty:
             return
-        table = metrics.end(done, self.state.steps, success, failures, truncated)
         own = self.task.metrics(self.state)
         check_metrics(own, self.num_envs)
+        self._checked = True
+        table = self._metrics.end(done, self.state.steps, success, failures, truncated)
         self._final = done, table, {name: value.clone() for name, value in own.items()}
 
     @property
@@ -215,7 +220,7 @@ class Env:
         return self._ended
 
     def _rows_that_ended(self) -> dict[str, Tensor]:
-        if self._final is None or self._metrics is None:
+        if self._final is None:
             return {}
         done, table, own = self._final
         ids = done.nonzero().squeeze(-1)
@@ -248,8 +253,7 @@ class Env:
     def _episode_tensors(self) -> list[Tensor]:
         """What starts with zeros in each episode."""
         own = [getattr(self.state, name) for name in _EPISODE]
-        sums = self._metrics.state if self._metrics else {}
-        parts = (self.state.store, sums, self._pushes.state, self._episode)
+        parts = (self.state.store, self._metrics.state, self._pushes.state, self._episode)
         return own + [value for part in parts for value in part.values()]
 
     def _settle(self, rows: Rows) -> bool:
@@ -329,7 +333,6 @@ class Env:
 
         The names and their order are the same in every process, so that several may add theirs up before `means`.
         """
-        assert self._metrics is not None
         taken = self._metrics.take()
         return {"episodes": taken.pop("episodes"), "nan": self._nan.take(), **taken}
 
@@ -347,14 +350,12 @@ class Env:
     @property
     def metric_names(self) -> list[str]:
         """Names of what `progress` gives; `steps` is called `episode_steps` in training logs."""
-        assert self._metrics is not None
         names = ["episode_steps" if name == "steps" else name for name in self._metrics.names]
         return [*names, "nan"]
 
     @property
     def episode_rewards(self) -> dict[str, Tensor]:
         """Weighted sums of each reward term over the running episodes, `(num_envs,)` by name."""
-        assert self._metrics is not None
         return dict(zip(self._weights, self._metrics.state["terms"].unbind(-1)))
 
     @property
@@ -406,7 +407,6 @@ class Env:
 
     def _parts(self) -> dict[str, dict[str, Tensor]]:
         """Mappings of tensors that are saved, by a name for each."""
-        assert self._metrics is not None
         return {
             "store": self.state.store,
             "memory": self._memory,

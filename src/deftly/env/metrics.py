@@ -25,18 +25,24 @@ class EpisodeMetrics:
             `action_change (num_envs,)`.
     """
 
-    def __init__(self, num_envs: int, weights: Mapping[str, float], failures: list[str], device: torch.device):
+    def __init__(self, num_envs: int, weights: Mapping[str, float], device: torch.device):
         self.weights = weights
-        self.failures = [*failures, "physics"]
-        failed = [f"failed/{name}" for name in self.failures]
-        rewards = [f"reward/{name}" for name in weights]
-        self.names = ["success", "steps", "time_out", *failed, *rewards, *OWN[3:]]
+        self.failures: list[str] = []
+        self.names: list[str] = []
         self.state = {
             "terms": torch.zeros(num_envs, len(weights), device=device),
             "action_change": torch.zeros(num_envs, device=device),
         }
-        self._totals = torch.zeros(len(self.names), dtype=torch.float64, device=device)
         self._episodes = torch.zeros((), dtype=torch.float64, device=device)
+        self._totals = torch.zeros(0, dtype=torch.float64, device=device)
+
+    def name_failures(self, failures: Iterable[str]) -> None:
+        """Say which failures the task knows, once an episode has started; `physics` comes on top."""
+        self.failures = [*failures, "physics"]
+        failed = [f"failed/{name}" for name in self.failures]
+        rewards = [f"reward/{name}" for name in self.weights]
+        self.names = ["success", "steps", "time_out", *failed, *rewards, *OWN[3:]]
+        self._totals = self._totals.new_zeros(len(self.names))
 
     def add(self, weighted: Tensor, action_change: Tensor) -> None:
         """Add a step: weighted reward terms `(terms, num_envs)` and the mean change of the action `(num_envs,)`."""

@@ -162,7 +162,7 @@ def _line(row: Metrics) -> str:
         f"{row['steps_per_second']:.0f} steps/s",
         f"success {_percent(row.get('success', nan))}",
         f"evaluated {_percent(row.get('eval_success', nan))}",
-        f"return {row.get('return', nan):.2f}",
+        f"return {_number(row.get('return', nan))}",
         *_troubles(row),
     ]
     return "  ".join(parts)
@@ -184,9 +184,9 @@ def _table(row: Metrics) -> Table:
         ("elapsed / left at most", f"{_clock(row['seconds'])} / {_clock(row['seconds_left'])}"),
         ("success in training", _percent(row.get("success", nan))),
         ("success evaluated", _percent(row.get("eval_success", nan))),
-        ("episode steps", f"{row.get('episode_steps', nan):.1f}"),
-        ("return", f"{row.get('return', nan):.3f}"),
-        ("exploration std", f"{row.get('std', nan):.3f}"),
+        ("episode steps", _number(row.get("episode_steps", nan))),
+        ("return", _number(row.get("return", nan))),
+        ("exploration std", _number(row.get("std", nan))),
         *(("trouble", text) for text in _troubles(row)),
     ]
     for (name, value), (term, mean) in zip_longest(lines, terms, fillvalue=("", "")):
@@ -196,6 +196,10 @@ def _table(row: Metrics) -> Table:
 
 def _percent(value: float) -> str:
     return "-" if isnan(value) else f"{100 * value:.1f} %"
+
+
+def _number(value: float) -> str:
+    return "-" if isnan(value) else f"{value:.4g}"
 
 
 def _clock(seconds: float) -> str:

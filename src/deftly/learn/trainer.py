@@ -171,9 +171,9 @@ class Trainer:
             self._saved_iteration = self.iteration
         if not self.ranks.first:
             return
-        _link(folder.with_name("last"), folder)
+        workspace.link(folder.with_name("last"), folder)
         if self._best_iteration == self.iteration:
-            _link(folder.with_name("best"), folder)
+            workspace.link(folder.with_name("best"), folder)
         self._delete_old()
 
     # ----------------------------------------------------------------- an iteration
@@ -271,10 +271,3 @@ class Trainer:
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def _link(place: Path, folder: Path) -> None:
-    """Let the name `place` mean a checkpoint. A real folder there, of a run copied with links followed, makes way."""
-    if place.is_dir() and not place.is_symlink():
-        remove_folder(place)
-    workspace.link(place, folder)

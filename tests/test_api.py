@@ -1,0 +1,184 @@
+"""The Python API: what the commands do, in a few lines, with the same settings, checks and messages."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import deftly
+from deftly.config import EnvConfig
+from deftly.control.drivers import FakeDriver
+from deftly.errors import DeftlyError
+from deftly.evaluate import report
+
+SLIDER = str(Path(__file__).parent / "assets/slider.py")
+TINY = {"num_envs": 8}
+LEARN = {"steps": 4, "hidden": (16,), "minibatches": 2, "max_iterations": 2}
+ONE = {"threads": 1}
+PATIENT = {"misses": 100, "miss_periods": 9.0, "stall_periods": 90.0}
+"""Busy machines stall the loops of tests, which then must not fault for that."""
+
+LAZY = """
+import json, sys
+import deftly
+bare = [name for name in ("torch", "mujoco", "gymnasium", "numpy", "tyro", "typing") if name in sys.modules]
+deftly.load_policy, deftly.drive, deftly.DeftlyError
+heavy = [name for name in ("torch", "mujoco", "gymnasium") if name in sys.modules]
+import deftly.evaluate
+print(json.dumps([bare, heavy, callable(deftly.evaluate), sorted(set(deftly.__all__) - set(dir(deftly)))]))
+"""
+
+
+def test_importing_deftly_imports_nothing():
+    done = subprocess.run([sys.executable, "-S", "-c", LAZY], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[], [], True, []]
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": ":".join(path for path in sys.path if path)}
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in deftly.__all__:
+        assert getattr(deftly, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        deftly.trian  # noqa: B018
+
+
+def test_tasks_and_robots():
+    assert "jaka-pick-cube" in deftly.list_tasks()
+    assert "jaka-zu5" in deftly.list_robots()
+    assert deftly.load_task(SLIDER).name == "slider"
+    assert deftly.load_robot("jaka-zu5").title
+    with pytest.raises(DeftlyError, match="did you mean 'jaka-pick-cube'"):
+        deftly.load_task("jaka-pick-cub")
+
+
+def test_make_env_takes_sections_as_mappings_and_as_dataclasses():
+    env = deftly.make_env(SLIDER, 3, seed=1, sim=ONE, env={"noise": False}, task={"goal": 0.25})
+    assert (env.num_envs, env.cfg.noise, env.task.cfg.goal) == (3, False, 0.25)
+    same = deftly.make_env(SLIDER, 3, seed=1, sim=ONE, env=EnvConfig(noise=False), task={"goal": 0.25})
+    assert same.cfg == env.cfg
+    assert same.obs["policy"].equal(env.obs["policy"])
+
+
+def test_make_gives_gymnasium_environments():
+    envs = deftly.make(SLIDER, 2, sim=ONE)
+    assert envs.reset(seed=0)[0].shape == (2, 8)
+    assert deftly.make(SLIDER).reset(seed=0)[0].shape == (8,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"env": {"noize": False}}, "env has no setting 'noize', did you mean 'noise'"),
+        ({"task": {"weights": {"neer": 1.0}}}, "task.weights has no setting 'neer', did you mean 'near'"),
+        ({"untill_success": 0.9}, "there is no setting 'untill_success', did you mean 'until_success'"),
+        ({"env": 8}, "env is 8, but it must be a mapping"),
+        ({"sim": {"threads": -1}}, "sim.threads is -1"),
+        ({"env": {"noise": "perhaps"}}, "perhaps"),
+    ],
+)
+def test_wrong_settings_are_refused_as_on_the_command_line(settings, message, tmp_path):
+    with pytest.raises(DeftlyError, match=message) as caught:
+        deftly.train(SLIDER, runs={"root": tmp_path}, **settings)
+    assert "\n" not in str(caught.value)
+    assert not [*tmp_path.iterdir()]
+
+
+def train(task, root, **settings):
+    quiet = {"log_level": "warning", "tensorboard": False, "eval_every": 1, "eval_episodes": 4}
+    return deftly.train(task, runs={"root": root}, env=TINY, sim=ONE, **{"train": LEARN, **quiet, **settings})
+
+
+def test_from_training_to_a_driven_robot(exported, tmp_path):
+    seen = []
+    result = train(exported.task, tmp_path, callbacks=[lambda trainer, metrics: seen.append(trainer.iteration)])
+    assert seen == [1, 2]
+    assert (result.iteration, result.reached, result.episodes) == (2, False, 4)
+    assert result.success is not None
+    assert result.run.is_relative_to(tmp_path.resolve()) or result.run.is_relative_to(tmp_path)
+
+    found = deftly.evaluate(exported.task, result.run, episodes=8, seed=3, sim=ONE, gates=["success>=0", "steps<0"])
+    again = deftly.evaluate(exported.task, runs={"root": tmp_path}, episodes=8, seed=3, sim=ONE)
+    assert (found.success, found.interval) == (again.success, again.interval)
+    assert len(found.episodes["steps"]) == 8
+    assert [gate["holds"] for gate in found.gates] == [True, False]
+    assert not found.passed
+    assert again.passed
+    assert str(found) == report.headline(dict(found.report))
+
+    folder = deftly.export(exported.task, result.run, out=tmp_path / "bundle", episodes=2, sim=ONE)
+    policies = [
+        deftly.load_policy(folder),
+        result.policy(),
+        deftly.load_policy(None, exported.task, runs={"root": tmp_path}),
+    ]
+    signals = {s.name: np.zeros(s.shape) for s in policies[0].contract.robot.signals}
+    targets = []
+    for policy in policies:
+        policy.reset(signals)
+        targets.append(policy.infer(signals).targets)
+    assert targets[0] == pytest.approx(targets[1], abs=1e-5)
+    assert targets[1] == pytest.approx(targets[2], abs=1e-6)
+
+
+def test_resume_continues_and_says_when_nothing_is_left(exported, tmp_path):
+    first = train(exported.task, tmp_path)
+    more = train(exported.task, tmp_path, resume=first.run, train={**LEARN, "max_iterations": 3})
+    assert (more.run, more.iteration) == (first.run, 3)
+    with pytest.raises(DeftlyError, match="nothing left to do"):
+        train(exported.task, tmp_path, resume=first.run, train={**LEARN, "max_iterations": 3})
+
+
+def test_drive_keeps_the_log_and_leaves_the_robot_safe(exported, tmp_path):
+    robots = []
+
+    def connect(robot, rate):
+        robots.append(FakeDriver(robot, rate))
+        return robots[0]
+
+    path = tmp_path / "run.npz"
+    result = deftly.drive(connect, exported.bundle, start=True, seconds=0.4, log=path, safety=PATIENT)
+    assert result.ok
+    assert result.ticks == len(result.rows["state"]) > 0
+    assert result.faults == []
+    assert "active" in result.rows["state"]
+    assert path.is_file()
+    assert robots[0].stopped
+
+
+def test_drive_tells_of_faults(exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the log of the fault goes
+    result = deftly.drive(
+        lambda robot, rate: FakeDriver(robot, rate, "nan", at=3), exported.bundle, start=True, seconds=5, safety=PATIENT
+    )
+    assert not result.ok
+    assert result.faults == ["signals-bad"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"driver": lambda robot, rate: object()}, "has no method read"),
+        ({"driver": object}, "does not make a driver"),
+        ({"safety": {"sped": 0.5}}, "no setting 'sped', did you mean 'speed'"),
+        ({"log_seconds": 0.0}, "log_seconds is 0"),
+        ({"policy": "nothing-here"}, "nothing-here"),
+    ],
+)
+def test_drive_refuses_before_anything_moves(change, message, exported):
+    given = {"driver": FakeDriver, "policy": exported.bundle, "start": True, "seconds": 0.2, **change}
+    with pytest.raises(DeftlyError, match=message):
+        deftly.drive(given.pop("driver"), given.pop("policy"), **given)
+
+
+def test_load_policy_needs_to_know_which():
+    with pytest.raises(DeftlyError, match="which policy"):
+        deftly.load_policy()
+    assert deftly.load_policy("shipped", "jaka-pick-cube").contract.robot.name == "jaka-zu5"
