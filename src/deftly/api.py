@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import numpy as np
 from typing_extensions import Doc
@@ -494,8 +494,8 @@ def drive(
     contract = chosen.contract
     try:
         ticks = _log_ticks(contract, log_seconds)
-        robot_driver = driver if hasattr(driver, "read") and not isinstance(driver, type) else None
-        robot_driver = robot_driver or _made(driver, contract)
+        is_made = hasattr(driver, "read") and not isinstance(driver, type)
+        robot_driver = cast("Driver", driver) if is_made else _made(driver, contract)
     except BaseException:
         chosen.close()
         raise
