@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
 HAS_EGL := $(BIN)/python -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("EGL"))'
 
-.PHONY: help install quickstart test test-warp check docs bench clean gl
+.PHONY: help install quickstart test test-slow test-warp check docs bench clean gl
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -19,6 +19,9 @@ quickstart: install ## train, evaluate and watch a small task
 
 test: install ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: install ## run the long tests too: all episodes of the shipped policies, fuzzing, a fresh installation
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 # The first run compiles kernels for some minutes, which Warp keeps in WARP_CACHE_PATH (without it, in ~/.cache/warp).
 test-warp: install ## run the tests of the Warp engine, which needs the extra gpu

@@ -172,7 +172,8 @@ def test_the_notebook_runs(monkeypatch, tmp_path):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     where = {"metadata": {"path": str(EXAMPLES)}}
-    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where).execute()
+    client = nbclient.NotebookClient(notebook, timeout=300, startup_timeout=300, kernel_name="python3", resources=where)
+    client.execute()
     texts = [out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", [])]
     assert any("interval" in text for text in texts)
     assert any("ticks, faults:" in text for text in texts)  # which faults depends on how busy this machine is

@@ -11,6 +11,7 @@ from deftly.evaluate.evaluate import measure
 from deftly.evaluate.report import means
 from deftly.evaluate.source import prepare
 from deftly.learn import checkpoint
+from deftly.stats import fisher
 from deftly.tasks import shipped
 
 POLICIES = Path(checkpoint.__file__).parents[1] / "shipped/policies"
@@ -27,19 +28,37 @@ def test_every_shipped_task_has_a_policy():
     assert sorted(p.name for p in POLICIES.iterdir() if p.is_dir()) == sorted(shipped()) == sorted(WANTED)
 
 
-@pytest.mark.parametrize("name", WANTED)
-def test_shipped_policy(name):
+def evaluate_again(name: str, episodes: int | None = None) -> tuple[dict, dict]:
+    """The report that is shipped, and that of the policy now, on its episodes or on so many others."""
     found = checkpoint.load(POLICIES / name / "checkpoint")
     assert checkpoint.shipped(name) == found.path
     report = json.loads((POLICIES / name / "eval.json").read_text())
     weights = (found.path / "weights.safetensors").read_bytes()
     assert report["checkpoint"]["sha256"] == hashlib.sha256(weights).hexdigest()
-    flags = ["--episodes", str(report["episodes"]), "--seed", str(report["seed"])]
+    flags = ["--episodes", str(episodes or report["episodes"]), "--seed", str(report["seed"])]
     task, args, policy = prepare(EvalArgs, "eval", [name, "--policy", "shipped", *flags])
     assert policy is not None
     again, _ = measure(task, policy, args)
     assert again["contract"] == report["contract"]
+    assert again["broken_physics"] == 0
+    return report, again
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_a_few_episodes_agree_with_the_report(name):
+    """32 episodes: Fisher's test finds no difference at the level of 0.1 %, which chance alone seldom reaches."""
+    report, again = evaluate_again(name, 32)
+    success = report["success"]
+    assert fisher(again["success"]["count"], 32, success["count"], report["episodes"]) > 0.001
+    for metric, (least, most) in WANTED[name].items():
+        assert least <= means(report)[metric] <= most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WANTED)
+def test_shipped_policy(name):
+    """All episodes of the report."""
+    report, again = evaluate_again(name)
     for metric, (least, most) in WANTED[name].items():
         assert least <= means(report)[metric] <= most
         assert least <= means(again)[metric] <= most
-    assert again["broken_physics"] == 0
