@@ -64,7 +64,9 @@ def main(policy: str = "shipped", seconds: float = 3.0) -> deftly.DriveResult:
         safety={"speed": 0.25},
     )
     moved = np.ptp(result.rows["signal/joint_pos"], axis=0)
-    print(f"{result.ticks} ticks, faults: {result.faults or 'none'}, joints moved by {np.round(moved, 3)} rad")
+    print(
+        f"{result.ticks} ticks, faults: {result.faults or 'none'}, joints moved by {np.round(moved, 3)} rad"
+    )
     return result
 
 

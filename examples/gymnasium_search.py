@@ -38,7 +38,9 @@ def returns_of(envs: Any, weights: np.ndarray, seed: int) -> tuple[np.ndarray, n
     return returns, succeeded
 
 
-def main(candidates: int = 128, iterations: int = 20, seed: int = 0, **settings: Any) -> list[float]:
+def main(
+    candidates: int = 128, iterations: int = 20, seed: int = 0, **settings: Any
+) -> list[float]:
     """Search, and return the best return of each iteration; `settings` are those of `deftly.make`."""
     envs: Any = deftly.make(TASK, candidates, **settings)
     rng = np.random.default_rng(seed)
@@ -53,7 +55,9 @@ def main(candidates: int = 128, iterations: int = 20, seed: int = 0, **settings:
         mean = elite.mean(axis=0)
         std = elite.std(axis=0) + 0.02
         best.append(float(returns.max()))
-        print(f"{iteration + 1}: best return {best[-1]:.2f}, mean {returns.mean():.2f}, success {succeeded.mean():.1%}")
+        print(
+            f"{iteration + 1}: best return {best[-1]:.2f}, mean {returns.mean():.2f}, success {succeeded.mean():.1%}"
+        )
     envs.close()
     return best
 

@@ -18,7 +18,9 @@ import deftly
 STEPS = 30
 
 
-def main(endpoint: str = "tcp://127.0.0.1:5555", steps: int = STEPS, timeout: float = 1.0) -> np.ndarray:
+def main(
+    endpoint: str = "tcp://127.0.0.1:5555", steps: int = STEPS, timeout: float = 1.0
+) -> np.ndarray:
     """Ask for some control steps; returns the targets, (steps, num_joints), rad (m)."""
     policy = deftly.load_policy(endpoint, timeout=timeout)
     robot = policy.contract.robot
@@ -30,7 +32,9 @@ def main(endpoint: str = "tcp://127.0.0.1:5555", steps: int = STEPS, timeout: fl
     policy.reset()
     for _ in range(steps):
         decision = policy.infer(signals)
-        signals["joint_pos"] = np.asarray(decision.targets, float)  # a robot that goes where it is told at once
+        signals["joint_pos"] = np.asarray(
+            decision.targets, float
+        )  # a robot that goes where it is told at once
         targets.append(decision.targets[0])
     policy.close()
     print("last targets:", np.round(targets[-1], 3))

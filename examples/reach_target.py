@@ -46,11 +46,17 @@ class ReachConfig(TaskConfig):
     target_low: Annotated[
         tuple[float, float, float], Doc("Nearest corner of the box in which targets are drawn, m.")
     ] = (0.40, -0.20, 0.10)
-    target_high: Annotated[tuple[float, float, float], Doc("Farthest corner of that box, m.")] = (0.60, 0.20, 0.35)
+    target_high: Annotated[tuple[float, float, float], Doc("Farthest corner of that box, m.")] = (
+        0.60,
+        0.20,
+        0.35,
+    )
     tolerance: Annotated[float, Gt(0), Doc("Distance that counts as being there, m.")] = 0.02
     hold_steps: Annotated[int, Ge(1), Doc("Consecutive steps to stay there.")] = 10
     speed: Annotated[float, Gt(0), Doc("Joint speed at action 1, rad/s.")] = 1.2
-    weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(default_factory=Weights)
+    weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(
+        default_factory=Weights
+    )
 
 
 @task("jaka-reach")
@@ -74,7 +80,9 @@ class Reach(Task):
         scene.add_floor(s, -0.75)
         scene.add_table(s, centre=(0.35, 0.0), half=(0.55, 0.5), height=0.75)
         ball = s.worldbody.add_body(name="target", mocap=True, pos=[0.5, 0.0, 0.2])
-        ball.add_geom(size=[self.cfg.tolerance, 0, 0], rgba=[0.1, 0.7, 0.3, 0.6], contype=0, conaffinity=0)
+        ball.add_geom(
+            size=[self.cfg.tolerance, 0, 0], rgba=[0.1, 0.7, 0.3, 0.6], contype=0, conaffinity=0
+        )
         scene.add_camera(s, "front", eye=(1.25, -0.85, 0.65), target=(0.35, 0.0, 0.15), fovy=40)
         scene.add_home(s, {j.name: j.home for j in jaka_zu5.ROBOT.joints})
         return s
@@ -85,7 +93,9 @@ class Reach(Task):
             robot=jaka_zu5.ROBOT.interface(Signal("target_pos", 3, "m", "base")),
             rate=self.cfg.rate,
             observe_terms=(Observe("joint_pos"), Observe("to_target")),
-            act_terms=(Act(("joint_1", "joint_2", "joint_3"), "velocity", (self.cfg.speed,), lowpass=0.4),),
+            act_terms=(
+                Act(("joint_1", "joint_2", "joint_3"), "velocity", (self.cfg.speed,), lowpass=0.4),
+            ),
             derive=(
                 Derive("pinch_pos", "forward_kinematics", site="pinch"),
                 Derive("to_target", "difference", ("target_pos", "pinch_pos")),
@@ -140,7 +150,10 @@ class Reach(Task):
     def randomize(self) -> tuple[Randomize, ...]:
         """Gains of the arm's servos."""
         arm = tuple(joint.name for joint in jaka_zu5.ROBOT.joints[:6])
-        return (Randomize("kp", 0.9, 1.1, arm, shared=True), Randomize("kd", 0.9, 1.1, arm, shared=True))
+        return (
+            Randomize("kp", 0.9, 1.1, arm, shared=True),
+            Randomize("kd", 0.9, 1.1, arm, shared=True),
+        )
 
     def noise(self) -> dict[str, Noise]:
         """What measures the target errs a little."""
@@ -151,4 +164,6 @@ class Reach(Task):
 
     def _potential(self, s: State) -> Tensor:
         """How far the episode has come, `(num_envs, 2)`, each in 0 .. 1: reach, hold."""
-        return torch.stack((1 - torch.tanh(5 * self._distance(s)), s.zeros("held") / self.cfg.hold_steps), -1)
+        return torch.stack(
+            (1 - torch.tanh(5 * self._distance(s)), s.zeros("held") / self.cfg.hold_steps), -1
+        )

@@ -36,12 +36,16 @@ def main(root: str = ".", episodes: int = 100, **settings: Any) -> Path:
     training = deftly.train(TASK, callbacks=[progress], runs=runs, **settings)
     print(f"{len(progress.returns)} iterations in {training.seconds:.0f} s, kept in {training.run}")
 
-    evaluation = deftly.evaluate(TASK, training.run, episodes=episodes, gates=["success>=0.9"], runs=runs)
+    evaluation = deftly.evaluate(
+        TASK, training.run, episodes=episodes, gates=["success>=0.9"], runs=runs
+    )
     low, high = evaluation.interval
     print(f"success {evaluation.success:.1%}, 95 % interval {low:.1%} to {high:.1%}")
     print("the gate holds" if evaluation.passed else "the gate does not hold")
 
-    bundle = deftly.export(TASK, training.run, out=Path(root) / "bundles/reach", episodes=episodes, runs=runs)
+    bundle = deftly.export(
+        TASK, training.run, out=Path(root) / "bundles/reach", episodes=episodes, runs=runs
+    )
     print(f"bundle: {bundle}")
     return bundle
 

@@ -29,10 +29,14 @@ def spec() -> mujoco.MjSpec:
     for joint in JOINTS:
         body = body.add_body(name=joint.name, pos=[0, 0, height], gravcomp=1)
         limits = (joint.lower, joint.upper)
-        body.add_joint(name=joint.name, axis=[0, 1, 0], range=limits, armature=0.05, damping=[0.5, 0, 0])
+        body.add_joint(
+            name=joint.name, axis=[0, 1, 0], range=limits, armature=0.05, damping=[0.5, 0, 0]
+        )
         link = body.add_geom(type=mujoco.mjtGeom.mjGEOM_CAPSULE, fromto=[0, 0, 0, 0, 0, LENGTH])
         link.size[0], link.mass = RADIUS, MASS
-        servo = s.add_actuator(name=joint.name, target=joint.name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
+        servo = s.add_actuator(
+            name=joint.name, target=joint.name, trntype=mujoco.mjtTrn.mjTRN_JOINT
+        )
         servo.set_to_position(kp=KP, kv=KV)
         servo.ctrlrange, servo.forcerange = limits, (-TORQUE, TORQUE)
         height = LENGTH

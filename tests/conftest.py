@@ -50,7 +50,9 @@ def slider():
 
     def make(num_envs=4, seed=0, purpose="train", env=None, threads=1, dump_dir=None, **task):
         config = EnvConfig(num_envs=num_envs, **(env or {}))
-        return Env(cls(cls.Config(**task)), config, SimConfig(threads=threads), seed, purpose, dump_dir)
+        return Env(
+            cls(cls.Config(**task)), config, SimConfig(threads=threads), seed, purpose, dump_dir
+        )
 
     return make
 
@@ -67,8 +69,26 @@ def exported(tmp_path_factory):
 
     task, root = str(Path(__file__).parent / "assets/rail.py"), tmp_path_factory.mktemp("exported")
     where = ("--runs.root", str(root), "--sim.threads", "1")
-    tiny = ("--env.num-envs", "8", "--train.steps", "4", "--train.hidden", "16", "--train.minibatches", "2")
-    short = ("--train.max-iterations", "1", "--eval-every", "0", "--tensorboard", "False", "--log-level", "warning")
+    tiny = (
+        "--env.num-envs",
+        "8",
+        "--train.steps",
+        "4",
+        "--train.hidden",
+        "16",
+        "--train.minibatches",
+        "2",
+    )
+    short = (
+        "--train.max-iterations",
+        "1",
+        "--eval-every",
+        "0",
+        "--tensorboard",
+        "False",
+        "--log-level",
+        "warning",
+    )
     assert train.main([task, *tiny, *short, *where]) == 0
     assert export.main([task, "--out", str(root / "bundle"), "--episodes", "8", *where]) == 0
     checkpoint = workspace.find_checkpoint("latest", "rail", RunsConfig(root=root))

@@ -34,7 +34,9 @@ print(json.dumps([bare, heavy, callable(deftly.evaluate), sorted(set(deftly.__al
 
 
 def test_importing_deftly_imports_nothing():
-    done = subprocess.run([sys.executable, "-S", "-c", LAZY], capture_output=True, text=True, env=environment())
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", LAZY], capture_output=True, text=True, env=environment()
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [[], [], True, []]
 
@@ -62,7 +64,9 @@ def test_tasks_and_robots():
 def test_make_env_takes_sections_as_mappings_and_as_dataclasses():
     env = deftly.make_env(SLIDER, 3, seed=1, sim=ONE, env={"noise": False}, task={"goal": 0.25})
     assert (env.num_envs, env.cfg.noise, env.task.cfg.goal) == (3, False, 0.25)
-    same = deftly.make_env(SLIDER, 3, seed=1, sim=ONE, env=EnvConfig(noise=False), task={"goal": 0.25})
+    same = deftly.make_env(
+        SLIDER, 3, seed=1, sim=ONE, env=EnvConfig(noise=False), task={"goal": 0.25}
+    )
     assert same.cfg == env.cfg
     assert same.obs["policy"].equal(env.obs["policy"])
 
@@ -77,8 +81,14 @@ def test_make_gives_gymnasium_environments():
     ("settings", "message"),
     [
         ({"env": {"noize": False}}, "env has no setting 'noize', did you mean 'noise'"),
-        ({"task": {"weights": {"neer": 1.0}}}, "task.weights has no setting 'neer', did you mean 'near'"),
-        ({"untill_success": 0.9}, "there is no setting 'untill_success', did you mean 'until_success'"),
+        (
+            {"task": {"weights": {"neer": 1.0}}},
+            "task.weights has no setting 'neer', did you mean 'near'",
+        ),
+        (
+            {"untill_success": 0.9},
+            "there is no setting 'untill_success', did you mean 'until_success'",
+        ),
         ({"env": 8}, "env is 8, but it must be a mapping"),
         ({"sim": {"threads": -1}}, "sim.threads is -1"),
         ({"env": {"noise": "perhaps"}}, "perhaps"),
@@ -93,18 +103,24 @@ def test_wrong_settings_are_refused_as_on_the_command_line(settings, message, tm
 
 def train(task, root, **settings):
     quiet = {"log_level": "warning", "tensorboard": False, "eval_every": 1, "eval_episodes": 4}
-    return deftly.train(task, runs={"root": root}, env=TINY, sim=ONE, **{"train": LEARN, **quiet, **settings})
+    return deftly.train(
+        task, runs={"root": root}, env=TINY, sim=ONE, **{"train": LEARN, **quiet, **settings}
+    )
 
 
 def test_from_training_to_a_driven_robot(exported, tmp_path):
     seen = []
-    result = train(exported.task, tmp_path, callbacks=[lambda trainer, metrics: seen.append(trainer.iteration)])
+    result = train(
+        exported.task, tmp_path, callbacks=[lambda trainer, metrics: seen.append(trainer.iteration)]
+    )
     assert seen == [1, 2]
     assert (result.iteration, result.reached, result.episodes) == (2, False, 4)
     assert result.success is not None
     assert result.run.is_relative_to(tmp_path.resolve()) or result.run.is_relative_to(tmp_path)
 
-    found = deftly.evaluate(exported.task, result.run, episodes=8, seed=3, sim=ONE, gates=["success>=0", "steps<0"])
+    found = deftly.evaluate(
+        exported.task, result.run, episodes=8, seed=3, sim=ONE, gates=["success>=0", "steps<0"]
+    )
     again = deftly.evaluate(exported.task, runs={"root": tmp_path}, episodes=8, seed=3, sim=ONE)
     assert (found.success, found.interval) == (again.success, again.interval)
     assert len(found.episodes["steps"]) == 8
@@ -144,7 +160,9 @@ def test_drive_keeps_the_log_and_leaves_the_robot_safe(exported, tmp_path):
         return robots[0]
 
     path = tmp_path / "run.npz"
-    result = deftly.drive(connect, exported.bundle, start=True, seconds=0.4, log=path, safety=PATIENT)
+    result = deftly.drive(
+        connect, exported.bundle, start=True, seconds=0.4, log=path, safety=PATIENT
+    )
     assert result.ok
     assert result.ticks == len(result.rows["state"]) > 0
     assert result.faults == []
@@ -156,7 +174,11 @@ def test_drive_keeps_the_log_and_leaves_the_robot_safe(exported, tmp_path):
 def test_drive_tells_of_faults(exported, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where the log of the fault goes
     result = deftly.drive(
-        lambda robot, rate: FakeDriver(robot, rate, "nan", at=3), exported.bundle, start=True, seconds=5, safety=PATIENT
+        lambda robot, rate: FakeDriver(robot, rate, "nan", at=3),
+        exported.bundle,
+        start=True,
+        seconds=5,
+        safety=PATIENT,
     )
     assert not result.ok
     assert result.faults == ["signals-bad"]
@@ -173,7 +195,13 @@ def test_drive_tells_of_faults(exported, tmp_path, monkeypatch):
     ],
 )
 def test_drive_refuses_before_anything_moves(change, message, exported):
-    given = {"driver": FakeDriver, "policy": exported.bundle, "start": True, "seconds": 0.2, **change}
+    given = {
+        "driver": FakeDriver,
+        "policy": exported.bundle,
+        "start": True,
+        "seconds": 0.2,
+        **change,
+    }
     with pytest.raises(DeftlyError, match=message):
         deftly.drive(given.pop("driver"), given.pop("policy"), **given)
 

@@ -67,8 +67,12 @@ print(json.dumps({"status": status, "loaded": loaded, "targets": targets.tolist(
 '''
 
 
-def run(python, folder: Path, cwd: Path, blocked: str = "", path: str | None = None) -> tuple[dict, str]:
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | ({"PYTHONPATH": path} if path else {})
+def run(
+    python, folder: Path, cwd: Path, blocked: str = "", path: str | None = None
+) -> tuple[dict, str]:
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | (
+        {"PYTHONPATH": path} if path else {}
+    )
     done = subprocess.run(
         [str(python), "-c", PROGRAM, str(folder), blocked],
         cwd=cwd,
@@ -97,12 +101,21 @@ def test_the_deploy_side_runs_without_training(exported, tmp_path):
 
 def test_importing_the_deploy_side_imports_nothing_of_training(tmp_path):
     rooms, package = ("contract", "policy", "control", "serving"), ROOT / "src/deftly"
-    files = [file.relative_to(package.parent) for room in rooms for file in (package / room).rglob("[!_]*.py")]
+    files = [
+        file.relative_to(package.parent)
+        for room in rooms
+        for file in (package / room).rglob("[!_]*.py")
+    ]
     names = [".".join(file.with_suffix("").parts) for file in files]
     code = f"import sys, importlib\nfor n in {names!r}: importlib.import_module(n)\nprint(*sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
@@ -114,19 +127,33 @@ def test_importing_the_deploy_side_imports_nothing_of_training(tmp_path):
 def test_the_base_install_is_small_and_enough(exported, tmp_path):
     """`pip install .` in a new virtual environment: needs the package index."""
     source, venv = tmp_path / "source", tmp_path / "venv"
-    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    shutil.copytree(
+        ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
+    )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     python = venv / "bin/python"
     pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
     subprocess.run([*pip, "install", "--quiet", str(source)], check=True, timeout=600)
-    listed = subprocess.run([*pip, "list", "--format", "json"], check=True, capture_output=True, text=True)
-    packages = [p["name"] for p in json.loads(listed.stdout) if p["name"] not in ("pip", "setuptools", "wheel")]
+    listed = subprocess.run(
+        [*pip, "list", "--format", "json"], check=True, capture_output=True, text=True
+    )
+    packages = [
+        p["name"]
+        for p in json.loads(listed.stdout)
+        if p["name"] not in ("pip", "setuptools", "wheel")
+    ]
     site = next(venv.glob("lib/python*/site-packages"))
-    own = [p for p in site.rglob("*") if p.is_file() and p.relative_to(site).parts[0] not in ("pip", "setuptools")]
+    own = [
+        p
+        for p in site.rglob("*")
+        if p.is_file() and p.relative_to(site).parts[0] not in ("pip", "setuptools")
+    ]
     megabytes = sum(p.stat().st_size for p in own) / 1e6
-    print(f"base install: {len(packages)} packages, {megabytes:.0f} MB: {', '.join(sorted(packages))}")
+    print(
+        f"base install: {len(packages)} packages, {megabytes:.0f} MB: {', '.join(sorted(packages))}"
+    )
     assert len(packages) <= MOST_PACKAGES, packages
     assert megabytes <= MOST_MEGABYTES
     judge(*run(python, exported.bundle, tmp_path))

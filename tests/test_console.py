@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deftly import console
-from deftly.console import Finding, Progress, clean, duration, printable, progress, report, show, table
+from deftly.console import (
+    Finding,
+    Progress,
+    clean,
+    duration,
+    printable,
+    progress,
+    report,
+    show,
+    table,
+)
 
 EVIL = "ok\x1b[2J\x1b]0;owned\x07\r\nerror: none\u202e\u200b\x9b31m\x00"
 
@@ -94,7 +104,9 @@ def test_progress_is_a_line_each_ten_seconds_elsewhere():
         for second in range(1, 36):
             clock.now = float(second)
             shown.advance()
-    assert stream.getvalue() == ("fitting: 10%, 1:30 left\nfitting: 20%, 1:20 left\nfitting: 30%, 1:10 left\n")
+    assert stream.getvalue() == (
+        "fitting: 10%, 1:30 left\nfitting: 20%, 1:20 left\nfitting: 30%, 1:10 left\n"
+    )
 
 
 def test_progress_before_anything_is_done_says_how_long_it_took():

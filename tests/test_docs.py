@@ -44,7 +44,9 @@ def commands(page: Path) -> list[list[str]]:
     return [line[line.index("deftly") + 1 :] for line in lines if "deftly" in line]
 
 
-ALL_COMMANDS = sorted({(page.name, shlex.join(words)) for page in PAGES for words in commands(page)})
+ALL_COMMANDS = sorted(
+    {(page.name, shlex.join(words)) for page in PAGES for words in commands(page)}
+)
 
 
 def anchors(page: Path) -> set[str]:
@@ -70,7 +72,9 @@ def test_readme_names_every_page():
 
 def test_the_site_names_every_page():
     nav = (ROOT / "zensical.toml").read_text()
-    assert {page.name for page in (ROOT / "docs").glob("*.md")} == set(re.findall(r'"([\w-]+\.md)"', nav))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} == set(
+        re.findall(r'"([\w-]+\.md)"', nav)
+    )
 
 
 def test_the_python_page_runs(tmp_path, monkeypatch):
@@ -131,7 +135,9 @@ def test_aliases_of_the_table_are_known():
     text = (ROOT / "docs/configuration.md").read_text()
     table = text.partition("## Aliases")[2].partition("\n## ")[0]
     typed = {
-        word for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for word in re.findall(r"`([\w.]+)`", row)
+        word
+        for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+        for word in re.findall(r"`([\w.]+)`", row)
     }
     assert typed
     assert set(map(kebab, typed)) <= set(map(kebab, ALIASES))
@@ -140,7 +146,12 @@ def test_aliases_of_the_table_are_known():
 def test_presets_of_the_table():
     text = (ROOT / "docs/configuration.md").read_text()
     for name, p in PRESETS.items():
-        figures = [f"{1e3 * p.timestep:.1f} ms", str(divide(15.0, name)), str(p.iterations), f"{p.impratio:g}"]
+        figures = [
+            f"{1e3 * p.timestep:.1f} ms",
+            str(divide(15.0, name)),
+            str(p.iterations),
+            f"{p.impratio:g}",
+        ]
         row = re.search(rf"^\| `{name}` +\|(.*)\|$", text, re.MULTILINE)
         assert row is not None
         assert [cell.strip() for cell in row[1].split("|")] == figures
@@ -156,8 +167,26 @@ def test_reach_target_runs(capsys, tmp_path):
     assert tasks.load(REACH).name == "jaka-reach"
     assert cli.main(["config", REACH, "task.tolerance=0.03"]) == 0
     assert "tolerance: 0.03" in capsys.readouterr().out
-    tiny = ["--env.num-envs", "8", "--train.steps", "4", "--train.hidden", "16", "--tensorboard", "False"]
-    few = ["--train.max-iterations", "2", "--eval-every", "0", "--env.episode-steps", "8", "--log-level", "warning"]
+    tiny = [
+        "--env.num-envs",
+        "8",
+        "--train.steps",
+        "4",
+        "--train.hidden",
+        "16",
+        "--tensorboard",
+        "False",
+    ]
+    few = [
+        "--train.max-iterations",
+        "2",
+        "--eval-every",
+        "0",
+        "--env.episode-steps",
+        "8",
+        "--log-level",
+        "warning",
+    ]
     assert cli.main(["train", REACH, *tiny, *few, *root]) == 0
     assert cli.main(["eval", REACH, "--episodes", "4", "--env.episode-steps", "8", *root]) == 0
     assert "jaka-reach: success" in capsys.readouterr().out

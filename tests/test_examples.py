@@ -90,7 +90,9 @@ def test_a_second_task_and_a_second_robot_need_no_edit_elsewhere(tmp_path):
     task.write_text(SWING.format(robot=str(EXAMPLES / "two_link.py")))
     training = deftly.train(str(task), runs={"root": tmp_path}, **TINY)
     assert training.iteration == 2
-    found = deftly.evaluate(str(task), training.run, episodes=2, sim={"threads": 1}, runs={"root": tmp_path})
+    found = deftly.evaluate(
+        str(task), training.run, episodes=2, sim={"threads": 1}, runs={"root": tmp_path}
+    )
     assert found.report["robot"] == "two-link"
 
 
@@ -159,7 +161,9 @@ class Swing(Task):
 
 
 def test_the_notebook_is_stored_without_outputs():
-    cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    cells = [
+        cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"
+    ]
     assert cells
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
 
@@ -172,8 +176,12 @@ def test_the_notebook_runs(monkeypatch, tmp_path):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     where = {"metadata": {"path": str(EXAMPLES)}}
-    client = nbclient.NotebookClient(notebook, timeout=300, startup_timeout=300, kernel_name="python3", resources=where)
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, startup_timeout=300, kernel_name="python3", resources=where
+    )
     client.execute()
     texts = [out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", [])]
     assert any("interval" in text for text in texts)
-    assert any("ticks, faults:" in text for text in texts)  # which faults depends on how busy this machine is
+    assert any(
+        "ticks, faults:" in text for text in texts
+    )  # which faults depends on how busy this machine is

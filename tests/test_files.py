@@ -105,7 +105,10 @@ def test_a_full_disk_keeps_the_old_file_and_is_one_line(tmp_path, monkeypatch, w
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, where, full)
-    assert one_line(write_text, tmp_path / "a", "new") == f"cannot write '{tmp_path / 'a'}': No space left on device"
+    assert (
+        one_line(write_text, tmp_path / "a", "new")
+        == f"cannot write '{tmp_path / 'a'}': No space left on device"
+    )
     monkeypatch.undo()
     assert os.listdir(tmp_path) == ["a"]
     assert (tmp_path / "a").read_text() == "old"
@@ -120,7 +123,9 @@ def test_scratch_has_a_name_that_nobody_can_guess_and_follows_no_link(tmp_path, 
         first.write_text("first")
         second.write_text("second")
     assert (tmp_path / "a").read_text() == "first"  # whose block ended last
-    monkeypatch.setattr(files.secrets, "token_hex", lambda n: "0" * 2 * n)  # an attacker who guessed it
+    monkeypatch.setattr(
+        files.secrets, "token_hex", lambda n: "0" * 2 * n
+    )  # an attacker who guessed it
     (tmp_path / f".tmp-{'0' * 16}-b").symlink_to(victim)
     assert "File exists" in one_line(write_text, tmp_path / "b", "evil")
     assert victim.read_text() == "precious"
@@ -150,11 +155,18 @@ def test_devices_pipes_and_folders_are_never_replaced(tmp_path):
 
 def test_a_place_below_a_file_is_one_line(tmp_path):
     (tmp_path / "file").touch()
-    assert one_line(write_text, tmp_path / "file/a", "x").startswith(f"cannot write '{tmp_path / 'file/a'}': ")
+    assert one_line(write_text, tmp_path / "file/a", "x").startswith(
+        f"cannot write '{tmp_path / 'file/a'}': "
+    )
 
 
 def test_arrays_come_back_at_every_level_and_numpy_reads_them(tmp_path):
-    arrays = {"a/b": np.arange(12.0).reshape(3, 4)[:, ::-1], "text": "hello", "flag": np.array([True]), "none": []}
+    arrays = {
+        "a/b": np.arange(12.0).reshape(3, 4)[:, ::-1],
+        "text": "hello",
+        "flag": np.array([True]),
+        "none": [],
+    }
     for level in (0, 1, 6):
         write_npz(tmp_path / "a.npz", arrays, level)
         found = read_npz(tmp_path / "a.npz", "a thing", MB, names=arrays)
@@ -217,7 +229,9 @@ def test_a_folder_reached_by_a_link_is_replaced_behind_it(tmp_path, swap):
 
 def test_a_file_is_not_replaced_by_a_folder(tmp_path):
     (tmp_path / "file").write_text("mine")
-    assert "it is a file, not a folder; what was there is kept" in one_line(fill, tmp_path / "file", "x")
+    assert "it is a file, not a folder; what was there is kept" in one_line(
+        fill, tmp_path / "file", "x"
+    )
     assert (tmp_path / "file").read_text() == "mine"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -265,7 +279,9 @@ while True:
     for word in "ab":
 {WRITERS[kind]}
 """
-    writer = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+    )
     assert writer.stdout
     assert writer.stdout.readline() == "ready\n"
     return writer
@@ -294,12 +310,16 @@ def assert_whole(path: Path) -> None:
         text = path.read_text()
         assert text in ("a" * 50, "b" * 50)
         return
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)  # this folder, even if it is exchanged meanwhile
+    handle = os.open(
+        path, os.O_RDONLY | os.O_DIRECTORY
+    )  # this folder, even if it is exchanged meanwhile
     try:
         words = {_word(handle, name) for name in map(str, range(50))} - {None}
         assert len(words) <= 1
         if os.path.samestat(os.stat(path), os.fstat(handle)):
-            assert len(os.listdir(handle)) == 50 or not os.path.samestat(os.stat(path), os.fstat(handle))
+            assert len(os.listdir(handle)) == 50 or not os.path.samestat(
+                os.stat(path), os.fstat(handle)
+            )
     finally:
         os.close(handle)
 
@@ -420,7 +440,9 @@ def test_links_are_followed_unless_told_otherwise(tmp_path):
     (tmp_path / "a").write_text("x")
     (tmp_path / "b").symlink_to("a")
     assert read_bytes(tmp_path / "b", "a thing", 10) == b"x"
-    assert "it is a link, not a file" in one_line(read_bytes, tmp_path / "b", "a thing", 10, links=False)
+    assert "it is a link, not a file" in one_line(
+        read_bytes, tmp_path / "b", "a thing", 10, links=False
+    )
 
 
 HOSTILE_JSON = {
@@ -472,13 +494,17 @@ def test_hostile_yaml_is_one_line(text):
 @pytest.mark.parametrize("keys", ["{k: 1}", "{" + ", ".join(f"k{i}: 1" for i in range(2000)) + "}"])
 def test_a_bomb_of_merges_ends(keys):
     """PyYAML before 6.0.4 makes 4^19 pairs of the first; the second is too much for any."""
-    levels = "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}, *a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 20))
+    levels = "".join(
+        f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}, *a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 20)
+    )
     found, said = tried(parse_yaml, f"a0: &a0 {keys}\n{levels}", "a thing", "x.yaml")
     assert "merges" in said or found["a19"] == {"k": 1}
 
 
 def test_plain_yaml_is_read_as_pyyaml_reads_it(tmp_path):
-    text = "base: &base {a: 1, b: [x, 2.5, null, true]}\nother: {<<: *base, a: 2}\nlist:\n  - *base\n"
+    text = (
+        "base: &base {a: 1, b: [x, 2.5, null, true]}\nother: {<<: *base, a: 2}\nlist:\n  - *base\n"
+    )
     assert parse_yaml(text, "a thing") == yaml.safe_load(text)
     (tmp_path / "a.yaml").write_text(text)
     assert read_yaml(tmp_path / "a.yaml", "a thing") == yaml.safe_load(text)
@@ -518,14 +544,23 @@ HOSTILE_NPZ = {
     "no array": (zipped([("a.txt", b"hi")]), "'a.txt' in it is no array"),
     "a pickle": (zipped([("a.npy", pickled())]), "Object arrays cannot be loaded"),
     "a bomb": (zipped([("a.npy", bytes(2 * MB))]), "unpacks to more than 1 MiB"),
-    "many small": (zipped([(f"{i}.npy", bytes(MB // 8)) for i in range(9)]), "unpacks to more than 1 MiB"),
+    "many small": (
+        zipped([(f"{i}.npy", bytes(MB // 8)) for i in range(9)]),
+        "unpacks to more than 1 MiB",
+    ),
     "huge shape": (zipped([("a.npy", header((10**15,)))]), "cannot read"),
     "shape beyond": (zipped([("a.npy", header((10**9,)) + bytes(8))]), "cannot read"),
     "negative shape": (zipped([("a.npy", header((-1,)) + bytes(8))]), "cannot read"),
     "elements of nothing": (zipped([("a.npy", header((10**12,), "<U0"))]), "elements of no size"),
-    "another method": (zipped([("a.npy", header((1,)) + bytes(8))], zipfile.ZIP_LZMA), "another method than deflate"),
+    "another method": (
+        zipped([("a.npy", header((1,)) + bytes(8))], zipfile.ZIP_LZMA),
+        "another method than deflate",
+    ),
     "twice": (zipped([("a.npy", header((1,)) + bytes(8)), ("a", b"")]), "an array twice"),
-    "too many": (zipped([(f"{i}.npy", b"") for i in range(MAX_ARRAYS + 1)]), "more than 4096 arrays"),
+    "too many": (
+        zipped([(f"{i}.npy", b"") for i in range(MAX_ARRAYS + 1)]),
+        "more than 4096 arrays",
+    ),
 }
 
 
@@ -541,7 +576,9 @@ def test_a_zip_directory_that_is_too_large_is_not_read():
     data = bytearray(ONE)
     data[-10:-6] = (2**31).to_bytes(4, "little")
     assert "more than 4096 arrays" in one_line(parse_npz, bytes(data), "a thing", MB)
-    assert "more than 4096 arrays" in one_line(parse_npz, ONE[:-22] + b"PK\x06\x07" + bytes(16) + ONE[-22:], "it", MB)
+    assert "more than 4096 arrays" in one_line(
+        parse_npz, ONE[:-22] + b"PK\x06\x07" + bytes(16) + ONE[-22:], "it", MB
+    )
 
 
 def test_an_array_that_is_missing_is_named():

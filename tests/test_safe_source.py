@@ -7,7 +7,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted([*ROOT.glob("src/**/*.py"), *ROOT.glob("bench/**/*.py")])
-MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "msgpack_numpy"}
+MODULES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "cloudpickle",
+    "dill",
+    "joblib",
+    "marshal",
+    "shelve",
+    "msgpack_numpy",
+}
 WORDS = ("msgpack_numpy", "allow_pickle=True", "weights_only=False", "shell=True")
 FLAGS = {"allow_pickle": True, "weights_only": False, "shell": True}
 """Keyword arguments and the value that none may have."""
@@ -36,7 +46,11 @@ def problems(text: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             module = (node.module or "").partition(".")[0]
             found += [str(node.module)] if module in MODULES else []
-            found += [f"{module}.{a.name}" for a in node.names if (module, a.name) in {**ATTRIBUTES, **NEEDS}]
+            found += [
+                f"{module}.{a.name}"
+                for a in node.names
+                if (module, a.name) in {**ATTRIBUTES, **NEEDS}
+            ]
         elif isinstance(node, ast.Name) and node.id in BUILTINS:
             found.append(node.id)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -47,13 +61,21 @@ def problems(text: str) -> list[str]:
 
 
 def _call(node: ast.Call) -> list[str]:
-    given = {k.arg: k.value.value if isinstance(k.value, ast.Constant) else "?" for k in node.keywords}
-    found = [f"{name}={given[name]}" for name, bad in FLAGS.items() if name in given and given[name] in (bad, "?")]
+    given = {
+        k.arg: k.value.value if isinstance(k.value, ast.Constant) else "?" for k in node.keywords
+    }
+    found = [
+        f"{name}={given[name]}"
+        for name, bad in FLAGS.items()
+        if name in given and given[name] in (bad, "?")
+    ]
     function = node.func
     if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
         needs = NEEDS.get((function.value.id, function.attr))
         found += (
-            [f"{function.value.id}.load without {needs[0]}"] if needs and given.get(needs[0]) is not needs[1] else []
+            [f"{function.value.id}.load without {needs[0]}"]
+            if needs and given.get(needs[0]) is not needs[1]
+            else []
         )
     return found
 

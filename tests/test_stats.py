@@ -37,7 +37,10 @@ def test_wilson_of_nothing_says_nothing():
 def exact(count_a: int, total_a: int, count_b: int, total_b: int) -> float:
     """Fisher's test by counting every table with the same margins, in whole numbers."""
     count = count_a + count_b
-    ways = {i: math.comb(total_a, i) * math.comb(total_b, count - i) for i in range(min(total_a, count) + 1)}
+    ways = {
+        i: math.comb(total_a, i) * math.comb(total_b, count - i)
+        for i in range(min(total_a, count) + 1)
+    }
     return sum(w for w in ways.values() if w <= ways[count_a]) / sum(ways.values())
 
 
@@ -48,11 +51,21 @@ def test_one_failure_of_fifty_is_no_evidence_against_none_of_five_hundred():
 
 
 def test_fisher_of_the_lady_tasting_tea():
-    assert fisher(3, 4, 1, 4) == pytest.approx(34 / 70)  # R. A. Fisher, The Design of Experiments (1935), 3 of 4 right
+    assert fisher(3, 4, 1, 4) == pytest.approx(
+        34 / 70
+    )  # R. A. Fisher, The Design of Experiments (1935), 3 of 4 right
 
 
 @pytest.mark.parametrize(
-    "counts", [(15, 100, 30, 100), (7, 10, 7, 10), (10, 10, 20, 20), (0, 10, 0, 20), (2, 32, 40, 500), (0, 1, 1, 1)]
+    "counts",
+    [
+        (15, 100, 30, 100),
+        (7, 10, 7, 10),
+        (10, 10, 20, 20),
+        (0, 10, 0, 20),
+        (2, 32, 40, 500),
+        (0, 1, 1, 1),
+    ],
 )
 def test_fisher_is_exact_and_symmetric(counts):
     count_a, total_a, count_b, total_b = counts
@@ -61,7 +74,11 @@ def test_fisher_is_exact_and_symmetric(counts):
 
 
 def test_proportion_is_what_reports_hold():
-    assert proportion(np.array([1.0, 0.0, 1.0, 1.0])) == {"rate": 0.75, "count": 3, "wilson95": list(wilson(3, 4))}
+    assert proportion(np.array([1.0, 0.0, 1.0, 1.0])) == {
+        "rate": 0.75,
+        "count": 3,
+        "wilson95": list(wilson(3, 4)),
+    }
     assert proportion(np.array([], bool)) == {"rate": None, "count": 0, "wilson95": [0.0, 1.0]}
 
 
@@ -74,7 +91,14 @@ def test_percentiles_have_names_and_leave_out_what_is_not_finite():
 
 def test_summary_leaves_out_what_is_not_finite():
     out = summarize(np.array([1.0, np.nan, 3.0, np.inf]))
-    assert (out["mean"], out["min"], out["max"], out["p50"], out["count"], out["missing"]) == (2, 1, 3, 2, 2, 2)
+    assert (out["mean"], out["min"], out["max"], out["p50"], out["count"], out["missing"]) == (
+        2,
+        1,
+        3,
+        2,
+        2,
+        2,
+    )
     empty = summarize(np.array([np.nan]))
     assert empty["mean"] is None
     assert empty["missing"] == 1

@@ -146,7 +146,15 @@ def test_a_checkpoint_can_be_named_in_many_ways(cfg, monkeypatch):
     best = save(run)
     (run / "config.yaml").touch()
     monkeypatch.chdir(cfg.root)
-    specs = [run, best, best / WEIGHTS, best.parent, run / "config.yaml", "runs/latest", f"runs/{run.name}"]
+    specs = [
+        run,
+        best,
+        best / WEIGHTS,
+        best.parent,
+        run / "config.yaml",
+        "runs/latest",
+        f"runs/{run.name}",
+    ]
     specs += [f"runs_all/{run.name}/", run.name, "first", "leap_train", "leap_train:best"]
     for spec in specs:
         assert find_checkpoint(spec, "other-task", cfg) == best
@@ -157,9 +165,13 @@ def test_a_checkpoint_can_be_named_in_many_ways(cfg, monkeypatch):
 def test_a_name_that_fits_none_or_several_is_refused(cfg, clock):
     for name in ("one", "two", "three"):
         save(create("leap", "train", cfg, name=name))
-    with pytest.raises(DeftlyError, match=r"'leap' fits 3 runs, type more of the name: leap_train_one_"):
+    with pytest.raises(
+        DeftlyError, match=r"'leap' fits 3 runs, type more of the name: leap_train_one_"
+    ):
         find_checkpoint("leap", None, cfg)
-    with pytest.raises(DeftlyError, match=r"no run or checkpoint 'loap_train_one_20010909.*did you mean"):
+    with pytest.raises(
+        DeftlyError, match=r"no run or checkpoint 'loap_train_one_20010909.*did you mean"
+    ):
         find_checkpoint("loap_train_one_20010909", None, cfg)
     with pytest.raises(DeftlyError, match="deftly runs"):
         find_checkpoint("qqq", None, cfg)
@@ -207,7 +219,13 @@ def test_list_runs_shows_the_success_of_test_runs(cfg):
     run = create("leap", "test", cfg)
     (run / "eval.json").write_text('{"success": {"rate": 0.97}, "wall_seconds": 90.0}')
     assert list_runs(cfg)[0].metrics() == (None, 0.97, 1.5)
-    for text in ("[]", '{"success": {"rate": "1"}}', '{"success": {"rate": null}}', "{", '{"success": 1}'):
+    for text in (
+        "[]",
+        '{"success": {"rate": "1"}}',
+        '{"success": {"rate": null}}',
+        "{",
+        '{"success": 1}',
+    ):
         (run / "eval.json").write_text(text)
         assert list_runs(cfg)[0].metrics() == (None, None, None)
 
@@ -235,7 +253,9 @@ def test_pruning_keeps_the_latest_with_the_clock_set_back(tmp_path, monkeypatch)
 
 
 def test_an_order_from_a_hostile_file_does_not_stay_the_latest(cfg):
-    for number, order in enumerate(("1e300", "Infinity", "1" * 400, '"now"', "true", "-5.0", "null", "9e10")):
+    for number, order in enumerate(
+        ("1e300", "Infinity", "1" * 400, '"now"', "true", "-5.0", "null", "9e10")
+    ):
         folder = cfg.root / f"runs_all/leap_train_20250101_00000{number}"
         folder.mkdir(parents=True)
         (folder / "run.json").write_text(
@@ -256,8 +276,12 @@ DAMAGED = {
     "a list": lambda path: path.write_text("[1]"),
     "a number": lambda path: path.write_text("7"),
     "numbers for text": lambda path: path.write_text('{"task": 1, "kind": 2, "created": 3}'),
-    "a strange kind": lambda path: path.write_text('{"task": "a", "kind": [], "created": "2025-01-01"}'),
-    "a strange date": lambda path: path.write_text('{"task": "a", "kind": "train", "created": "0001-01-01T00:00:00"}'),
+    "a strange kind": lambda path: path.write_text(
+        '{"task": "a", "kind": [], "created": "2025-01-01"}'
+    ),
+    "a strange date": lambda path: path.write_text(
+        '{"task": "a", "kind": "train", "created": "0001-01-01T00:00:00"}'
+    ),
     "no text": lambda path: path.write_bytes(b"\xff\xfe\xff"),
 }
 
@@ -312,7 +336,15 @@ def test_where_links_are_forbidden_text_files_stand_in(cfg, clock, monkeypatch):
         workspace.link(folder.with_name(name), folder)
     assert not [path for path in cfg.root.rglob("*") if path.is_symlink()]
     assert len(list_runs(cfg)) == 2
-    specs = ("latest", "latest:best", run, f"{run}/checkpoints/best", run.name, f"runs/{run.name}", "runs/latest")
+    specs = (
+        "latest",
+        "latest:best",
+        run,
+        f"{run}/checkpoints/best",
+        run.name,
+        f"runs/{run.name}",
+        "runs/latest",
+    )
     for spec in specs:
         assert find_checkpoint(spec, "leap", cfg).resolve() == folder.resolve()
     newer = save(run, "iter_000200")
@@ -336,7 +368,9 @@ def test_where_links_are_forbidden_pruning_works(tmp_path, clock, monkeypatch):
 
 def test_a_pointer_that_leads_nowhere_is_no_run(cfg):
     create("leap", "train", cfg)
-    for number, text in enumerate(("deftly.link/1 ../nowhere", "deftly.link/1 ", "deftly.link/1 \0", "text", "")):
+    for number, text in enumerate(
+        ("deftly.link/1 ../nowhere", "deftly.link/1 ", "deftly.link/1 \0", "text", "")
+    ):
         (cfg.root / f"runs/leap_train_20250101_00000{number}").write_text(text)
     (cfg.root / "runs/leap_train_20250101_000009").symlink_to("leap_train_20250101_000009")
     assert len(list_runs(cfg)) == 1
@@ -359,7 +393,12 @@ def test_a_copy_with_its_links_followed_still_works(cfg):
         workspace.link(new.with_name("last"), new)
     assert find_checkpoint(f"{moved}:last", None, theirs).resolve() == new.resolve()
     assert (moved / "checkpoints/best").is_dir()
-    assert sorted(os.listdir(moved / "checkpoints")) == ["best", "iter_000100", "iter_000200", "last"]
+    assert sorted(os.listdir(moved / "checkpoints")) == [
+        "best",
+        "iter_000100",
+        "iter_000200",
+        "last",
+    ]
     create("leap", "train", theirs)
     assert (copy / "runs" / run.name).is_dir()
 
@@ -381,11 +420,15 @@ def test_a_run_is_kept_to_one_process(cfg):
         "import sys, time; from pathlib import Path; from deftly.workspace import lock\n"
         "with lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
-    other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True
+    )
     assert other.stdout
     assert other.stdout.readline() == "held\n"
     with (
-        pytest.raises(DeftlyError, match=f"'{run.name}' is being written by process {other.pid} on .*: wait"),
+        pytest.raises(
+            DeftlyError, match=f"'{run.name}' is being written by process {other.pid} on .*: wait"
+        ),
         lock(run),
     ):
         pass
@@ -449,7 +492,9 @@ def test_command_lists_compares_and_pins(cfg, clock, capsys):
     one, two = create("leap", "train", cfg), create("leap", "train", cfg)
     root = f"--runs.root={cfg.root}"
     for run in (one, two):
-        (run / "metrics.csv").write_text("iteration,steps,seconds,eval_success\n1,24,60,0.25\n2,48,120,0.5\n")
+        (run / "metrics.csv").write_text(
+            "iteration,steps,seconds,eval_success\n1,24,60,0.25\n2,48,120,0.5\n"
+        )
     assert runs_main([root]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == [two.name, one.name]

@@ -49,21 +49,34 @@ Say = Callable[[str], None]
 class BenchArgs(Settings):
     """Measure simulation and training beside the raw limit and a peer: `deftly bench [TASK]`."""
 
-    sim: Annotated[SimConfig, Doc("The physics; with the engine warp, `Env.step` is measured on it too.")] = field(
-        default_factory=SimConfig
-    )
+    sim: Annotated[
+        SimConfig, Doc("The physics; with the engine warp, `Env.step` is measured on it too.")
+    ] = field(default_factory=SimConfig)
     num_envs: Annotated[int, Ge(1), Doc("Environments of the batch that is stepped.")] = 1024
     seconds: Annotated[float, Gt(0), Lt(3600), Doc("Shortest time of one measurement, s.")] = 10.0
-    repeats: Annotated[int, Ge(1), Doc("Rounds in which the cases take turns; the medians count.")] = 3
-    quick: Annotated[bool, Doc("Small sizes and one short round: a look, not a measurement.")] = False
-    presets: Annotated[bool, Doc("Also compare the physics presets: speed, grip, and success of the policy.")] = False
+    repeats: Annotated[
+        int, Ge(1), Doc("Rounds in which the cases take turns; the medians count.")
+    ] = 3
+    quick: Annotated[bool, Doc("Small sizes and one short round: a look, not a measurement.")] = (
+        False
+    )
+    presets: Annotated[
+        bool, Doc("Also compare the physics presets: speed, grip, and success of the policy.")
+    ] = False
     checkpoint: Annotated[
         str | None,
-        Doc("Policy whose motions and success are measured: latest, a run, a checkpoint; unset: the shipped one."),
+        Doc(
+            "Policy whose motions and success are measured: latest, a run, a checkpoint; unset: the shipped one."
+        ),
     ] = None
-    out: Annotated[Path | None, Doc("Write the results to this JSON file, such as bench/results/laptop.json.")] = None
+    out: Annotated[
+        Path | None, Doc("Write the results to this JSON file, such as bench/results/laptop.json.")
+    ] = None
     table: Annotated[
-        bool, Doc("Measure nothing: write the tables of bench/results/*.json (or of --out) into docs/performance.md.")
+        bool,
+        Doc(
+            "Measure nothing: write the tables of bench/results/*.json (or of --out) into docs/performance.md."
+        ),
     ] = False
     docs: Annotated[Path, Doc("Page that holds the tables.")] = Path("docs/performance.md")
 
@@ -101,10 +114,20 @@ def _job(name: str, args: BenchArgs) -> Job:
     from deftly_bench.cases import Job
 
     cls, given = load(name), args.checkpoint
-    path = workspace.find_checkpoint(given, cls.name, RunsConfig()) if given else checkpoint.shipped(cls.name)
+    path = (
+        workspace.find_checkpoint(given, cls.name, RunsConfig())
+        if given
+        else checkpoint.shipped(cls.name)
+    )
     if path:
         checkpoint.load(path).require(cls(cls.Config()))
-    job = Job("", name, num_envs=args.num_envs, seconds=args.seconds, checkpoint=str(path) if path else None)
+    job = Job(
+        "",
+        name,
+        num_envs=args.num_envs,
+        seconds=args.seconds,
+        checkpoint=str(path) if path else None,
+    )
     job = replace(job, preset=args.sim.preset, threads=args.sim.threads)
     if not args.quick:
         return job
@@ -124,7 +147,9 @@ def _check_writable(out: Path | None) -> None:
         if not existed:
             out.unlink()
     except OSError as error:
-        raise DeftlyError(f"cannot write --out '{out}': {error.strerror}; choose another file") from error
+        raise DeftlyError(
+            f"cannot write --out '{out}': {error.strerror}; choose another file"
+        ) from error
 
 
 # ---------------------------------------------------------------------- measure
@@ -142,7 +167,9 @@ def measure(job: Job, args: BenchArgs, say: Say) -> dict[str, Any]:
             jobs["env_warp"] = replace(jobs["env"], engine="warp")
         rounds = [_round(jobs, i, result, say) for i in range(result["settings"]["repeats"])]
     result["cases"] = {name: _case([r[name] for r in rounds]) for name in jobs}
-    result["cases"]["raw_limit"] = _case([{"rate": r["raw"]["rate"] * result["machine"]["cores"]} for r in rounds])
+    result["cases"]["raw_limit"] = _case(
+        [{"rate": r["raw"]["rate"] * result["machine"]["cores"]} for r in rounds]
+    )
     result["ratios"] = ratios(result["cases"])
     result["startup_s"] = startup(job, result["settings"]["repeats"])
     result["presets"] = compare_presets(job, say) if args.presets else {}
@@ -165,16 +192,22 @@ def _skipped(job: Job) -> dict[str, str]:
 
 def _jobs(job: Job, folder: Path, skipped: dict[str, str]) -> dict[str, Job]:
     """The measurements of a round in their order; records the motions that they replay."""
-    random, policy = (replace(job, tape=str(folder / f"{name}.npz")) for name in ("random", "policy"))
+    random, policy = (
+        replace(job, tape=str(folder / f"{name}.npz")) for name in ("random", "policy")
+    )
     call(replace(random, case="record", checkpoint=None))
-    jobs = {name: replace(random, case=name) for name in ("raw", "env", "raw_cores", "train", "sb3")}
+    jobs = {
+        name: replace(random, case=name) for name in ("raw", "env", "raw_cores", "train", "sb3")
+    }
     if job.checkpoint:
         call(replace(policy, case="record"))
         jobs["raw_policy"] = replace(policy, case="raw")
     return {name: jobs[name] for name in jobs if name not in skipped}
 
 
-def _round(jobs: dict[str, Job], index: int, result: dict[str, Any], say: Say) -> dict[str, dict[str, Any]]:
+def _round(
+    jobs: dict[str, Job], index: int, result: dict[str, Any], say: Say
+) -> dict[str, dict[str, Any]]:
     found = {}
     for name, job in jobs.items():
         found[name] = call(job)
@@ -194,7 +227,9 @@ def call(job: Job) -> dict[str, Any]:
     if done.returncode:
         words = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
         words = words.removeprefix("deftly.errors.DeftlyError: ")
-        raise DeftlyError(f"the measurement '{job.case}' of {job.task} failed: {words}; try `deftly doctor {job.task}`")
+        raise DeftlyError(
+            f"the measurement '{job.case}' of {job.task} failed: {words}; try `deftly doctor {job.task}`"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -219,8 +254,13 @@ def startup(job: Job, repeats: int) -> dict[str, Any]:
     """Wall time of whole processes, s: the help, and a first step of the batch."""
     from deftly_bench.cases import command
 
-    help_, first = [sys.executable, "-m", "deftly", "--help"], command(replace(job, case="first_step"))
-    return {name: _timed(words, repeats) for name, words in (("help", help_), ("first_step", first))}
+    help_, first = (
+        [sys.executable, "-m", "deftly", "--help"],
+        command(replace(job, case="first_step")),
+    )
+    return {
+        name: _timed(words, repeats) for name, words in (("help", help_), ("first_step", first))
+    }
 
 
 def _timed(words: list[str], repeats: int) -> dict[str, Any]:

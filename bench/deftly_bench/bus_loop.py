@@ -93,27 +93,45 @@ def main(argv: list[str]) -> int:
         "motors": len(contract.robot.motors),
         "cores": os.cpu_count(),
     }
-    result = {"schema": "deftly.bench.bus/1", **facts, "load": os.getloadavg()[0], "loop": loop, "targets": targets}
+    result = {
+        "schema": "deftly.bench.bus/1",
+        **facts,
+        "load": os.getloadavg()[0],
+        "loop": loop,
+        "targets": targets,
+    }
     for name in ("loop", "targets"):
         print(
             f"{name}: "
-            + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in result[name].items())
+            + ", ".join(
+                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+                for k, v in result[name].items()
+            )
         )
     if args.out:
         args.out.write_text(json.dumps(result, indent=2) + "\n")
     return 0 if kept else 1
 
 
-def keep_time(contract: PolicyContract, network: OnnxNetwork, port: str, seconds: float) -> dict[str, Any]:
+def keep_time(
+    contract: PolicyContract, network: OnnxNetwork, port: str, seconds: float
+) -> dict[str, Any]:
     """Drive the motors for a while: how well the loop kept its rate, and what the bus took of it."""
     driver, bounds = Timed(contract, port), SafetyConfig(approach_s=Dynamixel.approach_s)
     ring = Ring(contract, math.ceil(1.1 * seconds * contract.rate) + 10)
-    runner = Runner(ContractPolicy(contract, network), Kernel(contract.robot, contract.rate, bounds), driver, ring)
+    runner = Runner(
+        ContractPolicy(contract, network),
+        Kernel(contract.robot, contract.rate, bounds),
+        driver,
+        ring,
+    )
     session = Session(runner, ring, {}, start=True, seconds=seconds)
     session.run()
     found = {**time_kept(session, contract.rate), "retries": driver.retries}
     for name, times in (("read", driver.read_ms), ("write", driver.write_ms)):
-        found |= {f"{name}_p{p}_ms": float(np.percentile(times, p)) for p in (50, 99)} | {f"{name}_max_ms": max(times)}
+        found |= {f"{name}_p{p}_ms": float(np.percentile(times, p)) for p in (50, 99)} | {
+            f"{name}_max_ms": max(times)
+        }
     return found
 
 
@@ -122,13 +140,19 @@ def emulated(motors: int) -> Iterator[str]:
     """The port of an emulated bus in a process of its own."""
     command = [sys.executable, "-m", "deftly_bench.dynamixel_bus", "--motors", str(motors)]
     path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": {**os.environ, "PYTHONPATH": path}}
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "env": {**os.environ, "PYTHONPATH": path},
+    }
     with subprocess.Popen(command, text=True, **pipes) as process:
         try:
             assert process.stdout is not None
             port = process.stdout.readline().strip()
             if not port:
-                raise DeftlyError("the emulated bus did not start: try python -m deftly_bench.dynamixel_bus")
+                raise DeftlyError(
+                    "the emulated bus did not start: try python -m deftly_bench.dynamixel_bus"
+                )
             yield port
         finally:
             process.kill()

@@ -117,7 +117,9 @@ def _tap(env: Env) -> list[np.ndarray]:
     step = env.sim.step
 
     def tapped(substeps: int, mask: Tensor | None = None) -> Tensor:
-        if mask is None:  # else some robots stand ready: the tape has where that led as the start of an episode
+        if (
+            mask is None
+        ):  # else some robots stand ready: the tape has where that led as the start of an episode
             commands.append(env.sim.bind("ctrl").numpy().copy())
         return step(substeps, mask)
 
@@ -133,17 +135,27 @@ def _is_row(value: Tensor, env: Env) -> bool:
 def spread(env: Env, tape: str) -> None:
     """Put the environments where the tape's were at all times of an episode, as in the midst of a training."""
     with np.load(tape, allow_pickle=False) as file:
-        rows = {k.removeprefix(SNAP): torch.from_numpy(file[k]) for k in file.files if k.startswith(SNAP)}
+        rows = {
+            k.removeprefix(SNAP): torch.from_numpy(file[k])
+            for k in file.files
+            if k.startswith(SNAP)
+        }
     count = len(rows["sim"])
-    pick = torch.randperm(max(count, env.num_envs), generator=torch.Generator().manual_seed(0)) % count
+    pick = (
+        torch.randperm(max(count, env.num_envs), generator=torch.Generator().manual_seed(0)) % count
+    )
     now = env.state_dict()
-    with_delays = rows["sim"].shape[1:] != now["sim"].shape[1:]  # they keep commands in the state; the tape has none
+    with_delays = (
+        rows["sim"].shape[1:] != now["sim"].shape[1:]
+    )  # they keep commands in the state; the tape has none
     if with_delays or rows["sim"].dtype != now["sim"].dtype:
         env.stagger()
         for _ in range(env.episode_steps // 4):
             env.step(random_action(env))
         return
-    env.load_state_dict({k: rows[k][pick[: env.num_envs]] if k in rows else v for k, v in now.items()})
+    env.load_state_dict(
+        {k: rows[k][pick[: env.num_envs]] if k in rows else v for k, v in now.items()}
+    )
 
 
 # -------------------------------------------------------------------------- raw
@@ -157,7 +169,11 @@ class Replay:
         self.model = compile_scene(task.scene(), task.contract().rate, SimConfig(preset=job.preset))
         with np.load(job.tape, allow_pickle=False) as file:
             tape = {k: file[k] for k in file.files if not k.startswith(SNAP)}
-        self.start, self.commands, self.substeps = tape["start"], tape["commands"], int(tape["substeps"])
+        self.start, self.commands, self.substeps = (
+            tape["start"],
+            tape["commands"],
+            int(tape["substeps"]),
+        )
         self.end = tape["end"]
         self.resets: dict[int, list[tuple[int, np.ndarray]]] = {}
         for t, i, state in zip(tape["reset_step"], tape["reset_env"], tape["reset_state"]):
@@ -247,7 +263,12 @@ def train(job: Job) -> dict[str, Any]:
     size = learner.env.num_envs * cfg.steps
     rate = _rate(_whole(job, lambda: size if learner.iterate() else 0))
     threads = torch.get_num_threads()
-    return {"rate": rate, "memory_mb": peak_memory(), "num_envs": learner.env.num_envs, "torch_threads": threads}
+    return {
+        "rate": rate,
+        "memory_mb": peak_memory(),
+        "num_envs": learner.env.num_envs,
+        "torch_threads": threads,
+    }
 
 
 def train_defaults() -> tuple[int, PPOConfig]:
@@ -287,7 +308,9 @@ def success(job: Job) -> dict[str, Any]:
     policy = job.policy()
     assert policy is not None
     sim = SimConfig(job.preset)
-    episodes = run_episodes(job.new_task(), policy, job.episodes, seed=0, purpose=EVALUATE, sim_cfg=sim)
+    episodes = run_episodes(
+        job.new_task(), policy, job.episodes, seed=0, purpose=EVALUATE, sim_cfg=sim
+    )
     return {"success": episodes.success_rate, "episodes": job.episodes}
 
 
@@ -303,7 +326,8 @@ def peak_memory() -> float:
 
 
 CASES: dict[str, Callable[[Job], dict[str, Any]]] = {
-    case.__name__: case for case in (record, raw, raw_cores, env, train, sb3, first_step, grip, success)
+    case.__name__: case
+    for case in (record, raw, raw_cores, env, train, sb3, first_step, grip, success)
 }
 
 

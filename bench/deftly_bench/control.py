@@ -65,14 +65,25 @@ def main(argv: list[str]) -> int:
     gc.freeze()  # as the command does
     core = max(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})  # threads that are started from now on stay there too
-    result: dict[str, Any] = {"schema": "deftly.bench.control/1", "policy": what, "robot": contract.robot.name}
+    result: dict[str, Any] = {
+        "schema": "deftly.bench.control/1",
+        "policy": what,
+        "robot": contract.robot.name,
+    }
     tick, bare = measure(contract, network, args.ticks)
-    result |= {"tick": tick, "bare onnxruntime": bare, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    result |= {
+        "tick": tick,
+        "bare onnxruntime": bare,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+    }
     result["ratio"] = {name: tick[name] / bare[name] for name in ("p50_ms", "p99_ms")}
     targets = {f"tick: p99 < {TICK_MS:g} ms": tick["p99_ms"] < TICK_MS}
     if args.seconds:
         result["loop"] = loop = keep_time(contract, network, args.seconds)
-        targets[f"{HERTZ:g} Hz for {args.seconds:g} s without a miss"] = not loop["missed"] and not loop["fault"]
+        targets[f"{HERTZ:g} Hz for {args.seconds:g} s without a miss"] = (
+            not loop["missed"] and not loop["fault"]
+        )
     result["targets"] = targets
     for name in ("tick", "bare onnxruntime", "ratio", "loop", "targets"):
         if name in result:
@@ -102,18 +113,29 @@ def mlp(contract: PolicyContract) -> bytes:
     sizes = (contract.obs_size(), *HIDDEN, contract.action_size)
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         arrays = {"w": rng.normal(0, inputs**-0.5, (inputs, outputs)), "b": np.zeros(outputs)}
-        weights += [numpy_helper.from_array(v.astype(np.float32), f"{k}{i}") for k, v in arrays.items()]
+        weights += [
+            numpy_helper.from_array(v.astype(np.float32), f"{k}{i}") for k, v in arrays.items()
+        ]
         last = i == len(HIDDEN)
-        nodes.append(helper.make_node("Gemm", [name, f"w{i}", f"b{i}"], ["action" if last else f"y{i}"]))
+        nodes.append(
+            helper.make_node("Gemm", [name, f"w{i}", f"b{i}"], ["action" if last else f"y{i}"])
+        )
         if not last:
             nodes.append(helper.make_node("Elu", [f"y{i}"], [name := f"x{i}"]))
     ports = {"observation": contract.obs_size(), "action": contract.action_size}
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", size]) for n, size in ports.items()]
+    ends = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", size])
+        for n, size in ports.items()
+    ]
     graph = helper.make_graph(nodes, "policy", ends[:1], ends[1:], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+    ).SerializeToString()
 
 
-def measure(contract: PolicyContract, network: OnnxNetwork, ticks: int) -> tuple[dict[str, float], dict[str, float]]:
+def measure(
+    contract: PolicyContract, network: OnnxNetwork, ticks: int
+) -> tuple[dict[str, float], dict[str, float]]:
     """Times of ticks that follow the policy, and of bare calls of its network, taken in turns."""
     clock = [100.0]
     runner = _runner(contract, network, Ring(contract, 12_000), lambda: clock[0])
@@ -143,7 +165,9 @@ def keep_time(contract: PolicyContract, network: OnnxNetwork, seconds: float) ->
     """How well the loop of `deftly run` kept 20 Hz: a tick that starts more than half a period late is missed."""
     contract = replace(contract, rate=HERTZ)
     ring = Ring(contract, math.ceil(1.1 * seconds * HERTZ) + 10)
-    session = Session(_runner(contract, network, ring, time.monotonic), ring, {}, start=True, seconds=seconds)
+    session = Session(
+        _runner(contract, network, ring, time.monotonic), ring, {}, start=True, seconds=seconds
+    )
     session.run()
     return time_kept(session, HERTZ)
 
@@ -174,9 +198,13 @@ def lateness(now: np.ndarray, period: float) -> np.ndarray:
     return late
 
 
-def _runner(contract: PolicyContract, network: OnnxNetwork, ring: Ring, clock: Callable[[], float]) -> Runner:
+def _runner(
+    contract: PolicyContract, network: OnnxNetwork, ring: Ring, clock: Callable[[], float]
+) -> Runner:
     driver = FakeDriver(contract.robot, contract.rate, clock=clock)
-    return Runner(ContractPolicy(contract, network), Kernel(contract.robot, contract.rate), driver, ring)
+    return Runner(
+        ContractPolicy(contract, network), Kernel(contract.robot, contract.rate), driver, ring
+    )
 
 
 def _figures(seconds: list[float]) -> dict[str, float]:

@@ -31,8 +31,25 @@ BAD_INSTRUCTION, BAD_RANGE, BAD_LENGTH, BAD_LIMIT, BAD_ACCESS = 2, 4, 5, 6, 7
 SIZE, TURN = 228, 4096
 MODEL = 1240
 DEFAULTS = {  # address: (size, value) after power-on; the e-manual's initial values
-    **{6: (1, 46), 9: (1, 250), 11: (1, 3), 12: (1, 255), 13: (1, 2), 36: (2, 885), 38: (2, 2352), 44: (4, 350)},
-    **{48: (4, 4095), 63: (1, 52), 68: (1, 2), 80: (2, 500), 84: (2, 1100), 100: (2, 885), 102: (2, 2352)},
+    **{
+        6: (1, 46),
+        9: (1, 250),
+        11: (1, 3),
+        12: (1, 255),
+        13: (1, 2),
+        36: (2, 885),
+        38: (2, 2352),
+        44: (4, 350),
+    },
+    **{
+        48: (4, 4095),
+        63: (1, 52),
+        68: (1, 2),
+        80: (2, 500),
+        84: (2, 1100),
+        100: (2, 885),
+        102: (2, 2352),
+    },
     **{104: (4, 350), 144: (2, 50), 146: (1, 33)},
 }
 READ_ONLY = {*range(7), 69, 70, *range(120, 148)}
@@ -97,7 +114,13 @@ class Motor:
     """One XC330: its registers, and where it stands, in ticks."""
 
     def __init__(self, number: int, position: float, model: int = MODEL, now: float = 0.0):
-        self.number, self.model, self.position, self.velocity, self.current = number, model, position, 0.0, 0.0
+        self.number, self.model, self.position, self.velocity, self.current = (
+            number,
+            model,
+            position,
+            0.0,
+            0.0,
+        )
         self.blocked = False
         """Something holds it where it is."""
         self.table, self._now, self.heard = bytearray(SIZE), now, now
@@ -117,7 +140,9 @@ class Motor:
         return int.from_bytes(self.table[address : address + size], "little", signed=signed)
 
     def put(self, address: int, size: int, value: int) -> None:
-        self.table[address : address + size] = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
+        self.table[address : address + size] = (value & (1 << 8 * size) - 1).to_bytes(
+            size, "little"
+        )
 
     def restart(self) -> None:
         """As after a dip of the supply: torque off, everything volatile forgotten, the turn lost."""
@@ -158,7 +183,9 @@ class Motor:
         self.velocity = step / dt
 
     def read(self, address: int, length: int) -> bytes:
-        return bytes(self.table[self._where(a)] for a in range(address, min(SIZE, address + length)))
+        return bytes(
+            self.table[self._where(a)] for a in range(address, min(SIZE, address + length))
+        )
 
     def write(self, address: int, value: bytes) -> int:
         """Take a value; gives the error of Protocol 2.0, 0 if it was taken."""
@@ -170,7 +197,9 @@ class Motor:
             return BAD_ACCESS
         if self.table[98] == 255 and {*places} & {*GOALS}:
             return BAD_RANGE
-        if address == 102 and abs(int.from_bytes(value[:2], "little", signed=True)) > self.get(38, 2):
+        if address == 102 and abs(int.from_bytes(value[:2], "little", signed=True)) > self.get(
+            38, 2
+        ):
             return BAD_LIMIT
         on = address == 64 and value[0] == 1 and not self.table[64]
         if on and self.table[70] & self.table[63]:
@@ -198,7 +227,9 @@ class EmulatedBus:
     are damaged, and how many more of them), `garbage` (bytes before each answer).
     """
 
-    def __init__(self, motors: Iterable[int] = range(16), model: int = MODEL, baud: int | None = 4_000_000):
+    def __init__(
+        self, motors: Iterable[int] = range(16), model: int = MODEL, baud: int | None = 4_000_000
+    ):
         self._master, self._slave = pty.openpty()
         tty.setraw(self._slave)
         os.set_blocking(self._master, False)
@@ -244,7 +275,13 @@ class EmulatedBus:
     def heal(self) -> None:
         """No fault any more; motors that lost their torque are as after power-on."""
         with self._lock:
-            self.unplugged, self.corrupt, self.silent, self.delay, self.garbage = set(), {}, False, 0.0, b""
+            self.unplugged, self.corrupt, self.silent, self.delay, self.garbage = (
+                set(),
+                {},
+                False,
+                0.0,
+                b"",
+            )
             for motor in self.motors.values():
                 motor.blocked = False
                 if motor.table[70]:
@@ -291,7 +328,9 @@ class EmulatedBus:
         elif instruction == SYNC_READ:
             address, size = struct.unpack_from("<HH", body)
             for i in body[4:]:
-                if i not in there:  # each waits for the one before it: behind one that is missing nobody answers
+                if (
+                    i not in there
+                ):  # each waits for the one before it: behind one that is missing nobody answers
                     return
                 yield self._status(there[i], 0, there[i].read(address, size))
         elif instruction == FAST_SYNC_READ and all(i in there for i in body[4:]):
@@ -314,7 +353,9 @@ class EmulatedBus:
         return self._status(motor, BAD_INSTRUCTION)
 
     def _status(self, motor: Motor, error: int, body: bytes = b"") -> bytes:
-        whole = packet(motor.number, STATUS, bytes([error | (0x80 if motor.table[70] else 0)]) + body)
+        whole = packet(
+            motor.number, STATUS, bytes([error | (0x80 if motor.table[70] else 0)]) + body
+        )
         if self.corrupt.get(motor.number, 0) > 0:
             self.corrupt[motor.number] -= 1
             whole = whole[:-3] + bytes([whole[-3] ^ 0x55]) + whole[-2:]
@@ -324,9 +365,16 @@ class EmulatedBus:
         """One packet of all: error, id, data and check of each in turn; the last check is the packet's own."""
         address, size = struct.unpack_from("<HH", body)
         ids = body[4:]
-        whole = HEADER + bytes([BROADCAST]) + struct.pack("<H", 1 + len(ids) * (size + 4)) + bytes([STATUS])
+        whole = (
+            HEADER
+            + bytes([BROADCAST])
+            + struct.pack("<H", 1 + len(ids) * (size + 4))
+            + bytes([STATUS])
+        )
         for i in ids:
-            whole += bytes([0x80 if self.motors[i].table[70] else 0, i]) + self.motors[i].read(address, size)
+            whole += bytes([0x80 if self.motors[i].table[70] else 0, i]) + self.motors[i].read(
+                address, size
+            )
             whole += struct.pack("<H", crc16(whole))
         return whole
 

@@ -46,7 +46,9 @@ class PickCube(gymnasium.Env[np.ndarray, np.ndarray]):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (11,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
 
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: Any = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start an episode as the task does."""
         data, rng, cfg = self.data, self._rng, self.cfg
         mujoco.mj_resetDataKeyframe(self.model, data, 0)
@@ -121,7 +123,9 @@ def learn(task: str, preset: Preset, num_envs: int, steps: int, seconds: float) 
     try:
         policy = {"net_arch": [256, 256]}
         batch = min(64, steps * num_envs)
-        ppo = PPO("MlpPolicy", envs, n_steps=steps, batch_size=batch, policy_kwargs=policy, device="cpu")
+        ppo = PPO(
+            "MlpPolicy", envs, n_steps=steps, batch_size=batch, policy_kwargs=policy, device="cpu"
+        )
         ppo.learn(10**9, callback=Clock())
     finally:
         envs.close()

@@ -62,5 +62,7 @@ def _in_gripper(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
 def _penetration(model: mujoco.MjModel, data: mujoco.MjData) -> float:
     """Deepest penetration between a pad and the cube now, m."""
     cube, pads = model.geom("cube").id, {model.geom(f"pad_{side}").id for side in ("left", "right")}
-    depths = [-c.dist for c in data.contact[: data.ncon] if cube in c.geom and pads & set(c.geom.tolist())]
+    depths = [
+        -c.dist for c in data.contact[: data.ncon] if cube in c.geom and pads & set(c.geom.tolist())
+    ]
     return float(max(depths, default=0.0))

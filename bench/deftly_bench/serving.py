@@ -63,7 +63,10 @@ def main(argv: list[str]) -> int:
     task, rest = split_task(argv)
     args = parse(ServingArgs, rest, prog="deftly_bench.serving")
     what = ["--bundle", str(args.bundle)] if args.bundle else [task or TASK]
-    with process([sys.executable, "-m", "deftly", "serve", *what, "--bind", ANY_PORT]) as (server, line):
+    with process([sys.executable, "-m", "deftly", "serve", *what, "--bind", ANY_PORT]) as (
+        server,
+        line,
+    ):
         gc.collect()
         gc.freeze()  # as the loop of a robot does, `deftly run`
         endpoint = next(word.rstrip(",") for word in line.split() if word.startswith("tcp://"))
@@ -83,7 +86,9 @@ def measure(endpoint: str, pid: int, args: ServingArgs) -> dict[str, Any]:
     run_robot(endpoint, contract, 0.0, count=200)  # warm
     memory = {"start": resident(pid)}
     one = figures(run_robot(endpoint, contract, 0.0, count=args.requests))
-    payload = pack({"v": 1, "type": "infer", "seq": 1, "time": 1.0, "signals": some_signals(contract, 0)})
+    payload = pack(
+        {"v": 1, "type": "infer", "seq": 1, "time": 1.0, "signals": some_signals(contract, 0)}
+    )
     with process([sys.executable, __file__, "echo"]) as (_, line):
         echo = figures(run_echo(line, payload, args.requests))
     memory["after one robot"] = resident(pid)
@@ -95,16 +100,23 @@ def measure(endpoint: str, pid: int, args: ServingArgs) -> dict[str, Any]:
     crowd = f"flood of {args.messages} messages, {args.vanished} vanished"
     targets = {
         f"one robot: p99 < {ONE_MS:g} ms": one["p99_ms"] < ONE_MS,
-        f"eight robots, {args.seconds:g} s: all < {MANY_MS:g} ms": eight["max_ms"] < MANY_MS and not eight["missed"],
+        f"eight robots, {args.seconds:g} s: all < {MANY_MS:g} ms": eight["max_ms"] < MANY_MS
+        and not eight["missed"],
         f"{crowd}: all < {MANY_MS:g} ms": flood["max_ms"] < MANY_MS and not flood["missed"],
-        "memory: flood adds < 10 MB": memory["after the flood"] - memory["after eight robots"] < 10.0,
+        "memory: flood adds < 10 MB": memory["after the flood"] - memory["after eight robots"]
+        < 10.0,
     }
     return {
         "schema": "deftly.bench.serving/1",
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
         "cores": os.cpu_count(),
         "robot": contract.robot.name,
-        "cases": {"one robot": one, "plain echo": echo, "eight robots": eight, "among a flood": flood},
+        "cases": {
+            "one robot": one,
+            "plain echo": echo,
+            "eight robots": eight,
+            "among a flood": flood,
+        },
         "ratio_to_echo": {name: one[name] / echo[name] for name in ("p50_ms", "p99_ms")},
         "server_ms": {name: status["latency_ms"][name] for name in ("p50", "p99", "max")},
         "batches": status["batches"],
@@ -117,10 +129,18 @@ def measure(endpoint: str, pid: int, args: ServingArgs) -> dict[str, Any]:
 
 
 def run_robot(
-    endpoint: str, contract: PolicyContract, period: float, count: int = 0, until: Callable[[], bool] = lambda: False
+    endpoint: str,
+    contract: PolicyContract,
+    period: float,
+    count: int = 0,
+    until: Callable[[], bool] = lambda: False,
 ) -> list[float]:
     """Waits of one robot in s, infinite where no answer came; `count` requests, or as many until `until()`."""
-    client, waits, seen = OneRobot(Client(endpoint, contract, timeout=1.0)), [], some_signals(contract, count)
+    client, waits, seen = (
+        OneRobot(Client(endpoint, contract, timeout=1.0)),
+        [],
+        some_signals(contract, count),
+    )
     client.reset()
     client.infer(seen)  # the session and the episode are opened with it
     due = time.perf_counter()
@@ -142,7 +162,9 @@ def run_robots(endpoint: str, contract: PolicyContract, seconds: float) -> list[
     waits: list[float] = []
     count = max(1, round(seconds * HERTZ))
     threads = [
-        threading.Thread(target=lambda: waits.extend(run_robot(endpoint, contract, 1 / HERTZ, count)))
+        threading.Thread(
+            target=lambda: waits.extend(run_robot(endpoint, contract, 1 / HERTZ, count))
+        )
         for _ in range(ROBOTS)
     ]
     for thread in threads:
@@ -161,7 +183,11 @@ def run_flood(endpoint: str, contract: PolicyContract, args: ServingArgs) -> dic
         waits = run_robot(endpoint, contract, 0.005, until=lambda: flood.poll() is not None)
         if flood.returncode:
             raise DeftlyError("the flood of random messages did not end well")
-    rates = {"messages": args.messages, "vanished": args.vanished, "seconds": time.perf_counter() - start}
+    rates = {
+        "messages": args.messages,
+        "vanished": args.vanished,
+        "seconds": time.perf_counter() - start,
+    }
     return {**figures(waits), **rates}
 
 
@@ -248,11 +274,19 @@ def flood(endpoint: str, messages: int, vanished: int) -> None:
 def nonsense(rng: random.Random) -> list[bytes]:
     """Frames of a message that is none, or nearly one."""
     kind = rng.choice(["ping", "init", "reset", "infer", "status", "close", "x"])
-    fields = {"session": rng.randbytes(16).hex(), "signals": {"joint_pos": [rng.random()] * rng.randrange(9)}}
+    fields = {
+        "session": rng.randbytes(16).hex(),
+        "signals": {"joint_pos": [rng.random()] * rng.randrange(9)},
+    }
     frame = bytearray(pack({"v": 1, "type": kind, "seq": rng.randrange(99), "time": 1.0, **fields}))
     for _ in range(rng.randrange(4)):
         frame[rng.randrange(len(frame))] = rng.randrange(256)
-    choices = [bytes(frame), rng.randbytes(rng.randrange(200)), b"\xdd\x00\x00\x02\x00" * 300, bytes(60_000)]
+    choices = [
+        bytes(frame),
+        rng.randbytes(rng.randrange(200)),
+        b"\xdd\x00\x00\x02\x00" * 300,
+        bytes(60_000),
+    ]
     (payload,) = rng.choices(choices, [10, 10, 1, 0.1])
     return rng.choice([[b"", payload], [payload], [payload] * 3, [b""]])
 
@@ -269,7 +303,9 @@ def vanish(endpoint: str, rng: random.Random) -> None:
     with zmq.Context.instance().socket(zmq.DEALER) as peer:
         peer.linger = 50
         peer.connect(endpoint)
-        peer.send(pack({"v": 1, "type": rng.choice(["init", "status", "ping"]), "seq": 1, "time": 1.0}))
+        peer.send(
+            pack({"v": 1, "type": rng.choice(["init", "status", "ping"]), "seq": 1, "time": 1.0})
+        )
 
 
 def show(result: dict[str, Any]) -> None:
@@ -283,7 +319,11 @@ def show(result: dict[str, Any]) -> None:
         times = (f"{case[key]:.2f}" for key in ("p50_ms", "p99_ms", "max_ms"))
         table.add_row(name, str(case["requests"]), *times, str(case["missed"]))
     ratio = result["ratio_to_echo"]
-    console.print(table, f"one robot / plain echo: p50 {ratio['p50_ms']:.1f}, p99 {ratio['p99_ms']:.1f}", sep="\n")
+    console.print(
+        table,
+        f"one robot / plain echo: p50 {ratio['p50_ms']:.1f}, p99 {ratio['p99_ms']:.1f}",
+        sep="\n",
+    )
     memory = ", ".join(f"{name} {value:.1f} MB" for name, value in result["memory_mb"].items())
     console.print(f"the server's memory: {memory}")
     for name, holds in result["targets"].items():

@@ -26,7 +26,14 @@ from deftly.sysid import excite, fit, logs
 from deftly.sysid.driver import LoneRobot
 
 TASK = "leap-right-cube-rotate"
-NOMINAL = (leap_hand.KP, leap_hand.KD, leap_hand.FRICTIONLOSS, leap_hand.DAMPING, leap_hand.ARMATURE, leap_hand.TORQUE)
+NOMINAL = (
+    leap_hand.KP,
+    leap_hand.KD,
+    leap_hand.FRICTIONLOSS,
+    leap_hand.DAMPING,
+    leap_hand.ARMATURE,
+    leap_hand.TORQUE,
+)
 LIMITS = ((0.6, 1.6), (0.6, 1.6), (0.4, 2.0), (0.6, 1.6), (0.7, 1.3), (0.8, 1.2))
 """What each figure is drawn between, evenly, as a share of the robot's file."""
 DELAY = (0.005, 0.08)
@@ -39,7 +46,9 @@ def draw(joints: tuple[str, ...], seed: int) -> tuple[dict[str, dict[str, float]
     """Servos and delay of a trial."""
     rng = np.random.default_rng([7, seed])
     shares = {j: [rng.uniform(*limits) for limits in LIMITS] for j in joints}
-    figures = {j: {p: n * s for p, n, s in zip(PARAMETERS, NOMINAL, row)} for j, row in shares.items()}
+    figures = {
+        j: {p: n * s for p, n, s in zip(PARAMETERS, NOMINAL, row)} for j, row in shares.items()
+    }
     return figures, float(rng.uniform(*DELAY))
 
 
@@ -53,20 +62,38 @@ def simulated_log(
     joints = excite.groups(robot, finger)[0]
     figures, delay = draw(joints, seed)
     made = excite.motion(robot, contract, [joints], excite.Excitation(seconds=seconds, seed=seed))
-    told = {"delay": delay, "noise": NOISE, "quantum": QUANTUM, "jitter": JITTER, "seed": seed, "timestep": timestep}
+    told = {
+        "delay": delay,
+        "noise": NOISE,
+        "quantum": QUANTUM,
+        "jitter": JITTER,
+        "seed": seed,
+        "timestep": timestep,
+    }
     driver = LoneRobot(robot, contract, figures, **told)
-    excite.on_simulated(excite.Frames(contract, made.cmd), driver, SafetyConfig(lead=1.5)).save(path, {})
+    excite.on_simulated(excite.Frames(contract, made.cmd), driver, SafetyConfig(lead=1.5)).save(
+        path, {}
+    )
     return robot, joints, logs.read(path, contract), figures, delay
 
 
-def compare(found: fit.Fit, figures: dict[str, dict[str, float]], delay: float) -> dict[str, list[dict[str, Any]]]:
+def compare(
+    found: fit.Fit, figures: dict[str, dict[str, float]], delay: float
+) -> dict[str, list[dict[str, Any]]]:
     """For each parameter, and the delay, the error (a share) of each joint and whether the interval has the truth."""
     rows: dict[str, list[dict[str, Any]]] = {}
 
     def note(name: str, joint: str, estimate: fit.Estimate, true: float) -> None:
         inside = estimate.low <= true <= estimate.high
-        row = {"joint": joint, "error": estimate.value / true - 1, "inside": inside, "identified": estimate.identified}
-        rows.setdefault(name, []).append({**row, "half_width": (estimate.high - estimate.low) / 2 / true})
+        row = {
+            "joint": joint,
+            "error": estimate.value / true - 1,
+            "inside": inside,
+            "identified": estimate.identified,
+        }
+        rows.setdefault(name, []).append(
+            {**row, "half_width": (estimate.high - estimate.low) / 2 / true}
+        )
 
     for joint, estimates in found.figures().items():
         for name, estimate in estimates.items():
@@ -89,7 +116,9 @@ def summary(rows: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]
     }
 
 
-def run(trials: int, how: dict[str, Any], seconds: float, out: Path | None, first: int = 0) -> dict[str, Any]:
+def run(
+    trials: int, how: dict[str, Any], seconds: float, out: Path | None, first: int = 0
+) -> dict[str, Any]:
     """The trials; after each, what is known so far is written to `out`."""
     rows: dict[str, list[dict[str, Any]]] = {}
     spent: list[dict[str, float]] = []
@@ -99,10 +128,17 @@ def run(trials: int, how: dict[str, Any], seconds: float, out: Path | None, firs
         robot, joints, log, figures, delay = simulated_log(scratch, seed, seconds)
         began, cpu = time.perf_counter(), time.process_time()
         found = fit.fit(robot, joints, log, fit.Search(seed=seed, **how))
-        spent.append({**found.cost, "total": time.perf_counter() - began, "cpu": time.process_time() - cpu})
+        spent.append(
+            {**found.cost, "total": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+        )
         for name, more in compare(found, figures, delay).items():
             rows.setdefault(name, []).extend(more)
-        data = {"log_seconds": seconds, "search": how, "trials": len(spent), "cores": os.cpu_count()}
+        data = {
+            "log_seconds": seconds,
+            "search": how,
+            "trials": len(spent),
+            "cores": os.cpu_count(),
+        }
         data |= {"summary": summary(rows), "seconds": spent, "rows": rows}
         print(
             f"trial {seed}: {spent[-1]['total']:.0f} s, {spent[-1]['cpu']:.0f} s of CPU; {json.dumps(data['summary'])}"
@@ -116,7 +152,9 @@ def run(trials: int, how: dict[str, Any], seconds: float, out: Path | None, firs
 
 def main() -> None:
     """Parse, run, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="seed of the first trial")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of a log")
@@ -125,7 +163,11 @@ def main() -> None:
     parser.add_argument("--optimizer", default="cem")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    how = {"generations": args.generations, "population": args.population, "optimizer": args.optimizer}
+    how = {
+        "generations": args.generations,
+        "population": args.population,
+        "optimizer": args.optimizer,
+    }
     run(args.trials, how, args.seconds, args.out, args.first)
 
 

@@ -42,22 +42,36 @@ def tables(result: dict[str, Any]) -> list[Titled]:
     speed = [(title, *_spread(cases[name])) for name, title in TITLES.items() if name in cases]
     found.append(("Control steps per second", ("case", "median", "lowest", "highest"), speed))
     rows = [
-        (title, f"{result['ratios'][name]:.2f}") for name, title in RATIO_TITLES.items() if name in result["ratios"]
+        (title, f"{result['ratios'][name]:.2f}")
+        for name, title in RATIO_TITLES.items()
+        if name in result["ratios"]
     ]
     found.append(("Ratios within the run", ("ratio", "median"), rows))
     found.append(("Memory and start", ("what", "figure"), _costs(result)))
     if result["presets"]:
-        found.append(("Physics presets", _PRESET_HEADS, [_preset(*item) for item in result["presets"].items()]))
+        found.append(
+            (
+                "Physics presets",
+                _PRESET_HEADS,
+                [_preset(*item) for item in result["presets"].items()],
+            )
+        )
     return found
 
 
 def _spread(case: dict[str, Any]) -> Row:
-    return tuple(f"{value:,.0f}" for value in (case["median"], min(case["repetitions"]), max(case["repetitions"])))
+    return tuple(
+        f"{value:,.0f}"
+        for value in (case["median"], min(case["repetitions"]), max(case["repetitions"]))
+    )
 
 
 def _costs(result: dict[str, Any]) -> list[Row]:
     rows = [
-        (f"largest memory of {TITLES[name]}, {case['num_envs']} environments", f"{case['memory_mb']:,.0f} MB")
+        (
+            f"largest memory of {TITLES[name]}, {case['num_envs']} environments",
+            f"{case['memory_mb']:,.0f} MB",
+        )
         for name, case in result["cases"].items()
         if "memory_mb" in case
     ]
@@ -65,14 +79,24 @@ def _costs(result: dict[str, Any]) -> list[Row]:
         "help": "`deftly --help`",
         "first_step": f"start to first step, {result['settings']['num_envs']} environments",
     }
-    return rows + [(names[name], f"{case['median']:.2f} s") for name, case in result["startup_s"].items()]
+    return rows + [
+        (names[name], f"{case['median']:.2f} s") for name, case in result["startup_s"].items()
+    ]
 
 
-_PRESET_HEADS = ("preset", "`Env.step`, steps/s", "fingers sink into the cube", "cube creeps in 2 s", "success")
+_PRESET_HEADS = (
+    "preset",
+    "`Env.step`, steps/s",
+    "fingers sink into the cube",
+    "cube creeps in 2 s",
+    "success",
+)
 
 
 def _preset(name: str, figures: dict[str, Any]) -> Row:
-    depth, slip = (f"{1e3 * figures[k]:.2f} mm" if k in figures else "" for k in ("penetration_m", "slip_m"))
+    depth, slip = (
+        f"{1e3 * figures[k]:.2f} mm" if k in figures else "" for k in ("penetration_m", "slip_m")
+    )
     rate = f"{figures['success']:.1%} of {figures['episodes']}" if "success" in figures else ""
     return name, f"{figures['steps_per_second']:,.0f}", depth, slip, rate
 
@@ -87,7 +111,9 @@ def summary(result: dict[str, Any]) -> list[RenderableType]:
         for row in rows:
             table.add_row(*map(_plain, row))
         lines += ["", table]
-    skipped = [f"not measured: {_plain(TITLES[name])} ({why})" for name, why in result["skipped"].items()]
+    skipped = [
+        f"not measured: {_plain(TITLES[name])} ({why})" for name, why in result["skipped"].items()
+    ]
     return [*lines, "", *skipped]
 
 
@@ -119,16 +145,22 @@ def update(page: Path, files: Sequence[Path]) -> None:
     Raises DeftlyError if there are no results, or one cannot be read, or the page has no marks.
     """
     if not files:
-        raise DeftlyError("no results in bench/results: measure first, deftly bench --out bench/results/NAME.json")
+        raise DeftlyError(
+            "no results in bench/results: measure first, deftly bench --out bench/results/NAME.json"
+        )
     body = "\n\n".join(_section(file) for file in files)
     try:
         text = page.read_text()
         before, rest = text.split(BEGIN)
         after = rest.split(END)[1]
     except OSError as error:
-        raise DeftlyError(f"cannot read '{page}': {error.strerror}; name the page with --docs FILE") from error
+        raise DeftlyError(
+            f"cannot read '{page}': {error.strerror}; name the page with --docs FILE"
+        ) from error
     except (ValueError, IndexError):
-        raise DeftlyError(f"'{page}' needs the marks {BEGIN} and {END}, once each, where the tables go") from None
+        raise DeftlyError(
+            f"'{page}' needs the marks {BEGIN} and {END}, once each, where the tables go"
+        ) from None
     try:
         page.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
     except OSError as error:
@@ -139,7 +171,9 @@ def _section(file: Path) -> str:
     try:
         return markdown(read(file))
     except (KeyError, TypeError, ValueError) as error:
-        raise DeftlyError(f"'{file}' is no whole result of 'deftly bench' ({error!r}): measure again") from None
+        raise DeftlyError(
+            f"'{file}' is no whole result of 'deftly bench' ({error!r}): measure again"
+        ) from None
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -152,5 +186,7 @@ def read(file: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise DeftlyError(f"'{file}' is no result of 'deftly bench'") from None
     if found != SCHEMA:
-        raise DeftlyError(f"'{file}' has schema {found!r}, this Deftly reads {SCHEMA!r}: measure again")
+        raise DeftlyError(
+            f"'{file}' has schema {found!r}, this Deftly reads {SCHEMA!r}: measure again"
+        )
     return result

@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import os
 
-TYPE_CHECKING = False  # as type checkers read it; importing `typing` would take longer than all else here
+TYPE_CHECKING = (
+    False  # as type checkers read it; importing `typing` would take longer than all else here
+)
 if TYPE_CHECKING:
     from typing import Any
 
@@ -56,7 +58,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def __getattr__(name: str) -> Any:
-    if name == "evaluate":  # also a package, which the import system binds to this name: its module can be called
+    if (
+        name == "evaluate"
+    ):  # also a package, which the import system binds to this name: its module can be called
         return importlib.import_module("deftly.evaluate")
     if name == "DeftlyError":
         return importlib.import_module("deftly.errors").DeftlyError

@@ -21,7 +21,16 @@ import numpy as np
 from typing_extensions import Doc
 
 from deftly import __version__
-from deftly.config import EnvConfig, RunsConfig, SimConfig, TrainArgs, parse, to_yaml, with_algorithm, with_task
+from deftly.config import (
+    EnvConfig,
+    RunsConfig,
+    SimConfig,
+    TrainArgs,
+    parse,
+    to_yaml,
+    with_algorithm,
+    with_task,
+)
 from deftly.config.mapping import require_names, settings_from, words_of
 from deftly.errors import DeftlyError
 from deftly.files import parse_yaml
@@ -85,7 +94,9 @@ class EnvSettings:
     """What an environment is built from, besides the task's own settings."""
 
     sim: Annotated[SimConfig, Doc("The physics engine.")] = field(default_factory=SimConfig)
-    env: Annotated[EnvConfig, Doc("The batch of environments and what disturbs it.")] = field(default_factory=EnvConfig)
+    env: Annotated[EnvConfig, Doc("The batch of environments and what disturbs it.")] = field(
+        default_factory=EnvConfig
+    )
 
 
 def make_env(task: str, /, num_envs: int = 64, *, seed: int = 0, **settings: Any) -> Env:
@@ -186,11 +197,15 @@ def training_settings(task: str, words: Sequence[str]) -> tuple[TrainArgs, Check
     cls = load_task(task)
     args_type = with_task(TrainArgs, cls.Config)
     prog = f"deftly train {task}"
-    args = parse(with_algorithm(args_type, words, cls.defaults), words, prog=prog, filed=cls.defaults)
+    args = parse(
+        with_algorithm(args_type, words, cls.defaults), words, prog=prog, filed=cls.defaults
+    )
     if not args.resume:
         return args, None
     if args.resume == "shipped":
-        raise DeftlyError("a shipped policy holds no training state to resume from: start a run with --init shipped")
+        raise DeftlyError(
+            "a shipped policy holds no training state to resume from: start a run with --init shipped"
+        )
     source = checkpoint.load(workspace.find_checkpoint(args.resume, cls.name, args.runs, "last"))
     args_type = with_algorithm(args_type, words, source.config)
     kinds = get_type_hints(args_type)
@@ -198,7 +213,9 @@ def training_settings(task: str, words: Sequence[str]) -> tuple[TrainArgs, Check
         source.require_settings(section.name, kinds[section.name])
     usual = parse_yaml(to_yaml(args_type()), "the default settings")
     saved = _differences(source.config, usual)
-    return parse(args_type, words, prog=prog, filed=saved, origin=str(source.path / checkpoint.CONFIG)), source
+    return parse(
+        args_type, words, prog=prog, filed=saved, origin=str(source.path / checkpoint.CONFIG)
+    ), source
 
 
 def nothing_left(args: TrainArgs, source: Checkpoint | None) -> str:
@@ -307,7 +324,14 @@ def evaluate(
     return Evaluation(report, values)
 
 
-def export(task: str, /, policy: str | Path | None = None, *, out: str | Path | None = None, **settings: Any) -> Path:
+def export(
+    task: str,
+    /,
+    policy: str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    **settings: Any,
+) -> Path:
     """Write a policy as a bundle, the folder that a robot's computer runs without torch, and read it back.
 
     Args:
@@ -333,7 +357,9 @@ def export(task: str, /, policy: str | Path | None = None, *, out: str | Path | 
     network = OnnxNetwork(model, found.contract)
     error = exporting.compare(policy_network, network, found.contract.obs_size())
     if not error <= bundle.TOLERANCE:
-        raise DeftlyError(f"{found.path}: torch and ONNX differ by {error:.2g} on the same observation: not exported")
+        raise DeftlyError(
+            f"{found.path}: torch and ONNX differ by {error:.2g} on the same observation: not exported"
+        )
     report, _ = measure(built, found, args)
     report |= {"gates": [], "command": f"deftly.export({task!r}, {found.label!r})"}
     contents = {
@@ -405,7 +431,11 @@ def load_policy(
 
 
 def _runs(given: Mapping[str, Any] | RunsConfig | None) -> RunsConfig:
-    return given if isinstance(given, RunsConfig) else settings_from(RunsConfig, given or {}, prog="runs")
+    return (
+        given
+        if isinstance(given, RunsConfig)
+        else settings_from(RunsConfig, given or {}, prog="runs")
+    )
 
 
 @dataclass(frozen=True)
@@ -426,7 +456,11 @@ class DriveResult:
         """The safety kernel's faults, in the order in which they came first."""
         from deftly.control.safety import Fault
 
-        return [fault for fault in dict.fromkeys(self.rows["fault"].tolist()) if fault not in ("", Fault.NONE)]
+        return [
+            fault
+            for fault in dict.fromkeys(self.rows["fault"].tolist())
+            if fault not in ("", Fault.NONE)
+        ]
 
 
 def drive(
@@ -464,7 +498,11 @@ def drive(
     from deftly.control.session import Session
 
     chosen = load_policy(policy, task) if isinstance(policy, (str, Path)) else policy
-    bounds = safety if isinstance(safety, SafetyConfig) else settings_from(SafetyConfig, safety or {}, prog="safety")
+    bounds = (
+        safety
+        if isinstance(safety, SafetyConfig)
+        else settings_from(SafetyConfig, safety or {}, prog="safety")
+    )
     contract = chosen.contract
     try:
         ticks = _log_ticks(contract, log_seconds)
@@ -474,7 +512,9 @@ def drive(
         chosen.close()
         raise
     bounds = _bounds(bounds, robot_driver)
-    robot = getattr(robot_driver, "robot", contract.robot)  # a driver that knows its robot is believed
+    robot = getattr(
+        robot_driver, "robot", contract.robot
+    )  # a driver that knows its robot is believed
     ring = Ring(contract, ticks, robot)
     facts = _drive_facts(policy, robot_driver, bounds)
     with Runner(chosen, Kernel(robot, contract.rate, bounds), robot_driver, ring) as runner:
@@ -491,7 +531,9 @@ def _log_ticks(contract: PolicyContract, seconds: float) -> int:
     ticks = math.ceil(seconds * contract.rate)
     if not 1 <= ticks <= most:
         longest = most // contract.rate
-        raise DeftlyError(f"log_seconds is {seconds:g}, but a log of this robot holds up to {longest:g} s")
+        raise DeftlyError(
+            f"log_seconds is {seconds:g}, but a log of this robot holds up to {longest:g} s"
+        )
     return ticks
 
 
@@ -500,10 +542,16 @@ def _made(driver: Any, contract: PolicyContract) -> Driver:
     try:
         made = driver(contract.robot, contract.rate)
     except TypeError as error:
-        raise DeftlyError(f"{driver} does not make a driver of a robot interface and a rate: {error}") from error
-    missing = [verb for verb in ("read", "write", "stop") if not callable(getattr(made, verb, None))]
+        raise DeftlyError(
+            f"{driver} does not make a driver of a robot interface and a rate: {error}"
+        ) from error
+    missing = [
+        verb for verb in ("read", "write", "stop") if not callable(getattr(made, verb, None))
+    ]
     if missing:
-        raise DeftlyError(f"{driver} has no method {missing[0]}(): a driver has read, write and stop (docs/run.md)")
+        raise DeftlyError(
+            f"{driver} has no method {missing[0]}(): a driver has read, write and stop (docs/run.md)"
+        )
     return made
 
 

@@ -47,7 +47,9 @@ def report(findings: Iterable[Finding]) -> int:
     from rich.text import Text
 
     found = list(findings)
-    lines = Table("", Column("", no_wrap=True), Column("", overflow="fold"), box=None, show_header=False)
+    lines = Table(
+        "", Column("", no_wrap=True), Column("", overflow="fold"), box=None, show_header=False
+    )
     for finding in found:
         level = Text(finding.level, COLOURS[finding.level])
         lines.add_row(level, Text(printable(finding.name)), Text(printable(finding.text, FINDING)))
@@ -104,13 +106,21 @@ class Progress:
     seconds, and nothing stays on a terminal.
     """
 
-    def __init__(self, total: float, what: str, stream: TextIO | None = None, clock: Callable[[], float] | None = None):
+    def __init__(
+        self,
+        total: float,
+        what: str,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] | None = None,
+    ):
         """Args: `total` of what `advance` counts; `what` is done, in one or two words; stream and clock for tests."""
         self.total, self.done = max(float(total), 1e-9), 0.0
         self._what, self._stream, self._clock = what, stream or sys.stderr, clock or time.monotonic
         self._is_terminal = self._stream.isatty()
         self._began = self._clock()
-        self._next = self._began + QUIET_SECONDS if self._is_terminal else self._began + LINE_SECONDS
+        self._next = (
+            self._began + QUIET_SECONDS if self._is_terminal else self._began + LINE_SECONDS
+        )
         self._shown = False
 
     def advance(self, count: float = 1.0) -> None:
@@ -130,7 +140,11 @@ class Progress:
         """What is shown: `evaluating: 40 %, 1:05 left`."""
         fraction = self.done / self.total
         spent = now - self._began
-        left = f", {duration(spent / fraction - spent)} left" if fraction > 0 else f", {duration(spent)} so far"
+        left = (
+            f", {duration(spent / fraction - spent)} left"
+            if fraction > 0
+            else f", {duration(spent)} so far"
+        )
         return f"{self._what}: {fraction:.0%}{left}"
 
     def close(self) -> None:

@@ -180,13 +180,17 @@ def sweep(folder: Path) -> None:
 # ------------------------------------------------------------------------ reading
 
 
-def require_plain(path: Path, what: str, max_bytes: int, *, links: bool = True, advice: str = "") -> None:
+def require_plain(
+    path: Path, what: str, max_bytes: int, *, links: bool = True, advice: str = ""
+) -> None:
     """Raise FileError unless `path` is a plain file of at most `max_bytes`, for a library that opens it by itself."""
     with _opened(path, what, max_bytes, links, advice):
         pass
 
 
-def read_bytes(path: Path, what: str, max_bytes: int, *, links: bool = True, advice: str = "") -> bytes:
+def read_bytes(
+    path: Path, what: str, max_bytes: int, *, links: bool = True, advice: str = ""
+) -> bytes:
     """The content of a plain file.
 
     Args:
@@ -206,24 +210,40 @@ def read_bytes(path: Path, what: str, max_bytes: int, *, links: bool = True, adv
     return data
 
 
-def read_text(path: Path, what: str, max_bytes: int = MB, *, links: bool = True, advice: str = "") -> str:
+def read_text(
+    path: Path, what: str, max_bytes: int = MB, *, links: bool = True, advice: str = ""
+) -> str:
     """The text of a plain file in UTF-8; otherwise as `read_bytes`."""
     data = read_bytes(path, what, max_bytes, links=links, advice=advice)
     return _parsed(bytes.decode, data, what, path, advice)
 
 
-def read_json(path: Path, what: str, max_bytes: int = MB, *, links: bool = True, advice: str = "") -> Any:
+def read_json(
+    path: Path, what: str, max_bytes: int = MB, *, links: bool = True, advice: str = ""
+) -> Any:
     """What a JSON file holds; otherwise as `read_bytes`. NaN, infinity and deep nesting are refused."""
-    return parse_json(read_bytes(path, what, max_bytes, links=links, advice=advice), what, path, advice)
+    return parse_json(
+        read_bytes(path, what, max_bytes, links=links, advice=advice), what, path, advice
+    )
 
 
-def read_yaml(path: Path, what: str, max_bytes: int = 256 * KB, *, links: bool = True, advice: str = "") -> Any:
+def read_yaml(
+    path: Path, what: str, max_bytes: int = 256 * KB, *, links: bool = True, advice: str = ""
+) -> Any:
     """What a YAML file holds; otherwise as `read_bytes`. Plain data only; see `parse_yaml`."""
-    return parse_yaml(read_bytes(path, what, max_bytes, links=links, advice=advice), what, path, advice)
+    return parse_yaml(
+        read_bytes(path, what, max_bytes, links=links, advice=advice), what, path, advice
+    )
 
 
 def read_npz(
-    path: Path, what: str, max_bytes: int, *, names: Iterable[str] = (), links: bool = True, advice: str = ""
+    path: Path,
+    what: str,
+    max_bytes: int,
+    *,
+    names: Iterable[str] = (),
+    links: bool = True,
+    advice: str = "",
 ) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` by name, without pickle.
 
@@ -231,7 +251,9 @@ def read_npz(
     `names` are the arrays that it must hold; it may hold more. Raises FileError as `read_bytes` does.
     """
     with _opened(path, what, max_bytes, links, advice) as file:
-        return _parsed(lambda opened: _unpack(opened, max_bytes, tuple(names)), file, what, path, advice)
+        return _parsed(
+            lambda opened: _unpack(opened, max_bytes, tuple(names)), file, what, path, advice
+        )
 
 
 def parse_json(data: bytes | str, what: str, path: Path | str = "", advice: str = "") -> Any:
@@ -245,10 +267,18 @@ def parse_yaml(data: bytes | str, what: str, path: Path | str = "", advice: str 
 
 
 def parse_npz(
-    data: bytes, what: str, max_bytes: int, path: Path | str = "", *, names: Iterable[str] = (), advice: str = ""
+    data: bytes,
+    what: str,
+    max_bytes: int,
+    path: Path | str = "",
+    *,
+    names: Iterable[str] = (),
+    advice: str = "",
 ) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` that is already in memory; see `read_npz`."""
-    return _parsed(lambda held: _unpack(io.BytesIO(held), max_bytes, tuple(names)), data, what, path, advice)
+    return _parsed(
+        lambda held: _unpack(io.BytesIO(held), max_bytes, tuple(names)), data, what, path, advice
+    )
 
 
 def sha256(path: Path, what: str, max_bytes: int = 1 << 40) -> str:
@@ -377,7 +407,9 @@ def _exchange_in_one_step(one: Path, other: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, what: str, max_bytes: int, links: bool, advice: str) -> Iterator[io.BufferedReader]:
+def _opened(
+    path: Path, what: str, max_bytes: int, links: bool, advice: str
+) -> Iterator[io.BufferedReader]:
     """A plain file, open. It may be swapped after the first look at it, so the open itself cannot hang."""
     guards = os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW)
     try:
@@ -388,7 +420,9 @@ def _opened(path: Path, what: str, max_bytes: int, links: bool, advice: str) -> 
     except FileNotFoundError:
         raise _unreadable(path, what, "no such file", advice) from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise _unreadable(path, what, getattr(error, "strerror", None) or str(error), advice) from None
+        raise _unreadable(
+            path, what, getattr(error, "strerror", None) or str(error), advice
+        ) from None
 
 
 def _require_readable(info: os.stat_result, max_bytes: int) -> None:
@@ -502,7 +536,9 @@ def _yaml_loader() -> Any:
             seen: set[str] = set()
             for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                    raise ValueError(f"it has '{key.value}' twice, again in line {key.start_mark.line + 1}")
+                    raise ValueError(
+                        f"it has '{key.value}' twice, again in line {key.start_mark.line + 1}"
+                    )
                 seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
             return node
 
@@ -564,7 +600,10 @@ def _unpack_array(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> np.ndarray
 
     if not part.filename.endswith(".npy"):
         raise ValueError(f"'{part.filename}' in it is no array")
-    if part.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
+    if part.compress_type not in (
+        zipfile.ZIP_STORED,
+        zipfile.ZIP_DEFLATED,
+    ):  # others unpack without a bound
         raise ValueError(f"'{part.filename}' in it is packed by another method than deflate")
     with archive.open(part) as stream:
         array = np.lib.format.read_array(stream, allow_pickle=False)

@@ -51,7 +51,9 @@ def proportion(outcomes: np.ndarray) -> dict[str, Any]:
     return {"rate": rate, "count": count, "wilson95": list(wilson(count, total))}
 
 
-def percentiles(values: np.ndarray, wanted: Sequence[float] = (50, 99, 100)) -> dict[str, float | None]:
+def percentiles(
+    values: np.ndarray, wanted: Sequence[float] = (50, 99, 100)
+) -> dict[str, float | None]:
     """Percentiles of the finite values by name: `p50`, `p99`, and `min` and `max` for 0 and 100; None of nothing."""
     import numpy as np
 
@@ -73,4 +75,10 @@ def summarize(values: np.ndarray) -> dict[str, float | int | None]:
     known = values[np.isfinite(values)]
     mean, std = (float(known.mean()), float(known.std())) if len(known) else (None, None)
     ranks = percentiles(known, (0, 5, 50, 95, 100))
-    return {"mean": mean, "std": std, **ranks, "count": len(known), "missing": len(values) - len(known)}
+    return {
+        "mean": mean,
+        "std": std,
+        **ranks,
+        "count": len(known),
+        "missing": len(values) - len(known),
+    }

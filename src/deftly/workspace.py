@@ -53,7 +53,9 @@ LAST_ORDER = 1e11
 """Largest `order` that is believed: the year 5138."""
 MAX_METRICS = 64 * MB
 """Largest `metrics.csv` that is read."""
-NAME = re.compile(r"(?P<task>.+?)_(?P<kind>train|test)_(.+_)?(?P<stamp>\d{8}_\d{6})(_(?P<again>\d+))?")
+NAME = re.compile(
+    r"(?P<task>.+?)_(?P<kind>train|test)_(.+_)?(?P<stamp>\d{8}_\d{6})(_(?P<again>\d+))?"
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ class Run:
         """Iterations so far, success rate (0 to 1; the highest evaluated) and minutes; None where there is none yet."""
         rows = _metrics(self.path)
         columns = [_curve(rows, name, name) for name in ("iteration", "eval_success", "seconds")]
-        iterations, success, seconds = (max((x for x, _ in column), default=None) for column in columns)
+        iterations, success, seconds = (
+            max((x for x, _ in column), default=None) for column in columns
+        )
         if not rows:
             success, seconds = _evaluated(self.path)
         return iterations, success, None if seconds is None else seconds / 60
@@ -86,8 +90,17 @@ def create(task: str, kind: Kind, cfg: RunsConfig, name: str | None = None) -> P
     _check_name(stem)
     try:
         run = _new_folder(cfg.root / ("runs_all" if cfg.workspace else "runs"), stem)
-        facts: dict[str, Any] = {"task": task, "kind": kind, "created": datetime.now().astimezone().isoformat()}
-        facts |= {"order": _next_order(cfg), "command": sys.argv, "version": __version__, "commit": _commit()}
+        facts: dict[str, Any] = {
+            "task": task,
+            "kind": kind,
+            "created": datetime.now().astimezone().isoformat(),
+        }
+        facts |= {
+            "order": _next_order(cfg),
+            "command": sys.argv,
+            "version": __version__,
+            "commit": _commit(),
+        }
         write_json(run / FACTS, facts)
         if cfg.workspace:
             for name in (run.name, *(latest for latest, of in LATEST.items() if of == kind)):
@@ -96,7 +109,9 @@ def create(task: str, kind: Kind, cfg: RunsConfig, name: str | None = None) -> P
     except FileError as error:
         raise DeftlyError(f"{error}; {ELSEWHERE}") from error
     except OSError as error:
-        raise DeftlyError(f"cannot write '{error.filename or cfg.root}': {error.strerror}; {ELSEWHERE}") from error
+        raise DeftlyError(
+            f"cannot write '{error.filename or cfg.root}': {error.strerror}; {ELSEWHERE}"
+        ) from error
     return run
 
 
@@ -124,7 +139,9 @@ def _commit() -> str | None:
     """The git commit of the working folder, `-dirty` if changed; None outside a repository."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     with suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
     return None
 
 
@@ -178,7 +195,9 @@ def lock(run: Path) -> Iterator[None]:
     without locks (some network mounts) cannot keep anybody out.
     """
     try:
-        handle = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        handle = os.open(
+            run / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666
+        )
     except OSError as error:
         raise DeftlyError(f"cannot write '{run / LOCK}': {error.strerror}") from error
     try:
@@ -193,7 +212,9 @@ def _take(handle: int, run: Path) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = printable(os.read(handle, 100).decode(errors="replace")) or "another process"
-        raise DeftlyError(f"run '{run.name}' is being written by {holder}: wait until it ends, or stop it") from None
+        raise DeftlyError(
+            f"run '{run.name}' is being written by {holder}: wait until it ends, or stop it"
+        ) from None
     except OSError:  # no locks here
         return
     os.ftruncate(handle, 0)
@@ -203,7 +224,11 @@ def _take(handle: int, run: Path) -> None:
 def _prune(kind: Kind, cfg: RunsConfig) -> None:
     limit = cfg.max_train_runs if kind == "train" else cfg.max_test_runs
     orders = {run.path: run.order for run in list_runs(cfg)}
-    named = [link for link in (cfg.root / "runs").iterdir() if _target(link) and _kind_of(link.name) == kind]
+    named = [
+        link
+        for link in (cfg.root / "runs").iterdir()
+        if _target(link) and _kind_of(link.name) == kind
+    ]
     ordered = sorted(named, key=lambda link: (orders.get(follow(link), 0.0), link.name))
     for link in ordered[:-limit]:
         link.unlink(missing_ok=True)
@@ -215,7 +240,9 @@ def _kind_of(name: str) -> str | None:
     return match["kind"] if match else None
 
 
-def find_checkpoint(spec: str | Path, task: str | None, cfg: RunsConfig, wanted: str = "best") -> Path:
+def find_checkpoint(
+    spec: str | Path, task: str | None, cfg: RunsConfig, wanted: str = "best"
+) -> Path:
     """Resolve what a user typed after `checkpoint=` to the folder of a complete checkpoint, or raise `DeftlyError`.
 
     `spec` is a name of `LATEST` (the newest run of `task`, or of any task if None, that has a checkpoint), a run,
@@ -231,10 +258,16 @@ def find_checkpoint(spec: str | Path, task: str | None, cfg: RunsConfig, wanted:
     run = find_run(text, task, cfg, complete=True)
     found = _checkpoints(run)
     if not found:
-        raise DeftlyError(f"run '{run.name}' has no complete checkpoint; 'deftly runs' lists the others")
+        raise DeftlyError(
+            f"run '{run.name}' has no complete checkpoint; 'deftly runs' lists the others"
+        )
     if name and name not in found:
-        raise DeftlyError(f"run '{run.name}' has no checkpoint '{name}'; it has {', '.join(sorted(found))}")
-    return found[name or next((name for name in (wanted, "last") if name in found), list(found)[-1])]
+        raise DeftlyError(
+            f"run '{run.name}' has no checkpoint '{name}'; it has {', '.join(sorted(found))}"
+        )
+    return found[
+        name or next((name for name in (wanted, "last") if name in found), list(found)[-1])
+    ]
 
 
 def _existing(text: str, cfg: RunsConfig) -> Path | None:
@@ -251,10 +284,14 @@ def _checkpoints(run: Path) -> dict[str, Path]:
         with suppress(OSError):
             if (folder / WEIGHTS).is_file():
                 found[entry.name] = ((folder / WEIGHTS).stat().st_mtime, folder)
-    return {name: folder for name, (_, folder) in sorted(found.items(), key=lambda item: item[1][0])}
+    return {
+        name: folder for name, (_, folder) in sorted(found.items(), key=lambda item: item[1][0])
+    }
 
 
-def find_run(spec: str | Path, task: str | None, cfg: RunsConfig, *, complete: bool = False) -> Path:
+def find_run(
+    spec: str | Path, task: str | None, cfg: RunsConfig, *, complete: bool = False
+) -> Path:
     """Resolve `latest`, `latest_train`, `latest_test` (of `task`), a path or part of a name to a run folder.
 
     `complete` passes over runs without a checkpoint. Raises `DeftlyError` when none or several fit.
@@ -268,7 +305,9 @@ def find_run(spec: str | Path, task: str | None, cfg: RunsConfig, *, complete: b
                 return run.path
         what = f"no {kind} run of {task or 'any task'}{' with a checkpoint' if complete else ''}"
         others = ", ".join(sorted({run.task for run in runs})[:5]) or "no task"
-        raise DeftlyError(f"{what} in '{cfg.root}' (runs of {others}); start one: deftly train {task or 'TASK'}")
+        raise DeftlyError(
+            f"{what} in '{cfg.root}' (runs of {others}); start one: deftly train {task or 'TASK'}"
+        )
     path = _existing(text, cfg)
     end = follow(path) if path else None
     for folder in (end, *end.parents) if end else ():
@@ -285,7 +324,9 @@ def find_run(spec: str | Path, task: str | None, cfg: RunsConfig, *, complete: b
         near = suggest(part, folders) or "; see 'deftly runs'"
         raise DeftlyError(f"no run or checkpoint '{text}' in '{cfg.root}'{near}")
     if len(set(found.values())) > 1:
-        raise DeftlyError(f"'{text}' fits {len(found)} runs, type more of the name: {', '.join(sorted(found)[:5])}")
+        raise DeftlyError(
+            f"'{text}' fits {len(found)} runs, type more of the name: {', '.join(sorted(found)[:5])}"
+        )
     return next(iter(found.values()))
 
 
@@ -314,7 +355,9 @@ def _mend(pinned: Path, cfg: RunsConfig) -> None:
 
 
 def _is_run(path: Path) -> bool:
-    return path.is_dir() and (os.path.lexists(path / FACTS) or NAME.fullmatch(path.name) is not None)
+    return path.is_dir() and (
+        os.path.lexists(path / FACTS) or NAME.fullmatch(path.name) is not None
+    )
 
 
 def list_runs(cfg: RunsConfig) -> list[Run]:
@@ -332,7 +375,13 @@ def _read_run(path: Path, pinned: bool) -> Run:
             return _from_facts(path, read_json(path / FACTS, "what a run says of itself"), pinned)
         except FileError as error:
             damaged = str(error)
-        except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:  # of dates: many kinds
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            OverflowError,
+            OSError,
+        ) as error:  # of dates: many kinds
             damaged = f"'{path / FACTS}' is not what a run says of itself: {printable(error)}"
     match = NAME.fullmatch(path.name)
     created = _at(path.stat().st_mtime)
@@ -369,7 +418,9 @@ def _evaluated(run: Path) -> tuple[float | None, float | None]:
     with suppress(FileError, KeyError, TypeError):
         report = read_json(run / "eval.json", "a report of 'deftly eval'", 4 * MB)
         found = (report["success"]["rate"], report.get("wall_seconds"))
-        rate, seconds = (float(x) if type(x) in (int, float) and abs(x) < 1e9 else None for x in found)
+        rate, seconds = (
+            float(x) if type(x) in (int, float) and abs(x) < 1e9 else None for x in found
+        )
         return rate, seconds
     return None, None
 
@@ -389,7 +440,9 @@ def pin(spec: str, new_name: str | None, cfg: RunsConfig) -> Path:
     place = cfg.root / "runs/pinned" / (new_name or run.name)
     _check_name(place.name)
     if os.path.lexists(place):
-        raise DeftlyError(f"'{place}' exists; choose another with --name NAME or first --unpin {place.name}")
+        raise DeftlyError(
+            f"'{place}' exists; choose another with --name NAME or first --unpin {place.name}"
+        )
     link(place, run)
     return place
 
@@ -418,7 +471,12 @@ def compare(specs: Sequence[str], column: str, out_png: Path, cfg: RunsConfig) -
             raise DeftlyError(f"'{run / 'metrics.csv'}' has no numbers in column '{column}'{near}")
         steps, values = zip(*points)
         axes.plot(steps, values, label=run.name)
-        lines.append((run.name, *(f"{value:.6g}" for value in (steps[-1], values[-1], min(values), max(values)))))
+        lines.append(
+            (
+                run.name,
+                *(f"{value:.6g}" for value in (steps[-1], values[-1], min(values), max(values))),
+            )
+        )
     axes.set(xlabel="steps", ylabel=column)
     axes.legend()
     with atomic_write(out_png) as scratch:

@@ -90,7 +90,10 @@ DERIVED = PolicyContract(
     rate=20,
     observe_terms=tuple(Observe(d.name, history=1 + i % 3) for i, d in enumerate(DERIVE)),
     act_terms=(Act(("a", "rail"), "relative", (0.5,), 0.25, "start"), Act(("b",), "velocity")),
-    inputs=(Input("velocity", 3, "m/s", "base", (-1, -1, 0), 1, (0.5, 0, 0)), Input("prompt", dtype="text")),
+    inputs=(
+        Input("velocity", 3, "m/s", "base", (-1, -1, 0), 1, (0.5, 0, 0)),
+        Input("prompt", dtype="text"),
+    ),
     derive=DERIVE,
 )
 
@@ -100,11 +103,15 @@ def signals_of(c: PolicyContract, rng: np.random.Generator, *batch: int) -> dict
     found = {s.name: rng.normal(size=(*batch, s.size)).astype(np.float32) for s in c.signals}
     for name, first in (("orientation", 0), ("base", 3), ("goal", 3)):
         if name in found:
-            found[name][..., first:] /= np.linalg.norm(found[name][..., first:], axis=-1, keepdims=True)
+            found[name][..., first:] /= np.linalg.norm(
+                found[name][..., first:], axis=-1, keepdims=True
+            )
     return found
 
 
-def with_kind(kind: str, scale=(0.5,), lowpass: float = 0.0, origin: str = "home") -> PolicyContract:
+def with_kind(
+    kind: str, scale=(0.5,), lowpass: float = 0.0, origin: str = "home"
+) -> PolicyContract:
     """The plain contract with one kind of action for its first three joints."""
     joints = tuple(dataclasses.replace(joint, grips=kind == "gripper") for joint in JOINTS)
     robot = dataclasses.replace(ROBOT, joints=joints)
@@ -121,7 +128,9 @@ def contracts(draw) -> PolicyContract:
         lower = draw(number)
         upper = lower + draw(positive)
         home = min(max(lower + draw(st.floats(0, 1)) * (upper - lower), lower), upper)
-        joints.append(Joint(f"j{i}", lower, upper, home, draw(positive), slack=draw(positive), grips=True))
+        joints.append(
+            Joint(f"j{i}", lower, upper, home, draw(positive), slack=draw(positive), grips=True)
+        )
     driven = draw(st.integers(1, len(joints)))
     acts = []
     for joint in joints[:driven]:
@@ -129,7 +138,9 @@ def contracts(draw) -> PolicyContract:
         origin = draw(st.sampled_from(("home", "start"))) if kind == "relative" else "home"
         acts.append(Act((joint.name,), kind, (draw(positive),), draw(st.floats(0, 0.9)), origin))
     couplings = [
-        Coupling(j.name, (("j0", draw(number)),), draw(number)) for j in joints[driven:] if draw(st.booleans())
+        Coupling(j.name, (("j0", draw(number)),), draw(number))
+        for j in joints[driven:]
+        if draw(st.booleans())
     ]
     terms = []
     for name in ("joint_pos", "extra", "command", "action"):

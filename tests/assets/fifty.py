@@ -33,12 +33,19 @@ CONTRACT = PolicyContract(
 def model(contract=CONTRACT, size=1.0, batch="n") -> bytes:
     """A linear network."""
     sizes = contract.obs_size(), contract.action_size
-    weights = numpy_helper.from_array((size * np.random.default_rng(7).normal(size=sizes)).astype(np.float32), "w")
+    weights = numpy_helper.from_array(
+        (size * np.random.default_rng(7).normal(size=sizes)).astype(np.float32), "w"
+    )
     ports = zip(("observation", "action"), sizes)
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, size]) for name, size in ports]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, size])
+        for name, size in ports
+    ]
     node = helper.make_node("MatMul", ["observation", "w"], ["action"])
     graph = helper.make_graph([node], "g", ends[:1], ends[1:], [weights])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+    ).SerializeToString()
 
 
 def write_bundle(folder: Path, contract=CONTRACT, task="fifty", size=1.0) -> Path:
@@ -54,8 +61,15 @@ def write_bundle(folder: Path, contract=CONTRACT, task="fifty", size=1.0) -> Pat
         bundle.REPORT: b'{"success": {"rate": 0.0, "count": 0, "wilson95": [0.0, 0.8]}, "episodes": 1}',
     }
     sha = hashlib.sha256(files[bundle.NETWORK]).hexdigest()
-    facts = {"task": task, "deftly": "0", "contract": contract.hash, "settings": {"task": {}, "sim": {}}}
-    bundle.write(folder, files, {**facts, "checkpoint": {"label": "none", "sha256": sha, "iteration": 0}})
+    facts = {
+        "task": task,
+        "deftly": "0",
+        "contract": contract.hash,
+        "settings": {"task": {}, "sim": {}},
+    }
+    bundle.write(
+        folder, files, {**facts, "checkpoint": {"label": "none", "sha256": sha, "iteration": 0}}
+    )
     return folder
 
 
@@ -63,6 +77,8 @@ if __name__ == "__main__":
     from deftly.serving.server import Server
 
     contract = replace(CONTRACT, rate=float(sys.argv[1]))
-    server = Server(ContractPolicy(contract, bundle.OnnxNetwork(model(contract), contract)), "tcp://127.0.0.1:*")
+    server = Server(
+        ContractPolicy(contract, bundle.OnnxNetwork(model(contract), contract)), "tcp://127.0.0.1:*"
+    )
     print(server.endpoint, flush=True)
     server.run_until_signal()

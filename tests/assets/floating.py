@@ -40,7 +40,10 @@ XML = """
   </actuator>
 </mujoco>
 """
-JOINTS = (Joint("right_hip", -1, 1, 0.4, 5), Joint("left_hip", -1, 1, -0.2, 5))  # not in the order of the model
+JOINTS = (
+    Joint("right_hip", -1, 1, 0.4, 5),
+    Joint("left_hip", -1, 1, -0.2, 5),
+)  # not in the order of the model
 
 
 @dataclass(frozen=True)

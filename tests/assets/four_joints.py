@@ -35,10 +35,16 @@ class Bench:
     """A kernel and a clock: one good control period after another, unless a test breaks one of them."""
 
     def __init__(self, robot=ROBOT, **cfg):
-        self.kernel, self.now, self.pose = Kernel(robot, TOY.rate, SafetyConfig(**cfg)), 100.0, HOME.copy()
+        self.kernel, self.now, self.pose = (
+            Kernel(robot, TOY.rate, SafetyConfig(**cfg)),
+            100.0,
+            HOME.copy(),
+        )
 
     def reading(self, age=0.0, **signals):
-        return Reading({"joint_pos": self.pose.copy(), "cube": np.zeros(3), **signals}, self.now - age)
+        return Reading(
+            {"joint_pos": self.pose.copy(), "cube": np.zeros(3), **signals}, self.now - age
+        )
 
     def tick(self, targets=HOME, periods=1.0, **broken):
         self.now += periods * PERIOD

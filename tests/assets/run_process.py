@@ -11,7 +11,9 @@ class Process:
 
     def __init__(self, words, cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE):
         command = [sys.executable, "-m", "deftly", "run", *map(str, words)]
-        self.child = subprocess.Popen(command, cwd=cwd, stdin=stdin, stdout=stdout, stderr=subprocess.STDOUT, text=True)
+        self.child = subprocess.Popen(
+            command, cwd=cwd, stdin=stdin, stdout=stdout, stderr=subprocess.STDOUT, text=True
+        )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=lambda: self.lines.extend(self.child.stdout or ()))
         self._reader.start()

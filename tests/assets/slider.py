@@ -72,7 +72,11 @@ class Slider(Task):
         return PolicyContract(
             robot=robot,
             rate=self.cfg.rate,
-            observe_terms=(Observe("joint_pos", history=2), Observe("joint_vel", (0.5,)), Observe("action")),
+            observe_terms=(
+                Observe("joint_pos", history=2),
+                Observe("joint_vel", (0.5,)),
+                Observe("action"),
+            ),
             act_terms=(Act(("x", "y"), "velocity", (1.0,), lowpass=0.3),),
         )
 

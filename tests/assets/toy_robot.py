@@ -24,10 +24,18 @@ ROBOT = RobotInterface(
 CONTRACT = PolicyContract(
     robot=ROBOT,
     rate=20,
-    observe_terms=(Observe("joint_pos", scale=(1, 2, 25), history=3), Observe("cube"), Observe("command")),
+    observe_terms=(
+        Observe("joint_pos", scale=(1, 2, 25), history=3),
+        Observe("cube"),
+        Observe("command"),
+    ),
     act_terms=(Act(("a", "b"), "delta", (0.05,), lowpass=0.25), Act(("c",), "gripper", (0.2,))),
 )
-WEIGHTS = np.random.default_rng(7).normal(size=(CONTRACT.obs_size(), CONTRACT.action_size)).astype(np.float32)
+WEIGHTS = (
+    np.random.default_rng(7)
+    .normal(size=(CONTRACT.obs_size(), CONTRACT.action_size))
+    .astype(np.float32)
+)
 
 
 def network(obs: np.ndarray) -> np.ndarray:

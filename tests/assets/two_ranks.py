@@ -16,7 +16,9 @@ status = train.main(sys.argv[2:])
 assert status == 0, status
 trainer = kept[0]
 found = {
-    f"{name}/{key}": value for name, net in trainer.learner.networks.items() for key, value in net.state_dict().items()
+    f"{name}/{key}": value
+    for name, net in trainer.learner.networks.items()
+    for key, value in net.state_dict().items()
 }
 found |= {f"scale/{name}": torch.tensor(value) for name, value in trainer.env.state.scale.items()}
 found["obs"] = next(iter(trainer.env.obs.values())).clone()

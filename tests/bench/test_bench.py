@@ -22,7 +22,9 @@ TASK = "jaka-pick-cube"
 def job(tmp_path_factory):
     """A tiny job whose motions are recorded."""
     tape = tmp_path_factory.mktemp("bench") / "tape.npz"
-    job = Job("", TASK, str(tape), num_envs=8, seconds=0.01, tape_envs=4, tape_steps=12, train_envs=8)
+    job = Job(
+        "", TASK, str(tape), num_envs=8, seconds=0.01, tape_envs=4, tape_steps=12, train_envs=8
+    )
     cases.record(job)
     return job
 
@@ -31,28 +33,55 @@ def job(tmp_path_factory):
 def late(tmp_path_factory):
     """The same of a task whose commands are delayed at random."""
     tape = tmp_path_factory.mktemp("bench") / "tape.npz"
-    job = Job("", "leap-right-cube-rotate", str(tape), num_envs=12, seconds=0.01, tape_envs=2, tape_steps=6)
+    job = Job(
+        "",
+        "leap-right-cube-rotate",
+        str(tape),
+        num_envs=12,
+        seconds=0.01,
+        tape_envs=2,
+        tape_steps=6,
+    )
     cases.record(job)
     return job
 
 
 def result(**changes):
     """What a measurement would write."""
-    rates = {"raw": [10.0, 12.0], "env": [9.0, 12.0], "raw_limit": [20.0, 24.0], "sb3": [1.0, 2.0], "train": [4.0, 4.0]}
+    rates = {
+        "raw": [10.0, 12.0],
+        "env": [9.0, 12.0],
+        "raw_limit": [20.0, 24.0],
+        "sb3": [1.0, 2.0],
+        "train": [4.0, 4.0],
+    }
     found = {
-        name: bench._case([{"rate": r, "memory_mb": 100.0, "num_envs": 8} for r in of]) for name, of in rates.items()
+        name: bench._case([{"rate": r, "memory_mb": 100.0, "num_envs": 8} for r in of])
+        for name, of in rates.items()
     }
     return {
         "schema": table.SCHEMA,
         "task": TASK,
         **bench.machine(),
         "skipped": {"raw_policy": "no policy"},
-        "settings": {"num_envs": 8, "seconds": 1.0, "preset": "default", "repeats": 2, "quick": True},
+        "settings": {
+            "num_envs": 8,
+            "seconds": 1.0,
+            "preset": "default",
+            "repeats": 2,
+            "quick": True,
+        },
         "cases": found,
         "ratios": bench.ratios(found),
         "startup_s": {"help": {"unit": "s", "repetitions": [0.1], "median": 0.1}},
         "presets": {
-            "fast": {"steps_per_second": 5.0, "penetration_m": 1e-3, "slip_m": 2e-4, "success": 0.9, "episodes": 10}
+            "fast": {
+                "steps_per_second": 5.0,
+                "penetration_m": 1e-3,
+                "slip_m": 2e-4,
+                "success": 0.9,
+                "episodes": 10,
+            }
         },
         **changes,
     }
@@ -69,7 +98,9 @@ def test_replay_follows_resets(tmp_path, monkeypatch):
     """Episodes that end on the tape start anew in the replay."""
     cls = load(TASK)
     monkeypatch.setattr(cls, "success", lambda self, s: s.steps % 5 == 4)
-    job = Job("", TASK, str(tmp_path / "tape.npz"), num_envs=4, seconds=0.01, tape_envs=2, tape_steps=12)
+    job = Job(
+        "", TASK, str(tmp_path / "tape.npz"), num_envs=4, seconds=0.01, tape_envs=2, tape_steps=12
+    )
     assert cases.record(job)["resets"] == 6
     assert cases.raw(job)["exact"]
 
@@ -77,9 +108,15 @@ def test_replay_follows_resets(tmp_path, monkeypatch):
 def test_the_warp_engine_is_measured_beside_the_cpu_engine(monkeypatch):
     """The flag adds a case and its ratio; what is measured of it is told by the job alone."""
     asked = []
-    monkeypatch.setattr(bench, "call", lambda job: asked.append(job) or {"rate": 2.0 if job.engine == "warp" else 8.0})
+    monkeypatch.setattr(
+        bench,
+        "call",
+        lambda job: asked.append(job) or {"rate": 2.0 if job.engine == "warp" else 8.0},
+    )
     monkeypatch.setattr(bench, "startup", lambda job, repeats: {})
-    args = bench.parse(bench.BenchArgs, ["--sim.engine", "warp", "--sim.preset", "fast", "--quick"], prog="bench")
+    args = bench.parse(
+        bench.BenchArgs, ["--sim.engine", "warp", "--sim.preset", "fast", "--quick"], prog="bench"
+    )
     found = bench.measure(bench._job(TASK, args), args, lambda line: None)
     assert [job.case for job in asked if job.engine == "warp"] == ["env"]
     assert {job.preset for job in asked} == {"fast"}
@@ -119,7 +156,10 @@ def test_environments_with_random_delays_are_spread_and_hear_what_they_were_sent
         model = env.sim.batch.get_model(i)
         data = mujoco.MjData(model)
         mujoco.mj_setState(model, data, env.sim.state_of(i), cases.FULL)
-        heard = [mujoco.mj_readCtrl(model, data, k, data.time, np.empty(1), 0).item() for k in range(model.nu)]
+        heard = [
+            mujoco.mj_readCtrl(model, data, k, data.time, np.empty(1), 0).item()
+            for k in range(model.nu)
+        ]
         ago = int(model.actuator_delay[0] * env.contract.rate)
         np.testing.assert_array_equal(heard, sent[-1 - ago][i])
         agos.add(ago)
@@ -146,7 +186,9 @@ def test_peer_acts_as_the_contract_says():
     env, rng = peer.PickCube(), np.random.default_rng(0)
     obs, _ = env.reset()
     q = obs[:7].astype(float)
-    memory = env.contract.reset({"joint_pos": env.data.qpos[:7].copy(), "cube_pos": q[:3], "cube_dist": q[:1]})
+    memory = env.contract.reset(
+        {"joint_pos": env.data.qpos[:7].copy(), "cube_pos": q[:3], "cube_dist": q[:1]}
+    )
     for _ in range(20):
         action = rng.uniform(-1.5, 1.5, 4)
         targets, memory = env.contract.act(action, memory)
@@ -170,20 +212,39 @@ def test_grip_holds_the_cube():
 
 
 def test_job_in_a_process_of_its_own(job):
-    done = subprocess.run(cases.command(Job("grip", TASK)), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        cases.command(Job("grip", TASK)), capture_output=True, text=True, timeout=60
+    )
     assert json.loads(done.stdout.splitlines()[-1]).keys() == {"penetration_m", "slip_m", "held"}
 
 
 def test_measure_has_the_schema(monkeypatch):
     def call(job):
-        return {"rate": 100.0, "exact": True, "num_envs": job.num_envs, "memory_mb": 1.0, "slip_m": 0.0}
+        return {
+            "rate": 100.0,
+            "exact": True,
+            "num_envs": job.num_envs,
+            "memory_mb": 1.0,
+            "slip_m": 0.0,
+        }
 
     monkeypatch.setattr(bench, "call", call)
-    monkeypatch.setattr(bench, "_timed", lambda words, repeats: {"unit": "s", "repetitions": [1.0], "median": 1.0})
+    monkeypatch.setattr(
+        bench, "_timed", lambda words, repeats: {"unit": "s", "repetitions": [1.0], "median": 1.0}
+    )
     args, said = bench.BenchArgs(quick=True, presets=True), []
     found = json.loads(json.dumps(bench.measure(bench._job(TASK, args), args, said.append)))
     assert found["schema"] == "deftly.bench/1"
-    assert {"machine", "versions", "date", "settings", "cases", "ratios", "startup_s", "presets"} <= found.keys()
+    assert {
+        "machine",
+        "versions",
+        "date",
+        "settings",
+        "cases",
+        "ratios",
+        "startup_s",
+        "presets",
+    } <= found.keys()
     assert {"raw", "raw_limit", "raw_cores", "env", "train", "sb3"} <= found["cases"].keys()
     assert found["ratios"].keys() == bench.RATIOS.keys() - {"env_warp/env"}
     assert found["presets"].keys() == set(bench.PRESETS)
@@ -258,9 +319,13 @@ def test_damaged_results_and_pages(tmp_path, capsys):
 def test_without_a_checkout(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(launcher, "FOLDER", tmp_path)
     assert cli.main(["bench"]) == 2
-    assert capsys.readouterr().err.startswith("error: deftly bench runs from a checkout of the repository: ")
+    assert capsys.readouterr().err.startswith(
+        "error: deftly bench runs from a checkout of the repository: "
+    )
 
 
 def test_failed_job_says_why():
-    with pytest.raises(DeftlyError, match=r"the measurement 'env' of jaka-pick-cube failed: FileNotFoundError"):
+    with pytest.raises(
+        DeftlyError, match=r"the measurement 'env' of jaka-pick-cube failed: FileNotFoundError"
+    ):
         bench.call(Job("env", TASK, tape="/no/tape.npz", num_envs=1))

@@ -14,7 +14,10 @@ from deftly_bench.dynamixel_bus import EmulatedBus, Motor, Parser, crc16, packet
 
 def test_packets_are_those_of_the_e_manual():
     assert packet(1, 0x01).hex(" ") == "ff ff fd 00 01 03 00 01 19 4e"
-    assert packet(1, 0x02, struct.pack("<HH", 132, 4)).hex(" ") == "ff ff fd 00 01 07 00 02 84 00 04 00 1d 15"
+    assert (
+        packet(1, 0x02, struct.pack("<HH", 132, 4)).hex(" ")
+        == "ff ff fd 00 01 07 00 02 84 00 04 00 1d 15"
+    )
 
 
 def test_the_check_is_the_sdks():
@@ -46,7 +49,13 @@ def test_a_value_that_must_be_stuffed_is_written_and_read_by_the_driver():
 
 @pytest.mark.parametrize(
     ("address", "value", "error"),
-    [(132, bytes(4), 7), (11, b"\x05", 7), (102, struct.pack("<h", 2400), 6), (226, bytes(4), 5), (116, bytes(4), 0)],
+    [
+        (132, bytes(4), 7),
+        (11, b"\x05", 7),
+        (102, struct.pack("<h", 2400), 6),
+        (226, bytes(4), 5),
+        (116, bytes(4), 0),
+    ],
 )
 def test_motors_take_what_the_e_manual_allows(address, value, error):
     motor = Motor(1, 2048)
@@ -56,7 +65,12 @@ def test_motors_take_what_the_e_manual_allows(address, value, error):
 
 def test_a_motor_goes_to_its_goal_no_faster_than_it_can_and_stops_when_it_hears_nothing():
     motor = Motor(1, 2048.0)
-    for address, value in ((102, struct.pack("<h", 550)), (116, struct.pack("<i", 3048)), (64, b"\x01"), (98, b"\x05")):
+    for address, value in (
+        (102, struct.pack("<h", 550)),
+        (116, struct.pack("<i", 3048)),
+        (64, b"\x01"),
+        (98, b"\x05"),
+    ):
         assert motor.write(address, value) == 0
     motor.advance(0.05)
     assert 2048 + 200 < motor.position < 2048 + 0.05 * 5530
@@ -71,7 +85,9 @@ def test_the_loop_is_measured_through_the_bus(monkeypatch, tmp_path):
     contract = leap.contract()
     network = bus_loop.OnnxNetwork(leap.fifty.model(contract, 0.2), contract)
     monkeypatch.setattr(bus_loop, "find", lambda task, bundle: (contract, network, "a stand-in"))
-    status = bus_loop.main(["--seconds", "1.5", "--hertz", "4", "--out", str(tmp_path / "out.json")])
+    status = bus_loop.main(
+        ["--seconds", "1.5", "--hertz", "4", "--out", str(tmp_path / "out.json")]
+    )
     found = bus_loop.json.loads((tmp_path / "out.json").read_text())
     assert status == int(not found["targets"]["4 Hz for 1.5 s without a miss"])
     assert found["loop"]["ticks"] >= 5

@@ -22,7 +22,9 @@ def run(capsys, *argv):
 
 def test_names_are_bare_and_import_nothing_heavy():
     code = "import sys; from deftly.commands.main import main; main(['tasks', '--names']); print(*sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30
+    )
     *names, modules = result.stdout.splitlines()
     assert names == list(shipped())
     assert not {"torch", "mujoco", "tyro", "rich", "numpy"} & set(modules.split())
@@ -43,7 +45,14 @@ def test_task_is_shown_whole(capsys):
     assert status == 0
     assert contract.hash in out
     assert "Randomization: cube position" in out
-    for part in ("Joints", "Signals", "Observation (11)", "Action (4)", "Coupled joints", "Reward terms"):
+    for part in (
+        "Joints",
+        "Signals",
+        "Observation (11)",
+        "Action (4)",
+        "Coupled joints",
+        "Reward terms",
+    ):
         assert f"{part}\n" in out
     assert all(name in out for name in contract.joint_names)
 
@@ -127,7 +136,10 @@ def test_robot_picture(capsys, tmp_path):
     [
         (["tasks", "jaka-pick-cub"], "did you mean 'jaka-pick-cube'"),
         (["robots", "jaka"], "did you mean 'jaka-zu5'"),
-        (["robots", "jaka-zu5", "--png", "/no/such/folder/x.png"], "there is no folder /no/such/folder"),
+        (
+            ["robots", "jaka-zu5", "--png", "/no/such/folder/x.png"],
+            "there is no folder /no/such/folder",
+        ),
         (["robots", "jaka-zu5", "--png", "x.jpg"], "--png x.png"),
         (["robots", "--xml"], "show one robot"),
         (["config"], "config needs a task: deftly config"),

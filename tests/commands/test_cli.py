@@ -13,7 +13,9 @@ from deftly.errors import DeftlyError
 
 
 def python(*argv: str, **keywords) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, timeout=30, **keywords)
+    return subprocess.run(
+        [sys.executable, *argv], capture_output=True, text=True, timeout=30, **keywords
+    )
 
 
 @pytest.fixture
@@ -32,7 +34,9 @@ def fail(error: BaseException):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; from deftly.commands.main import main; main(['--help']); print(*sys.modules)"
+    code = (
+        "import sys; from deftly.commands.main import main; main(['--help']); print(*sys.modules)"
+    )
     result = python("-c", code)
     loaded = set(result.stdout.splitlines()[-1].split())
     assert not loaded & {"torch", "mujoco", "numpy", "tyro", "rich", "yaml", "deftly.config"}
@@ -53,7 +57,9 @@ def test_module_and_version():
 
 def test_unknown_command_suggests_the_nearest(capsys):
     assert cli.main(["trian"]) == 2
-    assert capsys.readouterr().err == "error: deftly has no command 'trian', did you mean 'train'?\n"
+    assert (
+        capsys.readouterr().err == "error: deftly has no command 'trian', did you mean 'train'?\n"
+    )
     assert cli.main(["xyzzy"]) == 2
     assert "deftly --help" in capsys.readouterr().err
 
@@ -76,7 +82,11 @@ def test_arguments_and_status_pass_through(stage):
             1,
             "'train' needs mujoco: pip install \"deftly[train]\"\n",
         ),
-        (ModuleNotFoundError("No module", name="viser.x"), 1, 'needs viser: pip install "deftly[viewer]"\n'),
+        (
+            ModuleNotFoundError("No module", name="viser.x"),
+            1,
+            'needs viser: pip install "deftly[viewer]"\n',
+        ),
         (ImportError("libGL.so.1: cannot open"), 1, "libGL.so.1"),
     ],
 )

@@ -41,7 +41,17 @@ def broken(tmp_path, body):
 def test_machine_and_installation_are_fit_here(capsys, quick, tmp_path):
     assert cli.main(["doctor", "--runs.root", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    for name in ("cores", "memory", "disk", "Python", "mujoco", "torch", "gymnasium", "GPU", "torch threads"):
+    for name in (
+        "cores",
+        "memory",
+        "disk",
+        "Python",
+        "mujoco",
+        "torch",
+        "gymnasium",
+        "GPU",
+        "torch threads",
+    ):
         assert f" {name} " in out
     assert "fail" not in out
 
@@ -49,7 +59,13 @@ def test_machine_and_installation_are_fit_here(capsys, quick, tmp_path):
 def test_task_is_sound(capsys, quick):
     assert cli.main(["doctor", TASK]) == 0
     out = capsys.readouterr().out
-    for part in ("11 observations, 4 actions", "keyframe", "every term has a weight", "are finite", "surrogate"):
+    for part in (
+        "11 observations, 4 actions",
+        "keyframe",
+        "every term has a weight",
+        "are finite",
+        "surrogate",
+    ):
         assert part in out
 
 
@@ -82,7 +98,9 @@ def test_base_installation(monkeypatch, capsys, quick):
     def missing(name):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr(doctor.util, "find_spec", lambda name: None if name in ("torch", "mujoco") else find(name))
+    monkeypatch.setattr(
+        doctor.util, "find_spec", lambda name: None if name in ("torch", "mujoco") else find(name)
+    )
     monkeypatch.setattr(doctor.metadata, "version", installed)
     monkeypatch.setattr("deftly.tasks.load", missing)
     assert cli.main(["doctor"]) == 0

@@ -20,7 +20,8 @@ from deftly.learn import checkpoint
 from deftly.learn.networks import Network, NetworkSpec
 
 needs_gl = pytest.mark.skipif(
-    not any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")), reason="no GL library is installed"
+    not any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")),
+    reason="no GL library is installed",
 )
 CONFIG = "train: {hidden: [8]}\n"
 FEW = PlayArgs(env=EnvConfig(episode_steps=3), sim=SimConfig(threads=1))
@@ -39,8 +40,12 @@ def no_display(monkeypatch):
 
 def save(folder, task, contract, seed=0):
     torch.manual_seed(seed)
-    actor = Network(NetworkSpec({"state": contract.obs_size()}, contract.action_size, (8,), head="gaussian"))
-    checkpoint.write(folder, task, {"actor": actor}, contract=contract, config=CONFIG, iteration=seed)
+    actor = Network(
+        NetworkSpec({"state": contract.obs_size()}, contract.action_size, (8,), head="gaussian")
+    )
+    checkpoint.write(
+        folder, task, {"actor": actor}, contract=contract, config=CONFIG, iteration=seed
+    )
     return folder
 
 
@@ -174,7 +179,9 @@ def test_real_time(slider):
 def test_closing_and_pausing(slider):
     shown, speeds = [], iter([0.0, 0.0, 100.0, 100.0])
     left = iter([True] * 4 + [False])
-    env = live(slider, PlayArgs(), fake_view(shown, lambda: next(left), lambda: next(speeds) or 0.0))
+    env = live(
+        slider, PlayArgs(), fake_view(shown, lambda: next(left), lambda: next(speeds) or 0.0)
+    )
     assert len(shown) == 4
     assert int(env.state.steps[0]) == 2
 
@@ -187,7 +194,9 @@ def test_ctrl_c_ends_cleanly(task, monkeypatch, capsys):
     @contextmanager
     def window(env, data, args):
         try:
-            yield View(lambda data: (_ for _ in ()).throw(KeyboardInterrupt), lambda: True, lambda: 1.0)
+            yield View(
+                lambda data: (_ for _ in ()).throw(KeyboardInterrupt), lambda: True, lambda: 1.0
+            )
         finally:
             closed.append(True)
 
@@ -219,7 +228,11 @@ def test_the_web_viewer_serves_and_follows(task, capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    play._live(task, play._untrained("random", 2), replace(FEW, viewer="web", port=port, episodes=1, speed=4))
+    play._live(
+        task,
+        play._untrained("random", 2),
+        replace(FEW, viewer="web", port=port, episodes=1, speed=4),
+    )
     out = capsys.readouterr().out
     assert out.startswith(f"open http://127.0.0.1:{port} in a browser; Ctrl-C ends\n")
 
@@ -228,7 +241,9 @@ def test_a_port_that_is_taken(task, monkeypatch):
     monkeypatch.setattr(play, "pick_viewer", lambda wanted: "web")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(DeftlyError, match=f"cannot serve on 127.0.0.1:{port}: Address already in use; choose"):
+        with pytest.raises(
+            DeftlyError, match=f"cannot serve on 127.0.0.1:{port}: Address already in use; choose"
+        ):
             play._live(task, play._untrained("zero", 2), replace(FEW, viewer="web", port=port))
 
 
@@ -256,7 +271,13 @@ def test_errors_are_one_line(tmp_path, capsys, no_display, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cases = {
         (): "play needs a task: deftly play TASK",
-        ("jaka-pick-cube", "--agent", "zero", "--viewer", "none"): "write a video with --video FILE.mp4",
+        (
+            "jaka-pick-cube",
+            "--agent",
+            "zero",
+            "--viewer",
+            "none",
+        ): "write a video with --video FILE.mp4",
         ("jaka-pick-cube", "--video", "a.mp4"): "no policy for jaka-pick-cube",
         ("jaka-pick-cube", "--port", "70000"): "port is 70000",
         ("jaka-pick-cube", "speed=0"): "speed is 0",

@@ -99,7 +99,9 @@ def server():
     with ExitStack() as stack:
 
         def make(rate=50.0):
-            child = subprocess.Popen([sys.executable, str(SERVER), str(rate)], stdout=subprocess.PIPE, text=True)
+            child = subprocess.Popen(
+                [sys.executable, str(SERVER), str(rate)], stdout=subprocess.PIPE, text=True
+            )
             stack.callback(child.stdout.close)
             stack.callback(child.wait)
             stack.callback(child.kill)
@@ -125,7 +127,11 @@ def faulty(bundle, tmp_path_factory):
         (root / fault).mkdir()
     words = [" ".join(FAULTS), str(AT), " ".join(PATIENT), "--bundle", str(bundle)]
     done = subprocess.run(
-        [sys.executable, "-c", FORKS, *words], cwd=root, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+        [sys.executable, "-c", FORKS, *words],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, b"")
     return root
@@ -141,14 +147,22 @@ def test_a_fault_is_answered_within_two_periods_and_its_log_replays(fault, fault
     held = int((found.rows["state"] == State.HOLD).argmax())
     assert found.rows["fault"][held] == EXPECTED[fault]
     stale = found.rows["now"] - found.rows["at"] > 1.5 / fifty.CONTRACT.rate
-    soonest = {"frozen": stale.argmax(), "slow": min(held, AT + 1)}  # the second period; busy machines blur which it is
+    soonest = {
+        "frozen": stale.argmax(),
+        "slow": min(held, AT + 1),
+    }  # the second period; busy machines blur which it is
     assert held == soonest.get(fault, AT), "the first row with the fault is row AT"
-    assert held == len(found) - 1, "the dump is made at once, and without a terminal the run is over"
+    assert held == len(found) - 1, (
+        "the dump is made at once, and without a terminal the run is over"
+    )
     assert found.rows["now"][held - 1] < found.rows["now"][held]
     if fault != "write":  # what the robot did not take is held, were it to take it
         np.testing.assert_array_equal(found.rows["command"][held], found.rows["command"][held - 1])
     assert f"hold: {EXPECTED[fault]}: " in said
-    assert json.loads(str(found.facts["faults"]))[0][1:] == [EXPECTED[fault], str(found.facts["reason"])]
+    assert json.loads(str(found.facts["faults"]))[0][1:] == [
+        EXPECTED[fault],
+        str(found.facts["reason"]),
+    ]
     whole = log.read(folder / "log.npz")
     assert np.array_equal(whole.rows["now"][: len(found)], found.rows["now"])
     assert inspection.replay(whole)[0] == ""
@@ -182,7 +196,9 @@ def test_a_killed_server_is_a_fault(server, start, tmp_path):
 
 
 def test_a_stopped_loop_faults_and_makes_up_for_nothing(bundle, start, terminal, tmp_path):
-    process = start("--bundle", bundle, "--driver", "fake", "--start", "--log", "log.npz", stdin=terminal[1])
+    process = start(
+        "--bundle", bundle, "--driver", "fake", "--start", "--log", "log.npz", stdin=terminal[1]
+    )
     process.until("active")
     process.child.send_signal(signal.SIGSTOP)
     time.sleep(1.0)
@@ -204,9 +220,21 @@ def test_a_stopped_loop_faults_and_makes_up_for_nothing(bundle, start, terminal,
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_leaves_the_robot_safe_and_a_second_one_does_not_skip_it(number, status, bundle, start, tmp_path):
+def test_a_signal_leaves_the_robot_safe_and_a_second_one_does_not_skip_it(
+    number, status, bundle, start, tmp_path
+):
     (tmp_path / "my_robot.py").write_text(ROBOT)
-    words = ["--bundle", bundle, "--driver", "my_robot:Robot", "--port", "/dev/x", "--start", "--log", "a/log.npz"]
+    words = [
+        "--bundle",
+        bundle,
+        "--driver",
+        "my_robot:Robot",
+        "--port",
+        "/dev/x",
+        "--start",
+        "--log",
+        "a/log.npz",
+    ]
     process = start(*words, *PATIENT)
     process.until("active")
     process.child.send_signal(number)
@@ -220,8 +248,21 @@ def test_a_signal_leaves_the_robot_safe_and_a_second_one_does_not_skip_it(number
 
 
 def test_time_and_a_closed_input(bundle, tmp_path):
-    words = [sys.executable, "-m", "deftly", "run", "--bundle", str(bundle), "--driver", "fake", *PATIENT]
-    for more, status, said in (["--start", "--seconds", "0.3"], 0, "no faults"), ([], 1, "give --start"):
+    words = [
+        sys.executable,
+        "-m",
+        "deftly",
+        "run",
+        "--bundle",
+        str(bundle),
+        "--driver",
+        "fake",
+        *PATIENT,
+    ]
+    for more, status, said in (
+        (["--start", "--seconds", "0.3"], 0, "no faults"),
+        ([], 1, "give --start"),
+    ):
         closed = ["sh", "-c", 'exec "$@" <&-', "sh", *words, *more]
         done = subprocess.run(closed, cwd=tmp_path, capture_output=True, text=True, timeout=20)
         assert (done.returncode, done.stderr) == (status, "")
@@ -232,15 +273,28 @@ def test_time_and_a_closed_input(bundle, tmp_path):
 def test_a_robot_that_cannot_be_read_ends_the_run(bundle, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(session, "READY_S", 0.2)
-    words = ["--bundle", str(bundle), "--driver", "fake", "--start", "--fault", "read", "--fault-at", "0"]
+    words = [
+        "--bundle",
+        str(bundle),
+        "--driver",
+        "fake",
+        "--start",
+        "--fault",
+        "read",
+        "--fault-at",
+        "0",
+    ]
     assert cli.main(["run", *words]) == 1
     assert (
-        "the robot was not ready in 0.2 s: the robot could not be read (read: the fake robot" in capsys.readouterr().out
+        "the robot was not ready in 0.2 s: the robot could not be read (read: the fake robot"
+        in capsys.readouterr().out
     )
 
 
 def test_the_operator_at_a_terminal(bundle, start, terminal, tmp_path):
-    process = start("--bundle", bundle, "--driver", "fake", "--log", "log.npz", *PATIENT, stdin=terminal[1])
+    process = start(
+        "--bundle", bundle, "--driver", "fake", "--log", "log.npz", *PATIENT, stdin=terminal[1]
+    )
     process.until("ready  (s starts")
     for key, said, count in (
         (b"r\n", "cannot resume in state ready", 1),
@@ -259,21 +313,30 @@ def test_the_operator_at_a_terminal(bundle, start, terminal, tmp_path):
     assert cli.main(["inspect", str(tmp_path / "log.npz"), "--bundle", str(bundle)]) == 0
 
 
-def test_a_safe_target_that_was_not_taken_is_said_and_the_status_is_1(bundle, monkeypatch, tmp_path, capsys):
+def test_a_safe_target_that_was_not_taken_is_said_and_the_status_is_1(
+    bundle, monkeypatch, tmp_path, capsys
+):
     def refuse(self, targets):
         raise OSError("the line is cut")
 
     close = Runner.close
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Runner, "close", lambda self: (setattr(FakeDriver, "write", refuse), close(self))[1])
+    monkeypatch.setattr(
+        Runner, "close", lambda self: (setattr(FakeDriver, "write", refuse), close(self))[1]
+    )
     monkeypatch.setattr(FakeDriver, "write", FakeDriver.write)  # put back at the end
     words = ["--bundle", str(bundle), "--driver", "fake", "--start", "--seconds", "0.2", *PATIENT]
     assert cli.main(["run", *words]) == 1
-    assert "did not take its last command, look after it: write: OSError: the line is cut" in capsys.readouterr().out
+    assert (
+        "did not take its last command, look after it: write: OSError: the line is cut"
+        in capsys.readouterr().out
+    )
 
 
 def test_an_operator_who_leaves_while_it_holds(bundle, start):
-    process = start("--bundle", bundle, "--driver", "fake", "--start", *PATIENT, stdin=subprocess.PIPE)
+    process = start(
+        "--bundle", bundle, "--driver", "fake", "--start", *PATIENT, stdin=subprocess.PIPE
+    )
     process.until("active")
     process.child.stdin.write("h\n")
     process.child.stdin.flush()
@@ -291,7 +354,18 @@ def test_a_screen_that_takes_nothing_does_not_halt_the_robot(bundle, start, tmp_
         while os.write(into, bytes(4096)):
             pass
     os.set_blocking(into, True)
-    words = ["--bundle", bundle, "--driver", "fake", "--start", "--seconds", "0.5", "--log", "log.npz", *PATIENT]
+    words = [
+        "--bundle",
+        bundle,
+        "--driver",
+        "fake",
+        "--start",
+        "--seconds",
+        "0.5",
+        "--log",
+        "log.npz",
+        *PATIENT,
+    ]
     process = start(*words, stdout=into)
     os.close(into)
     process.wait_for((tmp_path / "log.npz").exists)
@@ -311,7 +385,11 @@ def test_a_screen_that_takes_nothing_does_not_halt_the_robot(bundle, start, tmp_
     [
         ("class A: pass", "bad:A", "--driver bad:A has no method read()"),
         ("class A:\n read = write = None\n def stop(self): pass", "bad:A", "has no method read()"),
-        ("import nothing_like_it", "bad:A", "--driver bad:A: ModuleNotFoundError: No module named 'nothing_like_it'"),
+        (
+            "import nothing_like_it",
+            "bad:A",
+            "--driver bad:A: ModuleNotFoundError: No module named 'nothing_like_it'",
+        ),
         ("1 +", "bad:A", "--driver bad:A: SyntaxError"),
         ("x = 1", "bad:A", "AttributeError: module 'bad' has no attribute 'A'"),
         (
@@ -340,15 +418,24 @@ def test_a_bad_driver_is_one_line(source, spec, said, bundle, tmp_path, monkeypa
         (["--driver", "fake"], "run needs a policy: deftly run TASK, or --policy"),
         (["no-such-task", "--driver", "fake"], "no policy for no-such-task"),
         (["pick", "--bundle", "BUNDLE", "--driver", "fake"], "is a policy of fifty, not of pick"),
-        (["--bundle", "BUNDLE", "--driver", "fake", "--log-seconds", "36000"], "log-seconds is 36000, but at most 1"),
+        (
+            ["--bundle", "BUNDLE", "--driver", "fake", "--log-seconds", "36000"],
+            "log-seconds is 36000, but at most 1",
+        ),
         (["--server-endpoint", "tcp://192.0.2.1:5555", "--driver", "fake"], "give --keys FOLDER"),
         (["--server-endpoint", "tcp://localhost:5555", "--driver", "fake"], "give --keys FOLDER"),
-        (["--bundle", "BUNDLE", "--driver", "fake", "--fault", "odd"], "the fake robot has no fault 'odd'"),
+        (
+            ["--bundle", "BUNDLE", "--driver", "fake", "--fault", "odd"],
+            "the fake robot has no fault 'odd'",
+        ),
         (
             ["--bundle", "BUNDLE", "--driver", "fake", "--log", "x.csv"],
             "it must be a .npz file, such as x.npz",
         ),
-        (["--bundle", "BUNDLE", "--driver", "fake", "--log", "/proc/none/x.npz"], "cannot write logs to '/proc/none'"),
+        (
+            ["--bundle", "BUNDLE", "--driver", "fake", "--log", "/proc/none/x.npz"],
+            "cannot write logs to '/proc/none'",
+        ),
         (["--bundle", "BUNDLE", "--driver", "fake", "--seconds", "-1"], "seconds is -1.0"),
         (["--bundle", "BUNDLE", "--driver", "fake", "--safety.speed", "2"], "safety.speed is 2"),
         (["--server-endpoint", "junk", "--driver", "fake"], "junk"),
@@ -362,7 +449,9 @@ def test_what_cannot_run_is_one_line(words, said, bundle, tmp_path, monkeypatch,
     assert error.count("\n") == 1
 
 
-def test_a_word_means_the_shipped_bundle_and_the_simulated_robot_has_its_settings(monkeypatch, tmp_path, bundle):
+def test_a_word_means_the_shipped_bundle_and_the_simulated_robot_has_its_settings(
+    monkeypatch, tmp_path, bundle
+):
     launched = []
 
     def launch(argv):
@@ -384,7 +473,17 @@ def test_a_word_means_the_shipped_bundle_and_the_simulated_robot_has_its_setting
 
 def test_the_log_names_the_bundles_task(bundle, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    words = ["--bundle", str(bundle), "--driver", "fake", "--start", "--seconds", "0.1", "--log", "log.npz"]
+    words = [
+        "--bundle",
+        str(bundle),
+        "--driver",
+        "fake",
+        "--start",
+        "--seconds",
+        "0.1",
+        "--log",
+        "log.npz",
+    ]
     assert cli.main(["run", *words, *PATIENT]) == 0
     assert str(log.read(tmp_path / "log.npz").facts["task"]) == "fifty"
 
@@ -398,7 +497,15 @@ def test_a_timeout_beyond_the_period_is_refused(server, monkeypatch, tmp_path, c
 
 def test_a_policy_of_another_contract_stops_by_name(server, bundle, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    words = ["--server-endpoint", server(20.0)[1], "--bundle", str(bundle), "--driver", "fake", "--start"]
+    words = [
+        "--server-endpoint",
+        server(20.0)[1],
+        "--bundle",
+        str(bundle),
+        "--driver",
+        "fake",
+        "--start",
+    ]
     assert cli.main(["run", *words]) == 1
     said = capsys.readouterr().out
     assert "stop: contract: the policy was made under another contract: rate" in said
@@ -414,7 +521,10 @@ def test_a_driver_that_knows_its_robot_is_believed(bundle, monkeypatch, tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "custom_driver", lambda spec, robot, rate, port: Other(robot, rate))
     assert cli.main(["run", "--bundle", str(bundle), "--driver", "other:Robot", "--start"]) == 1
-    assert "contract: the policy was made under another robot interface: joints" in capsys.readouterr().out
+    assert (
+        "contract: the policy was made under another robot interface: joints"
+        in capsys.readouterr().out
+    )
 
 
 def test_what_was_opened_is_closed_when_the_rest_fails(bundle, monkeypatch, tmp_path):

@@ -53,7 +53,11 @@ def test_a_policy_drives_the_hand_and_leaves_it_holding(bus, start, tmp_path):
 
 
 def test_the_hand_is_brought_home_in_three_seconds_before_the_policy_drives(bus, start, tmp_path):
-    bus.motors[14].position -= 300  # th_mcp is 0.46 rad from home: further than a start without an approach allows
+    bus.motors[
+        14
+    ].position -= (
+        300  # th_mcp is 0.46 rad from home: further than a start without an approach allows
+    )
     process = start("--start", "--seconds", "4", "--log", "log.npz", *PATIENT)
     assert process.end() == 0, process.text
     found = log.read(tmp_path / "log.npz")
@@ -83,7 +87,9 @@ def test_a_fault_ends_a_run_that_nobody_watches(bus, start, fault, said):
     assert process.text.count("\nended: driver, and nobody at a terminal to resume") == 1
     assert "Traceback" not in process.text
     if not bus.silent:
-        assert registers(bus, 64) == [int(i != 7 or 5 in bus.unplugged) for i in range(16)], "the others hold"
+        assert registers(bus, 64) == [int(i != 7 or 5 in bus.unplugged) for i in range(16)], (
+            "the others hold"
+        )
 
 
 def test_an_adapter_that_is_pulled_ends_the_run(bus, start):
@@ -126,7 +132,10 @@ def test_what_cannot_be_driven_is_one_line_and_no_motor_is_touched(
     bus, bundle, words, said, monkeypatch, tmp_path, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["run", "--driver", "leap", "--port", bus.port, "--bundle", str(bundle), *words]) == 2
+    assert (
+        cli.main(["run", "--driver", "leap", "--port", bus.port, "--bundle", str(bundle), *words])
+        == 2
+    )
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
@@ -137,14 +146,29 @@ def test_a_recording_is_replayed_to_the_hand(bus, start, tmp_path):
     """A run's own log is a recording; served again, the hand is commanded the same."""
     first = start(*QUICK, "--seconds", "2", "--log", "first.npz")
     assert first.end() == 0, first.text
-    command = [sys.executable, "-m", "deftly", "replay", "first.npz", "--serve", "tcp://127.0.0.1:*"]
+    command = [
+        sys.executable,
+        "-m",
+        "deftly",
+        "replay",
+        "first.npz",
+        "--serve",
+        "tcp://127.0.0.1:*",
+    ]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as server:
         try:
             endpoint = server.stdout.readline().split(" at ")[1].split(": ")[0]
             for motor in bus.motors.values():
                 motor.put(64, 1, 0)
             leap.go_home(bus)
-            again = start(*QUICK, "--seconds", "2", "--log", "again.npz", policy=("--server-endpoint", endpoint))
+            again = start(
+                *QUICK,
+                "--seconds",
+                "2",
+                "--log",
+                "again.npz",
+                policy=("--server-endpoint", endpoint),
+            )
             assert again.end() == 0, again.text
         finally:
             server.terminate()
@@ -160,7 +184,13 @@ def test_a_recording_is_replayed_to_the_hand(bus, start, tmp_path):
 def test_the_emulated_bus_is_a_program(tmp_path):
     command = [sys.executable, "-m", "deftly_bench.dynamixel_bus", "--motors", "2"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": env, "cwd": tmp_path}
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "text": True,
+        "env": env,
+        "cwd": tmp_path,
+    }
     with subprocess.Popen(command, **pipes) as program:
         port = program.stdout.readline().strip()
         assert Path(port).exists()

@@ -34,7 +34,10 @@ def controller():
     def serve():
         while (message := json.loads((packet := link.recvfrom(4096))[0]))["verb"] != "over":
             told.append(message)
-            signals = {"joint_pos": told[-1].get("targets") or fifty.CONTRACT.home(), "cube": [0.0] * 3}
+            signals = {
+                "joint_pos": told[-1].get("targets") or fifty.CONTRACT.home(),
+                "cube": [0.0] * 3,
+            }
             for seq in (message["seq"] - 1, message["seq"]):
                 link.sendto(json.dumps({"seq": seq, **signals}).encode(), packet[1])
 
@@ -72,7 +75,9 @@ def test_the_driver_of_the_page(controller, monkeypatch, tmp_path):
 def test_a_simulated_robot_is_driven_and_ends_with_the_run(monkeypatch, tmp_path, capsys):
     simserver = pytest.importorskip("deftly.twin.server")
     children, launch = [], simserver.launch
-    monkeypatch.setattr(simserver, "launch", lambda argv: children.append(launch(argv)) or children[0])
+    monkeypatch.setattr(
+        simserver, "launch", lambda argv: children.append(launch(argv)) or children[0]
+    )
     monkeypatch.chdir(tmp_path)
     cls = load("jaka-pick-cube")
     fifty.write_bundle(tmp_path / "pick", cls(cls.Config()).contract(), "jaka-pick-cube", size=0.01)
@@ -98,7 +103,10 @@ def test_a_log_saved_beside_a_running_loop_is_whole(tmp_path):
     network = lambda obs: np.tanh(obs[:, :3])  # noqa: E731
     driver = FakeDriver(fifty.CONTRACT.robot, fifty.CONTRACT.rate, clock=lambda: clock[0])
     runner = Runner(
-        ContractPolicy(fifty.CONTRACT, network), Kernel(fifty.CONTRACT.robot, fifty.CONTRACT.rate), driver, ring
+        ContractPolicy(fifty.CONTRACT, network),
+        Kernel(fifty.CONTRACT.robot, fifty.CONTRACT.rate),
+        driver,
+        ring,
     )
     over = threading.Event()
 

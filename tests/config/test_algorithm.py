@@ -20,7 +20,9 @@ class OtherConfig(LearnerConfig):
 
 
 def settings(*words: str, **filed):
-    return parse(with_algorithm(TrainArgs, words, filed), words, prog="deftly train TASK", filed=filed).train
+    return parse(
+        with_algorithm(TrainArgs, words, filed), words, prog="deftly train TASK", filed=filed
+    ).train
 
 
 @pytest.fixture
@@ -34,10 +36,13 @@ def test_it_is_ppo_if_nothing_is_said():
 
 
 @pytest.mark.parametrize(
-    "words", [("--train.algorithm", "other"), ("train.algorithm=other",), ("--train.algorithm=other",)]
+    "words",
+    [("--train.algorithm", "other"), ("train.algorithm=other",), ("--train.algorithm=other",)],
 )
 def test_another_algorithm_brings_its_own_settings(two_algorithms, words):
-    assert settings(*words, "--train.replay", "5", "--train.seed", "3") == OtherConfig(seed=3, replay=5)
+    assert settings(*words, "--train.replay", "5", "--train.seed", "3") == OtherConfig(
+        seed=3, replay=5
+    )
     with pytest.raises(DeftlyError, match=r"train\.steps|steps"):
         settings(*words, "--train.steps", "7")
     with pytest.raises(DeftlyError, match=r"train\.replay is 0, but it must be 1 or more"):
@@ -47,11 +52,14 @@ def test_another_algorithm_brings_its_own_settings(two_algorithms, words):
 def test_what_a_checkpoint_saved_says_it_as_well(two_algorithms):
     saved = {"train": {"algorithm": "other", "replay": 9}}
     assert settings(**saved) == OtherConfig(replay=9)
-    assert settings("--train.algorithm", "other", **{"train": {"algorithm": "ppo"}}) == OtherConfig()
+    assert (
+        settings("--train.algorithm", "other", **{"train": {"algorithm": "ppo"}}) == OtherConfig()
+    )
 
 
 def test_an_algorithm_that_there_is_not():
     with pytest.raises(
-        DeftlyError, match=r"train\.algorithm is 'pop', but it must be one of ppo, did you mean 'ppo'\?"
+        DeftlyError,
+        match=r"train\.algorithm is 'pop', but it must be one of ppo, did you mean 'ppo'\?",
     ):
         settings("--train.algorithm", "pop")

@@ -7,7 +7,17 @@ from annotated_types import Ge, Gt, Le, Lt
 from cube_settings import CubeConfig, read
 from typing_extensions import Doc
 
-from deftly.config import EnvConfig, Must, Settings, SimConfig, Suffix, TaskConfig, TrainArgs, check, field_docs
+from deftly.config import (
+    EnvConfig,
+    Must,
+    Settings,
+    SimConfig,
+    Suffix,
+    TaskConfig,
+    TrainArgs,
+    check,
+    field_docs,
+)
 from deftly.config.constraints import violated
 from deftly.config.sections import Activation
 from deftly.errors import DeftlyError
@@ -24,7 +34,12 @@ EVEN = Must("even", lambda x: x % 2 == 0)
         (Annotated[int, Lt(3)], 2, 3, "below 3"),
         (Annotated[float, Ge(0), Le(1)], 1.0, 1.1, "0 or more and at most 1"),
         (Annotated[int, EVEN], 2, 3, "even"),
-        (Annotated[Path, Suffix(".npz")], Path("a.npz"), Path("a.txt"), "a .npz file, such as a.npz"),
+        (
+            Annotated[Path, Suffix(".npz")],
+            Path("a.npz"),
+            Path("a.txt"),
+            "a .npz file, such as a.npz",
+        ),
         (Annotated[int | None, Ge(1)], None, 0, "1 or more"),
         (Annotated[int, Ge(1)] | None, None, 0, "1 or more"),
         (tuple[Annotated[int, Ge(1)], ...], (1, 2), (1, 0), "1 or more"),
@@ -62,7 +77,9 @@ def test_a_field_declared_again_keeps_its_constraints_and_may_bring_its_text():
 
     assert field_docs(Slow)["rate"] == "Not faster than the motors."
     for wrong in (0, 11):
-        with pytest.raises(DeftlyError, match=f"task.rate is {wrong}, but it must be at most 10 and above 0"):
+        with pytest.raises(
+            DeftlyError, match=f"task.rate is {wrong}, but it must be at most 10 and above 0"
+        ):
             Slow(rate=wrong)
 
 
@@ -138,7 +155,10 @@ def test_values_out_of_range_are_one_line_that_names_the_flag(word):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["train.minibatches=33", "env.num_envs=2", "train.steps=16"], "a rollout has only 32 samples"),
+        (
+            ["train.minibatches=33", "env.num_envs=2", "train.steps=16"],
+            "a rollout has only 32 samples",
+        ),
         (["sim.dt=0.003"], r"sim.dt is 0.003 s, .* such as 0.00294"),
         (["sim.dt=0.005", "sim.substeps=3"], "give one of them"),
         (["sim.dt=1e-9"], "whole multiple"),

@@ -10,7 +10,11 @@ def test_help_shows_inherited_and_task_fields(capsys):
         read("--help")
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for part in ("--task.rate NUMBER", "Control rate, Hz. [> 0, default 50.0]", "Reward per metre of lift."):
+    for part in (
+        "--task.rate NUMBER",
+        "Control rate, Hz. [> 0, default 50.0]",
+        "Reward per metre of lift.",
+    ):
         assert part in text
     assert "--task.ranges.cube-x NUMBER" in text
     assert "File of grasps." in text
@@ -33,5 +37,7 @@ def test_a_field_takes_one_or_two_lines(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     lines = help_text(TrainArgs, "deftly train TASK").splitlines()
     starts = [i for i, line in enumerate(lines) if line.startswith("  --")]
-    assert [lines[i] for i in starts if "".join(line[:3] for line in lines[i + 1 : i + 3]) == 6 * " "] == []
+    assert [
+        lines[i] for i in starts if "".join(line[:3] for line in lines[i + 1 : i + 3]) == 6 * " "
+    ] == []
     assert len(starts) > 40

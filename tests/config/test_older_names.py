@@ -57,7 +57,13 @@ def test_older_names_and_values(word, section, name, value):
 def test_every_alias_reaches_a_field(old):
     known = {flag: "" for flags in ALIASES.values() for flag in flags} | {"render": ""}
     assert resolve(old, known) in known
-    values = {"env.device": "cpu", "log-level": "info", "name": "x", "checkpoint": "x", "resume": "x"}
+    values = {
+        "env.device": "cpu",
+        "log-level": "info",
+        "name": "x",
+        "checkpoint": "x",
+        "resume": "x",
+    }
     booleans = ("test", "render", "video", "runs.workspace")
     flag = ALIASES[old][0]
     cls = with_task(TrainArgs, TaskConfig) if flag == "resume" else CubeArgs
@@ -65,7 +71,16 @@ def test_every_alias_reaches_a_field(old):
 
 
 def test_flags_of_the_neighbours():
-    words = ["--task", "cube", "--num_envs", "64", "--seed", "3", "--max_iterations=7", "--headless"]
+    words = [
+        "--task",
+        "cube",
+        "--num_envs",
+        "64",
+        "--seed",
+        "3",
+        "--max_iterations=7",
+        "--headless",
+    ]
     task, rest = split_task(words)
     args = read(*rest, cls=TrainArgs)
     assert task == "cube"

@@ -45,7 +45,10 @@ def test_split_task():
     assert split_task(["--help"]) == (None, ["--help"])
     assert split_task(["task.rate=3"]) == (None, ["task.rate=3"])
     assert split_task([]) == (None, [])
-    assert split_task(["--seed", "1", "--task", "cube", "--headless"]) == ("cube", ["--seed", "1", "--headless"])
+    assert split_task(["--seed", "1", "--task", "cube", "--headless"]) == (
+        "cube",
+        ["--seed", "1", "--headless"],
+    )
     assert split_task(["--task=cube"]) == ("cube", [])
     assert split_word(["a.npz", "--task", "b.py"]) == ("a.npz", ["--task", "b.py"])
     assert split_word(["--task", "b.py"]) == (None, ["--task", "b.py"])
@@ -59,13 +62,22 @@ def test_suggest():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["env.num_env=3"], "deftly train has no setting env.num_env, did you mean 'env.num-envs'?"),
-        (["--env.num-env", "3"], "deftly train has no setting --env.num-env, did you mean '--env.num-envs'?"),
+        (
+            ["env.num_env=3"],
+            "deftly train has no setting env.num_env, did you mean 'env.num-envs'?",
+        ),
+        (
+            ["--env.num-env", "3"],
+            "deftly train has no setting --env.num-env, did you mean '--env.num-envs'?",
+        ),
         (
             ["task.ranges.cube_z=1"],
             "deftly train has no setting task.ranges.cube_z, did you mean 'task.ranges.cube-x'?",
         ),
-        (["training.torch_deterministic=true"], "deftly train has no setting training.torch_deterministic"),
+        (
+            ["training.torch_deterministic=true"],
+            "deftly train has no setting training.torch_deterministic",
+        ),
         (["env.num_envs=many"], "env.num-envs is many, but it must be a whole number"),
         (["--sim.preset", "fats"], "one of coarse, fast, default, accurate, did you mean 'fast'?"),
         (["stray"], "cannot read 'stray'"),

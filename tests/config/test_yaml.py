@@ -5,14 +5,26 @@ from cube_settings import CubeArgs, CubeConfig, Weights, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deftly.config import EnvConfig, PPOConfig, RunsConfig, SimConfig, TaskConfig, TrainArgs, field_docs, parse, to_yaml
+from deftly.config import (
+    EnvConfig,
+    PPOConfig,
+    RunsConfig,
+    SimConfig,
+    TaskConfig,
+    TrainArgs,
+    field_docs,
+    parse,
+    to_yaml,
+)
 from deftly.config.yaml import MAX_BYTES, read_mapping
 from deftly.errors import DeftlyError
 
 
 def test_yaml_file_comes_before_flags_wherever_it_stands(tmp_path):
     file = tmp_path / "c.yaml"
-    file.write_text("numEnvs: 8\nenv: {noise: no, latency_ms: [1, 2]}\nseed: -1\ncheckpoint: null\nrender: True\n")
+    file.write_text(
+        "numEnvs: 8\nenv: {noise: no, latency_ms: [1, 2]}\nseed: -1\ncheckpoint: null\nrender: True\n"
+    )
     for argv in (
         ["--config", str(file), "seed=5"],
         ["seed=5", f"--config={file}"],
@@ -62,7 +74,9 @@ def test_a_missing_yaml_file_is_one_line(argv):
 def test_an_unknown_key_in_yaml_is_named_with_its_file(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("env: {num_env: 3}\n")
-    with pytest.raises(DeftlyError, match=r"c.yaml: there is no setting env.num_env, did you mean 'env.num-envs'"):
+    with pytest.raises(
+        DeftlyError, match=r"c.yaml: there is no setting env.num_env, did you mean 'env.num-envs'"
+    ):
         read("--config", str(file))
 
 
@@ -83,7 +97,9 @@ configs = st.builds(
         reward_weights=st.builds(Weights, st.floats(allow_nan=False, allow_infinity=False)),
         ranges=st.fixed_dictionaries({"cube_x": positive, "yaw": positive}),
     ),
-    train=st.builds(PPOConfig, seed=st.integers(-1, 2**31 - 1), hidden=st.lists(st.integers(1, 999)).map(tuple)),
+    train=st.builds(
+        PPOConfig, seed=st.integers(-1, 2**31 - 1), hidden=st.lists(st.integers(1, 999)).map(tuple)
+    ),
     runs=st.builds(RunsConfig, root=texts.filter(lambda text: Path(text) != Path("")).map(Path)),
     checkpoint=st.none() | free_text,
     render=st.sampled_from([None, True, False]),
@@ -158,5 +174,7 @@ def test_a_huge_file_is_refused(tmp_path):
 
 def test_saved_settings_are_data():
     saved = {"task": {"tolerance": 0.5, "tolerence": 0.1}}
-    with pytest.raises(DeftlyError, match=r"^runs/x/config.yaml: there is no setting task.tolerence, did you mean"):
+    with pytest.raises(
+        DeftlyError, match=r"^runs/x/config.yaml: there is no setting task.tolerence, did you mean"
+    ):
         parse(CubeArgs, [], prog="deftly eval", filed=saved, origin="runs/x/config.yaml")

@@ -40,7 +40,9 @@ def test_norm_and_difference(seed):
 @settings(max_examples=50, deadline=None)
 def test_projected_gravity_is_down_in_the_bodys_frame(seed):
     quat = quaternion(np.random.default_rng(seed))
-    assert derive.projected_gravity(quat) == pytest.approx(rotation(quat).T @ [0.0, 0.0, -1.0], abs=1e-12)
+    assert derive.projected_gravity(quat) == pytest.approx(
+        rotation(quat).T @ [0.0, 0.0, -1.0], abs=1e-12
+    )
 
 
 @given(seeds)
@@ -136,8 +138,17 @@ def test_anchors_references_slides_and_several_joints_of_a_body():
     from deftly.contract import Joint
     from deftly.robots import Robot
 
-    joints = tuple(Joint(name, -1, 1, 0, 1, "m" if name == "rail" else "rad") for name in ("lift", "rail", "turn"))
-    robot = Robot("odd", "Odd", lambda: mujoco.MjSpec.from_string(ODD.format(free="")), joints, sites=("end", "mark"))
+    joints = tuple(
+        Joint(name, -1, 1, 0, 1, "m" if name == "rail" else "rad")
+        for name in ("lift", "rail", "turn")
+    )
+    robot = Robot(
+        "odd",
+        "Odd",
+        lambda: mujoco.MjSpec.from_string(ODD.format(free="")),
+        joints,
+        sites=("end", "mark"),
+    )
     model = robot.spec().compile()
     q = poses(robot)
     positions, matrices = by_mujoco(model, "end", joints, q)
@@ -152,7 +163,9 @@ def test_anchors_references_slides_and_several_joints_of_a_body():
 
 def test_the_base_is_the_body_that_floats():
     model = mujoco.MjModel.from_xml_string(ODD.format(free='<freejoint name="root"/>'))
-    fixed = mujoco.MjModel.from_xml_string(ODD.format(free="").replace('pos="1 2 3" quat=".5 .5 .5 .5"', ""))
+    fixed = mujoco.MjModel.from_xml_string(
+        ODD.format(free="").replace('pos="1 2 3" quat=".5 .5 .5 .5"', "")
+    )
     names = ("turn", "rail", "lift")
     assert site_chain(model, "end", names) == site_chain(fixed, "end", names)
 

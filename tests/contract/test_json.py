@@ -83,21 +83,30 @@ def test_two_policies_share_an_interface():
 
 def test_require_names_the_first_difference():
     PLAIN.require(PolicyContract.from_json(PLAIN.to_json()), "a copy")
-    other = dataclasses.replace(ROBOT, joints=(dataclasses.replace(JOINTS[0], upper=1.5), *JOINTS[1:]))
+    other = dataclasses.replace(
+        ROBOT, joints=(dataclasses.replace(JOINTS[0], upper=1.5), *JOINTS[1:])
+    )
     with pytest.raises(
-        ContractError, match=r"^the robot was made under another robot interface: joints\[0\]\.upper is"
+        ContractError,
+        match=r"^the robot was made under another robot interface: joints\[0\]\.upper is",
     ):
         ROBOT.require(other, "the robot")
-    with pytest.raises(ContractError, match=r"another contract: robot\.joints\[0\]\.upper is 1\.5 there, 2\.0 here$"):
+    with pytest.raises(
+        ContractError,
+        match=r"another contract: robot\.joints\[0\]\.upper is 1\.5 there, 2\.0 here$",
+    ):
         PLAIN.require(dataclasses.replace(PLAIN, robot=other), "the robot")
 
 
 def test_schema_1_is_refused_by_name():
     with pytest.raises(
-        ContractError, match="is of contract schema 1, made by an older Deftly: train or export it again"
+        ContractError,
+        match="is of contract schema 1, made by an older Deftly: train or export it again",
     ):
         PolicyContract.from_json('{"schema":"deftly.contract/1","robot":"toy","rate":20.0}')
-    with pytest.raises(ContractError, match=r"contract schema is 'deftly\.robot/2', this Deftly reads 'deftly\."):
+    with pytest.raises(
+        ContractError, match=r"contract schema is 'deftly\.robot/2', this Deftly reads 'deftly\."
+    ):
         PolicyContract.from_json(ROBOT.to_json())
     with pytest.raises(ContractError, match=r"robot schema is 'deftly\.contract/2'"):
         RobotInterface.from_json(PLAIN.to_json())
@@ -113,15 +122,28 @@ def test_imports_neither_torch_nor_mujoco_nor_numpy():
 # ------------------------------------------------------------------ damaged and hostile JSON
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.just(10**400),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=6)
+    | st.just(10**400),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
 def paths(tree, at=()) -> list[tuple]:
     """Where everything in a JSON tree stands."""
-    children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    children = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
     return [at, *(p for key, value in children for p in paths(value, (*at, key)))]
 
 
@@ -228,19 +250,25 @@ MALFORMED = {
     "Joint.velocity is 0": lambda: Joint("a", -1.0, 2.0, 0.0, 0.0),
     "Joint.lower is inf": lambda: Joint("a", float("inf"), 2.0, 0.0, 1.0),
     "Joint.slack is -0.1": lambda: Joint("a", -1.0, 2.0, 0.0, 1.0, slack=-0.1),
-    "needs a signal 'joint_pos' of shape (4,)": robot(signals=(Signal("joint_pos", 3), Signal("cube", 3))),
+    "needs a signal 'joint_pos' of shape (4,)": robot(
+        signals=(Signal("joint_pos", 3), Signal("cube", 3))
+    ),
     "no signal is 'command' or 'action'": robot(signals=(*ROBOT.signals, Signal("action", 3))),
     "Signal.shape is (0,)": lambda: Signal("x", 0),
     "Signal.shape is (True,)": lambda: Signal("x", True),
     "Signal.shape is (4097,)": lambda: Signal("x", 4097),
     "Signal x: has shape (2, 2): a signal of numbers is a vector": lambda: Signal("x", (2, 2)),
-    "Signal x: has shape (2, 2, 4): a uint8 signal is an image": lambda: Signal("x", (2, 2, 4), dtype="uint8"),
+    "Signal x: has shape (2, 2, 4): a uint8 signal is an image": lambda: Signal(
+        "x", (2, 2, 4), dtype="uint8"
+    ),
     "bytes, at most": lambda: Signal("x", (4096, 4096, 3), dtype="uint8"),
     "the sign of a motor is 1 or -1": lambda: Motor("a", 0.5),
     "expected each joint once": robot(motors=(Motor("a"),)),
     "a coupling names 'z', which is no joint": robot(couplings=(Coupling("z"),)),
     "a joint follows twice": robot(couplings=(Coupling("d"), Coupling("d"))),
-    "c follows d, which follows others": robot(couplings=(Coupling("d", (("a", 1.0),)), Coupling("c", (("d", 1.0),)))),
+    "c follows d, which follows others": robot(
+        couplings=(Coupling("d", (("a", 1.0),)), Coupling("c", (("d", 1.0),)))
+    ),
     "Coupling.of is": lambda: Coupling("d", ("a", 1.0)),  # type: ignore[arg-type]
     "Link: quat has length": lambda: Link(quat=(1.0, 1.0, 0.0, 0.0)),
     "axis has length 2": lambda: Link(joint="a", axis=(0.0, 2.0, 0.0)),
@@ -249,7 +277,9 @@ MALFORMED = {
     "has no signal 'heat'": arm(limits=(Limit("heat", 0.0, 1.0),)),
     "a limit names element 3 of 'wind', which has 3": arm(limits=(Limit("wind", 0.0, 1.0, 3),)),
     "'cub' is no signal, input or derived value of toy": policy(observe_terms=(Observe("cub"),)),
-    "scale of 'cube' has 2 values, expected 1 or 3": policy(observe_terms=(Observe("cube", scale=(1, 2)),)),
+    "scale of 'cube' has 2 values, expected 1 or 3": policy(
+        observe_terms=(Observe("cube", scale=(1, 2)),)
+    ),
     "clip of 'cube' is (1.0, -1.0)": lambda: Observe("cube", clip=(1, -1)),
     "has 1200000 elements, at most": policy(observe_terms=(Observe("cube", history=10_000),) * 40),
     "histories keep 1200000 elements": policy(
@@ -258,7 +288,9 @@ MALFORMED = {
     "Observe.history is 0": lambda: Observe("cube", history=0),
     "Observe.stride is True": lambda: Observe("cube", history=2, stride=True),
     "Observe.stride is 1.5": lambda: Observe("cube", history=2, stride=1.5),  # type: ignore[arg-type]
-    "stride 4 of 'cube' is larger than its history of 3": lambda: Observe("cube", history=3, stride=4),
+    "stride 4 of 'cube' is larger than its history of 3": lambda: Observe(
+        "cube", history=3, stride=4
+    ),
     "PolicyContract.observe_terms is ()": policy(observe_terms=()),
     "a joint is driven twice": policy(act_terms=(Act(("a", "a"), "velocity"),)),
     "a joint is driven twice: ['d'": policy(act_terms=(Act(("d",), "velocity"),)),
@@ -285,7 +317,9 @@ MALFORMED = {
         derive=(Derive("x", "norm", ("y",)), Derive("y", "norm", ("cube",)))
     ),
     "'cube' has 3 elements, not 4": policy(derive=(Derive("x", "projected_gravity", ("cube",)),)),
-    "joint_pos has 4 elements, cube has 3": policy(derive=(Derive("x", "difference", ("joint_pos", "cube")),)),
+    "joint_pos has 4 elements, cube has 3": policy(
+        derive=(Derive("x", "difference", ("joint_pos", "cube")),)
+    ),
     "'cube' names two things among signals, inputs and derived values": policy(
         derive=(Derive("cube", "norm", ("joint_pos",)),)
     ),
@@ -300,7 +334,9 @@ def test_what_contradicts_itself_is_refused_by_name(message):
     assert str(error.value).isprintable()
 
 
-SEEING = dataclasses.replace(ROBOT, signals=(*ROBOT.signals, Signal("front", (4, 6, 3), dtype="uint8")))
+SEEING = dataclasses.replace(
+    ROBOT, signals=(*ROBOT.signals, Signal("front", (4, 6, 3), dtype="uint8"))
+)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +350,9 @@ SEEING = dataclasses.replace(ROBOT, signals=(*ROBOT.signals, Signal("front", (4,
 def test_an_image_is_alone_in_its_group_and_unchanged(terms, said):
     with pytest.raises(ContractError, match=said):
         dataclasses.replace(PLAIN, robot=SEEING, observe_terms=terms)
-    dataclasses.replace(PLAIN, robot=SEEING, observe_terms=(Observe("front", group="eye"), Observe("cube")))
+    dataclasses.replace(
+        PLAIN, robot=SEEING, observe_terms=(Observe("front", group="eye"), Observe("cube"))
+    )
 
 
 def test_no_value_is_derived_from_an_image():

@@ -79,7 +79,9 @@ def test_a_stride_sees_the_newest_step_and_every_so_many_before(history, stride,
         past = [max(t - b, 0) for b in back]  # before the episode, all is as in its first step
         rows = [*(cubes[i] for i in past), now["joint_pos"], *(commands[i] for i in past)]
         np.testing.assert_array_equal(obs, np.concatenate(rows, -1))
-        kept = [tuple(value.shape) for name, value in memory.items() if name.startswith("history.0.")]
+        kept = [
+            tuple(value.shape) for name, value in memory.items() if name.startswith("history.0.")
+        ]
         assert kept == ([(*batch, 3 * len(back))] * stride if len(back) > 1 else [])
         _, memory = c.act(array(rng.normal(size=(*batch, 3)).astype(np.float32)), memory)
 
@@ -108,7 +110,9 @@ def test_missing_and_misshapen_signals_are_named():
 # ------------------------------------------------------------------ acting
 
 
-def first_targets(c: PolicyContract, action: list[float], pose=(0.5, 0.0, 0.02, 0.0)) -> list[float]:
+def first_targets(
+    c: PolicyContract, action: list[float], pose=(0.5, 0.0, 0.02, 0.0)
+) -> list[float]:
     memory = c.reset({"joint_pos": np.array(pose), "cube": np.zeros(3)})
     return c.act(np.array(action, float), memory)[0][:3].round(9).tolist()
 
@@ -120,7 +124,11 @@ def test_each_kind_means_what_it_says():
     assert first_targets(with_kind("relative", (0.2, 0.4, 0.01)), action) == [0.6, -0.2, 0.04]
     assert first_targets(with_kind("delta", (0.2, 0.4, 0.01)), action) == [0.6, -0.2, 0.025]
     assert first_targets(with_kind("velocity", (2.0, 4.0, 0.1)), action) == [0.55, -0.1, 0.0225]
-    assert first_targets(with_kind("velocity", ()), action) == [0.575, -0.0375, 0.02 + 0.15 * 0.5 / 20]
+    assert first_targets(with_kind("velocity", ()), action) == [
+        0.575,
+        -0.0375,
+        0.02 + 0.15 * 0.5 / 20,
+    ]
     assert first_targets(with_kind("gripper", (1.0, 1.0, 0.1)), action) == [0.45, 0.05, 0.015]
 
 
@@ -192,7 +200,9 @@ def test_no_action_leaves_the_limits_and_only_nan_gives_nan(c, data):
     signals = {**signals_of(c, np.random.default_rng(0)), "joint_pos": np.array(start, np.float32)}
     memory, poisoned = c.reset(signals), False
     for _ in range(3):
-        action = np.array(data.draw(st.lists(bits, min_size=c.action_size, max_size=c.action_size)), np.float32)
+        action = np.array(
+            data.draw(st.lists(bits, min_size=c.action_size, max_size=c.action_size)), np.float32
+        )
         poisoned |= bool(np.isnan(action).any())
         targets, memory = c.act(action, memory)
         within = (lower <= targets) & (targets <= upper)
@@ -304,7 +314,9 @@ def test_inputs_that_do_not_fit_are_named(inputs, said):
 
 SEEING = dataclasses.replace(
     PLAIN,
-    robot=dataclasses.replace(ROBOT, signals=(*ROBOT.signals, Signal("front", (4, 6, 3), dtype="uint8"))),
+    robot=dataclasses.replace(
+        ROBOT, signals=(*ROBOT.signals, Signal("front", (4, 6, 3), dtype="uint8"))
+    ),
     observe_terms=(
         Observe("cube", (2.0,)),
         Observe("front", group="front"),

@@ -17,7 +17,9 @@ def test_the_fake_robot_goes_where_it_is_told_at_top_speed():
     np.testing.assert_array_equal(first.signals["cube"], np.zeros(3))
     assert first.at == driver.time
     driver.write(LOWER)
-    np.testing.assert_allclose(driver.read().signals["joint_pos"], HOME - np.minimum(TOP * PERIOD, HOME - LOWER))
+    np.testing.assert_allclose(
+        driver.read().signals["joint_pos"], HOME - np.minimum(TOP * PERIOD, HOME - LOWER)
+    )
     for _ in range(100):
         driver.write(UPPER)
     np.testing.assert_allclose(driver.read().signals["joint_pos"], UPPER)

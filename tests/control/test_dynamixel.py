@@ -93,13 +93,16 @@ def test_motors_that_are_turns_away_are_read_and_commanded_there(bus, hand):
 
 def test_what_else_a_contract_asks_for_is_measured(bus):
     signals = tuple(
-        Signal(*s) for s in (("joint_pos", 16, "rad"), ("joint_vel", 16, "rad/s"), ("joint_current", 16, "A"))
+        Signal(*s)
+        for s in (("joint_pos", 16, "rad"), ("joint_vel", 16, "rad/s"), ("joint_current", 16, "A"))
     )
     driver = Dynamixel(leap.contract(signals=signals).robot, leap.RATE, bus.port)
     driver.write(HOME)
     bus.motors[
         12
-    ].blocked = True  # th_cmc, which is turned, wants to go up by a quarter of a radian: down for the motor
+    ].blocked = (
+        True  # th_cmc, which is turned, wants to go up by a quarter of a radian: down for the motor
+    )
     goal = HOME.copy()
     goal[12] += 0.25
     driver.write(goal)
@@ -127,7 +130,14 @@ def test_the_servos_are_set_up_as_they_are_simulated(bus, hand):
     bus.motors[3].put(108, 4, 100)
     hand(current_ma=400).write(HOME)
     wait(lambda: registers(bus, 98, 1) == [50] * 16)  # five periods of 0.2 s, in 20 ms
-    for address, size, value in ((11, 1, 5), (9, 1, 0), (84, 2, 1139), (82, 2, 0), (80, 2, 148), (102, 2, 400)):
+    for address, size, value in (
+        (11, 1, 5),
+        (9, 1, 0),
+        (84, 2, 1139),
+        (82, 2, 0),
+        (80, 2, 148),
+        (102, 2, 400),
+    ):
         assert registers(bus, address, size) == [value] * 16
     assert registers(bus, 108, 4) == registers(bus, 112, 4) == [0] * 16
 
@@ -144,7 +154,9 @@ def test_the_hand_holds_its_last_target_and_is_not_watched_after_stop(bus, hand)
     with pytest.raises(DriverError, match="is gone"):
         driver.read()
     hand().read()
-    assert registers(bus, 64, 1) == [1] * 16, "the next run takes the hand over without letting it sag"
+    assert registers(bus, 64, 1) == [1] * 16, (
+        "the next run takes the hand over without letting it sag"
+    )
 
 
 def test_motors_that_hear_nothing_stop_and_are_taken_up_again(bus, hand):
@@ -157,7 +169,9 @@ def test_motors_that_hear_nothing_stop_and_are_taken_up_again(bus, hand):
     driver._bus.write(driver._ids, 116, [bytes(4)] * 16)
     wait(lambda: bus.packets > heard)
     assert min(registers(bus, 116, 4)) > 0, "a motor that stopped takes no goal"
-    with pytest.raises(DriverError, match=r"the motors stopped by themselves: no packet for 0\.04 s"):
+    with pytest.raises(
+        DriverError, match=r"the motors stopped by themselves: no packet for 0\.04 s"
+    ):
         driver.read()
     driver._watchdog = bytes([50])
     driver.write(HOME)
@@ -195,7 +209,10 @@ FAULTS = {
     "hot": (lambda bus: bus.motors[1].fail(4), "motor 1 (if_mcp) reports overheating"),
     "encoder": (lambda bus: bus.motors[1].fail(8), "motor 1 (if_mcp) reports encoder"),
     "shock": (lambda bus: bus.motors[1].fail(16), "motor 1 (if_mcp) reports electrical shock"),
-    "overload": (lambda bus: bus.motors[15].fail(36), "motor 15 (th_ipl) reports overheating and overload"),
+    "overload": (
+        lambda bus: bus.motors[15].fail(36),
+        "motor 15 (th_ipl) reports overheating and overload",
+    ),
     "restarted": (lambda bus: bus.motors[8].restart(), "motor 8 (rf_rot) has restarted and let go"),
 }
 
@@ -238,7 +255,8 @@ def test_what_is_lost_or_damaged_once_is_asked_for_again(bus, hand):
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"\x00", b"\xff\xff\xfd", b"\xff\xff\xfd\x00\x01", b"\xff\xff\xfd\x00\xfd\x04\x00\x55"]
+    "garbage",
+    [b"\x00", b"\xff\xff\xfd", b"\xff\xff\xfd\x00\x01", b"\xff\xff\xfd\x00\xfd\x04\x00\x55"],
 )
 def test_bytes_that_are_no_packet_do_no_harm(bus, hand, garbage):
     driver = hand(timeout=0.1)
@@ -272,7 +290,11 @@ def test_bytes_that_look_like_a_packet_are_a_fault_and_no_measurement(bus, hand)
 def test_a_motor_that_is_held_fast_is_a_fault_of_following(bus, hand):
     driver, kernel = (
         hand(),
-        Kernel(leap.contract().robot, leap.contract().rate, replace(PATIENT, approach_s=1e-3, lead=0.06)),
+        Kernel(
+            leap.contract().robot,
+            leap.contract().rate,
+            replace(PATIENT, approach_s=1e-3, lead=0.06),
+        ),
     )
     bus.motors[1].position = leap.tick("right", "if_mcp", 1.1)
     runner = Runner(Still(), kernel, driver)
@@ -329,7 +351,10 @@ def put(address, size, value, motor=3):
         (unplug(3), "motor 3 does not answer on "),
         (unplug(3, 7), "motors 3, 7 do not answer on "),
         (lambda bus: setattr(bus, "silent", True), "no motor answers on "),
-        (lambda bus: setattr(bus, "baud", 1_000_000), "speaks 1000000 baud, not 4000000: give --baud 1000000"),
+        (
+            lambda bus: setattr(bus, "baud", 1_000_000),
+            "speaks 1000000 baud, not 4000000: give --baud 1000000",
+        ),
         (
             lambda bus: setattr(bus.motors[3], "model", 1200),
             "motor 3 is model 1200 (XL330-M288), but the hand has XC330",
@@ -340,7 +365,9 @@ def put(address, size, value, motor=3):
         (put(38, 2, 300), "motor 3 (if_dip) does not take 2602 at 102: it has 3009"),
     ],
 )
-def test_a_hand_that_is_not_as_it_should_be_is_refused_and_the_port_let_go_of(bus, hand, change, words):
+def test_a_hand_that_is_not_as_it_should_be_is_refused_and_the_port_let_go_of(
+    bus, hand, change, words
+):
     bus.change(change)
     with pytest.raises(DriverError) as found:
         hand()
@@ -352,7 +379,9 @@ def test_a_hand_that_is_not_as_it_should_be_is_refused_and_the_port_let_go_of(bu
 
 def test_a_slow_adapter_is_refused_with_the_cure(bus, hand):
     bus.delay = 0.016
-    with pytest.raises(DriverError, match=r"ms, at 5 Hz at most 10\.0 are left: set its latency timer to 1 ms"):
+    with pytest.raises(
+        DriverError, match=r"ms, at 5 Hz at most 10\.0 are left: set its latency timer to 1 ms"
+    ):
         hand(timeout=0.01)
 
 
@@ -385,7 +414,11 @@ def test_a_port_that_cannot_be_opened_is_one_line(bus, hand, monkeypatch, tmp_pa
     ("contract", "more", "words"),
     [
         (fifty.CONTRACT, {}, "the interface of fifty names no motors"),
-        (leap.contract(), {"current_ma": 5000}, "--current-ma is 5000, but it must be within 1 .. 1200"),
+        (
+            leap.contract(),
+            {"current_ma": 5000},
+            "--current-ma is 5000, but it must be within 1 .. 1200",
+        ),
         (leap.contract(), {"current_ma": 0}, "--current-ma is 0"),
         (leap.contract(rate=1.0), {}, "runs at 1 Hz: too slow for the motors' watchdog"),
         (

@@ -26,12 +26,17 @@ CONTRACT = fifty.CONTRACT
 class Recorded:
     """A loop in simulated time, whose operator does what `events` says before a tick."""
 
-    def __init__(self, path, events, ticks, *, contract=CONTRACT, network=None, size=1000, cfg=None, **fault):
+    def __init__(
+        self, path, events, ticks, *, contract=CONTRACT, network=None, size=1000, cfg=None, **fault
+    ):
         self.clock, cfg = 100.0, cfg or SafetyConfig(start_envelope=3.0)
         ring, kernel = Ring(contract, size), Kernel(contract.robot, contract.rate, cfg)
         policy = ContractPolicy(contract, network or OnnxNetwork(fifty.model(), contract))
         self.runner = Runner(
-            policy, kernel, FakeDriver(contract.robot, contract.rate, clock=lambda: self.clock, **fault), ring
+            policy,
+            kernel,
+            FakeDriver(contract.robot, contract.rate, clock=lambda: self.clock, **fault),
+            ring,
         )
         faults, last = [], "none"
         for tick in range(ticks):
@@ -172,13 +177,22 @@ def test_what_was_tampered_with_is_found(held, tmp_path, bundle, capsys):
         rows["action"][30] += 1e-7
 
     for change, said in (
-        (state, "safety kernel: tick 30 differs: state is 'hold' in the log, 'active' in the replay"),
-        (event, "safety kernel: tick 50 differs: state is 'ready' in the log, 'hold' in the replay"),
+        (
+            state,
+            "safety kernel: tick 30 differs: state is 'hold' in the log, 'active' in the replay",
+        ),
+        (
+            event,
+            "safety kernel: tick 50 differs: state is 'ready' in the log, 'hold' in the replay",
+        ),
         (odd, "safety kernel: tick 30 differs: the operator's 'resume' is not possible"),
         (unknown, "safety kernel: tick 30 differs: the operator's '__init__' is not possible"),
         (action, "policy: tick 30 differs: the action, by "),
     ):
-        assert cli.main(["inspect", str(tampered(held, tmp_path, change)), "--bundle", str(bundle)]) == 1
+        assert (
+            cli.main(["inspect", str(tampered(held, tmp_path, change)), "--bundle", str(bundle)])
+            == 1
+        )
         assert said in capsys.readouterr().out
 
 
@@ -208,7 +222,11 @@ def test_csv(held, tmp_path, capsys):
     assert len(rows) == len(found)
     assert float(rows[30]["command/b"]) == found.rows["command"][30, 1]
     assert float(rows[30]["measured/a"]) == found.rows["signal/joint_pos"][30, 0]
-    assert (rows[5]["event"], rows[5]["state"], rows[100]["fault"]) == ("start", "active", "signals-bad")
+    assert (rows[5]["event"], rows[5]["state"], rows[100]["fault"]) == (
+        "start",
+        "active",
+        "signals-bad",
+    )
 
 
 def test_a_plot_of_sixteen_joints(tmp_path, capsys):
@@ -249,7 +267,9 @@ EVIL = "\x1b[2J\x1b]0;x\x07\nlast line"
 
 def test_what_a_log_says_does_nothing_to_the_terminal(held, tmp_path, capsys):
     found = log.read(held)
-    faults = json.dumps([[float(found.rows["now"][99]), "x", EVIL], [float(found.rows["now"][100]), "x", EVIL]])
+    faults = json.dumps(
+        [[float(found.rows["now"][99]), "x", EVIL], [float(found.rows["now"][100]), "x", EVIL]]
+    )
     facts = {**found.facts, "task": EVIL, "policy": EVIL, "driver": EVIL, "faults": faults}
     rows = {**found.rows, "state": found.rows["state"].copy(), "fault": found.rows["fault"].copy()}
     rows["state"][10], rows["fault"][20] = EVIL, EVIL
@@ -264,7 +284,9 @@ def test_what_a_log_says_does_nothing_to_the_terminal(held, tmp_path, capsys):
 DEEP = "[" * 100_000
 
 
-@pytest.mark.parametrize("facts", [{"safety": DEEP}, {"safety": "7"}, {"safety": '{"speed": "x"}'}, {"safety": "NaN"}])
+@pytest.mark.parametrize(
+    "facts", [{"safety": DEEP}, {"safety": "7"}, {"safety": '{"speed": "x"}'}, {"safety": "NaN"}]
+)
 def test_bounds_that_are_none_are_one_line(held, tmp_path, capsys, facts):
     found = log.read(held)
     log.write(tmp_path / "bad.npz", found.contract, found.rows, {**found.facts, **facts})

@@ -25,7 +25,9 @@ SEEING = PolicyContract(
 
 
 def expert(obs):
-    return np.concatenate((0.1 * np.ones((len(obs), 2)), -np.ones((len(obs), 1))), -1).astype(np.float32)
+    return np.concatenate((0.1 * np.ones((len(obs), 2)), -np.ones((len(obs), 1))), -1).astype(
+        np.float32
+    )
 
 
 def seeing(obs):
@@ -77,7 +79,9 @@ def test_a_policy_for_another_robot_is_refused_by_the_first_difference():
     kernel = Kernel(ROBOT, 20.0)
     kernel.require(other)
     assert (kernel.state, kernel.fault) == (State.STOP, Fault.CONTRACT)
-    said = "the policy was made under another robot interface: joints[0].upper is 1.9 there, 2.0 here"
+    said = (
+        "the policy was made under another robot interface: joints[0].upper is 1.9 there, 2.0 here"
+    )
     assert kernel.reason == said
 
 
@@ -116,7 +120,9 @@ def test_a_log_keeps_no_images():
 def followed(kernel, lag):
     """Whether the kernel bears with a first joint that lags so far behind its command."""
     now = 1.0
-    measured = {s.name: np.zeros(s.size) for s in kernel.robot.signals} | {"joint_pos": np.array(kernel.robot.home())}
+    measured = {s.name: np.zeros(s.size) for s in kernel.robot.signals} | {
+        "joint_pos": np.array(kernel.robot.home())
+    }
     kernel.tick(now, Reading(measured, now))
     kernel.start()
     targets = measured["joint_pos"] + np.eye(len(HOME))[0] * lag
@@ -137,7 +143,9 @@ def followed(kernel, lag):
         ("leap-right", 0.5, 0.6, False),
     ],
 )
-def test_how_far_a_command_may_lead_is_known_by_the_robots_name_unless_it_is_said(name, lead, lag, bears):
+def test_how_far_a_command_may_lead_is_known_by_the_robots_name_unless_it_is_said(
+    name, lead, lag, bears
+):
     joints = (dataclasses.replace(ROBOT.joints[0], upper=9.0), *ROBOT.joints[1:])
     robot = dataclasses.replace(ROBOT, name=name, joints=joints)
     assert followed(Kernel(robot, 20.0, SafetyConfig(lead=lead, ramp_s=0.0)), lag) is bears

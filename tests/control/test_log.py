@@ -42,7 +42,10 @@ def recorded(ring, seed, ticks, fault="", at=40):
     """A loop of some ticks with an operator who starts and resumes at once; returns what it commanded."""
     clock = [100.0]
     runner = Runner(
-        Shaky(seed), Kernel(TOY.robot, TOY.rate), FakeDriver(TOY.robot, TOY.rate, fault, at, lambda: clock[0]), ring
+        Shaky(seed),
+        Kernel(TOY.robot, TOY.rate),
+        FakeDriver(TOY.robot, TOY.rate, fault, at, lambda: clock[0]),
+        ring,
     )
     rng = np.random.default_rng(seed)
     for _ in range(ticks):
@@ -65,14 +68,18 @@ def replayed(found, kernel):
             if i:
                 now = kernel.snapshot()
                 assert all(
-                    np.array_equal(now[k], v, equal_nan=k == "command") for k, v in snapshot.items() if k != "reason"
+                    np.array_equal(now[k], v, equal_nan=k == "command")
+                    for k, v in snapshot.items()
+                    if k != "reason"
                 )
             kernel.restore(snapshot)
         row = {name: column[i] for name, column in found.rows.items()}
         for event in filter(None, str(row["event"]).split("+")):
             getattr(kernel, event)()
         reading = None if np.isnan(row["at"]) else Reading(found.signals(i), float(row["at"]))
-        command = kernel.tick(float(row["now"]), reading, row["targets"] if row["decided"] else None)
+        command = kernel.tick(
+            float(row["now"]), reading, row["targets"] if row["decided"] else None
+        )
         if not row["written"]:
             kernel.hold("", Fault.DRIVER)
         assert (kernel.state, kernel.fault) == (row["state"], row["fault"])
@@ -81,8 +88,12 @@ def replayed(found, kernel):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 300), st.integers(1, 400), st.sampled_from(("", *FAULTS)))
-def test_a_log_whose_beginning_was_dropped_replays_from_its_oldest_row(tmp_path_factory, seed, ticks, size, fault):
+@given(
+    st.integers(0, 2**32), st.integers(1, 300), st.integers(1, 400), st.sampled_from(("", *FAULTS))
+)
+def test_a_log_whose_beginning_was_dropped_replays_from_its_oldest_row(
+    tmp_path_factory, seed, ticks, size, fault
+):
     path = tmp_path_factory.mktemp("log") / "log.npz"
     ring = Ring(TOY, size)
     recorded(ring, seed, ticks, "" if fault == "slow" else fault)
@@ -90,13 +101,23 @@ def test_a_log_whose_beginning_was_dropped_replays_from_its_oldest_row(tmp_path_
     found = log.read(path)
     assert min(ticks, 0.7 * size) <= len(found) <= size
     assert found.snapshot(0) is not None
-    np.testing.assert_array_equal(replayed(found, Kernel(TOY.robot, TOY.rate)), found.rows["command"])
+    np.testing.assert_array_equal(
+        replayed(found, Kernel(TOY.robot, TOY.rate)), found.rows["command"]
+    )
 
 
 def small(ticks=5, size=10):
     ring = Ring(TOY, size)
     for i in range(ticks):
-        ring.add(now=i, at=i + 0.5, state=State.READY, fault=Fault.NONE, command=HOME + i, written=True, episode=i)
+        ring.add(
+            now=i,
+            at=i + 0.5,
+            state=State.READY,
+            fault=Fault.NONE,
+            command=HOME + i,
+            written=True,
+            episode=i,
+        )
     return ring
 
 
@@ -121,9 +142,20 @@ def test_the_ring_keeps_the_newest_ticks_oldest_first():
 
 
 def test_what_is_not_given_or_does_not_fit_is_empty():
-    ring, bad = Ring(TOY, 8), [HOME[:3], "1", ["1", "2", "3", "4"], [[1], [1, 2]], {}, HOME > 0, [None] * 4, HOME * 1j]
+    ring, bad = (
+        Ring(TOY, 8),
+        [HOME[:3], "1", ["1", "2", "3", "4"], [[1], [1, 2]], {}, HOME > 0, [None] * 4, HOME * 1j],
+    )
     for value in bad:
-        ring.add(now=1.0, command=value, state=7, episode=1e300, decided="yes", action=[1e300] * 3, unknown=1)
+        ring.add(
+            now=1.0,
+            command=value,
+            state=7,
+            episode=1e300,
+            decided="yes",
+            action=[1e300] * 3,
+            unknown=1,
+        )
     rows = ring.rows()
     assert np.isnan(rows["command"]).all()
     assert np.isnan(rows["at"]).all()
@@ -193,7 +225,9 @@ def test_a_snapshot_is_read_back_as_it_was_kept(tmp_path):
     assert found is not None
     assert set(found) == set(kept)
     assert all(type(found[name]) is type(kept[name]) for name in kept)
-    assert all(np.array_equal(found[name], kept[name], equal_nan=name == "command") for name in kept)
+    assert all(
+        np.array_equal(found[name], kept[name], equal_nan=name == "command") for name in kept
+    )
 
 
 DAMAGED = {
@@ -214,7 +248,9 @@ DAMAGED = {
     "text column": lambda p: saved(p, **{"row/command": np.full((5, 4), "x")}),
     "no rows": lambda p: saved(p, **{"row/now": np.float64(1)}),
     "no ticks": lambda p: saved(p, **_first_rows(p)),
-    "short snapshot": lambda p: saved(p, **{"snapshot/tick": np.zeros(2), "snapshot/now": np.zeros(1)}),
+    "short snapshot": lambda p: saved(
+        p, **{"snapshot/tick": np.zeros(2), "snapshot/now": np.zeros(1)}
+    ),
     "objects": lambda p: saved(p, **{"fact/x": np.array([{}], dtype=object)}),
     "no array": lambda p: _member(p, "row/now", b"not an array"),
     "huge array": lambda p: _member(p, "row/now.npy", _header("(100000000000000,)")),
@@ -229,7 +265,11 @@ def _first_rows(path):
 
 def _member(path, name, data):
     with zipfile.ZipFile(path) as old:
-        parts = {n: old.read(n) for n in old.namelist() if n.removesuffix(".npy") != name.removesuffix(".npy")}
+        parts = {
+            n: old.read(n)
+            for n in old.namelist()
+            if n.removesuffix(".npy") != name.removesuffix(".npy")
+        }
     with zipfile.ZipFile(path, "w") as new:
         for part, content in (parts | {name: data}).items():
             new.writestr(part, content)

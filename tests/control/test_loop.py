@@ -41,7 +41,9 @@ def throws(error):
 
 def looped(driver, policy=None, ticks=10, each=None, log=None, **cfg):
     """A loop in simulated time, started at its first tick; the runner, when it has ended."""
-    runner = Runner(policy or Steady(), Kernel(TOY.robot, TOY.rate, SafetyConfig(**cfg)), driver, log)
+    runner = Runner(
+        policy or Steady(), Kernel(TOY.robot, TOY.rate, SafetyConfig(**cfg)), driver, log
+    )
     ticker = Ticker(TOY.rate, lambda: driver.time, driver.sleep)
     left = [ticks]
 
@@ -144,7 +146,9 @@ def test_the_normal_end_leaves_the_robot_safe():
     np.testing.assert_array_equal(driver.command, runner.kernel.command)
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(3), GeneratorExit(), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), KeyboardInterrupt(), SystemExit(3), GeneratorExit(), MemoryError()]
+)
 @pytest.mark.parametrize("where", ["each", "read", "write", "reset", "infer"])
 def test_every_exit_commands_the_safe_target_and_stops_the_driver_once(where, error):
     count = [0]
@@ -249,7 +253,9 @@ PROGRAM = """
 def test_a_signal_leaves_the_robot_safe_and_a_second_one_does_not_interrupt_that(name):
     paths = [str(Path(__file__).parents[1] / "assets"), str(Path(__file__).parents[2] / "src")]
     program = [sys.executable, "-c", textwrap.dedent(PROGRAM).format(paths=paths)]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         try:
             lines = [process.stdout.readline().strip() for _ in range(3)]
             assert lines == ["write"] * 3
@@ -280,10 +286,20 @@ class Rude(Exception):
         raise RuntimeError
 
 
-ANSWERS = [None, 3, (), (1, 2), Reading(None, 0.0), Reading({}, None), Reading({"joint_pos": [[1], [1, 2]]}, 101.0)]
+ANSWERS = [
+    None,
+    3,
+    (),
+    (1, 2),
+    Reading(None, 0.0),
+    Reading({}, None),
+    Reading({"joint_pos": [[1], [1, 2]]}, 101.0),
+]
 
 
-@pytest.mark.parametrize("answer", [*ANSWERS, Reading({1: 2}, "x"), Reading({"joint_pos": HOME}, np.nan)], ids=repr)
+@pytest.mark.parametrize(
+    "answer", [*ANSWERS, Reading({1: 2}, "x"), Reading({"joint_pos": HOME}, np.nan)], ids=repr
+)
 def test_whatever_a_driver_gives_is_at_most_a_fault(answer):
     driver, ring, count = Watched(), Ring(TOY, 50), [0]
 
@@ -297,7 +313,9 @@ def test_whatever_a_driver_gives_is_at_most_a_fault(answer):
     assert left_safe(driver)
 
 
-@pytest.mark.parametrize("answer", [None, 3, (), (None, None), ([1], [[1], [1, 2]]), ("a", "b"), (HOME, HOME > 0)])
+@pytest.mark.parametrize(
+    "answer", [None, 3, (), (None, None), ([1], [[1], [1, 2]]), ("a", "b"), (HOME, HOME > 0)]
+)
 def test_whatever_a_policy_gives_is_at_most_a_fault(answer):
     driver, ring = Watched(), Ring(TOY, 50)
     runner = looped(driver, Steady(infer=lambda s, a: answer), ticks=20, log=ring)
@@ -356,7 +374,9 @@ def test_a_driver_may_keep_and_change_its_arrays():
 
 def test_the_log_holds_what_the_kernel_saw():
     driver, ring = Watched(), Ring(TOY, 50)
-    driver.broken["read"] = lambda: Reading({"joint_pos": ["1", "2", "3", "4"], "cube": np.zeros(3, bool)}, driver.time)
+    driver.broken["read"] = lambda: Reading(
+        {"joint_pos": ["1", "2", "3", "4"], "cube": np.zeros(3, bool)}, driver.time
+    )
     looped(driver, ticks=3, log=ring)
     assert np.isnan(ring.rows()["signal/joint_pos"]).all()
     assert np.isnan(ring.rows()["signal/cube"]).all()
@@ -390,7 +410,9 @@ def test_the_policy_is_asked_only_while_active_and_reset_at_each_start():
             runner.hold()
         if i == 60:
             runner.resume()
-    assert all((state is State.ACTIVE and not approach) == bool(calls) for state, approach, calls in asked)
+    assert all(
+        (state is State.ACTIVE and not approach) == bool(calls) for state, approach, calls in asked
+    )
     assert policy.calls.count("reset") == 2
     assert [c for _, _, c in asked if "reset" in c] == [["reset", "infer"]] * 2
 

@@ -85,9 +85,13 @@ PATIENT = SafetyConfig(ramp_s=0.0, stall_periods=40.0, misses=100, signal_period
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_policy_process_that_is_killed_or_suspended_leads_to_a_hold_within_two_periods(server, number):
+def test_a_policy_process_that_is_killed_or_suspended_leads_to_a_hold_within_two_periods(
+    server, number
+):
     process, endpoint = server
-    with Runner(Remote(endpoint), Kernel(TOY.robot, TOY.rate, PATIENT), FakeDriver(TOY.robot, TOY.rate)) as runner:
+    with Runner(
+        Remote(endpoint), Kernel(TOY.robot, TOY.rate, PATIENT), FakeDriver(TOY.robot, TOY.rate)
+    ) as runner:
         periods = hold_after(runner, 5, lambda: os.kill(process.pid, number))
         assert runner.kernel.fault is Fault.POLICY_STALE
         assert "no answer of the policy server" in runner.problem
@@ -104,7 +108,9 @@ def test_a_policy_process_that_is_killed_or_suspended_leads_to_a_hold_within_two
 def test_a_peer_that_accepts_and_says_nothing_leads_to_a_hold_within_two_periods():
     with socket.create_server(("127.0.0.1", 0)) as half_open:
         endpoint = f"tcp://127.0.0.1:{half_open.getsockname()[1]}"
-        with Runner(Remote(endpoint), Kernel(TOY.robot, TOY.rate, PATIENT), FakeDriver(TOY.robot, TOY.rate)) as runner:
+        with Runner(
+            Remote(endpoint), Kernel(TOY.robot, TOY.rate, PATIENT), FakeDriver(TOY.robot, TOY.rate)
+        ) as runner:
             assert hold_after(runner, 0, lambda: None) <= 2
             assert runner.kernel.fault is Fault.POLICY_STALE
             np.testing.assert_array_equal(runner.driver.command, HOME)

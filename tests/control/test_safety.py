@@ -67,7 +67,11 @@ EVENTS = {
     Fault.DEADLINES: late,
     Fault.STALLED: lambda b: b.tick(periods=5),
     Fault.CLOCK: lambda b: b.kernel.tick(np.nan, b.reading(), HOME),
-    Fault.ENVELOPE: lambda b: (setattr(b, "pose", HOME + np.array([0.4, 0, 0, 0])), b.tick(), b.kernel.start()),
+    Fault.ENVELOPE: lambda b: (
+        setattr(b, "pose", HOME + np.array([0.4, 0, 0, 0])),
+        b.tick(),
+        b.kernel.start(),
+    ),
     Fault.FOLLOWING: lead,
     Fault.DRIVER: lambda b: b.tick(reading=None),
     Fault.CONTRACT: lambda b: b.kernel.require(OTHER),
@@ -79,12 +83,22 @@ FOLLOWED = (Fault.POLICY_STALE, Fault.POLICY_BAD)
 TIMED = (Fault.DEADLINES, Fault.STALLED, Fault.FOLLOWING)
 
 
-GROUPS = {"measured": MEASURED, "followed": FOLLOWED, "timed": TIMED, "held": ("hold", Fault.OPERATOR)}
+GROUPS = {
+    "measured": MEASURED,
+    "followed": FOLLOWED,
+    "timed": TIMED,
+    "held": ("hold", Fault.OPERATOR),
+}
 
 
 def row(good, **changes):
     """What each event leads to: where a good tick leads, but for the changes."""
-    table = dict.fromkeys(EVENTS, good) | {"start": REFUSED, "resume": REFUSED, "stop": STOP, Fault.CONTRACT: STOP}
+    table = dict.fromkeys(EVENTS, good) | {
+        "start": REFUSED,
+        "resume": REFUSED,
+        "stop": STOP,
+        Fault.CONTRACT: STOP,
+    }
     table[Fault.ENVELOPE] = REFUSED
     for names, state in changes.items():
         table |= dict.fromkeys(GROUPS.get(names, (names,)), state)
@@ -132,7 +146,10 @@ def test_nothing_but_the_operators_resume_leaves_hold(event):
     with suppress(SafetyError):
         EVENTS[event](bench)
     assert bench.kernel.state is (STOP if event in ("stop", Fault.CONTRACT) else HOLD)
-    assert (bench.kernel.fault, bench.kernel.reason) == (Fault.OPERATOR, "the operator asked for it")
+    assert (bench.kernel.fault, bench.kernel.reason) == (
+        Fault.OPERATOR,
+        "the operator asked for it",
+    )
 
 
 @pytest.mark.parametrize("first", [*MEASURED, *FOLLOWED, *TIMED])
@@ -164,18 +181,30 @@ def floats(size):
     def view(data):
         return np.frombuffer(data[0][: size * np.dtype(data[1]).itemsize], data[1]).copy()
 
-    return st.tuples(st.binary(min_size=8 * size, max_size=8 * size), st.sampled_from(("<f4", "<f8"))).map(view)
+    return st.tuples(
+        st.binary(min_size=8 * size, max_size=8 * size), st.sampled_from(("<f4", "<f8"))
+    ).map(view)
 
 
 def ticks():
     """A hostile tick: pose, cube, targets, time step and age; any of them may be ordinary."""
-    near = st.lists(st.floats(-0.3, 0.3), min_size=4, max_size=4).map(lambda d: HOME + np.array(d) * [1, 1, 0.01, 1])
-    targets = st.one_of(st.none(), floats(4), floats(3), st.lists(st.floats(), min_size=4, max_size=4).map(np.array))
-    step = st.one_of(st.just(PERIOD), st.floats(), st.floats(0, 0.1), st.sampled_from([0.0, -1.0, 5e-324, 1e300]))
-    return st.tuples(st.one_of(near, floats(4)), floats(3), targets, step, st.one_of(st.just(0.0), st.floats()))
+    near = st.lists(st.floats(-0.3, 0.3), min_size=4, max_size=4).map(
+        lambda d: HOME + np.array(d) * [1, 1, 0.01, 1]
+    )
+    targets = st.one_of(
+        st.none(), floats(4), floats(3), st.lists(st.floats(), min_size=4, max_size=4).map(np.array)
+    )
+    step = st.one_of(
+        st.just(PERIOD), st.floats(), st.floats(0, 0.1), st.sampled_from([0.0, -1.0, 5e-324, 1e300])
+    )
+    return st.tuples(
+        st.one_of(near, floats(4)), floats(3), targets, step, st.one_of(st.just(0.0), st.floats())
+    )
 
 
-@settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
 class Anything(RuleBasedStateMachine):
     """Whatever comes in, and whatever the operator does, the promises about what goes out hold."""
 
@@ -197,7 +226,13 @@ class Anything(RuleBasedStateMachine):
         elapsed = now - self.last if fine else 0.0
         self.last = now if fine else self.last
         after = k.state
-        moves = {INIT: {INIT, READY}, READY: {READY, HOLD}, ACTIVE: {ACTIVE, HOLD}, HOLD: {HOLD}, STOP: {STOP}}
+        moves = {
+            INIT: {INIT, READY},
+            READY: {READY, HOLD},
+            ACTIVE: {ACTIVE, HOLD},
+            HOLD: {HOLD},
+            STOP: {STOP},
+        }
         assert after in moves[before] or (before is INIT and after is HOLD and held is not None)
         assert asked <= (before is ACTIVE)
         assert (out is None) == (after is INIT or k.command is None)
@@ -209,11 +244,17 @@ class Anything(RuleBasedStateMachine):
         assert (out >= self.lower).all()
         assert (out <= self.upper).all()
         if before is INIT and after is READY:
-            here = np.clip(np.asarray(reading.signals["joint_pos"], np.float64), self.lower, self.upper)
+            here = np.clip(
+                np.asarray(reading.signals["joint_pos"], np.float64), self.lower, self.upper
+            )
             assert ((out == here) | (held is not None and out == held)).all()
             assert np.abs(out - here).max() <= max(self.cfg.lead or LEAD, UPPER[2])
         else:
-            most = 0.7 * TOP * min(elapsed, PERIOD) * (1 + 1e-12) + 1e-15 if before is after is ACTIVE else 0.0
+            most = (
+                0.7 * TOP * min(elapsed, PERIOD) * (1 + 1e-12) + 1e-15
+                if before is after is ACTIVE
+                else 0.0
+            )
             assert (np.abs(out - held) <= most).all()
         out += 1e6  # what is given away is the caller's
 
@@ -230,7 +271,11 @@ class Anything(RuleBasedStateMachine):
         for _ in range(ticks):
             self.now += PERIOD
             pose = HOME if self.kernel.command is None else self.kernel.command
-            self.do(self.now, Reading({"joint_pos": pose, "cube": np.zeros(3)}, self.now), np.full(4, goal))
+            self.do(
+                self.now,
+                Reading({"joint_pos": pose, "cube": np.zeros(3)}, self.now),
+                np.full(4, goal),
+            )
 
     @rule()
     def fails(self):
@@ -322,7 +367,14 @@ def test_signals_that_are_no_numbers_are_a_fault_of_the_sensor(wrong, name):
 
 @pytest.mark.parametrize(
     "reading",
-    [Reading({}, 0.0), Reading(None, 0.0), ({}, 0.0), "x", Reading({"joint_pos": HOME}, None), Reading({}, "now")],
+    [
+        Reading({}, 0.0),
+        Reading(None, 0.0),
+        ({}, 0.0),
+        "x",
+        Reading({"joint_pos": HOME}, None),
+        Reading({}, "now"),
+    ],
 )
 def test_what_is_no_reading_is_a_fault(reading):
     bench = Bench().active()
@@ -330,7 +382,9 @@ def test_what_is_no_reading_is_a_fault(reading):
     assert bench.kernel.fault in (Fault.SIGNALS_BAD, Fault.SIGNALS_STALE)
 
 
-@pytest.mark.parametrize("now", [np.nan, np.inf, -np.inf, None, "now", 10**400, 0.0, 100.0, -1e300, "the same"])
+@pytest.mark.parametrize(
+    "now", [np.nan, np.inf, -np.inf, None, "now", 10**400, 0.0, 100.0, -1e300, "the same"]
+)
 def test_a_clock_that_is_none_or_does_not_go_forward_is_a_fault(now):
     bench = Bench().active()
     bench.kernel.tick(bench.now if now == "the same" else now, bench.reading(), HOME)
@@ -371,7 +425,13 @@ def test_nothing_that_came_in_or_went_out_is_kept_by_reference():
     bench.now += PERIOD
     out = bench.kernel.tick(bench.now, Reading({"joint_pos": pose, "cube": cube}, bench.now), goal)
     before = bench.kernel.snapshot()
-    for array in (out, pose, cube, goal, *(v for v in bench.kernel.snapshot().values() if isinstance(v, np.ndarray))):
+    for array in (
+        out,
+        pose,
+        cube,
+        goal,
+        *(v for v in bench.kernel.snapshot().values() if isinstance(v, np.ndarray)),
+    ):
         array += 1e3
     after = bench.kernel.snapshot()
     assert all(np.array_equal(before[name], after[name]) for name in before)
@@ -387,7 +447,10 @@ def test_nothing_that_came_in_or_went_out_is_kept_by_reference():
 def test_a_kernel_restored_from_a_snapshot_goes_on_bit_for_bit(hostile, at, seed):
     rng = np.random.default_rng(seed)
     first, second, bench = Kernel(TOY.robot, TOY.rate), Kernel(TOY.robot, TOY.rate), Bench()
-    events = [getattr(Kernel, name) for name in rng.choice(["start", "resume", "hold"], 50, p=[0.6, 0.3, 0.1])]
+    events = [
+        getattr(Kernel, name)
+        for name in rng.choice(["start", "resume", "hold"], 50, p=[0.6, 0.3, 0.1])
+    ]
 
     def go(kernel, i, now):
         if (events[i] is Kernel.start and kernel.state is READY) or (
@@ -397,7 +460,9 @@ def test_a_kernel_restored_from_a_snapshot_goes_on_bit_for_bit(hostile, at, seed
         if i % 2 and i // 2 < len(hostile):
             pose, cube, targets, _, _ = hostile[i // 2]
             return kernel.tick(now, Reading({"joint_pos": pose, "cube": cube}, now), targets)
-        return kernel.tick(now, Reading({"joint_pos": HOME, "cube": np.zeros(3)}, now), HOME + rng_goal[i])
+        return kernel.tick(
+            now, Reading({"joint_pos": HOME, "cube": np.zeros(3)}, now), HOME + rng_goal[i]
+        )
 
     rng_goal = rng.normal(size=(50, 4))
     for i in range(50):
@@ -459,7 +524,11 @@ SEEN = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_of_the_robot_leads_to_the_safe_command_within_two_periods(fault):
     driver = Watched(fault, at=20)
-    runner = Runner(Steady(lambda s, a: (np.zeros(3), np.asarray(a) + 0.01)), Kernel(TOY.robot, TOY.rate), driver)
+    runner = Runner(
+        Steady(lambda s, a: (np.zeros(3), np.asarray(a) + 0.01)),
+        Kernel(TOY.robot, TOY.rate),
+        driver,
+    )
     held = None
     for i in range(1, 40):
         driver.time += PERIOD

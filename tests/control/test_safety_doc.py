@@ -12,15 +12,26 @@ DOC = (HERE.parents[1] / "docs" / "safety.md").read_text()
 def names(path):
     """Functions, classes and plain names at the top of a test file."""
     body = ast.parse(path.read_text()).body
-    assigned = [t.id for node in body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)]
-    return {*assigned, *(node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef)))}
+    assigned = [
+        t.id
+        for node in body
+        if isinstance(node, ast.Assign)
+        for t in node.targets
+        if isinstance(t, ast.Name)
+    ]
+    return {
+        *assigned,
+        *(node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))),
+    }
 
 
 def test_every_test_that_the_page_names_exists():
     named = re.findall(r"`(test_\w+\.py)::(\w+)`", DOC)
     assert len(named) > 40
     assert [
-        f"{file}::{name}" for file, name in named if name not in names(next(HERE.parent.rglob(file), HERE / file))
+        f"{file}::{name}"
+        for file, name in named
+        if name not in names(next(HERE.parent.rglob(file), HERE / file))
     ] == []
 
 

@@ -23,7 +23,12 @@ def hostile(rng, count):
 
 def fuzz(count, seed):
     """Run `count` ticks; returns how many were unsafe, and in how many the policy drove."""
-    rng, kernel, now, last = np.random.default_rng(seed), Kernel(TOY.robot, TOY.rate, CFG), 0.0, -np.inf
+    rng, kernel, now, last = (
+        np.random.default_rng(seed),
+        Kernel(TOY.robot, TOY.rate, CFG),
+        0.0,
+        -np.inf,
+    )
     most, unsafe, drove, done, zeros = CFG.speed * TOP, 0, 0, 0, np.zeros(3)
     while done < count:
         size = min(10_000, count - done)
@@ -38,11 +43,21 @@ def fuzz(count, seed):
             elif human > 0.995:
                 kernel.hold()
             before = kernel.state
-            step = PERIOD if timing > 0.1 else (abs(row[0]), 0.0, -1.0, 2 * PERIOD, 1e-9)[int(timing * 50)]
+            step = (
+                PERIOD
+                if timing > 0.1
+                else (abs(row[0]), 0.0, -1.0, 2 * PERIOD, 1e-9)[int(timing * 50)]
+            )
             then = now + step if step < 1e3 or step != step else now + 10.0
-            pose = row if kind < 0.02 else (HOME if held is None else held) + 0.1 * offset * (kind < 0.5)
+            pose = (
+                row
+                if kind < 0.02
+                else (HOME if held is None else held) + 0.1 * offset * (kind < 0.5)
+            )
             targets = row if goal < 0.05 else None if goal < 0.07 else HOME + 3 * offset
-            reading = None if kind > 0.995 else Reading({"joint_pos": pose, "cube": zeros}, now + PERIOD)
+            reading = (
+                None if kind > 0.995 else Reading({"joint_pos": pose, "cube": zeros}, now + PERIOD)
+            )
             out = kernel.tick(then, reading, targets)
             elapsed = then - last if then > last else 0.0
             if then > last and then < np.inf:
@@ -53,7 +68,9 @@ def fuzz(count, seed):
                 safe = bool((out >= LOWER).all() and (out <= UPPER).all())  # a NaN is neither
                 if before is State.ACTIVE:
                     step = min(elapsed, PERIOD)
-                    safe = safe and bool((np.abs(out - held) <= most * step * (1 + 1e-12) + 1e-15).all())
+                    safe = safe and bool(
+                        (np.abs(out - held) <= most * step * (1 + 1e-12) + 1e-15).all()
+                    )
                 elif before is not State.INIT:
                     safe = safe and bool((out == held).all())
             drove += kernel.state is State.ACTIVE
@@ -67,6 +84,8 @@ def test_no_tick_of_very_many_gives_an_unsafe_target(count):
     began = time.perf_counter()
     with np.errstate(invalid="ignore", over="ignore"):
         unsafe, drove = fuzz(count, seed=count)
-    print(f"{count} ticks, {unsafe} unsafe, {drove} driven, {count / (time.perf_counter() - began):.0f} ticks/s")
+    print(
+        f"{count} ticks, {unsafe} unsafe, {drove} driven, {count / (time.perf_counter() - began):.0f} ticks/s"
+    )
     assert unsafe == 0
     assert drove > 0.2 * count

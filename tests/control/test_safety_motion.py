@@ -27,7 +27,9 @@ def test_speed_is_a_limit_in_real_time(periods):
     assert (np.abs(out - before) <= most * (1 + 1e-9) + 1e-15).all()
     on_its_way = before < UPPER
     step, way = (out - before)[on_its_way], (UPPER - before)[on_its_way]
-    assert (step / most[on_its_way]).max() == pytest.approx(1.0, rel=1e-3)  # what limits moves as far as it may,
+    assert (step / most[on_its_way]).max() == pytest.approx(
+        1.0, rel=1e-3
+    )  # what limits moves as far as it may,
     assert step / way == pytest.approx(
         np.full(len(way), step[0] / way[0]), rel=1e-3, abs=0
     )  # and all keep their direction
@@ -106,7 +108,10 @@ def test_the_policy_does_not_drive_if_the_approach_did_not_bring_the_robot_home(
         assert not bench.kernel.wants_policy
         bench.tick()
     assert bench.kernel.fault is Fault.ENVELOPE
-    assert "a stands at 0.900, home is 0.500 rad: the approach did not bring it there" in bench.kernel.reason
+    assert (
+        "a stands at 0.900, home is 0.500 rad: the approach did not bring it there"
+        in bench.kernel.reason
+    )
 
 
 def test_start_outside_the_envelope_names_the_joint_and_is_latched():
@@ -150,7 +155,9 @@ def test_a_gripper_that_was_closing_when_the_fault_struck_keeps_its_grip():
         bench.tick(HOME - np.array([0, 0, 0.04, 0]))  # measured still open
     bench.tick(reading=None)
     held = bench.kernel.command
-    bench.pose = np.maximum(held, [-9, -9, 0.015, -9])  # on the way to its command, it met something
+    bench.pose = np.maximum(
+        held, [-9, -9, 0.015, -9]
+    )  # on the way to its command, it met something
     bench.kernel.resume()
     np.testing.assert_array_equal(bench.tick(), held)
 
@@ -182,7 +189,10 @@ def test_a_margin_makes_no_robot_leap():
     bench.pose = np.array([1.9, 0.0, 0.04, 0.0])  # within its limits, 0.35 rad beyond the margin
     assert bench.tick() is None
     assert bench.kernel.state is INIT
-    assert "a, at 1.9, stands outside of what safety.margin leaves it, -0.55 .. 1.55" in bench.kernel.reason
+    assert (
+        "a, at 1.9, stands outside of what safety.margin leaves it, -0.55 .. 1.55"
+        in bench.kernel.reason
+    )
     bench.pose[0] = 1.54
     np.testing.assert_array_equal(bench.tick(), bench.pose)
 
@@ -198,10 +208,16 @@ def test_a_resume_into_the_margin_is_a_fault_again():
 
 
 def test_a_margin_that_leaves_out_home_is_refused():
-    far = dataclasses.replace(ROBOT, joints=(dataclasses.replace(TOY.joints[0], home=1.9), *TOY.joints[1:]))
-    with pytest.raises(DeftlyError, match=r"^safety.margin is 0.2: a, at 1.9, has its home outside -0.4 .. 1.4$"):
+    far = dataclasses.replace(
+        ROBOT, joints=(dataclasses.replace(TOY.joints[0], home=1.9), *TOY.joints[1:])
+    )
+    with pytest.raises(
+        DeftlyError, match=r"^safety.margin is 0.2: a, at 1.9, has its home outside -0.4 .. 1.4$"
+    ):
         Kernel(far, TOY.rate, SafetyConfig(margin=0.2))
-    Kernel(TOY.robot, TOY.rate, SafetyConfig(margin=0.3))  # the gripper's home is at its limit: it has no margin
+    Kernel(
+        TOY.robot, TOY.rate, SafetyConfig(margin=0.3)
+    )  # the gripper's home is at its limit: it has no margin
 
 
 def test_followers_of_grippers_grip_and_others_do_not():
@@ -280,8 +296,13 @@ def test_a_policy_of_another_contract_never_drives():
     bench.kernel.require(TOY)
     bench.ready().kernel.require(OTHER)
     assert (bench.kernel.state, bench.kernel.fault) == (STOP, Fault.CONTRACT)
-    assert bench.kernel.reason == "the policy was made under another contract: rate is 25.0 there, 20.0 here"
-    runner = Runner(SimpleNamespace(contract=OTHER, close=lambda: None), Kernel(TOY.robot, TOY.rate), Watched())
+    assert (
+        bench.kernel.reason
+        == "the policy was made under another contract: rate is 25.0 there, 20.0 here"
+    )
+    runner = Runner(
+        SimpleNamespace(contract=OTHER, close=lambda: None), Kernel(TOY.robot, TOY.rate), Watched()
+    )
     assert runner.step(101.0).command is None
 
 

@@ -11,7 +11,16 @@ from deftly.errors import DeftlyError
 
 
 def make(exported, path, *more):
-    words = [exported.task, "--bundle", str(exported.bundle), "--noise", "--latency-ms", "20", "--seed", "3"]
+    words = [
+        exported.task,
+        "--bundle",
+        str(exported.bundle),
+        "--noise",
+        "--latency-ms",
+        "20",
+        "--seed",
+        "3",
+    ]
     assert record_main([*words, "--out", str(path), *more]) == 0
     return log.read(path)
 

@@ -22,7 +22,8 @@ from deftly.serving.server import Server
 from deftly.twin.loop import run_episode
 
 needs_gl = pytest.mark.skipif(
-    not any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")), reason="no GL library is installed"
+    not any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")),
+    reason="no GL library is installed",
 )
 
 
@@ -59,17 +60,26 @@ def test_the_replay_starts_from_the_recorded_state(exported, recording):
     found = log.read(recording)
     frames = Frames(found, 0)
     robot, safety = replay.open_robot(recording, found, exported.task)
-    outcome = run_episode(robot, frames, safety, 0, limit=len(frames), state=found.facts["state0"][1])
+    outcome = run_episode(
+        robot, frames, safety, 0, limit=len(frames), state=found.facts["state0"][1]
+    )
     assert np.abs(replay.errors(frames, outcome)["replay"]).max() > 1e-3
 
 
 def test_errors_are_those_of_the_definition(recording):
     found = log.read(recording)
-    frames, rows = Frames(found, 0), {k: v[found.rows["episode"] == 0] for k, v in found.rows.items()}
-    outcome = type("Outcome", (), {"rows": {f"signal/{JOINT_POS}": rows[f"signal/{JOINT_POS}"] + 0.5}})
+    frames, rows = (
+        Frames(found, 0),
+        {k: v[found.rows["episode"] == 0] for k, v in found.rows.items()},
+    )
+    outcome = type(
+        "Outcome", (), {"rows": {f"signal/{JOINT_POS}": rows[f"signal/{JOINT_POS}"] + 0.5}}
+    )
     measured = replay.errors(frames, outcome)
     np.testing.assert_allclose(measured["replay"], 0.5)
-    np.testing.assert_allclose(measured["tracking"][3], rows[f"signal/{JOINT_POS}"][4] - rows["command"][3])
+    np.testing.assert_allclose(
+        measured["tracking"][3], rows[f"signal/{JOINT_POS}"][4] - rows["command"][3]
+    )
     line = replay.text(found.contract, measured)[1]
     assert line.split() == ["x", *line.split()[1:3], "0.5", "0.5", "m"]
 
@@ -107,7 +117,13 @@ def test_what_is_not_its_own_is_refused_by_name(exported, recording, tmp_path):
     refused("no longer has", *own, safety=json.dumps({"speed": 1.0, "fast": True}))
     refused("no longer has", *own, settings=json.dumps({"task": {"colour": "red"}, "sim": {}}))
     state0, success = found.facts["state0"], found.facts["success"]
-    for bad in (state0[0], state0[:1], np.full_like(state0, np.nan), state0.astype(int), state0.astype(str)):
+    for bad in (
+        state0[0],
+        state0[:1],
+        np.full_like(state0, np.nan),
+        state0.astype(int),
+        state0.astype(str),
+    ):
         refused("'state0' must be", *own, state0=bad)
     for bad in (success[:1], success[0], success.astype(float)):
         refused("'success' must be", *own, success=bad)

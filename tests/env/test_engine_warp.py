@@ -73,9 +73,27 @@ def test_what_breaks_starts_anew_and_is_counted(family):
 
 def test_training_and_evaluation(family, tmp_path, capsys):
     where = ["--runs.root", str(tmp_path)]
-    small = ["--env.num-envs", "16", "--train.max-iterations", "2", "--eval-every", "0", "--tensorboard", "False"]
+    small = [
+        "--env.num-envs",
+        "16",
+        "--train.max-iterations",
+        "2",
+        "--eval-every",
+        "0",
+        "--tensorboard",
+        "False",
+    ]
     assert train([family, "--sim.engine", "warp", *small, *where]) == 0
-    flags = ["--sim.engine", "warp", "--checkpoint", "latest", "--episodes", "4", "--env.episode-steps", "10"]
+    flags = [
+        "--sim.engine",
+        "warp",
+        "--checkpoint",
+        "latest",
+        "--episodes",
+        "4",
+        "--env.episode-steps",
+        "10",
+    ]
     out = tmp_path / "out"
     assert evaluate([family, *flags, "--out", str(out), "--video", "False", *where]) == 0
     said = json.loads((out / "eval.json").read_text())

@@ -12,7 +12,11 @@ from deftly.tasks import load
 
 BUSY = {
     "noise": Noise(uniform=0.01, gaussian=0.01, bias=0.02, delay=2, dropout=0.2),
-    "randomize": (Randomize("mass", 0.5, 2.0), Randomize("kp", 0.8, 1.2), Randomize("damping", 0.5, 2)),
+    "randomize": (
+        Randomize("mass", 0.5, 2.0),
+        Randomize("kp", 0.8, 1.2),
+        Randomize("damping", 0.5, 2),
+    ),
     "push": 5.0,
     "env": {"latency_ms": (0.0, 80.0)},
 }
@@ -28,7 +32,13 @@ def play(env: Env, moves: torch.Tensor) -> list[torch.Tensor]:
     out = []
     for move in moves:
         step = env.step(move)
-        out += [*step.obs.values(), step.reward, step.terminated, step.truncated, *step.final_obs.values()]
+        out += [
+            *step.obs.values(),
+            step.reward,
+            step.terminated,
+            step.truncated,
+            *step.final_obs.values(),
+        ]
     return [value.clone() for value in out]
 
 
@@ -94,7 +104,9 @@ def test_final_obs_is_the_old_episodes_and_obs_the_new_ones(slider):
     old = env.step(torch.ones(2, 2))
     assert old.truncated.tolist() == [True, False]
     assert torch.equal(old.obs["policy"][1], old.final_obs["policy"][1])
-    assert torch.equal(old.obs["policy"][0, :4].view(2, 2)[0], old.obs["policy"][0, :4].view(2, 2)[1])
+    assert torch.equal(
+        old.obs["policy"][0, :4].view(2, 2)[0], old.obs["policy"][0, :4].view(2, 2)[1]
+    )
     assert old.obs["policy"][0, 4:].tolist() == [0, 0, 0, 0]
     assert (old.final_obs["policy"][0, 6:] > 0.9).all()
     assert torch.allclose(old.obs["policy"][0, 2:4].double(), env.state.joint_pos[0], atol=1e-6)
@@ -125,7 +137,14 @@ def test_statistics_are_means_over_ended_episodes(slider):
     assert env.ended["return"] == pytest.approx(total)
     parts = env.ended["reward/near"] + env.ended["reward/moved"]
     assert parts == pytest.approx(total, abs=1e-4)
-    assert set(env.ended) >= {"travel", "failed/far", "failed/physics", "time_out", "steps", "action_change"}
+    assert set(env.ended) >= {
+        "travel",
+        "failed/far",
+        "failed/physics",
+        "time_out",
+        "steps",
+        "action_change",
+    }
     means = env.progress()
     assert means["return"] == pytest.approx(float(total.mean()), rel=1e-5)
     assert means["time_out"] == 1
@@ -144,7 +163,10 @@ def test_a_robot_stands_ready_for_as_long_as_was_drawn(slider):
 
 def test_a_robot_that_stood_ready_was_held_where_it_is_not_where_it_was_measured(slider):
     noisy = {"noise": Noise(bias=0.1)}
-    for env, apart in ((slider(64, **noisy), True), (slider(64, **noisy, ready_s=(0.05, 0.05)), False)):
+    for env, apart in (
+        (slider(64, **noisy), True),
+        (slider(64, **noisy, ready_s=(0.05, 0.05)), False),
+    ):
         assert bool((env.state.command - env.state.joint_pos).abs().max() > 0.05) is apart
 
 
@@ -240,7 +262,9 @@ def test_state_of_another_batch_is_refused(slider):
 # ------------------------------------------------------------------ physics that breaks
 
 
-@pytest.mark.parametrize(("field", "value"), [("qvel", torch.nan), ("qvel", 1e15), ("qpos", torch.inf)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("qvel", torch.nan), ("qvel", 1e15), ("qpos", torch.inf)]
+)
 def test_broken_environment_is_reset_alone_and_counted(slider, field, value):
     env, healthy = slider(4, goal=0.0), slider(4, goal=0.0)
     for round_ in (1, 2):
@@ -252,7 +276,10 @@ def test_broken_environment_is_reset_alone_and_counted(slider, field, value):
         assert env.broken_count == round_
         others = [0, 1, 3]
         assert torch.equal(step.obs["policy"][others], want.obs["policy"][others])
-        assert all(torch.isfinite(v).all() for v in (*step.obs.values(), *step.final_obs.values(), step.reward))
+        assert all(
+            torch.isfinite(v).all()
+            for v in (*step.obs.values(), *step.final_obs.values(), step.reward)
+        )
         assert step.reward[2] == 0
         assert not step.success[2]
     for _ in range(5):

@@ -47,7 +47,9 @@ def test_stable_baselines_learns():
     from stable_baselines3 import PPO
 
     env = gymnasium.make(CUBE, env={"episode_steps": 50})
-    model = PPO("MlpPolicy", env, n_steps=128, batch_size=64, n_epochs=1, device="cpu", seed=1).learn(256)
+    model = PPO(
+        "MlpPolicy", env, n_steps=128, batch_size=64, n_epochs=1, device="cpu", seed=1
+    ).learn(256)
     assert model.num_timesteps == 256
     assert len(model.ep_info_buffer or ()) == 5
 
@@ -162,7 +164,10 @@ def test_spaces_are_bounded_where_the_contract_knows():
     space = deftly.env.gym.observation_space(contract)
     assert np.isinf(space.high[:6]).all()
     assert np.allclose(space.high[6:], 1)
-    terms = (Observe("command", (2.0, -1.0), (0.5, 0.0), history=4, stride=2), Observe("joint_vel", clip=(-3, 4)))
+    terms = (
+        Observe("command", (2.0, -1.0), (0.5, 0.0), history=4, stride=2),
+        Observe("joint_vel", clip=(-3, 4)),
+    )
     space = deftly.env.gym.observation_space(dataclasses.replace(contract, observe_terms=terms))
     assert space.low.tolist() == [-3, -1, -3, -1, -3, -3]
     assert space.high.tolist() == [1, 1, 1, 1, 4, 4]
@@ -172,7 +177,10 @@ def test_spaces_are_bounded_where_the_contract_knows():
 
 def test_settings_are_those_of_a_configuration_file():
     env = deftly.env.gym.make(
-        SLIDER, sim={"preset": "fast"}, task={"rate": 10.0, "weights": {"near": 3.0}}, env={"noise": False}
+        SLIDER,
+        sim={"preset": "fast"},
+        task={"rate": 10.0, "weights": {"near": 3.0}},
+        env={"noise": False},
     )
     assert env.batch.contract.rate == 10
     assert env.batch.task.cfg.weights.near == 3
@@ -184,7 +192,10 @@ def test_settings_are_those_of_a_configuration_file():
     ("config", "message"),
     [
         ({"env": {"noize": True}}, "env has no setting 'noize', did you mean 'noise'"),
-        ({"task": {"weights": {"neer": 1}}}, "task.weights has no setting 'neer', did you mean 'near'"),
+        (
+            {"task": {"weights": {"neer": 1}}},
+            "task.weights has no setting 'neer', did you mean 'near'",
+        ),
         ({"render_mode": "human"}, "render_mode is 'human'"),
         ({"sim": {"threads": -1}}, "sim.threads is -1"),
     ],
@@ -216,16 +227,26 @@ def play(envs, steps):
     """What zero actions earn: observations, rewards, ends."""
     rows = [(envs.reset(seed=2)[0], None, None)]
     for _ in range(steps):
-        obs, reward, terminated, truncated, _ = envs.step(np.zeros(envs.action_space.shape, np.float32))
+        obs, reward, terminated, truncated, _ = envs.step(
+            np.zeros(envs.action_space.shape, np.float32)
+        )
         rows.append((obs, reward, terminated | truncated))
     return rows
 
 
 def test_next_step_resets_in_the_step_after_the_end():
-    envs = vector(2, autoreset_mode="next_step", env={"episode_steps": 2, "noise": False}, task={"goal": 0.0})
+    envs = vector(
+        2, autoreset_mode="next_step", env={"episode_steps": 2, "noise": False}, task={"goal": 0.0}
+    )
     assert envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
     rows = play(envs, 5)
-    assert [row[2].tolist() for row in rows[1:]] == [[False] * 2, [True] * 2, [False] * 2, [False] * 2, [True] * 2]
+    assert [row[2].tolist() for row in rows[1:]] == [
+        [False] * 2,
+        [True] * 2,
+        [False] * 2,
+        [False] * 2,
+        [True] * 2,
+    ]
     assert rows[3][1].tolist() == [0.0, 0.0]
     assert rows[2][1].all()
     assert (rows[3][0][:, -2:] == 0).all()  # the last action, of an episode that has just begun
@@ -233,7 +254,9 @@ def test_next_step_resets_in_the_step_after_the_end():
 
 
 def test_disabled_resets_what_the_caller_names():
-    envs = vector(2, autoreset_mode=AutoresetMode.DISABLED, env={"episode_steps": 3}, task={"goal": 0.0})
+    envs = vector(
+        2, autoreset_mode=AutoresetMode.DISABLED, env={"episode_steps": 3}, task={"goal": 0.0}
+    )
     envs.reset(seed=0)
     envs.batch.state.steps[1] = 2
     action = np.ones((2, 2), np.float32)
@@ -262,7 +285,9 @@ def test_observation_wrappers_work_in_next_step_mode():
     from gymnasium.wrappers.vector import ClipReward, NormalizeObservation, TransformObservation
 
     envs = vector(2, autoreset_mode="next_step", env={"episode_steps": 2})
-    wrapped = NormalizeObservation(ClipReward(TransformObservation(envs, lambda obs: 2 * obs), -1, 1))
+    wrapped = NormalizeObservation(
+        ClipReward(TransformObservation(envs, lambda obs: 2 * obs), -1, 1)
+    )
     obs, _ = wrapped.reset(seed=0)
     for _ in range(4):
         obs, *_ = wrapped.step(envs.action_space.sample())

@@ -14,7 +14,9 @@ def change(slider):
     cls = type(slider(1).task)
 
     def make(num_envs=4, config=None, cfg=None, **methods) -> Env:
-        changed = type("Changed", (cls,), {name: lambda self, s, f=f: f(s) for name, f in methods.items()})
+        changed = type(
+            "Changed", (cls,), {name: lambda self, s, f=f: f(s) for name, f in methods.items()}
+        )
         task = changed(cls.Config(**{"goal": 0.0, **(cfg or {})}))
         return Env(task, EnvConfig(num_envs=num_envs, **(config or {})), SimConfig(threads=1))
 
@@ -49,7 +51,18 @@ def test_a_term_without_a_weight_and_a_weight_without_a_term_are_named(change):
 
 
 @pytest.mark.parametrize(
-    "name", ["success", "steps", "return", "time_out", "env", "episodes", "failed/far", "reward/near", "nan"]
+    "name",
+    [
+        "success",
+        "steps",
+        "return",
+        "time_out",
+        "env",
+        "episodes",
+        "failed/far",
+        "reward/near",
+        "nan",
+    ],
 )
 def test_a_metric_may_not_replace_one_of_the_environments_own(change, name):
     assert f"metric '{name}' has a name of the environment's own" in refusal(
@@ -58,11 +71,15 @@ def test_a_metric_may_not_replace_one_of_the_environments_own(change, name):
 
 
 def test_a_metric_of_the_wrong_size_is_named(change):
-    assert "metric 'travel' has shape (2,)" in refusal(change(metrics=lambda s: {"travel": torch.ones(2)}))
+    assert "metric 'travel' has shape (2,)" in refusal(
+        change(metrics=lambda s: {"travel": torch.ones(2)})
+    )
 
 
 def test_conditions_are_booleans_for_each_environment(change):
-    assert "failure 'far' is of torch.float32" in refusal(change(failed=lambda s: {"far": 0 * ones(s)}), 1)
+    assert "failure 'far' is of torch.float32" in refusal(
+        change(failed=lambda s: {"far": 0 * ones(s)}), 1
+    )
     assert "`success` has shape (4, 1)" in refusal(change(success=lambda s: ones(s, 1) > 2), 1)
     with pytest.raises(DeftlyError, match="failure 'physics' is the environment's own"):
         change(failed=lambda s: {"physics": ones(s) > 2}).step(torch.zeros(4, 2))
@@ -70,8 +87,14 @@ def test_conditions_are_booleans_for_each_environment(change):
 
 def test_signals_are_those_of_the_contract(change):
     for signals, text in (
-        (lambda s: {"joint_pos": s.joint_pos}, r"`signals` gives \['joint_pos'\], but the contract names"),
-        (lambda s: {"joint_pos": s.joint_pos, "joint_vel": s.joint_vel[:, :1]}, "signal 'joint_vel' has shape"),
+        (
+            lambda s: {"joint_pos": s.joint_pos},
+            r"`signals` gives \['joint_pos'\], but the contract names",
+        ),
+        (
+            lambda s: {"joint_pos": s.joint_pos, "joint_vel": s.joint_vel[:, :1]},
+            "signal 'joint_vel' has shape",
+        ),
     ):
         with pytest.raises(DeftlyError, match=text):
             change(signals=signals)
@@ -205,7 +228,11 @@ def test_physics_that_breaks_while_a_robot_settles_ends_the_episode_in_its_first
             if self.broken:
                 s.sim.bind("qvel")[1] = torch.inf
 
-    env = Env(Broken(cls.Config(goal=0.0, ready_s=(0.1, 0.1))), EnvConfig(num_envs=3), SimConfig(threads=1))
+    env = Env(
+        Broken(cls.Config(goal=0.0, ready_s=(0.1, 0.1))),
+        EnvConfig(num_envs=3),
+        SimConfig(threads=1),
+    )
     env.task.broken = True
     env.reset()
     env.task.broken = False

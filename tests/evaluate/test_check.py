@@ -69,7 +69,11 @@ def test_a_fresh_bundle_is_fine(exported, args, capsys):
     assert cli.main(["check", str(exported.bundle), *flags]) == 0
     assert "3 episodes: " in capsys.readouterr().out
     assert cli.main(["check", "--bundle", str(exported.bundle), *flags]) == 0
-    for words in (["--bundle", str(exported.bundle)], [f"bundle={exported.bundle}"], [str(exported.bundle)]):
+    for words in (
+        ["--bundle", str(exported.bundle)],
+        [f"bundle={exported.bundle}"],
+        [str(exported.bundle)],
+    ):
         assert cli.main(["check", *words, f"task={exported.task}"]) == 0
         assert "as with torch" in capsys.readouterr().out
 
@@ -83,7 +87,11 @@ def test_a_damaged_bundle_fails_in_one_line(copy, args, capsys):
 
 
 def test_a_bundle_that_is_not_there_is_a_mistyped_command(capsys, tmp_path):
-    for words in (["check"], ["check", str(tmp_path / "x")], ["check", "--bundle", str(tmp_path / "x")]):
+    for words in (
+        ["check"],
+        ["check", str(tmp_path / "x")],
+        ["check", "--bundle", str(tmp_path / "x")],
+    ):
         assert cli.main(words) == 2
         assert "deftly export TASK" in capsys.readouterr().err
     assert cli.main(["check", str(tmp_path), "--bundle", str(tmp_path)]) == 2
@@ -130,7 +138,12 @@ def test_a_report_of_something_else(copy, args, change, match):
 
 def test_home_is_held():
     assert not [*check._home_problems(two())]
-    for kind, scale in (("absolute", ()), ("relative", (0.5,)), ("delta", (0.1,)), ("velocity", ())):
+    for kind, scale in (
+        ("absolute", ()),
+        ("relative", (0.5,)),
+        ("delta", (0.1,)),
+        ("velocity", ()),
+    ):
         for lowpass in (0.0, 0.9):
             acts = (Act(("a",), kind, scale, lowpass), Act(("b",), "gripper"))
             assert not [*check._home_problems(two(acts=acts))], kind
@@ -140,8 +153,14 @@ def test_a_home_that_is_not_held_is_named():
     half_open = two(Joint("a", -1, 1, 0.2, 2, grips=True), acts=(Act(("a", "b"), "gripper"),))
     assert [p.split(":")[0] for p in check._home_problems(half_open)] == ["a"]
     coupled = two(acts=(Act(("b",), "gripper"),), couplings=(Coupling("a", (("b", 1.0),), 0.2),))
-    assert [*check._home_problems(coupled)] == ["a: home is 0.2 rad, its target 0.24000000000000002"]
-    assert not [*check._home_problems(two(Joint("a", -1, 1, 0.24, 2), coupled.act_terms, coupled.robot.couplings))]
+    assert [*check._home_problems(coupled)] == [
+        "a: home is 0.2 rad, its target 0.24000000000000002"
+    ]
+    assert not [
+        *check._home_problems(
+            two(Joint("a", -1, 1, 0.24, 2), coupled.act_terms, coupled.robot.couplings)
+        )
+    ]
 
 
 def test_the_home_of_the_jaka():
@@ -150,7 +169,9 @@ def test_the_home_of_the_jaka():
     contract = cls(cls.Config()).contract()
     problems = [*check._home_problems(contract)]
     rounded = abs(jaka_zu5.HOME[4] - jaka_zu5.HALF_PI) > check.HOME_TOLERANCE
-    assert [p.split(":")[0] for p in problems] == (["joint_4", "joint_5", "joint_6"] if rounded else [])
+    assert [p.split(":")[0] for p in problems] == (
+        ["joint_4", "joint_5", "joint_6"] if rounded else []
+    )
 
 
 # ----------------------------------------------------------------------- limits
@@ -181,12 +202,19 @@ def test_a_policy_that_is_not_the_one_that_was_trained(copy, args, exported):
     found = bundle.load(copy)
     model = onnx.load(copy / "policy.onnx")
     bias = next(t for t in model.graph.initializer if list(t.dims) == [2])
-    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(1e-3), bias.name))
+    bias.CopyFrom(
+        onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(1e-3), bias.name)
+    )
     put(copy, "policy.onnx", model.SerializeToString())
     network = bundle.OnnxNetwork((copy / "policy.onnx").read_bytes(), found.contract)
     signals = {s.name: found.golden[f"signal/{s.name}"] for s in found.contract.signals}
     named = {f"signal/{name}": value for name, value in signals.items()}
-    np.savez(copy / "g.npz", allow_pickle=False, **named, **bundle.replay(found.contract, network, signals))
+    np.savez(
+        copy / "g.npz",
+        allow_pickle=False,
+        **named,
+        **bundle.replay(found.contract, network, signals),
+    )
     put(copy, "golden.npz", (copy / "g.npz").read_bytes())
     assert {name for name, level in levels(copy, args).items() if level != "ok"} == {"closed loop"}
     assert "actions differ by 0.001, at most 1e-05" in line(copy, args, "closed loop").text
@@ -197,7 +225,9 @@ def test_another_checkpoint_is_refused(exported, args, tmp_path):
     other = tmp_path / "other"
     networks = {"actor": source.policy().actor}
     task = load(args.task)(load(args.task).Config())
-    checkpoint.write(other, task, networks, contract=source.contract, config="train: {}\n", iteration=1)
+    checkpoint.write(
+        other, task, networks, contract=source.contract, config="train: {}\n", iteration=1
+    )
     given = CheckSettings(task=args.task, against=str(other), runs=args.runs)
     found = line(exported.bundle, given, "closed loop")
     assert found.level == "fail"
@@ -236,7 +266,9 @@ def test_a_bundle_that_names_a_file_as_its_task_runs_none_of_it(copy, args, tmp_
 
 
 def test_another_task_is_refused(exported, args):
-    found = line(exported.bundle, CheckSettings(task="jaka-pick-cube", runs=args.runs), "closed loop")
+    found = line(
+        exported.bundle, CheckSettings(task="jaka-pick-cube", runs=args.runs), "closed loop"
+    )
     assert found.level in ("warn", "fail")
     assert "jaka-pick-cube" in found.text
 

@@ -16,7 +16,16 @@ from deftly import workspace
 from deftly.commands import main as cli
 from deftly.commands.eval import EvalArgs
 from deftly.commands.eval import main as eval_main
-from deftly.config import EnvConfig, PPOConfig, RunsConfig, SimConfig, parse, to_yaml, with_setting, with_task
+from deftly.config import (
+    EnvConfig,
+    PPOConfig,
+    RunsConfig,
+    SimConfig,
+    parse,
+    to_yaml,
+    with_setting,
+    with_task,
+)
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
 from deftly.evaluate.evaluate import check_gate, measure
@@ -46,8 +55,12 @@ def make_checkpoint(root: Path, **cfg) -> Path:
     contract, train = task.contract(), PPOConfig(hidden=(16,))
     config = with_task(Saved, type(task.cfg))(SimConfig(preset="fast"), train, task.cfg)  # type: ignore[call-arg]
     folder = workspace.create(TASK, "train", RunsConfig(root=root)) / "checkpoints/iter_000007"
-    actor = Network(NetworkSpec({"state": contract.obs_size()}, contract.action_size, (16,), head="gaussian"))
-    checkpoint.write(folder, task, {"actor": actor}, contract=contract, config=to_yaml(config), iteration=7)
+    actor = Network(
+        NetworkSpec({"state": contract.obs_size()}, contract.action_size, (16,), head="gaussian")
+    )
+    checkpoint.write(
+        folder, task, {"actor": actor}, contract=contract, config=to_yaml(config), iteration=7
+    )
     return folder
 
 
@@ -75,9 +88,19 @@ def run(root: Path, *more: str) -> int:
 def a_report(rate=0.9, total=100, **more):
     count = round(rate * total)
     success = {"rate": rate, "count": count, "wilson95": list(wilson(count, total))}
-    figures = {"steps": {"mean": 40.0}, "time_to_grasp": {"mean": None}, "failed/cube_fell": {"mean": 0.0}}
+    figures = {
+        "steps": {"mean": 40.0},
+        "time_to_grasp": {"mean": None},
+        "failed/cube_fell": {"mean": 0.0},
+    }
     same = dict.fromkeys(("task", "contract", "seed", "preset", "disturbances", "stochastic"), 0)
-    base = {"schema": report.SCHEMA, "episodes": total, "success": success, "figures": figures, "broken_physics": 0}
+    base = {
+        "schema": report.SCHEMA,
+        "episodes": total,
+        "success": success,
+        "figures": figures,
+        "broken_physics": 0,
+    }
     return {**same, **base, **more}
 
 
@@ -113,18 +136,38 @@ def test_a_gate_on_an_unknown_metric_names_the_nearest():
 
 
 def test_no_gate_is_lost_when_the_flag_is_repeated():
-    words = ["--gate", "success>=0.9", "--seed", "1", "--gate", "steps<5", "slips<=1", "episodes=9", "gate=return>0"]
+    words = [
+        "--gate",
+        "success>=0.9",
+        "--seed",
+        "1",
+        "--gate",
+        "steps<5",
+        "slips<=1",
+        "episodes=9",
+        "gate=return>0",
+    ]
     args = parse(EvalArgs, words, prog="deftly eval")
     assert args.gate == ("success>=0.9", "steps<5", "slips<=1", "return>0")
     assert (args.seed, args.episodes) == (1, 9)
 
 
 @pytest.mark.parametrize(
-    "given", [["--checkpoint", "part"], ["--checkpoint=part"], ["checkpoint=part"], ["training.checkpoint=part"], []]
+    "given",
+    [
+        ["--checkpoint", "part"],
+        ["--checkpoint=part"],
+        ["checkpoint=part"],
+        ["training.checkpoint=part"],
+        [],
+    ],
 )
 def test_the_checkpoint_is_replaced_by_the_exact_one(given):
     expected = ["--seed", "1", "--gate", "steps<5", "--checkpoint", "runs/a b"]
-    assert with_setting(["--seed", "1", *given, "--gate", "steps<5"], "checkpoint", "runs/a b") == expected
+    assert (
+        with_setting(["--seed", "1", *given, "--gate", "steps<5"], "checkpoint", "runs/a b")
+        == expected
+    )
 
 
 # ---------------------------------------------------------------------- report
@@ -141,20 +184,33 @@ def test_report(root, result):
     assert Path(data["checkpoint"]["path"]) == found.path
     assert re.fullmatch("[0-9a-f]{64}", data["checkpoint"]["sha256"])
     assert data["preset"] == "fast"  # the training's
-    assert data["disturbances"] == {"randomize": True, "noise": True, "pushes": True, "latency_ms": [0.0, 0.0]}
+    assert data["disturbances"] == {
+        "randomize": True,
+        "noise": True,
+        "pushes": True,
+        "latency_ms": [0.0, 0.0],
+    }
     assert data["success"]["wilson95"] == pytest.approx(wilson(data["success"]["count"], 3))
     assert data["figures"]["time_to_grasp"]["missing"] == 3
     assert data["figures"]["time_to_grasp"]["mean"] is None
-    assert data["figures"]["seconds"]["mean"] == pytest.approx(data["figures"]["steps"]["mean"] / 15)
+    assert data["figures"]["seconds"]["mean"] == pytest.approx(
+        data["figures"]["steps"]["mean"] / 15
+    )
     assert data["command"].startswith(f"deftly eval {TASK}")
     rows = list(csv.DictReader((result / "episodes.csv").open()))
     assert len(rows) == 3
     assert rows[0]["time_to_grasp"] == ""
     assert float(rows[0]["steps"]) == 20
-    assert sorted(path.name for path in result.iterdir()) == ["episodes.csv", "eval.json", "report.html"]
+    assert sorted(path.name for path in result.iterdir()) == [
+        "episodes.csv",
+        "eval.json",
+        "report.html",
+    ]
 
 
-@pytest.mark.parametrize("given", [["--checkpoint", "{}"], ["--checkpoint={}"], ["checkpoint={}"], []])
+@pytest.mark.parametrize(
+    "given", [["--checkpoint", "{}"], ["--checkpoint={}"], ["checkpoint={}"], []]
+)
 def test_the_saved_command_names_the_checkpoint_once(root, given):
     partial = f"{TASK}_train"
     found = checkpoint.load(workspace.find_checkpoint(partial, TASK, RunsConfig(root=root)))
@@ -200,18 +256,26 @@ def test_the_page_carries_a_small_video(result, tmp_path):
 
 def test_measure_is_reproducible(root):
     found = checkpoint.load(workspace.find_checkpoint("latest", TASK, RunsConfig(root=root)))
-    args = EvalArgs(episodes=2, env=EnvConfig(episode_steps=5), sim=SimConfig(threads=1), stochastic=True)
+    args = EvalArgs(
+        episodes=2, env=EnvConfig(episode_steps=5), sim=SimConfig(threads=1), stochastic=True
+    )
     (first, _), (again, _) = (measure(make_task(), found, args) for _ in range(2))
     for data in (first, again):
         del data["wall_seconds"]
     assert first == again
-    other, _ = measure(make_task(), found, EvalArgs(episodes=2, env=EnvConfig(episode_steps=5), seed=3))
+    other, _ = measure(
+        make_task(), found, EvalArgs(episodes=2, env=EnvConfig(episode_steps=5), seed=3)
+    )
     assert other["figures"]["return"] != first["figures"]["return"]
 
 
 def test_what_is_typed_beats_a_file_beats_what_was_saved(root, tmp_path):
     mine = tmp_path / "mine.yaml"
-    mine.write_text(yaml.safe_dump({"sim": {"preset": "accurate"}, "task": {"hold_steps": 3, "success_height": 0.2}}))
+    mine.write_text(
+        yaml.safe_dump(
+            {"sim": {"preset": "accurate"}, "task": {"hold_steps": 3, "success_height": 0.2}}
+        )
+    )
     assert run(root, "--config", str(mine), "--episodes", "1", "--task.hold-steps", "4") == 0
     assert json.loads((root / "again/eval.json").read_text())["preset"] == "accurate"
 
@@ -235,7 +299,8 @@ def test_a_test_run_is_made(root):
 
 
 @pytest.mark.skipif(
-    not any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")), reason="no GL library is installed"
+    not any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")),
+    reason="no GL library is installed",
 )
 def test_video(root):
     short = ("--episodes", "1", "--env.episode-steps", "2", "--camera", "wrist")
@@ -252,14 +317,21 @@ def test_no_video_without_opengl(root, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
     assert run(root, *out, "None") == 0
     assert capsys.readouterr().out.count("no video: MUJOCO_GL=off forbids rendering") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["episodes.csv", "eval.json", "report.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "episodes.csv",
+        "eval.json",
+        "report.html",
+    ]
 
 
 def test_the_page_explains_its_figures(result):
     page = (result / "report.html").read_text()
     names = json.loads((result / "eval.json").read_text())["figures"]
     assert {"peak_press", "time_to_grasp", "slips", "action_change"} <= set(names)
-    assert all(report.meaning(name, load(TASK)) and report.meaning(name, load(TASK)) in page for name in names)
+    assert all(
+        report.meaning(name, load(TASK)) and report.meaning(name, load(TASK)) in page
+        for name in names
+    )
 
 
 def test_errors_are_one_line(root, capsys, monkeypatch):
@@ -270,7 +342,11 @@ def test_errors_are_one_line(root, capsys, monkeypatch):
         ("jaka-pick-cub",): "did you mean 'jaka-pick-cube'",
         (TASK, "checkpoint=nonsense"): "no run or checkpoint 'nonsense'",
         (TASK, "episodes=0"): "episodes is 0",
-        (TASK, "--compare", "nowhere.json"): "cannot read 'nowhere.json' as a report of 'deftly eval': no such file",
+        (
+            TASK,
+            "--compare",
+            "nowhere.json",
+        ): "cannot read 'nowhere.json' as a report of 'deftly eval': no such file",
         (TASK, *SHORT, "--gate", "stepz<3"): "unknown metric 'stepz', did you mean 'steps'",
     }
     for words, expected in cases.items():
@@ -299,7 +375,9 @@ def test_comparison_tells_a_difference():
     assert not any("warning" in line for line in lines)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"schema": "other/1"}', '{"schema": "deftly.eval/1"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", "null", '{"schema": "other/1"}', '{"schema": "deftly.eval/1"}']
+)
 def test_foreign_reports(text, tmp_path):
     path = tmp_path / "eval.json"
     path.write_text(text)

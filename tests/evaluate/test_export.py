@@ -36,7 +36,11 @@ def source(exported):
 def test_the_manifest_says_where_it_is_from(exported, found, source):
     facts = found.manifest
     sha = hashlib.sha256((exported.checkpoint / "weights.safetensors").read_bytes()).hexdigest()
-    assert facts["checkpoint"] == {"label": str(source.path), "sha256": sha, "iteration": source.iteration}
+    assert facts["checkpoint"] == {
+        "label": str(source.path),
+        "sha256": sha,
+        "iteration": source.iteration,
+    }
     assert facts["contract"] == source.contract.hash == found.contract.hash
     assert facts["settings"]["task"] == source.config["task"]
     assert facts["settings"]["sim"] == source.config["sim"]
@@ -55,7 +59,13 @@ def test_the_settings_build_the_simulation_again(exported, found, source, capsys
 
 def test_the_network_is_one_file_and_says_nothing_of_this_machine(exported):
     data = (exported.bundle / "policy.onnx").read_bytes()
-    for word in (b"location", b"stack_trace", b"site-packages", b".py", str(exported.root).encode()):
+    for word in (
+        b"location",
+        b"stack_trace",
+        b"site-packages",
+        b".py",
+        str(exported.root).encode(),
+    ):
         assert word not in data
     model = onnx.load_from_string(data)
     onnx.checker.check_model(model)
@@ -82,9 +92,13 @@ def test_a_network_of_nans_does_not_compare(source):
 
 def test_a_network_that_differs_is_not_exported(exported, monkeypatch, tmp_path):
     monkeypatch.setattr(export, "compare", lambda *args: float("nan"))
-    monkeypatch.setattr(export, "to_onnx", lambda policy: (exported.bundle / "policy.onnx").read_bytes())
+    monkeypatch.setattr(
+        export, "to_onnx", lambda policy: (exported.bundle / "policy.onnx").read_bytes()
+    )
     with pytest.raises(DeftlyError, match="torch and ONNX differ by nan"):
-        export_main([exported.task, "--runs.root", str(exported.root), "--out", str(tmp_path / "b")])
+        export_main(
+            [exported.task, "--runs.root", str(exported.root), "--out", str(tmp_path / "b")]
+        )
     assert not (tmp_path / "b").exists()
 
 
@@ -111,8 +125,12 @@ def test_golden_signals_are_those_of_an_episode_as_its_sensors_gave_them(found, 
     assert 1 < steps <= export.GOLDEN_STEPS
     for i in range(steps):
         seen = env.obs["policy"][0].numpy()
-        np.testing.assert_allclose(rows["signal/joint_pos"][i], seen[2:4], atol=1e-6)  # the newest of two
-        assert (abs(rows["signal/joint_pos"][i] - env.state.joint_pos[0].numpy()) > 1e-5).all()  # noise and all
+        np.testing.assert_allclose(
+            rows["signal/joint_pos"][i], seen[2:4], atol=1e-6
+        )  # the newest of two
+        assert (
+            abs(rows["signal/joint_pos"][i] - env.state.joint_pos[0].numpy()) > 1e-5
+        ).all()  # noise and all
         np.testing.assert_allclose(rows["observation"][i], seen, atol=1e-6)
         env.step(network(env.obs["policy"]))
         np.testing.assert_allclose(rows["targets"][i], env.state.command[0], atol=1e-5)

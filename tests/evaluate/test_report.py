@@ -35,8 +35,18 @@ class Parted(Task):
 
 def values(size, success, **more):
     n = len(size)
-    base = {"success": np.array(success, float), "steps": np.full(n, 20.0), "seconds": np.full(n, 1.0)}
-    return {**base, "size": np.array(size, float), "rate": np.arange(n, dtype=float), "return": np.zeros(n), **more}
+    base = {
+        "success": np.array(success, float),
+        "steps": np.full(n, 20.0),
+        "seconds": np.full(n, 1.0),
+    }
+    return {
+        **base,
+        "size": np.array(size, float),
+        "rate": np.arange(n, dtype=float),
+        "return": np.zeros(n),
+        **more,
+    }
 
 
 # ------------------------------------------------------------------- breakdown
@@ -49,7 +59,10 @@ def test_breakdown():
     assert (first["low"], first["high"], first["episodes"]) == (1.0, 2.0, 2)
     assert first["success"] == {"rate": 0.5, "count": 1, "wilson95": list(wilson(1, 2))}
     assert first["figures"] == {"size": 1.25, "rate": 0.5}  # its own figures, not `return`
-    assert (second["episodes"], second["figures"]["rate"]) == (1, 2.0)  # an edge belongs to the bin above it
+    assert (second["episodes"], second["figures"]["rate"]) == (
+        1,
+        2.0,
+    )  # an edge belongs to the bin above it
     assert third["episodes"] == 0
     assert third["success"] == {"rate": None, "count": 0, "wilson95": [0.0, 1.0]}
     assert third["figures"] == {"size": None, "rate": None}
@@ -80,7 +93,9 @@ def test_an_unknown_breakdown_is_named():
 
 
 def test_table_of_the_breakdown():
-    head, *rows = report.bins_table(report.divide(values([0.5, 1.5, 1.6, 7.0], [0, 1, 0, 1]), Parted))
+    head, *rows = report.bins_table(
+        report.divide(values([0.5, 1.5, 1.6, 7.0], [0, 1, 0, 1]), Parted)
+    )
     assert head == ("size", "to 1", "1 to 2", "2 to 3", "3 to 4", "4 to")
     cells = {name: cells for name, *cells in rows}
     assert cells["episodes"] == ["1", "2", "0", "0", "1"]
@@ -105,7 +120,11 @@ def load_shipped():
 
 def test_page_of_a_breakdown():
     text = page(values([0.5, 1.5, 2.5, 2.6], [0, 1, 0, 1]), Parted)
-    for part in ("Success by size of the thing, mm", "Rate, 1/s, mean by size of the thing, mm", "how fast, 1/s"):
+    for part in (
+        "Success by size of the thing, mm",
+        "Rate, 1/s, mean by size of the thing, mm",
+        "how fast, 1/s",
+    ):
         assert part in text
     assert "<th>to 1</th>" in text
     assert "Episode length" not in text  # `Parted` does not name it
@@ -119,7 +138,13 @@ def test_page_without_a_breakdown():
 
 @pytest.mark.parametrize(
     "rate",
-    [[0.0, 0.0, 0.0], [0.3137] * 3, [-0.1, 0.213, 0.7], [0.3137, np.nan, 0.3137 + 1e-16], [0.05, 2.0, 7.5]],
+    [
+        [0.0, 0.0, 0.0],
+        [0.3137] * 3,
+        [-0.1, 0.213, 0.7],
+        [0.3137, np.nan, 0.3137 + 1e-16],
+        [0.05, 2.0, 7.5],
+    ],
 )
 def test_histograms_of_any_figure(rate):
     cards: list[str] = []
@@ -179,7 +204,9 @@ def test_only_outside_draws_nothing_of_the_task_s_own_range(drawn):
 
 
 def test_latency_only_outside_is_longer(drawn):
-    delay = drawn(Randomize("latency", 0.0, 0.04, ("x",), op="add"), wider=1.5, only_outside=True)["actuator_delay"]
+    delay = drawn(Randomize("latency", 0.0, 0.04, ("x",), op="add"), wider=1.5, only_outside=True)[
+        "actuator_delay"
+    ]
     x = delay[:, 0]
     assert 0.04 <= x.min() < x.max() <= 0.05
 
@@ -189,9 +216,13 @@ def test_added_figures_cannot_use_up_what_they_are_added_to(drawn):
         drawn(Randomize("mass", -0.6, 0.4, ("block",), op="add"), wider=2.0)
 
 
-@pytest.mark.parametrize("flags", [{"wider": 0.5}, {"wider": float("nan")}, {"wider": float("inf")}])
+@pytest.mark.parametrize(
+    "flags", [{"wider": 0.5}, {"wider": float("nan")}, {"wider": float("inf")}]
+)
 def test_factors_that_widen_nothing(flags):
-    with pytest.raises(DeftlyError, match=r"wider is .*, but it must be (1 or more|a finite number)"):
+    with pytest.raises(
+        DeftlyError, match=r"wider is .*, but it must be (1 or more|a finite number)"
+    ):
         EvalArgs(**flags)
 
 
@@ -215,15 +246,29 @@ def hand(tmp_path_factory):
     cls, folder = load(HAND), tmp_path_factory.mktemp("hand") / "policy"
     task = cls(cls.Config(start="sample"))  # type: ignore[call-arg]
     contract, train = task.contract(), PPOConfig(hidden=(8,))
-    actor = Network(NetworkSpec({"state": contract.obs_size()}, contract.action_size, (8,), head="gaussian"))
+    actor = Network(
+        NetworkSpec({"state": contract.obs_size()}, contract.action_size, (8,), head="gaussian")
+    )
     config = with_task(Saved, cls.Config)(SimConfig(preset="fast", threads=1), train, task.cfg)  # type: ignore[call-arg]
-    checkpoint.write(folder, task, {"actor": actor}, contract=contract, config=to_yaml(config), iteration=1)
+    checkpoint.write(
+        folder, task, {"actor": actor}, contract=contract, config=to_yaml(config), iteration=1
+    )
     return task, folder
 
 
 def test_evaluation_of_the_hand(hand, tmp_path, capsys):
     task, folder = hand
-    words = [HAND, "--checkpoint", str(folder), "--episodes", "12", "--env.episode-steps", "3", "--video", "False"]
+    words = [
+        HAND,
+        "--checkpoint",
+        str(folder),
+        "--episodes",
+        "12",
+        "--env.episode-steps",
+        "3",
+        "--video",
+        "False",
+    ]
     gates = ["--gate", "yaw_rate<9", "--gate", "drop_rate<=0.05"]
     assert eval_main([*words, *gates, "--wider", "1.5", "--out", str(tmp_path)]) == 0
     data = json.loads((tmp_path / "eval.json").read_text())

@@ -27,7 +27,9 @@ def noisy(obs, stochastic=False):
 
 
 def run(task, policy=zero, episodes=6, seed=0, purpose=EVALUATE, **more):
-    return run_episodes(task, policy, episodes, seed=seed, purpose=purpose, sim_cfg=SimConfig(threads=1), **more)
+    return run_episodes(
+        task, policy, episodes, seed=seed, purpose=purpose, sim_cfg=SimConfig(threads=1), **more
+    )
 
 
 def same(a, b):
@@ -45,7 +47,14 @@ def test_one_episode_of_each_environment(slider):
     assert 0 < ran.values["time_out"].mean() < 1
     assert ran.success_rate == ran.values["success"].mean()
     assert ran.rate == task.cfg.rate
-    assert {"travel", "return", "action_change", "failed/far", "failed/physics", "reward/near"} <= set(ran.values)
+    assert {
+        "travel",
+        "return",
+        "action_change",
+        "failed/far",
+        "failed/physics",
+        "reward/near",
+    } <= set(ran.values)
 
 
 def test_it_says_how_far_it_is_also_where_all_end_at_once(task, monkeypatch, capsys):

@@ -59,7 +59,11 @@ def said(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize("command", [name for name in MORE if name != "serve"])
 @pytest.mark.parametrize("word", ["part", "folder", "default"])
 def test_the_same_word_means_the_same_policy_in_every_command(command, word, exported, said):
-    words = {"part": ["--policy", "rail_train"], "folder": ["--policy", str(exported.checkpoint)], "default": []}[word]
+    words = {
+        "part": ["--policy", "rail_train"],
+        "folder": ["--policy", str(exported.checkpoint)],
+        "default": [],
+    }[word]
     if command == "check":
         task = []
         words = words or ["--policy", "latest"]
@@ -87,7 +91,10 @@ def test_serve_finds_what_the_others_find(exported):
 
     runs = RunsConfig(root=exported.root)
     for word in (None, "rail_train", str(exported.bundle)):
-        assert find(exported.task, ServeArgs(policy=word, runs=runs)).line == resolve(word, "rail", runs).line
+        assert (
+            find(exported.task, ServeArgs(policy=word, runs=runs)).line
+            == resolve(word, "rail", runs).line
+        )
 
 
 def test_the_shipped_policy_is_one_in_both_forms():
@@ -126,7 +133,9 @@ def test_a_bundle_beside_an_endpoint_gives_the_settings():
 def test_a_policy_of_another_robot_is_refused_in_a_line_of_words(exported):
     found = of_checkpoint(checkpoint.load(exported.checkpoint))
     cls = load(SHIPPED)
-    with pytest.raises(DeftlyError, match=r"is a policy of rail \(robot slider\), not of jaka-pick-cube") as error:
+    with pytest.raises(
+        DeftlyError, match=r"is a policy of rail \(robot slider\), not of jaka-pick-cube"
+    ) as error:
         found.require(cls(cls.Config()).contract(), SHIPPED)
     assert "{" not in str(error.value)
 
@@ -165,11 +174,15 @@ def test_checkpoint_bundle_and_endpoint_have_the_same_episodes(exported):
 def test_only_a_checkpoint_can_be_drawn_from(exported):
     cls = load(exported.task)
     settings = EvalSettings(episodes=2, stochastic=True, sim=SimConfig(threads=1))
-    with pytest.raises(DeftlyError, match=r"is a bundle and gives its mean action: leave out --stochastic"):
+    with pytest.raises(
+        DeftlyError, match=r"is a bundle and gives its mean action: leave out --stochastic"
+    ):
         measure(cls(cls.Config()), of_bundle(exported.bundle), settings)
     with pytest.raises(DeftlyError, match="is an endpoint and gives its mean action"):
         measure(cls(cls.Config()), PolicySource("endpoint", "tcp://127.0.0.1:1", None), settings)
-    drawn, _ = measure(cls(cls.Config()), of_checkpoint(checkpoint.load(exported.checkpoint)), settings)
+    drawn, _ = measure(
+        cls(cls.Config()), of_checkpoint(checkpoint.load(exported.checkpoint)), settings
+    )
     assert drawn["stochastic"] is True
 
 

@@ -13,7 +13,16 @@ from deftly.learn import checkpoint
 SLIDER = Path(__file__).parents[1] / "assets/slider.py"
 TINY = (
     *("--env.num-envs", "8", "--env.episode-steps", "6", "--sim.threads", "1", "--eval-every", "0"),
-    *("--train.steps", "4", "--train.hidden", "8", "--train.epochs", "2", "--train.minibatches", "2"),
+    *(
+        "--train.steps",
+        "4",
+        "--train.hidden",
+        "8",
+        "--train.epochs",
+        "2",
+        "--train.minibatches",
+        "2",
+    ),
     *("--tensorboard", "False", "--log-level", "warning"),
 )
 

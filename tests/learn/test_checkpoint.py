@@ -37,12 +37,20 @@ def edit(folder: Path, name: str, text: str) -> None:
     with safe_open(folder / "weights.safetensors", "pt") as file:
         metadata = file.metadata()
     metadata[name] = checkpoint._digest(text)
-    save_file(load_file(folder / "weights.safetensors"), folder / "weights.safetensors", metadata=metadata)
+    save_file(
+        load_file(folder / "weights.safetensors"), folder / "weights.safetensors", metadata=metadata
+    )
 
 
 def test_nothing_in_it_is_pickled(trained):
     names = sorted(path.name for path in trained.path().iterdir())
-    assert names == ["checkpoint.json", "config.yaml", "contract.json", "state.safetensors", "weights.safetensors"]
+    assert names == [
+        "checkpoint.json",
+        "config.yaml",
+        "contract.json",
+        "state.safetensors",
+        "weights.safetensors",
+    ]
 
 
 def test_it_says_what_it_is(trained):
@@ -72,8 +80,12 @@ def test_the_policy_acts_in_the_environment(trained):
     assert found.policy()(obs).shape == (3, env.contract.action_size)
 
 
-@pytest.mark.parametrize("part", ["weights.safetensors", "checkpoint.json", "contract.json", "config.yaml"])
-@pytest.mark.parametrize("damage", ["half", "empty", "missing", "folder", "fifo", "endless", "binary"])
+@pytest.mark.parametrize(
+    "part", ["weights.safetensors", "checkpoint.json", "contract.json", "config.yaml"]
+)
+@pytest.mark.parametrize(
+    "damage", ["half", "empty", "missing", "folder", "fifo", "endless", "binary"]
+)
 def test_a_damaged_checkpoint_is_refused_in_one_line(copy, part, damage):
     file = copy / part
     content = file.read_bytes()
@@ -198,7 +210,10 @@ def test_a_renamed_setting_is_named_with_its_file(trained):
     found = trained.checkpoint()
     unknown = found.unknown_settings("task", Renamed)
     assert {"task.goal", "task.weights.moved"} <= set(unknown)
-    with pytest.raises(DeftlyError, match=r"config\.yaml sets task\.goal, which Renamed does not have .*'goal_size'"):
+    with pytest.raises(
+        DeftlyError,
+        match=r"config\.yaml sets task\.goal, which Renamed does not have .*'goal_size'",
+    ):
         replace(found, config={"task": {"goal": 1}}).require_settings("task", Renamed)
     known = found.known_settings("task", Renamed)
     assert "goal" not in known
@@ -232,7 +247,17 @@ def test_a_full_disk_keeps_what_was_there(tiny, monkeypatch):
 
 
 def test_only_the_wanted_checkpoints_are_kept(tiny):
-    tiny.train(8, "--save-every", "1", "--keep-checkpoints", "2", "--eval-every", "3", "--eval-episodes", "2")
+    tiny.train(
+        8,
+        "--save-every",
+        "1",
+        "--keep-checkpoints",
+        "2",
+        "--eval-every",
+        "3",
+        "--eval-episodes",
+        "2",
+    )
     names = {path.name for path in tiny.run.glob("checkpoints/iter_*")}
     best = tiny.path("best").resolve().name
     assert names == {"iter_000006", "iter_000007", "iter_000008", best}

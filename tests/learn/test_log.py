@@ -9,7 +9,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from deftly.learn import log
 
-ROW = {"iteration": 10, "steps": 640, "seconds": 3700.0, "seconds_left": 60.0, "steps_per_second": 9.0, "success": 0.5}
+ROW = {
+    "iteration": 10,
+    "steps": 640,
+    "seconds": 3700.0,
+    "seconds_left": 60.0,
+    "steps_per_second": 9.0,
+    "success": 0.5,
+}
 
 
 def test_a_resumed_table_keeps_the_rows_up_to_its_checkpoint(tmp_path):
@@ -22,7 +29,12 @@ def test_a_resumed_table_keeps_the_rows_up_to_its_checkpoint(tmp_path):
     second.write({"iteration": 3, "steps": 99, "more": 0.5})
     second.close()
     rows = list(csv.reader(path.open()))
-    assert rows == [["iteration", "steps", "more"], ["1", "10", ""], ["2", "20", ""], ["3", "99", "0.5"]]
+    assert rows == [
+        ["iteration", "steps", "more"],
+        ["1", "10", ""],
+        ["2", "20", ""],
+        ["3", "99", "0.5"],
+    ]
 
 
 def test_tensorboard_reads_what_is_written_and_hides_what_was_lost(tmp_path):
@@ -51,7 +63,10 @@ def test_a_full_disk_is_said_once_and_ends_nothing(capsys):
         writer.write({})
     writer.close()
     assert len(written) == 1
-    assert capsys.readouterr().err == "warning: TensorBoard is not written any more: No space left on device\n"
+    assert (
+        capsys.readouterr().err
+        == "warning: TensorBoard is not written any more: No space left on device\n"
+    )
 
 
 @pytest.mark.parametrize(("level", "count"), [("info", 1), ("debug", 3)])
@@ -63,7 +78,9 @@ def test_lines_without_a_terminal(level, count):
     writer.close()
     lines = out.getvalue().splitlines()
     assert len(lines) == count
-    assert lines[-1].startswith("iteration 10  0.00 M steps  1:01:40  9 steps/s  success 50.0 %  evaluated -  return -")
+    assert lines[-1].startswith(
+        "iteration 10  0.00 M steps  1:01:40  9 steps/s  success 50.0 %  evaluated -  return -"
+    )
 
 
 def test_an_evaluation_is_printed_and_remembered():
@@ -83,4 +100,7 @@ def test_the_live_table_has_all_that_is_known():
     writer.write({**ROW, "reward/near": 0.125, "nan": 3.0})
     writer.close()
     text = out.getvalue()
-    assert all(word in text for word in ("reward near", "+0.125", "3 values not finite", "success in training"))
+    assert all(
+        word in text
+        for word in ("reward near", "+0.125", "3 values not finite", "success in training")
+    )

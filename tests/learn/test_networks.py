@@ -89,7 +89,9 @@ def test_what_is_no_description_is_refused(data):
 def test_weights_of_another_network_are_refused_before_anything_is_allocated():
     weights = Network(SPEC).state_dict()
     wide = NetworkSpec({"state": 5}, 4, (60_000, 60_000, 60_000), head="gaussian")
-    with pytest.raises(DeftlyError, match=r"layers\.0\.bias is \[8\] float32, the network has \[60000\]"):
+    with pytest.raises(
+        DeftlyError, match=r"layers\.0\.bias is \[8\] float32, the network has \[60000\]"
+    ):
         build(wide, weights)
     with pytest.raises(DeftlyError, match=r"std is missing, the network has \[4\]"):
         build(SPEC, {name: value for name, value in weights.items() if name != "std"})
@@ -120,7 +122,9 @@ def test_what_never_varies_stays_finite():
 def test_the_gaussian_is_torchs():
     means, old_means, actions = torch.randn(3, 5, 4)
     std, old_std = 0.1 + torch.rand(2, 4)
-    assert torch.allclose(gaussian_log_prob(actions, means, std), Normal(means, std).log_prob(actions).sum(-1))
+    assert torch.allclose(
+        gaussian_log_prob(actions, means, std), Normal(means, std).log_prob(actions).sum(-1)
+    )
     assert torch.allclose(gaussian_entropy(std), Normal(means, std).entropy().sum(-1)[0])
     expected = kl_divergence(Normal(old_means, old_std), Normal(means, std)).sum(-1)
     assert torch.allclose(gaussian_kl(old_means, old_std, means, std), expected, atol=1e-5)
@@ -130,5 +134,7 @@ def test_a_stochastic_action_has_the_bounded_standard_deviation():
     network = Network(SPEC, init_std=9.0)
     policy, x = Policy(network), torch.zeros(20_000, 5)
     torch.manual_seed(0)
-    assert torch.allclose((policy(x, stochastic=True) - policy(x)).std(0), torch.full((4,), 2.0), rtol=0.03)
+    assert torch.allclose(
+        (policy(x, stochastic=True) - policy(x)).std(0), torch.full((4,), 2.0), rtol=0.03
+    )
     assert torch.equal(policy(x), network(x))

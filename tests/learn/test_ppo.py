@@ -94,7 +94,9 @@ def test_the_critic_learns_alone_at_first(slider):
 
 
 def test_more_minibatches_than_samples_are_refused(slider):
-    with pytest.raises(DeftlyError, match=r"train\.minibatches is 9, but a rollout has only 8 samples"):
+    with pytest.raises(
+        DeftlyError, match=r"train\.minibatches is 9, but a rollout has only 8 samples"
+    ):
         PPO(slider(2), replace(CFG, minibatches=9))
 
 

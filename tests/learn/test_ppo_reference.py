@@ -38,14 +38,20 @@ def test_an_update_is_that_of_rsl_rl(slider, monkeypatch):
         for network, model in ((ours.actor, theirs.actor), (ours.critic, theirs.critic)):
             state = model.state_dict()
             for name, value in network.state_dict().items():
-                assert torch.allclose(value.float(), state[renamed(name)].float().squeeze(0), atol=2e-5), name
+                assert torch.allclose(
+                    value.float(), state[renamed(name)].float().squeeze(0), atol=2e-5
+                ), name
 
 
 def reference(ours: PPO) -> Reference:
     """rsl-rl's learner with the weights and settings of ours."""
     obs = groups(ours.actor.gather(ours.env.obs), ours.env.obs["critic"])
     sets = {"actor": ["state"], "critic": ["critic"]}
-    head = {"class_name": "GaussianDistribution", "init_std": CFG.init_std, "std_range": (0.05, 2.0)}
+    head = {
+        "class_name": "GaussianDistribution",
+        "init_std": CFG.init_std,
+        "std_range": (0.05, 2.0),
+    }
     actions = ours.actor.spec.outputs
     actor = MLPModel(obs, sets, "actor", actions, CFG.hidden, CFG.activation, True, head)
     critic = MLPModel(obs, sets, "critic", 1, CFG.hidden, CFG.activation, True)

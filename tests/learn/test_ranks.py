@@ -19,10 +19,18 @@ SCRIPT, CURRICULUM = ASSETS / "two_ranks.py", ASSETS / "curriculum.py"
 
 def torchrun(out: Path, words: list[str]) -> list[dict[str, torch.Tensor]]:
     """What each of two ranks came to."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--master-addr=127.0.0.1",
+    ]
     port = ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *port, str(SCRIPT), str(out), *words], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, *port, str(SCRIPT), str(out), *words], env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [load_file(f"{out}-{rank}.safetensors") for rank in (0, 1)]
 
@@ -55,7 +63,9 @@ def test_two_processes_train_one_policy_and_resume_it(tiny_at, tmp_path):
 
     shutil.copytree(whole.run, copy, symlinks=True)
     resume = ["--resume", str(copy / "checkpoints/iter_000002")]
-    with pytest.raises(DeftlyError, match=r"is of a training in 2 processes, this one has 1: .*--nproc-per-node=2"):
+    with pytest.raises(
+        DeftlyError, match=r"is of a training in 2 processes, this one has 1: .*--nproc-per-node=2"
+    ):
         whole.train(4, *resume)
     resumed = torchrun(tmp_path / "resumed", [*whole.words, *flags, *resume])
     for got, wanted in zip(resumed, (first, second), strict=True):

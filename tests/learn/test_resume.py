@@ -66,7 +66,9 @@ def test_a_copy_with_its_links_followed(tiny):
     shutil.copytree(tiny.run, copy, symlinks=False)
     assert not (copy / "checkpoints/last").is_symlink()
     assert tiny.train(4, "--resume", str(copy)) == 0
-    found = checkpoint.load(workspace.find_checkpoint(f"{copy}:last", None, workspace.RunsConfig(root=tiny.root)))
+    found = checkpoint.load(
+        workspace.find_checkpoint(f"{copy}:last", None, workspace.RunsConfig(root=tiny.root))
+    )
     assert found.iteration == 4
     assert found.path.parents[1] == copy
 
@@ -76,7 +78,16 @@ def test_where_links_are_forbidden(tiny, monkeypatch):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "symlink", forbidden)
-    flags = ("--eval-every", "1", "--eval-episodes", "2", "--save-every", "1", "--keep-checkpoints", "1")
+    flags = (
+        "--eval-every",
+        "1",
+        "--eval-episodes",
+        "2",
+        "--save-every",
+        "1",
+        "--keep-checkpoints",
+        "1",
+    )
     assert tiny.train(3, *flags) == 0
     assert tiny.train(4, "--resume", "latest") == 0
     assert tiny.checkpoint().iteration == 4
@@ -113,7 +124,10 @@ def test_other_settings_that_are_another_training(tiny, flags, message):
     before = (tiny.run / "metrics.csv").read_bytes(), (tiny.run / "config.yaml").read_bytes()
     with pytest.raises(DeftlyError, match=message):
         tiny.train(2, "--resume", "latest", *flags)
-    assert ((tiny.run / "metrics.csv").read_bytes(), (tiny.run / "config.yaml").read_bytes()) == before
+    assert (
+        (tiny.run / "metrics.csv").read_bytes(),
+        (tiny.run / "config.yaml").read_bytes(),
+    ) == before
 
 
 def test_a_renamed_field_of_the_task_is_named(tiny_at, tmp_path):
@@ -125,5 +139,7 @@ def test_a_renamed_field_of_the_task_is_named(tiny_at, tmp_path):
     renamed = tmp_path / "later" / "mine.py"
     renamed.parent.mkdir()
     renamed.write_text(text.replace("goal", "tolerance"))
-    with pytest.raises(DeftlyError, match=r"config\.yaml sets task\.goal, which SliderConfig does not have"):
+    with pytest.raises(
+        DeftlyError, match=r"config\.yaml sets task\.goal, which SliderConfig does not have"
+    ):
         tiny_at(tmp_path, renamed).train(2, "--resume", "latest")

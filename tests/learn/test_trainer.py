@@ -19,7 +19,10 @@ from deftly.learn.trainer import Trainer
 @pytest.fixture
 def trainer(slider, tmp_path):
     """A trainer of the toy task, as a user's own code makes one."""
-    learner = PPO(slider(4, env={"episode_steps": 3}), PPOConfig(steps=4, hidden=(8,), epochs=1, minibatches=1))
+    learner = PPO(
+        slider(4, env={"episode_steps": 3}),
+        PPOConfig(steps=4, hidden=(8,), epochs=1, minibatches=1),
+    )
     return Trainer(learner.env, learner, tmp_path, "{}\n", max_iterations=6, save_every=100)
 
 
@@ -62,7 +65,9 @@ def test_metrics_are_known_by_their_columns(trainer):
 
 def test_what_is_not_finite_ends_the_training(trainer):
     trainer.learner.iterate = lambda: {"loss/value": float("inf")}
-    with pytest.raises(DeftlyError, match=r"loss/value is not finite in iteration 1: lower train\.learning-rate"):
+    with pytest.raises(
+        DeftlyError, match=r"loss/value is not finite in iteration 1: lower train\.learning-rate"
+    ):
         trainer.train()
 
 
@@ -144,17 +149,37 @@ def test_init_starts_a_new_run_from_weights(tiny):
     assert first.parent != second.path.parent
     assert second.iteration == 1
     before = checkpoint.load(first).weights
-    changed = {name.split("/")[0] for name in before if not torch.equal(before[name], second.weights[name])}
+    changed = {
+        name.split("/")[0] for name in before if not torch.equal(before[name], second.weights[name])
+    }
     assert changed == {"critic"}
 
 
 def test_missing_the_wanted_success_is_an_exit_code(tiny):
-    flags = ("--until-success", "0.9", "--eval-every", "1", "--eval-episodes", "2", "--task.goal", "0")
+    flags = (
+        "--until-success",
+        "0.9",
+        "--eval-every",
+        "1",
+        "--eval-episodes",
+        "2",
+        "--task.goal",
+        "0",
+    )
     assert tiny.train(1, *flags) == 1
 
 
 def test_reaching_the_wanted_success_ends_the_training(tiny):
-    flags = ("--until-success", "0.5", "--eval-every", "1", "--eval-episodes", "8", "--task.goal", "9")
+    flags = (
+        "--until-success",
+        "0.5",
+        "--eval-every",
+        "1",
+        "--eval-episodes",
+        "8",
+        "--task.goal",
+        "9",
+    )
     assert tiny.train(50, *flags) == 0
     assert tiny.checkpoint().iteration == 1
     assert tiny.checkpoint("best").numbers["success"] == 1.0
@@ -171,7 +196,16 @@ def test_the_older_names_of_resume(tiny, word):
 
 
 def start(tiny, *more: str) -> subprocess.Popen:
-    words = [sys.executable, "-m", "deftly", "train", *tiny.words, "--train.max-iterations", "1000000", *more]
+    words = [
+        sys.executable,
+        "-m",
+        "deftly",
+        "train",
+        *tiny.words,
+        "--train.max-iterations",
+        "1000000",
+        *more,
+    ]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -15,7 +15,17 @@ from deftly.contract import Act, Joint, Observe, PolicyContract, RobotInterface,
 from deftly.errors import DeftlyError
 from deftly.files import WriteError
 from deftly.policy import bundle
-from deftly.policy.bundle import GOLDEN, LIMITS, MANIFEST, NETWORK, REPORT, ROBOT, SPEC, BundleError, load
+from deftly.policy.bundle import (
+    GOLDEN,
+    LIMITS,
+    MANIFEST,
+    NETWORK,
+    REPORT,
+    ROBOT,
+    SPEC,
+    BundleError,
+    load,
+)
 from deftly.policy.protocol import OneRobot
 
 CONTRACT = PolicyContract(
@@ -60,7 +70,9 @@ def npz(arrays) -> bytes:
 
 def golden():
     rng = np.random.default_rng(1)
-    signals = {s.name: rng.uniform(0, 0.5, (STEPS, s.size)).astype(np.float32) for s in CONTRACT.signals}
+    signals = {
+        s.name: rng.uniform(0, 0.5, (STEPS, s.size)).astype(np.float32) for s in CONTRACT.signals
+    }
     network = bundle.OnnxNetwork(model(), CONTRACT)
     named = {f"signal/{name}": value for name, value in signals.items()}
     return {**named, **bundle.replay(CONTRACT, network, signals)}
@@ -191,7 +203,10 @@ def test_a_link_or_a_folder_or_a_pipe_is_no_file(folder, name):
 def test_too_large_files_are_not_read(folder, name, monkeypatch):
     with (folder / name).open("r+b") as file:
         file.truncate(LIMITS.get(name, bundle.MB) + 1)  # a sparse file
-    refused(folder, f"{name}' as a part of a bundle: it has [0-9]+ bytes, at most [0-9]+ [KM]iB are read")
+    refused(
+        folder,
+        f"{name}' as a part of a bundle: it has [0-9]+ bytes, at most [0-9]+ [KM]iB are read",
+    )
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b"5"])
@@ -201,7 +216,16 @@ def test_a_manifest_of_nonsense(folder, data):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"- 1", b"a: [", b"\xff", b"!!python/object/apply:os.getcwd []", b"!!int ''", b"!!bool x"]
+    "data",
+    [
+        b"",
+        b"- 1",
+        b"a: [",
+        b"\xff",
+        b"!!python/object/apply:os.getcwd []",
+        b"!!int ''",
+        b"!!bool x",
+    ],
 )
 def test_a_robot_config_of_nonsense(folder, data):
     put(folder, ROBOT, data)
@@ -211,7 +235,9 @@ def test_a_robot_config_of_nonsense(folder, data):
 # ---------------------------------------------------------------------- the manifest
 
 
-@pytest.mark.parametrize("name", ["../policy.onnx", "/etc/passwd", "more.txt", "policy.onnx/", "a\\b", ""])
+@pytest.mark.parametrize(
+    "name", ["../policy.onnx", "/etc/passwd", "more.txt", "policy.onnx/", "a\\b", ""]
+)
 def test_names_that_no_bundle_has(folder, name):
     edit(folder, lambda m: m["files"].update({name: "0" * 64}))
     refused(folder, "files holds the unknown")
@@ -228,7 +254,10 @@ def test_names_that_no_bundle_has(folder, name):
         (lambda m: m.update(task="a\x1b[2Jb"), "task is 'a.x1b.2Jb', expected a str"),
         (lambda m: m["checkpoint"].update(iteration=True), "iteration is True, expected a int"),
         (lambda m: m["settings"].update(task=None), "settings: task is None"),
-        (lambda m: m.update(contract="0" * 64), "policy_spec.json is not the contract that checksums.json names"),
+        (
+            lambda m: m.update(contract="0" * 64),
+            "policy_spec.json is not the contract that checksums.json names",
+        ),
     ],
 )
 def test_a_manifest_that_is_not_quite_one(folder, change, match):
@@ -239,7 +268,8 @@ def test_a_manifest_that_is_not_quite_one(folder, change, match):
 def test_another_schema_of_ours_is_named(folder):
     edit(folder, lambda m: m.update(schema="deftly.bundle/0", deftly="0.0.7"))
     refused(
-        folder, r"a bundle of schema 'deftly.bundle/0', written by Deftly '0.0.7'; this Deftly reads deftly.bundle/1"
+        folder,
+        r"a bundle of schema 'deftly.bundle/0', written by Deftly '0.0.7'; this Deftly reads deftly.bundle/1",
     )
     edit(folder, lambda m: m.update(schema="deftly.bundle/2", deftly=["x"]))
     refused(folder, r"a bundle of schema 'deftly.bundle/2'")
@@ -250,14 +280,23 @@ def test_another_systems_bundle_is_named(tmp_path):
     texts = {NETWORK: model(), SPEC: json.dumps(spec).encode(), ROBOT: b"robot_name: wildrobot\n"}
     for name, data in texts.items():
         (tmp_path / name).write_bytes(data)
-    refused(tmp_path, r"a bundle of another system, 'wildrobot_policy' '1.0.0'; this Deftly reads deftly.bundle/1")
+    refused(
+        tmp_path,
+        r"a bundle of another system, 'wildrobot_policy' '1.0.0'; this Deftly reads deftly.bundle/1",
+    )
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in texts.items()}
     (tmp_path / MANIFEST).write_text(json.dumps(digests))
-    refused(tmp_path, r"a bundle of another system, 'wildrobot_policy' '1.0.0'; this Deftly reads deftly.bundle/1")
+    refused(
+        tmp_path,
+        r"a bundle of another system, 'wildrobot_policy' '1.0.0'; this Deftly reads deftly.bundle/1",
+    )
 
 
 def test_no_bundle_at_all(tmp_path):
-    refused(tmp_path, "holds no bundle; this Deftly reads deftly.bundle/1, which 'deftly export TASK' writes")
+    refused(
+        tmp_path,
+        "holds no bundle; this Deftly reads deftly.bundle/1, which 'deftly export TASK' writes",
+    )
     refused(tmp_path / "nothing", "no folder .*'deftly export TASK' makes one")
     with pytest.raises(BundleError, match="no bundle 'nothing'"):
         bundle.find("nothing")
@@ -268,7 +307,9 @@ def test_shipped(tmp_path, monkeypatch):
     monkeypatch.setattr(bundle, "__file__", str(tmp_path / "deftly/policy/bundle.py"))
     assert bundle.shipped("pick") is None
     bundle.write(tmp_path / "deftly/shipped/policies/pick", files(), FACTS)
-    assert bundle.shipped("pick") == bundle.find("pick") == tmp_path / "deftly/shipped/policies/pick"
+    assert (
+        bundle.shipped("pick") == bundle.find("pick") == tmp_path / "deftly/shipped/policies/pick"
+    )
     assert bundle.shipped("../policies/pick") is None
 
 
@@ -374,7 +415,9 @@ def test_a_golden_file_that_unpacks_to_too_much(folder):
     refused(folder, "golden.npz' as a part of a bundle: it unpacks to more than 16 MiB")
 
 
-@pytest.mark.parametrize("header", [b"{'a", b"{\n  'a': 1,\n 'b': 2}", b"{'descr': (", b"(" * 5000, b"\0"])
+@pytest.mark.parametrize(
+    "header", [b"{'a", b"{\n  'a': 1,\n 'b': 2}", b"{'descr': (", b"(" * 5000, b"\0"]
+)
 def test_a_golden_header_of_nonsense(folder, header):
     """numpy answers these with TokenError, IndentationError, OverflowError and their like."""
     part = b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header
@@ -389,7 +432,9 @@ def test_a_golden_header_of_nonsense(folder, header):
 
 def test_a_golden_header_that_claims_too_much(folder):
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**15, 2)})
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (10**15, 2)}
+    )
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("action.npy", header.getvalue())

@@ -23,7 +23,9 @@ def test_a_batch_decides_as_robots_by_themselves():
         seeds = [10 * step + robot for robot in range(3)]
         together = batch.infer(rows(*seeds))
         for robot, seed in enumerate(seeds):
-            np.testing.assert_array_equal(together.targets[robot], alone[robot].infer(signals(seed)).targets)
+            np.testing.assert_array_equal(
+                together.targets[robot], alone[robot].infer(signals(seed)).targets
+            )
 
 
 def test_robots_are_asked_in_any_order_and_number():
@@ -33,7 +35,9 @@ def test_robots_are_asked_in_any_order_and_number():
         seeds = [10 * step + robot for robot in ids]
         together = batch.infer(rows(*seeds), ids=ids)
         for place, robot in enumerate(ids):
-            np.testing.assert_array_equal(together.targets[place], alone[robot].infer(signals(seeds[place])).targets)
+            np.testing.assert_array_equal(
+                together.targets[place], alone[robot].infer(signals(seeds[place])).targets
+            )
 
 
 def test_a_decision_is_not_changed_later():
@@ -90,5 +94,7 @@ def test_what_was_applied_counts_and_nan_means_the_last_targets():
 
 
 def test_a_network_of_another_size_is_named():
-    with pytest.raises(PolicyError, match=r"the network answers \(1, 15\), the contract wants \(1, 3\)"):
+    with pytest.raises(
+        PolicyError, match=r"the network answers \(1, 15\), the contract wants \(1, 3\)"
+    ):
         ContractPolicy(CONTRACT, lambda obs: obs).infer(rows(1))

@@ -26,7 +26,10 @@ def make(start: str = "sample"):
 
 
 def some(n: int = 3) -> Gaits:
-    return Gaits(torch.full((n,), 0.7), 0.1 * torch.randn(n, 5, 16, generator=torch.Generator().manual_seed(0)))
+    return Gaits(
+        torch.full((n,), 0.7),
+        0.1 * torch.randn(n, 5, 16, generator=torch.Generator().manual_seed(0)),
+    )
 
 
 def standing(home: torch.Tensor) -> Gaits:
@@ -82,7 +85,10 @@ def test_gaits_are_mixed_by_the_size_of_the_cube():
     assert torch.allclose(between.shape, mixed.shape, atol=1e-5)
     assert torch.allclose(between.frequency, mixed.frequency, atol=1e-5)
     search.env.reset()
-    edge, context = search.env.task._half(search.env.state) * 2e3, search.env.task.context(search.env.state)
+    edge, context = (
+        search.env.task._half(search.env.state) * 2e3,
+        search.env.task.context(search.env.state),
+    )
     assert torch.allclose(edge.float(), 75 + 7.5 * context, atol=1e-4)
     one = Ascent(make(), GaitSettings(pairs=4), some(1)).best
     assert torch.equal(one.shape[0], one.shape[1])
@@ -99,7 +105,9 @@ def test_ascent_keeps_the_frequency_or_takes_the_one_that_is_asked_for():
 
 def test_each_hand_is_shown_the_gait_of_its_context():
     cycles = [(torch.zeros(3, 16), torch.full((3, 16), value)) for value in (1.0, 2.0)]
-    change = clone._change(torch.zeros(3, 16), torch.tensor([-0.9, 0.4, -0.2]), torch.tensor([-1.0, 1.0]), cycles)
+    change = clone._change(
+        torch.zeros(3, 16), torch.tensor([-0.9, 0.4, -0.2]), torch.tensor([-1.0, 1.0]), cycles
+    )
     assert change[:, 0].tolist() == [1.0, 2.0, 1.0]
 
 
@@ -151,7 +159,9 @@ def test_search_climbs_the_tasks_own_reward(strokes):
 
 
 def test_all_candidates_meet_the_same_hands_and_each_generation_others():
-    search = Search(make("cache"), GaitSettings(population=4, trials=2, seconds=0.5))  # without random pushes
+    search = Search(
+        make("cache"), GaitSettings(population=4, trials=2, seconds=0.5)
+    )  # without random pushes
     same = np.zeros((5, len(search._cma.mean)))
     first, second = search.rewards(same), search.rewards(same)
     assert first.tolist() == [first[0].item()] * 5
@@ -159,12 +169,24 @@ def test_all_candidates_meet_the_same_hands_and_each_generation_others():
     assert first[0] != second[0]
 
 
-def test_a_given_gait_is_cloned_into_a_checkpoint_that_training_starts_from(tmp_path, capsys, monkeypatch):
+def test_a_given_gait_is_cloned_into_a_checkpoint_that_training_starts_from(
+    tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(clone, "ROUND_STEPS", 8)
     monkeypatch.setattr(clone, "ROUND_BATCHES", 4)
     some(2).save(tmp_path / "gait.npz", make())
-    flags = ["--task.start", "sample", "--gait", "gait.npz", "--ascent", "0", "--rounds", "2", "task.episode_steps=3"]
+    flags = [
+        "--task.start",
+        "sample",
+        "--gait",
+        "gait.npz",
+        "--ascent",
+        "0",
+        "--rounds",
+        "2",
+        "task.episode_steps=3",
+    ]
     assert gait_main([TASK, *flags]) == 0
     said = capsys.readouterr().out
     assert "yaw_rate" in said
@@ -191,7 +213,9 @@ def test_tips_go_the_way_that_the_hand_turns():
     where = paths().targets(np.zeros((1, 32)))[0]
     from_centre = where - np.array(paths().strokes.centre)
     ahead = np.roll(where, -1, 0) - np.roll(where, 1, 0)
-    turning = from_centre[..., 0] * ahead[..., 1] - from_centre[..., 1] * ahead[..., 0]  # counter-clockwise, POINTS x 4
+    turning = (
+        from_centre[..., 0] * ahead[..., 1] - from_centre[..., 1] * ahead[..., 0]
+    )  # counter-clockwise, POINTS x 4
     distance = np.linalg.norm(from_centre[..., :2], axis=-1)
     inner = distance < np.median(distance, 0)
     for tip in range(4):
@@ -216,7 +240,10 @@ def test_tips_reach_where_they_shall():
     for i in range(POINTS):
         data.qpos[:16] = gait.targets(torch.tensor([2 * math.pi * i / POINTS]))[0].numpy()
         mujoco.mj_kinematics(model, data)
-        miss[i] = [np.linalg.norm(data.site(n).xpos - where[i, k]) for k, n in enumerate(found.strokes.sites)]
+        miss[i] = [
+            np.linalg.norm(data.site(n).xpos - where[i, k])
+            for k, n in enumerate(found.strokes.sites)
+        ]
     assert miss[:, [0, 2, 3]].mean() < 0.02
     assert miss.mean() < 0.03
 

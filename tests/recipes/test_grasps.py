@@ -58,7 +58,10 @@ def test_an_episode_starts_from_pose_and_joints_of_a_grasp_of_its_size(cache):
 
     cls = load(TASK)
     env = Env(
-        cls(replace(cls.Config(), grasps=cache, ready_s=(0.0, 0.0))), EnvConfig(num_envs=32), SimConfig(threads=1), 0
+        cls(replace(cls.Config(), grasps=cache, ready_s=(0.0, 0.0))),
+        EnvConfig(num_envs=32),
+        SimConfig(threads=1),
+        0,
     )
     found = Grasps.load(cache, TASK, contract())
     half = env.task._half(env.state)
@@ -67,7 +70,9 @@ def test_an_episode_starts_from_pose_and_joints_of_a_grasp_of_its_size(cache):
         assert same.sum() == 1
         row = int(same.nonzero()[0])
         assert env.state.joint("cube")[i] == pytest.approx(found.cube_pose[row], abs=1e-9)
-        assert abs(found.cube_half[row] - half[i]) <= 0.0019  # half the step between the cache's sizes
+        assert (
+            abs(found.cube_half[row] - half[i]) <= 0.0019
+        )  # half the step between the cache's sizes
 
 
 def test_draw_takes_every_grasp_of_the_nearest_size(cache):
@@ -104,7 +109,14 @@ def test_a_missing_and_a_broken_file_are_refused(tmp_path):
 def test_training_stops_at_a_foreign_cache_before_it_makes_a_run(cache, capsys, tmp_path):
     from deftly.commands.main import main
 
-    flags = ["--task.grasps", str(cache), "train.max_iterations=1", "env.num_envs=4", "--runs.root", str(tmp_path)]
+    flags = [
+        "--task.grasps",
+        str(cache),
+        "train.max_iterations=1",
+        "env.num_envs=4",
+        "--runs.root",
+        str(tmp_path),
+    ]
     assert main(["train", "leap-left-cube-rotate", *flags]) != 0
     assert "leap-left" in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
@@ -118,7 +130,9 @@ def test_bad_arguments(tmp_path):
         grasps_main(["jaka-pick-cube", "--out", str(tmp_path / "x.npz")])
 
 
-@pytest.mark.parametrize("name", ["leap-right-cube-rotate", "leap-left-cube-rotate", "leap-left-custom-cube-rotate"])
+@pytest.mark.parametrize(
+    "name", ["leap-right-cube-rotate", "leap-left-cube-rotate", "leap-left-custom-cube-rotate"]
+)
 def test_a_sample_of_each_shipped_cache_still_holds(name):
     """Grasps of every size, started as an episode starts, on the plain hand: none is lost, the cube stays put."""
     from deftly.config import EnvConfig, SimConfig

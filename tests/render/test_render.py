@@ -15,7 +15,8 @@ from deftly.errors import DeftlyError
 from deftly.render import Recorder, Renderer, choose_gl, write_png, write_video
 
 needs_gl = pytest.mark.skipif(
-    not any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")), reason="no GL library is installed"
+    not any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")),
+    reason="no GL library is installed",
 )
 BALL = """
 <mujoco>
@@ -27,9 +28,7 @@ BALL = """
   </worldbody>
 </mujoco>
 """
-CAMERA = (
-    '<camera name="side" pos="0 -3 0" xyaxes="1 0 0 0 0 1"/><camera name="away" pos="0 -3 0" xyaxes="-1 0 0 0 0 1"/>'
-)
+CAMERA = '<camera name="side" pos="0 -3 0" xyaxes="1 0 0 0 0 1"/><camera name="away" pos="0 -3 0" xyaxes="-1 0 0 0 0 1"/>'
 
 
 def ball(camera=CAMERA):
@@ -176,7 +175,9 @@ def no_library(no_display, monkeypatch):
 @pytest.mark.parametrize("chosen", ["", "egl", "osmesa", "glfw"])
 def test_one_line_without_libraries(chosen, no_library, monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", chosen)
-    with pytest.raises(DeftlyError, match=r"^no OpenGL to render with: apt-get install libegl1") as error:
+    with pytest.raises(
+        DeftlyError, match=r"^no OpenGL to render with: apt-get install libegl1"
+    ) as error:
         Renderer(ball()[0])
     assert "\n" not in str(error.value)
 
@@ -188,7 +189,9 @@ def test_rendering_switched_off(monkeypatch):
 
 
 def test_choosing(no_display, monkeypatch):
-    monkeypatch.setattr(render.ctypes.util, "find_library", lambda name: name if name == "OSMesa" else None)
+    monkeypatch.setattr(
+        render.ctypes.util, "find_library", lambda name: name if name == "OSMesa" else None
+    )
     assert choose_gl() == os.environ["MUJOCO_GL"] == "osmesa"
     monkeypatch.setenv("MUJOCO_GL", "egl")
     with pytest.raises(DeftlyError, match="MUJOCO_GL=egl, but its library is missing"):
@@ -206,7 +209,9 @@ def test_choosing_with_nothing_installed_waits_for_the_renderer(no_library):
 
 
 @needs_gl
-@pytest.mark.parametrize("setting", [{"MUJOCO_GL": "glfw"}, {"__EGL_VENDOR_LIBRARY_FILENAMES": "/nowhere"}])
+@pytest.mark.parametrize(
+    "setting", [{"MUJOCO_GL": "glfw"}, {"__EGL_VENDOR_LIBRARY_FILENAMES": "/nowhere"}]
+)
 def test_one_line_where_the_driver_fails(setting):
     code = (
         "import mujoco; from deftly.render import Renderer\n"
@@ -216,7 +221,9 @@ def test_one_line_where_the_driver_fails(setting):
     )
     dropped = ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL")
     env = {name: value for name, value in os.environ.items() if name not in dropped} | setting
-    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60
+    )
     assert ran.stdout.startswith("NoGLError no OpenGL to render with: apt-get install libegl1")
     assert ran.stdout.count("\n") == 1
     assert not ran.stderr

@@ -26,9 +26,12 @@ def test_files_are_merged_by_joint(tmp_path):
 def test_a_task_trains_with_identified_servos_under_the_same_contract(tmp_path):
     path = tmp_path / "servos.json"
     figures = {
-        p: Figure(1.2 * v, 1.1 * v, 1.3 * v) for p, v in zip(actuators.PARAMETERS, (3, 0.2, 0.03, 0.01, 1e-3, 0.3))
+        p: Figure(1.2 * v, 1.1 * v, 1.3 * v)
+        for p, v in zip(actuators.PARAMETERS, (3, 0.2, 0.03, 0.01, 1e-3, 0.3))
     }
-    actuators.save(path, "leap-right", NAMES, Actuators({"mf_rot": figures}, Figure(0.03, 0.0, 0.031)))
+    actuators.save(
+        path, "leap-right", NAMES, Actuators({"mf_rot": figures}, Figure(0.03, 0.0, 0.031))
+    )
     cls = tasks.load("leap-right-cube-rotate")
     plain, fitted = cls(cls.Config()), cls(cls.Config(actuators=path))
     assert fitted.contract().hash == plain.contract().hash
@@ -48,7 +51,10 @@ def test_a_task_trains_with_identified_servos_under_the_same_contract(tmp_path):
 
 
 def test_ranges_are_the_intervals_but_no_narrower_than_servos_differ():
-    entries = (Randomize("kp", 0.9, 1.1, ("if_mcp",)), Randomize("frictionloss", 0.5, 1.8, ("if_mcp", "if_rot")))
+    entries = (
+        Randomize("kp", 0.9, 1.1, ("if_mcp",)),
+        Randomize("frictionloss", 0.5, 1.8, ("if_mcp", "if_rot")),
+    )
     kp, rest, friction = actuators.ranges(entries, Actuators(KP))
     assert (kp.low, kp.high) == (0.875, pytest.approx(1.1))
     assert (rest.names, rest.low, rest.high) == (("if_rot",), 0.5, 1.8)
@@ -66,7 +72,10 @@ def test_ranges_are_the_intervals_but_no_narrower_than_servos_differ():
         ({"joints": {"if_mcp": {"kpp": {}}}}, "has 'kpp', did you mean 'kp'"),
         ({"joints": {"if_mcp": {"kp": 3}}}, "must have the numbers value, low and high"),
         ({"joints": {"if_mcp": {"kp": {"value": 1, "low": 2, "high": 3}}}}, "low <= value <= high"),
-        ({"joints": {"if_mcp": {"kp": {"value": -1, "low": -2, "high": 3}}}}, "low <= value <= high"),
+        (
+            {"joints": {"if_mcp": {"kp": {"value": -1, "low": -2, "high": 3}}}},
+            "low <= value <= high",
+        ),
         ({"joints": []}, "'joints' must be a mapping"),
     ],
 )

@@ -14,7 +14,9 @@ DH = [
     (np.pi / 2, 0, 0.1135),
     (-np.pi / 2, 0, 0.107),
 ]
-LOWER, UPPER = (np.array([getattr(j, end) for j in jaka_zu5.joints()[:6]]) for end in ("lower", "upper"))
+LOWER, UPPER = (
+    np.array([getattr(j, end) for j in jaka_zu5.joints()[:6]]) for end in ("lower", "upper")
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,12 @@ def flange(q: np.ndarray) -> np.ndarray:
     pose = np.eye(4)
     for angle, (alpha, a, d) in zip(q, DH):
         ca, sa, ct, st = np.cos(alpha), np.sin(alpha), np.cos(angle), np.sin(angle)
-        link = [[ct, -st, 0, a], [st * ca, ct * ca, -sa, -sa * d], [st * sa, ct * sa, ca, ca * d], [0, 0, 0, 1]]
+        link = [
+            [ct, -st, 0, a],
+            [st * ca, ct * ca, -sa, -sa * d],
+            [st * sa, ct * sa, ca, ca * d],
+            [0, 0, 0, 1],
+        ]
         pose = pose @ np.array(link)
     return pose
 
@@ -58,7 +65,9 @@ def test_tool_points_along_the_chains_last_axis(model, data):
         put(model, data, q)
         tool = data.site("pinch").xpos - data.body("link_6").xpos
         assert tool == pytest.approx(jaka_zu5.PINCH * flange(q)[:3, 2], abs=1e-6)
-        assert data.site("pinch").xmat.reshape(3, 3)[:, 2] == pytest.approx(flange(q)[:3, 2], abs=1e-6)
+        assert data.site("pinch").xmat.reshape(3, 3)[:, 2] == pytest.approx(
+            flange(q)[:3, 2], abs=1e-6
+        )
 
 
 def test_limits_and_gains(model):
@@ -75,7 +84,9 @@ def test_limits_and_gains(model):
 def test_weighs_what_the_arm_weighs(model):
     arm = sum(model.body(name).mass[0] for name in ("base", *(f"link_{i}" for i in range(1, 7))))
     assert arm == pytest.approx(24.6, abs=0.1)
-    assert model.body("gripper").mass[0] + 2 * model.body("finger_left").mass[0] == pytest.approx(0.877)
+    assert model.body("gripper").mass[0] + 2 * model.body("finger_left").mass[0] == pytest.approx(
+        0.877
+    )
 
 
 def test_inertias_are_possible(model):
@@ -153,7 +164,11 @@ def test_workspace_of_the_task_is_within_reach(model, data):
         q = reach(model, data, np.array(goal))
         assert (q > LOWER).all(), goal
         assert (q < UPPER).all(), goal
-        wrist = (np.pi / 2 - q[1] - q[2], np.pi / 2, np.pi / 2 + q[0])  # the task's coupling, in closed form
+        wrist = (
+            np.pi / 2 - q[1] - q[2],
+            np.pi / 2,
+            np.pi / 2 + q[0],
+        )  # the task's coupling, in closed form
         assert np.allclose(np.mod(q[3:] - wrist + np.pi, 2 * np.pi), np.pi, atol=2e-3), goal
 
 

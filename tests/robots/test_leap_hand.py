@@ -9,7 +9,9 @@ from deftly.tasks import load as load_task
 
 HANDS = ("leap-right", "leap-left", "leap-left-custom")
 JOINTS = leap_hand.names()
-LOWER, UPPER = (np.array([getattr(j, end) for j in leap_hand.joints()]) for end in ("lower", "upper"))
+LOWER, UPPER = (
+    np.array([getattr(j, end) for j in leap_hand.joints()]) for end in ("lower", "upper")
+)
 # World anchor (m) and axis of each joint at q = 0, from the public right hand's table, palm root at the origin.
 PUBLIC = {
     "if_mcp": ((-0.007, -0.023, 0.0187), (0, -1, 0)),
@@ -42,7 +44,9 @@ def poses(count: int) -> np.ndarray:
 def test_right_hand_is_the_published_one(joint):
     _model, data = placed("leap-right", np.zeros(16))
     anchor, axis = PUBLIC[joint]
-    assert data.joint(joint).xanchor == pytest.approx(anchor, abs=5e-4)  # the table's middle finger, shifted
+    assert data.joint(joint).xanchor == pytest.approx(
+        anchor, abs=5e-4
+    )  # the table's middle finger, shifted
     assert data.joint(joint).xaxis == pytest.approx(axis, abs=1e-9)
 
 
@@ -66,11 +70,16 @@ def test_mirrored_hands_fall_alike():
 
 
 def test_only_the_thumb_of_left_custom_is_elsewhere():
-    (model, left), (_, custom) = placed("leap-left", np.zeros(16)), placed("leap-left-custom", np.zeros(16))
+    (model, left), (_, custom) = (
+        placed("leap-left", np.zeros(16)),
+        placed("leap-left-custom", np.zeros(16)),
+    )
     for i in range(1, model.nbody):
         name = model.body(i).name
         moved = custom.body(name).xpos - left.body(name).xpos
-        assert moved == pytest.approx([0, 0.0285 if name.startswith("th_") else 0, 0], abs=1e-9), name
+        assert moved == pytest.approx([0, 0.0285 if name.startswith("th_") else 0, 0], abs=1e-9), (
+            name
+        )
     assert left.joint("th_cmc").xanchor[1] == pytest.approx(-0.0012, abs=1e-9)
 
 

@@ -24,7 +24,9 @@ def arm(change=lambda spec: None, joints=("one", "two"), homes=(0.3, 0.4)):
         for name in ("one", "two"):
             body = body.add_body(name=f"link_{name}", pos=[0.3, 0, 0], gravcomp=1)
             body.add_joint(name=name, axis=[0, 1, 0], range=LIMIT, armature=0.05)
-            geom = body.add_geom(name=name, type=mujoco.mjtGeom.mjGEOM_CAPSULE, fromto=[0, 0, 0, 0.2, 0, 0])
+            geom = body.add_geom(
+                name=name, type=mujoco.mjtGeom.mjGEOM_CAPSULE, fromto=[0, 0, 0, 0.2, 0, 0]
+            )
             geom.size[0], geom.mass = 0.03, 1.0
             actuator = s.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
             actuator.set_to_position(kp=100.0, kv=10.0)
@@ -32,7 +34,9 @@ def arm(change=lambda spec: None, joints=("one", "two"), homes=(0.3, 0.4)):
         change(s)
         return s
 
-    listed = tuple(Joint(name, *LIMIT, home=home, velocity=2.0) for name, home in zip(joints, homes))
+    listed = tuple(
+        Joint(name, *LIMIT, home=home, velocity=2.0) for name, home in zip(joints, homes)
+    )
     return robots.Robot("arm", "Two links", spec, listed)
 
 
@@ -113,7 +117,12 @@ def test_implausible_mass(mass):
 def test_implausible_inertia():
     def change(s):
         body = s.body("link_two")
-        body.explicitinertial, body.mass, body.ipos, body.inertia = True, 1.0, [0.1, 0, 0], [1.0, 1.0, 1.0]
+        body.explicitinertial, body.mass, body.ipos, body.inertia = (
+            True,
+            1.0,
+            [0.1, 0, 0],
+            [1.0, 1.0, 1.0],
+        )
 
     assert level(arm(change), "inertia") == "fail"
 

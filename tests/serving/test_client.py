@@ -27,7 +27,9 @@ class Process:
     """A policy server in a process of its own."""
 
     def __init__(self, endpoint="tcp://127.0.0.1:*"):
-        self._process = subprocess.Popen([sys.executable, str(SCRIPT), endpoint], stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), endpoint], stdout=subprocess.PIPE, text=True
+        )
         assert self._process.stdout
         self.endpoint = self._process.stdout.readline().strip()
 
@@ -61,7 +63,9 @@ def fails_in(seconds: float, function, *args) -> str:
 
 def follows(remote: Policy, local: Policy, seeds) -> None:
     for seed in seeds:
-        assert np.array_equal(remote.infer(signals(seed)).targets, local.infer(signals(seed)).targets)
+        assert np.array_equal(
+            remote.infer(signals(seed)).targets, local.infer(signals(seed)).targets
+        )
 
 
 def test_a_killed_server_is_noticed_in_time_and_met_again(server):
@@ -170,14 +174,19 @@ def test_late_repeated_and_foreign_answers_are_never_used():
     def answer(message):
         right = reply(message, **decision(message["seq"]))
         stale = [{**right, **decision(-1.0), "seq": message["seq"] + by} for by in (-1, -2)]
-        foreign = [{**right, **decision(-2.0), "type": "status"}, {**right, **decision(-3.0), "seq": None}]
+        foreign = [
+            {**right, **decision(-2.0), "type": "status"},
+            {**right, **decision(-3.0), "seq": None},
+        ]
         noise = [b"junk", b"", pack({})]
         return [*noise, *(pack(m) for m in (*stale, *foreign, right, right, *stale))]
 
     with fake(answer) as endpoint:
         client = OneRobot(Client(endpoint, CONTRACT, timeout=2))
         client.reset()
-        assert [client.infer(signals(0)).action.tolist() for _ in range(5)] == [[s] * 3 for s in range(3, 8)]
+        assert [client.infer(signals(0)).action.tolist() for _ in range(5)] == [
+            [s] * 3 for s in range(3, 8)
+        ]
         client.close()
 
 
@@ -222,7 +231,11 @@ def test_what_was_decided_but_never_arrived_is_told_to_the_server():
     def answer(message):
         seen.append(message)
         infers = sum(m["type"] == "infer" for m in seen)
-        return [] if message["type"] == "infer" and infers in (1, 3) else [pack(reply(message, **decision(0.25)))]
+        return (
+            []
+            if message["type"] == "infer" and infers in (1, 3)
+            else [pack(reply(message, **decision(0.25)))]
+        )
 
     with fake(answer) as endpoint:
         client = OneRobot(Client(endpoint, CONTRACT, timeout=0.2))
@@ -270,13 +283,19 @@ def test_folders_without_keys_are_one_line(tmp_path):
     assert "server.key" in fails_in(1, lambda: OneRobot(Client("tcp://127.0.0.1:1", keys=tmp_path)))
     for name in ("server.key", "client.key_secret"):
         (tmp_path / name).write_text('public-key = "short"\nsecret-key = "short"\n')
-    assert "cannot connect" in fails_in(1, lambda: OneRobot(Client("tcp://127.0.0.1:1", keys=tmp_path)))
+    assert "cannot connect" in fails_in(
+        1, lambda: OneRobot(Client("tcp://127.0.0.1:1", keys=tmp_path))
+    )
 
 
 def test_an_episode_starts_with_the_next_signals(server):
     client = OneRobot(Client(server.endpoint))
     assert client.contract == CONTRACT
-    assert "refused 'reset': signal 'joint_pos' is missing" in fails_in(1, client.infer, {"cube": np.zeros(3)})
-    assert "refused 'reset': signal 'cube' is missing" in fails_in(1, client.infer, {"joint_pos": np.zeros(3)})
+    assert "refused 'reset': signal 'joint_pos' is missing" in fails_in(
+        1, client.infer, {"cube": np.zeros(3)}
+    )
+    assert "refused 'reset': signal 'cube' is missing" in fails_in(
+        1, client.infer, {"joint_pos": np.zeros(3)}
+    )
     client.infer(signals(0))
     client.close()

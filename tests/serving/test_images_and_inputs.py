@@ -13,11 +13,21 @@ from deftly.contract import Input, Observe, PolicyContract, Signal
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import ContractPolicy, OneRobot, OnnxNetwork, PolicyError
 from deftly.serving.client import Client
-from deftly.serving.wire import MAX_FRAME, WireError, max_frame, pack, read_image, read_inputs, unpack
+from deftly.serving.wire import (
+    MAX_FRAME,
+    WireError,
+    max_frame,
+    pack,
+    read_image,
+    read_inputs,
+    unpack,
+)
 
 HEIGHT, WIDTH = 240, 320
 SEEING = PolicyContract(
-    robot=dataclasses.replace(ROBOT, signals=(*ROBOT.signals, Signal("front", (HEIGHT, WIDTH, 3), dtype="uint8"))),
+    robot=dataclasses.replace(
+        ROBOT, signals=(*ROBOT.signals, Signal("front", (HEIGHT, WIDTH, 3), dtype="uint8"))
+    ),
     rate=20,
     observe_terms=(Observe("joint_pos"), Observe("speed"), Observe("front", group="front")),
     act_terms=CONTRACT.act_terms,
@@ -50,7 +60,9 @@ def model(contract=SEEING, pixel=TensorProto.UINT8) -> bytes:
         helper.make_node("Add", ["seen", "picked"], ["action"]),
     ]
     graph = helper.make_graph(nodes, "g", ports, [action], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+    ).SerializeToString()
 
 
 def signals(seed: int) -> dict[str, np.ndarray]:
@@ -73,11 +85,18 @@ def test_an_image_and_inputs_reach_the_policy_and_its_decision_comes_back(networ
         client.reset()
         local.reset()
         for seed in range(3):
-            there, here = client.infer(signals(seed), inputs=inputs), local.infer(signals(seed), inputs=inputs)
+            there, here = (
+                client.infer(signals(seed), inputs=inputs),
+                local.infer(signals(seed), inputs=inputs),
+            )
             np.testing.assert_array_equal(there.action, here.action)
             np.testing.assert_array_equal(there.targets, here.targets)
             seen = signals(seed)
-            wanted = [seen["front"].mean() / 255, seen["joint_pos"][0], -1.0]  # the speed is clipped
+            wanted = [
+                seen["front"].mean() / 255,
+                seen["joint_pos"][0],
+                -1.0,
+            ]  # the speed is clipped
             assert there.action == pytest.approx(wanted, abs=1e-4)
         assert client.infer(signals(0)).action[2] == 0.0  # the default
         client.close()
@@ -95,9 +114,17 @@ def test_what_does_not_fit_is_refused_and_the_session_goes_on(network):
             {**good, "front": np.zeros(3, np.uint8)},
             {**good, "cube": np.zeros(3, np.uint8)},
         ):
-            with pytest.raises(PolicyError, match=r"is no image of 240 x|is no array of 3 numbers|reads at most"):
+            with pytest.raises(
+                PolicyError, match=r"is no image of 240 x|is no array of 3 numbers|reads at most"
+            ):
                 client.infer(broken)
-        for inputs in ({"goal": 1.0}, {"speed": [1.0]}, {"prompt": "x" * 5000}, {"speed": "fast"}, {"prompt": [1.0]}):
+        for inputs in (
+            {"goal": 1.0},
+            {"speed": [1.0]},
+            {"prompt": "x" * 5000},
+            {"speed": "fast"},
+            {"prompt": [1.0]},
+        ):
             with pytest.raises((PolicyError, ValueError)):
                 client.infer(good, inputs=inputs)
         assert client.infer(good).action.shape == (3,)
@@ -137,7 +164,9 @@ def test_hostile_images_are_refused(value):
         read_image(value, (2, 2, 3), "eye")
 
 
-@pytest.mark.parametrize("value", [[], "x", {"goal": [1.0]}, {"speed": None}, {"speed": [1.0] * 3}, {"prompt": 5}])
+@pytest.mark.parametrize(
+    "value", [[], "x", {"goal": [1.0]}, {"speed": None}, {"speed": [1.0] * 3}, {"prompt": 5}]
+)
 def test_hostile_inputs_are_refused(value):
     with pytest.raises(WireError):
         read_inputs(value, SEEING)
@@ -156,8 +185,12 @@ def test_a_bundle_of_a_policy_that_sees(tmp_path):
 
     network = OnnxNetwork(model(), SEEING)
     rows = [signals(seed) for seed in range(3)]
-    stacked = {s.name: np.stack([row[s.name] for row in rows]).astype(s.dtype) for s in SEEING.signals}
-    golden = {f"signal/{name}": value for name, value in stacked.items()} | bundle.replay(SEEING, network, stacked)
+    stacked = {
+        s.name: np.stack([row[s.name] for row in rows]).astype(s.dtype) for s in SEEING.signals
+    }
+    golden = {f"signal/{name}": value for name, value in stacked.items()} | bundle.replay(
+        SEEING, network, stacked
+    )
     assert golden["observation/front"].dtype == np.uint8
     np.savez(file := io.BytesIO(), **golden)
     files = {
@@ -167,8 +200,17 @@ def test_a_bundle_of_a_policy_that_sees(tmp_path):
         bundle.GOLDEN: file.getvalue(),
         bundle.REPORT: b"{}",
     }
-    facts = {"task": "seeing", "deftly": "0", "contract": SEEING.hash, "settings": {"task": {}, "sim": {}}}
-    bundle.write(tmp_path / "b", files, {**facts, "checkpoint": {"label": "none", "sha256": "", "iteration": 0}})
+    facts = {
+        "task": "seeing",
+        "deftly": "0",
+        "contract": SEEING.hash,
+        "settings": {"task": {}, "sim": {}},
+    }
+    bundle.write(
+        tmp_path / "b",
+        files,
+        {**facts, "checkpoint": {"label": "none", "sha256": "", "iteration": 0}},
+    )
     found = bundle.load(tmp_path / "b")
     assert found.contract == SEEING
     policy = found.policy()

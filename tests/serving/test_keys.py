@@ -17,7 +17,8 @@ def server():
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["tcp://0.0.0.0:0", "tcp://*:*", "tcp://[::]:5555", "tcp://lo:*", "tcp://10.0.0.1:1"]
+    "endpoint",
+    ["tcp://0.0.0.0:0", "tcp://*:*", "tcp://[::]:5555", "tcp://lo:*", "tcp://10.0.0.1:1"],
 )
 def test_other_addresses_need_keys(endpoint):
     assert not is_local(endpoint)

@@ -105,7 +105,9 @@ def test_wrong_frames_are_answered_in_their_envelope(peer, frames, back):
     assert call(peer, "ping")["ok"]
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 @given(st.binary(max_size=300))
 def test_random_bytes_get_an_error(peer, frame):
     reply = ask(peer, frame)
@@ -114,7 +116,21 @@ def test_random_bytes_get_an_error(peer, frame):
 
 
 FIELDS = ("v", "type", "seq", "time", "session", "contract", "spec", "signals", "applied")
-WRONG = [None, True, -1, 2**64 - 1, 1e300, float("nan"), "x\n\x1b[2J", b"\xff", [], [[]], {}, {"a": {}}, "y" * 40_000]
+WRONG = [
+    None,
+    True,
+    -1,
+    2**64 - 1,
+    1e300,
+    float("nan"),
+    "x\n\x1b[2J",
+    b"\xff",
+    [],
+    [[]],
+    {},
+    {"a": {}},
+    "y" * 40_000,
+]
 
 
 @pytest.mark.parametrize("kind", ["ping", "init", "reset", "infer", "status", "close"])
@@ -204,7 +220,10 @@ def test_two_robots_have_memories_of_their_own_bit_for_bit(server):
             policy.reset()
     for step in range(20):
         for i, (remote, local) in enumerate(robots):
-            now, applied = signals(10 * step + i), np.full(3, 0.01 * step) if step % 3 == i else None
+            now, applied = (
+                signals(10 * step + i),
+                np.full(3, 0.01 * step) if step % 3 == i else None,
+            )
             there, here = remote.infer(now, applied), local.infer(now, applied)
             assert np.array_equal(there.action, here.action)
             assert np.array_equal(there.targets, here.targets)
@@ -225,7 +244,10 @@ def test_the_session_is_the_token_not_the_connection(server):
         with raw(server.endpoint, zmq.REQ) as peer:
             peer.send(pack(message("infer", seq, session=session, signals=signals(seq))))
             reply = unpack(peer.recv())
-        assert np.frombuffer(reply["targets"]["data"], "<f4").tolist() == local.infer(signals(seq)).targets.tolist()
+        assert (
+            np.frombuffer(reply["targets"]["data"], "<f4").tolist()
+            == local.infer(signals(seq)).targets.tolist()
+        )
 
 
 def test_a_repeated_seq_steps_the_memory_once_and_an_older_one_is_refused(peer):
@@ -238,7 +260,10 @@ def test_a_repeated_seq_steps_the_memory_once_and_an_older_one_is_refused(peer):
     local.infer(signals(1))
     assert call(peer, "infer", 4, session=session, signals=signals(1))["code"] == "old-seq"
     then = call(peer, "infer", 7, session=session, signals=signals(3))
-    assert np.frombuffer(then["targets"]["data"], "<f4").tolist() == local.infer(signals(3)).targets.tolist()
+    assert (
+        np.frombuffer(then["targets"]["data"], "<f4").tolist()
+        == local.infer(signals(3)).targets.tolist()
+    )
 
 
 def test_closed_sessions_are_gone(peer):
@@ -274,7 +299,9 @@ def test_another_contract_is_refused_by_name(server, peer):
     assert call(peer, "init", contract=CONTRACT.hash, spec=CONTRACT.to_json())["ok"]
     assert call(peer, "init", contract=other.hash)["code"] == "contract-mismatch"
     reply = call(peer, "init", contract=CONTRACT.hash, spec=other.to_json())
-    assert reply["error"] == "the robot was made under another contract: rate is 10.0 there, 20.0 here"
+    assert (
+        reply["error"] == "the robot was made under another contract: rate is 10.0 there, 20.0 here"
+    )
     for spec in ("{}", "[" * 5000, "z" * 20_000):
         assert call(peer, "init", spec=spec)["code"] == "contract-mismatch"
     spaced = CONTRACT.to_json().replace(",", ", ")
@@ -329,7 +356,10 @@ def gated():
             peer.linger, peer.rcvtimeo = 0, 5000
             peer.connect(server.endpoint)
             sessions.append(ask(peer, pack(message("init")))["session"])
-            ask(peer, pack(message("reset", 1, session=sessions[-1], signals=signals(len(sessions)))))
+            ask(
+                peer,
+                pack(message("reset", 1, session=sessions[-1], signals=signals(len(sessions)))),
+            )
         yield server, gate, peers, sessions
         gate.open.set()
         for peer in peers:
@@ -348,7 +378,9 @@ def targets(reply):
 
 def test_requests_that_coincide_are_one_call_and_equal_single_ones(gated):
     server, gate, peers, sessions = gated
-    requests = [[pack(message("infer", 2, session=s, signals=signals(i)))] for i, s in enumerate(sessions)]
+    requests = [
+        [pack(message("infer", 2, session=s, signals=signals(i)))] for i, s in enumerate(sessions)
+    ]
     replies = coincide(server, gate, peers, requests)
     assert gate.sizes == [1, 5]
     assert [targets(r) for (r,) in replies] == [targets_of(i, i) for i in range(5)]
@@ -359,7 +391,9 @@ def test_one_robots_bad_data_does_not_spoil_the_others(gated):
     server, gate, peers, sessions = gated
     wrong = {**signals(0), "cube": [1.0, float("nan"), 0.0]}
     huge = {**signals(0), "cube": [3e38, 3e38, 3e38]}
-    requests = [[pack(message("infer", 2, session=s, signals=signals(i)))] for i, s in enumerate(sessions)]
+    requests = [
+        [pack(message("infer", 2, session=s, signals=signals(i)))] for i, s in enumerate(sessions)
+    ]
     requests[1] = [pack(message("infer", 2, session=sessions[1], signals=wrong))]
     requests[2] = [pack(message("infer", 2, session=sessions[2], signals=huge))]
     requests[3] = [b"junk"]
@@ -374,7 +408,9 @@ def test_a_batch_that_fails_is_answered_one_by_one(gated, caplog):
     server, gate, peers, sessions = gated
     bad = signals(0)["cube"]
     gate.fails = lambda obs: (obs[:, 9:12] == bad).all(1).any() and len(gate.sizes) > 1
-    requests = [[pack(message("infer", 2, session=s, signals=signals(i)))] for i, s in enumerate(sessions)]
+    requests = [
+        [pack(message("infer", 2, session=s, signals=signals(i)))] for i, s in enumerate(sessions)
+    ]
     replies = coincide(server, gate, peers, requests)
     assert gate.sizes == [1, 5, 1, 1, 1, 1, 1]
     assert replies[0][0]["code"] == "internal"
@@ -384,7 +420,10 @@ def test_a_batch_that_fails_is_answered_one_by_one(gated, caplog):
 
 def test_steps_of_one_robot_that_come_together_are_taken_in_order(gated):
     server, gate, peers, sessions = gated
-    frames = [pack(message("infer", seq, session=sessions[0], signals=signals(seq))) for seq in (2, 2, 3, 4)]
+    frames = [
+        pack(message("infer", seq, session=sessions[0], signals=signals(seq)))
+        for seq in (2, 2, 3, 4)
+    ]
     (replies,) = coincide(server, gate, peers[:1], [frames])
     expected = [targets_of(0, *range(2, last + 1)) for last in (2, 2, 3, 4)]
     assert [targets(r) for r in replies] == expected
@@ -396,7 +435,9 @@ def test_a_decision_that_is_not_finite_is_refused_and_not_remembered():
         session, local = open_session(peer), OneRobot(ContractPolicy(CONTRACT, network))
         call(peer, "reset", 1, session=session, signals=signals(0))
         local.reset()
-        bad = call(peer, "infer", 2, session=session, signals={**signals(0), "cube": [101.0, 0.0, 0.0]})
+        bad = call(
+            peer, "infer", 2, session=session, signals={**signals(0), "cube": [101.0, 0.0, 0.0]}
+        )
         assert bad["code"] == "no-answer"
         good = call(peer, "infer", 3, session=session, signals=signals(1))
         assert targets(good) == local.infer(signals(1)).targets.tolist()
@@ -446,7 +487,9 @@ def test_vanished_robots_leave_nothing_and_the_good_one_goes_on(server):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly(number):
-    process = subprocess.Popen([sys.executable, str(SCRIPT), LOOPBACK], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), LOOPBACK], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout
         endpoint = process.stdout.readline().strip()

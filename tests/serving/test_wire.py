@@ -11,7 +11,15 @@ from hypothesis.extra import numpy as hnp
 from toy_robot import CONTRACT, signals
 
 from deftly.console import printable
-from deftly.serving.wire import MAX_FRAME, MAX_LIST, WireError, pack, read_array, read_signals, unpack
+from deftly.serving.wire import (
+    MAX_FRAME,
+    MAX_LIST,
+    WireError,
+    pack,
+    read_array,
+    read_signals,
+    unpack,
+)
 
 plain = st.recursive(
     st.none()
@@ -20,7 +28,9 @@ plain = st.recursive(
     | st.floats()
     | st.text(max_size=9)
     | st.binary(max_size=9),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 arrays = st.fixed_dictionaries(
@@ -83,7 +93,9 @@ def test_a_bomb_of_nested_lists_costs_little():
 
 @given(
     hnp.arrays(
-        st.sampled_from([np.float32, np.float64]), st.integers(0, 40), elements=st.floats(-(2.0**99), 2.0**99, width=32)
+        st.sampled_from([np.float32, np.float64]),
+        st.integers(0, 40),
+        elements=st.floats(-(2.0**99), 2.0**99, width=32),
     )
 )
 def test_arrays_come_back(array):
@@ -135,7 +147,9 @@ def test_any_value_is_an_array_or_a_wire_error(value, size):
     ],
 )
 def test_what_is_no_array_of_three(value):
-    with pytest.raises(WireError, match=r"'x' (is no array of 3 numbers|holds a number that is not finite)"):
+    with pytest.raises(
+        WireError, match=r"'x' (is no array of 3 numbers|holds a number that is not finite)"
+    ):
         read_array(value, 3, "x")
 
 

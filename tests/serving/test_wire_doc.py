@@ -48,7 +48,9 @@ def serving():
 
 def program() -> str:
     (text,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    return text.replace("timeout=0.02", "timeout=2.0").replace("1 / policy.contract.rate", "0.001")  # for busy machines
+    return text.replace("timeout=0.02", "timeout=2.0").replace(
+        "1 / policy.contract.rate", "0.001"
+    )  # for busy machines
 
 
 def table(title: str) -> list[str]:
@@ -83,10 +85,26 @@ def test_the_program_is_short():
 
 
 def test_tables_name_every_message_and_code():
-    assert table("Messages") == ["v", "type", "seq", "time", "ping", "init", "reset", "infer", "close", "status"]
+    assert table("Messages") == [
+        "v",
+        "type",
+        "seq",
+        "time",
+        "ping",
+        "init",
+        "reset",
+        "infer",
+        "close",
+        "status",
+    ]
     assert set(table("Messages")[4:]) == set(_HANDLERS)
     source = Path(server_module.__file__).read_text()
-    codes = set(re.findall(r'Refusal\("([\w-]+)"', source)) | {"bad-message", "bad-signals", "no-answer", "internal"}
+    codes = set(re.findall(r'Refusal\("([\w-]+)"', source)) | {
+        "bad-message",
+        "bad-signals",
+        "no-answer",
+        "internal",
+    }
     assert set(table("Codes")) == codes
 
 

@@ -69,7 +69,12 @@ def test_reset_stands_at_the_home_keyframe(engine, scenes):
 
 def test_a_field_is_always_the_same_tensor(engine, scenes):
     sim = make(engine, scenes[JAKA].model)
-    for ask, field in ((sim.bind, "qpos"), (sim.bind, "xpos"), (sim.expand, "body_mass"), (sim.expand, "opt.gravity")):
+    for ask, field in (
+        (sim.bind, "qpos"),
+        (sim.bind, "xpos"),
+        (sim.expand, "body_mass"),
+        (sim.expand, "opt.gravity"),
+    ):
         first = ask(field)
         moved(sim, scenes[JAKA])
         assert ask(field) is first
@@ -95,11 +100,20 @@ def test_fields_have_the_shape_of_mujocos(engine, scenes):
         "cvel",
     ):
         assert sim.bind(field).shape == (N, *np.shape(getattr(data, field))), field
-    for field in ("body_mass", "body_inertia", "geom_size", "geom_aabb", "actuator_gainprm", "actuator_forcerange"):
+    for field in (
+        "body_mass",
+        "body_inertia",
+        "geom_size",
+        "geom_aabb",
+        "actuator_gainprm",
+        "actuator_forcerange",
+    ):
         assert sim.expand(field).shape == (N, *getattr(sim.model, field).shape), field
 
 
-def test_positions_and_their_sensors_are_fresh_after_a_step_and_forces_those_of_the_last_substep(engine, scenes):
+def test_positions_and_their_sensors_are_fresh_after_a_step_and_forces_those_of_the_last_substep(
+    engine, scenes
+):
     scene = scenes[HAND]
     sim = moved(make(engine, scene.model), scene, steps=8)
     data = mujoco.MjData(sim.model)
@@ -108,7 +122,9 @@ def test_positions_and_their_sensors_are_fresh_after_a_step_and_forces_those_of_
         mujoco.mj_forward(sim.model, data)
         np.testing.assert_allclose(sim.bind("xpos")[env], data.xpos, atol=8 * EPS)
         seen = slice(*(sim.model.sensor("cube_contacts").adr[0] + np.array([0, 5])))
-        np.testing.assert_allclose(sim.bind("sensordata")[env, seen], data.sensordata[seen], atol=64 * EPS)
+        np.testing.assert_allclose(
+            sim.bind("sensordata")[env, seen], data.sensordata[seen], atol=64 * EPS
+        )
         assert np.abs(sim.bind("actuator_force")[env].numpy() - data.actuator_force).max() > 1e-3
 
 
@@ -147,7 +163,9 @@ def test_a_subset_resets(engine, scenes):
         assert torch.equal(force[[0, 2]], kept)
         assert kept.any()
         np.testing.assert_allclose(force[1], expected, atol=64 * EPS)
-        assert torch.equal(force[1], force[3])  # not that of whichever environment was computed before
+        assert torch.equal(
+            force[1], force[3]
+        )  # not that of whichever environment was computed before
 
 
 def test_forward_follows_what_was_written_where_it_is_asked_to(engine, scenes):
@@ -183,7 +201,9 @@ def value_of(model: mujoco.MjModel, field: str) -> np.ndarray:
     return getattr(model.opt, field[4:]) if field.startswith("opt.") else getattr(model, field)
 
 
-@pytest.mark.parametrize(("field", "thing", "factor"), CHANGES, ids=[change[0] for change in CHANGES])
+@pytest.mark.parametrize(
+    ("field", "thing", "factor"), CHANGES, ids=[change[0] for change in CHANGES]
+)
 def test_a_model_field_changes_its_own_environment_alone(engine, scenes, field, thing, factor):
     scene = scenes[HAND]
     plain, changed = make(engine, scene.model), make(engine, scene.model)
@@ -196,7 +216,9 @@ def test_a_model_field_changes_its_own_environment_alone(engine, scenes, field, 
     assert difference[1] > 1e-5
     assert not difference[[0, 2, 3]].any()
     np.testing.assert_array_equal(value_of(changed.model_of(1), field), live[1].cpu())
-    np.testing.assert_allclose(value_of(changed.model_of(0), field), value_of(scene.model, field), rtol=EPS)
+    np.testing.assert_allclose(
+        value_of(changed.model_of(0), field), value_of(scene.model, field), rtol=EPS
+    )
 
 
 def test_constants_follow_masses_and_armatures_where_they_are_asked_to(engine, scenes):
@@ -215,7 +237,9 @@ def test_constants_follow_masses_and_armatures_where_they_are_asked_to(engine, s
         own = sim.model_of(env)
         for constant in ("body_subtreemass", "body_invweight0", "dof_invweight0", "actuator_acc0"):
             # float32: an inverse inertia is a solution with a matrix of condition 1e2 to 1e3 here
-            np.testing.assert_allclose(getattr(own, constant), getattr(expected, constant), rtol=1e3 * EPS)
+            np.testing.assert_allclose(
+                getattr(own, constant), getattr(expected, constant), rtol=1e3 * EPS
+            )
     for field, value in before.items():
         assert torch.equal(sim.bind(field), value), field
 
@@ -272,8 +296,19 @@ def test_state_of_one_environment_is_mujocos(engine, scenes):
     sim.bind("xfrc_applied")[2, scene.model.body("cube").id] = torch.arange(6)
     data = mujoco.MjData(sim.model)
     mujoco.mj_setState(sim.model, data, sim.state_of(2), mujoco.mjtState.mjSTATE_INTEGRATION)
-    for field in ("time", "qpos", "qvel", "history", "qacc_warmstart", "ctrl", "xfrc_applied", "eq_active"):
-        np.testing.assert_array_equal(getattr(data, field), sim.bind(field)[2].cpu().numpy(), err_msg=field)
+    for field in (
+        "time",
+        "qpos",
+        "qvel",
+        "history",
+        "qacc_warmstart",
+        "ctrl",
+        "xfrc_applied",
+        "eq_active",
+    ):
+        np.testing.assert_array_equal(
+            getattr(data, field), sim.bind(field)[2].cpu().numpy(), err_msg=field
+        )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e11])
@@ -338,7 +373,9 @@ def test_a_recorded_step_is_the_step(scenes):
             sim.forward()
             sim.bind("ctrl")[:] += 0.05
             sim.step(1)
-            ends.append(torch.cat((sim.get_state(), sim.bind("sensordata"), sim.bind("xpos").flatten(1)), 1))
+            ends.append(
+                torch.cat((sim.get_state(), sim.bind("sensordata"), sim.bind("xpos").flatten(1)), 1)
+            )
     assert all(torch.equal(end, ends[0]) for end in ends[1:])
     assert sim._graphs
 
@@ -426,7 +463,10 @@ class Trio:
     """The exact engine, the yardstick and Warp, with the same randomized models and from the same states."""
 
     def __init__(self, family: str):
-        scene, rough = engine_scenes.compiled(family), engine_scenes.compiled(family, tolerance=1e-6)
+        scene, rough = (
+            engine_scenes.compiled(family),
+            engine_scenes.compiled(family, tolerance=1e-6),
+        )
         self.scene = scene
         self.exact = make("cpu", scene.model, ENVS)
         self.coarse = make("cpu", rough.model, ENVS)
@@ -496,7 +536,9 @@ class Errors:
         for field, (ours, theirs) in self._found.items():
             ours.append(trio.error(trio.warp, field))
             theirs.append(trio.error(trio.coarse, field))
-            self._largest[field] = max(self._largest[field], float(trio.exact.bind(field).abs().max()))
+            self._largest[field] = max(
+                self._largest[field], float(trio.exact.bind(field).abs().max())
+            )
 
     def of(self, field: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Warp's and the yardstick's, `(steps, num_envs)`."""
@@ -526,11 +568,15 @@ def test_a_control_period_agrees_as_far_as_float32_lets_it(family):
         trio.step(command)
         errors.add()
         rows = trio.exact.bind("nefc")
-        same.append([float((rows == sim.bind("nefc")).double().mean()) for sim in (trio.coarse, trio.warp)])
+        same.append(
+            [float((rows == sim.bind("nefc")).double().mean()) for sim in (trio.coarse, trio.warp)]
+        )
         trio.synchronize()
     errors.check()
     coarse, warp = np.mean(same, axis=0)
-    assert warp >= coarse, "contacts that the exact engine has, the warp engine has less often than the yardstick"
+    assert warp >= coarse, (
+        "contacts that the exact engine has, the warp engine has less often than the yardstick"
+    )
 
 
 @pytest.mark.warp
@@ -561,6 +607,12 @@ def test_an_episode_agrees_as_far_as_float32_lets_it(family):
 def grip(sim) -> torch.Tensor:
     """Sum of the sizes of the forces on the cube, N, `(num_envs,)`."""
     model = sim.model
-    of_cube = (model.sensor_type == mujoco.mjtSensor.mjSENS_CONTACT) & (model.sensor_refid == model.body("cube").id)
+    of_cube = (model.sensor_type == mujoco.mjtSensor.mjSENS_CONTACT) & (
+        model.sensor_refid == model.body("cube").id
+    )
     starts = model.sensor_adr[of_cube & (model.sensor_dim == 3)].tolist()
-    return torch.stack([sim.bind("sensordata")[:, start : start + 3].norm(dim=-1) for start in starts]).sum(0).double()
+    return (
+        torch.stack([sim.bind("sensordata")[:, start : start + 3].norm(dim=-1) for start in starts])
+        .sum(0)
+        .double()
+    )

@@ -49,7 +49,10 @@ def test_added_mass_scales_the_inertia(drawn):
     block = index(env, "body", "block")
     mass = fields["body_mass"][:, block]
     assert covers(mass, 0.8, 1.3)
-    assert torch.allclose(fields["body_inertia"][:, block], torch.tensor(env.model.body_inertia[block]) * mass[:, None])
+    assert torch.allclose(
+        fields["body_inertia"][:, block],
+        torch.tensor(env.model.body_inertia[block]) * mass[:, None],
+    )
 
 
 def test_com_moves_along_each_axis_on_its_own(drawn):
@@ -74,14 +77,18 @@ def test_kp_and_kd_together_keep_the_servo_true(drawn):
     assert covers(gain[..., 0], 80, 120)
     assert torch.equal(bias[..., 1], -gain[..., 0])
     assert covers(-bias[..., 2], 10, 30)
-    for _ in range(19):  # starts up to 0.5 m off: a servo that is not true would drift to another pose
+    for _ in range(
+        19
+    ):  # starts up to 0.5 m off: a servo that is not true would drift to another pose
         env.step(torch.zeros(N, 2))
     assert env.state.command.abs().max() > 0.4
     assert (env.state.joint_pos - env.state.command).abs().max() < 1e-6
 
 
 def test_added_gains_keep_their_signs(drawn):
-    _, fields = drawn(Randomize("kp", 10, 20, ("x",), op="add"), Randomize("kd", 1, 2, ("y",), op="add"))
+    _, fields = drawn(
+        Randomize("kp", 10, 20, ("x",), op="add"), Randomize("kd", 1, 2, ("y",), op="add")
+    )
     assert covers(fields["actuator_gainprm"][:, 0, 0], 110, 120)
     assert covers(-fields["actuator_biasprm"][:, 0, 1], 110, 120)
     assert covers(-fields["actuator_biasprm"][:, 1, 2], 21, 22)
@@ -117,7 +124,9 @@ def test_size_takes_the_bounds_along(drawn):
         assert covers(half, 0.04, 0.06)
         assert torch.allclose(fields["geom_size"][:, block], half[:, None].expand(N, 3))
         assert torch.allclose(fields["geom_rbound"].view(N, -1)[:, block], half * 3**0.5)
-        assert torch.allclose(fields["geom_aabb"].view(N, -1, 6)[:, block, 3:], half[:, None].expand(N, 3))
+        assert torch.allclose(
+            fields["geom_aabb"].view(N, -1, 6)[:, block, 3:], half[:, None].expand(N, 3)
+        )
 
 
 def test_gravity_keeps_its_direction(drawn):
@@ -132,7 +141,9 @@ def test_gravity_acts(drawn):
     env, fields = drawn(Randomize("gravity", 0.5, 1.5))
     env.state.pose("ball")[:, 2] = 2.0
     env.step(torch.zeros(N, 2))
-    assert torch.allclose(env.state.velocity("ball")[:, 2], fields["opt.gravity"].view(N, 3)[:, 2] * 0.05)
+    assert torch.allclose(
+        env.state.velocity("ball")[:, 2], fields["opt.gravity"].view(N, 3)[:, 2] * 0.05
+    )
 
 
 def test_names_share_a_draw_if_told(drawn):
@@ -143,7 +154,11 @@ def test_names_share_a_draw_if_told(drawn):
 
 
 def test_draws_start_from_the_model_every_time(drawn):
-    entries = (Randomize("mass", 0.9, 1.1), Randomize("kp", 1.0, 1.2), Randomize("com", 0, 0.01, op="add"))
+    entries = (
+        Randomize("mass", 0.9, 1.1),
+        Randomize("kp", 1.0, 1.2),
+        Randomize("com", 0, 0.01, op="add"),
+    )
     env, fields = drawn(*entries, times=50)
     assert covers(fields["body_mass"][:, index(env, "body", "block")], 0.9, 1.1)
     assert covers(fields["actuator_gainprm"][..., 0], 100, 120)
@@ -203,7 +218,9 @@ def test_part_of_a_period_and_a_draw_for_each_episode(slider):
 
 
 def test_latency_of_single_actuators_is_a_tasks_own_randomization(slider):
-    env = slider(2, goal=0.0, start=0.0, randomize=(Randomize("latency", 0.1, 0.1, ("y",), op="add"),))
+    env = slider(
+        2, goal=0.0, start=0.0, randomize=(Randomize("latency", 0.1, 0.1, ("y",), op="add"),)
+    )
     for _ in range(2):
         env.step(torch.ones(2, 2))
     assert (env.state.joint_pos[:, 0] > 0.01).all()
@@ -240,7 +257,12 @@ def test_draws_come_from_the_given_generator(slider):
     ("entry", "factor", "low", "high"),
     [
         (Randomize("mass", 0.8, 1.2), 1.5, 0.7, 1.3),
-        (Randomize("damping", 0.6, 1.6), 3.0, 0.2, 2.6),  # three times as wide about 1.1, but no less than 0.6 / 3
+        (
+            Randomize("damping", 0.6, 1.6),
+            3.0,
+            0.2,
+            2.6,
+        ),  # three times as wide about 1.1, but no less than 0.6 / 3
         (Randomize("frictionloss", 0.0, 2.0), 2.0, 0.0, 3.0),
         (Randomize("com", -0.002, 0.002, op="add"), 1.5, -0.003, 0.003),
         (Randomize("latency", 0.0, 0.04, op="add"), 1.5, 0.0, 0.05),

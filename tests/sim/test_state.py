@@ -39,8 +39,12 @@ def test_joints_are_the_contracts_in_its_order_wherever_they_stand(env):
 
 def test_a_reset_commands_the_joints_where_they_are_and_not_the_base(env):
     ctrl = env.sim.bind("ctrl")
-    assert torch.allclose(ctrl[:, env.model.actuator("right_hip").id], env.state.joint_pos[:, 0], atol=1e-6)
-    assert torch.allclose(ctrl[:, env.model.actuator("left_hip").id], env.state.joint_pos[:, 1], atol=1e-6)
+    assert torch.allclose(
+        ctrl[:, env.model.actuator("right_hip").id], env.state.joint_pos[:, 0], atol=1e-6
+    )
+    assert torch.allclose(
+        ctrl[:, env.model.actuator("left_hip").id], env.state.joint_pos[:, 1], atol=1e-6
+    )
     assert env.state.command == pytest.approx(env.state.joint_pos.float())
     base = env.state.pose("base")
     assert torch.allclose(base[:, :3], torch.tensor([0.3, 0.0, 0.5], dtype=torch.float64))
@@ -127,7 +131,9 @@ def test_a_missing_joint_or_actuator_is_named():
         def contract(self):
             joints = (Joint("hip", -1, 1, 0.4, 5), Joint("left_hip", -1, 1, -0.2, 5))
             robot = RobotInterface("floating", joints, (Signal("joint_pos", 2, "rad"),))
-            return PolicyContract(robot, 20.0, (Observe("joint_pos"),), (Act(("hip",), "delta", (0.1,)),))
+            return PolicyContract(
+                robot, 20.0, (Observe("joint_pos"),), (Act(("hip",), "delta", (0.1,)),)
+            )
 
     with pytest.raises(DeftlyError, match="the scene has no joint 'hip'"):
         Env(NoJoint(cls.Config()), EnvConfig(num_envs=1))
@@ -135,7 +141,9 @@ def test_a_missing_joint_or_actuator_is_named():
 
 def test_what_is_asked_for_the_first_time_is_there(env):
     """`mujoco.batch` gives zeros of a field that was bound since its last call."""
-    assert (env.sim.bind("geom_xpos")[:, env.model.geom("ball").id] == env.state.pose("ball")[:, :3]).all()
+    assert (
+        env.sim.bind("geom_xpos")[:, env.model.geom("ball").id] == env.state.pose("ball")[:, :3]
+    ).all()
 
 
 def test_forces_of_one_environment_do_not_reach_another(env):

@@ -63,7 +63,9 @@ def test_it_finds_known_servos_again_from_a_noisy_log(case, fitted):
     ].items():  # the scale of all forces takes a longer log, but for the joint that carries most
         found = {name: estimate.value for name, estimate in figures[joint].items()}
         assert found["kp"] / found["kd"] == pytest.approx(true["kp"] / true["kd"], rel=0.05)
-        assert found["frictionloss"] / found["kp"] == pytest.approx(true["frictionloss"] / true["kp"], rel=0.15)
+        assert found["frictionloss"] / found["kp"] == pytest.approx(
+            true["frictionloss"] / true["kp"], rel=0.15
+        )
     assert figures["if_mcp"]["kp"].value == pytest.approx(case[3]["if_mcp"]["kp"], rel=0.05)
     assert abs(fitted.delay().value - case[4]) < 0.001
     assert (fitted.held_out["fitted"] < 0.0025).all()
@@ -74,7 +76,9 @@ def test_what_a_log_does_not_tell_keeps_a_wide_interval(fitted):
     damping = [figures["damping"] for figures in fitted.figures().values()]
     kp = fitted.figures()["if_mcp"]["kp"]
     assert all((d.high - d.low) / d.value > (kp.high - kp.low) / kp.value for d in damping)
-    loose = dataclasses.replace(fitted, sd=np.append(np.full(fitted.sd.size - 1, 0.6), fitted.sd[-1]))
+    loose = dataclasses.replace(
+        fitted, sd=np.append(np.full(fitted.sd.size - 1, 0.6), fitted.sd[-1])
+    )
     assert not any(e.identified for figures in loose.figures().values() for e in figures.values())
     assert report.identified([loose]).joints == {}
 
@@ -92,7 +96,9 @@ def test_only_the_stretch_in_which_a_finger_moves_is_fitted(case):
     log = case[2]
     rest = np.repeat(log.cmd[-1:], 200, 0)
     longer = logs.HandLog(
-        np.arange(len(log.cmd) + 200) / 20, np.concatenate((log.cmd, rest)), np.concatenate((log.cmd, rest))
+        np.arange(len(log.cmd) + 200) / 20,
+        np.concatenate((log.cmd, rest)),
+        np.concatenate((log.cmd, rest)),
     )
     found = logs.moving(longer, [0, 1, 2, 3])
     assert len(found.time) <= len(log.cmd) + 21
@@ -104,7 +110,9 @@ def test_random_search_gets_near_too(case):
     chain = model.Chain(robot, joints, log, fit.SEARCH_DT, HOW.delays)
     windows = fit.informative(chain, fit._windows(log, 0, len(log.time), 1.5))[:4]
     how = dataclasses.replace(HOW, optimizer="random", population=256, generations=2)
-    theta, trace = fit.search(chain, [windows, windows], fit._bounds(chain, how), how, lambda _: None)
+    theta, trace = fit.search(
+        chain, [windows, windows], fit._bounds(chain, how), how, lambda _: None
+    )
     before, after = (fit.errors(chain, x[None], windows).sum() for x in (chain.nominal(), theta))
     assert after < before / 2
     assert len(trace) == 2
@@ -129,22 +137,32 @@ def test_the_delay_moves_the_motion_by_itself(case):
     a, b = chain.simulate(theta, [model.Window(40, 120, 10)])[0]
     speed = np.gradient(a, 0.05, axis=0)
     moving = np.abs(speed) > 1.0
-    assert np.median(((a - b) / speed)[moving]) == pytest.approx(0.003, rel=0.35)  # speeds at 20 Hz are rough
+    assert np.median(((a - b) / speed)[moving]) == pytest.approx(
+        0.003, rel=0.35
+    )  # speeds at 20 Hz are rough
 
 
 # --------------------------------------------------------------- the command
 
 
-def test_the_command_writes_report_plot_and_actuators(tmp_path, monkeypatch, capsys, case, fitted, plain):
+def test_the_command_writes_report_plot_and_actuators(
+    tmp_path, monkeypatch, capsys, case, fitted, plain
+):
     monkeypatch.setattr(fit, "fit", lambda *_, **__: fitted)
-    path, out, written = save(tmp_path / "log.npz", plain), tmp_path / "fit.json", tmp_path / "servos.json"
+    path, out, written = (
+        save(tmp_path / "log.npz", plain),
+        tmp_path / "fit.json",
+        tmp_path / "servos.json",
+    )
     words = [TASK, "--log-file", str(path), "--hardware-order", "True", "--output-file", str(out)]
     assert sysid_main([*words, "--write", str(written)]) == 0
     data = json.loads(out.read_text())
     assert data["schema"] == report.SCHEMA
     kp = data["joints"]["if_mcp"]["kp"]
     assert kp["low"] < kp["value"] < kp["high"]
-    assert {"kp", "kd", "frictionloss", "damping", "armature", "torque"} <= set(data["joints"]["if_dip"])
+    assert {"kp", "kd", "frictionloss", "damping", "armature", "torque"} <= set(
+        data["joints"]["if_dip"]
+    )
     assert data["delay"]["value"] == pytest.approx(case[4], rel=0.05)
     assert any("jitter" in text for text in data["warnings"])
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
@@ -159,7 +177,9 @@ def test_a_log_in_hardware_order_is_the_same_log(tmp_path, contract, case, plain
     found = logs.read(path, contract, hardware_order=True)
     np.testing.assert_allclose(found.state, case[2].state)
     degrees = {name: np.rad2deg(plain[name]) for name in ("hand_cmd", "hand_state")}
-    found = logs.read(save(path, degrees), contract, command_hz=40, hardware_order=True, units="deg")
+    found = logs.read(
+        save(path, degrees), contract, command_hz=40, hardware_order=True, units="deg"
+    )
     np.testing.assert_allclose(found.cmd, case[2].cmd)
     assert found.time[1] == 1 / 40
     assert not found.stamped
@@ -199,7 +219,9 @@ def _missing(a):
 
 
 def _turned(a):
-    a["hand_state"][:, 0] = a["hand_state"][:, 0].min() + a["hand_state"][:, 0].max() - a["hand_state"][:, 0]
+    a["hand_state"][:, 0] = (
+        a["hand_state"][:, 0].min() + a["hand_state"][:, 0].max() - a["hand_state"][:, 0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,7 +238,9 @@ def _turned(a):
         (_turned, "if_mcp does not go where it is commanded"),
     ],
 )
-def test_a_bad_log_is_refused_in_one_line_and_nothing_is_lost(tmp_path, contract, case, spoil, said):
+def test_a_bad_log_is_refused_in_one_line_and_nothing_is_lost(
+    tmp_path, contract, case, spoil, said
+):
     log = case[2]
     arrays = {"hand_cmd": log.cmd.copy(), "hand_state": log.state.copy(), "time": log.time.copy()}
     spoil(arrays)
@@ -244,7 +268,10 @@ def test_a_log_of_another_hand_is_refused(log_file, case):
         (["--excite", "True"], "--out LOG.npz"),
         (["--log-file", "a.npz", "--driver", "sim"], "--driver is for --excite"),
         (["--log-file", "a.npz", "--output-file", "a.npz"], "must be a .json file, such as a.json"),
-        (["--log-file", "a.npz", "--parallel-envs", "1"], "parallel-envs is 1, but it must be 16 or more"),
+        (
+            ["--log-file", "a.npz", "--parallel-envs", "1"],
+            "parallel-envs is 1, but it must be 16 or more",
+        ),
         (["--log-file", "a.npz", "--delay-min-ms", "300"], "it must be below 250"),
     ],
 )

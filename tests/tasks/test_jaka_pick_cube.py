@@ -10,14 +10,18 @@ from deftly.robots.jaka_zu5 import ARM
 from deftly.tasks import load
 
 GAINS = ("reach", "grasp", "lift", "hold")
-COUPLED = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, -1, -1], [0, 0, 0], [1, 0, 0]])  # joints 1-6 by joints 1-3
+COUPLED = np.array(
+    [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, -1, -1], [0, 0, 0], [1, 0, 0]]
+)  # joints 1-6 by joints 1-3
 LIFT = 0.14  # m, height to which the expert carries the cube
 
 
 def make(num_envs: int, plain: bool = True, **env) -> Env:
     cls = load("jaka-pick-cube")
     quiet = {"randomize": False, "noise": False} if plain else {}
-    return Env(cls(cls.Config()), EnvConfig(num_envs=num_envs, **{**quiet, **env}), SimConfig(threads=1), 3)
+    return Env(
+        cls(cls.Config()), EnvConfig(num_envs=num_envs, **{**quiet, **env}), SimConfig(threads=1), 3
+    )
 
 
 class Expert:
@@ -30,7 +34,9 @@ class Expert:
         self.closing = np.zeros(env.num_envs)
 
     def act(self) -> torch.Tensor:
-        return torch.tensor(np.stack([self._one(i) for i in range(self.env.num_envs)]), dtype=torch.float32)
+        return torch.tensor(
+            np.stack([self._one(i) for i in range(self.env.num_envs)]), dtype=torch.float32
+        )
 
     def towards(self, i: int, goal: np.ndarray) -> np.ndarray:
         """Actions of the three joints that carry the commanded pinch point to `goal`."""
@@ -43,7 +49,9 @@ class Expert:
         return np.linalg.solve(jacobian[:, :6] @ COUPLED, speed).clip(-1.2, 1.2) / 1.2
 
     def _one(self, i: int) -> np.ndarray:
-        cube, pinch = (x[i].numpy() for x in (self.env.state.pose("cube")[:, :3], self.env.state.site("pinch")))
+        cube, pinch = (
+            x[i].numpy() for x in (self.env.state.pose("cube")[:, :3], self.env.state.site("pinch"))
+        )
         if self.env.state.steps[i] == 0:
             self.closing[i] = 0
         aside = np.linalg.norm((pinch - cube)[:2])
@@ -74,7 +82,9 @@ def expert_run():
         step = env.step(expert.act())
         for i in (step.terminated | step.truncated).nonzero().flatten().tolist():
             sums = unweighted(env)[i], (potential(env) - start)[i]
-            results.setdefault(i, (bool(step.success[i]), int(env.state.steps[i]), *sums, env.ended))
+            results.setdefault(
+                i, (bool(step.success[i]), int(env.state.steps[i]), *sums, env.ended)
+            )
         if len(results) == 4:
             break
     return results

@@ -23,7 +23,12 @@ TASKS = ("leap-right-cube-rotate", "leap-left-cube-rotate", "leap-left-custom-cu
 def make(name: str, num_envs: int = 4, plain: bool = True, seed: int = 3, **task) -> Env:
     cls = load(name)
     quiet = {"randomize": False, "noise": False, "pushes": False} if plain else {}
-    return Env(cls(replace(cls.Config(), **task)), EnvConfig(num_envs=num_envs, **quiet), SimConfig(threads=1), seed)
+    return Env(
+        cls(replace(cls.Config(), **task)),
+        EnvConfig(num_envs=num_envs, **quiet),
+        SimConfig(threads=1),
+        seed,
+    )
 
 
 def turn(env: Env, rate: float, steps: int) -> None:
@@ -59,7 +64,12 @@ def test_of_the_steps_every_so_many_are_seen():
 
 def test_the_yaw_rate_is_over_the_episode_as_it_is_cut():
     cls = load(TASKS[0])
-    env = Env(cls(cls.Config()), EnvConfig(num_envs=2, episode_steps=100, randomize=False), SimConfig(threads=1), 3)
+    env = Env(
+        cls(cls.Config()),
+        EnvConfig(num_envs=2, episode_steps=100, randomize=False),
+        SimConfig(threads=1),
+        3,
+    )
     turn(env, 0.5, 100)
     assert env.task.metrics(env.state)["yaw_rate"] == pytest.approx(0.5, rel=1e-6)
 
@@ -83,9 +93,13 @@ def test_yaw_is_that_about_the_palms_normal_also_of_a_tilted_cube():
     turned = torch.tensor([[math.cos(half), 0.0, 0.0, math.sin(half)]], dtype=torch.float64)
     w1, x1, _, z1 = turned[0]
     w2, x2, y2, z2 = tilt[0]
-    both = torch.stack((w1 * w2 - z1 * z2, w1 * x2 - z1 * y2, w1 * y2 + z1 * x2, w1 * z2 + z1 * w2))[None]
+    both = torch.stack(
+        (w1 * w2 - z1 * z2, w1 * x2 - z1 * y2, w1 * y2 + z1 * x2, w1 * z2 + z1 * w2)
+    )[None]
     assert float(_yaw_between(tilt, both)) == pytest.approx(2 * half)
-    assert float(_yaw_between(tilt, -both)) == pytest.approx(2 * half)  # the same rotation, written the other way
+    assert float(_yaw_between(tilt, -both)) == pytest.approx(
+        2 * half
+    )  # the same rotation, written the other way
     assert x1 == 0
 
 
@@ -99,7 +113,9 @@ def test_a_lost_cube_ends_the_episode_as_a_failure(name):
     env.sim.forward()
     env.task.update(env.state)
     failed = env.task.failed(env.state)
-    assert [bool(failed["dropped"][0]), bool(failed["drifted"][1]), bool(failed["tipped"][2])] == [True] * 3
+    assert [bool(failed["dropped"][0]), bool(failed["drifted"][1]), bool(failed["tipped"][2])] == [
+        True
+    ] * 3
     assert env.task.metrics(env.state)["drop_rate"].tolist() == [1, 1, 1, 0]
     env.state.zeros("turned")[:] = 7.0
     assert env.task.success(env.state).tolist() == [False, False, False, True]
@@ -121,7 +137,9 @@ def test_an_action_changes_the_command_not_the_measured_position():
     env = make(TASKS[0])
     before = env._memory["command"].clone()
     env.step(torch.full((4, 16), 0.5))
-    assert env.state.command == pytest.approx(torch.minimum(before + 0.5 / 24, _upper(env)), abs=1e-6)
+    assert env.state.command == pytest.approx(
+        torch.minimum(before + 0.5 / 24, _upper(env)), abs=1e-6
+    )
 
 
 def _upper(env: Env) -> torch.Tensor:
@@ -153,7 +171,10 @@ def test_friction_can_be_drawn_from_a_part_of_its_range():
 
 def test_sizes_and_torque_limits_differ_between_hands():
     env = make(TASKS[0], num_envs=64, plain=False)
-    edge, limit = env.task.metrics(env.state)["cube_edge"], env.sim.expand("actuator_forcerange")[:, 0, 1]
+    edge, limit = (
+        env.task.metrics(env.state)["cube_edge"],
+        env.sim.expand("actuator_forcerange")[:, 0, 1],
+    )
     assert 67.4 < edge.min() < 70
     assert 80 < edge.max() < 82.6
     assert limit.min() < 0.27
@@ -162,7 +183,9 @@ def test_sizes_and_torque_limits_differ_between_hands():
 
 def test_a_policy_first_sees_what_it_sees_in_the_control_loop(monkeypatch):
     same = torch.tensor(0.4).double()
-    monkeypatch.setattr(State, "uniform", lambda self, ids, low, high, *size: same.expand(len(ids), *size))
+    monkeypatch.setattr(
+        State, "uniform", lambda self, ids, low, high, *size: same.expand(len(ids), *size)
+    )
     env = make(TASKS[1], num_envs=2, ready_s=(0.05, 0.05))
     robot, seen = SimRobot(env.task), []
 

@@ -41,7 +41,11 @@ def make_task(name=TASK, **cfg):
 def block(slider):
     """Makes robots of the toy task."""
     return lambda noise=None, latency_ms=0.0, seed=0, **cfg: SimRobot(
-        slider(1, **cfg, **({"noise": noise} if noise else {})).task, None, seed, noise is not None, latency_ms
+        slider(1, **cfg, **({"noise": noise} if noise else {})).task,
+        None,
+        seed,
+        noise is not None,
+        latency_ms,
     )
 
 
@@ -57,18 +61,27 @@ def homing(contract):
 def test_it_moves_as_the_environment_does(preset):
     quiet = EnvConfig(num_envs=1, randomize=False, noise=False, pushes=False)
     env = Env(make_task(), quiet, SimConfig(preset, 1), seed=3, purpose="evaluate")
-    robot, generator = SimRobot(make_task(), SimConfig(preset=preset)), torch.Generator().manual_seed(0)
+    robot, generator = (
+        SimRobot(make_task(), SimConfig(preset=preset)),
+        torch.Generator().manual_seed(0),
+    )
     env.auto_reset = False
     robot.reset(0, env.sim.state_of(0))
     for _ in range(60):
         env.step(2 * torch.rand(1, 4, generator=generator) - 1)  # it also knocks the cube about
         robot.write(env.state.command[0].double().numpy())
         robot.advance()
-        np.testing.assert_allclose(robot.data.qpos, env.sim.bind("qpos")[0].numpy(), rtol=0, atol=1e-9)
-        np.testing.assert_allclose(robot.data.sensordata, env.sim.bind("sensordata")[0].numpy(), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(
+            robot.data.qpos, env.sim.bind("qpos")[0].numpy(), rtol=0, atol=1e-9
+        )
+        np.testing.assert_allclose(
+            robot.data.sensordata, env.sim.bind("sensordata")[0].numpy(), rtol=0, atol=1e-9
+        )
         assert robot.success == bool(env.task.success(env.state))
     own, theirs = robot.figures, env.task.metrics(env.state)
-    assert {k: v for k, v in own.items() if v == v} == {k: float(v) for k, v in theirs.items() if v == v}
+    assert {k: v for k, v in own.items() if v == v} == {
+        k: float(v) for k, v in theirs.items() if v == v
+    }
 
 
 def test_an_episode_is_the_same_whatever_came_before(block):
@@ -81,7 +94,9 @@ def test_an_episode_is_the_same_whatever_came_before(block):
     readings = []
     for robot in (first, other):
         robot.reset(3)
-        readings.append([robot.read().signals[JOINT_POS], robot.advance(), robot.read().signals[JOINT_POS]])
+        readings.append(
+            [robot.read().signals[JOINT_POS], robot.advance(), robot.read().signals[JOINT_POS]]
+        )
     np.testing.assert_array_equal(*[np.stack([r[0], r[2]]) for r in readings])
     first.reset(4)
     assert not np.array_equal(first.read().signals[JOINT_POS], readings[0][0])
@@ -100,7 +115,9 @@ def test_latency_is_what_passes_before_the_servos_know(block, latency_ms):
         robot.step(1)
         substeps += 1
     timestep = robot.model.opt.timestep
-    assert (substeps - 1) * timestep == pytest.approx(np.ceil(1e-3 * latency_ms / timestep - 1e-9) * timestep)
+    assert (substeps - 1) * timestep == pytest.approx(
+        np.ceil(1e-3 * latency_ms / timestep - 1e-9) * timestep
+    )
 
 
 def test_commands_on_their_way_keep_their_order_and_are_gone_with_the_episode(block):
@@ -136,7 +153,10 @@ def test_noise_is_what_the_task_says():
     flat = draws(Noise(uniform=0.3))
     assert np.abs(flat).max() <= 0.3
     assert flat.std() == pytest.approx(0.3 / 3**0.5, rel=0.02)
-    biases = [Sensor(Noise(bias=0.2), 1, np.random.default_rng(i)).read(np.zeros(1))[0] for i in range(2000)]
+    biases = [
+        Sensor(Noise(bias=0.2), 1, np.random.default_rng(i)).read(np.zeros(1))[0]
+        for i in range(2000)
+    ]
     assert np.abs(biases).max() <= 0.2
     assert np.std(biases) == pytest.approx(0.2 / 3**0.5, rel=0.05)
     constant = draws(Noise(bias=0.2), 100)
@@ -175,7 +195,9 @@ def test_an_episode_through_the_kernel_succeeds(block):
     assert rows["event"][1] == "start"
     assert rows["decided"].sum() == outcome.steps
     np.testing.assert_allclose(np.diff(rows["now"]), 0.05)
-    np.testing.assert_array_equal(rows["command"][0], rows[f"signal/{JOINT_POS}"][0])  # it stood still before
+    np.testing.assert_array_equal(
+        rows["command"][0], rows[f"signal/{JOINT_POS}"][0]
+    )  # it stood still before
     np.testing.assert_allclose(*rows[f"signal/{JOINT_POS}"][:2], atol=1e-6)
     assert violation(robot.contract, rows) == 0.0
 
@@ -202,7 +224,9 @@ def test_a_fault_is_a_failed_episode_with_its_reason(block):
 
 def test_an_episode_without_a_step_has_the_tasks_figures():
     robot = SimRobot(make_task())
-    broken = ContractPolicy(robot.contract, lambda obs: np.full((1, robot.contract.action_size), np.nan, np.float32))
+    broken = ContractPolicy(
+        robot.contract, lambda obs: np.full((1, robot.contract.action_size), np.nan, np.float32)
+    )
     outcome = run_episode(robot, broken, SafetyConfig(), 0)
     assert (outcome.end, outcome.steps) == ("fault/policy-bad", 0)
     assert outcome.figures["slips"] == 0
@@ -253,7 +277,12 @@ def success(count, total):
     [
         ((50, 50), (500, 500), True, "the rate lies within its interval"),
         ((49, 50), (500, 500), True, "the intervals overlap, and p = 0.091"),  # 50 / 550
-        ((48, 50), (500, 500), False, "outside its interval, and p = 0.0081"),  # (50 * 49) / (550 * 549)
+        (
+            (48, 50),
+            (500, 500),
+            False,
+            "outside its interval, and p = 0.0081",
+        ),  # (50 * 49) / (550 * 549)
         ((30, 50), (500, 500), False, "outside its interval, and p = "),
         ((50, 50), (90, 100), False, "outside its interval, and p = 0.031"),
     ],
@@ -270,7 +299,17 @@ def test_agreement_with_eval(ours, theirs, agrees, how):
 
 
 def test_the_shipped_policy_passes(tmp_path, capsys):
-    words = [TASK, "--checkpoint", "shipped", "--episodes", "20", "--gate", "success>=0.95", "faults<=0", "agrees>=1"]
+    words = [
+        TASK,
+        "--checkpoint",
+        "shipped",
+        "--episodes",
+        "20",
+        "--gate",
+        "success>=0.95",
+        "faults<=0",
+        "agrees>=1",
+    ]
     assert sim2sim_main([*words, "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "largest violation of a limit 0\n" in out
@@ -309,7 +348,9 @@ def test_every_metric_that_a_report_has_may_be_named(exported, tmp_path, capsys)
     robot.advance()
     names = [*sim2sim.METRICS, "success", "broken_physics", *robot.figures]
     gates = [f"{name}>=0" for name in names]
-    sim2sim_main([exported.task, "--bundle", str(exported.bundle), "--episodes", "1", "--gate", *gates])
+    sim2sim_main(
+        [exported.task, "--bundle", str(exported.bundle), "--episodes", "1", "--gate", *gates]
+    )
     assert capsys.readouterr().out.count("\ngate ") == len(gates)
 
 

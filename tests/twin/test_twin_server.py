@@ -61,7 +61,10 @@ def ended(pid):
 def test_time_passes_and_the_servos_go_where_they_are_told(driver):
     first = driver.read()
     driver.write(np.array([0.4, -0.3]))
-    wait_for(lambda: np.allclose(driver.read().signals[JOINT_POS], (0.4, -0.3), atol=0.02), "the block did not move")
+    wait_for(
+        lambda: np.allclose(driver.read().signals[JOINT_POS], (0.4, -0.3), atol=0.02),
+        "the block did not move",
+    )
     last = driver.read()
     assert last.at > first.at
     assert 0.0 <= time.monotonic() - last.at < PATIENCE
@@ -70,7 +73,10 @@ def test_time_passes_and_the_servos_go_where_they_are_told(driver):
 
 def test_without_commands_the_last_target_is_held(driver):
     driver.write(np.array([-0.2, 0.2]))
-    wait_for(lambda: np.allclose(driver.read().signals[JOINT_POS], (-0.2, 0.2), atol=0.02), "the block did not move")
+    wait_for(
+        lambda: np.allclose(driver.read().signals[JOINT_POS], (-0.2, 0.2), atol=0.02),
+        "the block did not move",
+    )
     start = driver.read().at
     wait_for(lambda: driver.read().at > start + 0.5, "its time stands still")
     np.testing.assert_allclose(driver.read().signals[JOINT_POS], (-0.2, 0.2), atol=0.02)
@@ -102,7 +108,10 @@ def test_it_outlives_a_client_that_is_killed(robot, contract, driver):
         assert client.stdout.readline() == "drives\n"
         client.kill()
     driver.write(np.array([0.3, 0.0]))
-    wait_for(lambda: np.allclose(driver.read().signals[JOINT_POS], (0.3, 0.0), atol=0.02), "it listens no more")
+    wait_for(
+        lambda: np.allclose(driver.read().signals[JOINT_POS], (0.3, 0.0), atol=0.02),
+        "it listens no more",
+    )
     assert robot[0].poll() is None
 
 
@@ -110,8 +119,16 @@ def test_garbage_is_answered_and_harms_nobody(robot, driver):
     with zmq.Context.instance().socket(zmq.DEALER) as socket:
         socket.linger = 0
         socket.connect(robot[1])
-        bad = [b"", b"\xff" * 50, b"\x80", *map(simserver.pack, ({"type": "fly", "seq": 1}, {"type": ["read"]}))]
-        bad += [simserver.pack({"type": "write", "seq": 2, "targets": t}) for t in ([1.0], "x", [float("nan")] * 2)]
+        bad = [
+            b"",
+            b"\xff" * 50,
+            b"\x80",
+            *map(simserver.pack, ({"type": "fly", "seq": 1}, {"type": ["read"]})),
+        ]
+        bad += [
+            simserver.pack({"type": "write", "seq": 2, "targets": t})
+            for t in ([1.0], "x", [float("nan")] * 2)
+        ]
         for frame in bad:
             socket.send(frame)
             assert socket.poll(1000 * PATIENCE)
@@ -176,7 +193,9 @@ time.sleep(600)
 
 
 def test_it_ends_with_its_parent():
-    with subprocess.Popen([sys.executable, "-c", LAUNCH, TASK], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, TASK], stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline().split()[0])
         assert not ended(pid)

@@ -22,7 +22,10 @@ class CheckArgs(CheckSettings):
     """Check a bundle: `deftly check BUNDLE`. The exit status is 1 if anything fails."""
 
     policy: Annotated[
-        str | None, Doc("The bundle's folder, or shipped with a task; unset: what the task means in every command.")
+        str | None,
+        Doc(
+            "The bundle's folder, or shipped with a task; unset: what the task means in every command."
+        ),
     ] = None
 
 
@@ -32,7 +35,9 @@ def main(argv: list[str]) -> int:
     word, flags = split_word(words)
     args = parse(CheckArgs, flags, prog="deftly check [BUNDLE]")
     if word is None and args.policy is None:
-        raise DeftlyError("check needs one bundle: deftly check FOLDER; 'deftly export TASK' makes it")
+        raise DeftlyError(
+            "check needs one bundle: deftly check FOLDER; 'deftly export TASK' makes it"
+        )
     folder = _folder(word, args)
     return show(folder, args)
 
@@ -53,7 +58,11 @@ def _folder(word: str | None, args: CheckArgs) -> Path:
             raise DeftlyError("check needs one bundle: a folder, or --policy")
         print(f"policy: bundle {word}", flush=True)
         return Path(word)
-    if args.policy is not None and Path(args.policy).is_dir() and (Path(args.policy) / bundle.MANIFEST).exists():
+    if (
+        args.policy is not None
+        and Path(args.policy).is_dir()
+        and (Path(args.policy) / bundle.MANIFEST).exists()
+    ):
         print(f"policy: bundle {args.policy}", flush=True)
         return Path(args.policy)
     source = resolve(args.policy, word, args.runs, "bundle")

@@ -37,7 +37,9 @@ def main(argv: list[str]) -> int:
     elif len(argv) == 1 and argv[0] in INTO:
         print(script(argv[0]), end="")
     else:
-        raise DeftlyError(f"completion needs one shell of {', '.join(INTO)}: deftly completion bash")
+        raise DeftlyError(
+            f"completion needs one shell of {', '.join(INTO)}: deftly completion bash"
+        )
     return 0
 
 

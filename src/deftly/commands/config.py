@@ -11,7 +11,9 @@ def main(argv: list[str]) -> int:
     name, rest = split_task(argv)
     if name is None:
         parse(TrainArgs, rest, prog="deftly config TASK")  # answers --help
-        raise DeftlyError(f"config needs a task: deftly config {next(iter(tasks.shipped()), 'TASK')}")
+        raise DeftlyError(
+            f"config needs a task: deftly config {next(iter(tasks.shipped()), 'TASK')}"
+        )
     cls = tasks.load(name)
     args = parse(with_task(TrainArgs, cls.Config), rest, prog=f"deftly config {name}")
     print(f"# deftly train {name} --config FILE\n{to_yaml(args)}", end="")

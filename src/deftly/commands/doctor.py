@@ -25,7 +25,9 @@ from deftly.config import EnvConfig, PPOConfig, RunsConfig, Settings, parse, spl
 from deftly.console import Finding, judge, report
 
 INSTALL = 'pip install "deftly[train]"'
-BROKEN = {"mujoco": {"4.0.0": "has a known fault in its sparse Cholesky factorization, mended in 4.0.1"}}
+BROKEN = {
+    "mujoco": {"4.0.0": "has a known fault in its sparse Cholesky factorization, mended in 4.0.1"}
+}
 MEMORY_GB = 2.0  # that 1024 environments and the learner find comfortable
 DISK_GB = 1.0
 TASK_ENVS, TASK_STEPS, ROLLOUT = 16, 5, 8
@@ -46,14 +48,18 @@ with mujoco.Renderer(model, 64, 64) as renderer:
 class DoctorArgs(Settings):
     """Check this machine and its installation, or a task as well: `deftly doctor [TASK]`."""
 
-    runs: Annotated[RunsConfig, Doc("Where runs would be kept.")] = field(default_factory=RunsConfig)
+    runs: Annotated[RunsConfig, Doc("Where runs would be kept.")] = field(
+        default_factory=RunsConfig
+    )
 
 
 def main(argv: list[str]) -> int:
     """Run `deftly doctor`: 1 if something fails."""
     name, rest = split_task(argv)
     args = parse(DoctorArgs, rest, prog="deftly doctor [TASK]")
-    of_task = examine(tasks.load(name)) if name else ()  # a wrong name is refused before anything is measured
+    of_task = (
+        examine(tasks.load(name)) if name else ()
+    )  # a wrong name is refused before anything is measured
     return report([*machine(args.runs.root), *of_task])
 
 
@@ -68,7 +74,11 @@ def machine(root: Path) -> Iterator[Finding]:
         import torch
 
         threads, cuda = torch.get_num_threads(), torch.cuda.is_available()
-        gpu = torch.cuda.get_device_name() if cuda else "none that torch sees; Deftly trains on the CPU"
+        gpu = (
+            torch.cuda.get_device_name()
+            if cuda
+            else "none that torch sees; Deftly trains on the CPU"
+        )
         many = f"{threads} threads on {cores()} cores: set OMP_NUM_THREADS={cores()}"
         yield judge("torch threads", [many] if threads > cores() else [], f"{threads}", "warn")
         yield Finding("GPU", "ok", gpu)
@@ -85,10 +95,21 @@ def engines() -> Finding:
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     if "mujoco-warp" not in versions:
-        return Finding("engine warp", "ok", "not installed; sim.engine cpu needs none (pip install 'deftly[gpu]')")
-    here, wanted = (".".join(versions.get(name, "").split(".")[:2]) for name in ("mujoco-warp", "mujoco"))
+        return Finding(
+            "engine warp",
+            "ok",
+            "not installed; sim.engine cpu needs none (pip install 'deftly[gpu]')",
+        )
+    here, wanted = (
+        ".".join(versions.get(name, "").split(".")[:2]) for name in ("mujoco-warp", "mujoco")
+    )
     odd = f"mujoco-warp {versions['mujoco-warp']} beside mujoco {versions.get('mujoco')}: pip install 'deftly[gpu]'"
-    return judge("engine warp", [odd] if here != wanted else [], f"mujoco-warp {versions['mujoco-warp']}", "warn")
+    return judge(
+        "engine warp",
+        [odd] if here != wanted else [],
+        f"mujoco-warp {versions['mujoco-warp']}",
+        "warn",
+    )
 
 
 def cores() -> int:
@@ -110,7 +131,10 @@ def _proc(file: str) -> dict[str, str]:
 
 def memory() -> Finding:
     """Memory that is available."""
-    free, total = (int(_proc("meminfo").get(key, "0 kB").split()[0]) / 1e6 for key in ("MemAvailable", "MemTotal"))
+    free, total = (
+        int(_proc("meminfo").get(key, "0 kB").split()[0]) / 1e6
+        for key in ("MemAvailable", "MemTotal")
+    )
     here = f"{free:.1f} of {total:.1f} GB available" if total else "not known on this system"
     few = f"{here}, {MEMORY_GB:g} GB wanted: train with fewer env.num_envs"
     return judge("memory", [few] if total and free < MEMORY_GB else [], here, "warn")
@@ -123,15 +147,28 @@ def disk(root: Path) -> Finding:
         with tempfile.NamedTemporaryFile(dir=place):
             free = shutil.disk_usage(place).free / 1e9
     except OSError as error:
-        return Finding("disk", "fail", f"cannot write to '{place}' ({error.strerror}): choose another --runs.root DIR")
+        return Finding(
+            "disk",
+            "fail",
+            f"cannot write to '{place}' ({error.strerror}): choose another --runs.root DIR",
+        )
     few = f"{free:.1f} GB free in '{place}', {DISK_GB:g} GB wanted: delete old runs in runs_all/"
-    return judge("disk", [few] if free < DISK_GB else [], f"{free:.1f} GB free in '{place}', writable", "warn")
+    return judge(
+        "disk",
+        [few] if free < DISK_GB else [],
+        f"{free:.1f} GB free in '{place}', writable",
+        "warn",
+    )
 
 
 def requirements() -> list[Requirement]:
     """What Deftly itself and its train extra need, as its own metadata states it."""
     found = map(Requirement, metadata.requires("deftly") or [])
-    return [wanted for wanted in found if wanted.marker is None or wanted.marker.evaluate({"extra": "train"})]
+    return [
+        wanted
+        for wanted in found
+        if wanted.marker is None or wanted.marker.evaluate({"extra": "train"})
+    ]
 
 
 def package(wanted: Requirement, version: str | None = None) -> Finding:
@@ -155,10 +192,18 @@ def rendering() -> Finding:
     for gl in ("egl", "osmesa"):
         environment = {**os.environ, "MUJOCO_GL": gl, "PYOPENGL_PLATFORM": gl}
         with suppress(subprocess.SubprocessError):
-            subprocess.run([sys.executable, "-c", RENDER], env=environment, capture_output=True, timeout=60, check=True)
+            subprocess.run(
+                [sys.executable, "-c", RENDER],
+                env=environment,
+                capture_output=True,
+                timeout=60,
+                check=True,
+            )
             return Finding("rendering", "ok", f"{gl} works")
     text = "neither egl nor osmesa works: no pictures or videos, but training is not affected; "
-    return Finding("rendering", "warn", text + "apt-get install libegl1 libgl1-mesa-dri (or libosmesa6)")
+    return Finding(
+        "rendering", "warn", text + "apt-get install libegl1 libgl1-mesa-dri (or libosmesa6)"
+    )
 
 
 def physics(seconds: float = 1.0) -> Finding:
@@ -172,7 +217,11 @@ def physics(seconds: float = 1.0) -> Finding:
     while (passed := time.perf_counter() - start) < seconds:
         batch.step(nstep=10)
         steps += 640
-    return Finding("physics", "ok", f"{steps / passed:,.0f} steps/s of a falling box; `deftly bench` measures a task")
+    return Finding(
+        "physics",
+        "ok",
+        f"{steps / passed:,.0f} steps/s of a falling box; `deftly bench` measures a task",
+    )
 
 
 def examine(cls: type[tasks.Task]) -> Iterator[Finding]:
@@ -188,29 +237,58 @@ def examine(cls: type[tasks.Task]) -> Iterator[Finding]:
         sizes = f"{c.obs_size()} observations, {c.action_size} actions, {c.rate:g} Hz"
         yield Finding("contract", "ok", f"{sizes}, {c.robot.name}, hash {c.hash[:12]}")
         model = task.scene().compile()
-        yield Finding("model", "ok", f"compiles: {model.nbody - 1} bodies, {model.nv} degrees of freedom")
+        yield Finding(
+            "model", "ok", f"compiles: {model.nbody - 1} bodies, {model.nv} degrees of freedom"
+        )
         first = [model.key(i).name for i in range(model.nkey)][:1]
-        yield judge("keyframe", [] if first == ["home"] else [f"the first is {first}: scene.add_home"], "home")
+        yield judge(
+            "keyframe",
+            [] if first == ["home"] else [f"the first is {first}: scene.add_home"],
+            "home",
+        )
         env = Env(task, EnvConfig(num_envs=TASK_ENVS))
         terms, weights = set(task.rewards(env.state)), set(vars(task.cfg.weights))
-        wrong = [f"reward term '{name}' has no weight: add it to Config.weights" for name in sorted(terms - weights)]
-        wrong += [f"weight '{name}' has no reward term: return it from rewards()" for name in sorted(weights - terms)]
+        wrong = [
+            f"reward term '{name}' has no weight: add it to Config.weights"
+            for name in sorted(terms - weights)
+        ]
+        wrong += [
+            f"weight '{name}' has no reward term: return it from rewards()"
+            for name in sorted(weights - terms)
+        ]
         yield judge("rewards", wrong, "every term has a weight, every weight a term")
         if wrong:
             return
         for i in range(TASK_STEPS):
             raw = {**task.signals(env.state), **task.rewards(env.state)}
             step = env.step(2 * torch.rand(TASK_ENVS, c.action_size) - 1)
-            tensors = {**raw, **{f"{k} observation": v for k, v in step.obs.items()}, "reward": step.reward}
-            wrong = [f"'{name}' is not finite at step {i}" for name, t in tensors.items() if not t.isfinite().all()]
-            wrong += [f"'{name}' is not finite in {count} places by step {i}" for name, count in env.nan_counts.items()]
+            tensors = {
+                **raw,
+                **{f"{k} observation": v for k, v in step.obs.items()},
+                "reward": step.reward,
+            }
+            wrong = [
+                f"'{name}' is not finite at step {i}"
+                for name, t in tensors.items()
+                if not t.isfinite().all()
+            ]
+            wrong += [
+                f"'{name}' is not finite in {count} places by step {i}"
+                for name, count in env.nan_counts.items()
+            ]
             if env.broken_count:
                 wrong.append(f"the physics of {env.broken_count} environments broke by step {i}")
             if wrong:
                 break
-        yield judge("steps", wrong, f"reset and {TASK_STEPS} random steps of {TASK_ENVS} environments are finite")
+        yield judge(
+            "steps",
+            wrong,
+            f"reset and {TASK_STEPS} random steps of {TASK_ENVS} environments are finite",
+        )
         figures = PPO(env, PPOConfig(steps=ROLLOUT)).iterate().items()
-        losses = {name.removeprefix("loss/"): value for name, value in figures if name.startswith("loss/")}
+        losses = {
+            name.removeprefix("loss/"): value for name, value in figures if name.startswith("loss/")
+        }
         wrong = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
         text = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
         yield judge("learning", wrong, f"one iteration of PPO: {text}")

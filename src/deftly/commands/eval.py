@@ -27,9 +27,12 @@ class EvalArgs(EvalSettings):
     """Measure a policy on episodes that no training has seen."""
 
     policy: Annotated[str | None, Doc(POLICY)] = None
-    keys: Annotated[Path | None, Doc("The robot's folder of keys, for a policy at tcp://HOST:PORT.")] = None
+    keys: Annotated[
+        Path | None, Doc("The robot's folder of keys, for a policy at tcp://HOST:PORT.")
+    ] = None
     settings_from: Annotated[
-        str | None, Doc("With tcp://: the run or bundle whose settings of task and physics are used.")
+        str | None,
+        Doc("With tcp://: the run or bundle whose settings of task and physics are used."),
     ] = None
     gate: Annotated[
         tuple[str, ...],
@@ -37,9 +40,14 @@ class EvalArgs(EvalSettings):
         Doc("Conditions such as 'success>=0.9' 'steps<80'; the exit status is 1 unless all hold."),
     ] = ()
     compare: Annotated[Path | None, Doc("Earlier report (eval.json) to compare with.")] = None
-    out: Annotated[Path | None, Doc("Folder for the report; unset: a new test run in runs/.")] = None
+    out: Annotated[Path | None, Doc("Folder for the report; unset: a new test run in runs/.")] = (
+        None
+    )
     video: Annotated[
-        bool | None, Doc("Show the first episodes in video.mp4 and the page; unset: if this machine can render.")
+        bool | None,
+        Doc(
+            "Show the first episodes in video.mp4 and the page; unset: if this machine can render."
+        ),
     ] = None
     video_episodes: Annotated[int, Ge(1), Doc("How many episodes the video shows.")] = 4
     camera: Annotated[str | None, Doc("Camera of the video; unset: the scene's first.")] = None
@@ -74,10 +82,18 @@ def main(argv: list[str]) -> int:
     if recorder:
         render.write_video(folder / "video.mp4", recorder.frames(), task.contract().rate)
     file = io.StringIO()
-    rows = zip(range(len(values["steps"])), *([report.number(x, 6) for x in column] for column in values.values()))
+    rows = zip(
+        range(len(values["steps"])),
+        *([report.number(x, 6) for x in column] for column in values.values()),
+    )
     csv.writer(file, lineterminator="\n").writerows([("episode", *values), *rows])
-    texts = {"eval.json": json.dumps(result, indent=2, allow_nan=False) + "\n", "episodes.csv": file.getvalue()}
-    texts["report.html"] = report.html(result, values, folder / "video.mp4" if recorder else None, task)
+    texts = {
+        "eval.json": json.dumps(result, indent=2, allow_nan=False) + "\n",
+        "episodes.csv": file.getvalue(),
+    }
+    texts["report.html"] = report.html(
+        result, values, folder / "video.mp4" if recorder else None, task
+    )
     for name, text in texts.items():
         write_text(folder / name, text)
     for head, *rows in filter(None, (report.figures_table(result), report.bins_table(result))):
@@ -86,7 +102,9 @@ def main(argv: list[str]) -> int:
         side, lines = report.compare(earlier, result)
         show(side, "\n".join(["", *lines, ""]))
     if result["broken_physics"]:
-        show(f"warning: the physics broke in {result['broken_physics']} episodes, counted as failed")
+        show(
+            f"warning: the physics broke in {result['broken_physics']} episodes, counted as failed"
+        )
     gates = [f"gate {report.verdict(gate)}" for gate in result["gates"]]
     show("\n".join([report.headline(result), *gates, f"report: {folder / 'report.html'}"]))
     return 0 if all(gate["holds"] for gate in result["gates"]) else 1

@@ -32,12 +32,18 @@ class ExportArgs(Settings):
     """Export a policy as a bundle: one folder that checks itself and runs without torch."""
 
     policy: Annotated[
-        str | None, Doc("Policy to export: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped.")
+        str | None,
+        Doc(
+            "Policy to export: latest, a run, a checkpoint folder or shipped; unset: latest, else shipped."
+        ),
     ] = None
     out: Annotated[
-        Path | None, Doc("Folder of the bundle; an older bundle there is replaced; unset: bundles/TASK.")
+        Path | None,
+        Doc("Folder of the bundle; an older bundle there is replaced; unset: bundles/TASK."),
     ] = None
-    episodes: Annotated[int, Ge(1), Doc("Held out episodes of the evaluation that goes into the bundle.")] = 200
+    episodes: Annotated[
+        int, Ge(1), Doc("Held out episodes of the evaluation that goes into the bundle.")
+    ] = 200
     seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides which episodes.")] = 0
     sim: Annotated[SimConfig, Doc("The physics engine; as in the training unless set.")] = field(
         default_factory=SimConfig
@@ -57,7 +63,9 @@ def main(argv: list[str]) -> int:
     model = export.to_onnx(policy)
     network = OnnxNetwork(model, contract)
     if not (error := export.compare(policy, network, contract.obs_size())) <= bundle.TOLERANCE:
-        raise DeftlyError(f"{found.path}: torch and ONNX differ by {error:.2g} on the same observation: not exported")
+        raise DeftlyError(
+            f"{found.path}: torch and ONNX differ by {error:.2g} on the same observation: not exported"
+        )
     print(f"{bundle.NETWORK}: torch and ONNX agree to {error:.1g}")
     report = _evaluate(task, found, args, words)
     low, high = report["success"]["wilson95"]
@@ -75,10 +83,16 @@ def main(argv: list[str]) -> int:
     size = sum(len(data) for data in files.values())
     print(f"bundle: {folder}, {size / 1e3:.0f} kB\n", flush=True)
     spec = split_task(argv)[0]
-    return check.show(folder, CheckSettings(against=str(found.path), task=spec, seed=args.seed, runs=args.runs))
+    return check.show(
+        folder, CheckSettings(against=str(found.path), task=spec, seed=args.seed, runs=args.runs)
+    )
 
 
-def _evaluate(task: Task, found: Checkpoint, args: ExportArgs, argv: Sequence[str]) -> dict[str, Any]:
-    report, _ = measure(task, found, EvalSettings(episodes=args.episodes, seed=args.seed, sim=args.sim))
+def _evaluate(
+    task: Task, found: Checkpoint, args: ExportArgs, argv: Sequence[str]
+) -> dict[str, Any]:
+    report, _ = measure(
+        task, found, EvalSettings(episodes=args.episodes, seed=args.seed, sim=args.sim)
+    )
     exact = [] if args.policy == found.label else ["--policy", found.label]
     return {**report, "gates": [], "command": shlex.join(["deftly", "export", *argv, *exact])}

@@ -16,7 +16,9 @@ from deftly.recipes.in_hand.grasps import GraspSettings, collect, write
 class GraspArgs(GraspSettings):
     """Look for stable grasps: `deftly grasps TASK --out FILE`."""
 
-    out: Annotated[Path, Suffix(".npz"), Doc("The .npz to write; beside it, pictures of some grasps as .png.")]
+    out: Annotated[
+        Path, Suffix(".npz"), Doc("The .npz to write; beside it, pictures of some grasps as .png.")
+    ]
 
 
 def main(argv: list[str]) -> int:
@@ -29,10 +31,14 @@ def main(argv: list[str]) -> int:
     name, flags = split_task(argv)
     if name is None:
         parse(GraspArgs, flags, prog="deftly grasps TASK")
-        raise DeftlyError("grasps of which task? deftly grasps TASK --out FILE; 'deftly tasks' lists them")
+        raise DeftlyError(
+            "grasps of which task? deftly grasps TASK --out FILE; 'deftly tasks' lists them"
+        )
     cls: Any = load(name)
     if not hasattr(cls, "grasp"):
-        raise DeftlyError(f"{name} starts without a grasp cache: it has no `stable` and `grasp` to look for grasps")
+        raise DeftlyError(
+            f"{name} starts without a grasp cache: it has no `stable` and `grasp` to look for grasps"
+        )
     args = parse(with_task(GraspArgs, cls.Config), flags, prog=f"deftly grasps {name}")
     found, tried, pictures = collect(cls, args)
     if not len(found["cube_half"]):

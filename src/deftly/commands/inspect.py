@@ -17,7 +17,9 @@ from deftly.files import write_bytes, write_text
 class InspectArgs(Settings):
     """Summarize a log, replay it bit for bit, and plot it: `deftly inspect LOG.npz`."""
 
-    bundle: Annotated[Path | None, Doc("Bundle of the policy that drove: replay its decisions too.")] = None
+    bundle: Annotated[
+        Path | None, Doc("Bundle of the policy that drove: replay its decisions too.")
+    ] = None
     png: Annotated[Path | None, Doc("Plot the joints over time to this file.")] = None
     csv: Annotated[Path | None, Doc("Write a row for each tick to this file.")] = None
 
@@ -27,14 +29,18 @@ def main(argv: list[str]) -> int:
     name, flags = split_word(argv)
     args = parse(InspectArgs, flags, prog="deftly inspect LOG.npz")
     if name is None:
-        raise DeftlyError("inspect needs a log: deftly inspect LOG.npz; 'deftly run ... --log LOG.npz' writes it")
+        raise DeftlyError(
+            "inspect needs a log: deftly inspect LOG.npz; 'deftly run ... --log LOG.npz' writes it"
+        )
     found = log.read(Path(name))
     if not len(found):
         raise DeftlyError(f"{name} holds no ticks: there is nothing to inspect")
     for part in inspection.summary(found):
         show(part)
     problem, asked = inspection.replay(found)
-    problems = [problem] + ([inspection.replay_policy(found, asked, args.bundle)] if args.bundle else [])
+    problems = [problem] + (
+        [inspection.replay_policy(found, asked, args.bundle)] if args.bundle else []
+    )
     for what, problem in zip(("safety kernel", "policy"), problems):
         show(f"{what}: {printable(problem) or 'replays bit for bit'}")
     if args.csv:

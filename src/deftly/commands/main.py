@@ -61,11 +61,29 @@ def _dispatch(name: str, rest: list[str]) -> int:
 
 def help_text() -> str:
     """The grouped list of commands, made from `COMMANDS` alone."""
-    lines = [f"deftly {__version__}: robot skills from simulation to hardware", "", "usage: deftly COMMAND ..."]
+    lines = [
+        f"deftly {__version__}: robot skills from simulation to hardware",
+        "",
+        "usage: deftly COMMAND ...",
+    ]
     for group, commands in groupby(COMMANDS.values(), key=lambda command: command.group):
-        lines += ["", f"{group}:", *(f"  {command.name:<12} {command.summary}" for command in commands)]
-    lines += ["", "'deftly COMMAND --help' shows a command's settings.", "", "examples:", "  deftly quickstart"]
-    lines += ["  deftly train jaka-pick-cube env.num_envs=256", "  deftly eval jaka-pick-cube checkpoint=latest", ""]
+        lines += [
+            "",
+            f"{group}:",
+            *(f"  {command.name:<12} {command.summary}" for command in commands),
+        ]
+    lines += [
+        "",
+        "'deftly COMMAND --help' shows a command's settings.",
+        "",
+        "examples:",
+        "  deftly quickstart",
+    ]
+    lines += [
+        "  deftly train jaka-pick-cube env.num_envs=256",
+        "  deftly eval jaka-pick-cube checkpoint=latest",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -48,36 +48,50 @@ NO_VIEWER = {
 class PlayArgs(Settings):
     """Watch a policy in one environment, in real time, or record a video of it."""
 
-    agent: Annotated[Literal["trained", "random", "zero"], Doc("Who acts: a policy, uniform noise or nobody.")] = (
-        "trained"
-    )
+    agent: Annotated[
+        Literal["trained", "random", "zero"], Doc("Who acts: a policy, uniform noise or nobody.")
+    ] = "trained"
     policy: Annotated[str | None, Doc(POLICY)] = None
-    keys: Annotated[Path | None, Doc("The robot's folder of keys, for a policy at tcp://HOST:PORT.")] = None
+    keys: Annotated[
+        Path | None, Doc("The robot's folder of keys, for a policy at tcp://HOST:PORT.")
+    ] = None
     settings_from: Annotated[
-        str | None, Doc("With tcp://: the run or bundle whose settings of task and physics are used.")
+        str | None,
+        Doc("With tcp://: the run or bundle whose settings of task and physics are used."),
     ] = None
     viewer: Annotated[
         Literal["auto", "native", "web", "none"],
         Doc("A window (native), a page for the browser (web), or the first that works (auto)."),
     ] = "auto"
-    video: Annotated[Path | None, Doc("Write an mp4 of some episodes to this file instead, and exit.")] = None
+    video: Annotated[
+        Path | None, Doc("Write an mp4 of some episodes to this file instead, and exit.")
+    ] = None
     episodes: Annotated[
-        int, Ge(0), Le(10**9), Doc("Episodes to play; 0 goes on until Ctrl-C, and takes 3 for a video.")
+        int,
+        Ge(0),
+        Le(10**9),
+        Doc("Episodes to play; 0 goes on until Ctrl-C, and takes 3 for a video."),
     ] = 0
     reload: Annotated[
         float,
         Ge(0),
         Le(1e9),
-        Doc("Look for a newer checkpoint each so many seconds, to follow a training; 0 never does."),
+        Doc(
+            "Look for a newer checkpoint each so many seconds, to follow a training; 0 never does."
+        ),
     ] = 0.0
     seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides which episodes are played.")] = 0
     speed: Annotated[float, Ge(0.01), Le(100), Doc("Simulated seconds in a second.")] = 1.0
-    camera: Annotated[str | None, Doc("Camera of the video and of the first view; unset: the scene's first.")] = None
+    camera: Annotated[
+        str | None, Doc("Camera of the video and of the first view; unset: the scene's first.")
+    ] = None
     port: Annotated[
         int,
         Ge(1),
         Le(65535),
-        Doc("Port of the web viewer on this machine; without a password: from elsewhere use ssh -L."),
+        Doc(
+            "Port of the web viewer on this machine; without a password: from elsewhere use ssh -L."
+        ),
     ] = 8080
     sim: Annotated[SimConfig, Doc("The physics engine; as in the training unless set.")] = field(
         default_factory=SimConfig
@@ -93,7 +107,9 @@ class Reloaded:
 
     deterministic = True
 
-    def __init__(self, source: PolicySource, find: Callable[[], PolicySource], task: Task, args: PlayArgs):
+    def __init__(
+        self, source: PolicySource, find: Callable[[], PolicySource], task: Task, args: PlayArgs
+    ):
         self.contract = task.contract()
         self._find = find
         self._name = task.name
@@ -106,7 +122,11 @@ class Reloaded:
         self._policy.reset(ids)
 
     def infer(
-        self, signals: Signals, inputs: Inputs = NO_INPUTS, applied: Any = None, ids: Sequence[int] | None = None
+        self,
+        signals: Signals,
+        inputs: Inputs = NO_INPUTS,
+        applied: Any = None,
+        ids: Sequence[int] | None = None,
     ) -> Decision:
         """Decide; see `Policy`."""
         return self._policy.infer(signals, inputs, applied, ids)
@@ -160,7 +180,10 @@ class View(NamedTuple):
 
 def pick_viewer(wanted: str) -> str:
     """`native` or `web`. Raises DeftlyError where the wanted one cannot work, or none can."""
-    works = {"native": has_display(), "web": all(map(importlib.util.find_spec, ("viser", "mjviser")))}
+    works = {
+        "native": has_display(),
+        "web": all(map(importlib.util.find_spec, ("viser", "mjviser"))),
+    }
     for name in works:
         if works[name] and wanted in (name, "auto"):
             return name
@@ -192,16 +215,26 @@ def _web(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
     with contextlib.redirect_stdout(io.StringIO()):  # its banner, whatever `verbose` says
         server = viser.ViserServer(host=LOOPBACK, port=args.port, label=f"deftly: {env.task.name}")
     try:
-        server.gui.configure_theme(show_share_button=False)  # it would open a tunnel to a public address
+        server.gui.configure_theme(
+            show_share_button=False
+        )  # it would open a tunnel to a public address
         if index >= 0:  # the first view is that of the camera
-            eye, axes, view = data.cam_xpos[index], data.cam_xmat[index].reshape(3, 3), server.initial_camera
+            eye, axes, view = (
+                data.cam_xpos[index],
+                data.cam_xmat[index].reshape(3, 3),
+                server.initial_camera,
+            )
             view.position, view.look_at = eye, eye - axes[:, 2] * model.stat.extent
             view.fov = float(model.cam_fovy[index]) * torch.pi / 180
         pause = server.gui.add_checkbox("Pause", initial_value=False)
-        speed = server.gui.add_slider("Speed", min=0.1, max=4.0, step=0.1, initial_value=min(4.0, args.speed))
+        speed = server.gui.add_slider(
+            "Speed", min=0.1, max=4.0, step=0.1, initial_value=min(4.0, args.speed)
+        )
         scene = ViserMujocoScene(server, copy.copy(model), num_envs=1)
         print(f"open http://{LOOPBACK}:{server.get_port()} in a browser; Ctrl-C ends", flush=True)
-        yield View(scene.update_from_mjdata, lambda: True, lambda: 0.0 if pause.value else speed.value)
+        yield View(
+            scene.update_from_mjdata, lambda: True, lambda: 0.0 if pause.value else speed.value
+        )
     finally:
         server.stop()
 
@@ -220,8 +253,16 @@ def play(env: Env, policy: Policy, args: PlayArgs, view: View, data: mujoco.MjDa
             if env.ended:
                 policy.reset()
                 ended = {name: float(value[0]) for name, value in env.ended.items()}
-                failures = [name[7:] for name, value in ended.items() if name.startswith("failed/") and value > 0]
-                how = "success" if ended["success"] > 0 else f"failed: {', '.join(failures) or 'time is up'}"
+                failures = [
+                    name[7:]
+                    for name, value in ended.items()
+                    if name.startswith("failed/") and value > 0
+                ]
+                how = (
+                    "success"
+                    if ended["success"] > 0
+                    else f"failed: {', '.join(failures) or 'time is up'}"
+                )
                 seconds = ended["steps"] / env.contract.rate
                 print(f"{how} after {seconds:.1f} s, return {ended['return']:.2f}", flush=True)
                 episodes += 1
@@ -247,7 +288,9 @@ def record(task: Task, policy: Policy, args: PlayArgs, path: Path) -> None:
     from deftly.evaluate.rollout import run_episodes
 
     if not path.parent.is_dir():
-        raise DeftlyError(f"no folder '{path.parent}' for the video: make it, or choose another --video FILE")
+        raise DeftlyError(
+            f"no folder '{path.parent}' for the video: make it, or choose another --video FILE"
+        )
     count = args.episodes or 3
     recorder = Recorder(count, args.camera)
     ran = run_episodes(
@@ -262,7 +305,9 @@ def record(task: Task, policy: Policy, args: PlayArgs, path: Path) -> None:
         what="simulating",
     )
     frames = write_video(path, recorder.frames(), ran.rate * args.speed)
-    print(f"{path}: {count} episodes, success {ran.success_rate:.0%}, {frames / ran.rate / args.speed:.1f} s")
+    print(
+        f"{path}: {count} episodes, success {ran.success_rate:.0%}, {frames / ran.rate / args.speed:.1f} s"
+    )
 
 
 def main(argv: list[str]) -> int:

@@ -30,10 +30,16 @@ class QuickstartArgs(Settings):
     """Train, measure and hand over a task from nothing, in minutes."""
 
     task: Annotated[str, Doc("The task.")] = "jaka-pick-cube"
-    success: Annotated[float, Gt(0), Le(1), Doc("Train until this fraction of episodes succeeds.")] = 0.95
-    episodes: Annotated[int, Ge(1), Doc("Episodes of each measurement, on seeds that training never saw.")] = 200
+    success: Annotated[
+        float, Gt(0), Le(1), Doc("Train until this fraction of episodes succeeds.")
+    ] = 0.95
+    episodes: Annotated[
+        int, Ge(1), Doc("Episodes of each measurement, on seeds that training never saw.")
+    ] = 200
     seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Seed of the training.")] = 1
-    runs: Annotated[RunsConfig, Doc("Where the run and the bundle are kept.")] = field(default_factory=RunsConfig)
+    runs: Annotated[RunsConfig, Doc("Where the run and the bundle are kept.")] = field(
+        default_factory=RunsConfig
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -53,8 +59,16 @@ def main(argv: list[str]) -> int:
         ("this machine", doctor.main, []),
         (f"train {args.task} from nothing", train.main, [*shared, *learn]),
         ("measure it on episodes it never saw", evaluation.main, [*shared, episodes, *gate]),
-        ("export it as a bundle, and check that", export.main, [*shared, episodes, f"--out={folder}"]),
-        ("serve it to a simulated robot", lambda words: serve(folder, words), [*shared, episodes, *gate]),
+        (
+            "export it as a bundle, and check that",
+            export.main,
+            [*shared, episodes, f"--out={folder}"],
+        ),
+        (
+            "serve it to a simulated robot",
+            lambda words: serve(folder, words),
+            [*shared, episodes, *gate],
+        ),
     )
     for number, (title, step, words) in enumerate(steps, 1):
         title = f"{number} of {len(steps)}: {title}"
@@ -63,7 +77,9 @@ def main(argv: list[str]) -> int:
             return code
     print("\nWhat to try next\n")
     for command, why in NEXT.items():
-        print(f"  {command.format(task=shlex.quote(args.task), folder=shlex.quote(str(folder))):65}{why}")
+        print(
+            f"  {command.format(task=shlex.quote(args.task), folder=shlex.quote(str(folder))):65}{why}"
+        )
     print(f"\nAll of it took {(time.perf_counter() - start) / 60:.1f} minutes.")
     return 0
 
@@ -72,7 +88,16 @@ def serve(folder: Path, words: list[str]) -> int:
     """Sim2sim through a policy server in a process of its own, which ends with it."""
     from deftly.commands import sim2sim
 
-    command = [sys.executable, "-m", "deftly", "serve", "--policy", str(folder), "--bind", "tcp://127.0.0.1:*"]
+    command = [
+        sys.executable,
+        "-m",
+        "deftly",
+        "serve",
+        "--policy",
+        str(folder),
+        "--bind",
+        "tcp://127.0.0.1:*",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             line = server.stdout.readline() if server.stdout else ""

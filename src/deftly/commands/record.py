@@ -23,7 +23,9 @@ class RecordArgs(LoopArgs):
     out: Annotated[Path | None, Suffix(".npz"), Doc("File to write, FILE.npz.")] = None
     episodes: Annotated[int, Ge(1), Doc("Episodes to record.")] = 1
     num_steps: Annotated[
-        int, Ge(0), Doc("Record so many steps instead, of as many episodes as it takes; the last is cut off.")
+        int,
+        Ge(0),
+        Doc("Record so many steps instead, of as many episodes as it takes; the last is cut off."),
     ] = 0
 
 
@@ -38,7 +40,9 @@ def main(argv: list[str]) -> int:
     robot = SimRobot(task, args.sim, args.seed, args.noise, args.latency_ms)
     policy = origin.open(robot.contract, timeout=1e-3 * args.timeout_ms, keys=args.keys)
     try:
-        outcomes = record.run(robot, policy, args.safety, episodes=args.episodes, num_steps=args.num_steps)
+        outcomes = record.run(
+            robot, policy, args.safety, episodes=args.episodes, num_steps=args.num_steps
+        )
     finally:
         policy.close()
     rows = {name: np.concatenate([o.rows[name] for o in outcomes]) for name in outcomes[0].rows}

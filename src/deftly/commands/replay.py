@@ -27,15 +27,25 @@ class ReplayArgs(Settings):
     png: Annotated[Path | None, Doc("Plot of each joint: commanded, recorded, replayed.")] = None
     video: Annotated[Path | None, Doc("Write an mp4 of the replay to this file.")] = None
     camera: Annotated[str | None, Doc("Camera of the video; unset: the scene's first.")] = None
-    task: Annotated[str | None, Doc("File of the recording's task, if that is none of Deftly's.")] = None
-    serve: Annotated[str | None, Doc("Serve the commands at this endpoint instead, as tcp://127.0.0.1:5556.")] = None
-    loop: Annotated[bool, Doc("When served, start again at the end; without it the last command is held.")] = False
-    keys: Annotated[Path | None, Doc("The server's folder of keys, for an endpoint that other machines reach.")] = None
+    task: Annotated[
+        str | None, Doc("File of the recording's task, if that is none of Deftly's.")
+    ] = None
+    serve: Annotated[
+        str | None, Doc("Serve the commands at this endpoint instead, as tcp://127.0.0.1:5556.")
+    ] = None
+    loop: Annotated[
+        bool, Doc("When served, start again at the end; without it the last command is held.")
+    ] = False
+    keys: Annotated[
+        Path | None, Doc("The server's folder of keys, for an endpoint that other machines reach.")
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.serve is None and (self.loop or self.keys):
-            raise DeftlyError(f"--{'loop' if self.loop else 'keys'} is for a robot: give --serve ENDPOINT too")
+            raise DeftlyError(
+                f"--{'loop' if self.loop else 'keys'} is for a robot: give --serve ENDPOINT too"
+            )
 
 
 def main(argv: list[str]) -> int:
@@ -43,7 +53,9 @@ def main(argv: list[str]) -> int:
     name, flags = split_word(argv)
     args = parse(ReplayArgs, flags, prog="deftly replay FILE.npz")
     if name is None:
-        raise DeftlyError("replay needs a recording: deftly replay FILE.npz; 'deftly record' makes one")
+        raise DeftlyError(
+            "replay needs a recording: deftly replay FILE.npz; 'deftly record' makes one"
+        )
     path = Path(name)
     recording = log.read(path)
     frames = Frames(recording, args.episode, args.loop)
@@ -55,11 +67,15 @@ def main(argv: list[str]) -> int:
     film = Film(robot, 1, args.camera) if args.video else None
     each = film.watch if film else lambda: None
     state = recording.facts["state0"][args.episode]
-    outcome = run_episode(robot, frames, safety, args.episode, limit=len(frames), state=state, each=each)
+    outcome = run_episode(
+        robot, frames, safety, args.episode, limit=len(frames), state=state, each=each
+    )
     print(*replay.text(robot.contract, replay.errors(frames, outcome)), sep="\n")
     recorded = bool(recording.facts["success"][args.episode])
     was, now = ("success" if s else "no success" for s in (recorded, outcome.success))
-    print(f"recorded: {was}; replayed: {now}, {outcome.end} after {outcome.steps} of {len(frames)} steps")
+    print(
+        f"recorded: {was}; replayed: {now}, {outcome.end} after {outcome.steps} of {len(frames)} steps"
+    )
     if args.png:
         replay.plot(args.png, frames, outcome)
     if film and args.video:
@@ -74,6 +90,9 @@ def serve(frames: Frames, args: ReplayArgs, path: Path) -> int:
     assert args.serve is not None
     server = Server(frames, args.serve, keys=args.keys)
     end = "again and again" if args.loop else "and holds the last"
-    print(f"serving episode {args.episode} of {path} at {server.endpoint}: {len(frames)} commands, {end}", flush=True)
+    print(
+        f"serving episode {args.episode} of {path} at {server.endpoint}: {len(frames)} commands, {end}",
+        flush=True,
+    )
     server.run_until_signal()
     return 0

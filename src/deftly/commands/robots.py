@@ -34,7 +34,10 @@ def main(argv: list[str]) -> int:
         if args.xml or args.png:
             raise DeftlyError("--xml and --png show one robot: deftly robots NAME --png robot.png")
         shipped = map(robots.load, robots.shipped())
-        rows = [(r.name, r.title, str(len(r.joints)), f"{r.spec().compile().body_mass.sum():.3g} kg") for r in shipped]
+        rows = [
+            (r.name, r.title, str(len(r.joints)), f"{r.spec().compile().body_mass.sum():.3g} kg")
+            for r in shipped
+        ]
         show(table(("robot", "what", "joints", "mass"), rows))
     elif args.png:
         _write_picture(name, args.png)
@@ -59,7 +62,9 @@ def _write_picture(name: str, path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise DeftlyError(f"--png writes a PNG picture: --png {path.with_suffix('.png')}")
     if not path.parent.is_dir():
-        raise DeftlyError(f"--png: there is no folder {path.parent}; make it, or choose another place")
+        raise DeftlyError(
+            f"--png: there is no folder {path.parent}; make it, or choose another place"
+        )
     render.choose_gl()  # before MuJoCo is imported
     from deftly.robots.check import at_home
 

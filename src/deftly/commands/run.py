@@ -43,7 +43,9 @@ class RunArgs(Settings):
 
     driver: Annotated[
         str,
-        Doc("The robot: sim (TASK, simulated), fake, leap (a LEAP hand at --port), or your own MODULE:CLASS."),
+        Doc(
+            "The robot: sim (TASK, simulated), fake, leap (a LEAP hand at --port), or your own MODULE:CLASS."
+        ),
     ]
     policy: Annotated[str | None, Doc(POLICY)] = None
     settings_from: Annotated[
@@ -53,17 +55,25 @@ class RunArgs(Settings):
     runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
     keys: Annotated[Path | None, Doc("The robot's folder of `deftly serve --new-keys`.")] = None
     timeout_ms: Annotated[
-        float | None, Gt(0), Doc("Longest wait for the server's answer; unset: 0.8 of the control period.")
+        float | None,
+        Gt(0),
+        Doc("Longest wait for the server's answer; unset: 0.8 of the control period."),
     ] = None
     port: Annotated[
         str | None,
-        Doc("Serial port of a LEAP hand, such as /dev/ttyUSB0; or whatever your own driver takes as `port=`."),
+        Doc(
+            "Serial port of a LEAP hand, such as /dev/ttyUSB0; or whatever your own driver takes as `port=`."
+        ),
     ] = None
     baud: Annotated[int, Ge(1), Doc("Rate of the LEAP hand's bus.")] = 4_000_000
     current_ma: Annotated[
-        int, Ge(1), Doc("Largest current of each motor of the LEAP hand, mA; 550 is what is simulated.")
+        int,
+        Ge(1),
+        Doc("Largest current of each motor of the LEAP hand, mA; 550 is what is simulated."),
     ] = 550
-    seconds: Annotated[float, Ge(0), Le(1e9), Doc("End after this time; 0: when the operator quits.")] = 0.0
+    seconds: Annotated[
+        float, Ge(0), Le(1e9), Doc("End after this time; 0: when the operator quits.")
+    ] = 0.0
     start: Annotated[bool, Doc("Start as soon as the robot is ready, without a key.")] = False
     log: Annotated[
         Path | None,
@@ -73,10 +83,14 @@ class RunArgs(Settings):
         ),
     ] = None
     log_seconds: Annotated[float, Ge(1), Le(36_000), Doc("How far back the log reaches.")] = 600.0
-    seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides how the simulated robot's task starts.")] = 0
+    seed: Annotated[
+        int, Ge(0), Lt(SEEDS), Doc("Decides how the simulated robot's task starts.")
+    ] = 0
     fault: Annotated[str, Doc("A fault of the fake robot, such as frozen or nan.")] = ""
     fault_at: Annotated[int, Ge(0), Le(10**9), Doc("Tick after which the fake robot has it.")] = 40
-    safety: Annotated[SafetyConfig, Doc("Bounds of the safety kernel.")] = field(default_factory=SafetyConfig)
+    safety: Annotated[SafetyConfig, Doc("Bounds of the safety kernel.")] = field(
+        default_factory=SafetyConfig
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -93,7 +107,9 @@ def main(argv: list[str]) -> int:
             driver = find_driver(task, args, contract, stack, like)
             unclaimed.callback(driver.stop)
             args = replace(args, safety=_bounds(args.safety, driver))
-            robot = getattr(driver, "robot", contract.robot)  # a driver that knows its robot is believed
+            robot = getattr(
+                driver, "robot", contract.robot
+            )  # a driver that knows its robot is believed
             if args.log_seconds > (most := max_ticks(contract) // contract.rate):
                 raise DeftlyError(
                     f"log-seconds is {args.log_seconds:g}, but at most {most:g} s of this robot fit a log"
@@ -103,7 +119,9 @@ def main(argv: list[str]) -> int:
             runner = stack.enter_context(Runner(policy, kernel, driver, ring))
             unclaimed.pop_all()  # the runner lets go of policy and robot
         wishes = {"start": args.start, "seconds": args.seconds, "log": args.log}
-        return Session(runner, ring, _facts((like.task if like else "") or task, args, source), **wishes).run()
+        return Session(
+            runner, ring, _facts((like.task if like else "") or task, args, source), **wishes
+        ).run()
 
 
 # --------------------------------------------------------------- policy and robot
@@ -115,19 +133,25 @@ def find_source(task: str | None, args: RunArgs) -> tuple[PolicySource, PolicySo
     Raises DeftlyError if there is none of the task.
     """
     if task is None and args.policy is None:
-        raise DeftlyError("run needs a policy: deftly run TASK, or --policy with a bundle or tcp://HOST:PORT")
+        raise DeftlyError(
+            "run needs a policy: deftly run TASK, or --policy with a bundle or tcp://HOST:PORT"
+        )
     name = task_name(task) if args.policy is None else task
     source = resolve(args.policy, name, args.runs, "bundle")
     like = resolve(args.settings_from, name, args.runs, "bundle") if args.settings_from else source
     if like.loaded is None:
         return source, None
-    in_file = ".py" in (task or "")  # which nothing here reads; the simulated robot does, and looks at its name
+    in_file = ".py" in (
+        task or ""
+    )  # which nothing here reads; the simulated robot does, and looks at its name
     if task not in (None, like.task) and not in_file:
         raise DeftlyError(f"{like.label} is a policy of {like.task}, not of {task}")
     return source, like
 
 
-def open_policy(source: PolicySource, like: PolicySource | None, args: RunArgs) -> tuple[PolicyContract, Policy]:
+def open_policy(
+    source: PolicySource, like: PolicySource | None, args: RunArgs
+) -> tuple[PolicyContract, Policy]:
     """The robot's contract and its policy, in this process or on a server. Raises DeftlyError if it cannot be had."""
     if source.loaded is not None:
         return source.loaded.contract, source.open()
@@ -137,15 +161,23 @@ def open_policy(source: PolicySource, like: PolicySource | None, args: RunArgs) 
         period_ms = 1e3 / client.contract.rate
         timeout_ms = PERIOD_FRACTION * period_ms if args.timeout_ms is None else args.timeout_ms
         if not 0 < timeout_ms <= period_ms:
-            raise DeftlyError(f"timeout-ms is {timeout_ms:g}, but the control period has only {period_ms:g} ms")
-        client.timeout = client.patience = 1e-3 * timeout_ms  # in the loop nothing is waited for any longer
+            raise DeftlyError(
+                f"timeout-ms is {timeout_ms:g}, but the control period has only {period_ms:g} ms"
+            )
+        client.timeout = client.patience = (
+            1e-3 * timeout_ms
+        )  # in the loop nothing is waited for any longer
         unclaimed.pop_all()
     contract = like.contract if like else None
     return contract or client.contract, client
 
 
 def find_driver(
-    task: str | None, args: RunArgs, contract: PolicyContract, stack: ExitStack, like: PolicySource | None = None
+    task: str | None,
+    args: RunArgs,
+    contract: PolicyContract,
+    stack: ExitStack,
+    like: PolicySource | None = None,
 ) -> Driver:
     """The robot that `--driver` names; what it needs is ended with `stack`. Raises DeftlyError if it cannot be had."""
     if args.driver == "fake":
@@ -160,13 +192,19 @@ def find_driver(
 
 
 def _simulated(
-    task: str | None, args: RunArgs, contract: PolicyContract, stack: ExitStack, like: PolicySource | None
+    task: str | None,
+    args: RunArgs,
+    contract: PolicyContract,
+    stack: ExitStack,
+    like: PolicySource | None,
 ) -> Driver:
     from deftly.control.drivers.socketdriver import SocketDriver
     from deftly.twin.server import launch
 
     if task is None and like is None:
-        raise DeftlyError("--driver sim simulates a task: deftly run TASK --driver sim --policy tcp://HOST:PORT")
+        raise DeftlyError(
+            "--driver sim simulates a task: deftly run TASK --driver sim --policy tcp://HOST:PORT"
+        )
     words = [task or (like.task if like else "")]
     if like is not None:
         words += ["--policy", like.place, "--runs.root", str(args.runs.root)]
@@ -205,7 +243,9 @@ def custom_driver(spec: str, robot: RobotInterface, rate: float, port: str | Non
         sys.path.append(os.getcwd())
     try:
         cls = getattr(importlib.import_module(module), name)
-        missing = [verb for verb in ("read", "write", "stop") if not callable(getattr(cls, verb, None))]
+        missing = [
+            verb for verb in ("read", "write", "stop") if not callable(getattr(cls, verb, None))
+        ]
         if not missing:
             return cls(robot, rate) if port is None else cls(robot, rate, port=port)
     except DeftlyError:
@@ -213,7 +253,9 @@ def custom_driver(spec: str, robot: RobotInterface, rate: float, port: str | Non
     except Exception as error:  # the user's code may raise anything
         said = " ".join(str(error).split())[:200]
         raise DeftlyError(f"--driver {spec}: {type(error).__name__}: {said}") from error
-    raise DeftlyError(f"--driver {spec} has no method {missing[0]}(): a driver has read, write and stop (docs/run.md)")
+    raise DeftlyError(
+        f"--driver {spec} has no method {missing[0]}(): a driver has read, write and stop (docs/run.md)"
+    )
 
 
 # --------------------------------------------------------------- around it
@@ -222,7 +264,11 @@ def custom_driver(spec: str, robot: RobotInterface, rate: float, port: str | Non
 def _facts(task: str | None, args: RunArgs, source: PolicySource) -> dict[str, Any]:
     policy = source.place
     facts = {"task": task or "", "policy": policy, "driver": args.driver, "deftly": __version__}
-    return {**facts, "safety": json.dumps(asdict(args.safety)), "began": datetime.now().astimezone().isoformat()}
+    return {
+        **facts,
+        "safety": json.dumps(asdict(args.safety)),
+        "began": datetime.now().astimezone().isoformat(),
+    }
 
 
 def _require_folder(log: Path | None) -> None:
@@ -234,7 +280,9 @@ def _require_folder(log: Path | None) -> None:
             pass
     except OSError as error:
         why = error.strerror or error
-        raise DeftlyError(f"cannot write logs to '{folder}': {why}; give --log FILE.npz in another folder") from None
+        raise DeftlyError(
+            f"cannot write logs to '{folder}': {why}; give --log FILE.npz in another folder"
+        ) from None
 
 
 @contextmanager

@@ -27,23 +27,36 @@ class ServeArgs(Settings):
     """Answer robots with a policy: `deftly serve TASK`, or `deftly serve --policy BUNDLE`."""
 
     policy: Annotated[
-        str | None, Doc("latest, a run, a checkpoint or bundle folder, or shipped; unset: latest, else shipped.")
+        str | None,
+        Doc(
+            "latest, a run, a checkpoint or bundle folder, or shipped; unset: latest, else shipped."
+        ),
     ] = None
     bind: Annotated[
-        str, Doc("Where to answer; an address that other machines reach needs keys. Port * takes a free one.")
+        str,
+        Doc(
+            "Where to answer; an address that other machines reach needs keys. Port * takes a free one."
+        ),
     ] = "tcp://127.0.0.1:5555"
     keys: Annotated[
         Path | None,
-        Doc("The server's folder of keys: encrypt, and answer only robots in its clients/; for --status the robot's."),
+        Doc(
+            "The server's folder of keys: encrypt, and answer only robots in its clients/; for --status the robot's."
+        ),
     ] = None
     new_keys: Annotated[
-        Path | None, Doc("Write keys for a server and a robot into this new folder, and do nothing else.")
+        Path | None,
+        Doc("Write keys for a server and a robot into this new folder, and do nothing else."),
     ] = None
-    status: Annotated[str | None, Doc("Ask the server at this endpoint what it has counted, and do nothing else.")] = (
-        None
+    status: Annotated[
+        str | None, Doc("Ask the server at this endpoint what it has counted, and do nothing else.")
+    ] = None
+    idle_s: Annotated[
+        float, Gt(0), Doc("Seconds after which a robot that asks nothing is forgotten.")
+    ] = IDLE_S
+    max_clients: Annotated[int, Ge(1), Le(10_000), Doc("Robots that are served at one time.")] = (
+        MAX_SESSIONS
     )
-    idle_s: Annotated[float, Gt(0), Doc("Seconds after which a robot that asks nothing is forgotten.")] = IDLE_S
-    max_clients: Annotated[int, Ge(1), Le(10_000), Doc("Robots that are served at one time.")] = MAX_SESSIONS
     runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
 
 
@@ -53,7 +66,9 @@ def main(argv: list[str]) -> int:
     args = parse(ServeArgs, policy_words(flags), prog="deftly serve [TASK]")
     if args.new_keys:
         new_keys(args.new_keys)
-        print(f"wrote {args.new_keys}: serve with --keys {args.new_keys / 'server'}; {args.new_keys / 'robot'} goes")
+        print(
+            f"wrote {args.new_keys}: serve with --keys {args.new_keys / 'server'}; {args.new_keys / 'robot'} goes"
+        )
         print(
             "to the robot: Client(..., keys=Path('robot')). Whoever has its client.key_secret can command the policy."
         )
@@ -65,11 +80,15 @@ def main(argv: list[str]) -> int:
     policy = source.open()
     if isinstance(policy, ContractPolicy):
         policy.require_network()
-    server = Server(policy, args.bind, keys=args.keys, idle_s=args.idle_s, max_sessions=args.max_clients)
+    server = Server(
+        policy, args.bind, keys=args.keys, idle_s=args.idle_s, max_sessions=args.max_clients
+    )
     gc.freeze()  # what is loaded now stays: going through it again and again would hold answers up
     locked = " with keys" if args.keys else ""
     contract = policy.contract
-    print(f"serving {contract.robot.name} at {server.endpoint}{locked}, contract {contract.hash[:12]}, {source.line}")
+    print(
+        f"serving {contract.robot.name} at {server.endpoint}{locked}, contract {contract.hash[:12]}, {source.line}"
+    )
     sys.stdout.flush()
     server.run_until_signal()
     print(f"answered {server.counts.answered} requests", flush=True)
@@ -79,11 +98,15 @@ def main(argv: list[str]) -> int:
 def find(task: str | None, args: ServeArgs) -> PolicySource:
     """The policy that the arguments mean. Raises DeftlyError if there is none, or it is of another task."""
     if task is None and args.policy is None:
-        raise DeftlyError("serve needs a policy: deftly serve TASK, or --policy BUNDLE; 'deftly tasks' lists the tasks")
+        raise DeftlyError(
+            "serve needs a policy: deftly serve TASK, or --policy BUNDLE; 'deftly tasks' lists the tasks"
+        )
     name = task_name(task)
     source = resolve(args.policy, name, args.runs, "bundle")
     if source.loaded is None:
-        raise DeftlyError(f"{source.label} is served already: ask it with 'deftly run --policy {source.label}'")
+        raise DeftlyError(
+            f"{source.label} is served already: ask it with 'deftly run --policy {source.label}'"
+        )
     if name not in (None, source.task):
         raise DeftlyError(f"{source.label} is a policy of {source.task}, not of {name}")
     if not isinstance(source.loaded, Bundle):
@@ -101,7 +124,9 @@ def print_status(status: dict[str, Any]) -> None:
         rows = _status_rows(status)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         what = printable(f"{type(error).__name__}: {error}", 100)
-        raise DeftlyError(f"what answers there is no policy server of this Deftly: in its status, {what}") from None
+        raise DeftlyError(
+            f"what answers there is no policy server of this Deftly: in its status, {what}"
+        ) from None
     table = Table(box=None, show_header=False)
     for name, text in rows.items():
         table.add_row(name, printable(text))

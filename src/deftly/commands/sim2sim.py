@@ -28,13 +28,17 @@ class Sim2SimArgs(LoopArgs):
     gate: Annotated[
         tuple[str, ...],
         Repeatable(),
-        Doc("Conditions such as 'success>=0.95' 'faults<=0' 'agrees>=1'; the exit status is 1 unless all hold."),
+        Doc(
+            "Conditions such as 'success>=0.95' 'faults<=0' 'agrees>=1'; the exit status is 1 unless all hold."
+        ),
     ] = ()
     out: Annotated[Path | None, Doc("Folder in which to write sim2sim.json.")] = None
     video: Annotated[Path | None, Doc("Write an mp4 of the first episodes to this file.")] = None
     video_episodes: Annotated[int, Ge(1), Doc("How many episodes the video shows.")] = 3
     render: Annotated[bool, Doc("Watch in a window, in real time.")] = False
-    camera: Annotated[str | None, Doc("Camera of the video and the window; unset: the scene's first.")] = None
+    camera: Annotated[
+        str | None, Doc("Camera of the video and the window; unset: the scene's first.")
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +56,9 @@ def main(argv: list[str]) -> int:
     from deftly.twin.robot import SimRobot
 
     if args.video and not args.video.parent.is_dir():
-        raise DeftlyError(f"no folder '{args.video.parent}' for the video: make it, or choose another --video FILE")
+        raise DeftlyError(
+            f"no folder '{args.video.parent}' for the video: make it, or choose another --video FILE"
+        )
     robot = SimRobot(task, args.sim, args.seed, args.noise, args.latency_ms)
     sim2sim.require_metrics(args.gate, robot)
     if args.out:
@@ -67,7 +73,9 @@ def main(argv: list[str]) -> int:
         outcomes = sim2sim.measure(robot, policy, args, hooks)
     result = sim2sim.summarize(task, args, origin, outcomes)
     result |= {"gates": [], "command": shlex.join(["deftly", "sim2sim", *argv])}
-    sim2sim.save(args.out, result)  # what was measured is kept, whatever becomes of the gates and the video
+    sim2sim.save(
+        args.out, result
+    )  # what was measured is kept, whatever becomes of the gates and the video
     result["gates"] = sim2sim.judge(args.gate, result)
     sim2sim.save(args.out, result)
     print(*sim2sim.text(result), sep="\n")

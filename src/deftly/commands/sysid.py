@@ -32,12 +32,16 @@ class SysidArgs(Settings):
 
     log_file: Annotated[
         Path | None,
-        Doc(".npz with hand_cmd and hand_state, (T, joints) rad, and perhaps time, (T,) s; or a log of `deftly run`."),
+        Doc(
+            ".npz with hand_cmd and hand_state, (T, joints) rad, and perhaps time, (T,) s; or a log of `deftly run`."
+        ),
     ] = None
     output_file: Annotated[
         Path | None,
         Suffix(".json"),
-        Doc("Report to write, .json; unset: beside the log, LOG.sysid.json. The plot goes beside it, .png."),
+        Doc(
+            "Report to write, .json; unset: beside the log, LOG.sysid.json. The plot goes beside it, .png."
+        ),
     ] = None
     write: Annotated[
         Path | None,
@@ -46,31 +50,44 @@ class SysidArgs(Settings):
             "Write what was identified to this .json, for `deftly train TASK --task.actuators FILE`; other joints stay."
         ),
     ] = None
-    finger: Annotated[Literal["index", "middle", "ring", "thumb", "all"], Doc("Which joints to fit, or to move.")] = (
-        "index"
-    )
+    finger: Annotated[
+        Literal["index", "middle", "ring", "thumb", "all"], Doc("Which joints to fit, or to move.")
+    ] = "index"
     optimizer: Annotated[
         Literal["cem", "random"],
-        Doc("How to search: the cross-entropy method, or at random. Either is polished by least squares."),
+        Doc(
+            "How to search: the cross-entropy method, or at random. Either is polished by least squares."
+        ),
     ] = "cem"
     cem_generations: Annotated[int, Ge(1), Le(1000), Doc("Generations of the search.")] = 12
     parallel_envs: Annotated[
         int, Ge(16), Le(1_000_000), Doc("Candidates of a generation, all of which are simulated.")
     ] = 8192
     command_hz: Annotated[
-        float, Ge(0), Le(2000), Doc("Rate of a log without time stamps, Hz; 0: the task's control rate.")
+        float,
+        Ge(0),
+        Le(2000),
+        Doc("Rate of a log without time stamps, Hz; 0: the task's control rate."),
     ] = 0.0
     hardware_order: Annotated[
         bool,
-        Doc("The log's columns are the motors, in their order and signs; else the joints as the task has them."),
+        Doc(
+            "The log's columns are the motors, in their order and signs; else the joints as the task has them."
+        ),
     ] = False
     units: Annotated[Literal["rad", "deg"], Doc("Of the log's columns.")] = "rad"
     delay_min_ms: Annotated[
-        float, Ge(-500), Le(500), Doc("Least delay from a command to its effect that is considered, ms.")
+        float,
+        Ge(-500),
+        Le(500),
+        Doc("Least delay from a command to its effect that is considered, ms."),
     ] = 0.0
     delay_max_ms: Annotated[float, Ge(1), Le(1000), Doc("Greatest delay, ms.")] = 250.0
     bound: Annotated[
-        float, Ge(1.1), Le(100), Doc("Parameters are sought within this factor of the robot's file, up and down.")
+        float,
+        Ge(1.1),
+        Le(100),
+        Doc("Parameters are sought within this factor of the robot's file, up and down."),
     ] = 5.0
     held_out: Annotated[
         float,
@@ -79,28 +96,37 @@ class SysidArgs(Settings):
         Doc("Last fraction of the log, which is never fitted, and on which the fit is judged."),
     ] = 0.2
     seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Of the search, or of the motion.")] = 0
-    excite: Annotated[bool, Doc("Move the robot to make a log, or write the motion alone: see --driver and --out.")] = (
-        False
-    )
+    excite: Annotated[
+        bool,
+        Doc("Move the robot to make a log, or write the motion alone: see --driver and --out."),
+    ] = False
     driver: Annotated[
         str | None,
-        Doc("What to move: sim (the robot alone), fake, leap, or your own MODULE:CLASS; unset: nothing."),
+        Doc(
+            "What to move: sim (the robot alone), fake, leap, or your own MODULE:CLASS; unset: nothing."
+        ),
     ] = None
     port: Annotated[str | None, Doc("Passed to the driver: a serial device, an address.")] = None
-    out: Annotated[Path | None, Suffix(".npz"), Doc("Where the log, or the motion, goes, .npz.")] = None
+    out: Annotated[
+        Path | None, Suffix(".npz"), Doc("Where the log, or the motion, goes, .npz.")
+    ] = None
     seconds: Annotated[float, Ge(5), Le(600), Doc("Length of a finger's motion, s.")] = 60.0
     amplitude: Annotated[
         float,
         Ge(0.05),
         Le(1),
-        Doc("Share of half of a joint's range that it moves about its middle; less where shapes would touch."),
+        Doc(
+            "Share of half of a joint's range that it moves about its middle; less where shapes would touch."
+        ),
     ] = 0.8
     chirp_hz: Annotated[
         tuple[float, float],
         Must("two rising frequencies above 0 and below 1000", lambda hz: 0 < hz[0] <= hz[1] < 1000),
         Doc("First and last frequency of the chirps, Hz."),
     ] = (0.1, 3.0)
-    speed: Annotated[float, Ge(0.01), Le(1), Doc("Share of a joint's top speed that the motion uses.")] = 0.6
+    speed: Annotated[
+        float, Ge(0.01), Le(1), Doc("Share of a joint's top speed that the motion uses.")
+    ] = 0.6
     safety: Annotated[SafetyConfig, Doc("The safety kernel.")] = field(
         default_factory=lambda: SafetyConfig(approach_s=3.0)
     )
@@ -124,14 +150,20 @@ def main(argv: list[str]) -> int:
     name, flags = split_task(argv)
     args = parse(SysidArgs, flags, prog="deftly sysid TASK")
     if name is None:
-        raise DeftlyError("sysid needs a task: deftly sysid TASK --log-file LOG.npz; 'deftly tasks' lists them")
+        raise DeftlyError(
+            "sysid needs a task: deftly sysid TASK --log-file LOG.npz; 'deftly tasks' lists them"
+        )
     from deftly import robots, tasks
 
     cls = tasks.load(name)
     task = cls(cls.Config())
     contract = task.contract()
     robot = robots.of(task)
-    return excite_robot(name, robot, contract, args) if args.excite else fit_log(task, robot, contract, args)
+    return (
+        excite_robot(name, robot, contract, args)
+        if args.excite
+        else fit_log(task, robot, contract, args)
+    )
 
 
 # --------------------------------------------------------------- fit
@@ -146,7 +178,9 @@ def fit_log(task: Task, robot: Robot, contract: PolicyContract, args: SysidArgs)
     wanted = excite.groups(robot, args.finger)
     logs.require_motion(args.log_file, contract, log, tuple(n for group in wanted for n in group))
     if args.write and args.write.exists():
-        actuators.load(args.write, robot.name, contract.joint_names)  # refused now, not after minutes
+        actuators.load(
+            args.write, robot.name, contract.joint_names
+        )  # refused now, not after minutes
     how = fit.Search(
         optimizer=args.optimizer,
         generations=args.cem_generations,
@@ -156,7 +190,9 @@ def fit_log(task: Task, robot: Robot, contract: PolicyContract, args: SysidArgs)
         bound=args.bound,
         held_out=args.held_out,
     )
-    fits = [fit.fit(robot, names, log, how, lambda line: print(line, flush=True)) for names in wanted]
+    fits = [
+        fit.fit(robot, names, log, how, lambda line: print(line, flush=True)) for names in wanted
+    ]
     found = list(report.doubts(log, fits, how))
     output = args.output_file or args.log_file.with_suffix(".sysid.json")
     facts = report.facts(task.name, robot.name, args.log_file, log, fits, how, found)
@@ -187,16 +223,23 @@ def excite_robot(name: str, robot: Robot, contract: PolicyContract, args: SysidA
     made = excite.motion(robot, contract, excite.groups(robot, args.finger), how)
     for joint, reach in made.amplitude.items():
         print(f"{joint}: {reach:.3f} rad about its middle")
-    facts = {"task": name, "finger": args.finger, "driver": args.driver or "", "deftly": __version__}
+    facts = {
+        "task": name,
+        "finger": args.finger,
+        "driver": args.driver or "",
+        "deftly": __version__,
+    }
     if args.driver is None:
         excite.write_motion(args.out, contract, made)
-        print(f"motion: {args.out}, {len(made.cmd)} commands, {len(made.cmd) / contract.rate:.1f} s")
+        print(
+            f"motion: {args.out}, {len(made.cmd)} commands, {len(made.cmd) / contract.rate:.1f} s"
+        )
         return 0
     args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.driver == "sim":
-        excite.on_simulated(excite.Frames(contract, made.cmd), LoneRobot(robot, contract), args.safety).save(
-            args.out, facts
-        )
+        excite.on_simulated(
+            excite.Frames(contract, made.cmd), LoneRobot(robot, contract), args.safety
+        ).save(args.out, facts)
         status = 0
     else:
         status = _on_hardware(name, contract, made, args, facts)
@@ -206,7 +249,9 @@ def excite_robot(name: str, robot: Robot, contract: PolicyContract, args: SysidA
     return status
 
 
-def _on_hardware(name: str, contract: PolicyContract, made: Motion, args: SysidArgs, facts: dict[str, str]) -> int:
+def _on_hardware(
+    name: str, contract: PolicyContract, made: Motion, args: SysidArgs, facts: dict[str, str]
+) -> int:
     """Send the motion to a driver in real time, as `deftly run` sends a policy's targets."""
     from deftly.commands.run import RunArgs, find_driver
     from deftly.control.log import Ring
@@ -224,8 +269,12 @@ def _on_hardware(name: str, contract: PolicyContract, made: Motion, args: SysidA
             return super().each(_) and not frames.done
 
     with ExitStack() as stack:
-        driver = find_driver(name, RunArgs(driver=str(args.driver), port=args.port), contract, stack)
+        driver = find_driver(
+            name, RunArgs(driver=str(args.driver), port=args.port), contract, stack
+        )
         ring = Ring(contract, len(made.cmd) + round(120 * contract.rate))
-        runner = stack.enter_context(Runner(frames, Kernel(contract.robot, contract.rate, args.safety), driver, ring))
+        runner = stack.enter_context(
+            Runner(frames, Kernel(contract.robot, contract.rate, args.safety), driver, ring)
+        )
         said = {**facts, "safety": json.dumps(asdict(args.safety))}
         return Until(runner, ring, said, start=True, log=args.out).run()

@@ -76,10 +76,18 @@ def _show_task(cls: type[tasks.Task]) -> None:
     _show_inputs(c)
     for group in c.groups:
         _show_group(c, group)
-    acts = [(len(a.joints), a.joints, a.kind, a.scale or "default", a.lowpass, MEANING[a.kind]) for a in c.act_terms]
-    section(f"Action ({c.action_size})", ("index", "joints", "kind", "scale", "lowpass", "target"), acts)
+    acts = [
+        (len(a.joints), a.joints, a.kind, a.scale or "default", a.lowpass, MEANING[a.kind])
+        for a in c.act_terms
+    ]
+    section(
+        f"Action ({c.action_size})", ("index", "joints", "kind", "scale", "lowpass", "target"), acts
+    )
     if couplings := c.robot.couplings:
-        coupled = [(k.joint, " + ".join([*(f"{r:g} * {j}" for j, r in k.of), f"{k.offset:g}"])) for k in couplings]
+        coupled = [
+            (k.joint, " + ".join([*(f"{r:g} * {j}" for j, r in k.of), f"{k.offset:g}"]))
+            for k in couplings
+        ]
         section("Coupled joints", ("joint", "target"), coupled)
     if weights := getattr(task.cfg, "weights", None):
         docs = field_docs(type(weights))
@@ -90,10 +98,16 @@ def _show_task(cls: type[tasks.Task]) -> None:
 def _show_inputs(c: PolicyContract) -> None:
     """Inputs and derived values, where there are any."""
     if c.inputs:
-        said = [(i.name, i.size, i.units, i.frame, i.lower, i.upper, i.text or i.default) for i in c.inputs]
+        said = [
+            (i.name, i.size, i.units, i.frame, i.lower, i.upper, i.text or i.default)
+            for i in c.inputs
+        ]
         section("Inputs", ("input", "size", "units", "frame", "lower", "upper", "default"), said)
     if c.derive:
-        derived = [(d.name, d.kind, d.of, d.site or (f"{d.period:g} s" if d.period else "")) for d in c.derive]
+        derived = [
+            (d.name, d.kind, d.of, d.site or (f"{d.period:g} s" if d.period else ""))
+            for d in c.derive
+        ]
         section("Derived values", ("value", "kind", "of", "site or period"), derived)
 
 
@@ -112,7 +126,10 @@ def _show_group(c: PolicyContract, group: str) -> None:
 
 def show_joints(joints: Sequence[Joint]) -> None:
     """Print a table of the joints of a robot."""
-    rows = [(1, j.name, j.lower, j.upper, j.home, j.units, f"{j.velocity:g} {j.units}/s") for j in joints]
+    rows = [
+        (1, j.name, j.lower, j.upper, j.home, j.units, f"{j.velocity:g} {j.units}/s")
+        for j in joints
+    ]
     section("Joints", ("index", "joint", "lower", "upper", "home", "units", "top speed"), rows)
 
 

@@ -37,10 +37,14 @@ def main(argv: list[str]) -> int:
 def _say_what_follows(done: api.Training, args: TrainArgs) -> None:
     run = str(done.run)
     if done.stop_signal:
-        print(f"stopped and saved; go on with: deftly train {shlex.join([done.task, '--resume', run])}")
+        print(
+            f"stopped and saved; go on with: deftly train {shlex.join([done.task, '--resume', run])}"
+        )
     elif done.reached and done.success is not None:
         cost = f"{done.seconds / 60:.1f} minutes, {done.steps / 1e6:.2f} M steps"
         print(f"{100 * done.success:.1f} % success over {done.episodes} episodes after {cost}")
     elif args.until_success is not None:
-        print(f"stopped at iteration {done.iteration} below the wanted success: raise train.max-iterations")
+        print(
+            f"stopped at iteration {done.iteration} below the wanted success: raise train.max-iterations"
+        )
     print(f"measure it: deftly eval {shlex.join([done.task, '--policy', run])}")

@@ -8,7 +8,15 @@ systems are in `older_names`, physics presets in `presets`.
 from deftly.config.constraints import POSITIVE_RANGE, RANGE, RISING, Must, Settings, Suffix, check
 from deftly.config.fields import Repeatable, field_docs
 from deftly.config.older_names import ALIASES
-from deftly.config.parsing import parse, split_task, split_word, suggest, with_algorithm, with_setting, with_task
+from deftly.config.parsing import (
+    parse,
+    split_task,
+    split_word,
+    suggest,
+    with_algorithm,
+    with_setting,
+    with_task,
+)
 from deftly.config.sections import (
     ALGORITHMS,
     SEEDS,

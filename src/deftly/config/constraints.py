@@ -78,7 +78,9 @@ def _leaves(settings: Any, section: str) -> Iterator[tuple[str, Any, Any]]:
             yield from _leaves(value, flag)
         elif isinstance(value, dict):
             kind = get_args(_unwrapped(hints[item.name]))[1:] or (Any,)
-            yield from ((f"{flag}.{kebab(str(key))}", kind[0], entry) for key, entry in value.items())
+            yield from (
+                (f"{flag}.{kebab(str(key))}", kind[0], entry) for key, entry in value.items()
+            )
         else:
             yield flag, hints[item.name], value
 
@@ -129,7 +131,9 @@ def violated(hint: Any, value: Any) -> str:
 def _violated_by(constraints: tuple[Any, ...], value: Any) -> str:
     for constraint in constraints:
         if isinstance(constraint, Suffix) and Path(value).suffix != constraint.suffix:
-            return f"a {constraint.suffix} file, such as {Path(value).with_suffix(constraint.suffix)}"
+            return (
+                f"a {constraint.suffix} file, such as {Path(value).with_suffix(constraint.suffix)}"
+            )
         if not _holds(constraint, value):
             return in_words(constraints)
     return ""
@@ -197,5 +201,8 @@ def show(value: Any) -> str:
 
 def kebab(key: str) -> str:
     """A key as a flag writes it: `env.num_envs` and `env.numEnvs` are `env.num-envs`."""
-    letters = ["-" + b.lower() if b.isupper() and (a.islower() or a.isdigit()) else b for a, b in zip(" " + key, key)]
+    letters = [
+        "-" + b.lower() if b.isupper() and (a.islower() or a.isdigit()) else b
+        for a, b in zip(" " + key, key)
+    ]
     return "".join(letters).replace("_", "-")

@@ -76,7 +76,9 @@ def flags(cls: type, default: Any = MISSING, section: str = "") -> Iterator[Flag
             yield from flags(inner, value, name)
         elif isinstance(value, dict) and value:
             entry = get_args(_plain(hints[item.name]))[1:] or (Any,)
-            yield from (Flag(kebab(f"{name}.{key}"), entry[0], "", one) for key, one in value.items())
+            yield from (
+                Flag(kebab(f"{name}.{key}"), entry[0], "", one) for key, one in value.items()
+            )
         else:
             yield Flag(name, hints[item.name], docs.get(item.name, ""), value)
 
@@ -145,4 +147,6 @@ def _in_words(kind: Any) -> str:
         return f"a list, as {'64,64' if _plain(inner[0]) in (int, float) else 'one two'}"
     if origin is tuple:
         return f"{len(inner)} values, as {','.join('12'[: len(inner)])}"
-    return _WORDS.get(kind, "a path" if getattr(kind, "__module__", "").startswith("pathlib") else "a value")
+    return _WORDS.get(
+        kind, "a path" if getattr(kind, "__module__", "").startswith("pathlib") else "a value"
+    )

@@ -21,7 +21,10 @@ def help_text(cls: type, prog: str) -> str:
     found = list(flags(cls))
     head = f"usage: {prog} [settings]" if found else f"usage: {prog}"
     lines = [head, "", *textwrap.wrap(" ".join((cls.__doc__ or "").split()), width), ""]
-    lines += ["settings, as --NAME VALUE or NAME=VALUE; --config FILE.yaml reads them from a file:", ""]
+    lines += [
+        "settings, as --NAME VALUE or NAME=VALUE; --config FILE.yaml reads them from a file:",
+        "",
+    ]
     for flag in found:
         if not flag.section:
             lines += _lines(flag, width)
@@ -36,7 +39,9 @@ def help_text(cls: type, prog: str) -> str:
 def _lines(flag: Flag, width: int) -> list[str]:
     left = f"  --{flag.name} {_type(flag.kind)}".ljust(LEFT - 2) + "  "
     text = f"{flag.doc} {_remark(flag)}".strip()
-    lines = textwrap.wrap(left.replace(" ", KEEP) + text, width, subsequent_indent=" " * LEFT, break_on_hyphens=False)
+    lines = textwrap.wrap(
+        left.replace(" ", KEEP) + text, width, subsequent_indent=" " * LEFT, break_on_hyphens=False
+    )
     return [line.replace(KEEP, " ").rstrip() for line in lines]
 
 
@@ -65,4 +70,8 @@ def _type(kind: Any) -> str:
 
 
 def _element(hint: Any) -> Any:
-    return get_args(hint)[0] if get_origin(hint) is not None and hasattr(hint, "__metadata__") else hint
+    return (
+        get_args(hint)[0]
+        if get_origin(hint) is not None and hasattr(hint, "__metadata__")
+        else hint
+    )

@@ -15,7 +15,9 @@ from deftly.errors import DeftlyError
 T = TypeVar("T")
 
 
-def settings_from(cls: type[T], given: Mapping[str, Any], *, prog: str, saved: Mapping[str, Any] = {}) -> T:
+def settings_from(
+    cls: type[T], given: Mapping[str, Any], *, prog: str, saved: Mapping[str, Any] = {}
+) -> T:
     """Build the settings class `cls` from what a caller gives.
 
     Args:
@@ -37,13 +39,17 @@ def require_names(cls: type, given: Mapping[str, Any], section: str = "") -> Non
     for name, value in given.items():
         if name not in kinds:
             place = f"{section} has no setting" if section else "there is no setting"
-            raise DeftlyError(f"{place} '{name}'{suggest(name, kinds)}: it is one of {sorted(kinds)}")
+            raise DeftlyError(
+                f"{place} '{name}'{suggest(name, kinds)}: it is one of {sorted(kinds)}"
+            )
         inner = f"{section}.{name}" if section else name
         is_section = is_dataclass(kinds[name])
         if is_section and isinstance(value, Mapping):
             require_names(kinds[name], value, inner)
         elif is_section and not is_dataclass(value):
-            raise DeftlyError(f"{inner} is {value!r}, but it must be a mapping such as {{'name': value}}")
+            raise DeftlyError(
+                f"{inner} is {value!r}, but it must be a mapping such as {{'name': value}}"
+            )
 
 
 def words_of(given: Mapping[str, Any], section: str = "") -> list[str]:
@@ -61,7 +67,9 @@ def words_of(given: Mapping[str, Any], section: str = "") -> list[str]:
 
 
 def _flag(key: str, values: list[str]) -> list[str]:
-    if len(values) == 1 and values[0].startswith("-"):  # as a word of its own it would be taken for a flag
+    if len(values) == 1 and values[0].startswith(
+        "-"
+    ):  # as a word of its own it would be taken for a flag
         return [f"--{key}={values[0]}"]
     return [f"--{key}", *values]
 

@@ -25,7 +25,14 @@ from deftly.errors import DeftlyError
 T = TypeVar("T")
 ASSIGNMENT = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 """A setting typed as `key=value`."""
-SPELLINGS = {"true": "True", "yes": "True", "on": "True", "false": "False", "no": "False", "off": "False"}
+SPELLINGS = {
+    "true": "True",
+    "yes": "True",
+    "on": "True",
+    "false": "False",
+    "no": "False",
+    "off": "False",
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,9 @@ def with_algorithm(args: type[T], argv: Sequence[str], filed: Mapping[str, Any] 
             chosen = " ".join(setting.words)
     if chosen not in ALGORITHMS:
         known = ", ".join(ALGORITHMS)
-        raise DeftlyError(f"{flag} is '{chosen}', but it must be one of {known}{suggest(chosen, ALGORITHMS)}")
+        raise DeftlyError(
+            f"{flag} is '{chosen}', but it must be one of {known}{suggest(chosen, ALGORITHMS)}"
+        )
     return _with_section(args, "train", ALGORITHMS[chosen])
 
 
@@ -123,7 +132,9 @@ def typed_settings(argv: Sequence[str]) -> list[Setting]:
         elif typed:
             typed[-1].words.append(word)
         else:
-            raise DeftlyError(f"cannot read '{word}': settings are written --NAME VALUE or NAME=VALUE")
+            raise DeftlyError(
+                f"cannot read '{word}': settings are written --NAME VALUE or NAME=VALUE"
+            )
     for setting in typed:
         if setting.key.lstrip("-") == "config":
             files += read_file(" ".join(setting.words))
@@ -137,7 +148,9 @@ def read_file(name: str) -> list[Setting]:
         with path.open("rb") as file:
             data = file.read(yaml.MAX_BYTES + 1)
     except OSError as error:
-        raise DeftlyError(f"--config needs a YAML file, cannot read '{name}': {error.strerror}") from error
+        raise DeftlyError(
+            f"--config needs a YAML file, cannot read '{name}': {error.strerror}"
+        ) from error
     return list(settings_of(yaml.read_mapping(data, f"--config '{name}'"), name))
 
 
@@ -153,7 +166,9 @@ def settings_of(tree: Mapping[str, Any], place: str, section: str = "") -> Itera
 
 def _words(value: object, key: str, place: str) -> Iterator[str]:
     if isinstance(value, Mapping):
-        raise DeftlyError(f"{place}: {key} holds a mapping in a list: give plain values or lists of them")
+        raise DeftlyError(
+            f"{place}: {key} holds a mapping in a list: give plain values or lists of them"
+        )
     if isinstance(value, (list, tuple)):
         for item in value:
             yield from _words(item, key, place)
@@ -171,7 +186,9 @@ def _split(value: str) -> list[str]:
 # ------------------------------------------------------------------ parsing
 
 
-def parse(cls: type[T], argv: Sequence[str], *, prog: str, filed: Mapping[str, Any] = {}, origin: str = "") -> T:
+def parse(
+    cls: type[T], argv: Sequence[str], *, prog: str, filed: Mapping[str, Any] = {}, origin: str = ""
+) -> T:
     """Build a `cls` from the command line; `--help` prints the help and ends the program.
 
     `argv` overrides `filed`, a mapping as YAML gives it, of which `origin` says where it was found. Raises DeftlyError,
@@ -184,8 +201,12 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, filed: Mapping[str, A
     chosen: dict[str, Setting] = {}
     for setting in [*settings_of(filed, origin or "the saved settings"), *typed_settings(argv)]:
         for name, found in _understood(setting, known, prog):
-            chosen[name] = _joined(chosen[name], found) if known[name].repeats and name in chosen else found
-    missing = [flag for name, flag in known.items() if flag.default is MISSING and name not in chosen]
+            chosen[name] = (
+                _joined(chosen[name], found) if known[name].repeats and name in chosen else found
+            )
+    missing = [
+        flag for name, flag in known.items() if flag.default is MISSING and name not in chosen
+    ]
     if missing:
         raise DeftlyError(f"{prog} needs --{missing[0].name}: {missing[0].doc}")
     try:
@@ -196,11 +217,15 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, filed: Mapping[str, A
     return config
 
 
-def _understood(setting: Setting, known: Mapping[str, Flag], prog: str) -> Iterator[tuple[str, Setting]]:
+def _understood(
+    setting: Setting, known: Mapping[str, Flag], prog: str
+) -> Iterator[tuple[str, Setting]]:
     """The flag that a setting means, with its value as tyro reads it; none if it means nothing here."""
     key = setting.key.removeprefix("--")
     if kebab(key) == HEADLESS and HEADLESS not in known:
-        yield from ((name, Setting(name, [value])) for name, value in SHOWN.items() if name in known)
+        yield from (
+            (name, Setting(name, [value])) for name, value in SHOWN.items() if name in known
+        )
         return
     name, words = resolve(key, known), setting.words
     positive = re.sub(r"(^|\.)no-(?=[^.]*$)", r"\1", name)
@@ -221,11 +246,17 @@ def _understood(setting: Setting, known: Mapping[str, Flag], prog: str) -> Itera
 
 def _joined(before: Setting, now: Setting) -> Setting:
     """A setting that may be given several times: what is typed replaces what a file says, and adds to what is typed."""
-    return now if before.place != now.place else Setting(now.key, before.words + now.words, now.place)
+    return (
+        now if before.place != now.place else Setting(now.key, before.words + now.words, now.place)
+    )
 
 
 def _unknown(setting: Setting, name: str, known: Mapping[str, Flag], prog: str) -> str:
-    written = setting.key if kebab(setting.key.removeprefix("--")) == name else f"{setting.key} (--{name})"
+    written = (
+        setting.key
+        if kebab(setting.key.removeprefix("--")) == name
+        else f"{setting.key} (--{name})"
+    )
     dashes = "--" if setting.key.startswith("--") else ""
     near = suggest(dashes + name, [dashes + flag for flag in known])
     if setting.place:
@@ -252,13 +283,18 @@ def _build(cls: type[T], chosen: Mapping[str, Setting], known: Mapping[str, Flag
 
     words = []
     for name, setting in chosen.items():
-        dashed = len(setting.words) == 1 and setting.words[0].startswith("-")  # alone it would be taken for a flag
+        dashed = len(setting.words) == 1 and setting.words[0].startswith(
+            "-"
+        )  # alone it would be taken for a flag
         words += [f"--{name}={setting.words[0]}"] if dashed else [f"--{name}", *setting.words]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             return tyro.cli(
-                cls, args=words, prog=prog, config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+                cls,
+                args=words,
+                prog=prog,
+                config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
             )
     except SystemExit:
         raise DeftlyError(_unread(said.getvalue(), chosen, known)) from None

@@ -29,7 +29,9 @@ PRESETS: dict[Preset, Physics] = {
 }
 
 
-def divide(rate: float, preset: Preset, dt: float | None = None, substeps: int | None = None) -> int:
+def divide(
+    rate: float, preset: Preset, dt: float | None = None, substeps: int | None = None
+) -> int:
     """Into how many substeps a control period of 1 / `rate` s is divided.
 
     `substeps` says it; else a timestep `dt`, s, of which the period is a whole multiple; else the preset. Raises
@@ -44,5 +46,7 @@ def divide(rate: float, preset: Preset, dt: float | None = None, substeps: int |
     if count > MAX_SUBSTEPS or abs(exact - count) > 1e-3 * count:
         nearest = 1 / (rate * min(count, MAX_SUBSTEPS))
         period = f"the control period of {1 / rate:.6g} s ({rate:g} Hz)"
-        raise DeftlyError(f"sim.dt is {dt:g} s, but {period} must be a whole multiple of it, such as {nearest:.6g}")
+        raise DeftlyError(
+            f"sim.dt is {dt:g} s, but {period} must be a whole multiple of it, such as {nearest:.6g}"
+        )
     return count

@@ -11,7 +11,9 @@ from deftly.config.constraints import RISING, Must, Settings
 from deftly.config.presets import MAX_SUBSTEPS, Preset, divide
 from deftly.errors import DeftlyError
 
-Activation = Literal["elu", "gelu", "leaky_relu", "mish", "relu", "selu", "sigmoid", "silu", "softplus", "tanh"]
+Activation = Literal[
+    "elu", "gelu", "leaky_relu", "mish", "relu", "selu", "sigmoid", "silu", "softplus", "tanh"
+]
 SEEDS = 2**31
 """Seeds are below this: what every random generator takes."""
 
@@ -27,19 +29,32 @@ class SimConfig(Settings, section="sim"):
 
     preset: Annotated[Preset, Doc("How finely it steps, and how hard it solves.")] = "default"
     threads: Annotated[
-        int, Ge(0), Le(4096), Doc("CPU threads that step environments; 0: all cores. Results do not depend on it.")
+        int,
+        Ge(0),
+        Le(4096),
+        Doc("CPU threads that step environments; 0: all cores. Results do not depend on it."),
     ] = 0
     dt: Annotated[
-        float | None, Gt(0), Le(1), Doc("Timestep, s, of which the control period is a multiple; unset: the preset's.")
+        float | None,
+        Gt(0),
+        Le(1),
+        Doc("Timestep, s, of which the control period is a multiple; unset: the preset's."),
     ] = None
     substeps: Annotated[
-        int | None, Ge(1), Le(MAX_SUBSTEPS), Doc("Timesteps in a control period, instead of dt; unset: the preset's.")
+        int | None,
+        Ge(1),
+        Le(MAX_SUBSTEPS),
+        Doc("Timesteps in a control period, instead of dt; unset: the preset's."),
     ] = None
     engine: Annotated[
-        Literal["cpu", "warp"], Doc("cpu: MuJoCo, float64; warp: MuJoCo Warp, float32, which also runs on a GPU.")
+        Literal["cpu", "warp"],
+        Doc("cpu: MuJoCo, float64; warp: MuJoCo Warp, float32, which also runs on a GPU."),
     ] = "cpu"
     contacts: Annotated[
-        int, Ge(1), Le(4096), Doc("Of the engine warp: room for contacts of an environment; one with more is reset.")
+        int,
+        Ge(1),
+        Le(4096),
+        Doc("Of the engine warp: room for contacts of an environment; one with more is reset."),
     ] = 64
 
     def __post_init__(self) -> None:
@@ -58,16 +73,24 @@ class EnvConfig(Settings, section="env"):
 
     num_envs: Annotated[int, Ge(1), Le(10**7), Doc("Environments stepped side by side.")] = 1024
     episode_steps: Annotated[
-        int, Ge(0), Doc("Control steps after which an episode is cut off; 0: the task's own length.")
+        int,
+        Ge(0),
+        Doc("Control steps after which an episode is cut off; 0: the task's own length."),
     ] = 0
-    randomize: Annotated[bool, Doc("Domain randomization: draw masses, friction, gains, ... anew each episode.")] = True
+    randomize: Annotated[
+        bool, Doc("Domain randomization: draw masses, friction, gains, ... anew each episode.")
+    ] = True
     noise: Annotated[bool, Doc("Apply the task's signal noise, delay and dropout.")] = True
     latency_ms: Annotated[
-        tuple[float, float], RISING, Doc("Shortest and longest action latency, ms, drawn once per episode.")
+        tuple[float, float],
+        RISING,
+        Doc("Shortest and longest action latency, ms, drawn once per episode."),
     ] = (0.0, 0.0)
     pushes: Annotated[bool, Doc("Apply the task's random pushes.")] = True
     device: Annotated[
-        str, Must("cpu, cuda or cuda:N", _is_device), Doc("Where environments and policy run: cpu, cuda or cuda:N.")
+        str,
+        Must("cpu, cuda or cuda:N", _is_device),
+        Doc("Where environments and policy run: cpu, cuda or cuda:N."),
     ] = "cpu"
 
 
@@ -81,7 +104,9 @@ class TaskConfig(Settings, section="task"):
     ready_s: Annotated[
         tuple[float, float],
         RISING,
-        Doc("Shortest and longest settle time: servos hold the robot where it starts before the policy drives, s."),
+        Doc(
+            "Shortest and longest settle time: servos hold the robot where it starts before the policy drives, s."
+        ),
     ] = (0.0, 0.0)
 
 
@@ -91,7 +116,10 @@ class LearnerConfig(Settings, section="train"):
 
     algorithm: Annotated[str, Doc("Learning algorithm.")] = ""
     seed: Annotated[
-        int, Ge(-1), Lt(SEEDS), Doc("Seed of every random draw; -1 picks a random one, which is saved with the run.")
+        int,
+        Ge(-1),
+        Lt(SEEDS),
+        Doc("Seed of every random draw; -1 picks a random one, which is saved with the run."),
     ] = 1
     max_iterations: Annotated[int, Ge(1), Doc("Iterations (rollout and update) to train.")] = 1000
 
@@ -103,38 +131,56 @@ class LearnerConfig(Settings, section="train"):
 class PPOConfig(LearnerConfig):
     """Proximal policy optimization."""
 
-    algorithm: Annotated[Literal["ppo"], Doc("Learning algorithm: ppo (proximal policy optimization).")] = "ppo"
+    algorithm: Annotated[
+        Literal["ppo"], Doc("Learning algorithm: ppo (proximal policy optimization).")
+    ] = "ppo"
     steps: Annotated[int, Ge(1), Doc("Control steps per environment in one rollout.")] = 16
     epochs: Annotated[int, Ge(1), Doc("Passes over each rollout.")] = 5
-    minibatches: Annotated[int, Ge(1), Doc("Parts a rollout is split into for one gradient step each.")] = 4
+    minibatches: Annotated[
+        int, Ge(1), Doc("Parts a rollout is split into for one gradient step each.")
+    ] = 4
     hidden: Annotated[
-        tuple[Annotated[int, Ge(1), Le(65536)], ...], Doc("Widths of the hidden layers of actor and critic.")
+        tuple[Annotated[int, Ge(1), Le(65536)], ...],
+        Doc("Widths of the hidden layers of actor and critic."),
     ] = (128, 128)
     activation: Annotated[Activation, Doc("Activation between the layers.")] = "elu"
-    learning_rate: Annotated[float, Gt(0), Doc("Initial step size; it adapts towards desired_kl.")] = 1e-3
-    desired_kl: Annotated[float, Gt(0), Doc("KL divergence per update that the step size aims for.")] = 0.01
+    learning_rate: Annotated[
+        float, Gt(0), Doc("Initial step size; it adapts towards desired_kl.")
+    ] = 1e-3
+    desired_kl: Annotated[
+        float, Gt(0), Doc("KL divergence per update that the step size aims for.")
+    ] = 0.01
     gamma: Annotated[float, Gt(0), Le(1), Doc("Discount per control step.")] = 0.98
     lam: Annotated[float, Ge(0), Le(1), Doc("Lambda of the generalized advantage estimate.")] = 0.95
-    clip: Annotated[float, Gt(0), Doc("Clip range of the policy ratio and of the value update.")] = 0.2
+    clip: Annotated[
+        float, Gt(0), Doc("Clip range of the policy ratio and of the value update.")
+    ] = 0.2
     entropy: Annotated[float, Ge(0), Doc("Weight of the entropy bonus.")] = 0.005
     value_coef: Annotated[float, Ge(0), Doc("Weight of the value loss.")] = 1.0
     keep_normalizer: Annotated[
-        bool, Doc("Do not adapt the actor's normalizer; set by --init, since it would shift the policy.")
+        bool,
+        Doc("Do not adapt the actor's normalizer; set by --init, since it would shift the policy."),
     ] = False
     critic_warmup: Annotated[
         int,
         Ge(0),
-        Doc("First iterations in which the critic alone learns, so that it does not spoil what --init brings."),
+        Doc(
+            "First iterations in which the critic alone learns, so that it does not spoil what --init brings."
+        ),
     ] = 0
     init_std: Annotated[float, Gt(0), Doc("Initial standard deviation of the action noise.")] = 1.0
-    max_grad_norm: Annotated[float, Gt(0), Doc("Largest gradient norm; longer gradients are scaled down.")] = 1.0
+    max_grad_norm: Annotated[
+        float, Gt(0), Doc("Largest gradient norm; longer gradients are scaled down.")
+    ] = 1.0
 
     def require_for(self, num_envs: int) -> None:
         """Raise DeftlyError if a rollout has fewer samples than minibatches."""
         samples = num_envs * self.steps
         if self.minibatches > samples:
             rollout = f"{samples} samples: env.num-envs {num_envs} times train.steps {self.steps}"
-            raise DeftlyError(f"train.minibatches is {self.minibatches}, but a rollout has only {rollout}")
+            raise DeftlyError(
+                f"train.minibatches is {self.minibatches}, but a rollout has only {rollout}"
+            )
 
 
 ALGORITHMS: dict[str, type[LearnerConfig]] = {"ppo": PPOConfig}
@@ -146,10 +192,17 @@ class RunsConfig(Settings, section="runs"):
     """Where runs are kept, and how many of them stay in view."""
 
     root: Annotated[Path, Doc("Folder that holds `runs/` and `runs_all/`.")] = Path(".")
-    max_train_runs: Annotated[int, Ge(1), Doc("Training runs linked in `runs/`; older ones stay in `runs_all/`.")] = 10
-    max_test_runs: Annotated[int, Ge(1), Doc("Test runs linked in `runs/`; older ones stay in `runs_all/`.")] = 10
+    max_train_runs: Annotated[
+        int, Ge(1), Doc("Training runs linked in `runs/`; older ones stay in `runs_all/`.")
+    ] = 10
+    max_test_runs: Annotated[
+        int, Ge(1), Doc("Test runs linked in `runs/`; older ones stay in `runs_all/`.")
+    ] = 10
     workspace: Annotated[
-        bool, Doc("Keep runs in `runs_all/` and link the newest; False writes plain folders into `runs/`.")
+        bool,
+        Doc(
+            "Keep runs in `runs_all/` and link the newest; False writes plain folders into `runs/`."
+        ),
     ] = True
 
 
@@ -162,24 +215,36 @@ class TrainArgs(Settings):
         default_factory=lambda: EnvConfig(num_envs=512)
     )
     task: Annotated[TaskConfig, Doc("The task's own settings.")] = field(default_factory=TaskConfig)
-    train: Annotated[PPOConfig, Doc("The learning algorithm and its settings.")] = field(default_factory=PPOConfig)
+    train: Annotated[PPOConfig, Doc("The learning algorithm and its settings.")] = field(
+        default_factory=PPOConfig
+    )
     runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
     name: Annotated[str | None, Doc("A word for the name of the run's folder.")] = None
     resume: Annotated[
-        str | None, Doc("Continue exactly where a run stopped: latest, a run, or a checkpoint folder.")
+        str | None,
+        Doc("Continue exactly where a run stopped: latest, a run, or a checkpoint folder."),
     ] = None
     init: Annotated[
-        str | None, Doc("Start from the weights of this checkpoint, also of a mirrored robot's; all else starts anew.")
+        str | None,
+        Doc(
+            "Start from the weights of this checkpoint, also of a mirrored robot's; all else starts anew."
+        ),
     ] = None
     until_success: Annotated[
         float | None,
         Gt(0),
         Le(1),
-        Doc("Stop once evaluation shows with 95 % confidence that this fraction of episodes succeeds (or all did)."),
+        Doc(
+            "Stop once evaluation shows with 95 % confidence that this fraction of episodes succeeds (or all did)."
+        ),
     ] = None
-    eval_every: Annotated[int, Ge(0), Doc("Iterations between evaluations; 0 never evaluates.")] = 25
+    eval_every: Annotated[int, Ge(0), Doc("Iterations between evaluations; 0 never evaluates.")] = (
+        25
+    )
     eval_episodes: Annotated[
-        int, Ge(1), Doc("Episodes of an evaluation, deterministic, on seeds that training never sees.")
+        int,
+        Ge(1),
+        Doc("Episodes of an evaluation, deterministic, on seeds that training never sees."),
     ] = 200
     save_every: Annotated[int, Ge(1), Doc("Iterations between checkpoints.")] = 50
     keep_checkpoints: Annotated[int, Ge(1), Doc("Periodic checkpoints kept, besides the best.")] = 3
@@ -187,14 +252,20 @@ class TrainArgs(Settings):
     wandb: Annotated[bool, Doc("Log to Weights & Biases, if it is installed.")] = False
     log_level: Annotated[
         Literal["debug", "info", "warning"],
-        Doc("Print every iteration, a live table (each tenth iteration without a terminal), or only problems."),
+        Doc(
+            "Print every iteration, a live table (each tenth iteration without a terminal), or only problems."
+        ),
     ] = "info"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.resume and self.init:
-            raise DeftlyError("--resume continues a run and --init starts a new one: give one of them")
+            raise DeftlyError(
+                "--resume continues a run and --init starts a new one: give one of them"
+            )
         if self.env.device != "cpu" and self.sim.engine == "cpu":
-            raise DeftlyError(f"env.device is {self.env.device}, but the engine cpu runs on the CPU: --sim.engine warp")
+            raise DeftlyError(
+                f"env.device is {self.env.device}, but the engine cpu runs on the CPU: --sim.engine warp"
+            )
         self.sim.substeps_at(self.task.rate)
         self.train.require_for(self.env.num_envs)

@@ -28,7 +28,9 @@ def read_mapping(data: bytes, what: str) -> dict[str, Any]:
     import yaml
 
     if len(data) > MAX_BYTES:
-        raise DeftlyError(f"{what} has {len(data)} bytes, but a configuration has at most {MAX_BYTES}")
+        raise DeftlyError(
+            f"{what} has {len(data)} bytes, but a configuration has at most {MAX_BYTES}"
+        )
     try:
         _check_structure(data, what)
         tree = _loader(data).get_single_data()
@@ -36,7 +38,9 @@ def read_mapping(data: bytes, what: str) -> dict[str, Any]:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise DeftlyError(f"{what}{line}: {error.problem or 'not valid YAML'}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DeftlyError(f"{what} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
+        raise DeftlyError(
+            f"{what} is not valid YAML: {' '.join(str(error).split())[:200]}"
+        ) from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -50,7 +54,9 @@ def _check_structure(data: bytes, what: str) -> None:
     depth = 0
     for event in yaml.parse(io.BytesIO(data), Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise DeftlyError(f"{what}, line {event.start_mark.line + 1}: aliases (*{event.anchor}) are not supported")
+            raise DeftlyError(
+                f"{what}, line {event.start_mark.line + 1}: aliases (*{event.anchor}) are not supported"
+            )
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -64,14 +70,20 @@ def _loader(data: bytes) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        def construct_mapping(
+            self, node: yaml.MappingNode, deep: bool = False
+        ) -> dict[Hashable, Any]:
             seen = set()
             for key_node, _ in node.value:
                 key = self.construct_object(key_node, deep=True)
                 if not isinstance(key, str):
-                    raise yaml.MarkedYAMLError(problem=f"the key {key} is no word", problem_mark=key_node.start_mark)
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key} is no word", problem_mark=key_node.start_mark
+                    )
                 if key in seen:
-                    raise yaml.MarkedYAMLError(problem=f"'{key}' is written twice", problem_mark=key_node.start_mark)
+                    raise yaml.MarkedYAMLError(
+                        problem=f"'{key}' is written twice", problem_mark=key_node.start_mark
+                    )
                 seen.add(key)
             return super().construct_mapping(node, deep)
 
@@ -99,7 +111,9 @@ def _flow(value: Any) -> str:
     import yaml
 
     plain = json.loads(json.dumps([value], default=_text))  # tuples become lists
-    return yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=10**6).strip()[1:-1]
+    return yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=10**6).strip()[
+        1:-1
+    ]
 
 
 def _text(value: object) -> str:

@@ -22,7 +22,9 @@ def library(array: Array) -> Any:
 def require_float(array: Array) -> None:
     """Raise ContractError for an array of whole numbers, which would be truncated in silence."""
     if "float" not in str(array.dtype):
-        raise ContractError(f"signals and actions are floating point, got an array of {array.dtype}")
+        raise ContractError(
+            f"signals and actions are floating point, got an array of {array.dtype}"
+        )
 
 
 class Like:
@@ -60,7 +62,11 @@ def pick(values: Array, columns: Array | None) -> Array:
     """These columns of the last axis, by the fast way of either library; None picks them all, in their order."""
     if columns is None:
         return values
-    return values.index_select(-1, columns) if hasattr(values, "index_select") else values.take(columns, -1)
+    return (
+        values.index_select(-1, columns)
+        if hasattr(values, "index_select")
+        else values.take(columns, -1)
+    )
 
 
 def clip(value: Array, lower: Array, upper: Array) -> Array:

@@ -54,12 +54,18 @@ class Derive(Record):
         if self.kind == "forward_kinematics" and not self.of:
             object.__setattr__(self, "of", (JOINT_POS,))
         wanted = len(ARGUMENTS[self.kind])
-        self._need(len(self.of) == wanted, f"a {self.kind} is of {wanted} values, got {list(self.of)}")
+        self._need(
+            len(self.of) == wanted, f"a {self.kind} is of {wanted} values, got {list(self.of)}"
+        )
         clock, kinematics = self.kind == "phase_clock", self.kind == "forward_kinematics"
-        self._need(self.period >= SMALLEST if clock else self.period == 0, f"period is {self.period}")
+        self._need(
+            self.period >= SMALLEST if clock else self.period == 0, f"period is {self.period}"
+        )
         self._need(bool(self.site) == kinematics, f"site is '{self.site}'")
         self._need(kinematics or not self.pose, "only forward kinematics give a pose")
-        self._need(not kinematics or self.of == (JOINT_POS,), f"forward kinematics are of '{JOINT_POS}'")
+        self._need(
+            not kinematics or self.of == (JOINT_POS,), f"forward kinematics are of '{JOINT_POS}'"
+        )
 
 
 ARGUMENTS: dict[str, tuple[int, ...]] = {
@@ -72,10 +78,18 @@ ARGUMENTS: dict[str, tuple[int, ...]] = {
     "forward_kinematics": (0,),
 }
 """Sizes of what each kind is computed from; 0 is any size."""
-SIZES = {"norm": 1, "projected_gravity": 3, "heading_frame": 3, "relative_pose": 7, "phase_clock": 2}
+SIZES = {
+    "norm": 1,
+    "projected_gravity": 3,
+    "heading_frame": 3,
+    "relative_pose": 7,
+    "phase_clock": 2,
+}
 
 
-def derived_sizes(derive: tuple[Derive, ...], sizes: Mapping[str, int], robot: RobotInterface) -> dict[str, int]:
+def derived_sizes(
+    derive: tuple[Derive, ...], sizes: Mapping[str, int], robot: RobotInterface
+) -> dict[str, int]:
     """Number of elements of each derived value, given those of signals and inputs.
 
     Raises ContractError, one line, for a value of something unknown or of a wrong size, and for a name used twice.
@@ -86,9 +100,13 @@ def derived_sizes(derive: tuple[Derive, ...], sizes: Mapping[str, int], robot: R
             raise ContractError(f"derived value '{d.name}': the name is taken")
         for name, wanted in zip(d.of, ARGUMENTS[d.kind]):
             if name not in known:
-                raise ContractError(f"derived value '{d.name}' is of '{name}', which is not known there")
+                raise ContractError(
+                    f"derived value '{d.name}' is of '{name}', which is not known there"
+                )
             if wanted not in (0, known[name]):
-                raise ContractError(f"derived value '{d.name}': '{name}' has {known[name]} elements, not {wanted}")
+                raise ContractError(
+                    f"derived value '{d.name}': '{name}' has {known[name]} elements, not {wanted}"
+                )
         known[d.name] = found[d.name] = _size(d, known, robot)
     return found
 
@@ -97,7 +115,9 @@ def _size(d: Derive, known: Mapping[str, int], robot: RobotInterface) -> int:
     if d.kind == "difference":
         a, b = (known[name] for name in d.of)
         if a != b:
-            raise ContractError(f"derived value '{d.name}': {d.of[0]} has {a} elements, {d.of[1]} has {b}")
+            raise ContractError(
+                f"derived value '{d.name}': {d.of[0]} has {a} elements, {d.of[1]} has {b}"
+            )
         return a
     if d.kind == "forward_kinematics":
         robot.site(d.site)
@@ -132,11 +152,17 @@ def heading_frame(vector: Array, orientation: Array) -> Array:
     """
     xp = library(vector)
     w, x, y, z = (orientation[..., i] for i in range(4))
-    east, north = 1.0 - 2.0 * (y * y + z * z), 2.0 * (w * z + x * y)  # the body's forward axis from above
+    east, north = (
+        1.0 - 2.0 * (y * y + z * z),
+        2.0 * (w * z + x * y),
+    )  # the body's forward axis from above
     length = xp.sqrt(east * east + north * north)
     upright = length > 1e-6
     safe = xp.where(upright, length, length + 1.0)
-    cosine, sine = xp.where(upright, east / safe, length * 0.0 + 1.0), xp.where(upright, north / safe, length * 0.0)
+    cosine, sine = (
+        xp.where(upright, east / safe, length * 0.0 + 1.0),
+        xp.where(upright, north / safe, length * 0.0),
+    )
     forward = cosine * vector[..., 0] + sine * vector[..., 1]
     left = cosine * vector[..., 1] - sine * vector[..., 0]
     return xp.stack((forward, left, vector[..., 2]), -1)

@@ -68,7 +68,9 @@ class _Chain:
         moving = list(reversed(range(joints)))
         start = list(tip)
         while moving and count == 3 and _is_still(start, steps[moving[0]]):
-            start = _product([start], steps[moving.pop(0)])[0][:4]  # the site is on the joint's axis
+            start = _product([start], steps[moving.pop(0)])[0][
+                :4
+            ]  # the site is on the joint's axis
         self._tip = like.numbers(start)
         self._first = like.numbers(_product([start], steps[moving[0]])[0]) if moving else None
         self._next = [like.numbers(_product(total, steps[joint])) for joint in moving[1:]]

@@ -23,7 +23,16 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from deftly.contract.acting import Actions
-from deftly.contract.arrays import Array, Constants, Like, Memory, clip, join, library, require_float
+from deftly.contract.arrays import (
+    Array,
+    Constants,
+    Like,
+    Memory,
+    clip,
+    join,
+    library,
+    require_float,
+)
 from deftly.contract.derive import FUNCTIONS, Derive, derived_sizes
 from deftly.contract.kinematics import Kinematics
 from deftly.contract.robot import ACTION, COMMAND, JOINT_POS, Joint, RobotInterface, Shape, Signal
@@ -86,7 +95,9 @@ class Input(Record):
         self._need(len(self.shape) == 1, f"has shape {self.shape}, expected (n,)")
         counts = {name: len(getattr(self, name)) for name in ("lower", "upper", "default")}
         for name, count in counts.items():
-            self._need(count in (1, self.size), f"{name} has {count} values, expected 1 or {self.size}")
+            self._need(
+                count in (1, self.size), f"{name} has {count} values, expected 1 or {self.size}"
+            )
         self._need(self.is_text or not self.text, "only a text input has a default text")
         lower, upper, default = (spread(getattr(self, name), self.size) for name in counts)
         ordered = all(a <= b <= c and a < c for a, b, c in zip(lower, default, upper))
@@ -120,7 +131,9 @@ class Observe(Record):
         """A stride within the history, bounds of the clip in order."""
         fits = self.stride <= self.history
         what = f"of '{self.term}'"
-        self._need(fits, f"stride {self.stride} {what} is larger than its history of {self.history}")
+        self._need(
+            fits, f"stride {self.stride} {what} is larger than its history of {self.history}"
+        )
         self._need(self.clip is None or self.clip[0] < self.clip[1], f"clip {what} is {self.clip}")
 
 
@@ -150,7 +163,9 @@ class Act(Record):
         self._need(fits, f"has {len(self.scale)} scales for the joints {self.joints}")
         needs = self.kind in ("relative", "delta")
         self._need(bool(self.scale) or not needs, f"of kind {self.kind} needs a scale")
-        self._need(self.origin == "home" or self.kind == "relative", f"of kind {self.kind} has no origin")
+        self._need(
+            self.origin == "home" or self.kind == "relative", f"of kind {self.kind} has no origin"
+        )
 
 
 @dataclass(frozen=True)
@@ -221,7 +236,9 @@ class PolicyContract(Document):
     def source_size(self, name: str) -> int:
         """Number of elements of a signal, an input, a derived value, of `command` or of `action`."""
         if name not in self._sizes:
-            raise ContractError(f"'{name}' is no signal, input or derived value of {self.robot.name}")
+            raise ContractError(
+                f"'{name}' is no signal, input or derived value of {self.robot.name}"
+            )
         return self._sizes[name]
 
     @functools.cached_property
@@ -296,13 +313,19 @@ class PolicyContract(Document):
         """A signal of the right shape. Raises ContractError naming it."""
         known = self._signals_by_name
         if name not in signals:
-            raise ContractError(f"signal '{name}' is missing; {self.robot.name} has {sorted(known)}")
+            raise ContractError(
+                f"signal '{name}' is missing; {self.robot.name} has {sorted(known)}"
+            )
         value, shape = signals[name], known[name].shape
         if tuple(value.shape[-len(shape) :]) != shape:
             wanted = ", ".join(map(str, shape))
-            raise ContractError(f"signal '{name}' has shape {tuple(value.shape)}, expected (..., {wanted})")
+            raise ContractError(
+                f"signal '{name}' has shape {tuple(value.shape)}, expected (..., {wanted})"
+            )
         if known[name].is_image and "uint8" not in str(value.dtype):
-            raise ContractError(f"signal '{name}' is an image of uint8, got an array of {value.dtype}")
+            raise ContractError(
+                f"signal '{name}' is an image of uint8, got an array of {value.dtype}"
+            )
         return value
 
     @functools.cached_property
@@ -312,11 +335,19 @@ class PolicyContract(Document):
     @functools.cached_property
     def _used(self) -> set[str]:
         """Names of what is observed, directly or in a derived value."""
-        return {term.term for term in self.observe_terms} | {name for d in self.derive for name in d.of}
+        return {term.term for term in self.observe_terms} | {
+            name for d in self.derive for name in d.of
+        }
 
-    def _values(self, signals: Mapping[str, Array], memory: Memory, inputs: Inputs | None) -> dict[str, Array]:
+    def _values(
+        self, signals: Mapping[str, Array], memory: Memory, inputs: Inputs | None
+    ) -> dict[str, Array]:
         """Every value that is observed, by name, not yet scaled."""
-        values = {name: self._signal(signals, name) for name in self._signals_by_name if name in self._used}
+        values = {
+            name: self._signal(signals, name)
+            for name in self._signals_by_name
+            if name in self._used
+        }
         values |= {COMMAND: memory[COMMAND], ACTION: memory[ACTION]}
         if self.inputs:
             values |= self._input_values(inputs or {}, memory[COMMAND])
@@ -337,7 +368,9 @@ class PolicyContract(Document):
             if not given.is_text:
                 lower, upper, default = self._observations.like(like).inputs[given.name]
                 value = inputs.get(given.name)
-                value = default if value is None else clip(_as_input(given, value, like), lower, upper)
+                value = (
+                    default if value is None else clip(_as_input(given, value, like), lower, upper)
+                )
                 found[given.name] = value + 0.0 * like[..., :1]
         return found
 
@@ -386,7 +419,9 @@ class PolicyContract(Document):
             if term.frames > 1:
                 value = self._scaled(i, values[term.term])
                 for place in range(term.stride):
-                    memory[_history_key(i, place)] = library(value).concatenate([value] * term.frames, -1)
+                    memory[_history_key(i, place)] = library(value).concatenate(
+                        [value] * term.frames, -1
+                    )
 
     def check(self) -> None:
         """Everything that must hold between the parts."""
@@ -396,9 +431,18 @@ class PolicyContract(Document):
         for group in self.groups:
             if not self.is_image(group):
                 size = self.obs_size(group)
-                self._need(size <= MAX_OBSERVATION, f"group '{group}' has {size} elements, at most {MAX_OBSERVATION}")
-        kept = sum(self.source_size(t.term) * t.frames * t.stride for t in self.observe_terms if t.frames > 1)
-        self._need(kept <= MAX_OBSERVATION, f"histories keep {kept} elements, at most {MAX_OBSERVATION}")
+                self._need(
+                    size <= MAX_OBSERVATION,
+                    f"group '{group}' has {size} elements, at most {MAX_OBSERVATION}",
+                )
+        kept = sum(
+            self.source_size(t.term) * t.frames * t.stride
+            for t in self.observe_terms
+            if t.frames > 1
+        )
+        self._need(
+            kept <= MAX_OBSERVATION, f"histories keep {kept} elements, at most {MAX_OBSERVATION}"
+        )
         _require_actions(self)
 
 
@@ -414,9 +458,13 @@ class _Observations:
         self.inputs = {}
         for given in contract.inputs:
             bounds = (given.lower, given.upper, given.default)
-            self.inputs[given.name] = [like.numbers(spread(values, given.size)) for values in bounds]
+            self.inputs[given.name] = [
+                like.numbers(spread(values, given.size)) for values in bounds
+            ]
         sites = {d.site for d in contract.derive if d.kind == "forward_kinematics"}
-        self.kinematics = {name: Kinematics(contract.robot.site(name), contract.robot, like) for name in sites}
+        self.kinematics = {
+            name: Kinematics(contract.robot.site(name), contract.robot, like) for name in sites
+        }
 
 
 def spread(values: tuple[float, ...], size: int) -> tuple[float, ...]:
@@ -452,7 +500,9 @@ def _as_input(given: Input, value: Any, like: Array) -> Array:
         raise ContractError(f"input '{given.name}' is no array of numbers") from None
     array = array if array.shape else array[None]
     if array.shape[-1] != given.size:
-        raise ContractError(f"input '{given.name}' has shape {tuple(array.shape)}, expected (..., {given.size})")
+        raise ContractError(
+            f"input '{given.name}' has shape {tuple(array.shape)}, expected (..., {given.size})"
+        )
     return array
 
 
@@ -470,20 +520,31 @@ def _require_names(c: PolicyContract) -> None:
     names = [s.name for s in c.signals] + [i.name for i in c.inputs] + [d.name for d in c.derive]
     names += [COMMAND, ACTION]
     doubled = sorted({name for name in names if names.count(name) > 1})
-    c._need(not doubled, f"'{doubled[0] if doubled else ''}' names two things among signals, inputs and derived values")
+    c._need(
+        not doubled,
+        f"'{doubled[0] if doubled else ''}' names two things among signals, inputs and derived values",
+    )
 
 
 def _require_term(c: PolicyContract, term: Observe) -> None:
     size = c.source_size(term.term)
     if any(signal.is_image for signal in c.signals if signal.name == term.term):
         beside = [other.term for other in c.observe_terms if other.group == term.group]
-        c._need(beside == [term.term], f"the image '{term.term}' shares its group '{term.group}': give it its own")
+        c._need(
+            beside == [term.term],
+            f"the image '{term.term}' shares its group '{term.group}': give it its own",
+        )
         plain = Observe(term.term, group=term.group)
-        c._need(term == plain, f"the image '{term.term}' passes unchanged: no scale, offset, clip or history")
+        c._need(
+            term == plain,
+            f"the image '{term.term}' passes unchanged: no scale, offset, clip or history",
+        )
         return
     for name in ("scale", "offset"):
         count = len(getattr(term, name))
-        c._need(count in (1, size), f"{name} of '{term.term}' has {count} values, expected 1 or {size}")
+        c._need(
+            count in (1, size), f"{name} of '{term.term}' has {count} values, expected 1 or {size}"
+        )
 
 
 def _require_actions(c: PolicyContract) -> None:
@@ -496,4 +557,7 @@ def _require_actions(c: PolicyContract) -> None:
         for name in act.joints:
             c._need(name in c.joint_names, f"acts on '{name}', which is no joint")
             gripper = act.kind != "gripper" or name in grips
-            c._need(gripper, f"a gripper action drives {name}: set grips=True in the robot's table of joints")
+            c._need(
+                gripper,
+                f"a gripper action drives {name}: set grips=True in the robot's table of joints",
+            )

@@ -92,10 +92,15 @@ class Signal(Record):
         """A vector of numbers, or an image of three channels."""
         if self.is_image:
             image = len(self.shape) == 3 and self.shape[2] == 3
-            self._need(image, f"has shape {self.shape}: a uint8 signal is an image (height, width, 3)")
+            self._need(
+                image, f"has shape {self.shape}: a uint8 signal is an image (height, width, 3)"
+            )
             self._need(self.size <= MAX_IMAGE, f"has {self.size} bytes, at most {MAX_IMAGE}")
         else:
-            self._need(len(self.shape) == 1, f"has shape {self.shape}: a signal of numbers is a vector (n,)")
+            self._need(
+                len(self.shape) == 1,
+                f"has shape {self.shape}: a signal of numbers is a vector (n,)",
+            )
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,10 @@ class Motor(Record):
 
     def check(self) -> None:
         """A sign is a sign."""
-        self._need(abs(self.sign) == 1.0, f"of {self.joint}: the sign of a motor is 1 or -1, not {self.sign}")
+        self._need(
+            abs(self.sign) == 1.0,
+            f"of {self.joint}: the sign of a motor is 1 or -1, not {self.sign}",
+        )
 
 
 @dataclass(frozen=True)
@@ -190,7 +198,9 @@ class RobotInterface(Document):
     def gripping(self) -> tuple[str, ...]:
         """Names of the joints that grip, and of those that follow nothing else."""
         grips = {joint.name for joint in self.joints if joint.grips}
-        follow = {c.joint for c in self.couplings if c.of and all(lead in grips for lead, _ in c.of)}
+        follow = {
+            c.joint for c in self.couplings if c.of and all(lead in grips for lead, _ in c.of)
+        }
         return tuple(name for name in self.joint_names if name in grips | follow)
 
     def signal(self, name: str) -> Signal:
@@ -198,14 +208,18 @@ class RobotInterface(Document):
         for signal in self.signals:
             if signal.name == name:
                 return signal
-        raise ContractError(f"{self.name} has no signal '{name}', but {sorted(s.name for s in self.signals)}")
+        raise ContractError(
+            f"{self.name} has no signal '{name}', but {sorted(s.name for s in self.signals)}"
+        )
 
     def site(self, name: str) -> Site:
         """The site of this name. Raises ContractError if there is none."""
         for site in self.sites:
             if site.name == name:
                 return site
-        raise ContractError(f"{self.name} has no site '{name}', but {sorted(s.name for s in self.sites)}")
+        raise ContractError(
+            f"{self.name} has no site '{name}', but {sorted(s.name for s in self.sites)}"
+        )
 
     def to_motors(self, joints: Array) -> Array:
         """Joint positions `(..., num_joints)` as motor positions `(..., num_joints)`, in the order of `motors`."""
@@ -224,13 +238,18 @@ class RobotInterface(Document):
     def check(self) -> None:
         """Everything that must hold between the parts."""
         _require_unique(self)
-        self._need(not {COMMAND, ACTION} & {s.name for s in self.signals}, f"no signal is '{COMMAND}' or '{ACTION}'")
+        self._need(
+            not {COMMAND, ACTION} & {s.name for s in self.signals},
+            f"no signal is '{COMMAND}' or '{ACTION}'",
+        )
         measured = [s for s in self.signals if s.name == JOINT_POS]
         shape = (len(self.joints),)
         fits = bool(measured) and measured[0].shape == shape and not measured[0].is_image
         self._need(fits, f"needs a signal '{JOINT_POS}' of shape {shape}")
         images = sum(s.size for s in self.signals if s.is_image)
-        self._need(images <= MAX_IMAGE, f"its images have {images} bytes together, at most {MAX_IMAGE}")
+        self._need(
+            images <= MAX_IMAGE, f"its images have {images} bytes together, at most {MAX_IMAGE}"
+        )
         _require_couplings(self)
         turned = [motor.joint for motor in self.motors]
         each = sorted(turned) in ([], sorted(self.joint_names))
@@ -267,7 +286,9 @@ def _require_couplings(robot: RobotInterface) -> None:
         for name in (coupling.joint, *(lead for lead, _ in coupling.of)):
             robot._need(name in robot.joint_names, f"a coupling names '{name}', which is no joint")
         for lead, _ in coupling.of:
-            robot._need(lead not in followers, f"{coupling.joint} follows {lead}, which follows others")
+            robot._need(
+                lead not in followers, f"{coupling.joint} follows {lead}, which follows others"
+            )
 
 
 def _require_sites(robot: RobotInterface) -> None:
@@ -282,4 +303,7 @@ def _require_limits(robot: RobotInterface) -> None:
         signal = robot.signal(limit.signal)
         robot._need(not signal.is_image, f"a limit of the image '{signal.name}' makes no sense")
         within = limit.element is None or limit.element < signal.size
-        robot._need(within, f"a limit names element {limit.element} of '{signal.name}', which has {signal.size}")
+        robot._need(
+            within,
+            f"a limit names element {limit.element} of '{signal.name}', which has {signal.size}",
+        )

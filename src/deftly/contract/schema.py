@@ -59,7 +59,9 @@ class Record:
 
     def _need(self, condition: bool, message: str) -> None:
         if not condition:
-            raise ContractError(f"{type(self).__name__} {getattr(self, 'name', '')}: {message}".replace(" :", ":"))
+            raise ContractError(
+                f"{type(self).__name__} {getattr(self, 'name', '')}: {message}".replace(" :", ":")
+            )
 
 
 class Document(Record):
@@ -214,7 +216,9 @@ def _decoded(text: str, what: str) -> dict[str, Any]:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ContractError(f"{what} is not JSON: {_lower(error)}") from None
     if not isinstance(tree, dict):
-        raise ContractError(f"{what} is JSON of a {type(tree).__name__}, expected a mapping with a schema")
+        raise ContractError(
+            f"{what} is JSON of a {type(tree).__name__}, expected a mapping with a schema"
+        )
     return tree
 
 
@@ -238,5 +242,7 @@ def _require_schema(found: Any, wanted: str) -> None:
         return
     name = wanted.removeprefix("deftly.").partition("/")[0]
     if found == "deftly.contract/1":
-        raise ContractError("the JSON is of contract schema 1, made by an older Deftly: train or export it again")
+        raise ContractError(
+            "the JSON is of contract schema 1, made by an older Deftly: train or export it again"
+        )
     raise ContractError(f"{name} schema is {_short(found)}, this Deftly reads {wanted!r}")

@@ -50,11 +50,19 @@ class Log:
 
     def signals(self, tick: int) -> dict[str, np.ndarray]:
         """What was measured in a tick, by signal name."""
-        return {s.name: self.rows[f"signal/{s.name}"][tick] for s in self.robot.signals if not s.is_image}
+        return {
+            s.name: self.rows[f"signal/{s.name}"][tick]
+            for s in self.robot.signals
+            if not s.is_image
+        }
 
     def inputs(self, tick: int) -> dict[str, np.ndarray]:
         """What an operator or planner said to the policy in a tick, by name; without what was left at its default."""
-        rows = {i.name: self.rows[f"input/{i.name}"][tick] for i in self.contract.inputs if not i.is_text}
+        rows = {
+            i.name: self.rows[f"input/{i.name}"][tick]
+            for i in self.contract.inputs
+            if not i.is_text
+        }
         return {name: value for name, value in rows.items() if not np.isnan(value).any()}
 
     def snapshot(self, tick: int) -> dict[str, np.ndarray | float | str] | None:
@@ -65,7 +73,9 @@ class Log:
         places = np.flatnonzero(self.snapshots.get("tick", np.zeros(0)) == tick)
         if not len(places):
             return None
-        rows = {name: column[places[-1]] for name, column in self.snapshots.items() if name != "tick"}
+        rows = {
+            name: column[places[-1]] for name, column in self.snapshots.items() if name != "tick"
+        }
         return {name: value if value.ndim else value.item() for name, value in rows.items()}
 
 
@@ -83,7 +93,9 @@ class Ring:
         self._snapshots: deque[tuple[int, Snapshot]] = deque()
         self._every = max(1, min(SNAPSHOT_TICKS, ticks // 4))
         columns = _columns(contract, self.robot)
-        self._rows = {name: np.empty((ticks, *shape), dtype) for name, (shape, dtype) in columns.items()}
+        self._rows = {
+            name: np.empty((ticks, *shape), dtype) for name, (shape, dtype) in columns.items()
+        }
         for column in self._rows.values():
             column.fill(column.dtype.type())  # touched now, not first in the control loop
 
@@ -128,8 +140,12 @@ class Ring:
         oldest = max(0, self._begun - self._ticks)
         kept = [(tick, snapshot) for tick, snapshot in noted if oldest <= tick < end]
         first = min(kept[0][0] if kept else oldest, end)
-        rows = {name: column[first - max(0, end - self._ticks) :] for name, column in copied.items()}
-        snapshots = {name: np.array([s[name] for _, s in kept]) for name in (kept[0][1] if kept else ())}
+        rows = {
+            name: column[first - max(0, end - self._ticks) :] for name, column in copied.items()
+        }
+        snapshots = {
+            name: np.array([s[name] for _, s in kept]) for name in (kept[0][1] if kept else ())
+        }
         if kept:
             snapshots["tick"] = np.array([tick - first for tick, _ in kept])
         write(path, self.contract, rows, facts, snapshots, self.robot)
@@ -146,10 +162,18 @@ def write(
     """Write a log atomically. The robot is the contract's unless it is given."""
     if path.suffix != ".npz":
         raise DeftlyError(f"a log is an .npz file: {path.with_suffix('.npz')}, not {path}")
-    head = {"schema": SCHEMA, "contract": contract.to_json(), "contract_hash": contract.hash, "rate": contract.rate}
+    head = {
+        "schema": SCHEMA,
+        "contract": contract.to_json(),
+        "contract_hash": contract.hash,
+        "rate": contract.rate,
+    }
     head["robot"] = (robot or contract.robot).to_json()
     parts = {"row": rows, "fact": facts, "snapshot": snapshots or {}}
-    arrays = {**head, **{f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}}
+    arrays = {
+        **head,
+        **{f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()},
+    }
     write_npz(path, arrays, level=1)  # in a third of the time: a control loop may be running beside
 
 
@@ -159,14 +183,20 @@ def read(path: Path) -> Log:
     arrays = read_npz(path, what, MAX_BYTES)
     try:
         return _checked(arrays)
-    except Exception as error:  # the contract in it, and numpy, have many ways to say that an array does not fit
-        raise FileError(f"{path} is not {what}: {printable(error, 160) or type(error).__name__}") from None
+    except (
+        Exception
+    ) as error:  # the contract in it, and numpy, have many ways to say that an array does not fit
+        raise FileError(
+            f"{path} is not {what}: {printable(error, 160) or type(error).__name__}"
+        ) from None
 
 
 def _checked(arrays: Mapping[str, np.ndarray]) -> Log:
     """The log that some arrays are. Raises ValueError or KeyError naming the array that does not fit."""
     if "schema" not in arrays or str(arrays["schema"]) != SCHEMA:
-        raise ValueError(f"its schema is {str(arrays.get('schema'))[:40]!r}, this Deftly reads {SCHEMA!r}")
+        raise ValueError(
+            f"its schema is {str(arrays.get('schema'))[:40]!r}, this Deftly reads {SCHEMA!r}"
+        )
     contract = PolicyContract.from_json(str(arrays["contract"]))
     robot = RobotInterface.from_json(str(arrays["robot"]))
     parts: dict[str, dict[str, np.ndarray]] = {"row": {}, "fact": {}, "snapshot": {}}
@@ -177,7 +207,10 @@ def _checked(arrays: Mapping[str, np.ndarray]) -> Log:
     if rows["now"].ndim != 1:
         raise ValueError(f"'now' is {rows['now'].shape}")
     for name, (shape, dtype) in _columns(contract, robot).items():
-        if rows[name].shape != (*rows["now"].shape, *shape) or rows[name].dtype.kind != np.dtype(dtype).kind:
+        if (
+            rows[name].shape != (*rows["now"].shape, *shape)
+            or rows[name].dtype.kind != np.dtype(dtype).kind
+        ):
             raise ValueError(f"'{name}' is {rows[name].shape} of {rows[name].dtype}")
     for name, column in snapshots.items():
         if column.shape[:1] != snapshots["tick"].shape:
@@ -205,7 +238,9 @@ def max_ticks(contract: PolicyContract) -> int:
     return int(0.9 * MAX_BYTES / row)
 
 
-def _columns(contract: PolicyContract, robot: RobotInterface) -> dict[str, tuple[tuple[int, ...], str]]:
+def _columns(
+    contract: PolicyContract, robot: RobotInterface
+) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape of a tick's value and type of each row."""
     joints = len(robot.joints)
     return {

@@ -23,7 +23,9 @@ from deftly.control.safety import Fault, Kernel, SafetyError, State
 from deftly.policy.protocol import Decision, OneRobot, Policy, PolicyError
 
 Clock = Callable[[], float]
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class Tick(NamedTuple):
@@ -122,14 +124,18 @@ class Runner:
                 self.driver.stop()
             except Exception as error:
                 self._blame("stop", error)
-                raise DriverError(f"{self.problem}: the robot was not let go of, look after it") from error
+                raise DriverError(
+                    f"{self.problem}: the robot was not let go of, look after it"
+                ) from error
             finally:
                 self._let_go_of_policy()
 
     def _read(self) -> Reading | None:
         try:
             signals, at = self.driver.read()
-            reading = Reading({str(name): _own(value) for name, value in signals.items()}, float(at))
+            reading = Reading(
+                {str(name): _own(value) for name, value in signals.items()}, float(at)
+            )
             if not math.isfinite(reading.at):
                 raise DriverError(f"measured at {reading.at} s, which is no time")
         except Exception as error:
@@ -151,8 +157,14 @@ class Runner:
         events, self._events = self._events, []
         if self.log is None:
             return
-        measured = {f"signal/{name}": value for name, value in reading.signals.items()} if reading else {}
-        row |= {"at": reading.at if reading else None, **measured, **(decision._asdict() if decision else {})}
+        measured = (
+            {f"signal/{name}": value for name, value in reading.signals.items()} if reading else {}
+        )
+        row |= {
+            "at": reading.at if reading else None,
+            **measured,
+            **(decision._asdict() if decision else {}),
+        }
         row |= {"state": self.kernel.state, "fault": self.kernel.fault, "event": "+".join(events)}
         try:
             row |= {f"input/{name}": np.ravel(value) for name, value in self.inputs.items()}
@@ -165,7 +177,9 @@ class Runner:
 
     def _note(self, event: str) -> None:
         """Remember what the operator did for the log, at most four words; a key that repeats itself counts once."""
-        if event == "resume" and event in self._events:  # each leaves the kernel alike: the first one says it all
+        if (
+            event == "resume" and event in self._events
+        ):  # each leaves the kernel alike: the first one says it all
             del self._events[self._events.index(event) + 1 :]
         elif self._events[-1:] != [event]:
             self._events.append(event)
@@ -200,7 +214,12 @@ class Runner:
 class Ticker:
     """Control periods on the monotonic clock. One that was overrun is left out, never made up for by a burst."""
 
-    def __init__(self, rate: float, clock: Clock = time.monotonic, sleep: Callable[[float], None] = time.sleep):
+    def __init__(
+        self,
+        rate: float,
+        clock: Clock = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ):
         self.period, self._clock, self._sleep = 1.0 / rate, clock, sleep
         self._next: float | None = None
         self.overruns = 0

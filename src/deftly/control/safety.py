@@ -137,7 +137,9 @@ class SafetyConfig:
             if name == "lead" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-                raise DeftlyError(f"safety.{name} is {str(value)[:40]}, but it must be within {low} .. {high}")
+                raise DeftlyError(
+                    f"safety.{name} is {str(value)[:40]}, but it must be within {low} .. {high}"
+                )
         for less, more in (("miss_periods", "stall_periods"), ("moved", "lead")):
             if getattr(self, more) is not None and getattr(self, less) >= getattr(self, more):
                 figures = f"safety.{less} is {getattr(self, less)}, safety.{more} is {getattr(self, more)}"
@@ -163,14 +165,22 @@ class Kernel:
         self._grips = np.isin(robot.joint_names, robot.gripping)
         margin = np.where(self._grips, 0.0, self.cfg.margin) * (upper - lower)
         slack = np.array([j.slack for j in joints])
-        self._limits, self._lower, self._upper = (lower - slack, upper + slack), lower + margin, upper - margin
+        self._limits, self._lower, self._upper = (
+            (lower - slack, upper + slack),
+            lower + margin,
+            upper - margin,
+        )
         self._top_speed = np.array([j.velocity for j in joints], np.float64)
         self._speed = self.cfg.speed * self._top_speed
-        self._unit = np.where([j.units == "rad" for j in joints], 1.0, upper - lower)  # of angles in the bounds
+        self._unit = np.where(
+            [j.units == "rad" for j in joints], 1.0, upper - lower
+        )  # of angles in the bounds
         self._lead = (self.cfg.lead or lead_of(robot.name) or LEAD) * self._unit
         self._home = np.array(robot.home(), np.float64)
         try:
-            self._within(Fault.ENVELOPE, self._home, self._lower, self._upper, 0.0, "has its home outside")
+            self._within(
+                Fault.ENVELOPE, self._home, self._lower, self._upper, 0.0, "has its home outside"
+            )
         except _Problem as problem:
             raise SafetyError(f"safety.margin is {self.cfg.margin}: {problem}") from None
         self.state, self.fault, self.reason = State.INIT, Fault.NONE, ""
@@ -179,8 +189,12 @@ class Kernel:
         self.clipped = 0
         """Ticks in which a target was beyond a limit or faster than allowed, and was cut back."""
         self._now = self._decided_at = -math.inf
-        self._pose = self._rest = self._origin = self._home  # measured last; when last commanded anew; at the start
-        self._active_s = self._approach_s = 0.0  # time in this part of ACTIVE, no more than a period for each tick
+        self._pose = self._rest = self._origin = (
+            self._home
+        )  # measured last; when last commanded anew; at the start
+        self._active_s = self._approach_s = (
+            0.0  # time in this part of ACTIVE, no more than a period for each tick
+        )
         self._misses = 0
 
     # ----------------------------------------------------------- the operator
@@ -192,13 +206,25 @@ class Kernel:
         moved = self._was_moved(self._pose)
         if moved.any():
             name = self.robot.joint_names[int(moved.argmax())]
-            self.hold(f"{name} was moved while the robot stood ready: resume, then start", Fault.ENVELOPE)
+            self.hold(
+                f"{name} was moved while the robot stood ready: resume, then start", Fault.ENVELOPE
+            )
         elif not self.cfg.approach_s and (far := self._far_from_home(self._pose)):
-            self.hold(f"{far}: move it there, or let safety.approach_s bring it there slowly", Fault.ENVELOPE)
+            self.hold(
+                f"{far}: move it there, or let safety.approach_s bring it there slowly",
+                Fault.ENVELOPE,
+            )
         else:
             reach = float((np.abs(self.command - self._home) / self._speed).max())
-            self._approach_s = max(self.cfg.approach_s, 10.0 * reach) if self.cfg.approach_s else 0.0
-            self._origin, self._decided_at, self._active_s, self._misses = self.command, self._now, 0.0, 0
+            self._approach_s = (
+                max(self.cfg.approach_s, 10.0 * reach) if self.cfg.approach_s else 0.0
+            )
+            self._origin, self._decided_at, self._active_s, self._misses = (
+                self.command,
+                self._now,
+                0.0,
+                0,
+            )
             self.state = State.ACTIVE
 
     def resume(self) -> None:
@@ -210,14 +236,20 @@ class Kernel:
         self.state, self.fault, self.reason = State.INIT, Fault.NONE, ""
         self._now = -math.inf  # one wrong time must not make all that follow wrong
 
-    def hold(self, reason: str = "the operator asked for it", fault: Fault = Fault.OPERATOR) -> None:
+    def hold(
+        self, reason: str = "the operator asked for it", fault: Fault = Fault.OPERATOR
+    ) -> None:
         """Stand still and latch a fault. In HOLD and STOP, and before the first command, the robot does already."""
-        if self.state in (State.READY, State.ACTIVE) or (self.state is State.INIT and self.command is not None):
+        if self.state in (State.READY, State.ACTIVE) or (
+            self.state is State.INIT and self.command is not None
+        ):
             self.state, self.fault, self.reason = State.HOLD, fault, reason
         elif self.state is State.INIT:
             self.reason = reason
 
-    def stop(self, reason: str = "the operator asked for it", fault: Fault = Fault.OPERATOR) -> None:
+    def stop(
+        self, reason: str = "the operator asked for it", fault: Fault = Fault.OPERATOR
+    ) -> None:
         """Stand still for ever. A fault that is latched stays the one to read."""
         if self.fault is Fault.NONE:
             self.fault, self.reason = fault, reason
@@ -241,7 +273,9 @@ class Kernel:
         """Whether the next tick follows the policy."""
         return self.state is State.ACTIVE and not self._approach_s
 
-    def tick(self, now: float, reading: Reading | None, targets: np.ndarray | None = None) -> np.ndarray | None:
+    def tick(
+        self, now: float, reading: Reading | None, targets: np.ndarray | None = None
+    ) -> np.ndarray | None:
         """One control period: the command to write, (num_joints,) float64; None while nothing may be commanded.
 
         `now` is a monotonic clock in s, `reading` the newest measurement (None: the driver failed), `targets` what the
@@ -274,7 +308,9 @@ class Kernel:
         if self.state is State.ACTIVE:
             self._misses = self._misses + 1 if elapsed > self.cfg.miss_periods * self.period else 0
             if elapsed > self.cfg.stall_periods * self.period:
-                raise _Problem(Fault.STALLED, f"the control loop stood still for {1e3 * elapsed:.0f} ms")
+                raise _Problem(
+                    Fault.STALLED, f"the control loop stood still for {1e3 * elapsed:.0f} ms"
+                )
             if self._misses >= self.cfg.misses:
                 raise _Problem(Fault.DEADLINES, f"{self._misses} deadlines missed in a row")
         return elapsed
@@ -285,15 +321,29 @@ class Kernel:
             raise _Problem(Fault.DRIVER, "the robot could not be read")
         try:
             age = self._now - float(reading.at)
-            values = {s.name: _measurement(s, reading.signals.get(s.name)) for s in self.robot.signals}
+            values = {
+                s.name: _measurement(s, reading.signals.get(s.name)) for s in self.robot.signals
+            }
         except Exception as error:  # whatever a driver took for a Reading
-            raise _Problem(Fault.SIGNALS_BAD, f"the measurement is no Reading ({type(error).__name__})") from None
-        if not -self.period <= age <= self.cfg.signal_periods * self.period + _SOON:  # it may be newer than the tick
+            raise _Problem(
+                Fault.SIGNALS_BAD, f"the measurement is no Reading ({type(error).__name__})"
+            ) from None
+        if (
+            not -self.period <= age <= self.cfg.signal_periods * self.period + _SOON
+        ):  # it may be newer than the tick
             raise _Problem(Fault.SIGNALS_STALE, f"the measurement is {1e3 * age:.0f} ms old")
         bad, position = [name for name, value in values.items() if value is None], values[JOINT_POS]
         if bad or position is None:
-            raise _Problem(Fault.SIGNALS_BAD, f"signal '{bad[0]}' is missing, misshapen or not finite")
-        self._within(Fault.SIGNALS_BAD, position, *self._limits, self.cfg.outside, "is measured beyond its limits")
+            raise _Problem(
+                Fault.SIGNALS_BAD, f"signal '{bad[0]}' is missing, misshapen or not finite"
+            )
+        self._within(
+            Fault.SIGNALS_BAD,
+            position,
+            *self._limits,
+            self.cfg.outside,
+            "is measured beyond its limits",
+        )
         if self.state is not State.INIT:
             reach = self.cfg.jump * self._top_speed * min(elapsed, 1e6)
             where = self._pose - reach, self._pose + reach
@@ -322,7 +372,9 @@ class Kernel:
         if leads.any():
             worst = int(leads.argmax())
             where = f"{self.robot.joint_names[worst]} is at {position[worst]:.4g}, sent to {self.command[worst]:.4g}"
-            raise _Problem(Fault.FOLLOWING, f"{where}: it is blocked, without power, or its sensor is stuck")
+            raise _Problem(
+                Fault.FOLLOWING, f"{where}: it is blocked, without power, or its sensor is stuck"
+            )
         self._active_s += period
         if self._approach_s:
             part = min(1.0, self._active_s / self._approach_s)
@@ -336,8 +388,12 @@ class Kernel:
                 raise _Problem(Fault.POLICY_BAD, "the policy's targets are misshapen or not finite")
             ramp = min(1.0, self._active_s / self.cfg.ramp_s) if self.cfg.ramp_s else 1.0
             self._move(goal, ramp * self._speed * period)
-        elif (silent := self._now - self._decided_at) > self.cfg.policy_periods * self.period + _SOON:
-            raise _Problem(Fault.POLICY_STALE, f"no decision of the policy for {1e3 * silent:.0f} ms")
+        elif (
+            silent := self._now - self._decided_at
+        ) > self.cfg.policy_periods * self.period + _SOON:
+            raise _Problem(
+                Fault.POLICY_STALE, f"no decision of the policy for {1e3 * silent:.0f} ms"
+            )
 
     def _move(self, goal: np.ndarray, most: np.ndarray) -> None:
         """Command the goal, or as near to it as limits and speed allow."""
@@ -362,7 +418,13 @@ class Kernel:
     # -------------------------------------------------------------- questions
 
     def _within(
-        self, fault: Fault, position: np.ndarray, low: np.ndarray, high: np.ndarray, angle: float, what: str
+        self,
+        fault: Fault,
+        position: np.ndarray,
+        low: np.ndarray,
+        high: np.ndarray,
+        angle: float,
+        what: str,
     ) -> None:
         """Raise _Problem naming the joint that is furthest beyond bounds, (num_joints,) each, and a tolerance."""
         beyond = np.maximum(low - position, position - high) - angle * self._unit
@@ -376,7 +438,9 @@ class Kernel:
         beyond = np.abs(position - self._home) - self.cfg.start_envelope * self._unit
         worst = int(beyond.argmax())
         joint = self.robot.joints[worst]
-        where = f"{joint.name} stands at {position[worst]:.3f}, home is {joint.home:.3f} {joint.units}"
+        where = (
+            f"{joint.name} stands at {position[worst]:.3f}, home is {joint.home:.3f} {joint.units}"
+        )
         return where if beyond[worst] > 0 else ""
 
     def _was_moved(self, position: np.ndarray) -> np.ndarray:
@@ -414,16 +478,32 @@ class Kernel:
         try:
             state, fault = State(str(snapshot["state"])), Fault(str(snapshot["fault"]))
             figures = {name: float(snapshot[name.strip("_")]) for name in _FIGURES}
-            figures = {name: int(value) if name in _COUNTS else value for name, value in figures.items()}
+            figures = {
+                name: int(value) if name in _COUNTS else value for name, value in figures.items()
+            }
             arrays = {name: np.array(snapshot[name.strip("_")], np.float64) for name in _ARRAYS}
             command, reason = np.array(snapshot["command"], np.float64), str(snapshot["reason"])
-            whole = all(a.shape == self._home.shape and np.isfinite(a).all() for a in arrays.values())
-            none = command.shape == self._home.shape and np.isnan(command).all() and state in (State.INIT, State.STOP)
-            safe = command.shape == self._home.shape and np.all((self._lower <= command) & (command <= self._upper))
-            if not whole or not (none or safe) or any(math.isnan(value) for value in figures.values()):
+            whole = all(
+                a.shape == self._home.shape and np.isfinite(a).all() for a in arrays.values()
+            )
+            none = (
+                command.shape == self._home.shape
+                and np.isnan(command).all()
+                and state in (State.INIT, State.STOP)
+            )
+            safe = command.shape == self._home.shape and np.all(
+                (self._lower <= command) & (command <= self._upper)
+            )
+            if (
+                not whole
+                or not (none or safe)
+                or any(math.isnan(value) for value in figures.values())
+            ):
                 raise ValueError("its figures are not those of this robot")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise SafetyError(f"no snapshot of this kernel: {' '.join(str(error).split())[:100]}") from None
+            raise SafetyError(
+                f"no snapshot of this kernel: {' '.join(str(error).split())[:100]}"
+            ) from None
         self.state, self.fault, self.reason, self.command = state, fault, reason, None
         for name, value in (figures | arrays).items():
             setattr(self, name, value)

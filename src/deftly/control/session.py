@@ -27,7 +27,11 @@ from deftly.control.safety import Fault, SafetyError, State
 from deftly.errors import DeftlyError
 
 KEYS = {"s": "start", "h": "hold", "r": "resume", "q": "quit"}
-HINTS = {State.READY: "s starts, q quits", State.ACTIVE: "Enter holds", State.HOLD: "r resumes, q quits"}
+HINTS = {
+    State.READY: "s starts, q quits",
+    State.ACTIVE: "Enter holds",
+    State.HOLD: "r resumes, q quits",
+}
 READY_S = 5.0
 """Without an operator, a robot that gives no good measurement for this long has failed."""
 STATUS_S = {True: 0.25, False: 10.0}
@@ -60,7 +64,13 @@ class Session:
         seconds: float = 0.0,
         log: Path | None = None,
     ):
-        self.runner, self.ring, self.facts, self.seconds, self.log = runner, ring, facts, seconds, log
+        self.runner, self.ring, self.facts, self.seconds, self.log = (
+            runner,
+            ring,
+            facts,
+            seconds,
+            log,
+        )
         self.ticker, self.keys = Stopwatch(runner.kernel.rate), Keys()
         self._to_start, self._began, self._done = start, 0.0, False
         self._last = (State.INIT, Fault.NONE)
@@ -81,13 +91,17 @@ class Session:
             sys.setswitchinterval(before)
             gc.unfreeze()
             if self.runner.refused:
-                self.screen.say(f"the robot did not take its last command, look after it: {self.runner.refused}")
+                self.screen.say(
+                    f"the robot did not take its last command, look after it: {self.runner.refused}"
+                )
             for thread in self._dumps:
                 thread.join()
             try:
                 self._save()
             finally:
-                self.screen.say(f"{self.ticker.count} ticks | {self.figures()} | {len(self._faults) or 'no'} faults")
+                self.screen.say(
+                    f"{self.ticker.count} ticks | {self.figures()} | {len(self._faults) or 'no'} faults"
+                )
                 self.screen.close()
         return 1 if self._failed or self.runner.refused else 0
 
@@ -98,11 +112,15 @@ class Session:
         if (kernel.state, kernel.fault) != self._last:
             self._last = (kernel.state, kernel.fault)
             self._changed(now)
-        if not self._done and getattr(self.runner.driver, "success", False):  # only a simulated robot can tell
+        if not self._done and getattr(
+            self.runner.driver, "success", False
+        ):  # only a simulated robot can tell
             self._done = True
             self.screen.say(f"{now - self._began:8.2f} s  the task is done")
         asked = [self._obey(word) for word in self.keys.read()]
-        self._to_start &= not asked and kernel.state is not State.HOLD  # after that, the operator starts
+        self._to_start &= (
+            not asked and kernel.state is not State.HOLD
+        )  # after that, the operator starts
         if self._to_start and kernel.state is State.READY:
             self._to_start = False
             self._obey("s")
@@ -137,18 +155,30 @@ class Session:
         """The kernel's reason; where the kernel cannot know more, with the words of driver or policy."""
         kernel, problem = self.runner.kernel, self.runner.problem
         heard = kernel.fault in (Fault.DRIVER, Fault.POLICY_STALE) or kernel.state is State.INIT
-        return f"{kernel.reason} ({problem})" if heard and problem and problem not in kernel.reason else kernel.reason
+        return (
+            f"{kernel.reason} ({problem})"
+            if heard and problem and problem not in kernel.reason
+            else kernel.reason
+        )
 
     def _failure(self, elapsed: float) -> str:
         """Why the run is over with exit status 1, if it is."""
         kernel, alone = self.runner.kernel, not self.keys.terminal
         if kernel.state is State.STOP:
             return f"{kernel.fault}: {kernel.reason}"
-        if alone and kernel.state is State.HOLD and (self.keys.closed or kernel.fault is not Fault.OPERATOR):
+        if (
+            alone
+            and kernel.state is State.HOLD
+            and (self.keys.closed or kernel.fault is not Fault.OPERATOR)
+        ):
             return f"{kernel.fault}, and nobody at a terminal to resume"
         if alone and kernel.state is State.INIT and elapsed > READY_S:
             return f"the robot was not ready in {READY_S:g} s: {self._reason()}"
-        if self.keys.closed and kernel.state is State.READY and not (self._to_start or self.seconds):
+        if (
+            self.keys.closed
+            and kernel.state is State.READY
+            and not (self._to_start or self.seconds)
+        ):
             return "nobody can start the robot: without a terminal, give --start"
         return ""
 
@@ -177,7 +207,9 @@ class Session:
             self.ring.save(path, facts)
             self.screen.say(f"log of the fault: {path}")
         except (OSError, MemoryError, DeftlyError) as error:
-            self.screen.say(f"cannot write the log of the fault, {path}: {' '.join(str(error).split())[:200]}")
+            self.screen.say(
+                f"cannot write the log of the fault, {path}: {' '.join(str(error).split())[:200]}"
+            )
 
     def _save(self) -> None:
         if self.log:
@@ -187,7 +219,12 @@ class Session:
     def _facts(self) -> dict[str, Any]:
         """What the log says beside the ticks, with what happened so far."""
         faults = json.dumps(self._faults[-100:])
-        return {**self.facts, "faults": faults, "reason": self._reason(), "overruns": self.ticker.overruns}
+        return {
+            **self.facts,
+            "faults": faults,
+            "reason": self._reason(),
+            "overruns": self.ticker.overruns,
+        }
 
 
 class Stopwatch(Ticker):
@@ -281,7 +318,11 @@ class Screen:
                     text = f"{clear}{line}\n"
                 except queue.Empty:
                     line, width = "", os.get_terminal_size().columns - 1 if self._terminal else 0
-                    text = f"{clear}{self._status()[:width]}" if self._terminal else f"{self._status()}\n"
+                    text = (
+                        f"{clear}{self._status()[:width]}"
+                        if self._terminal
+                        else f"{self._status()}\n"
+                    )
                 if line is None:
                     return
                 sys.stdout.write(text)

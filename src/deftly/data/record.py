@@ -39,15 +39,22 @@ def run(
             outcome = run_episode(robot, policy, safety, len(outcomes), limit=limit)
             outcomes.append(outcome)
             if num_steps and not outcome.steps:
-                raise DeftlyError(f"episode {len(outcomes) - 1} ended before its first step, {outcome.end}")
+                raise DeftlyError(
+                    f"episode {len(outcomes) - 1} ended before its first step, {outcome.end}"
+                )
             done += outcome.steps if num_steps else 1
             shown.reach(done)
     return outcomes
 
 
-def facts(task: Task, args: LoopArgs, origin: PolicySource, outcomes: list[Outcome]) -> dict[str, Any]:
+def facts(
+    task: Task, args: LoopArgs, origin: PolicySource, outcomes: list[Outcome]
+) -> dict[str, Any]:
     """What a recording says beside its rows; arrays lead with the episodes."""
-    settings = {name: yaml.safe_load(to_yaml(part)) for name, part in (("task", task.cfg), ("sim", args.sim))}
+    settings = {
+        name: yaml.safe_load(to_yaml(part))
+        for name, part in (("task", task.cfg), ("sim", args.sim))
+    }
     rate = task.contract().rate
     return {
         "task": task.name,

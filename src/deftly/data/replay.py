@@ -42,7 +42,9 @@ class Frames:
         self._next: dict[int, int] = {}
         rows, episodes = recording.rows, sorted(set(recording.rows["episode"].tolist()))
         if episode not in episodes:
-            raise DeftlyError(f"the recording has episodes {episodes[:1]} to {episodes[-1:]}, not {episode}")
+            raise DeftlyError(
+                f"the recording has episodes {episodes[:1]} to {episodes[-1:]}, not {episode}"
+            )
         mine = np.flatnonzero(rows["episode"] == episode)
         self.positions = rows[f"signal/{JOINT_POS}"][mine]
         """Measured, (ticks, num_joints); also before the policy drove."""
@@ -80,7 +82,10 @@ class Frames:
         frames = [self[self._next.get(robot, 0)] for robot in rows]
         for robot in rows:
             self._next[robot] = self._next.get(robot, 0) + 1
-        return Decision(np.stack([frame.action for frame in frames]), np.stack([frame.targets for frame in frames]))
+        return Decision(
+            np.stack([frame.action for frame in frames]),
+            np.stack([frame.targets for frame in frames]),
+        )
 
     def forget(self, ids: Sequence[int]) -> None:
         """These robots are gone."""
@@ -93,8 +98,14 @@ class Frames:
 def open_robot(path: Path, recording: Log, task_file: str | None) -> tuple[SimRobot, SafetyConfig]:
     """The simulated robot of a recording. Raises DeftlyError if it names another task, or was made by no simulation."""
     facts = recording.facts
-    if missing := [name for name in ("task", "settings", "safety", "state0", "seed", "success") if name not in facts]:
-        raise DeftlyError(f"{path} has no '{missing[0]}': give a file of 'deftly record', or serve it with --serve")
+    if missing := [
+        name
+        for name in ("task", "settings", "safety", "state0", "seed", "success")
+        if name not in facts
+    ]:
+        raise DeftlyError(
+            f"{path} has no '{missing[0]}': give a file of 'deftly record', or serve it with --serve"
+        )
     _require_starts(path, recording)
     from deftly.evaluate.handover import load_task
     from deftly.twin.robot import SimRobot
@@ -107,7 +118,9 @@ def open_robot(path: Path, recording: Log, task_file: str | None) -> tuple[SimRo
         noise, latency = bool(facts["noise"]), float(facts["latency_ms"])
         seed, bounds = int(facts["seed"]), SafetyConfig(**safety)
     except (ValueError, TypeError, KeyError, DeftlyError) as error:
-        raise DeftlyError(f"{path} was recorded under settings that {cls.name} no longer has: {error!r:.100}") from None
+        raise DeftlyError(
+            f"{path} was recorded under settings that {cls.name} no longer has: {error!r:.100}"
+        ) from None
     task.contract().require(recording.contract, str(path))
     return SimRobot(task, sim, seed, noise, latency), bounds
 
@@ -115,16 +128,37 @@ def open_robot(path: Path, recording: Log, task_file: str | None) -> tuple[SimRo
 def _require_starts(path: Path, recording: Log) -> None:
     """Raise DeftlyError unless each episode has a state to start from, and says whether it succeeded."""
     episodes, facts = sorted(set(recording.rows["episode"].tolist())), recording.facts
-    state0, success, latency = (np.asarray(facts.get(name)) for name in ("state0", "success", "latency_ms"))
+    state0, success, latency = (
+        np.asarray(facts.get(name)) for name in ("state0", "success", "latency_ms")
+    )
     count = len(episodes)
-    whole = episodes == [*range(count)] and state0.dtype.kind == "f" and state0.ndim == 2 and np.isfinite(state0).all()
+    whole = (
+        episodes == [*range(count)]
+        and state0.dtype.kind == "f"
+        and state0.ndim == 2
+        and np.isfinite(state0).all()
+    )
     for name, fits, what in (
-        ("state0", whole and state0.shape[0] == count, f"finite numbers, a row for each of {count} episodes"),
-        ("success", success.shape == (count,) and success.dtype.kind == "b", f"{count} truth values"),
-        ("latency_ms", latency.shape == () and latency.dtype.kind in "fiu" and 0 <= latency < 10_000, "0 to 10000"),
+        (
+            "state0",
+            whole and state0.shape[0] == count,
+            f"finite numbers, a row for each of {count} episodes",
+        ),
+        (
+            "success",
+            success.shape == (count,) and success.dtype.kind == "b",
+            f"{count} truth values",
+        ),
+        (
+            "latency_ms",
+            latency.shape == () and latency.dtype.kind in "fiu" and 0 <= latency < 10_000,
+            "0 to 10000",
+        ),
     ):
         if not fits:
-            raise DeftlyError(f"{path}: '{name}' must be {what}: the recording is damaged, or not of 'deftly record'")
+            raise DeftlyError(
+                f"{path}: '{name}' must be {what}: the recording is damaged, or not of 'deftly record'"
+            )
 
 
 def _config(cls: type[Any], tree: dict[str, Any]) -> Any:
@@ -148,7 +182,10 @@ def text(contract: PolicyContract, measured: dict[str, np.ndarray]) -> list[str]
         figures = []
         for name, width in (("tracking", 13), ("replay", 13)):
             error = measured[name][:, i]
-            figures += [f"{np.sqrt(np.mean(error**2)):>{width}.3g}", f"{np.abs(error).max():>10.3g}"]
+            figures += [
+                f"{np.sqrt(np.mean(error**2)):>{width}.3g}",
+                f"{np.abs(error).max():>10.3g}",
+            ]
         lines.append(f"{joint.name:<16} {' '.join(figures)} {joint.units}")
     return lines
 
@@ -160,11 +197,15 @@ def plot(path: Path, frames: Frames, outcome: Outcome) -> None:
     joints, period = frames.contract.joints, 1.0 / frames.contract.rate
     figure = Figure(figsize=(8, 1.7 * len(joints)), layout="constrained")
     replayed = outcome.rows[f"signal/{JOINT_POS}"]
-    for i, (joint, axes) in enumerate(zip(joints, np.atleast_1d(figure.subplots(len(joints), sharex=True)))):
+    for i, (joint, axes) in enumerate(
+        zip(joints, np.atleast_1d(figure.subplots(len(joints), sharex=True)))
+    ):
         lines = [("command", frames.commands, "0.6"), ("recorded", frames.positions, "C0")]
         for label, values, colour in [*lines, ("replayed", replayed, "C1")]:
             style = "--" if label == "replayed" else "-"
-            axes.plot(period * np.arange(len(values)), values[:, i], style, color=colour, label=label)
+            axes.plot(
+                period * np.arange(len(values)), values[:, i], style, color=colour, label=label
+            )
         axes.set_ylabel(f"{joint.name}, {joint.units}")
     figure.axes[0].legend(loc="best", ncols=3)
     figure.axes[-1].set_xlabel("s")

@@ -31,7 +31,12 @@ from deftly.sim.state import State
 from deftly.tasks import Task
 
 Obs = dict[str, Tensor]
-_EPISODE = ("steps", "action", "last_action", "command")  # tensors of the state that start anew with an episode
+_EPISODE = (
+    "steps",
+    "action",
+    "last_action",
+    "command",
+)  # tensors of the state that start anew with an episode
 
 
 class Step(NamedTuple):
@@ -85,7 +90,9 @@ class Env:
         spec = task.scene()
         prepare(spec, entries, 1 / (self.contract.rate * self.substeps))
         self.model = compile_scene(spec, self.contract.rate, sim)
-        self.sim = make_sim(sim.engine, self.model, cfg.num_envs, sim.threads, cfg.device, dump_dir, sim.contacts)
+        self.sim = make_sim(
+            sim.engine, self.model, cfg.num_envs, sim.threads, cfg.device, dump_dir, sim.contacts
+        )
         self.device = self.sim.device
         self.state = State(self.sim, self.contract, self.episode_steps)
         self.seed(seed)
@@ -98,7 +105,9 @@ class Env:
         self._weights = {name: float(w) for name, w in vars(task.cfg.weights).items()}
         self._nan = NanCounter(self.device)
         self._everyone = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
-        self._episode = {"unsettled": torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)}
+        self._episode = {
+            "unsettled": torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        }
         self._metrics = EpisodeMetrics(self.num_envs, self._weights, self.device)
         self._checked = False
         self._final: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
@@ -112,11 +121,16 @@ class Env:
         own = self.task.randomize() if self.cfg.randomize else ()
         if high <= 0:
             return own
-        return (*own, Randomize("latency", low, high, self.contract.joint_names, op="add", shared=True))
+        return (
+            *own,
+            Randomize("latency", low, high, self.contract.joint_names, op="add", shared=True),
+        )
 
     def seed(self, seed: int) -> None:
         """Restart the stream of draws: the episodes after the next `reset` are those of a new `Env` of this seed."""
-        digest = hashlib.sha256(f"{self.purpose}/{seed}".encode()).digest()  # training sees no episode that judges it
+        digest = hashlib.sha256(
+            f"{self.purpose}/{seed}".encode()
+        ).digest()  # training sees no episode that judges it
         self.state.generator.manual_seed(int.from_bytes(digest[:7], "big"))
 
     # ------------------------------------------------------------------------------- the loop
@@ -169,7 +183,9 @@ class Env:
         if tuple(action.shape) != tuple(s.action.shape):
             expected = tuple(s.action.shape)
             robot = self.contract.robot.name
-            raise DeftlyError(f"action has shape {tuple(action.shape)}, but {robot} takes {expected}")
+            raise DeftlyError(
+                f"action has shape {tuple(action.shape)}, but {robot} takes {expected}"
+            )
         s.last_action = s.action
         s.action = action.to(self.device, torch.float32).nan_to_num(0.0).clip(-1.0, 1.0)
         s.command, self._memory = self.contract.act(s.action, self._memory)
@@ -197,11 +213,15 @@ class Env:
         """Conditions that end an episode as a failure, by name; `physics` is one."""
         failures = self.task.failed(self.state)
         if "physics" in failures:
-            raise DeftlyError("failure 'physics' is the environment's own: call the task's another name")
+            raise DeftlyError(
+                "failure 'physics' is the environment's own: call the task's another name"
+            )
         check_flags("failure", failures, self.num_envs)
         return {**failures, "physics": broken}
 
-    def _end(self, done: Tensor, success: Tensor, failures: dict[str, Tensor], truncated: Tensor) -> None:
+    def _end(
+        self, done: Tensor, success: Tensor, failures: dict[str, Tensor], truncated: Tensor
+    ) -> None:
         """Note how the episodes of the mask ended, before their environments are reset."""
         self._final = self._ended = None
         if self._checked and Rows(done).empty:
@@ -272,7 +292,9 @@ class Env:
         begin = 0
         for end in ends:
             if end > begin:
-                self._episode["unsettled"] |= self.sim.step((end - begin) * self.substeps, periods >= end)
+                self._episode["unsettled"] |= self.sim.step(
+                    (end - begin) * self.substeps, periods >= end
+                )
             begin = end
         return True
 
@@ -280,14 +302,21 @@ class Env:
         """Signals and observation of new episodes; `held (rows.count, num_joints)` is what servos held in settling."""
         broken = self._episode["unsettled"]
         signals = self._sensors.reset(self._true_signals(broken, rows), rows)
-        self.signals = {name: rows.merge(self.signals.get(name), value) for name, value in signals.items()}
+        self.signals = {
+            name: rows.merge(self.signals.get(name), value) for name, value in signals.items()
+        }
         memory = self.contract.reset(signals)
         if held is not None:
             memory = self.contract.follow(held, memory)
         observed, memory = self.contract.observe(signals, memory)
-        self._memory = {name: rows.merge(self._memory.get(name), value) for name, value in memory.items()}
+        self._memory = {
+            name: rows.merge(self._memory.get(name), value) for name, value in memory.items()
+        }
         self.state.command = self._memory["command"]
-        seen = {_group(name): rows.merge(self.obs.get(_group(name)), value) for name, value in observed.items()}
+        seen = {
+            _group(name): rows.merge(self.obs.get(_group(name)), value)
+            for name, value in observed.items()
+        }
         critic = self._critic(seen["policy"], broken)
         self.obs = {**seen, "critic": rows.merge(self.obs.get("critic"), rows.take(critic))}
 
@@ -297,13 +326,17 @@ class Env:
         """What a perfect robot would measure now, by name, in all or some environments: float32, images as they are."""
         found = self.task.signals(self.state)
         if found.keys() != self._signal_shapes.keys():
-            raise DeftlyError(f"`signals` gives {[*found]}, but the contract names {[*self._signal_shapes]}")
+            raise DeftlyError(
+                f"`signals` gives {[*found]}, but the contract names {[*self._signal_shapes]}"
+            )
         return {name: self._true_signal(name, value, broken, rows) for name, value in found.items()}
 
     def _true_signal(self, name: str, value: Tensor, broken: Tensor, rows: Rows | None) -> Tensor:
         shape = self._signal_shapes[name]
         if tuple(value.shape) != shape:
-            raise DeftlyError(f"signal '{name}' has shape {tuple(value.shape)}, but the contract says {shape}")
+            raise DeftlyError(
+                f"signal '{name}' has shape {tuple(value.shape)}, but the contract says {shape}"
+            )
         if rows is not None:
             value, broken = rows.take(value), rows.take(broken)
         if value.dtype == torch.uint8:
@@ -322,7 +355,9 @@ class Env:
         if privileged is None:
             return policy
         if privileged.ndim != 2 or len(privileged) != self.num_envs:
-            raise DeftlyError(f"`privileged` has shape {tuple(privileged.shape)}, but is to have ({self.num_envs}, k)")
+            raise DeftlyError(
+                f"`privileged` has shape {tuple(privileged.shape)}, but is to have ({self.num_envs}, k)"
+            )
         extra = self._nan.clean("privileged", privileged.float(), broken)
         return torch.cat((policy, extra), -1)
 
@@ -371,7 +406,9 @@ class Env:
     def stagger(self) -> None:
         """Spread the environments over the length of an episode, so that they do not all run out of time at once."""
         s = self.state
-        s.steps[:] = torch.randint(self.episode_steps, (self.num_envs,), generator=s.generator, device=self.device)
+        s.steps[:] = torch.randint(
+            self.episode_steps, (self.num_envs,), generator=s.generator, device=self.device
+        )
 
     # ------------------------------------------------------------------------------- save and restore
 
@@ -381,7 +418,9 @@ class Env:
         saved |= {name: getattr(self.state, name) for name in _EPISODE}
         parts = {"model": self._randomizer.fields, **self._parts()}
         saved |= {f"{part}/{k}": v for part, tensors in parts.items() for k, v in tensors.items()}
-        saved |= {f"scale/{k}": torch.tensor(v, dtype=torch.float64) for k, v in self.state.scale.items()}
+        saved |= {
+            f"scale/{k}": torch.tensor(v, dtype=torch.float64) for k, v in self.state.scale.items()
+        }
         return {k: v.clone() for k, v in saved.items()}
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
@@ -402,7 +441,9 @@ class Env:
         for part, tensors in self._parts().items():
             own_part = {k[len(part) + 1 :]: v for k, v in saved.items() if k.startswith(f"{part}/")}
             tensors.update({k: v.to(self.device, copy=True) for k, v in own_part.items()})
-        s.scale = {k.removeprefix("scale/"): float(v) for k, v in saved.items() if k.startswith("scale/")}
+        s.scale = {
+            k.removeprefix("scale/"): float(v) for k, v in saved.items() if k.startswith("scale/")
+        }
         self.sim.forward()
 
     def _parts(self) -> dict[str, dict[str, Tensor]]:

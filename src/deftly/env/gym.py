@@ -40,7 +40,9 @@ class GymSettings:
     """Sections that an environment takes, besides the task's own."""
 
     sim: Annotated[SimConfig, Doc("The physics engine.")] = field(default_factory=SimConfig)
-    env: Annotated[EnvConfig, Doc("The batch of environments and what disturbs it.")] = field(default_factory=EnvConfig)
+    env: Annotated[EnvConfig, Doc("The batch of environments and what disturbs it.")] = field(
+        default_factory=EnvConfig
+    )
 
 
 class TaskVectorEnv(VectorEnv[Array, Array, Array]):
@@ -54,7 +56,11 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
         disabled: the caller resets, with `reset(options={"reset_mask": ended})`.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 30, "autoreset_mode": AutoresetMode.SAME_STEP}
+    metadata = {
+        "render_modes": ["rgb_array"],
+        "render_fps": 30,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
 
     def __init__(
         self,
@@ -97,7 +103,9 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-    def reset(self, *, seed: Seeds = None, options: dict[str, Any] | None = None) -> tuple[Array, Infos]:
+    def reset(
+        self, *, seed: Seeds = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, Infos]:
         """Start an episode everywhere, or where `options["reset_mask"]`, `(num_envs,)` bool, says so.
 
         The environments share one stream of draws: several seeds make one.
@@ -111,28 +119,43 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
         super().reset(seed=seed)
         if seed is not None:
             self.batch.seed(seed)
-        obs = self.batch.reset(None if mask is None else torch.from_numpy(mask))["policy"].numpy().copy()
+        obs = (
+            self.batch.reset(None if mask is None else torch.from_numpy(mask))["policy"]
+            .numpy()
+            .copy()
+        )
         self._ended = np.zeros(self.num_envs, bool) if mask is None else self._ended & ~mask
-        infos = {"is_success": np.zeros(self.num_envs, bool), "_is_success": np.ones(self.num_envs, bool)}
+        infos = {
+            "is_success": np.zeros(self.num_envs, bool),
+            "_is_success": np.ones(self.num_envs, bool),
+        }
         return obs, infos
 
     def _reset_mask(self, mask: Any) -> Array:
         if self.autoreset_mode is not AutoresetMode.DISABLED:
             mode = self.autoreset_mode.value
-            raise DeftlyError(f"reset_mask needs autoreset_mode='disabled', here environments reset in mode '{mode}'")
+            raise DeftlyError(
+                f"reset_mask needs autoreset_mode='disabled', here environments reset in mode '{mode}'"
+            )
         mask = np.asarray(mask)
         if mask.dtype != bool or mask.shape != (self.num_envs,):
-            raise DeftlyError(f"reset_mask is {mask.dtype} {mask.shape}, but it must be bool ({self.num_envs},)")
+            raise DeftlyError(
+                f"reset_mask is {mask.dtype} {mask.shape}, but it must be bool ({self.num_envs},)"
+            )
         return mask.copy()
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Infos]:
         """One control step of all environments. Raises DeftlyError for actions of a wrong shape."""
         if self.autoreset_mode is AutoresetMode.DISABLED and self._ended.any():
-            raise ResetNeeded("episodes are over: call reset(options={'reset_mask': ended}) before step()")
+            raise ResetNeeded(
+                "episodes are over: call reset(options={'reset_mask': ended}) before step()"
+            )
         step = self.batch.step(torch.from_numpy(np.array(actions, np.float32)))
         judged = (step.reward, step.terminated, step.truncated, step.success)
         tensors = (*judged, step.obs["policy"], step.final_obs["policy"])
-        reward, terminated, truncated, success, obs, last = (t.numpy().copy() for t in tensors)  # they change later
+        reward, terminated, truncated, success, obs, last = (
+            t.numpy().copy() for t in tensors
+        )  # they change later
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and self._ended.any():
             fresh = self._ended
             obs = self.batch.reset(torch.from_numpy(fresh))["policy"].numpy().copy()
@@ -144,7 +167,9 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
         infos: Infos = {"is_success": success, "_is_success": np.ones(self.num_envs, bool)}
         if done.any() and self.autoreset_mode is AutoresetMode.SAME_STEP:
             infos["is_success"] = success & ~done
-            final_obs = np.fromiter((o if ended else None for o, ended in zip(last, done)), object, self.num_envs)
+            final_obs = np.fromiter(
+                (o if ended else None for o, ended in zip(last, done)), object, self.num_envs
+            )
             infos |= {"final_obs": final_obs, "_final_obs": done, "_final_info": done.copy()}
             infos["final_info"] = {"is_success": success & done, "_is_success": done}
         return obs, reward, terminated, truncated, infos
@@ -171,13 +196,17 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
 class TaskEnv(gymnasium.Env[Array, Array]):
     """One environment of a task, with the settings of `TaskVectorEnv`; after the end of an episode, call `reset`."""
 
-    metadata = {name: value for name, value in TaskVectorEnv.metadata.items() if name != "autoreset_mode"}
+    metadata = {
+        name: value for name, value in TaskVectorEnv.metadata.items() if name != "autoreset_mode"
+    }
 
     def __init__(self, name: str, **config: Any):
         sim = config.pop("sim", {})
         if isinstance(sim, Mapping):
             sim = {"threads": 1, **sim}
-        self._envs = TaskVectorEnv(name, 1, sim=sim, autoreset_mode=AutoresetMode.SAME_STEP, **config)
+        self._envs = TaskVectorEnv(
+            name, 1, sim=sim, autoreset_mode=AutoresetMode.SAME_STEP, **config
+        )
         self.batch = self._envs.batch
         self.batch.auto_reset = False
         self.metadata = {**self.metadata, "render_fps": self._envs.metadata["render_fps"]}
@@ -186,7 +215,9 @@ class TaskEnv(gymnasium.Env[Array, Array]):
         self.action_space = self._envs.single_action_space
         self._done = True
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Infos]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, Infos]:
         """Start an episode; with a seed, the one that this seed always gives."""
         super().reset(seed=seed)
         self._done = False
@@ -199,7 +230,13 @@ class TaskEnv(gymnasium.Env[Array, Array]):
         obs, reward, terminated, truncated, infos = self._envs.step(np.asarray(action)[None])
         self._done = bool(terminated[0] or truncated[0])
         success = infos.get("final_info", infos)["is_success"]
-        return obs[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), {"is_success": bool(success[0])}
+        return (
+            obs[0],
+            float(reward[0]),
+            bool(terminated[0]),
+            bool(truncated[0]),
+            {"is_success": bool(success[0])},
+        )
 
     def render(self) -> Any:
         """An image of the scene, `(height, width, 3)` uint8, in render mode "rgb_array"."""
@@ -242,10 +279,14 @@ def _autoreset_mode(given: AutoresetMode | str) -> AutoresetMode:
         return given
     names = {mode.name.lower(): mode for mode in AutoresetMode}
     if given not in names:
-        raise DeftlyError(f"autoreset_mode is '{given}'{suggest(given, names)}, expected one of {sorted(names)}")
+        raise DeftlyError(
+            f"autoreset_mode is '{given}'{suggest(given, names)}, expected one of {sorted(names)}"
+        )
     return names[given]
 
 
 for _name in shipped():
     _single, _batch = "deftly.env.gym:TaskEnv", "deftly.env.gym:TaskVectorEnv"
-    gymnasium.register(f"deftly/{_name}-v0", _single, vector_entry_point=_batch, kwargs={"name": _name})
+    gymnasium.register(
+        f"deftly/{_name}-v0", _single, vector_entry_point=_batch, kwargs={"name": _name}
+    )

@@ -49,7 +49,14 @@ class EpisodeMetrics:
         self.state["terms"] += weighted.T
         self.state["action_change"] += action_change
 
-    def end(self, done: Tensor, steps: Tensor, success: Tensor, failures: Mapping[str, Tensor], late: Tensor) -> Tensor:
+    def end(
+        self,
+        done: Tensor,
+        steps: Tensor,
+        success: Tensor,
+        failures: Mapping[str, Tensor],
+        late: Tensor,
+    ) -> Tensor:
         """Take the episodes of the mask `done` into the statistics; the metrics `names`, `(len(names), num_envs)`."""
         length = steps.float().clip(min=1.0)
         terms = self.state["terms"].T
@@ -137,7 +144,9 @@ def check_vector(what: str, value: Tensor, num_envs: int) -> None:
     """Raise DeftlyError unless a term has one number for each environment."""
     if tuple(value.shape) != (num_envs,):
         shape = tuple(value.shape)
-        raise DeftlyError(f"{what} has shape {shape}, but a task gives one number for each environment: ({num_envs},)")
+        raise DeftlyError(
+            f"{what} has shape {shape}, but a task gives one number for each environment: ({num_envs},)"
+        )
 
 
 def check_rewards(terms: Mapping[str, Tensor], weights: Mapping[str, float], num_envs: int) -> None:
@@ -145,7 +154,9 @@ def check_rewards(terms: Mapping[str, Tensor], weights: Mapping[str, float], num
     if terms.keys() != weights.keys():
         for name in terms:
             if name not in weights:
-                raise DeftlyError(f"reward term '{name}' has no weight: give Config.weights a field of this name")
+                raise DeftlyError(
+                    f"reward term '{name}' has no weight: give Config.weights a field of this name"
+                )
         missing = next(name for name in weights if name not in terms)
         raise DeftlyError(f"weight '{missing}' has no reward term: `rewards` gives {[*terms]}")
     for name, value in terms.items():
@@ -162,7 +173,9 @@ def check_metrics(metrics: Mapping[str, Tensor], num_envs: int) -> None:
 def check_metric_name(name: str) -> None:
     """Raise DeftlyError if a task's metric is named like one that every episode has: it would replace it."""
     if name in RESERVED or name.startswith(PREFIXES):
-        raise DeftlyError(f"metric '{name}' has a name of the environment's own metrics: call the task's another name")
+        raise DeftlyError(
+            f"metric '{name}' has a name of the environment's own metrics: call the task's another name"
+        )
 
 
 def check_flags(what: str, flags: Mapping[str, Tensor], num_envs: int) -> None:
@@ -170,4 +183,6 @@ def check_flags(what: str, flags: Mapping[str, Tensor], num_envs: int) -> None:
     for name, value in flags.items():
         check_vector(f"{what} '{name}'", value, num_envs)
         if value.dtype != torch.bool:
-            raise DeftlyError(f"{what} '{name}' is of {value.dtype}, but a condition is a boolean for each environment")
+            raise DeftlyError(
+                f"{what} '{name}' is of {value.dtype}, but a condition is a boolean for each environment"
+            )

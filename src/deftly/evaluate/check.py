@@ -36,9 +36,13 @@ class CheckSettings(Settings):
 
     against: Annotated[
         str | None,
-        Doc("Policy from which the bundle was made; unset: where the bundle says, or shipped, if it is there."),
+        Doc(
+            "Policy from which the bundle was made; unset: where the bundle says, or shipped, if it is there."
+        ),
     ] = None
-    task: Annotated[str | None, Doc("File of the bundle's task, if that is none of Deftly's.")] = None
+    task: Annotated[str | None, Doc("File of the bundle's task, if that is none of Deftly's.")] = (
+        None
+    )
     episodes: Annotated[int, Ge(1), Doc("Episodes of the closed loop.")] = 1
     seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides which episodes.")] = 0
     runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
@@ -56,7 +60,11 @@ def examine(folder: Path, settings: CheckSettings) -> list[Finding]:
     made = f"{found.task}, iteration {facts['checkpoint']['iteration']}, made by Deftly {facts['deftly']}"
     files = f"{len(facts['files'])} files are those of {bundle.MANIFEST}, by sha256"
     network = f"one file, observation (n, {c.obs_size()}) to action (n, {c.action_size}), float32"
-    robot = [] if found.robot_config == yaml.safe_load(bundle.robot_config(c)) else ["differs from the contract"]
+    robot = (
+        []
+        if found.robot_config == yaml.safe_load(bundle.robot_config(c))
+        else ["differs from the contract"]
+    )
     return [
         Finding("bundle", "ok", f"schema {bundle.SCHEMA}: {made}"),
         Finding("files", "ok", files),
@@ -64,8 +72,16 @@ def examine(folder: Path, settings: CheckSettings) -> list[Finding]:
         Finding("network", "ok", network),
         judge(bundle.ROBOT, robot, "says what the contract says"),
         _golden(found),
-        judge("home", _home_problems(c), f"home -> action -> targets is home, within {HOME_TOLERANCE:g} rad (m)"),
-        judge("limits", _limit_problems(c), f"{ROBOTS * TICKS} random and infinite actions keep every target within"),
+        judge(
+            "home",
+            _home_problems(c),
+            f"home -> action -> targets is home, within {HOME_TOLERANCE:g} rad (m)",
+        ),
+        judge(
+            "limits",
+            _limit_problems(c),
+            f"{ROBOTS * TICKS} random and infinite actions keep every target within",
+        ),
         _report(found),
         _closed_loop(found, settings),
     ]
@@ -73,10 +89,14 @@ def examine(folder: Path, settings: CheckSettings) -> list[Finding]:
 
 def _golden(found: Bundle) -> Finding:
     errors = found.golden_errors()
-    wrong = [f"{name} differs by {error:.2g}, at most {TOLERANCE:g}" for name, error in errors.items()]
+    wrong = [
+        f"{name} differs by {error:.2g}, at most {TOLERANCE:g}" for name, error in errors.items()
+    ]
     wrong = [text for text, error in zip(wrong, errors.values()) if not error <= TOLERANCE]
     steps = len(found.golden[ACTION])
-    return judge("golden", wrong, f"{steps} steps computed again: off by {max(errors.values()):.1g} at most")
+    return judge(
+        "golden", wrong, f"{steps} steps computed again: off by {max(errors.values()):.1g} at most"
+    )
 
 
 def _home_problems(c: PolicyContract) -> Iterator[str]:
@@ -92,14 +112,22 @@ def _home_problems(c: PolicyContract) -> Iterator[str]:
 
 def _limit_problems(c: PolicyContract) -> Iterator[str]:
     rng = np.random.default_rng(0)
-    lower, upper = (np.array([getattr(j, name) for j in c.joints], np.float32) for name in ("lower", "upper"))
+    lower, upper = (
+        np.array([getattr(j, name) for j in c.joints], np.float32) for name in ("lower", "upper")
+    )
     signals = {s.name: rng.normal(0, 10, (ROBOTS, s.size)).astype(np.float32) for s in c.signals}
     memory, wrong = c.reset(signals), np.zeros(len(c.joints), bool)
     for _ in range(TICKS):
-        action = rng.uniform(-1, 1, (ROBOTS, c.action_size)) * rng.choice((1, 10, np.inf), (ROBOTS, 1))
+        action = rng.uniform(-1, 1, (ROBOTS, c.action_size)) * rng.choice(
+            (1, 10, np.inf), (ROBOTS, 1)
+        )
         targets, memory = c.act(action.astype(np.float32), memory)
         wrong |= ~((lower <= targets) & (targets <= upper)).all(0)
-    yield from (f"{j.name}: a target outside {j.lower:g} .. {j.upper:g}" for j, bad in zip(c.joints, wrong) if bad)
+    yield from (
+        f"{j.name}: a target outside {j.lower:g} .. {j.upper:g}"
+        for j, bad in zip(c.joints, wrong)
+        if bad
+    )
 
 
 def _report(found: Bundle) -> Finding:
@@ -115,8 +143,14 @@ def _report(found: Bundle) -> Finding:
     except (KeyError, TypeError, ValueError):
         wrong, text = ["is no report of an evaluation"], ""
     if not wrong and not measured["success"]["count"]:
-        unmeasured = f"was not evaluated: {text}" if not measured["episodes"] else f"never succeeded: {text}"
-        return Finding(bundle.REPORT, "warn", f"the policy {unmeasured}; train on, or export another with --policy")
+        unmeasured = (
+            f"was not evaluated: {text}" if not measured["episodes"] else f"never succeeded: {text}"
+        )
+        return Finding(
+            bundle.REPORT,
+            "warn",
+            f"the policy {unmeasured}; train on, or export another with --policy",
+        )
     return judge(bundle.REPORT, [f"{problem}: export again" for problem in wrong], text)
 
 
@@ -128,7 +162,9 @@ def _closed_loop(found: Bundle, settings: CheckSettings) -> Finding:
     try:
         from deftly.evaluate import handover
     except ModuleNotFoundError as error:
-        return Finding(LOOP, "warn", f'not checked, for want of {error.name}: pip install "deftly[train]"')
+        return Finding(
+            LOOP, "warn", f'not checked, for want of {error.name}: pip install "deftly[train]"'
+        )
     source = _find_checkpoint(found, settings)
     if isinstance(source, Finding):
         return source
@@ -149,20 +185,32 @@ def _find_checkpoint(found: Bundle, settings: CheckSettings) -> Checkpoint | Fin
 
     wanted = found.manifest["checkpoint"]
     if settings.against:
-        places = [resolve(settings.against, found.task, settings.runs).checkpoint("check --against").path]
+        places = [
+            resolve(settings.against, found.task, settings.runs).checkpoint("check --against").path
+        ]
     else:
         places = [found.path / "checkpoint", checkpoint.shipped(found.task), Path(wanted["label"])]
     for place in places:
         file = place / checkpoint.WEIGHTS if place else None
-        if file and file.is_file() and sha256(file, "the weights of a checkpoint") == wanted["sha256"]:
+        if (
+            file
+            and file.is_file()
+            and sha256(file, "the weights of a checkpoint") == wanted["sha256"]
+        ):
             return checkpoint.load(file.parent)
     if settings.against:
-        return Finding(LOOP, "fail", f"the bundle was not made from {places[0]}: its weights' sha256 is another")
+        return Finding(
+            LOOP,
+            "fail",
+            f"the bundle was not made from {places[0]}: its weights' sha256 is another",
+        )
     text = f"not checked: its checkpoint '{wanted['label']}' is not here; --against names another place of it"
     return Finding(LOOP, "warn", text)
 
 
-def _compare(found: Bundle, source: Checkpoint, task: Any, sim: Any, settings: CheckSettings) -> Finding:
+def _compare(
+    found: Bundle, source: Checkpoint, task: Any, sim: Any, settings: CheckSettings
+) -> Finding:
     """The bundle drives from signals alone; torch sees the same steps. Then torch drives the same episodes."""
     from deftly.config import EnvConfig
     from deftly.env import Env
@@ -177,7 +225,9 @@ def _compare(found: Bundle, source: Checkpoint, task: Any, sim: Any, settings: C
                 ("actions", decision.action, network(obs)[0].numpy()),
                 ("targets", decision.targets, env.state.command[0].numpy()),
             ):
-                errors[name] = max(errors[name], float(np.nan_to_num(np.abs(mine - theirs), nan=np.inf).max()))
+                errors[name] = max(
+                    errors[name], float(np.nan_to_num(np.abs(mine - theirs), nan=np.inf).max())
+                )
         ours = _ending(env.ended)
         env.seed(seed)
         env.reset()
@@ -186,8 +236,14 @@ def _compare(found: Bundle, source: Checkpoint, task: Any, sim: Any, settings: C
             env.step(network(env.obs["policy"]))
         ends.append(f"{ours} after {int(env.ended['steps'])} steps")
         if ours != _ending(env.ended):
-            wrong.append(f"episode of seed {seed}: {ours} with the bundle, {_ending(env.ended)} with torch")
-    wrong += [f"{name} differ by {e:.2g}, at most {TOLERANCE:g}" for name, e in errors.items() if not e <= TOLERANCE]
+            wrong.append(
+                f"episode of seed {seed}: {ours} with the bundle, {_ending(env.ended)} with torch"
+            )
+    wrong += [
+        f"{name} differ by {e:.2g}, at most {TOLERANCE:g}"
+        for name, e in errors.items()
+        if not e <= TOLERANCE
+    ]
     text = f"{ends[0]}, as with torch; actions off by {errors['actions']:.1g}, targets by {errors['targets']:.1g}"
     return judge(LOOP, wrong, text if len(ends) == 1 else f"{len(ends)} episodes: {text}")
 

@@ -25,28 +25,43 @@ if TYPE_CHECKING:
     from deftly.tasks import Task
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-GATE = re.compile(r"\s*([\w./-]+?)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(%?)\s*")
+GATE = re.compile(
+    r"\s*([\w./-]+?)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(%?)\s*"
+)
 SERVER_S = 10.0
 """Longest wait for the decisions of a server, s; simulated time stands still meanwhile."""
 Result = dict[str, Any]  # what `eval.json` holds
-Figures = dict[str, np.ndarray]  # of the episodes by name, `(episodes,)` each; NaN where an episode has none
+Figures = dict[
+    str, np.ndarray
+]  # of the episodes by name, `(episodes,)` each; NaN where an episode has none
 
 
 @dataclass(frozen=True)
 class EvalSettings(Settings):
     """Which episodes a policy is measured on."""
 
-    episodes: Annotated[int, Ge(1), Doc("Episodes to run, one in each environment, so env.num-envs is not used.")] = 200
+    episodes: Annotated[
+        int, Ge(1), Doc("Episodes to run, one in each environment, so env.num-envs is not used.")
+    ] = 200
     seed: Annotated[
-        int, Ge(0), Lt(SEEDS), Doc("Decides which episodes; the same seed gives the same report, bit for bit.")
+        int,
+        Ge(0),
+        Lt(SEEDS),
+        Doc("Decides which episodes; the same seed gives the same report, bit for bit."),
     ] = 0
-    stochastic: Annotated[bool, Doc("Draw actions from the policy's distribution instead of taking its mean.")] = False
+    stochastic: Annotated[
+        bool, Doc("Draw actions from the policy's distribution instead of taking its mean.")
+    ] = False
     wider: Annotated[
         float,
         Ge(1),
-        Doc("How many times as wide the ranges of the task's randomization are as in the task, 1 or more."),
+        Doc(
+            "How many times as wide the ranges of the task's randomization are as in the task, 1 or more."
+        ),
     ] = 1.0
-    only_outside: Annotated[bool, Doc("With wider: draw nothing that lies in the task's own ranges.")] = False
+    only_outside: Annotated[
+        bool, Doc("With wider: draw nothing that lies in the task's own ranges.")
+    ] = False
     sim: Annotated[SimConfig, Doc("The physics engine; as in the training unless set.")] = field(
         default_factory=SimConfig
     )
@@ -55,9 +70,13 @@ class EvalSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.env.device != "cpu":
-            raise DeftlyError(f"env.device is {self.env.device}, but evaluation runs on the CPU so far: use cpu")
+            raise DeftlyError(
+                f"env.device is {self.env.device}, but evaluation runs on the CPU so far: use cpu"
+            )
         if self.only_outside and self.wider == 1:
-            raise DeftlyError("--only-outside draws what --wider adds to the ranges: add --wider 1.5")
+            raise DeftlyError(
+                "--only-outside draws what --wider adds to the ranges: add --wider 1.5"
+            )
 
 
 def measure(
@@ -105,12 +124,29 @@ def measure(
         "iteration": source.iteration,
         "task": source.task or task.name,
     }
-    who = {"task": task.name, "robot": contract.robot.name, "contract": contract.hash, "checkpoint": measured}
-    how: dict[str, Any] = {"episodes": len(ran), "seed": settings.seed, "stochastic": settings.stochastic}
+    who = {
+        "task": task.name,
+        "robot": contract.robot.name,
+        "contract": contract.hash,
+        "checkpoint": measured,
+    }
+    how: dict[str, Any] = {
+        "episodes": len(ran),
+        "seed": settings.seed,
+        "stochastic": settings.stochastic,
+    }
     how |= {"preset": settings.sim.preset, "engine": settings.sim.engine}
-    how |= {"disturbances": disturbances, "wall_seconds": round(ran.seconds, 3), "version": __version__}
+    how |= {
+        "disturbances": disturbances,
+        "wall_seconds": round(ran.seconds, 3),
+        "version": __version__,
+    }
     figures = {name: stats.summarize(value) for name, value in values.items() if name != "success"}
-    outcome = {"success": stats.proportion(success), "figures": figures, **report.divide(values, task)}
+    outcome = {
+        "success": stats.proportion(success),
+        "figures": figures,
+        **report.divide(values, task),
+    }
     outcome["broken_physics"] = int(values["failed/physics"].sum())
     return {"schema": report.SCHEMA, **who, **how, **outcome}, values
 
@@ -121,9 +157,13 @@ def _widened(task: Task, settings: EvalSettings) -> Task:
 
     if settings.wider == 1:
         return task
-    entries = tuple(widen(entry, settings.wider, settings.only_outside) for entry in task.randomize())
+    entries = tuple(
+        widen(entry, settings.wider, settings.only_outside) for entry in task.randomize()
+    )
     if not entries or not settings.env.randomize:
-        raise DeftlyError(f"--wider has nothing to widen: {task.name} is evaluated without randomization")
+        raise DeftlyError(
+            f"--wider has nothing to widen: {task.name} is evaluated without randomization"
+        )
     wide = copy.copy(task)
     wide.randomize = lambda: entries
     return wide
@@ -132,7 +172,9 @@ def _widened(task: Task, settings: EvalSettings) -> Task:
 def read_gate(text: str) -> tuple[str, str, float]:
     """Metric, sign and number of a condition such as `success>=0.9`; the number may be a percentage."""
     if not (match := GATE.fullmatch(text)):
-        raise DeftlyError(f"cannot read the gate '{text}': write METRIC>=NUMBER (or <=, >, <), as 'success>=0.9'")
+        raise DeftlyError(
+            f"cannot read the gate '{text}': write METRIC>=NUMBER (or <=, >, <), as 'success>=0.9'"
+        )
     metric, sign, number, percent = match.groups()
     return metric, sign, float(number) / (100 if percent else 1)
 

@@ -55,7 +55,15 @@ def to_onnx(policy: Policy) -> bytes:
     assert program is not None
     model: Any = program.model_proto
     graph = model.graph  # what the exporter noted beside it are stack traces: paths of this machine
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+    for part in (
+        model,
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+    ):
         del part.metadata_props[:]
     return model.SerializeToString(deterministic=True)
 
@@ -82,9 +90,13 @@ def compare(policy: Policy, network: OnnxNetwork, size: int) -> float:
 
     draws = np.random.default_rng(0).standard_normal((64, size)).astype(np.float32)
     alone = np.concatenate((np.eye(size), -np.eye(size)), dtype=np.float32)
-    obs = np.concatenate([scale * rows for scale in EXTREMES for rows in (draws, alone)], dtype=np.float32)
+    obs = np.concatenate(
+        [scale * rows for scale in EXTREMES for rows in (draws, alone)], dtype=np.float32
+    )
     expected = policy(torch.from_numpy(obs)).numpy()
-    both = np.stack((network(obs), np.concatenate([network(row[None]) for row in obs])))  # at once, and one by one
+    both = np.stack(
+        (network(obs), np.concatenate([network(row[None]) for row in obs]))
+    )  # at once, and one by one
     errors = np.abs(both - expected) / np.maximum(1.0, np.abs(expected).max(-1, keepdims=True))
     return float(np.nan_to_num(errors, nan=np.inf).max())
 
@@ -116,5 +128,7 @@ def facts(task: Task, found: Checkpoint, sim: SimConfig, report: dict[str, Any])
             "sha256": report["checkpoint"]["sha256"],
             "iteration": found.iteration,
         },
-        "settings": {name: yaml.safe_load(to_yaml(part)) for name, part in (("task", task.cfg), ("sim", sim))},
+        "settings": {
+            name: yaml.safe_load(to_yaml(part)) for name, part in (("task", task.cfg), ("sim", sim))
+        },
     }

@@ -53,18 +53,26 @@ def load_task(given: str | None, named: str, what: str) -> type[Task]:
     Raises DeftlyError if there is none, or the two differ.
     """
     if given is None and named not in shipped():
-        raise DeftlyError(f"{what} was made for the task {named!r:.60}, none of Deftly's: give the file of that task")
+        raise DeftlyError(
+            f"{what} was made for the task {named!r:.60}, none of Deftly's: give the file of that task"
+        )
     cls = load(given or named)
     if named and cls.name != named:
         raise DeftlyError(f"{what} was made for the task {named!r:.60}, not for {cls.name}")
     return cls
 
 
-def rebuild(given: str | None, settings: Mapping[str, Any], named: str = "") -> tuple[Task, SimConfig]:
+def rebuild(
+    given: str | None, settings: Mapping[str, Any], named: str = ""
+) -> tuple[Task, SimConfig]:
     """The task (see `load_task`) and physics of a bundle's settings. Raises DeftlyError if the task has others now."""
     cls = load_task(given, named, "the bundle")
     try:
-        args: Any = parse(with_task(Settings, cls.Config), [], prog="deftly", filed=settings, origin="the bundle")
+        args: Any = parse(
+            with_task(Settings, cls.Config), [], prog="deftly", filed=settings, origin="the bundle"
+        )
     except DeftlyError as error:
-        raise DeftlyError(f"the settings of the bundle do not fit {cls.name} as it is now: {error}") from None
+        raise DeftlyError(
+            f"the settings of the bundle do not fit {cls.name} as it is now: {error}"
+        ) from None
     return cls(args.task), args.sim

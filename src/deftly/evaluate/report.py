@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 Report = Mapping[str, Any]  # what `eval.json` holds
 Values = Mapping[str, np.ndarray]  # the figures of the episodes by name, each (episodes,)
 SCHEMA = "deftly.eval/1"
-CONDITIONS = ("task", "contract", "seed", "episodes", "preset", "disturbances", "stochastic")  # of a fair comparison
+CONDITIONS = (
+    "task",
+    "contract",
+    "seed",
+    "episodes",
+    "preset",
+    "disturbances",
+    "stochastic",
+)  # of a fair comparison
 MAX_INLINE_VIDEO = 8_000_000  # bytes up to which a video is put into the page itself
 
 
@@ -41,22 +49,33 @@ def divide(values: Values, task: Task | type[Task]) -> dict[str, Any]:
         return {}
     metric, edges = task.report.breakdown
     if metric not in values:
-        raise DeftlyError(f"{task.name} breaks its report down by '{metric}', which none of its figures is")
+        raise DeftlyError(
+            f"{task.name} breaks its report down by '{metric}', which none of its figures is"
+        )
     place = np.where(np.isfinite(values[metric]), np.digitize(values[metric], edges), -1)
-    own, bins = [name for name in values if name in {**task.report.metrics, **dict(task.report.plots)}], []
+    own, bins = (
+        [name for name in values if name in {**task.report.metrics, **dict(task.report.plots)}],
+        [],
+    )
     for i, (low, high) in enumerate(pairwise((None, *edges, None))):
         inside = place == i
         if inside.any() or None not in (low, high):
             figures = {name: summarize(values[name][inside])["mean"] for name in own}
             bounds = {"low": low, "high": high, "episodes": int(inside.sum())}
-            bins.append({**bounds, "success": proportion(values["success"][inside]), "figures": figures})
+            bins.append(
+                {**bounds, "success": proportion(values["success"][inside]), "figures": figures}
+            )
     return {"breakdown": {"metric": metric, "bins": bins}}
 
 
 def means(report: Report) -> dict[str, float | None]:
     """Every metric that a gate or a comparison can name."""
     figures = {name: figure["mean"] for name, figure in report["figures"].items()}
-    return {"success": report["success"]["rate"], "broken_physics": report["broken_physics"], **figures}
+    return {
+        "success": report["success"]["rate"],
+        "broken_physics": report["broken_physics"],
+        **figures,
+    }
 
 
 def read_report(path: Path) -> Report:
@@ -81,10 +100,16 @@ def compare(old: Report, new: Report) -> tuple[Table, list[str]]:
         a, b = before[name], now[name]
         side.add_row(name, number(a), number(b), "" if a is None or b is None else f"{b - a:+.4g}")
     apart = (name for name in CONDITIONS if old[name] != new[name])
-    lines = [f"warning: {name} differs, {old[name]!s:.120} before and {new[name]!s:.120} now" for name in apart]
+    lines = [
+        f"warning: {name} differs, {old[name]!s:.120} before and {new[name]!s:.120} now"
+        for name in apart
+    ]
     p = fisher(old["success"]["count"], old["episodes"], new["success"]["count"], new["episodes"])
     lines += [f"before: {headline(old)}", f"now: {headline(new)}"]
-    return side, [*lines, f"success {'differs' if p < 0.05 else 'cannot be told apart'} at the 5 % level, p = {p:.2g}"]
+    return side, [
+        *lines,
+        f"success {'differs' if p < 0.05 else 'cannot be told apart'} at the 5 % level, p = {p:.2g}",
+    ]
 
 
 def number(value: float | int | None, digits: int = 4) -> str:
@@ -102,7 +127,10 @@ def headline(report: Report) -> str:
 
 def figures_table(report: Report) -> list[tuple[str, ...]]:
     """The figures, a row each below a head."""
-    rows = ((name, *(number(figure[key]) for key in SUMMARY)) for name, figure in report["figures"].items())
+    rows = (
+        (name, *(number(figure[key]) for key in SUMMARY))
+        for name, figure in report["figures"].items()
+    )
     return [("metric", *SUMMARY), *rows]
 
 
@@ -144,17 +172,33 @@ MEANING = {
 def meaning(name: str, task: Task | type[Task] = Task) -> str:
     """What a figure is, in a few words; nothing for what the task does not explain."""
     kind, slash, rest = name.partition("/")
-    return {**MEANING, **task.report.metrics}.get(name) or (MEANING.get(kind + slash, "") + rest if slash else "")
+    return {**MEANING, **task.report.metrics}.get(name) or (
+        MEANING.get(kind + slash, "") + rest if slash else ""
+    )
 
 
-def html(report: Report, values: Values, video: Path | None = None, task: Task | type[Task] = Task) -> str:
+def html(
+    report: Report, values: Values, video: Path | None = None, task: Task | type[Task] = Task
+) -> str:
     """The page of a report: `values` are the figures of each episode, `video` lies beside it, `task` explains them."""
-    rate, low, high = (f"{share:.1%}" for share in (report["success"]["rate"], *report["success"]["wilson95"]))
+    rate, low, high = (
+        f"{share:.1%}" for share in (report["success"]["rate"], *report["success"]["wilson95"])
+    )
     actions = "drawn from the distribution" if report["stochastic"] else "mean of the distribution"
-    texts = {**report["success"], **report["checkpoint"], **report, "rate": rate, "low": low, "high": high}
+    texts = {
+        **report["success"],
+        **report["checkpoint"],
+        **report,
+        "rate": rate,
+        "low": low,
+        "high": high,
+    }
     disturbances = ", ".join(f"{name} {value}" for name, value in report["disturbances"].items())
     texts |= {"actions": actions, "disturbances": disturbances}
-    gates = (("good" if gate["holds"] else "bad", escape(verdict(gate))) for gate in report.get("gates", ()))
+    gates = (
+        ("good" if gate["holds"] else "bad", escape(verdict(gate)))
+        for gate in report.get("gates", ())
+    )
     tables = {"Figures": figures_table(report), "By parts": bins_table(report)}
     source = escape(video.name) if video else ""
     if video and video.stat().st_size < MAX_INLINE_VIDEO:
@@ -162,7 +206,9 @@ def html(report: Report, values: Values, video: Path | None = None, task: Task |
     player = f'<video controls muted loop playsinline preload=auto src="{source}"></video>'
     parts = {
         "gates": "".join(f'<span class="gate {kind}">{text}</span>' for kind, text in gates),
-        "video": f"<section class=card><h2>The first episodes, in real time</h2>{player}</section>" if video else "",
+        "video": f"<section class=card><h2>The first episodes, in real time</h2>{player}</section>"
+        if video
+        else "",
         "plots": _plots(report, values, task),
         "tables": "".join(_table(title, rows, task) for title, rows in tables.items() if rows),
     }
@@ -197,8 +243,12 @@ def _plot(cards: list[str], title: str) -> "Iterator[Axes]":
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
         figure, file = Figure(figsize=(4.4, 2.7), layout="constrained"), io.StringIO()
         yield figure.subplots()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = re.sub("|".join(PAINT), lambda match: PAINT[match[0]], file.getvalue().partition("<svg")[2])
+        figure.savefig(
+            file, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
+    svg = re.sub(
+        "|".join(PAINT), lambda match: PAINT[match[0]], file.getvalue().partition("<svg")[2]
+    )
     cards.append(f"<section class=card><h2>{escape(title)}</h2><svg{svg}</section>")
 
 
@@ -206,16 +256,28 @@ def _plots(report: Report, values: Values, task: Task | type[Task]) -> str:
     cards: list[str] = []
     success = values["success"] > 0
     for name, title in task.report.plots:
-        _histogram(cards, title, values.get(name, np.empty(0)), success, values["seconds"][0] / values["steps"][0])
+        _histogram(
+            cards,
+            title,
+            values.get(name, np.empty(0)),
+            success,
+            values["seconds"][0] / values["steps"][0],
+        )
     if "start_x" in values and "start_y" in values:
         with _plot(cards, "Success by start position, m") as axes:
             for mask, paint, label in ((success, GOOD, "success"), (~success, BAD, "failure")):
-                axes.scatter(values["start_x"][mask], values["start_y"][mask], s=12, color=paint, label=label)
+                axes.scatter(
+                    values["start_x"][mask], values["start_y"][mask], s=12, color=paint, label=label
+                )
             axes.set(xlabel="x", ylabel="y", aspect="equal")
             axes.legend(loc="upper right", bbox_to_anchor=(1, 1.2), ncols=2)
     if "breakdown" in report:
         _by_bin(cards, report["breakdown"], task)
-    terms = {name[7:]: figure["mean"] or 0.0 for name, figure in report["figures"].items() if name[:7] == "reward/"}
+    terms = {
+        name[7:]: figure["mean"] or 0.0
+        for name, figure in report["figures"].items()
+        if name[:7] == "reward/"
+    }
     with _plot(cards, "Mean return by reward term") as axes:
         names, sizes = list(terms)[::-1], list(terms.values())[::-1]
         axes.barh(names, sizes, color=[ACCENT if size >= 0 else BAD for size in sizes], height=0.65)
@@ -223,7 +285,9 @@ def _plots(report: Report, values: Values, task: Task | type[Task]) -> str:
     return "".join(cards)
 
 
-def _histogram(cards: list[str], title: str, figure: np.ndarray, success: np.ndarray, step: float) -> None:
+def _histogram(
+    cards: list[str], title: str, figure: np.ndarray, success: np.ndarray, step: float
+) -> None:
     """Successes apart from failures; times, which are whole control steps (`step`, s), in bins of whole steps."""
     known = np.isfinite(figure)
     if not known.any():
@@ -256,5 +320,7 @@ def _by_bin(cards: list[str], breakdown: Mapping[str, Any], task: Task | type[Ta
         axes.plot(places, rates, "o", color=ACCENT)
         axes.set(ylim=(-0.03, 1.03), xticks=range(len(edges)), xticklabels=edges)
     with _plot(cards, f"{title}, mean by {what}") as axes:
-        axes.bar(places, np.array([b["figures"].get(name) for b in bins], float), 0.85, color=ACCENT)
+        axes.bar(
+            places, np.array([b["figures"].get(name) for b in bins], float), 0.85, color=ACCENT
+        )
         axes.set(xticks=range(len(edges)), xticklabels=edges)

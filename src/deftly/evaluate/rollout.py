@@ -20,14 +20,18 @@ VALIDATE = "validate"  # purpose of the episodes on which a training chooses its
 EVALUATE = "evaluate"  # purpose of the held out episodes of a report; no training sees them, nor those of VALIDATE
 CHUNK = 512  # most environments stepped side by side
 Network = Callable[..., Tensor]  # observation (n, obs_size) to action (n, action_size)
-OnStep = Callable[[Env, Tensor], None]  # called before the first and after each step, with who still runs, (n,) bool
+OnStep = Callable[
+    [Env, Tensor], None
+]  # called before the first and after each step, with who still runs, (n,) bool
 
 
 @dataclass(frozen=True)
 class Episodes:
     """The figures of some episodes, in their order."""
 
-    values: dict[str, Tensor]  # name to (episodes,) float64: what `Env.ended` holds but `env`; NaN where there is none
+    values: dict[
+        str, Tensor
+    ]  # name to (episodes,) float64: what `Env.ended` holds but `env`; NaN where there is none
     rate: float  # of control, Hz
     seconds: float  # wall time
 
@@ -70,7 +74,9 @@ def run_episodes(
         watch = _Shown(shown, on_step) if what else on_step
         for chunk, first in enumerate(range(0, episodes, CHUNK)):
             name = f"{purpose}/{chunk}" if chunk else purpose
-            env = Env(task, replace(cfg, num_envs=min(CHUNK, episodes - first)), sim_cfg, seed, name)
+            env = Env(
+                task, replace(cfg, num_envs=min(CHUNK, episodes - first)), sim_cfg, seed, name
+            )
             torch.manual_seed(env.state.generator.initial_seed() + 1)  # of a stochastic policy
             parts.append(_run_chunk(env, acts, watch))
     values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -92,7 +98,9 @@ class _Shown:
         if self._on_step:
             self._on_step(env, running)
         ended = 1.0 - float(running.float().mean())
-        self._shown.reach(self._before + env.num_envs * min(1.0, max(ended, self._steps / env.episode_steps)))
+        self._shown.reach(
+            self._before + env.num_envs * min(1.0, max(ended, self._steps / env.episode_steps))
+        )
         self._steps += 1
 
 

@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 Form = Literal["checkpoint", "bundle"]
 """In which of its two forms the shipped policy is taken: with torch, or without."""
 SHIPPED = "shipped"
-OLDER = {"bundle": "policy", "checkpoint": "policy", "server-endpoint": "policy", "training.checkpoint": "policy"}
+OLDER = {
+    "bundle": "policy",
+    "checkpoint": "policy",
+    "server-endpoint": "policy",
+    "training.checkpoint": "policy",
+}
 """Older names of the flag `--policy`."""
 SETTINGS_FROM = "settings-from"
 POLICY = "Policy: latest, a run, a checkpoint or bundle folder, shipped, tcp://HOST:PORT; unset: latest, else shipped."
@@ -132,7 +137,9 @@ class PolicySource:
     def checkpoint(self, verb: str) -> Checkpoint:
         """The checkpoint that it is. Raises DeftlyError for a bundle or an endpoint, which `verb` cannot use."""
         if self.loaded is None or isinstance(self.loaded, Bundle):
-            raise DeftlyError(f"{verb} needs a checkpoint, and {self.label} is {_article(self.kind)}: give a run")
+            raise DeftlyError(
+                f"{verb} needs a checkpoint, and {self.label} is {_article(self.kind)}: give a run"
+            )
         return self.loaded
 
     def open(
@@ -168,7 +175,9 @@ class PolicySource:
         return NetworkPolicy(self.loaded.contract, self.loaded.policy(), stochastic)
 
 
-def resolve(spec: str | None, task: str | None, runs: RunsConfig, form: Form = "checkpoint") -> PolicySource:
+def resolve(
+    spec: str | None, task: str | None, runs: RunsConfig, form: Form = "checkpoint"
+) -> PolicySource:
     """The policy that a user means by a word after --policy, for the task of this name; None: the default.
 
     Raises DeftlyError, one line, if there is none, or it needs the name of a task.
@@ -184,7 +193,9 @@ def resolve(spec: str | None, task: str | None, runs: RunsConfig, form: Form = "
     if spec == SHIPPED:
         return _shipped(task, form)
     path = Path(spec)
-    if path.is_dir() and any((path / name).exists() for name in (bundle.MANIFEST, bundle.NETWORK, bundle.SPEC)):
+    if path.is_dir() and any(
+        (path / name).exists() for name in (bundle.MANIFEST, bundle.NETWORK, bundle.SPEC)
+    ):
         return of_bundle(path)
     return _of_run(spec, task, runs)
 
@@ -213,7 +224,9 @@ def of_checkpoint(found: Checkpoint) -> PolicySource:
 
 def _default(task: str | None, runs: RunsConfig, form: Form) -> PolicySource:
     if task is None:
-        raise DeftlyError("which policy? name a task, or give --policy with a run, a folder or tcp://HOST:PORT")
+        raise DeftlyError(
+            "which policy? name a task, or give --policy with a run, a folder or tcp://HOST:PORT"
+        )
     path = None
     with suppress(DeftlyError):
         path = workspace.find_checkpoint("latest", task, runs)
@@ -255,12 +268,16 @@ def _saved(found: Checkpoint, task: type[Task]) -> dict[str, Any]:
     """The saved settings that still exist; what was renamed since is named on the terminal."""
     from deftly.learn import checkpoint
 
-    kinds: dict[str, type] = {"task": task.Config, "sim": SimConfig} if found.is_of(task) else {"sim": SimConfig}
+    kinds: dict[str, type] = (
+        {"task": task.Config, "sim": SimConfig} if found.is_of(task) else {"sim": SimConfig}
+    )
     for section, kind in kinds.items():
         unknown = found.unknown_settings(section, kind)
         if unknown:
             names = ", ".join(unknown[:5])
-            print(f"{found.path / checkpoint.CONFIG}: {names} left out: {kind.__name__} has no such setting (any more)")
+            print(
+                f"{found.path / checkpoint.CONFIG}: {names} left out: {kind.__name__} has no such setting (any more)"
+            )
     return {section: found.known_settings(section, kind) for section, kind in kinds.items()}
 
 
@@ -269,12 +286,18 @@ def _measured(label: str, report: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         success, episodes = report["success"], report["episodes"]
         count, fractions = success["count"], (success["rate"], *success["wilson95"])
-        whole = type(count) is type(episodes) is int and 0 <= count <= episodes and 0 < episodes <= 1_000_000
+        whole = (
+            type(count) is type(episodes) is int
+            and 0 <= count <= episodes
+            and 0 < episodes <= 1_000_000
+        )
         if whole and len(fractions) == 3 and all(0 <= fraction <= 1 for fraction in fractions):
             return report
     except (KeyError, TypeError):
         pass
-    raise DeftlyError(f"eval.json of {label} is no report of an evaluation: export the bundle again")
+    raise DeftlyError(
+        f"eval.json of {label} is no report of an evaluation: export the bundle again"
+    )
 
 
 def _article(kind: str) -> str:
@@ -322,7 +345,11 @@ def typed(flags: Sequence[str], name: str) -> str | None:
 
 
 def prepare(
-    command: type[Any], verb: str, argv: Sequence[str], form: Form = "checkpoint", scene_only: bool = False
+    command: type[Any],
+    verb: str,
+    argv: Sequence[str],
+    form: Form = "checkpoint",
+    scene_only: bool = False,
 ) -> tuple[Task, Any, PolicySource | None]:
     """Task, arguments and policy of `deftly VERB [TASK] [--policy SPEC] ...`, and the line that says which policy.
 
@@ -336,7 +363,9 @@ def prepare(
     if name is None and (spec is None or "://" in spec):
         parse(command, flags, prog=prog)  # answers --help
         why = f"{spec} names its robot, not the task: " if spec else ""
-        raise DeftlyError(f"{why}{verb} needs a task: deftly {verb} TASK; 'deftly tasks' lists them")
+        raise DeftlyError(
+            f"{why}{verb} needs a task: deftly {verb} TASK; 'deftly tasks' lists them"
+        )
     named = resolve(spec, None, RunsConfig(), form).task if name is None else ""
     from deftly.evaluate.handover import load_task
 
@@ -353,8 +382,12 @@ def prepare(
         like = resolve(args.settings_from, cls.name, args.runs, form)
         source = replace(source, like=like)
     if isinstance(like.loaded, Bundle) and like.task != cls.name:
-        raise DeftlyError(f"{like.label} is a policy of {like.task}, not of {cls.name}: name the task {like.task}")
-    args = parse(command, flags, prog=prog, filed=like.settings(cls), origin=f"the settings of {like.label}")
+        raise DeftlyError(
+            f"{like.label} is a policy of {like.task}, not of {cls.name}: name the task {like.task}"
+        )
+    args = parse(
+        command, flags, prog=prog, filed=like.settings(cls), origin=f"the settings of {like.label}"
+    )
     task = cls(args.task)
     source.require(task.contract(), cls.name)
     return task, args, source

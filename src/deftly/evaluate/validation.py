@@ -98,7 +98,10 @@ class Validation:
         return likely and trainer.iteration - self._last >= EARLY
 
     def _metrics(self, results: Episodes) -> Metrics:
-        metrics = {"eval_success": results.success_rate, "eval_steps": float(results.values["steps"].mean())}
+        metrics = {
+            "eval_success": results.success_rate,
+            "eval_steps": float(results.values["steps"].mean()),
+        }
         if headline := self.task.report.selection:
             metrics[f"eval_{headline}"] = float(results.values[headline].nanmean())
         return metrics

@@ -29,7 +29,16 @@ from deftly.config import RunsConfig, suggest
 from deftly.console import printable
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
-from deftly.files import MB, FileError, atomic_folder, parse_json, parse_yaml, read_text, require_plain, write_text
+from deftly.files import (
+    MB,
+    FileError,
+    atomic_folder,
+    parse_json,
+    parse_yaml,
+    read_text,
+    require_plain,
+    write_text,
+)
 from deftly.learn.networks import Network, NetworkSpec, Policy, build
 from deftly.tasks import Task
 
@@ -84,11 +93,17 @@ class Checkpoint:
                 network.load_state_dict(self._part(name))
             except RuntimeError as error:
                 reason = printable(" ".join(str(error).split()), 200)
-                raise DeftlyError(f"{self.path}: the weights do not fit the network '{name}': {reason}") from None
+                raise DeftlyError(
+                    f"{self.path}: the weights do not fit the network '{name}': {reason}"
+                ) from None
 
     def _part(self, name: str) -> dict[str, Tensor]:
         prefix = f"{name}/"
-        return {key.removeprefix(prefix): value for key, value in self.weights.items() if key.startswith(prefix)}
+        return {
+            key.removeprefix(prefix): value
+            for key, value in self.weights.items()
+            if key.startswith(prefix)
+        }
 
     def require(self, task: Task, any_robot: bool = False) -> None:
         """Raise DeftlyError naming the first difference if the task's contract is not the one trained under.
@@ -122,8 +137,12 @@ class Checkpoint:
         if unknown:
             near = suggest(unknown[0].rpartition(".")[2], [item.name for item in fields(kind)])
             place = f"{self.path / CONFIG} sets {printable(unknown[0], 80)}"
-            advice = "give the field its old name again, or start a new run from the weights with --init"
-            raise DeftlyError(f"{place}, which {kind.__name__} does not have (any more){near}; {advice}")
+            advice = (
+                "give the field its old name again, or start a new run from the weights with --init"
+            )
+            raise DeftlyError(
+                f"{place}, which {kind.__name__} does not have (any more){near}; {advice}"
+            )
 
     def state(self, rank: int = 0, ranks: int = 1) -> dict[str, Tensor]:
         """What process `rank` of `ranks` resumes from.
@@ -131,12 +150,20 @@ class Checkpoint:
         Raises DeftlyError if the checkpoint holds only the policy, or is of another number of processes.
         """
         if not (self.path / STATE).is_file():
-            raise DeftlyError(f"{self.path} holds a policy but no training state: resume from another checkpoint")
+            raise DeftlyError(
+                f"{self.path} holds a policy but no training state: resume from another checkpoint"
+            )
         if ranks != self.ranks:
             processes = f"{self.ranks} process{'es' if self.ranks > 1 else ''}"
-            command = f"torchrun --nproc-per-node={self.ranks}" if self.ranks > 1 else "plain 'deftly train'"
+            command = (
+                f"torchrun --nproc-per-node={self.ranks}"
+                if self.ranks > 1
+                else "plain 'deftly train'"
+            )
             advice = f"resume with {command}, or start a new run from its weights with --init"
-            raise DeftlyError(f"{self.path} is of a training in {processes}, this one has {ranks}: {advice}")
+            raise DeftlyError(
+                f"{self.path} is of a training in {processes}, this one has {ranks}: {advice}"
+            )
         return _read_tensors(self.path / state_name(rank), MAX_STATE)[0]
 
 
@@ -206,7 +233,9 @@ def write(
     texts = {ABOUT: described, CONTRACT: contract.to_json(), CONFIG: config}
     weights: dict[str, Tensor] = {}
     for name, network in networks.items():
-        weights |= {f"{name}/{key}": value.contiguous() for key, value in network.state_dict().items()}
+        weights |= {
+            f"{name}/{key}": value.contiguous() for key, value in network.state_dict().items()
+        }
     metadata = {"schema": SCHEMA, **{name: _digest(text) for name, text in texts.items()}}
     try:
         with atomic_folder(folder) as scratch:
@@ -216,20 +245,29 @@ def write(
             for rank, state in enumerate(states):
                 (scratch / state_name(rank)).write_bytes(state)
     except SafetensorError as error:
-        raise DeftlyError(f"cannot write the checkpoint {folder}: {error}; what was there is kept") from error
+        raise DeftlyError(
+            f"cannot write the checkpoint {folder}: {error}; what was there is kept"
+        ) from error
 
 
 def load(path: Path) -> Checkpoint:
     """Read and check a checkpoint folder, without its training state. Raises DeftlyError if anything is wrong."""
     weights_file = path / WEIGHTS
     if not weights_file.exists():
-        raise DeftlyError(f"{path} is no checkpoint: it has no {WEIGHTS}; `deftly runs` lists the runs")
+        raise DeftlyError(
+            f"{path} is no checkpoint: it has no {WEIGHTS}; `deftly runs` lists the runs"
+        )
     weights, metadata = _read_tensors(weights_file, MAX_WEIGHTS)
     schema = metadata.get("schema")
     if schema != SCHEMA:
         made = " (an older Deftly made it: train again)" if schema == "deftly.checkpoint/1" else ""
-        raise DeftlyError(f"{weights_file} has schema '{printable(schema, 40)}', this Deftly reads '{SCHEMA}'{made}")
-    texts = {name: read_text(path / name, f"the {name} of a checkpoint", MAX_TEXT, advice=OTHER) for name in TEXTS}
+        raise DeftlyError(
+            f"{weights_file} has schema '{printable(schema, 40)}', this Deftly reads '{SCHEMA}'{made}"
+        )
+    texts = {
+        name: read_text(path / name, f"the {name} of a checkpoint", MAX_TEXT, advice=OTHER)
+        for name in TEXTS
+    }
     for name, text in texts.items():
         if _digest(text) != metadata.get(name):
             raise DeftlyError(f"{path / name} is not what was saved with the weights; {OTHER}")
@@ -238,7 +276,9 @@ def load(path: Path) -> Checkpoint:
     try:
         return _checkpoint(path, about, config, PolicyContract.from_json(texts[CONTRACT]), weights)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise DeftlyError(f"{path} is damaged: {type(error).__name__} {printable(error, 200)}; {OTHER}") from None
+        raise DeftlyError(
+            f"{path} is damaged: {type(error).__name__} {printable(error, 200)}; {OTHER}"
+        ) from None
 
 
 def shipped(task: str) -> Path | None:
@@ -274,7 +314,9 @@ def _checkpoint(
         task=_text(task["name"]),
         source=_text(task["source"]),
         algorithm=_text(about["algorithm"]),
-        networks={_text(name): NetworkSpec.from_json(spec) for name, spec in about["networks"].items()},
+        networks={
+            _text(name): NetworkSpec.from_json(spec) for name, spec in about["networks"].items()
+        },
         contract=contract,
         config=config,
         weights=weights,

@@ -45,7 +45,10 @@ def sturdy(writer: Writer, what: str) -> Writer:
             action()
         except OSError as error:
             working = False
-            print(f"warning: {what} is not written any more: {error.strerror or error}", file=sys.stderr)
+            print(
+                f"warning: {what} is not written any more: {error.strerror or error}",
+                file=sys.stderr,
+            )
 
     return Writer(lambda row: guard(lambda: writer.write(row)), lambda: guard(writer.close))
 
@@ -104,14 +107,18 @@ def tensorboard(folder: Path, resume_steps: int) -> Writer:
 def require_wandb() -> None:
     """Raise DeftlyError if Weights & Biases is not installed; called before a run is made."""
     if importlib.util.find_spec("wandb") is None:
-        raise DeftlyError("--wandb needs the wandb package: pip install wandb, or leave --wandb out")
+        raise DeftlyError(
+            "--wandb needs the wandb package: pip install wandb, or leave --wandb out"
+        )
 
 
 def wandb(folder: Path, config: dict[str, Any]) -> Writer:
     """Weights & Biases, for who has it installed and asks for it."""
     import wandb  # type: ignore[import-not-found]
 
-    run = wandb.init(project="deftly", name=folder.name, dir=str(folder), config=config, resume="allow")
+    run = wandb.init(
+        project="deftly", name=folder.name, dir=str(folder), config=config, resume="allow"
+    )
     return Writer(lambda row: run.log(row, step=int(row["steps"])), run.finish)
 
 
@@ -123,7 +130,9 @@ def progress(console: Console, title: str, iterations: int, level: str) -> Write
 
 
 def _live_table(console: Console, title: str, iterations: int) -> Writer:
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), console=console)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), console=console
+    )
     task = bar.add_task(title, total=iterations)
     live = Live(console=console)
     live.start()
@@ -176,7 +185,11 @@ def _troubles(row: Metrics) -> list[str]:
 
 def _table(row: Metrics) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2))
-    terms = [(name.replace("/", " ", 1), f"{value:+.3f}") for name, value in row.items() if name.startswith("reward/")]
+    terms = [
+        (name.replace("/", " ", 1), f"{value:+.3f}")
+        for name, value in row.items()
+        if name.startswith("reward/")
+    ]
     lines = [
         ("iteration", f"{row['iteration']:.0f}"),
         ("environment steps", f"{row['steps'] / 1e6:.2f} M"),

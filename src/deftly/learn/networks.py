@@ -39,24 +39,34 @@ class NetworkSpec:
     code or the version of the learner that made it.
     """
 
-    inputs: Mapping[str, int]  # observation groups in the order in which they are concatenated, and their sizes
+    inputs: Mapping[
+        str, int
+    ]  # observation groups in the order in which they are concatenated, and their sizes
     outputs: int
     hidden: tuple[int, ...]  # widths of the hidden layers
     activation: str = "elu"
     normalizer: Literal["running", "none"] = "running"  # of the inputs
-    head: Literal["plain", "gaussian"] = "plain"  # gaussian: outputs are means, with a learned standard deviation each
+    head: Literal["plain", "gaussian"] = (
+        "plain"  # gaussian: outputs are means, with a learned standard deviation each
+    )
 
     def __post_init__(self) -> None:
         widths = (*self.inputs.values(), self.outputs, *self.hidden)
         small = len(self.hidden) <= MAX_LAYERS and 1 <= len(self.inputs) <= MAX_GROUPS
         if not small or not all(type(width) is int and 1 <= width <= MAX_WIDTH for width in widths):
-            most = f"at most {MAX_LAYERS} layers and {MAX_GROUPS} inputs, widths of 1 to {MAX_WIDTH}"
+            most = (
+                f"at most {MAX_LAYERS} layers and {MAX_GROUPS} inputs, widths of 1 to {MAX_WIDTH}"
+            )
             raise DeftlyError(f"a network is described that cannot be built: {most}")
         if self.activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
-            raise DeftlyError(f"activation is '{str(self.activation)[:40]}', but it must be one of {known}")
+            raise DeftlyError(
+                f"activation is '{str(self.activation)[:40]}', but it must be one of {known}"
+            )
         if self.normalizer not in ("running", "none") or self.head not in ("plain", "gaussian"):
-            raise DeftlyError("a network is described with a normalizer or a head that this Deftly does not know")
+            raise DeftlyError(
+                "a network is described with a normalizer or a head that this Deftly does not know"
+            )
 
     @property
     def input_size(self) -> int:
@@ -65,20 +75,29 @@ class NetworkSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The description as plain data."""
-        return {"kind": "mlp", **asdict(self), "inputs": dict(self.inputs), "hidden": list(self.hidden)}
+        return {
+            "kind": "mlp",
+            **asdict(self),
+            "inputs": dict(self.inputs),
+            "hidden": list(self.hidden),
+        }
 
     @classmethod
     def from_json(cls, data: Any) -> NetworkSpec:
         """Read what `to_json` gave. Raises DeftlyError for anything else."""
         try:
             if data["kind"] != "mlp":
-                raise DeftlyError(f"a network is of kind '{str(data['kind'])[:40]}', this Deftly builds 'mlp'")
+                raise DeftlyError(
+                    f"a network is of kind '{str(data['kind'])[:40]}', this Deftly builds 'mlp'"
+                )
             values = {name: data[name] for name in cls.__dataclass_fields__}
             values["hidden"] = tuple(values["hidden"])
             values["inputs"] = dict(values["inputs"])
             return cls(**values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DeftlyError(f"a network's description is incomplete: {type(error).__name__} {error}") from None
+            raise DeftlyError(
+                f"a network's description is incomplete: {type(error).__name__} {error}"
+            ) from None
 
 
 class Normalizer(nn.Module):
@@ -122,7 +141,9 @@ class Network(nn.Module):
     def __init__(self, spec: NetworkSpec, init_std: float = 1.0):
         super().__init__()
         self.spec = spec
-        self.normalizer = Normalizer(spec.input_size) if spec.normalizer == "running" else nn.Identity()
+        self.normalizer = (
+            Normalizer(spec.input_size) if spec.normalizer == "running" else nn.Identity()
+        )
         modules: list[nn.Module] = []
         width = spec.input_size
         for hidden in spec.hidden:
@@ -153,17 +174,23 @@ def build(spec: NetworkSpec, weights: Mapping[str, Tensor]) -> Network:
     """
     with torch.device("meta"):
         network = Network(spec)
-    expected = {name: (tuple(value.shape), value.dtype) for name, value in network.state_dict().items()}
+    expected = {
+        name: (tuple(value.shape), value.dtype) for name, value in network.state_dict().items()
+    }
     found = {name: (tuple(value.shape), value.dtype) for name, value in weights.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
-            raise DeftlyError(f"{name} is {_shape(found.get(name))}, the network has {_shape(expected.get(name))}")
+            raise DeftlyError(
+                f"{name} is {_shape(found.get(name))}, the network has {_shape(expected.get(name))}"
+            )
     network.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
     return network.requires_grad_(False)
 
 
 def _shape(entry: tuple[tuple[int, ...], torch.dtype] | None) -> str:
-    return "missing" if entry is None else f"{list(entry[0])} {str(entry[1]).removeprefix('torch.')}"
+    return (
+        "missing" if entry is None else f"{list(entry[0])} {str(entry[1]).removeprefix('torch.')}"
+    )
 
 
 class Policy(nn.Module):

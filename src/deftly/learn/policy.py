@@ -25,7 +25,9 @@ class NetworkPolicy(ContractPolicy):
             own random numbers.
     """
 
-    def __init__(self, contract: PolicyContract, network: Callable[..., Tensor], stochastic: bool = False):
+    def __init__(
+        self, contract: PolicyContract, network: Callable[..., Tensor], stochastic: bool = False
+    ):
         def act(obs: Any) -> Array:
             return _called(network, obs, {"stochastic": True} if stochastic else {})
 

@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from deftly.config import PPOConfig
 from deftly.env import Env
-from deftly.learn.networks import Network, NetworkSpec, Policy, gaussian_entropy, gaussian_kl, gaussian_log_prob
+from deftly.learn.networks import (
+    Network,
+    NetworkSpec,
+    Policy,
+    gaussian_entropy,
+    gaussian_kl,
+    gaussian_log_prob,
+)
 from deftly.learn.ranks import Ranks
 
 CRITIC_RATE = 1e-3
@@ -83,7 +90,9 @@ class PPO:
         self.learning_rate = settings.learning_rate
         self.iterations = 0
         self.generator = torch.Generator(self.device)
-        self.generator.manual_seed(settings.seed + self.ranks.rank)  # each process explores for itself
+        self.generator.manual_seed(
+            settings.seed + self.ranks.rank
+        )  # each process explores for itself
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -156,10 +165,14 @@ class PPO:
             returns=advantages + values,
             advantages=(advantages - advantages.mean()) / (advantages.std() + 1e-8),
         )
-        order = torch.randperm(self.steps_per_iteration, generator=self.generator, device=self.device)
+        order = torch.randperm(
+            self.steps_per_iteration, generator=self.generator, device=self.device
+        )
         return Samples(*(value.flatten(0, 1)[order] for value in samples))
 
-    def _advantages(self, rewards: Tensor, values: Tensor, last_value: Tensor, ended: Tensor) -> Tensor:
+    def _advantages(
+        self, rewards: Tensor, values: Tensor, last_value: Tensor, ended: Tensor
+    ) -> Tensor:
         """Generalized advantage estimates, `(steps, num_envs)`."""
         gamma, lam = self.settings.gamma, self.settings.lam
         goes_on = 1.0 - ended.float()
@@ -195,13 +208,18 @@ class PPO:
                 loss = loss + policy_loss
             self._step(loss)
             totals += torch.stack((value_loss, surrogate_loss, entropy, kl)).detach()
-        value, surrogate, entropy, kl = (totals / (self.settings.epochs * self.settings.minibatches)).tolist()
+        value, surrogate, entropy, kl = (
+            totals / (self.settings.epochs * self.settings.minibatches)
+        ).tolist()
         return {"loss/value": value, "loss/surrogate": surrogate, "loss/entropy": entropy, "kl": kl}
 
     def _minibatches(self, samples: Samples) -> Iterator[Samples]:
         """The same parts in each epoch; what is left over by a division that is not exact is not used."""
         size = self.steps_per_iteration // self.settings.minibatches
-        parts = [Samples(*columns) for columns in zip(*(value.split(size) for value in samples), strict=True)]
+        parts = [
+            Samples(*columns)
+            for columns in zip(*(value.split(size) for value in samples), strict=True)
+        ]
         for _ in range(self.settings.epochs):
             yield from parts[: self.settings.minibatches]
 

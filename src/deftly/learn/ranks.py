@@ -94,7 +94,9 @@ class Ranks:
             return text
         encoded = text.encode()
         if len(encoded) > MAX_TEXT:
-            raise DeftlyError(f"a path of {len(encoded)} bytes is too long for several processes: at most {MAX_TEXT}")
+            raise DeftlyError(
+                f"a path of {len(encoded)} bytes is too long for several processes: at most {MAX_TEXT}"
+            )
         buffer = torch.zeros(MAX_TEXT, dtype=torch.uint8)
         buffer[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
         dist.broadcast(buffer, src=0)
@@ -113,4 +115,7 @@ class Ranks:
         dist.gather(padded, gathered, dst=0)
         if gathered is None:
             return []
-        return [part[:size].numpy().tobytes() for part, size in zip(gathered, sizes.tolist(), strict=True)]
+        return [
+            part[:size].numpy().tobytes()
+            for part, size in zip(gathered, sizes.tolist(), strict=True)
+        ]

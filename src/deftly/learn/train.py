@@ -46,7 +46,9 @@ def train(
     task = load(name)(args.task)
     task.require()
     args, start = _checked(task, args, source, ranks)
-    env = Env(task, args.env, _shared_threads(args.sim, ranks), args.train.seed, f"train/{ranks.rank}")
+    env = Env(
+        task, args.env, _shared_threads(args.sim, ranks), args.train.seed, f"train/{ranks.rank}"
+    )
     env.stagger()
     learner = make_learner(env, args.train, ranks)
     if start is not None:
@@ -87,7 +89,9 @@ def _checked(
         log.require_wandb()
     if source is not None:
         if source.path.parent.name != "checkpoints":
-            raise DeftlyError(f"{source.path} is not in a run's folder: start from its weights with --init")
+            raise DeftlyError(
+                f"{source.path} is not in a run's folder: start from its weights with --init"
+            )
         source.require(task)
         return args, None
     learner = args.train
@@ -108,7 +112,9 @@ def _shared_threads(sim: SimConfig, ranks: Ranks) -> SimConfig:
     return replace(sim, threads=max(1, len(os.sched_getaffinity(0)) // ranks.on_this_machine))
 
 
-def _run_folder(task: Task, args: TrainArgs, source: checkpoint.Checkpoint | None, ranks: Ranks) -> Path:
+def _run_folder(
+    task: Task, args: TrainArgs, source: checkpoint.Checkpoint | None, ranks: Ranks
+) -> Path:
     if source is not None:
         return source.path.parent.parent
     made = str(workspace.create(task.name, "train", args.runs, args.name)) if ranks.first else ""

@@ -152,14 +152,18 @@ class Trainer:
             self.learner.load_state_dict(_part(state, "learner/"))
         except (KeyError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise DeftlyError(f"{source.path}: its training state does not fit this training: {reason}") from None
+            raise DeftlyError(
+                f"{source.path}: its training state does not fit this training: {reason}"
+            ) from None
         self.iteration = self._saved_iteration = source.iteration
         self.steps = source.steps
         numbers = dict(source.numbers)
         self.seconds = numbers.pop("seconds", 0.0)
         self._best = (numbers.pop("best", -math.inf), numbers.pop("best_tie", -math.inf))
         self._best_iteration = int(numbers.pop("best_iteration", -1))
-        self.numbers = {name: value for name, value in numbers.items() if name not in self.learner.numbers}
+        self.numbers = {
+            name: value for name, value in numbers.items() if name not in self.learner.numbers
+        }
 
     def save(self) -> None:
         """Write a checkpoint of this iteration, if there is none, and delete those that are no longer kept."""
@@ -182,7 +186,9 @@ class Trainer:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 advice = f"lower train.learning-rate; the last good checkpoint is in {self.run / 'checkpoints'}"
-                raise DeftlyError(f"{name} is not finite in iteration {self.iteration + 1}: {advice}")
+                raise DeftlyError(
+                    f"{name} is not finite in iteration {self.iteration + 1}: {advice}"
+                )
         return metrics
 
     def _episode_metrics(self) -> Metrics:
@@ -193,7 +199,10 @@ class Trainer:
         newest = means(self.ranks.sum(self.env.statistics()))
         self.env.adapt(newest)
         if newest:
-            self._episodes = {"episode_steps" if name == "steps" else name: value for name, value in newest.items()}
+            self._episodes = {
+                "episode_steps" if name == "steps" else name: value
+                for name, value in newest.items()
+            }
         return {**self._episodes, "broken": float(self.env.broken_count)}
 
     def _call_back(self, metrics: Metrics) -> bool:
@@ -224,12 +233,20 @@ class Trainer:
 
     def _state(self) -> dict[str, Tensor]:
         parts = {"env": self.env.state_dict(), "learner": self.learner.state_dict()}
-        return {f"{part}/{name}": value for part, state in parts.items() for name, value in state.items()}
+        return {
+            f"{part}/{name}": value
+            for part, state in parts.items()
+            for name, value in state.items()
+        }
 
     def _write(self, folder: Path, states: Sequence[bytes]) -> None:
         numbers = {**self.numbers, **self.learner.numbers, "seconds": self.seconds}
         if self._best_iteration >= 0:
-            numbers |= {"best": self._best[0], "best_tie": self._best[1], "best_iteration": self._best_iteration}
+            numbers |= {
+                "best": self._best[0],
+                "best_tie": self._best[1],
+                "best_iteration": self._best_iteration,
+            }
         checkpoint.write(
             folder,
             self.env.task,
@@ -270,4 +287,6 @@ class Trainer:
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }

@@ -41,14 +41,25 @@ class Grasps:
         names = ("schema", "hand", "joint_names", *ARRAYS)
         found = read_npz(path, "a grasp cache", MAX_BYTES, names=names, advice=advice)
         if str(found["schema"]) != SCHEMA:
-            raise DeftlyError(f"{path} has schema '{found['schema']}', this Deftly reads {SCHEMA}: {advice}")
-        if str(found["hand"]) != contract.robot.name or [*map(str, found["joint_names"])] != [*contract.joint_names]:
-            raise DeftlyError(f"{path} holds grasps of '{found['hand']}', the task has {contract.robot.name}: {advice}")
+            raise DeftlyError(
+                f"{path} has schema '{found['schema']}', this Deftly reads {SCHEMA}: {advice}"
+            )
+        if str(found["hand"]) != contract.robot.name or [*map(str, found["joint_names"])] != [
+            *contract.joint_names
+        ]:
+            raise DeftlyError(
+                f"{path} holds grasps of '{found['hand']}', the task has {contract.robot.name}: {advice}"
+            )
         half, joint_pos, pose = (found[name] for name in ARRAYS)
         shapes = (half.shape, joint_pos.shape, pose.shape)
-        if shapes != ((len(half),), (len(half), len(contract.joints)), (len(half), 7)) or not len(half):
+        if shapes != ((len(half),), (len(half), len(contract.joints)), (len(half), 7)) or not len(
+            half
+        ):
             raise DeftlyError(f"{path} is corrupt: arrays of shape {shapes}: {advice}")
-        if not all(np.isfinite(array).all() for array in (half, joint_pos, pose)) or (half <= 0).any():
+        if (
+            not all(np.isfinite(array).all() for array in (half, joint_pos, pose))
+            or (half <= 0).any()
+        ):
             raise DeftlyError(f"{path} is corrupt: it holds numbers that are not finite: {advice}")
         order = torch.from_numpy(np.argsort(half, kind="stable"))
         return cls(*(torch.from_numpy(array).double()[order] for array in (half, joint_pos, pose)))

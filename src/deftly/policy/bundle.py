@@ -90,8 +90,12 @@ class Bundle:
         """Largest difference from the golden vectors by name: `observation`, `action`, `targets`."""
         signals = {s.name: self.golden[f"signal/{s.name}"] for s in self.contract.signals}
         again = replay(self.contract, self.network, signals)
-        errors = {name: np.abs(value.astype(float) - self.golden[name]) for name, value in again.items()}
-        return {name: float(np.nan_to_num(error, nan=np.inf).max()) for name, error in errors.items()}
+        errors = {
+            name: np.abs(value.astype(float) - self.golden[name]) for name, value in again.items()
+        }
+        return {
+            name: float(np.nan_to_num(error, nan=np.inf).max()) for name, error in errors.items()
+        }
 
 
 def load(path: Path, verify_golden: bool = True) -> Bundle:
@@ -100,12 +104,19 @@ def load(path: Path, verify_golden: bool = True) -> Bundle:
     With `verify_golden`, the policy must also compute here what it computed where it was exported.
     """
     manifest = _read_manifest(path)
-    files = {name: _read_listed(path / name, LIMITS[name], digest) for name, digest in manifest["files"].items()}
+    files = {
+        name: _read_listed(path / name, LIMITS[name], digest)
+        for name, digest in manifest["files"].items()
+    }
     contract = _read_contract(path / SPEC, files[SPEC])
     if contract.hash != manifest["contract"]:
         raise BundleError(f"{path / SPEC} is not the contract that {MANIFEST} names; {AGAIN}")
-    if b"location" in files[NETWORK]:  # the key under which ONNX names a file of weights; no export of ours says it
-        raise BundleError(f"{path / NETWORK} takes weights from other files (external data), which are not read")
+    if (
+        b"location" in files[NETWORK]
+    ):  # the key under which ONNX names a file of weights; no export of ours says it
+        raise BundleError(
+            f"{path / NETWORK} takes weights from other files (external data), which are not read"
+        )
     network = OnnxNetwork(files[NETWORK], contract, str(path / NETWORK))
     golden = _read_golden(path / GOLDEN, files[GOLDEN], contract)
     report = _mapping(path / REPORT, files[REPORT], parse_json)
@@ -125,7 +136,10 @@ def replay(contract: PolicyContract, network: Network, signals: Signals) -> dict
 
     Inputs are at their defaults. Where there are several groups, `observation/GROUP` is what the policy saw of each.
     """
-    rows = [{name: value[step][None] for name, value in signals.items()} for step in range(_steps(signals))]
+    rows = [
+        {name: value[step][None] for name, value in signals.items()}
+        for step in range(_steps(signals))
+    ]
     names = observation_names(contract)
     made: dict[str, list[np.ndarray]] = {name: [] for name in (*names.values(), ACTION, TARGETS)}
     memory = contract.reset(rows[0])
@@ -133,7 +147,10 @@ def replay(contract: PolicyContract, network: Network, signals: Signals) -> dict
         groups, memory = contract.observe(row, memory)
         action = network(seen(contract, groups))
         targets, memory = contract.act(action, memory)
-        step = {names[group]: value for group, value in groups.items()} | {ACTION: action, TARGETS: targets}
+        step = {names[group]: value for group, value in groups.items()} | {
+            ACTION: action,
+            TARGETS: targets,
+        }
         for name, value in step.items():
             made[name].append(value[0])
     return {name: np.stack(values) for name, values in made.items()}
@@ -160,7 +177,9 @@ def find(spec: str) -> Path:
     """The bundle that a user means: a folder, or a task whose bundle is shipped. Raises BundleError for neither."""
     path = Path(spec) if Path(spec).is_dir() else shipped(spec)
     if path is None:
-        raise BundleError(f"no bundle '{spec}': give the folder of one; 'deftly export TASK' makes it")
+        raise BundleError(
+            f"no bundle '{spec}': give the folder of one; 'deftly export TASK' makes it"
+        )
     return path
 
 
@@ -187,12 +206,16 @@ def robot_config(contract: PolicyContract) -> str:
 
 def require_place(folder: Path) -> None:
     """Raise BundleError unless a bundle may be written to this folder: it is new, empty, or holds a bundle."""
-    if not os.path.lexists(folder) or (folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())):
+    if not os.path.lexists(folder) or (
+        folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
+    ):
         return
     try:
         _read_manifest(folder)
     except BundleError:
-        raise BundleError(f"{folder} is there and is no bundle of this Deftly: choose another folder") from None
+        raise BundleError(
+            f"{folder} is there and is no bundle of this Deftly: choose another folder"
+        ) from None
 
 
 def write(folder: Path, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
@@ -229,12 +252,16 @@ def _bring_along(folder: Path, scratch: Path) -> None:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        raise BundleError(f"no folder {path}: give the folder of a bundle; 'deftly export TASK' makes one")
+        raise BundleError(
+            f"no folder {path}: give the folder of a bundle; 'deftly export TASK' makes one"
+        )
     file = path / MANIFEST
     manifest = _mapping(file, _read(file, MB), parse_json) if os.path.lexists(file) else {}
     if manifest.get("schema") != SCHEMA:
         found = _stranger(path, manifest)
-        raise BundleError(f"{path} holds {found}; this Deftly reads {SCHEMA}, which 'deftly export TASK' writes")
+        raise BundleError(
+            f"{path} holds {found}; this Deftly reads {SCHEMA}, which 'deftly export TASK' writes"
+        )
     if problem := _misfit(manifest, SHAPE):
         raise BundleError(f"{file}: {problem}; {AGAIN}")
     return manifest
@@ -244,7 +271,11 @@ def _stranger(path: Path, manifest: dict[str, Any]) -> str:
     """What a folder holds that is no bundle of this Deftly."""
     if str(manifest.get("schema")).startswith("deftly.bundle/"):
         return f"a bundle of schema {manifest['schema']!r:.60}, written by Deftly {manifest.get('deftly')!r:.60}"
-    spec = _mapping(path / SPEC, _read(path / SPEC, MB), parse_json) if os.path.lexists(path / SPEC) else {}
+    spec = (
+        _mapping(path / SPEC, _read(path / SPEC, MB), parse_json)
+        if os.path.lexists(path / SPEC)
+        else {}
+    )
     if "contract_name" in spec:
         return f"a bundle of another system, {spec['contract_name']!r:.60} {spec.get('contract_version')!r:.60}"
     return "no bundle" if not manifest else f"a {MANIFEST} of schema {manifest.get('schema')!r:.60}"
@@ -260,13 +291,22 @@ def _misfit(value: object, shape: Any, where: str = MANIFEST) -> str:
     for name in {**shape, **value}:
         if name not in value or name not in shape:
             return f"{where} {'lacks' if name in shape else 'holds the unknown'} {name!r:.80}"
-    return next((problem for name in shape if (problem := _misfit(value[name], shape[name], f"{where}: {name}"))), "")
+    return next(
+        (
+            problem
+            for name in shape
+            if (problem := _misfit(value[name], shape[name], f"{where}: {name}"))
+        ),
+        "",
+    )
 
 
 def _read_listed(file: Path, limit: int, digest: str) -> bytes:
     data = _read(file, limit)
     if hashlib.sha256(data).hexdigest() != digest:
-        raise BundleError(f"{file} is not what was exported: its sha256 is not that of {MANIFEST}; {AGAIN}")
+        raise BundleError(
+            f"{file} is not what was exported: its sha256 is not that of {MANIFEST}; {AGAIN}"
+        )
     return data
 
 
@@ -307,11 +347,17 @@ def _read_golden(file: Path, data: bytes, contract: PolicyContract) -> dict[str,
     wanted = _golden_arrays(contract)
     with _refusing():
         golden = parse_npz(data, PART, LIMITS[GOLDEN], file, advice=AGAIN)
-    found = {name: (getattr(value, "dtype", None), np.shape(value)) for name, value in golden.items()}
+    found = {
+        name: (getattr(value, "dtype", None), np.shape(value)) for name, value in golden.items()
+    }
     steps = np.shape(golden.get(ACTION, np.zeros(())))[:1]
-    fits = found == {name: (np.dtype(kind), (*steps, *shape)) for name, (kind, shape) in wanted.items()}
+    fits = found == {
+        name: (np.dtype(kind), (*steps, *shape)) for name, (kind, shape) in wanted.items()
+    }
     if not fits or steps == (0,) or not all(np.isfinite(value).all() for value in golden.values()):
-        raise BundleError(f"{file} does not hold finite arrays of one length that fit the contract; {AGAIN}")
+        raise BundleError(
+            f"{file} does not hold finite arrays of one length that fit the contract; {AGAIN}"
+        )
     return golden
 
 
@@ -319,7 +365,10 @@ def _golden_arrays(contract: PolicyContract) -> dict[str, tuple[str, tuple[int, 
     """Type and shape of a step of each array of `golden.npz`."""
     arrays = {f"signal/{s.name}": (s.dtype, s.shape) for s in contract.signals}
     for group, name in observation_names(contract).items():
-        arrays[name] = ("uint8" if contract.is_image(group) else "float32", contract.group_shape(group))
+        arrays[name] = (
+            "uint8" if contract.is_image(group) else "float32",
+            contract.group_shape(group),
+        )
     arrays[ACTION] = ("float32", (contract.action_size,))
     arrays[TARGETS] = ("float32", (len(contract.joints),))
     return arrays

@@ -99,8 +99,13 @@ def seen(contract: PolicyContract, groups: Mapping[str, Array]) -> Any:
 
 def blank(contract: PolicyContract, count: int) -> Observation:
     """Zeros in the shape that a network sees of `count` robots."""
-    kinds = {group: np.uint8 if contract.is_image(group) else np.float32 for group in contract.groups}
-    zeros = {group: np.zeros((count, *contract.group_shape(group)), kind) for group, kind in kinds.items()}
+    kinds = {
+        group: np.uint8 if contract.is_image(group) else np.float32 for group in contract.groups
+    }
+    zeros = {
+        group: np.zeros((count, *contract.group_shape(group)), kind)
+        for group, kind in kinds.items()
+    }
     return seen(contract, zeros)
 
 
@@ -119,9 +124,15 @@ class OnnxNetwork:
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no common base
-            raise DeftlyError(f"{what} is no ONNX model that runs here: {' '.join(str(error).split())[:160]}") from None
+            raise DeftlyError(
+                f"{what} is no ONNX model that runs here: {' '.join(str(error).split())[:160]}"
+            ) from None
         _require_ports(self._session.get_inputs(), _input_ports(contract), what)
-        _require_ports(self._session.get_outputs(), [(ACTION, ONNX_TYPES[False], (contract.action_size,))], what)
+        _require_ports(
+            self._session.get_outputs(),
+            [(ACTION, ONNX_TYPES[False], (contract.action_size,))],
+            what,
+        )
 
     def __call__(self, obs: Observation) -> np.ndarray:
         """Actions (n, action_size) float32. Raises PolicyError if it fails."""
@@ -134,11 +145,20 @@ class OnnxNetwork:
 
 def _input_ports(contract: PolicyContract) -> list[tuple[str, str, tuple[int, ...]]]:
     """Name, type and shape, batch apart, of each input of a network of this contract."""
-    names = {STATE: OBSERVATION} if single_input(contract) else {group: group for group in contract.groups}
-    return [(n, ONNX_TYPES[contract.is_image(group)], contract.group_shape(group)) for group, n in names.items()]
+    names = (
+        {STATE: OBSERVATION}
+        if single_input(contract)
+        else {group: group for group in contract.groups}
+    )
+    return [
+        (n, ONNX_TYPES[contract.is_image(group)], contract.group_shape(group))
+        for group, n in names.items()
+    ]
 
 
-def _require_ports(found: Sequence[Any], wanted: Sequence[tuple[str, str, tuple[int, ...]]], what: str) -> None:
+def _require_ports(
+    found: Sequence[Any], wanted: Sequence[tuple[str, str, tuple[int, ...]]], what: str
+) -> None:
     """Raise DeftlyError unless a network's inputs, or outputs, are the wanted ones, for any number of robots."""
     seen = sorted((port.name, port.type, tuple(port.shape[1:])) for port in found)
     if seen != sorted(wanted):
@@ -169,7 +189,9 @@ class ContractPolicy:
         shape = tuple(self.network(blank(self.contract, 2)).shape)
         wanted = (2, self.contract.action_size)
         if shape != wanted:
-            raise DeftlyError(f"the network answers {shape} for 2 robots, the contract wants {wanted}")
+            raise DeftlyError(
+                f"the network answers {shape} for 2 robots, the contract wants {wanted}"
+            )
 
     def reset(self, ids: Sequence[int] | None = None) -> None:
         """These robots start an episode with their next signals; None: all of them."""
@@ -192,12 +214,16 @@ class ContractPolicy:
         rows = list(range(count)) if ids is None else list(ids)
         memory = self._recall(rows, signals, inputs)
         if applied is not None:
-            memory = self.contract.follow(_commanded(self._read({COMMAND: applied})[COMMAND], memory), memory)
+            memory = self.contract.follow(
+                _commanded(self._read({COMMAND: applied})[COMMAND], memory), memory
+            )
         groups, memory = self.contract.observe(signals, memory, inputs)
         action = self.network(seen(self.contract, groups))
         if tuple(action.shape) != (count, self.contract.action_size):
             wanted = (count, self.contract.action_size)
-            raise PolicyError(f"the network answers {tuple(action.shape)}, the contract wants {wanted}")
+            raise PolicyError(
+                f"the network answers {tuple(action.shape)}, the contract wants {wanted}"
+            )
         targets, memory = self.contract.act(action, memory)
         self._keep_finite(rows, memory, action, targets)
         return Decision(action, targets)
@@ -225,11 +251,15 @@ class ContractPolicy:
             return self.contract.reset(signals, inputs)
         if not fresh and rows == list(range(_count(self._memory))):
             return self._memory
-        present = [row if row in self._driven else rows[_first_driven(rows, self._driven)] for row in rows]
+        present = [
+            row if row in self._driven else rows[_first_driven(rows, self._driven)] for row in rows
+        ]
         memory = {name: value[present] for name, value in self._memory.items()}
         if fresh:
             some = {name: value[fresh] for name, value in signals.items()}
-            begun = self.contract.reset(some, {name: _rows_of(value, fresh) for name, value in inputs.items()})
+            begun = self.contract.reset(
+                some, {name: _rows_of(value, fresh) for name, value in inputs.items()}
+            )
             for name, value in memory.items():
                 value[fresh] = begun[name]
         return memory
@@ -267,10 +297,15 @@ class OneRobot:
         """The robot starts an episode with its next signals."""
         self.policy.reset([0])
 
-    def infer(self, signals: Signals, applied: np.ndarray | None = None, inputs: Inputs = NO_INPUTS) -> Decision:
+    def infer(
+        self, signals: Signals, applied: np.ndarray | None = None, inputs: Inputs = NO_INPUTS
+    ) -> Decision:
         """Decide one control step of the robot; see `Policy`, whose arrays have one axis more."""
         rows = {name: np.asarray(value)[None] for name, value in signals.items()}
-        said = {name: [value] if isinstance(value, str) else np.asarray(value)[None] for name, value in inputs.items()}
+        said = {
+            name: [value] if isinstance(value, str) else np.asarray(value)[None]
+            for name, value in inputs.items()
+        }
         command = None if applied is None else np.asarray(applied, np.float32)[None]
         action, targets = self.policy.infer(rows, said, command)
         return Decision(action[0], targets[0])
@@ -282,8 +317,14 @@ class OneRobot:
 
 def as_seen(signals: Signals) -> dict[str, np.ndarray]:
     """Signals in the type that the policy was trained with: float32, and images as they are."""
-    found = {name: np.asarray(value.cpu() if hasattr(value, "cpu") else value) for name, value in signals.items()}
-    return {name: value if value.dtype == np.uint8 else value.astype(np.float32) for name, value in found.items()}
+    found = {
+        name: np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+        for name, value in signals.items()
+    }
+    return {
+        name: value if value.dtype == np.uint8 else value.astype(np.float32)
+        for name, value in found.items()
+    }
 
 
 def _commanded(applied: Array, memory: Memory) -> Array:

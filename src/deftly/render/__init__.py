@@ -30,7 +30,16 @@ if TYPE_CHECKING:
 
 NO_GL = "no OpenGL to render with: apt-get install libegl1 libgl1-mesa-dri (or libosmesa6, with MUJOCO_GL=osmesa)"
 LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
-WINDOW = ("glfw", "glx", "", "enable", "enabled", "on", "true", "1")  # MuJoCo's words for what needs a display
+WINDOW = (
+    "glfw",
+    "glx",
+    "",
+    "enable",
+    "enabled",
+    "on",
+    "true",
+    "1",
+)  # MuJoCo's words for what needs a display
 OFF = ("0", "off", "false", "disable", "disabled")
 SIZE = (640, 480)  # width and height of a picture in pixels; even, as h264 wants
 
@@ -62,7 +71,9 @@ class Renderer(contextlib.ExitStack):
     and fails if MuJoCo was imported before MUJOCO_GL was set, as by a user of `deftly.env.gym`.
     """
 
-    def __init__(self, model: mujoco.MjModel, camera: str | None = None, size: tuple[int, int] = SIZE):
+    def __init__(
+        self, model: mujoco.MjModel, camera: str | None = None, size: tuple[int, int] = SIZE
+    ):
         import mujoco
 
         super().__init__()
@@ -70,11 +81,17 @@ class Renderer(contextlib.ExitStack):
         if index < 0:
             mujoco.mjv_defaultFreeCamera(model, self._camera)
         else:
-            self._camera.type, self._camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, index
+            self._camera.type, self._camera.fixedcamid = (
+                mujoco.mjtCamera.mjCAMERA_FIXED.value,
+                index,
+            )
         self._rect, self._option = mujoco.MjrRect(0, 0, *size), mujoco.MjvOption()
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
         buffer = model.vis.global_
-        buffer.offwidth, buffer.offheight = max(size[0], buffer.offwidth), max(size[1], buffer.offheight)
+        buffer.offwidth, buffer.offheight = (
+            max(size[0], buffer.offwidth),
+            max(size[1], buffer.offheight),
+        )
         gl = choose_gl()
         if gl in OFF:
             raise NoGLError(f"MUJOCO_GL={gl} forbids rendering: unset it, or leave out the video")
@@ -93,7 +110,9 @@ class Renderer(contextlib.ExitStack):
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
             self.callback(self._context.free)
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
-        except Exception as error:  # the backends raise anything from AttributeError to mujoco.FatalError
+        except (
+            Exception
+        ) as error:  # the backends raise anything from AttributeError to mujoco.FatalError
             reason = " ".join(traceback.format_exception_only(error)[-1].split())[:150]
             raise NoGLError(f"{NO_GL} ({reason})") from error
 
@@ -144,7 +163,9 @@ class Recorder:
                     shown.advance()
 
 
-def pose(model: mujoco.MjModel, state: np.ndarray, data: mujoco.MjData | None = None) -> mujoco.MjData:
+def pose(
+    model: mujoco.MjModel, state: np.ndarray, data: mujoco.MjData | None = None
+) -> mujoco.MjData:
     """A scene in a state of the simulation (`Sim.state_of`), all that follows from it included; in `data` if given."""
     import mujoco
 
@@ -175,13 +196,20 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
     import av
 
     count = 0
-    with atomic_write(path) as scratch, av.open(str(scratch), "w", "mp4", options={"movflags": "faststart"}) as file:
+    with (
+        atomic_write(path) as scratch,
+        av.open(str(scratch), "w", "mp4", options={"movflags": "faststart"}) as file,
+    ):
         rate = Fraction(fps).limit_denominator(1000)
         stream = file.add_stream("libx264", rate=rate, options={"crf": "23", "preset": "fast"})
         for count, picture in enumerate(frames, 1):
             if count == 1:
                 stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "yuv420p"
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+            file.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                )
+            )
         if not count:
             raise DeftlyError("there are no pictures to make a video of: nothing was simulated")
         file.mux(stream.encode(None))

@@ -29,7 +29,9 @@ class Robot:
     joints: tuple[Joint, ...]  # in the order of `joint_pos` and of the targets
     motors: tuple[Motor, ...] = ()  # of the hardware, in its order
     couplings: tuple[Coupling, ...] = ()  # joints that follow others
-    sites: tuple[str, ...] = ()  # sites of the model whose place policies may compute from the joints
+    sites: tuple[
+        str, ...
+    ] = ()  # sites of the model whose place policies may compute from the joints
 
     def interface(self, *signals: Signal, joints: Sequence[Joint] = ()) -> RobotInterface:
         """The robot's interface: positions of its joints, and what else it measures in a task.
@@ -41,7 +43,12 @@ class Robot:
         units = sorted({joint.units for joint in self.joints}, reverse=True)
         measured = (Signal(JOINT_POS, len(self.joints), ", ".join(units)), *signals)
         return RobotInterface(
-            self.name, tuple(joints) or self.joints, measured, self.couplings, self.motors, _chains(self)
+            self.name,
+            tuple(joints) or self.joints,
+            measured,
+            self.couplings,
+            self.motors,
+            _chains(self),
         )
 
 
@@ -78,7 +85,11 @@ def shipped() -> dict[str, str]:
     """Shipped robots: name -> module, read from the text of the files, since importing them is slow."""
     robot = re.compile(r'^[A-Z_]+ = Robot\(\s*name="([\w-]+)"', re.MULTILINE)
     files = sorted(Path(__path__[0]).glob("*.py"))
-    return {name: f"{__name__}.{file.stem}" for file in files for name in robot.findall(file.read_text())}
+    return {
+        name: f"{__name__}.{file.stem}"
+        for file in files
+        for name in robot.findall(file.read_text())
+    }
 
 
 def load(name: str) -> Robot:
@@ -89,13 +100,19 @@ def load(name: str) -> Robot:
         return next(robot for robot in found if isinstance(robot, Robot) and robot.name == name)
     if not name.endswith(".py"):
         hint = suggest(name, modules) or ";"
-        raise DeftlyError(f"no robot '{name}'{hint} `deftly robots` lists them, or give a file my_robot.py")
+        raise DeftlyError(
+            f"no robot '{name}'{hint} `deftly robots` lists them, or give a file my_robot.py"
+        )
     if not Path(name).is_file():
-        raise DeftlyError(f"no robot file {name}: give the path of a Python file that defines ROBOT = Robot(...)")
+        raise DeftlyError(
+            f"no robot file {name}: give the path of a Python file that defines ROBOT = Robot(...)"
+        )
     try:
         robot = runpy.run_path(name).get("ROBOT")
     except Exception as error:
         raise DeftlyError(f"{name} does not import: {type(error).__name__}: {error}") from error
     if not isinstance(robot, Robot):
-        raise DeftlyError(f"{name} defines no robot: end the file with ROBOT = Robot(name=..., ...)")
+        raise DeftlyError(
+            f"{name} defines no robot: end the file with ROBOT = Robot(name=..., ...)"
+        )
     return robot

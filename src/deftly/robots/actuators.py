@@ -42,7 +42,9 @@ class Actuators(NamedTuple):
     """What is known of a robot's servos."""
 
     joints: dict[str, dict[str, Figure]]
-    delay: Figure | None = None  # from a command until the servos get it, and back to its measurement, s
+    delay: Figure | None = (
+        None  # from a command until the servos get it, and back to its measurement, s
+    )
 
 
 def load(path: Path | None, robot: str, joints: tuple[str, ...]) -> Actuators:
@@ -53,7 +55,9 @@ def load(path: Path | None, robot: str, joints: tuple[str, ...]) -> Actuators:
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
         hint = ": give the file of --write, not the report" if schema == "deftly.sysid/1" else ""
-        raise DeftlyError(f"{path} has the schema {str(schema)[:40]!r}, this Deftly reads {SCHEMA!r}{hint}")
+        raise DeftlyError(
+            f"{path} has the schema {str(schema)[:40]!r}, this Deftly reads {SCHEMA!r}{hint}"
+        )
     if data.get("robot") != robot:
         raise DeftlyError(f"{path} was identified on {str(data.get('robot'))[:40]}, not on {robot}")
     found: dict[str, dict[str, Figure]] = {}
@@ -62,9 +66,13 @@ def load(path: Path | None, robot: str, joints: tuple[str, ...]) -> Actuators:
             raise DeftlyError(f"{path}: {robot} has no joint '{joint}'{suggest(joint, joints)}")
         for name, figure in _mapping(path, joint, figures).items():
             if name not in PARAMETERS:
-                raise DeftlyError(f"{path}: {joint} has '{name}'{suggest(name, PARAMETERS)}, known are {PARAMETERS}")
+                raise DeftlyError(
+                    f"{path}: {joint} has '{name}'{suggest(name, PARAMETERS)}, known are {PARAMETERS}"
+                )
             found.setdefault(joint, {})[name] = _figure(path, f"{joint}.{name}", figure, 1e-9)
-    return Actuators(found, _figure(path, "delay", data["delay"], 0.0) if data.get("delay") else None)
+    return Actuators(
+        found, _figure(path, "delay", data["delay"], 0.0) if data.get("delay") else None
+    )
 
 
 def _mapping(path: Path, what: str, value: Any) -> dict[str, Any]:
@@ -79,7 +87,9 @@ def _figure(path: Path, what: str, value: Any, least: float) -> Figure:
     except (TypeError, KeyError, ValueError):
         raise DeftlyError(f"{path}: {what} must have the numbers value, low and high") from None
     if not (all(map(math.isfinite, figure)) and least <= figure.low <= figure.value <= figure.high):
-        raise DeftlyError(f"{path}: {what} is {tuple(figure)}, but it must be {least:g} <= low <= value <= high")
+        raise DeftlyError(
+            f"{path}: {what} is {tuple(figure)}, but it must be {least:g} <= low <= value <= high"
+        )
     return figure
 
 
@@ -90,7 +100,11 @@ def save(path: Path, robot: str, joints: tuple[str, ...], new: Actuators) -> Act
     data = {
         "schema": SCHEMA,
         "robot": robot,
-        "joints": {j: {n: f._asdict() for n, f in both.joints[j].items()} for j in joints if j in both.joints},
+        "joints": {
+            j: {n: f._asdict() for n, f in both.joints[j].items()}
+            for j in joints
+            if j in both.joints
+        },
         "delay": both.delay and both.delay._asdict(),
     }
     write_json(path, data, indent=1)
@@ -129,5 +143,9 @@ def ranges(entries: tuple[Randomize, ...], fitted: Actuators) -> tuple[Randomize
         for joint in known:
             value, low, high = fitted.joints[joint][entry.quantity]
             share = (min(low / value, 1 - LEAST_SHARE), max(high / value, 1 + LEAST_SHARE))
-            out.append(replace(entry, low=share[0], high=share[1], names=(joint,), op="scale", shared=False))
+            out.append(
+                replace(
+                    entry, low=share[0], high=share[1], names=(joint,), op="scale", shared=False
+                )
+            )
     return tuple(out)

@@ -28,7 +28,9 @@ def site_chain(model: mujoco.MjModel, site: str, joints: Sequence[str]) -> Site:
     """
     number = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, site)
     if number < 0:
-        raise DeftlyError(f"the model has no site '{site}', but {[model.site(i).name for i in range(model.nsite)]}")
+        raise DeftlyError(
+            f"the model has no site '{site}', but {[model.site(i).name for i in range(model.nsite)]}"
+        )
     links: list[Link] = []
     for body in _bodies_above(model, int(model.site_bodyid[number])):
         links += _body_links(model, body, joints, site)
@@ -50,14 +52,18 @@ def _floats(model: mujoco.MjModel, body: int) -> bool:
     return any(model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_FREE for joint in joints)
 
 
-def _body_links(model: mujoco.MjModel, body: int, joints: Sequence[str], site: str) -> Iterator[Link]:
+def _body_links(
+    model: mujoco.MjModel, body: int, joints: Sequence[str], site: str
+) -> Iterator[Link]:
     """The body's place in its parent, then its joints, each about its anchor and from its reference."""
     yield _link(model.body_pos[body], model.body_quat[body])
     first = int(model.body_jntadr[body])
     for number in range(first, first + int(model.body_jntnum[body])):
         name = model.joint(number).name
         if name not in joints:
-            raise DeftlyError(f"site '{site}' hangs on joint '{name}', which is none of the robot's: {list(joints)}")
+            raise DeftlyError(
+                f"site '{site}' hangs on joint '{name}', which is none of the robot's: {list(joints)}"
+            )
         anchor, axis = model.jnt_pos[number], model.jnt_axis[number]
         reference = float(model.qpos0[model.jnt_qposadr[number]])
         if model.jnt_type[number] == mujoco.mjtJoint.mjJNT_SLIDE:
@@ -68,7 +74,9 @@ def _body_links(model: mujoco.MjModel, body: int, joints: Sequence[str], site: s
             yield _link(anchor, back, joint=name, axis=axis)
             yield _link(-anchor)
         else:
-            raise DeftlyError(f"site '{site}' hangs on joint '{name}', which is neither a hinge nor a slide")
+            raise DeftlyError(
+                f"site '{site}' hangs on joint '{name}', which is neither a hinge nor a slide"
+            )
 
 
 def _link(

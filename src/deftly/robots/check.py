@@ -12,9 +12,21 @@ from deftly.sim import scene
 LIMIT_TOLERANCE, ROUNDING = 1e-6, 1e-4  # the latter of MJCF, written with six digits
 LIGHTEST, HEAVIEST = 0.001, 100.0  # kg, of one body
 HOLD_SECONDS, RANDOM_POSES = 5.0, 200
-DRIFT = {"rad": 0.02, "m": 0.001}  # farthest a joint may be from home while it holds it, by its units
+DRIFT = {
+    "rad": 0.02,
+    "m": 0.001,
+}  # farthest a joint may be from home while it holds it, by its units
 SATURATED = 0.99  # of an actuator's force limit
-KEPT = ("body_pos", "body_quat", "body_ipos", "body_mass", "body_inertia", "jnt_pos", "jnt_axis", "jnt_range")
+KEPT = (
+    "body_pos",
+    "body_quat",
+    "body_ipos",
+    "body_mass",
+    "body_inertia",
+    "jnt_pos",
+    "jnt_axis",
+    "jnt_range",
+)
 
 
 def check(robot: Robot) -> list[Finding]:
@@ -24,31 +36,53 @@ def check(robot: Robot) -> list[Finding]:
     except Exception as error:
         return [Finding("model", "fail", f"does not compile: {' '.join(str(error).split())}")]
     known = {model.joint(i).name for i in range(model.njnt)}
-    missing = [f"no joint '{j.name}', which the contract commands" for j in robot.joints if j.name not in known]
-    slow = [f"{j.name}: top speed {j.velocity} {j.units}/s" for j in robot.joints if not 0 < j.velocity < np.inf]
+    missing = [
+        f"no joint '{j.name}', which the contract commands"
+        for j in robot.joints
+        if j.name not in known
+    ]
+    slow = [
+        f"{j.name}: top speed {j.velocity} {j.units}/s"
+        for j in robot.joints
+        if not 0 < j.velocity < np.inf
+    ]
     parts = f"{model.nbody - 1} bodies, {model.nv} degrees of freedom, {model.nu} actuators"
     found = [
         judge("model", missing, f"compiles: {parts}"),
         judge("actuators", _actuator_problems(robot, model), "each joint takes a position target"),
         judge("velocity", slow, "top speeds are positive"),
         _masses(model),
-        judge("inertia", _inertia_problems(model), "positive, triangle inequality holds, size plausible"),
-        judge("MJCF", _text_problems(robot, model), "self-contained: read back, it is the same robot"),
+        judge(
+            "inertia",
+            _inertia_problems(model),
+            "positive, triangle inequality holds, size plausible",
+        ),
+        judge(
+            "MJCF", _text_problems(robot, model), "self-contained: read back, it is the same robot"
+        ),
     ]
     if missing:
         return found
     places = [int(model.joint(j.name).qposadr[0]) for j in robot.joints]
     order = ", ".join(robot.joints[i].name for i in np.argsort(places))
     first, last = min(places), min(places) + len(places) - 1
-    wrong = [] if places == [*range(first, last + 1)] else [f"the model's is {order}: reorder `joints` or bodies"]
-    found.append(judge("joint order", wrong, f"qpos {first} to {last} in the order of the contract"))
+    wrong = (
+        []
+        if places == [*range(first, last + 1)]
+        else [f"the model's is {order}: reorder `joints` or bodies"]
+    )
+    found.append(
+        judge("joint order", wrong, f"qpos {first} to {last} in the order of the contract")
+    )
     found.append(judge("limits", _limit_problems(robot, model), "model and contract agree"))
     if not failed(f for f in found if f.name in ("actuators", "limits")):
         found += [_self_collision(robot), _gravity_hold(robot)]
     return found
 
 
-def at_home(robot: Robot, held: bool = False, floor: bool = False) -> tuple[mujoco.MjModel, mujoco.MjData, list[int]]:
+def at_home(
+    robot: Robot, held: bool = False, floor: bool = False
+) -> tuple[mujoco.MjModel, mujoco.MjData, list[int]]:
     """The robot alone, or on a floor, at home, and where its joints are in qpos; `held` fixes a floating base."""
     spec = robot.spec()
     for joint in [j for j in spec.joints if held and j.type == mujoco.mjtJoint.mjJNT_FREE]:
@@ -67,7 +101,9 @@ def at_home(robot: Robot, held: bool = False, floor: bool = False) -> tuple[mujo
 def _actuator_problems(robot: Robot, model: mujoco.MjModel) -> Iterator[str]:
     names = {model.actuator(i).name for i in range(model.nu)}
     joints = {j.name for j in robot.joints}
-    yield from (f"no actuator '{name}': add one of the joint's name" for name in sorted(joints - names))
+    yield from (
+        f"no actuator '{name}': add one of the joint's name" for name in sorted(joints - names)
+    )
     for name in sorted(names - joints):
         yield f"actuator '{name}' is no joint of the contract: nothing would command it"
     for name in sorted(names & joints):
@@ -94,7 +130,11 @@ def _limit_problems(robot: Robot, model: mujoco.MjModel) -> Iterator[str]:
             low, high = model.actuator(j.name).ctrlrange
             if not model.actuator(j.name).ctrllimited[0]:
                 yield f"{j.name}: the actuator has no ctrlrange, {limits}"
-            elif low < j.lower - LIMIT_TOLERANCE or high > j.upper + LIMIT_TOLERANCE or not low <= j.home <= high:
+            elif (
+                low < j.lower - LIMIT_TOLERANCE
+                or high > j.upper + LIMIT_TOLERANCE
+                or not low <= j.home <= high
+            ):
                 yield f"{j.name}: ctrlrange {low:g} .. {high:g} must hold home {j.home:g} and be within, {limits}"
 
 
@@ -103,9 +143,15 @@ def _masses(model: mujoco.MjModel) -> Finding:
     sums = np.bincount(model.body_weldid, model.body_mass)
     moving = {model.body(i).name or f"body {i}": sums[i] for i in np.unique(model.body_weldid) if i}
     limits = f"expected {LIGHTEST:g} .. {HEAVIEST:g}"
-    wrong = [f"'{name}' weighs {m:g} kg, {limits}" for name, m in moving.items() if not LIGHTEST <= m <= HEAVIEST]
+    wrong = [
+        f"'{name}' weighs {m:g} kg, {limits}"
+        for name, m in moving.items()
+        if not LIGHTEST <= m <= HEAVIEST
+    ]
     low, high = min(moving.values(), default=0.0), max(moving.values(), default=0.0)
-    return judge("masses", wrong, f"{sums.sum():.3g} kg in all, moving bodies {low:.3g} .. {high:.3g} kg")
+    return judge(
+        "masses", wrong, f"{sums.sum():.3g} kg in all, moving bodies {low:.3g} .. {high:.3g} kg"
+    )
 
 
 def _inertia_problems(model: mujoco.MjModel) -> Iterator[str]:
@@ -114,7 +160,10 @@ def _inertia_problems(model: mujoco.MjModel) -> Iterator[str]:
         if moments[0] <= 0 or moments[2] > (moments[0] + moments[1]) * (1 + 1e-6):
             yield f"'{name}' has principal moments {moments}: all are positive, none exceeds the sum of the others"
         geoms = np.flatnonzero(model.geom_bodyid == i)
-        away = np.linalg.norm(model.geom_pos[geoms] - model.body_ipos[i], axis=-1) + model.geom_rbound[geoms]
+        away = (
+            np.linalg.norm(model.geom_pos[geoms] - model.body_ipos[i], axis=-1)
+            + model.geom_rbound[geoms]
+        )
         gyration, extent = np.sqrt(moments[2] / model.body_mass[i]), np.max(away, initial=0.0)
         if 0 < 2 * extent < gyration:
             yield f"'{name}': radius of gyration {gyration:.3g} m, but its geoms reach only {extent:.3g} m"
@@ -142,7 +191,9 @@ def _text_problems(robot: Robot, model: mujoco.MjModel) -> Iterator[str]:
 def _penetrations(model: mujoco.MjModel, data: mujoco.MjData) -> Iterator[str]:
     for contact in data.contact[: data.ncon]:
         if contact.dist < 0:
-            a, b = (model.geom(g).name or model.body(model.geom_bodyid[g]).name for g in contact.geom)
+            a, b = (
+                model.geom(g).name or model.body(model.geom_bodyid[g]).name for g in contact.geom
+            )
             yield f"'{a}' and '{b}' penetrate by {-1e3 * contact.dist:.2g} mm at home"
 
 
@@ -155,7 +206,11 @@ def _self_collision(robot: Robot) -> Finding:
         mujoco.mj_kinematics(model, data)
         mujoco.mj_collision(model, data)
         count += any(_penetrations(model, data))
-    return judge("self-collision", problems, f"none at home; {count / RANDOM_POSES:.0%} of random poses within limits")
+    return judge(
+        "self-collision",
+        problems,
+        f"none at home; {count / RANDOM_POSES:.0%} of random poses within limits",
+    )
 
 
 def _gravity_hold(robot: Robot) -> Finding:
@@ -167,8 +222,15 @@ def _gravity_hold(robot: Robot) -> Finding:
         drift = np.maximum(drift, np.abs(data.qpos[places] - [j.home for j in robot.joints]))
         load = np.maximum(load, np.abs(data.actuator_force) / limit)
     held = [(j, moved, DRIFT.get(j.units, 0.02)) for j, moved in zip(robot.joints, drift)]
-    problems = [f"{j.name} drifts {d:.2g} {j.units} from home, at most {top:g}" for j, d, top in held if not d < top]
+    problems = [
+        f"{j.name} drifts {d:.2g} {j.units} from home, at most {top:g}"
+        for j, d, top in held
+        if not d < top
+    ]
     saturated = np.flatnonzero(load > SATURATED)
-    problems += [f"actuator '{model.actuator(i).name}' saturates: {load[i]:.0%} of its limit" for i in saturated]
+    problems += [
+        f"actuator '{model.actuator(i).name}' saturates: {load[i]:.0%} of its limit"
+        for i in saturated
+    ]
     most = f"drift {drift.max():.1g}, load {load.max():.0%} of the force limits"
     return judge("gravity hold", problems, f"{HOLD_SECONDS:g} s at home: {most} at most")

@@ -49,7 +49,11 @@ class Client:
     deterministic = True
 
     def __init__(
-        self, endpoint: str, contract: PolicyContract | None = None, timeout: float = 0.25, keys: Path | None = None
+        self,
+        endpoint: str,
+        contract: PolicyContract | None = None,
+        timeout: float = 0.25,
+        keys: Path | None = None,
     ):
         self.timeout = timeout
         self._link = Connection(endpoint, keys)
@@ -85,7 +89,9 @@ class Client:
         """Decide one control step of n robots; see `Policy`."""
         seen = as_seen(signals)
         count = len(next(iter(seen.values())))
-        robots = [self._robots.setdefault(row, _Robot()) for row in (range(count) if ids is None else ids)]
+        robots = [
+            self._robots.setdefault(row, _Robot()) for row in (range(count) if ids is None else ids)
+        ]
         rows = [_row(seen, inputs, place) for place in range(count)]
         fresh = [place for place, robot in enumerate(robots) if robot.fresh]
         if fresh:
@@ -138,7 +144,9 @@ class Client:
         try:
             for reply in replies:
                 actions.append(read_array(reply.get("action"), self.contract.action_size, "action"))
-                targets.append(read_array(reply.get("targets"), len(self.contract.joints), "targets"))
+                targets.append(
+                    read_array(reply.get("targets"), len(self.contract.joints), "targets")
+                )
         except WireError as error:
             raise PolicyError(f"{self._link.endpoint}: {error}") from None
         for robot, target in zip(robots, targets):
@@ -164,7 +172,9 @@ class Client:
         self, kind: str, timeout: float, robots: Sequence[_Robot], rows: Sequence[dict[str, Any]]
     ) -> list[dict[str, Any]]:
         if any(robot.session is None for robot in robots):
-            raise PolicyError(f"{self._link.endpoint} does not know this robot any more: call reset")
+            raise PolicyError(
+                f"{self._link.endpoint} does not know this robot any more: call reset"
+            )
         messages = [{"session": robot.session, **row} for robot, row in zip(robots, rows)]
         try:
             return self._link.ask_all(kind, timeout, messages)
@@ -172,7 +182,9 @@ class Client:
             if error.code == "no-session":
                 for robot in robots:
                     robot.session = robot.last = None
-                raise PolicyError(f"{self._link.endpoint} was restarted, or the robot was idle: call reset") from None
+                raise PolicyError(
+                    f"{self._link.endpoint} was restarted, or the robot was idle: call reset"
+                ) from None
             raise
 
     def _leave(self, robots: Sequence[_Robot]) -> None:
@@ -188,5 +200,7 @@ def _row(signals: Mapping[str, np.ndarray], inputs: Inputs, place: int) -> dict[
     row: dict[str, Any] = {"signals": {name: value[place] for name, value in signals.items()}}
     if inputs:
         said = {name: value[place] for name, value in inputs.items()}
-        row["inputs"] = {n: v if isinstance(v, str) else np.ravel(v).astype(np.float32) for n, v in said.items()}
+        row["inputs"] = {
+            n: v if isinstance(v, str) else np.ravel(v).astype(np.float32) for n, v in said.items()
+        }
     return row

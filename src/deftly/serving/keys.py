@@ -45,7 +45,9 @@ def new_keys(folder: Path) -> None:
     """
     folder = folder.absolute()
     if folder.exists():
-        raise DeftlyError(f"--new-keys: '{folder}' exists, and keys are never overwritten; name another folder")
+        raise DeftlyError(
+            f"--new-keys: '{folder}' exists, and keys are never overwritten; name another folder"
+        )
     with atomic_folder(folder) as scratch:
         scratch.chmod(0o700)  # before there is a secret
         for part, name in (("server", "server"), ("robot", "client")):
@@ -77,9 +79,13 @@ def lock(socket: zmq.Socket, folder: Path) -> ThreadAuthenticator:
         if secret is None or zmq.curve_public(secret) != public:
             raise ValueError(f"no pair of keys in {own}")
     except (OSError, ValueError, zmq.ZMQError, FileError) as error:
-        raise DeftlyError(f"--keys: {printable(error)}; 'deftly serve --new-keys DIR' makes keys") from None
+        raise DeftlyError(
+            f"--keys: {printable(error)}; 'deftly serve --new-keys DIR' makes keys"
+        ) from None
     if not allowed:
-        raise DeftlyError(f"--keys: '{clients}' holds no robot's key (NAME.key), so none could be answered")
+        raise DeftlyError(
+            f"--keys: '{clients}' holds no robot's key (NAME.key), so none could be answered"
+        )
     authenticator = ThreadAuthenticator(socket.context, log=logging.getLogger("deftly.serve.keys"))
     authenticator.start()
     authenticator.configure_curve("deftly", clients)

@@ -18,7 +18,10 @@ from deftly.serving.keys import is_local, load_key
 from deftly.serving.wire import MAX_FRAME, VERSION, WireError, pack, unpack
 
 OPTIONS = {zmq.LINGER: 0, zmq.IMMEDIATE: 1, zmq.SNDHWM: 1, zmq.RCVHWM: 4, zmq.MAXMSGSIZE: MAX_FRAME}
-OPTIONS |= {zmq.RECONNECT_IVL: 50, zmq.CONNECT_TIMEOUT: 1000}  # ms; IMMEDIATE: nothing queues for a server that is away
+OPTIONS |= {
+    zmq.RECONNECT_IVL: 50,
+    zmq.CONNECT_TIMEOUT: 1000,
+}  # ms; IMMEDIATE: nothing queues for a server that is away
 
 
 WINDOW = 8
@@ -35,7 +38,12 @@ class Connection:
     """Requests to a policy server, and their answers. `keys` is the robot's folder of `deftly serve --new-keys`."""
 
     def __init__(self, endpoint: str, keys: Path | None = None):
-        self.endpoint, self._seq, self._unanswered, self._keys = endpoint, 0, False, (None, None, None)
+        self.endpoint, self._seq, self._unanswered, self._keys = (
+            endpoint,
+            0,
+            False,
+            (None, None, None),
+        )
         self.most = MAX_FRAME
         """Bytes of the longest message that the server reads; more once it is known which images a robot sends."""
         try:
@@ -55,7 +63,11 @@ class Connection:
         for option, value in {**OPTIONS, zmq.IPV6: int("[" in self.endpoint)}.items():
             self._socket.set(option, value)
         if self._keys[0]:
-            self._socket.curve_serverkey, self._socket.curve_publickey, self._socket.curve_secretkey = self._keys
+            (
+                self._socket.curve_serverkey,
+                self._socket.curve_publickey,
+                self._socket.curve_secretkey,
+            ) = self._keys
         self._socket.connect(self.endpoint)
         self._poller = zmq.Poller()
 
@@ -63,7 +75,9 @@ class Connection:
         """The answer to one message. Raises Refused if it is an error, PolicyError if there is none in `timeout` s."""
         return self.ask_all(kind, timeout, [fields])[0]
 
-    def ask_all(self, kind: str, timeout: float, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def ask_all(
+        self, kind: str, timeout: float, messages: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
         """The answers to several messages of one kind, in their order; those of `WINDOW` are waited for together.
 
         Raises as `ask` does, for the first that is refused, when all of its window are answered.
@@ -73,9 +87,13 @@ class Connection:
             replies += self._exchange(kind, timeout, messages[first : first + WINDOW])
         return replies
 
-    def _exchange(self, kind: str, timeout: float, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _exchange(
+        self, kind: str, timeout: float, messages: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
         deadline = time.monotonic() + timeout
-        if self._unanswered:  # its answer may still come; and to a server that is stopped, requests would pile up
+        if (
+            self._unanswered
+        ):  # its answer may still come; and to a server that is stopped, requests would pile up
             self._socket.close(0)
             self._open()
             self._unanswered = False
@@ -91,7 +109,9 @@ class Connection:
         self._unanswered = False
         for reply in replies.values():
             if reply.get("ok") is not True:
-                refused = Refused(f"policy server refused '{kind}': {printable(reply.get('error'))}")
+                refused = Refused(
+                    f"policy server refused '{kind}': {printable(reply.get('error'))}"
+                )
                 refused.code = reply.get("code")
                 raise refused
         return [replies[seq] for seq in asked]
@@ -101,7 +121,9 @@ class Connection:
         self._seq += 1
         frame = pack({"v": VERSION, "type": kind, "seq": self._seq, "time": time.time(), **fields})
         if len(frame) > self.most:  # the server would close the connection without a word
-            raise PolicyError(f"message of {len(frame)} bytes, {self.endpoint} reads at most {self.most}")
+            raise PolicyError(
+                f"message of {len(frame)} bytes, {self.endpoint} reads at most {self.most}"
+            )
         if not self._ready(zmq.POLLOUT, deadline):
             raise PolicyError(f"no policy server at {self.endpoint} (waited {timeout:g} s)")
         with suppress(zmq.Again):  # the connection broke just now: no answer will come

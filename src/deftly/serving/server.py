@@ -78,7 +78,9 @@ class _Request:
 
     envelope: list[bytes]
     at: float
-    echo: dict[str, Any] = field(default_factory=lambda: {"v": VERSION, "type": "error", "seq": None, "time": None})
+    echo: dict[str, Any] = field(
+        default_factory=lambda: {"v": VERSION, "type": "error", "seq": None, "time": None}
+    )
     body: dict[str, Any] = field(default_factory=dict)
     session: _Session | None = None
     signals: dict[str, np.ndarray] = field(default_factory=dict)
@@ -108,13 +110,17 @@ class Server:
         self.idle_s = idle_s
         self.max_sessions = max_sessions
         self._spec, self._hash = self.contract.to_json(), self.contract.hash
-        numbers = sum(s.size for s in self.contract.signals if not s.is_image) + len(self.contract.joints)
+        numbers = sum(s.size for s in self.contract.signals if not s.is_image) + len(
+            self.contract.joints
+        )
         texts = 4 * MAX_PROMPT * sum(given.is_text for given in self.contract.inputs)
         arrays = 8 * (numbers + sum(given.size for given in self.contract.inputs)) + texts
         self._frame = max_frame(self.contract.robot)
         if max(len(self._spec.encode()), arrays) + 4096 > MAX_FRAME:
             name = self.contract.robot.name
-            raise DeftlyError(f"the contract of {name} does not fit into messages of {MAX_FRAME} bytes")
+            raise DeftlyError(
+                f"the contract of {name} does not fit into messages of {MAX_FRAME} bytes"
+            )
         self._sessions: OrderedDict[str, _Session] = OrderedDict()  # the longest idle first
         self._batch: list[_Request] = []
         self._stop, self.counts = threading.Event(), Counts()
@@ -129,7 +135,9 @@ class Server:
 
     def _bind(self, endpoint: str, keys: Path | None) -> None:
         if not is_local(endpoint) and keys is None:
-            raise DeftlyError(f"'{endpoint}' may be reached from other machines: give --keys DIR, or bind to 127.0.0.1")
+            raise DeftlyError(
+                f"'{endpoint}' may be reached from other machines: give --keys DIR, or bind to 127.0.0.1"
+            )
         self._socket = self._context.socket(zmq.ROUTER)
         options = {
             zmq.LINGER: 0,
@@ -148,15 +156,23 @@ class Server:
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
-            hint = "; choose another port" if error.errno == zmq.EADDRINUSE else ", as in tcp://127.0.0.1:5555"
-            raise DeftlyError(f"cannot serve on '{endpoint}': {zmq.strerror(error.errno or 0)}{hint}") from None
+            hint = (
+                "; choose another port"
+                if error.errno == zmq.EADDRINUSE
+                else ", as in tcp://127.0.0.1:5555"
+            )
+            raise DeftlyError(
+                f"cannot serve on '{endpoint}': {zmq.strerror(error.errno or 0)}{hint}"
+            ) from None
 
     def run(self) -> None:
         """Answer until `stop` is called, then close."""
         try:
             poller = zmq.Poller()
             poller.register(self._socket, zmq.POLLIN)
-            with np.errstate(all="ignore"):  # what a peer's numbers overflow is refused, not printed
+            with np.errstate(
+                all="ignore"
+            ):  # what a peer's numbers overflow is refused, not printed
                 while not self._stop.is_set():
                     if poller.poll(WAIT_MS):
                         self._round()
@@ -166,7 +182,9 @@ class Server:
 
     def run_until_signal(self) -> None:
         """Answer until SIGTERM or SIGINT; the main thread's."""
-        before = {s: signal.signal(s, lambda *_: self.stop()) for s in (signal.SIGTERM, signal.SIGINT)}
+        before = {
+            s: signal.signal(s, lambda *_: self.stop()) for s in (signal.SIGTERM, signal.SIGINT)
+        }
         try:
             self.run()
         finally:
@@ -187,7 +205,12 @@ class Server:
     def status(self) -> dict[str, Any]:
         """What `deftly serve --status` shows."""
         who = {"robot": self.contract.robot.name, "contract": self._hash}
-        return {**who, "sessions": len(self._sessions), "max_sessions": self.max_sessions, **self.counts.report()}
+        return {
+            **who,
+            "sessions": len(self._sessions),
+            "max_sessions": self.max_sessions,
+            **self.counts.report(),
+        }
 
     def _round(self) -> None:
         """Answer what is waiting, within bounds."""
@@ -236,15 +259,24 @@ class Server:
         echo["type"] = kind
         self.counts.types[kind] += 1
         if type(body.get("v")) is not int or body["v"] != VERSION:
-            raise Refusal("bad-version", f"'v' is not {VERSION}, the version of the messages that is spoken here")
+            raise Refusal(
+                "bad-version",
+                f"'v' is not {VERSION}, the version of the messages that is spoken here",
+            )
         if echo["seq"] is None or echo["time"] is None:
-            raise Refusal("bad-field", f"'{'seq' if echo['seq'] is None else 'time'}' is no number, or none in range")
+            raise Refusal(
+                "bad-field",
+                f"'{'seq' if echo['seq'] is None else 'time'}' is no number, or none in range",
+            )
 
     def _refuse(self, request: _Request, error: Exception) -> None:
         if isinstance(error, WireError):
             code, message = "bad-signals" if request.session else "bad-message", printable(error)
         elif isinstance(error, DeftlyError):
-            code, message = error.code if isinstance(error, Refusal) else "no-answer", printable(error)
+            code, message = (
+                error.code if isinstance(error, Refusal) else "no-answer",
+                printable(error),
+            )
         else:
             code, message = "internal", "the server failed at this message; its log says why"
             if self.counts.errors[code] < 10:  # a log must not grow with what peers send
@@ -271,24 +303,41 @@ class Server:
         """Open a session, if the robot's contract is the policy's."""
         theirs, spec = request.body.get("contract"), request.body.get("spec")
         if not all(isinstance(x, str | None) for x in (theirs, spec)):
-            raise Refusal("bad-field", "'contract' and 'spec' are text, the contract's hash and JSON")
+            raise Refusal(
+                "bad-field", "'contract' and 'spec' are text, the contract's hash and JSON"
+            )
         if spec is not None and spec != self._spec:
-            if len(spec) > 2 * len(self._spec) + 4096:  # reading it would cost more than it can tell
-                raise Refusal("contract-mismatch", "the contract of the robot is far larger than the policy's")
+            if (
+                len(spec) > 2 * len(self._spec) + 4096
+            ):  # reading it would cost more than it can tell
+                raise Refusal(
+                    "contract-mismatch", "the contract of the robot is far larger than the policy's"
+                )
             try:
                 self.contract.require(PolicyContract.from_json(spec), "the robot")
             except ContractError as error:
                 raise Refusal("contract-mismatch", str(error)) from None
         elif theirs not in (None, self._hash):
-            raise Refusal("contract-mismatch", f"the policy has contract {self._hash[:12]}, the robot {theirs[:12]}")
+            raise Refusal(
+                "contract-mismatch",
+                f"the policy has contract {self._hash[:12]}, the robot {theirs[:12]}",
+            )
         if len(self._sessions) >= self.max_sessions:
             unused = next((t for t, s in self._sessions.items() if not s.driven), None)
             if unused is None:
-                raise Refusal("too-many-sessions", f"{self.max_sessions} robots are served, which is the limit")
+                raise Refusal(
+                    "too-many-sessions",
+                    f"{self.max_sessions} robots are served, which is the limit",
+                )
             self._drop(unused)
         token = secrets.token_hex(16)
         self._sessions[token] = _Session(request.at, self._free_robot())
-        facts = {"contract": self._hash, "spec": self._spec, "rate": self.contract.rate, "idle_s": self.idle_s}
+        facts = {
+            "contract": self._hash,
+            "spec": self._spec,
+            "rate": self.contract.rate,
+            "idle_s": self.idle_s,
+        }
         self._send(request, {"ok": True, "session": token, **facts})
 
     def _enter(self, request: _Request) -> _Session | None:
@@ -296,7 +345,10 @@ class Server:
         token = request.body.get("session")
         session = self._sessions.get(token) if isinstance(token, str) else None
         if session is None:
-            raise Refusal("no-session", "no such session: the server was restarted, or it was idle; init again")
+            raise Refusal(
+                "no-session",
+                "no such session: the server was restarted, or it was idle; init again",
+            )
         if any(waiting.session is session for waiting in self._batch):
             self._decide()
         seq, session.seen = request.echo["seq"], request.at
@@ -313,7 +365,9 @@ class Server:
 
     def _reset(self, request: _Request) -> None:
         if session := self._enter(request):
-            read_inputs(request.body.get("inputs"), self.contract)  # what is wrong is said before the episode starts
+            read_inputs(
+                request.body.get("inputs"), self.contract
+            )  # what is wrong is said before the episode starts
             read_signals(request.body.get("signals"), self.contract.robot)
             self.policy.reset([session.robot])
             session.driven = True
@@ -360,8 +414,13 @@ class Server:
     def _infer_all(self, batch: list[_Request]) -> list[Any]:
         """Action and targets of each. Raises if the policy fails, or decides for others."""
         robots = [request.session.robot for request in batch if request.session]
-        signals = {s.name: np.stack([request.signals[s.name] for request in batch]) for s in self.contract.signals}
-        action, targets = self.policy.infer(signals, self._inputs(batch), self._applied(batch), robots)
+        signals = {
+            s.name: np.stack([request.signals[s.name] for request in batch])
+            for s in self.contract.signals
+        }
+        action, targets = self.policy.infer(
+            signals, self._inputs(batch), self._applied(batch), robots
+        )
         wanted = {"action": self.contract.action_size, "targets": len(self.contract.joints)}
         for (name, size), array in zip(wanted.items(), (action, targets)):
             if np.shape(array) != (len(batch), size):
@@ -373,10 +432,14 @@ class Server:
         found: dict[str, Any] = {}
         for given in self.contract.inputs:
             if given.is_text:
-                found[given.name] = [request.inputs.get(given.name, given.text) for request in batch]
+                found[given.name] = [
+                    request.inputs.get(given.name, given.text) for request in batch
+                ]
             else:
                 default = np.array(spread(given.default, given.size), np.float32)
-                found[given.name] = np.stack([request.inputs.get(given.name, default) for request in batch])
+                found[given.name] = np.stack(
+                    [request.inputs.get(given.name, default) for request in batch]
+                )
         return found
 
     def _applied(self, batch: list[_Request]) -> np.ndarray | None:
@@ -384,7 +447,9 @@ class Server:
         if all(request.applied is None for request in batch):
             return None
         unsaid = np.full(len(self.contract.joints), np.nan, np.float32)
-        return np.stack([unsaid if request.applied is None else request.applied for request in batch])
+        return np.stack(
+            [unsaid if request.applied is None else request.applied for request in batch]
+        )
 
     def _alone(self, request: _Request) -> Any:
         try:
@@ -396,7 +461,9 @@ class Server:
         """Send a decision; one that is not finite is refused, and the policy has not remembered it."""
         for name, array in (("action", action), ("targets", targets)):
             if not np.isfinite(array).all():
-                raise Refusal("no-answer", f"the policy gave no {name} of {len(array)} finite numbers")
+                raise Refusal(
+                    "no-answer", f"the policy gave no {name} of {len(array)} finite numbers"
+                )
         self._send(request, {"ok": True, "action": action, "targets": targets})
         self.counts.add_latency(time.monotonic() - request.at)
 

@@ -104,7 +104,9 @@ def read_inputs(value: object, contract: PolicyContract) -> dict[str, Any]:
     found = {}
     for name, said in value.items():
         if name not in known:
-            raise WireError(f"'{str(name)[:40]}' is no input of the policy, which has {list(known)}")
+            raise WireError(
+                f"'{str(name)[:40]}' is no input of the policy, which has {list(known)}"
+            )
         if not known[name].is_text:
             found[name] = read_array(said, known[name].size, name)
         elif isinstance(said, str) and len(said) <= MAX_PROMPT:

@@ -37,7 +37,9 @@ def make_sim(
     """
     if engine == "cpu":
         if device != "cpu":
-            raise DeftlyError(f"env.device is {device}, but sim.engine cpu runs on CPU cores: take sim.engine warp")
+            raise DeftlyError(
+                f"env.device is {device}, but sim.engine cpu runs on CPU cores: take sim.engine warp"
+            )
         from deftly.sim.cpu import CpuSim
 
         return CpuSim(model, num_envs, threads, dump_dir)
@@ -45,9 +47,13 @@ def make_sim(
         try:
             import warp
 
-            warp.config.log_level = warp.LOG_ERROR  # before it starts, or it reports each kernel, and a missing GPU
+            warp.config.log_level = (
+                warp.LOG_ERROR
+            )  # before it starts, or it reports each kernel, and a missing GPU
             from deftly.sim.warp import WarpSim
         except ImportError as error:
-            raise DeftlyError(f"sim.engine is warp, but {error.name} is missing: pip install 'deftly[gpu]'") from None
+            raise DeftlyError(
+                f"sim.engine is warp, but {error.name} is missing: pip install 'deftly[gpu]'"
+            ) from None
         return WarpSim(model, num_envs, device, dump_dir, contacts)
     raise DeftlyError(f"there is no engine '{engine}': sim.engine is cpu or warp")

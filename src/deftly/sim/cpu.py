@@ -15,8 +15,13 @@ from deftly.sim.guard import dump
 
 Tensor = torch.Tensor
 
-_BAD_STATE = [getattr(mujoco.mjtWarning, f"mjWARN_BAD{name}").value for name in ("QPOS", "QVEL", "QACC", "CTRL")]
-_OVERFLOW = [getattr(mujoco.mjtWarning, f"mjWARN_{name}").value for name in ("CONTACTFULL", "CNSTRFULL")]
+_BAD_STATE = [
+    getattr(mujoco.mjtWarning, f"mjWARN_BAD{name}").value
+    for name in ("QPOS", "QVEL", "QACC", "CTRL")
+]
+_OVERFLOW = [
+    getattr(mujoco.mjtWarning, f"mjWARN_{name}").value for name in ("CONTACTFULL", "CNSTRFULL")
+]
 _COUNT = 1  # column of `Batch.warning` that counts; column 0 says where
 _POSITIONS = mujoco.mjtStage.mjSTAGE_POS.value
 _ALL = mujoco.mjtStage.mjSTAGE_ACC.value
@@ -39,7 +44,9 @@ class CpuSim:
     device = torch.device("cpu")
     dtype = torch.float64
 
-    def __init__(self, model: mujoco.MjModel, num_envs: int, threads: int = 0, dump_dir: Path | None = None):
+    def __init__(
+        self, model: mujoco.MjModel, num_envs: int, threads: int = 0, dump_dir: Path | None = None
+    ):
         self.model = model
         self.num_envs = num_envs
         self.batch = mujoco.batch.Batch(model, num_envs, threads or len(os.sched_getaffinity(0)))
@@ -102,7 +109,9 @@ class CpuSim:
         One that meets a bad state stops there: its last record repeats. Of this engine alone, for identification.
         """
         spec = mujoco.mjtState.mjSTATE_CTRL.value
-        kept = self.batch.rollout(control.shape[1], control=control, control_spec=spec, record=[field], ids=ids)  # type: ignore[attr-defined]
+        kept = self.batch.rollout(
+            control.shape[1], control=control, control_spec=spec, record=[field], ids=ids
+        )  # type: ignore[attr-defined]
         return kept[field]
 
     def forward(self, mask: Tensor | None = None) -> None:
@@ -162,7 +171,9 @@ class CpuSim:
         """Which environments met a bad state since `warned`, the counts of warnings, was read; `(num_envs,)` bool."""
         watched = _BAD_STATE + _OVERFLOW
         broken = (self.batch.warning[:, watched, _COUNT] != warned[:, watched]).any(axis=1)
-        self.overflow_count += int((self.batch.warning[:, _OVERFLOW, _COUNT] != warned[:, _OVERFLOW]).any(axis=1).sum())
+        self.overflow_count += int(
+            (self.batch.warning[:, _OVERFLOW, _COUNT] != warned[:, _OVERFLOW]).any(axis=1).sum()
+        )
         if not math.isfinite(self._qpos.sum().item() + self._qvel.sum().item()):
             finite = torch.isfinite(self._qpos).all(1) & torch.isfinite(self._qvel).all(1)
             broken |= ~finite.numpy()
@@ -183,5 +194,7 @@ def _ids(mask: Tensor | None) -> np.ndarray | None:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    with warnings.catch_warnings(action="ignore"):  # derived fields are read-only: torch cannot say so, and warns
+    with warnings.catch_warnings(
+        action="ignore"
+    ):  # derived fields are read-only: torch cannot say so, and warns
         return torch.from_numpy(array)

@@ -14,7 +14,18 @@ from deftly.sim.protocol import Sim
 from deftly.sim.rows import Rows, wide
 
 Quantity = Literal[
-    "mass", "com", "friction", "size", "damping", "armature", "frictionloss", "kp", "kd", "torque", "latency", "gravity"
+    "mass",
+    "com",
+    "friction",
+    "size",
+    "damping",
+    "armature",
+    "frictionloss",
+    "kp",
+    "kd",
+    "torque",
+    "latency",
+    "gravity",
 ]
 
 
@@ -43,7 +54,13 @@ def widen(entry: Randomize, factor: float, only_outside: bool = False) -> Random
     A scale stays positive: its `low` falls no further than to `low / factor`. A latency stays 0 or more.
     """
     middle, half = (entry.low + entry.high) / 2, factor * (entry.high - entry.low) / 2
-    lowest = entry.low / factor if entry.op == "scale" else 0.0 if entry.quantity == "latency" else -math.inf
+    lowest = (
+        entry.low / factor
+        if entry.op == "scale"
+        else 0.0
+        if entry.quantity == "latency"
+        else -math.inf
+    )
     without = (entry.low, entry.high) if only_outside else None
     return replace(entry, low=max(lowest, middle - half), high=middle + half, without=without)
 
@@ -104,7 +121,9 @@ class _Target:
     """Columns of a model field of some bodies, geoms, ..., and their nominal values."""
 
     def __init__(self, live: Tensor, things: Tensor, columns: slice, has_things: bool):
-        self._table = live.view(len(live), live.shape[1] if has_things else 1, -1)  # (num_envs, things, columns)
+        self._table = live.view(
+            len(live), live.shape[1] if has_things else 1, -1
+        )  # (num_envs, things, columns)
         self._columns = columns
         self._things = things
         self.nominal = self._table[:, things, columns].clone()
@@ -115,7 +134,9 @@ class _Target:
             self._table[rows.ids[:, None], self._things, self._columns] = value
         else:
             old = self._table[:, self._things, self._columns]
-            self._table[:, self._things, self._columns] = torch.where(wide(rows.mask, old), value, old)
+            self._table[:, self._things, self._columns] = torch.where(
+                wide(rows.mask, old), value, old
+            )
 
 
 class _Draw:
@@ -126,11 +147,17 @@ class _Draw:
         things = _things(sim.model, kind, entry).to(sim.device)
         self._entry = entry
         self._dtype = sim.dtype
-        self._targets = [_Target(sim.expand(f), things, columns, bool(kind)) for f, columns in fields.items()]
+        self._targets = [
+            _Target(sim.expand(f), things, columns, bool(kind)) for f, columns in fields.items()
+        ]
         self._shape = (1 if entry.shared else len(things), 3 if entry.quantity == "com" else 1)
         self._together = entry.quantity in _TOGETHER
         first = self._targets[0].nominal
-        self._size = first.norm(dim=-1, keepdim=True) if entry.quantity == "gravity" else first[..., :1].abs()
+        self._size = (
+            first.norm(dim=-1, keepdim=True)
+            if entry.quantity == "gravity"
+            else first[..., :1].abs()
+        )
         self._check()
 
     def _check(self) -> None:
@@ -140,7 +167,9 @@ class _Draw:
             return
         short = self._size[(self._size > 0) & (self._size + entry.low <= 0)]
         if len(short):
-            raise DeftlyError(f"randomize {entry.quantity}: adding {entry.low:g} to {short[0]:g} leaves nothing")
+            raise DeftlyError(
+                f"randomize {entry.quantity}: adding {entry.low:g} to {short[0]:g} leaves nothing"
+            )
 
     def __call__(self, rows: Rows, generator: torch.Generator) -> None:
         """Draw for some environments."""
@@ -169,10 +198,14 @@ def _things(model: mujoco.MjModel, kind: str, entry: Randomize) -> Tensor:
     """Indices of the things that an entry names; of joints, those of their degrees of freedom."""
     if not kind:
         return torch.tensor([0])
-    count = {"body": model.nbody, "geom": model.ngeom, "joint": model.njnt, "actuator": model.nu}[kind]
+    count = {"body": model.nbody, "geom": model.ngeom, "joint": model.njnt, "actuator": model.nu}[
+        kind
+    ]
     known = [getattr(model, kind)(i).name for i in range(count)]
     if unknown := [n for n in entry.names if n not in known]:
-        raise DeftlyError(f"randomize {entry.quantity}: no {kind} '{unknown[0]}' in the scene, it has {known}")
+        raise DeftlyError(
+            f"randomize {entry.quantity}: no {kind} '{unknown[0]}' in the scene, it has {known}"
+        )
     if entry.names:
         ids = [known.index(n) for n in entry.names]
     else:

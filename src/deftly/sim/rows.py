@@ -50,7 +50,9 @@ class Rows:
 
     def draw(self, generator: torch.Generator, *size: int, dtype: torch.dtype) -> Tensor:
         """Uniform in 0 .. 1, `(count, *size)`."""
-        return torch.rand(self.count, *size, generator=generator, dtype=dtype, device=self.mask.device)
+        return torch.rand(
+            self.count, *size, generator=generator, dtype=dtype, device=self.mask.device
+        )
 
 
 def wide(mask: Tensor, like: Tensor) -> Tensor:

@@ -30,9 +30,17 @@ class Sensors:
         generator: of all draws; its device is that of the signals.
     """
 
-    def __init__(self, noise: dict[str, Noise], sizes: dict[str, int], num_envs: int, generator: torch.Generator):
+    def __init__(
+        self,
+        noise: dict[str, Noise],
+        sizes: dict[str, int],
+        num_envs: int,
+        generator: torch.Generator,
+    ):
         if unknown := [name for name in noise if name not in sizes]:
-            raise DeftlyError(f"noise on '{unknown[0]}', which is no signal of the contract: {[*sizes]}")
+            raise DeftlyError(
+                f"noise on '{unknown[0]}', which is no signal of the contract: {[*sizes]}"
+            )
         self._noise = noise
         self._generator = generator
         self._device = generator.device
@@ -42,17 +50,27 @@ class Sensors:
             size = sizes[name]
             self.state[f"{name}/bias"] = torch.zeros(num_envs, size, device=self._device)
             if n.delay or n.dropout:
-                self.state[f"{name}/delay"] = torch.zeros(num_envs, dtype=torch.long, device=self._device)
-                self.state[f"{name}/recent"] = torch.zeros(num_envs, n.delay + 1, size, device=self._device)
+                self.state[f"{name}/delay"] = torch.zeros(
+                    num_envs, dtype=torch.long, device=self._device
+                )
+                self.state[f"{name}/recent"] = torch.zeros(
+                    num_envs, n.delay + 1, size, device=self._device
+                )
                 self.state[f"{name}/reading"] = torch.zeros(num_envs, size, device=self._device)
 
     def read(self, signals: dict[str, Tensor]) -> dict[str, Tensor]:
         """The readings of one step, from the true signals `(num_envs, size)`."""
-        return {k: self._read(k, v, self._noise[k]) if k in self._noise else v for k, v in signals.items()}
+        return {
+            k: self._read(k, v, self._noise[k]) if k in self._noise else v
+            for k, v in signals.items()
+        }
 
     def reset(self, signals: dict[str, Tensor], rows: Rows) -> dict[str, Tensor]:
         """The first readings of new episodes, from their true signals `(rows.count, size)`."""
-        return {k: self._start(k, v, self._noise[k], rows) if k in self._noise else v for k, v in signals.items()}
+        return {
+            k: self._start(k, v, self._noise[k], rows) if k in self._noise else v
+            for k, v in signals.items()
+        }
 
     def _read(self, name: str, value: Tensor, n: Noise) -> Tensor:
         value = self._white(value, n) + self.state[f"{name}/bias"]
@@ -73,7 +91,9 @@ class Sensors:
         rows.put(self.state[f"{name}/bias"], bias)
         value = self._white(value, n) + bias
         if f"{name}/recent" in self.state:
-            delay = torch.randint(n.delay + 1, (rows.count,), generator=self._generator, device=self._device)
+            delay = torch.randint(
+                n.delay + 1, (rows.count,), generator=self._generator, device=self._device
+            )
             rows.put(self.state[f"{name}/delay"], delay)
             rows.put(self.state[f"{name}/recent"], value[:, None].expand(-1, n.delay + 1, -1))
             rows.put(self.state[f"{name}/reading"], value)
@@ -83,7 +103,9 @@ class Sensors:
         if n.uniform:
             value = value + n.uniform * self._symmetric(value)
         if n.gaussian:
-            value = value + n.gaussian * torch.randn(value.shape, generator=self._generator, device=self._device)
+            value = value + n.gaussian * torch.randn(
+                value.shape, generator=self._generator, device=self._device
+            )
         return value
 
     def _symmetric(self, like: Tensor) -> Tensor:

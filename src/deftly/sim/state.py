@@ -14,7 +14,13 @@ from deftly.errors import DeftlyError
 from deftly.sim.protocol import Sim
 from deftly.sim.rows import Rows, wide
 
-_OF_FIELD = {"body": "body", "geom": "geom", "site": "site", "actuator": "actuator", "cam": "camera"}
+_OF_FIELD = {
+    "body": "body",
+    "geom": "geom",
+    "site": "site",
+    "actuator": "actuator",
+    "cam": "camera",
+}
 
 
 class State:
@@ -95,7 +101,9 @@ class State:
         """Velocity of a free body, `(num_envs, 6)`: linear in the world, m/s, and angular in its own frame, rad/s."""
         return self._view("qvel", "free", body)
 
-    def place(self, body: str, mask: Tensor, position: Tensor, quaternion: Tensor | None = None) -> None:
+    def place(
+        self, body: str, mask: Tensor, position: Tensor, quaternion: Tensor | None = None
+    ) -> None:
         """Put a free body or a mocap body somewhere where `mask` is True.
 
         `position (num_envs, 3)` in the world, m; `quaternion (num_envs, 4)` w x y z, of length 1, None keeps its own.
@@ -146,7 +154,9 @@ class State:
         if kind is None:
             raise DeftlyError(f"State.parameter knows fields of {[*_OF_FIELD]}, not '{field}'")
         if (field, name) not in self._views:
-            self._views[field, name] = self.sim.expand(field)[:, getattr(self.sim.model, kind)(name).id]
+            self._views[field, name] = self.sim.expand(field)[
+                :, getattr(self.sim.model, kind)(name).id
+            ]
         return self._views[field, name]
 
     # ------------------------------------------------------------------------------- memory and draws
@@ -154,7 +164,9 @@ class State:
     def zeros(self, name: str, *size: int, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor of the store, `(num_envs, *size)`, made of zeros the first time."""
         if name not in self.store:
-            self.store[name] = torch.zeros(self.num_envs, *size, dtype=dtype or self.dtype, device=self.device)
+            self.store[name] = torch.zeros(
+                self.num_envs, *size, dtype=dtype or self.dtype, device=self.device
+            )
         return self.store[name]
 
     def remember(self, name: str, mask: Tensor, value: Tensor | float) -> None:
@@ -206,7 +218,9 @@ class _Columns:
     """Columns of a field: a slice where they are in one piece, which is a live view, and else indices."""
 
     def __init__(self, ids: list[int]):
-        self._slice = slice(ids[0], ids[-1] + 1) if ids == list(range(ids[0], ids[-1] + 1)) else None
+        self._slice = (
+            slice(ids[0], ids[-1] + 1) if ids == list(range(ids[0], ids[-1] + 1)) else None
+        )
         self._ids = torch.tensor(ids)
 
     def on(self, device: torch.device) -> slice | Tensor:
@@ -226,9 +240,13 @@ class _JointMap:
         actuators = {model.actuator(i).name: i for i in range(model.nu)}
         for name in names:
             if name not in joints:
-                raise DeftlyError(f"the scene has no joint '{name}', which the contract names: it has {[*joints]}")
+                raise DeftlyError(
+                    f"the scene has no joint '{name}', which the contract names: it has {[*joints]}"
+                )
             if name not in actuators:
-                raise DeftlyError(f"the scene has no actuator '{name}', which the contract commands")
+                raise DeftlyError(
+                    f"the scene has no actuator '{name}', which the contract commands"
+                )
         ids = [joints[name] for name in names]
         self.qpos = _Columns([int(model.jnt_qposadr[i]) for i in ids])
         self.dofs = _Columns([int(model.jnt_dofadr[i]) for i in ids])

@@ -120,7 +120,9 @@ class WarpSim:
         self._home = _home(model, self.device)
         self._delayed = _DelayedCommands(model, self.device)
         self._position_sensors = _position_sensors(model, self.device)
-        self._counts = torch.zeros(2, dtype=torch.long, device=self.device)  # broken, and of them without room
+        self._counts = torch.zeros(
+            2, dtype=torch.long, device=self.device
+        )  # broken, and of them without room
         self.reset()
 
     # ------------------------------------------------------------------------------------------- live fields
@@ -134,8 +136,12 @@ class WarpSim:
             value: Any = getattr(self._template, field, None)
             shape = (self.num_envs, *np.shape(value))
             array: Any = getattr(self._data, field, None)
-            if not isinstance(array, wp.array) or wp.to_torch(array).numel() != np.prod(shape, dtype=int):
-                raise DeftlyError(f"the warp engine cannot bind '{field}': it keeps no such field of MjData")
+            if not isinstance(array, wp.array) or wp.to_torch(array).numel() != np.prod(
+                shape, dtype=int
+            ):
+                raise DeftlyError(
+                    f"the warp engine cannot bind '{field}': it keeps no such field of MjData"
+                )
             self._bound[field] = wp.to_torch(array).view(shape)
             if field not in _STATE and self._bound[field].is_floating_point():
                 self._derived.append(field)
@@ -155,11 +161,17 @@ class WarpSim:
         return self._expanded[field]
 
     def _expand(self, field: str) -> None:
-        owner, name = (self._model.opt, field[4:]) if field.startswith("opt.") else (self._model, field)
-        nominal: Any = getattr(self.model.opt if owner is self._model.opt else self.model, name, None)
+        owner, name = (
+            (self._model.opt, field[4:]) if field.startswith("opt.") else (self._model, field)
+        )
+        nominal: Any = getattr(
+            self.model.opt if owner is self._model.opt else self.model, name, None
+        )
         shared: Any = getattr(owner, name, None)
         if not _may_differ(owner, name) or not isinstance(shared, wp.array):
-            raise DeftlyError(f"the warp engine cannot expand '{field}': all its environments share it")
+            raise DeftlyError(
+                f"the warp engine cannot expand '{field}': all its environments share it"
+            )
         values = np.repeat(shared.numpy(), self.num_envs, axis=0)
         own = wp.array(values, dtype=shared.dtype, device=self._wp_device)
         setattr(owner, name, own)
@@ -228,7 +240,9 @@ class WarpSim:
         others = self._sensordata.clone()
         self._run("refresh", self._compute_positions)
         if self._position_sensors.any_:
-            self._sensordata.copy_(torch.where(self._position_sensors.columns, self._sensordata, others))
+            self._sensordata.copy_(
+                torch.where(self._position_sensors.columns, self._sensordata, others)
+            )
 
     def _compute_positions(self) -> None:
         mjw.fwd_position(self._model, self._data, factorize=False)
@@ -265,7 +279,9 @@ class WarpSim:
 
     def get_state(self) -> Tensor:
         """Copy of the integration states, `(num_envs, n)` float32."""
-        return torch.cat([view.reshape(self.num_envs, -1).to(self.dtype) for view in self._state], 1)
+        return torch.cat(
+            [view.reshape(self.num_envs, -1).to(self.dtype) for view in self._state], 1
+        )
 
     def set_state(self, state: Tensor) -> None:
         """Restore what `get_state` gave; derived fields are stale until `forward`."""
@@ -283,7 +299,9 @@ class WarpSim:
         """A model with the environment's own values of the expanded fields."""
         model = copy.copy(self.model)
         for field, view in self._expanded.items():
-            target = getattr(model.opt, field[4:]) if field.startswith("opt.") else getattr(model, field)
+            target = (
+                getattr(model.opt, field[4:]) if field.startswith("opt.") else getattr(model, field)
+            )
             target[...] = _numpy(view[index])
         return model
 
@@ -346,7 +364,9 @@ def _find_device(name: str) -> Any:
         return wp.get_device(name)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise DeftlyError(f"the warp engine has no device '{name}': {reason}; env.device is cpu or cuda") from None
+        raise DeftlyError(
+            f"the warp engine has no device '{name}': {reason}; env.device is cpu or cuda"
+        ) from None
 
 
 def _put_model(model: mujoco.MjModel) -> Any:
@@ -354,9 +374,13 @@ def _put_model(model: mujoco.MjModel) -> Any:
     try:
         put = mjw.put_model(model)
     except NotImplementedError as error:
-        raise DeftlyError(f"the warp engine lacks what the scene uses: {error} Take sim.engine cpu") from None
+        raise DeftlyError(
+            f"the warp engine lacks what the scene uses: {error} Take sim.engine cpu"
+        ) from None
     put.opt.warn_overflow = 0  # they are counted
-    put.opt.disableflags = int(put.opt.disableflags) | int(mjw.DisableBit.NATIVECCD)  # of boxes; see the class
+    put.opt.disableflags = int(put.opt.disableflags) | int(
+        mjw.DisableBit.NATIVECCD
+    )  # of boxes; see the class
     return put
 
 
@@ -404,4 +428,7 @@ def _say_that_kernels_compile() -> None:
     """One line on standard error before the first compilation, which takes a minute or more."""
     cache = Path(wp.config.kernel_cache_dir)
     if not any(cache.glob("*")):
-        print(f"warp compiles its kernels, which takes a minute or more; it keeps them in {cache}", file=sys.stderr)
+        print(
+            f"warp compiles its kernels, which takes a minute or more; it keeps them in {cache}",
+            file=sys.stderr,
+        )

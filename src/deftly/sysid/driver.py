@@ -53,7 +53,9 @@ class LoneRobot:
         mujoco.mj_setConst(model, self.data)
         self.data.qpos[self._qpos] = self.data.ctrl[self._act] = contract.home()
         mujoco.mj_forward(model, self.data)
-        self._delay = delay / timestep + 0.5  # steps; a step moves a joint as if its force had acted from its beginning
+        self._delay = (
+            delay / timestep + 0.5
+        )  # steps; a step moves a joint as if its force had acted from its beginning
         self._noise, self._quantum, self._jitter = noise, quantum, jitter
         self._rng, self._steps = np.random.default_rng(seed), 0
         self._pending: list[tuple[float, np.ndarray]] = []

@@ -43,10 +43,14 @@ class Motion(NamedTuple):
     """Commands to send."""
 
     cmd: np.ndarray  # (T, num_joints) rad
-    amplitude: dict[str, float]  # rad, of each joint that moves, after shapes that would touch were kept apart
+    amplitude: dict[
+        str, float
+    ]  # rad, of each joint that moves, after shapes that would touch were kept apart
 
 
-def motion(robot: Robot, contract: PolicyContract, groups: list[tuple[str, ...]], how: Excitation) -> Motion:
+def motion(
+    robot: Robot, contract: PolicyContract, groups: list[tuple[str, ...]], how: Excitation
+) -> Motion:
     """Commands at the contract's rate that excite groups of joints, one group after the other, the rest held.
 
     The joints of a group move about their middles, where gravity pulls at most of them, within their limits and speed;
@@ -68,11 +72,15 @@ def motion(robot: Robot, contract: PolicyContract, groups: list[tuple[str, ...]]
                 break
             share[culprit] *= SHRINK
             if share[culprit] < 0.05:
-                raise DeftlyError(f"no room to move {group[culprit]}: shapes of {robot.name} touch wherever it goes")
+                raise DeftlyError(
+                    f"no room to move {group[culprit]}: shapes of {robot.name} touch wherever it goes"
+                )
         parts += [_ramp(at, path[0], contract.rate), path]
         used |= {n: float(s * (upper - lower)[c] / 2) for n, s, c in zip(group, share, columns)}
         at = path[-1]
-    return Motion(np.concatenate([*parts, np.repeat(at[None], round(0.5 * contract.rate), 0)]), used)
+    return Motion(
+        np.concatenate([*parts, np.repeat(at[None], round(0.5 * contract.rate), 0)]), used
+    )
 
 
 def _group(
@@ -134,10 +142,15 @@ def _ramp(start: np.ndarray, end: np.ndarray, rate: float) -> np.ndarray:
     return start + np.linspace(0.0, 1.0, count)[:, None] * (end - start)
 
 
-def _touches(robot: Robot, contract: PolicyContract) -> Callable[[np.ndarray, list[int], np.ndarray], int | None]:
+def _touches(
+    robot: Robot, contract: PolicyContract
+) -> Callable[[np.ndarray, list[int], np.ndarray], int | None]:
     """A test of a path: the place in `columns` of the joint that is furthest out where shapes touch, or None."""
     model = robot.spec().compile()
-    data, qpos = mujoco.MjData(model), [int(model.joint(n).qposadr[0]) for n in contract.joint_names]
+    data, qpos = (
+        mujoco.MjData(model),
+        [int(model.joint(n).qposadr[0]) for n in contract.joint_names],
+    )
 
     def pairs(q: np.ndarray) -> set[tuple[int, ...]]:
         data.qpos[qpos] = q
@@ -184,7 +197,9 @@ class Frames:
         """The next row."""
         row = self._cmd[min(self._next, len(self._cmd) - 1)]
         self._next += 1
-        return Decision(np.zeros((1, self.contract.action_size), np.float32), row.astype(np.float32)[None])
+        return Decision(
+            np.zeros((1, self.contract.action_size), np.float32), row.astype(np.float32)[None]
+        )
 
     def forget(self, ids: Sequence[int]) -> None:
         """Nothing is remembered."""
@@ -208,7 +223,9 @@ def on_simulated(frames: Frames, robot: LoneRobot, safety: SafetyConfig) -> Ring
             elif tick.state is State.READY:
                 runner.start()
             if runner.kernel.fault is not Fault.NONE:
-                raise DeftlyError(f"the safety kernel held the robot: {runner.kernel.fault}: {runner.kernel.reason}")
+                raise DeftlyError(
+                    f"the safety kernel held the robot: {runner.kernel.fault}: {runner.kernel.reason}"
+                )
     return ring
 
 
@@ -226,4 +243,7 @@ def write_motion(path: Path, contract: PolicyContract, made: Motion) -> None:
     """Write a motion as an .npz file of `deftly.excite/1`: times, commands and the names of the joints."""
     time = np.arange(len(made.cmd)) / contract.rate
     names = np.array(contract.joint_names)
-    write_npz(path, {"schema": "deftly.excite/1", "time": time, "hand_cmd": made.cmd, "joint_names": names})
+    write_npz(
+        path,
+        {"schema": "deftly.excite/1", "time": time, "hand_cmd": made.cmd, "joint_names": names},
+    )

@@ -109,7 +109,9 @@ class Fit:
         """Each joint's figures by parameter."""
         n = len(self.joints)
         return {
-            joint: {name: self._estimate(i * n + j, PRIOR[name]) for i, name in enumerate(PARAMETERS)}
+            joint: {
+                name: self._estimate(i * n + j, PRIOR[name]) for i, name in enumerate(PARAMETERS)
+            }
             for j, joint in enumerate(self.joints)
         }
 
@@ -118,18 +120,31 @@ class Fit:
         value, low, high = (float(np.exp(x + side * SURE * sd)) for side in (0, -1, 1))
         near = 0.01 * (self.bounds[1, k] - self.bounds[0, k])
         at_bound = bool(x - self.bounds[0, k] < near or self.bounds[1, k] - x < near)
-        return Estimate(value, low, high, float(np.exp(self.nominal[k])), bool(sd < IDENTIFIED * prior), at_bound)
+        return Estimate(
+            value,
+            low,
+            high,
+            float(np.exp(self.nominal[k])),
+            bool(sd < IDENTIFIED * prior),
+            at_bound,
+        )
 
     def delay(self) -> Estimate:
         """s."""
         x, sd = DELAY_UNIT * self.theta[-1], DELAY_UNIT * self.sd[-1]
         low, high = DELAY_UNIT * self.bounds[:, -1]
         at_bound = bool(x - low < 1e-4 or high - x < 1e-4)
-        return Estimate(float(x), float(x - SURE * sd), float(x + SURE * sd), 0.0, bool(sd < 0.01), at_bound)
+        return Estimate(
+            float(x), float(x - SURE * sd), float(x + SURE * sd), 0.0, bool(sd < 0.01), at_bound
+        )
 
 
 def fit(
-    robot: Robot, joints: tuple[str, ...], log: HandLog, how: Search, say: Callable[[str], None] = lambda _: None
+    robot: Robot,
+    joints: tuple[str, ...],
+    log: HandLog,
+    how: Search,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Fit:
     """Fit the servos of one branch of a robot to a log.
 
@@ -141,7 +156,9 @@ def fit(
     nominal, bounds = coarse.nominal(), _bounds(coarse, how)
     short = _windows(log, 0, last, WINDOW_S)
     if len(short) < 2:
-        raise DeftlyError(f"the fitted part of the log has {log.time[last - 1]:.3g} s, too few for windows: log longer")
+        raise DeftlyError(
+            f"the fitted part of the log has {log.time[last - 1]:.3g} s, too few for windows: log longer"
+        )
     order = informative(coarse, short)
     theta, trace = search(coarse, [order[:4], order[:8]], bounds, how, say)
     clock.append(_clock())
@@ -155,15 +172,38 @@ def fit(
     error = predicted - final.state
     parts = {"train": slice(0, last), "held_out": slice(last, None)}
     rmse = {
-        part: {name: np.sqrt(np.nanmean(error[k, rows] ** 2, axis=0)) for k, name in enumerate(("nominal", "fitted"))}
+        part: {
+            name: np.sqrt(np.nanmean(error[k, rows] ** 2, axis=0))
+            for k, name in enumerate(("nominal", "fitted"))
+        }
         for part, rows in parts.items()
     }
     (search_s, search_cpu), (polish_s, polish_cpu) = np.diff([*clock, _clock()], axis=0).tolist()
     cost = {"candidates": how.generations * how.population, "steps": coarse.steps}
-    cost |= {"simulated_s": coarse.steps * SEARCH_DT, "search_s": search_s, "search_cpu_s": search_cpu}
+    cost |= {
+        "simulated_s": coarse.steps * SEARCH_DT,
+        "search_s": search_s,
+        "search_cpu_s": search_cpu,
+    }
     cost |= {"polish_s": polish_s, "polish_cpu_s": polish_cpu}
-    seen = {"time": log.time, "commands": final.cmd, "measured": final.state, "predicted": predicted[1]}
-    return Fit(joints, theta, sd, nominal, bounds, rmse["held_out"], rmse["train"], **seen, cost=cost, trace=trace)
+    seen = {
+        "time": log.time,
+        "commands": final.cmd,
+        "measured": final.state,
+        "predicted": predicted[1],
+    }
+    return Fit(
+        joints,
+        theta,
+        sd,
+        nominal,
+        bounds,
+        rmse["held_out"],
+        rmse["train"],
+        **seen,
+        cost=cost,
+        trace=trace,
+    )
 
 
 def _clock() -> tuple[float, float]:
@@ -191,9 +231,13 @@ def _windows(log: HandLog, first: int, last: int, seconds: float) -> list[Window
 
 def informative(chain: Chain, windows: list[Window]) -> list[Window]:
     """The windows in an order in which the joint that moved least so far comes next, in its liveliest window."""
-    motion = np.array([np.abs(np.diff(chain.cmd[w.first : w.last], axis=0)).sum(0) for w in windows])
+    motion = np.array(
+        [np.abs(np.diff(chain.cmd[w.first : w.last], axis=0)).sum(0) for w in windows]
+    )
     total = motion.sum(0)
-    motion = np.where(total > STILL, motion, motion.sum(1, keepdims=True))  # of a joint that rests, none is livelier
+    motion = np.where(
+        total > STILL, motion, motion.sum(1, keepdims=True)
+    )  # of a joint that rests, none is livelier
     motion /= motion.sum(0) + 1e-9
     order: list[int] = []
     while len(order) < len(windows):
@@ -213,7 +257,11 @@ def errors(chain: Chain, theta: np.ndarray, windows: list[Window]) -> np.ndarray
 
 
 def search(
-    chain: Chain, stages: list[list[Window]], bounds: np.ndarray, how: Search, say: Callable[[str], None]
+    chain: Chain,
+    stages: list[list[Window]],
+    bounds: np.ndarray,
+    how: Search,
+    say: Callable[[str], None],
 ) -> tuple[np.ndarray, list[list[float]]]:
     """The best candidate, (size,), and each generation's best errors, by the cross-entropy method or at random.
 
@@ -246,7 +294,9 @@ def search(
     return mean, trace
 
 
-def _elite(theta: np.ndarray, score: np.ndarray, count: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _elite(
+    theta: np.ndarray, score: np.ndarray, count: int, n: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each joint's best candidates; of the delay, of all joints' by their weight."""
     mean, std = np.empty(theta.shape[1]), np.empty(theta.shape[1])
     delays = []
@@ -269,7 +319,9 @@ class Problem:
     def __init__(self, chain: Chain, windows: list[Window], theta: np.ndarray):
         self.chain, self.windows, n = chain, windows, len(chain.joints)
         self._known: dict[bytes, np.ndarray] = {}
-        self.prior_sd = np.append(np.repeat([PRIOR[p] for p in PARAMETERS], n), PRIOR_DELAY / DELAY_UNIT)
+        self.prior_sd = np.append(
+            np.repeat([PRIOR[p] for p in PARAMETERS], n), PRIOR_DELAY / DELAY_UNIT
+        )
         self.centre = chain.nominal()
         self.eps = np.append(np.full(chain.size - 1, EPS), EPS_DELAY)
         self.noise = _noise(self.compare(theta[None])[0])
@@ -284,7 +336,9 @@ class Problem:
         found = {}
         if new:
             paths = zip(self.windows, self.chain.simulate(np.array(new), self.windows))
-            errors = np.concatenate([(path - self.chain.state[w.first : w.last])[:, w.burn :] for w, path in paths], 1)
+            errors = np.concatenate(
+                [(path - self.chain.state[w.first : w.last])[:, w.burn :] for w, path in paths], 1
+            )
             found = {row.tobytes(): error for row, error in zip(new, errors)}
         # what was asked last is often asked again: a step goes on from the best of its tries
         known = self._known | found
@@ -304,13 +358,20 @@ class Problem:
         """
         size, n = self.chain.size, len(self.chain.joints)
         names = [np.arange(size)[i : i + 1] for i in range(size)]
-        groups = names if full else [*np.split(np.arange(size - 1), len(PARAMETERS)), np.array([size - 1])]
+        groups = (
+            names
+            if full
+            else [*np.split(np.arange(size - 1), len(PARAMETERS)), np.array([size - 1])]
+        )
         theta = np.repeat(x[None], 2 * len(groups), 0)
         for g, group in enumerate(groups):
             theta[2 * g, group] += self.eps[group]
             theta[2 * g + 1, group] -= self.eps[group]
         error = self.compare(theta) / self.noise
-        slope = [(error[2 * g] - error[2 * g + 1]) / (2 * self.eps[group[0]]) for g, group in enumerate(groups)]
+        slope = [
+            (error[2 * g] - error[2 * g + 1]) / (2 * self.eps[group[0]])
+            for g, group in enumerate(groups)
+        ]
         out = np.zeros((*error.shape[1:], size))
         for group, change in zip(groups, slope):
             if full or len(group) == 1:
@@ -319,7 +380,9 @@ class Problem:
                 out[:, np.arange(n), group] = change
         return np.concatenate((out.reshape(-1, size), np.diag(1 / self.prior_sd)))
 
-    def improve(self, theta: np.ndarray, bounds: np.ndarray, jacobian: np.ndarray) -> tuple[np.ndarray, float]:
+    def improve(
+        self, theta: np.ndarray, bounds: np.ndarray, jacobian: np.ndarray
+    ) -> tuple[np.ndarray, float]:
         """A step of Levenberg and Marquardt, the best of several dampings or none; and by how much the cost falls."""
         x = np.clip(theta, *bounds)
         here = self.residual(x[:, None])[:, 0]
@@ -330,7 +393,9 @@ class Problem:
         best = int(np.nan_to_num(gained, nan=-np.inf).argmax())
         return (tries[best], float(gained[best])) if gained[best] > 0 else (x, 0.0)
 
-    def step(self, theta: np.ndarray, bounds: np.ndarray, jacobian: np.ndarray) -> tuple[np.ndarray, float]:
+    def step(
+        self, theta: np.ndarray, bounds: np.ndarray, jacobian: np.ndarray
+    ) -> tuple[np.ndarray, float]:
         """A step of Gauss and Newton, and its length in standard deviations of the number that moves most.
 
         It is taken whether or not the cost falls. Near the minimum the cost is rough, as sticking joints come to rest
@@ -378,10 +443,14 @@ def polish(
         deviation = _deviations(problem, theta, slopes, middle)
         if (np.abs(theta - before) < NEAR[1] * deviation).all():
             break
-    return theta, np.minimum(np.hypot(deviation, _numerical(steer, problem, theta, slopes)), problem.prior_sd)
+    return theta, np.minimum(
+        np.hypot(deviation, _numerical(steer, problem, theta, slopes)), problem.prior_sd
+    )
 
 
-def _numerical(steer: Problem, problem: Problem, theta: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+def _numerical(
+    steer: Problem, problem: Problem, theta: np.ndarray, slopes: np.ndarray
+) -> np.ndarray:
     """How far the fit is off for steps that have a length, (size,), by what those of the slopes would change."""
     change = (steer.residual(theta[:, None]) - problem.residual(theta[:, None]))[:, 0]
     ratio = steer.chain.timestep / problem.chain.timestep
@@ -400,7 +469,9 @@ def _noise(error: np.ndarray) -> np.ndarray:
     return np.maximum((high - low) / 1.349, 1e-4)
 
 
-def _deviations(problem: Problem, theta: np.ndarray, jacobian: np.ndarray, resolution: float) -> np.ndarray:
+def _deviations(
+    problem: Problem, theta: np.ndarray, jacobian: np.ndarray, resolution: float
+) -> np.ndarray:
     """Standard deviations, (size,): the larger of those of independent errors, and of errors alike within a block.
 
     A delay is told no finer than `resolution`, the timestep (s) at which its slope is taken.

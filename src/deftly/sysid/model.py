@@ -20,7 +20,9 @@ from deftly.sim.cpu import CpuSim
 if TYPE_CHECKING:
     from deftly.sysid.logs import HandLog
 
-UNITS: dict[str, str] = dict(zip(PARAMETERS, ("N m/rad", "N m s/rad", "N m", "N m s/rad", "kg m2", "N m")))
+UNITS: dict[str, str] = dict(
+    zip(PARAMETERS, ("N m/rad", "N m s/rad", "N m", "N m s/rad", "kg m2", "N m"))
+)
 DELAY_UNIT = 0.01
 """s; so that a step of 1 in the delay weighs like one in a logarithm."""
 CHUNK = 2048
@@ -52,7 +54,10 @@ def alone(robot: Robot, joints: tuple[str, ...], timestep: float) -> mujoco.MjMo
     model = s.compile()
     for name in joints:
         servo = model.actuator(name)
-        if servo.biastype[0] != mujoco.mjtBias.mjBIAS_AFFINE or servo.gainprm[0] != -servo.biasprm[1]:
+        if (
+            servo.biastype[0] != mujoco.mjtBias.mjBIAS_AFFINE
+            or servo.gainprm[0] != -servo.biasprm[1]
+        ):
             raise DeftlyError(f"sysid fits position servos, and the actuator of {name} is none")
     return model
 
@@ -86,7 +91,12 @@ class Chain:
     """
 
     def __init__(
-        self, robot: Robot, joints: tuple[str, ...], log: HandLog, timestep: float, delays: tuple[float, float]
+        self,
+        robot: Robot,
+        joints: tuple[str, ...],
+        log: HandLog,
+        timestep: float,
+        delays: tuple[float, float],
     ):
         self.joints, self.timestep, self.delays, self.log = joints, timestep, delays, log
         self._fine = max(1, min(FINE, round(timestep / FINEST)))
@@ -95,7 +105,9 @@ class Chain:
         self._act = np.array([model.actuator(name).id for name in joints])
         self._dof = np.array([int(model.joint(name).dofadr[0]) for name in joints])
         if model.nv != n or model.nu != n:
-            raise DeftlyError(f"sysid wants a servo on each joint of a branch; {joints[0]}'s has {model.nv} joints")
+            raise DeftlyError(
+                f"sysid wants a servo on each joint of a branch; {joints[0]}'s has {model.nv} joints"
+            )
         columns = [robot.joints.index(j) for name in joints for j in robot.joints if j.name == name]
         self.state, self.cmd = log.state[:, columns], log.cmd[:, columns]
         low, high = model.actuator_ctrlrange[self._act].T
@@ -103,7 +115,8 @@ class Chain:
         self._sim = CpuSim(model, CHUNK)
         names = ("actuator_gainprm", "actuator_biasprm", "actuator_forcerange")
         self._fields = {
-            f: self._sim.expand(f).numpy() for f in (*names, "dof_frictionloss", "dof_damping", "dof_armature")
+            f: self._sim.expand(f).numpy()
+            for f in (*names, "dof_frictionloss", "dof_damping", "dof_armature")
         }
         self._qpos, self._qvel = self._sim.bind("qpos").numpy(), self._sim.bind("qvel").numpy()
         self._start = self._sim.bind("qacc_warmstart").numpy()
@@ -119,7 +132,11 @@ class Chain:
         """The candidate (size,) that the robot's file is, without delay (or with the least)."""
         m, act, dof = self.model, self._act, self._dof
         figures = [m.actuator_gainprm[act, 0], -m.actuator_biasprm[act, 2], m.dof_frictionloss[dof]]
-        figures += [m.dof_damping.reshape(m.nv, -1)[dof, 0], m.dof_armature[dof], m.actuator_forcerange[act, 1]]
+        figures += [
+            m.dof_damping.reshape(m.nv, -1)[dof, 0],
+            m.dof_armature[dof],
+            m.actuator_forcerange[act, 1],
+        ]
         figures = [np.where(f > 0, f, 1e-4) for f in figures]  # what is zero has no logarithm
         return np.append(np.log(np.concatenate(figures)), max(0.0, self.delays[0]) / DELAY_UNIT)
 
@@ -129,7 +146,9 @@ class Chain:
         steps = max(int(np.ceil(span[-1] / self.timestep - 1e-9)) for span in spans)
         out = [np.empty((len(theta), len(span), len(self.joints))) for span in spans]
         integrals = np.stack([self._integral(w.first, steps) for w in windows])
-        jobs = np.stack(np.meshgrid(range(len(windows)), range(len(theta)), indexing="ij"), -1).reshape(-1, 2)
+        jobs = np.stack(
+            np.meshgrid(range(len(windows)), range(len(theta)), indexing="ij"), -1
+        ).reshape(-1, 2)
         chunk = max(1, min(CHUNK, NUMBERS // (steps * self.model.nu)))
         for first in range(0, len(jobs), chunk):
             place, who = jobs[first : first + chunk].T
@@ -140,7 +159,12 @@ class Chain:
         return out
 
     def _run(
-        self, theta: np.ndarray, first: np.ndarray, integrals: np.ndarray, place: np.ndarray, steps: int
+        self,
+        theta: np.ndarray,
+        first: np.ndarray,
+        integrals: np.ndarray,
+        place: np.ndarray,
+        steps: int,
     ) -> np.ndarray:
         """Positions after each step, (n, steps + 1, joints), of candidates that start at the samples `first`."""
         ids = np.arange(len(theta))
@@ -150,7 +174,9 @@ class Chain:
         self._qpos[ids[:, None], self._dof] = start
         self._qvel[ids[:, None], self._dof] = np.stack([self._velocity(i) for i in first])
         control = np.zeros((len(theta), steps, self.model.nu))
-        control[:, :, self._act] = self._commands(theta[:, -1] * DELAY_UNIT, integrals, place, steps)
+        control[:, :, self._act] = self._commands(
+            theta[:, -1] * DELAY_UNIT, integrals, place, steps
+        )
         moved = self._sim.rollout(ids, control, "qpos")[:, :, self._dof]
         self.steps += len(theta) * steps
         return np.concatenate((start[:, None], moved), 1)
@@ -165,16 +191,25 @@ class Chain:
         f["actuator_gainprm"][rows, self._act, 0] = kp
         f["actuator_biasprm"][rows, self._act, 1] = -kp
         f["actuator_biasprm"][rows, self._act, 2] = -kd
-        f["actuator_forcerange"][rows, self._act, 0], f["actuator_forcerange"][rows, self._act, 1] = -torque, torque
+        (
+            f["actuator_forcerange"][rows, self._act, 0],
+            f["actuator_forcerange"][rows, self._act, 1],
+        ) = -torque, torque
         f["dof_frictionloss"][rows, self._dof] = friction
         f["dof_damping"].reshape(CHUNK, self.model.nv, -1)[rows, self._dof, 0] = damping
         f["dof_armature"][rows, self._dof] = armature
-        self._sim.batch.set_const(ids)  # friction is regularized by the inertia, to which the armature belongs
+        self._sim.batch.set_const(
+            ids
+        )  # friction is regularized by the inertia, to which the armature belongs
 
     def _velocity(self, i: int) -> np.ndarray:
         """Joint velocities at a sample, by central differences, rad/s."""
         a, b = max(i - 1, 0), min(i + 1, len(self.state) - 1)
-        return (self.state[b] - self.state[a]) / (self.log.time[b] - self.log.time[a]) if i > 0 else 0.0 * self.state[0]
+        return (
+            (self.state[b] - self.state[a]) / (self.log.time[b] - self.log.time[a])
+            if i > 0
+            else 0.0 * self.state[0]
+        )
 
     def _integral(self, first: int, steps: int) -> np.ndarray:
         """Integral of the commands over time as sent, on a fine grid that starts the greatest delay before a window."""
@@ -182,19 +217,30 @@ class Chain:
         self._origin = int(np.ceil((self.delays[1] + self.timestep + SLACK) / h)) + 1
         after = 2 + int(np.ceil((max(0.0, -self.delays[0]) + SLACK) / h))
         grid = h * np.arange(-self._origin, steps * self._fine + after)
-        stamps = np.concatenate(([min(time[0], grid[0]) - 1.0], time[1:], [max(time[-1], grid[-1]) + 1.0]))
-        total = np.cumsum(np.diff(stamps)[:, None] * self._cmd, axis=0)  # the first is taken to have been held before
+        stamps = np.concatenate(
+            ([min(time[0], grid[0]) - 1.0], time[1:], [max(time[-1], grid[-1]) + 1.0])
+        )
+        total = np.cumsum(
+            np.diff(stamps)[:, None] * self._cmd, axis=0
+        )  # the first is taken to have been held before
         total = np.concatenate((np.zeros((1, total.shape[1])), total))
         return np.stack([np.interp(grid, stamps, column) for column in total.T], -1)
 
-    def _commands(self, delay: np.ndarray, integrals: np.ndarray, place: np.ndarray, steps: int) -> np.ndarray:
+    def _commands(
+        self, delay: np.ndarray, integrals: np.ndarray, place: np.ndarray, steps: int
+    ) -> np.ndarray:
         """Mean command in each substep, (candidates, steps, joints), after its delay (s): smooth in the delay."""
-        early = self.timestep / 2  # a step moves a joint as if its force had acted from the step's beginning
+        early = (
+            self.timestep / 2
+        )  # a step moves a joint as if its force had acted from the step's beginning
         begin = self._origin - (delay + early) * self._fine / self.timestep
         whole = np.floor(begin).astype(int)
         part = (begin - whole)[:, None, None]
         rows = whole[:, None] + self._fine * np.arange(steps + 1)
-        at = integrals[place[:, None], rows] * (1.0 - part) + integrals[place[:, None], rows + 1] * part
+        at = (
+            integrals[place[:, None], rows] * (1.0 - part)
+            + integrals[place[:, None], rows + 1] * part
+        )
         return np.diff(at, axis=1) / self.timestep
 
 

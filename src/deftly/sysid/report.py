@@ -28,10 +28,17 @@ def pooled(fits: list[Fit]) -> Estimate:
     sd = np.array([max(1e-6, (d.high - d.low) / 2) for d in delays])
     weight = sd**-2 / (sd**-2).sum()
     value, half = float(weight @ [d.value for d in delays]), float((sd**-2).sum() ** -0.5)
-    apart = max(abs(d.value - value) for d in delays)  # fingers that differ are not known better than they agree
+    apart = max(
+        abs(d.value - value) for d in delays
+    )  # fingers that differ are not known better than they agree
     half = max(half, apart)
     return Estimate(
-        value, value - half, value + half, 0.0, all(d.identified for d in delays), any(d.at_bound for d in delays)
+        value,
+        value - half,
+        value + half,
+        0.0,
+        all(d.identified for d in delays),
+        any(d.at_bound for d in delays),
     )
 
 
@@ -45,23 +52,37 @@ def doubts(log: HandLog, fits: list[Fit], how: Search) -> Iterator[Finding]:
             before, after, fitted = (
                 f[j] for f in (fit.held_out["nominal"], fit.held_out["fitted"], fit.train["fitted"])
             )
-            text = f"held-out error {1e3 * after:.2f} mrad, with the robot's file {1e3 * before:.2f}"
+            text = (
+                f"held-out error {1e3 * after:.2f} mrad, with the robot's file {1e3 * before:.2f}"
+            )
             if after > before:
                 yield Finding(name, "fail", f"{text}: the fit is worse than no fit; do not use it")
             elif after > OVERFIT * fitted + 1e-3:
                 yield Finding(
-                    name, "warn", f"{text}, where fitted {1e3 * fitted:.2f}: the rest of the log is unlike it"
+                    name,
+                    "warn",
+                    f"{text}, where fitted {1e3 * fitted:.2f}: the rest of the log is unlike it",
                 )
             else:
                 yield Finding(name, "ok", text)
-    still = [n for f in fits for n, span in zip(f.joints, np.ptp(f.commands, axis=0)) if span < STILL]
+    still = [
+        n for f in fits for n, span in zip(f.joints, np.ptp(f.commands, axis=0)) if span < STILL
+    ]
     if still:
-        yield Finding("excitation", "warn", f"{', '.join(still)} not moved: their figures stay the robot's file's")
+        yield Finding(
+            "excitation",
+            "warn",
+            f"{', '.join(still)} not moved: their figures stay the robot's file's",
+        )
     delay = pooled(fits)
     text = f"{1e3 * delay.value:.1f} ms ({1e3 * delay.low:.1f} .. {1e3 * delay.high:.1f})"
     if delay.at_bound:
         low = delay.value < 1e-3
-        hint = "states may be of after their commands: --delay-min-ms -50" if low else "widen with --delay-max-ms"
+        hint = (
+            "states may be of after their commands: --delay-min-ms -50"
+            if low
+            else "widen with --delay-max-ms"
+        )
         yield Finding("delay", "warn", f"{text} sits at its bound: {hint}")
     else:
         yield Finding("delay", "ok" if delay.identified else "warn", text)
@@ -71,10 +92,16 @@ def _stamps(log: HandLog) -> Finding:
     facts = jitter(log)
     period, std, longest = facts["period"], facts["std"], facts["longest"]
     if not facts["stamped"]:
-        return Finding("time", "warn", f"no time stamps: samples are taken to be {1e3 * period:g} ms apart, all alike")
+        return Finding(
+            "time",
+            "warn",
+            f"no time stamps: samples are taken to be {1e3 * period:g} ms apart, all alike",
+        )
     text = f"samples every {1e3 * period:.2f} ms, spread {1e3 * std:.2f} ms, longest gap {1e3 * longest:.1f} ms"
     if std > JITTER * period or longest > GAP * period:
-        return Finding("time", "warn", f"the time stamps jitter: {text}; they are taken at their word")
+        return Finding(
+            "time", "warn", f"the time stamps jitter: {text}; they are taken at their word"
+        )
     return Finding("time", "ok", text)
 
 
@@ -82,15 +109,31 @@ def _joint(name: str, figures: dict[str, Estimate], bound: float) -> Iterator[Fi
     at = [p for p, e in figures.items() if e.at_bound]
     if at:
         yield Finding(
-            name, "warn", f"{', '.join(at)} sits at its bound, a factor {bound:g}: widen it, --bound {2 * bound:g}"
+            name,
+            "warn",
+            f"{', '.join(at)} sits at its bound, a factor {bound:g}: widen it, --bound {2 * bound:g}",
         )
-    unknown = [f"{p} ({e.low:.3g} .. {e.high:.3g} {UNITS[p]})" for p, e in figures.items() if not e.identified]
+    unknown = [
+        f"{p} ({e.low:.3g} .. {e.high:.3g} {UNITS[p]})"
+        for p, e in figures.items()
+        if not e.identified
+    ]
     if unknown:
-        yield Finding(name, "warn", f"the log does not tell {', '.join(unknown)}: the interval is mostly prior")
+        yield Finding(
+            name,
+            "warn",
+            f"the log does not tell {', '.join(unknown)}: the interval is mostly prior",
+        )
 
 
 def facts(
-    task: str, robot: str, path: Path, log: HandLog, fits: list[Fit], how: Search, found: list[Finding]
+    task: str,
+    robot: str,
+    path: Path,
+    log: HandLog,
+    fits: list[Fit],
+    how: Search,
+    found: list[Finding],
 ) -> dict[str, Any]:
     """The JSON of a fit. Figures are SI units; intervals are of 95 %."""
     joints: dict[str, Any] = {}
@@ -98,7 +141,9 @@ def facts(
         for j, (name, figures) in enumerate(fit.figures().items()):
             rows = {p: {**e._asdict(), "unit": UNITS[p]} for p, e in figures.items()}
             error = {
-                f"{part}_rmse": {key: float(values[j]) for key, values in getattr(fit, part).items()}
+                f"{part}_rmse": {
+                    key: float(values[j]) for key, values in getattr(fit, part).items()
+                }
                 for part in ("train", "held_out")
             }
             joints[name] = {**rows, **error}
@@ -127,13 +172,21 @@ def write(path: Path, data: dict[str, Any]) -> None:
 def identified(fits: list[Fit]) -> Actuators:
     """What training should use: the figures that the log tells, and none that sits at its bound."""
     joints = {
-        name: {p: Figure(e.value, e.low, e.high) for p, e in figures.items() if e.identified and not e.at_bound}
+        name: {
+            p: Figure(e.value, e.low, e.high)
+            for p, e in figures.items()
+            if e.identified and not e.at_bound
+        }
         for fit in fits
         for name, figures in fit.figures().items()
     }
     delay = pooled(fits)
     value = max(0.0, delay.value)
-    known = Figure(value, max(0.0, min(delay.low, value)), max(delay.high, value)) if delay.identified else None
+    known = (
+        Figure(value, max(0.0, min(delay.low, value)), max(delay.high, value))
+        if delay.identified
+        else None
+    )
     return Actuators({name: figures for name, figures in joints.items() if figures}, known)
 
 
@@ -143,7 +196,8 @@ def table(fits: list[Fit]) -> list[str]:
     for fit in fits:
         for name, figures in fit.figures().items():
             cells = [
-                f"{e.value:.3g} ({e.low:.3g}..{e.high:.3g}){'' if e.identified else '?'}" for e in figures.values()
+                f"{e.value:.3g} ({e.low:.3g}..{e.high:.3g}){'' if e.identified else '?'}"
+                for e in figures.values()
             ]
             lines.append(f"{name:<8}  " + "".join(f"{cell:>27}" for cell in cells))
     return lines
@@ -163,7 +217,9 @@ def plot(path: Path, fits: list[Fit], held_out: float) -> None:
             axes = next(panels)
             axes.step(time, fit.commands[:, j], where="post", color="0.7", lw=1.0, label="command")
             axes.plot(time, fit.measured[:, j], color="C0", lw=1.2, label="measured")
-            axes.plot(time, fit.predicted[:, j], "--", color="C1", lw=1.0, label="simulated, fitted")
+            axes.plot(
+                time, fit.predicted[:, j], "--", color="C1", lw=1.0, label="simulated, fitted"
+            )
             axes.axvspan(start, time[-1], color="0.93", zorder=0, label="held out")
             error = 1e3 * fit.held_out["fitted"][j]
             axes.set_ylabel(f"{name}, rad")

@@ -173,7 +173,9 @@ def load(name: str) -> type[Task]:
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise DeftlyError(f"no task file {path}: give the path of a Python file with a class under @task(...)")
+        raise DeftlyError(
+            f"no task file {path}: give the path of a Python file with a class under @task(...)"
+        )
     name = f"deftly_task_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     if name not in sys.modules:
         spec: Any = importlib.util.spec_from_file_location(name, path)
@@ -183,7 +185,9 @@ def _import_file(path: Path) -> ModuleType:
         except Exception as error:
             del sys.modules[name]
             reason = " ".join(str(error).split())
-            raise DeftlyError(f"{path} does not import: {type(error).__name__}: {reason}") from error
+            raise DeftlyError(
+                f"{path} does not import: {type(error).__name__}: {reason}"
+            ) from error
     return sys.modules[name]
 
 
@@ -191,7 +195,10 @@ def _pick(module: ModuleType, wanted: str | None, given: str) -> type[Task]:
     found = {
         cls.name: cls
         for cls in vars(module).values()
-        if isinstance(cls, type) and issubclass(cls, Task) and "name" in vars(cls) and cls.__module__ == module.__name__
+        if isinstance(cls, type)
+        and issubclass(cls, Task)
+        and "name" in vars(cls)
+        and cls.__module__ == module.__name__
     }
     names = [wanted] if wanted else list(found)
     if len(names) == 1 and names[0] in found:

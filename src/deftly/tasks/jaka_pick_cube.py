@@ -26,17 +26,27 @@ class Weights:
 
     reach: Annotated[float, Doc("Progress of the open gripper towards the cube, from above.")] = 2.0
     grasp: Annotated[
-        float, Doc("Progress of closing around the cube (0.4) and of pressing it with both fingers (0.6).")
+        float,
+        Doc(
+            "Progress of closing around the cube (0.4) and of pressing it with both fingers (0.6)."
+        ),
     ] = 1.5
     lift: Annotated[
-        float, Doc("Progress of the gripped cube to 3 cm above the success height: not to hover just below.")
+        float,
+        Doc(
+            "Progress of the gripped cube to 3 cm above the success height: not to hover just below."
+        ),
     ] = 2.0
     hold: Annotated[float, Doc("Progress of the count of steps held at the height.")] = 1.0
     success: Annotated[float, Doc("Once, when the cube has been held.")] = 2.0
     action_rate: Annotated[float, Doc("Squared change of the action.")] = -0.001
-    press: Annotated[float, Doc("Force of the fingers on the table, in units of 100 N, at most 2.")] = -0.02
+    press: Annotated[
+        float, Doc("Force of the fingers on the table, in units of 100 N, at most 2.")
+    ] = -0.02
     time: Annotated[float, Doc("Each step.")] = -0.01
-    fell: Annotated[float, Doc("Once, when the cube falls off the table: an early end must not pay.")] = -3.0
+    fell: Annotated[
+        float, Doc("Once, when the cube falls off the table: an early end must not pay.")
+    ] = -3.0
 
 
 @dataclass(frozen=True)
@@ -44,30 +54,54 @@ class PickCubeConfig(TaskConfig):
     """Parameters of the task; lengths in m, in the arm's base frame (z up, the table top is z = 0)."""
 
     rate: float = 15.0
-    cube_x: Annotated[tuple[float, float], RANGE, Doc("Where the cube starts: range of x, m.")] = (0.40, 0.60)
-    cube_y: Annotated[tuple[float, float], RANGE, Doc("Where the cube starts: range of y, m.")] = (-0.10, 0.10)
-    cube_yaw: Annotated[float, Ge(0), Doc("The cube starts turned by up to this much, rad; the fingers square it.")] = (
-        0.15
+    cube_x: Annotated[tuple[float, float], RANGE, Doc("Where the cube starts: range of x, m.")] = (
+        0.40,
+        0.60,
     )
+    cube_y: Annotated[tuple[float, float], RANGE, Doc("Where the cube starts: range of y, m.")] = (
+        -0.10,
+        0.10,
+    )
+    cube_yaw: Annotated[
+        float, Ge(0), Doc("The cube starts turned by up to this much, rad; the fingers square it.")
+    ] = 0.15
     cube_half: Annotated[float, Gt(0.012), Lt(0.04), Doc("Half the cube's edge, m.")] = 0.03
     cube_mass: Annotated[float, Gt(0), Doc("Mass of the cube, kg.")] = 0.08
-    home_noise: Annotated[float, Ge(0), Doc("Joints 1 to 3 start within this much of home, rad.")] = 0.05
+    home_noise: Annotated[
+        float, Ge(0), Doc("Joints 1 to 3 start within this much of home, rad.")
+    ] = 0.05
     success_height: Annotated[
         float, Gt(0), Doc("Height of the cube's centre above the table that counts as lifted, m.")
     ] = 0.10
     hold_steps: Annotated[
-        int, Ge(1), Doc("Consecutive steps for which the cube must be gripped at that height, and still.")
+        int,
+        Ge(1),
+        Doc("Consecutive steps for which the cube must be gripped at that height, and still."),
     ] = 15
-    hold_speed: Annotated[float, Gt(0), Doc("Speed of the cube below which it counts as still, m/s.")] = 0.10
-    speed: Annotated[float, Gt(0), Doc("Joint speed at action 1, rad/s; the arm's limit is 3.14.")] = 1.2
+    hold_speed: Annotated[
+        float, Gt(0), Doc("Speed of the cube below which it counts as still, m/s.")
+    ] = 0.10
+    speed: Annotated[
+        float, Gt(0), Doc("Joint speed at action 1, rad/s; the arm's limit is 3.14.")
+    ] = 1.2
     lowpass: Annotated[float, Ge(0), Lt(1), Doc("Weight of the previous action of the arm.")] = 0.4
     caution: Annotated[
-        float, Ge(0), Doc("How many times heavier action rate and press weigh once every episode of training succeeds.")
+        float,
+        Ge(0),
+        Doc(
+            "How many times heavier action rate and press weigh once every episode of training succeeds."
+        ),
     ] = 10.0
     patience: Annotated[
-        float, Ge(1), Doc("In training alone: how many times faster the held cube may move while no episode succeeds.")
+        float,
+        Ge(1),
+        Doc(
+            "In training alone: how many times faster the held cube may move while no episode succeeds."
+        ),
     ] = 5.0
-    weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(default_factory=Weights)
+    weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(
+        default_factory=Weights
+    )
 
 
 @task("jaka-pick-cube")
@@ -155,7 +189,9 @@ class PickCube(Task):
         held = s.zeros("held")[:, None] / self.cfg.hold_steps
         away = ARM.tool(s) - _cube(s)
         grip = s.zeros("gripped")[:, None]
-        return torch.cat((s.joint_vel, s.velocity("cube")[:, :3], 10 * away, grip, held, s.last_action), -1)
+        return torch.cat(
+            (s.joint_vel, s.velocity("cube")[:, :3], 10 * away, grip, held, s.last_action), -1
+        )
 
     def reset(self, s: State, mask: Tensor) -> None:
         """Cube anywhere in its range, arm near home with the wrist coupled to it."""
@@ -168,7 +204,12 @@ class PickCube(Task):
         half_yaw = s.uniform(mask, -cfg.cube_yaw, cfg.cube_yaw) / 2
         nothing = torch.zeros_like(x)
         position = torch.stack((x, y, nothing + cfg.cube_half), -1)
-        s.place("cube", mask, position, torch.stack((half_yaw.cos(), nothing, nothing, half_yaw.sin()), -1))
+        s.place(
+            "cube",
+            mask,
+            position,
+            torch.stack((half_yaw.cos(), nothing, nothing, half_yaw.sin()), -1),
+        )
 
     def start(self, s: State, mask: Tensor) -> None:
         """An episode's potential starts where the arm does."""
@@ -234,7 +275,11 @@ class PickCube(Task):
         """With success, what wears the hardware weighs more, and the hold is judged more strictly."""
         caution = 1.0 + (self.cfg.caution - 1.0) * progress["success"]
         patience = 1.0 + (self.cfg.patience - 1.0) * (1.0 - progress["success"])
-        for name, wanted in (("action_rate", caution), ("press", caution), ("hold_speed", patience)):
+        for name, wanted in (
+            ("action_rate", caution),
+            ("press", caution),
+            ("hold_speed", patience),
+        ):
             scale = s.scale.get(name, 1.0)
             s.scale[name] = scale + 0.05 * (wanted - scale)
 
@@ -251,9 +296,13 @@ class PickCube(Task):
         cfg, cube, opening = self.cfg, _cube(s), s.joint("gripper")
         away = ARM.tool(s) - cube
         aside = away[:, :2].norm(dim=-1)
-        above = (1.5 * (aside - 0.01)).clip(0.0, 0.08)  # a funnel: off to the side, the place to be is higher up
+        above = (1.5 * (aside - 0.01)).clip(
+            0.0, 0.08
+        )  # a funnel: off to the side, the place to be is higher up
         distance = (aside.square() + (away[:, 2] - above).square()).sqrt()
-        room = (opening / (cfg.cube_half - 0.012)).clip(0.0, 1.0)  # a gripper too closed for the cube counts less
+        room = (opening / (cfg.cube_half - 0.012)).clip(
+            0.0, 1.0
+        )  # a gripper too closed for the cube counts less
         reach = (1 - torch.tanh(5 * distance)) * (0.5 + 0.5 * room)
         around = torch.exp(-(away.norm(dim=-1) / 0.025).square())
         grasp = 0.4 * around * (1 - opening / jaka_zu5.FINGER_TRAVEL) + 0.6 * gripped

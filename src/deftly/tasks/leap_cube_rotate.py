@@ -27,19 +27,26 @@ from deftly.tasks import Report, Task, task
 CUBE = "cube"
 HALF_EDGE = 0.0375  # m: the seed's cube of 75 mm
 TIPS = 0.088  # m: height at which fingertips push it
-SPAWN = (-0.010, 0.035, 0.074)  # m, in the right hand's frame: where a cube rests on palm and fingers
+SPAWN = (
+    -0.010,
+    0.035,
+    0.074,
+)  # m, in the right hand's frame: where a cube rests on palm and fingers
 
 
 @dataclass(frozen=True)
 class Weights:
     """Weights of the reward terms, each multiplied by the control period: terms are per second."""
 
-    rotate: Annotated[float, Doc("Yaw rate, rad/s, at most `max_rate`; less the nearer the cube is to being lost.")] = (
-        1.25
-    )
+    rotate: Annotated[
+        float,
+        Doc("Yaw rate, rad/s, at most `max_rate`; less the nearer the cube is to being lost."),
+    ] = 1.25
     tilt: Annotated[float, Doc("Squared tilt of the cube, rad2: what comes before it tips.")] = -3.0
     linear_velocity: Annotated[float, Doc("Speed of the cube, m/s, summed over the axes.")] = -0.3
-    pose: Annotated[float, Doc("Squared distance of the joints from the grasp beyond `pose_slack`, rad2.")] = -0.02
+    pose: Annotated[
+        float, Doc("Squared distance of the joints from the grasp beyond `pose_slack`, rad2.")
+    ] = -0.02
     torque: Annotated[float, Doc("Squared joint torques, (N m)2.")] = -0.3
     work: Annotated[float, Doc("Squared mechanical power, W2.")] = -0.05
     action_rate: Annotated[float, Doc("Squared change of the action.")] = -0.01
@@ -52,42 +59,81 @@ class RotateConfig(TaskConfig):
 
     rate: float = 20.0
     episode_steps: int = 400
-    stop_on_success: Annotated[bool, Doc("A turn does not end the episode: what counts is to go on.")] = False
+    stop_on_success: Annotated[
+        bool, Doc("A turn does not end the episode: what counts is to go on.")
+    ] = False
     ready_s: Annotated[
         tuple[float, float],
-        Doc("Shortest and longest time for which the hand holds the cube before the policy drives, s."),
+        Doc(
+            "Shortest and longest time for which the hand holds the cube before the policy drives, s."
+        ),
     ] = (0.05, 0.5)
-    delta: Annotated[float, Gt(0), Doc("Change of a joint's command at action 1, rad per step.")] = 1 / 24
+    delta: Annotated[
+        float, Gt(0), Doc("Change of a joint's command at action 1, rad per step.")
+    ] = 1 / 24
     history: Annotated[
-        int, Ge(1), Doc("Steps of joint positions and commands that the policy sees: a cycle of a gait, to feel sizes.")
+        int,
+        Ge(1),
+        Doc(
+            "Steps of joint positions and commands that the policy sees: a cycle of a gait, to feel sizes."
+        ),
     ] = 40
-    stride: Annotated[int, Ge(1), Doc("Of these steps, the newest and every `stride`-th before it are seen.")] = 4
+    stride: Annotated[
+        int, Ge(1), Doc("Of these steps, the newest and every `stride`-th before it are seen.")
+    ] = 4
     soft_limits: Annotated[
-        float, Gt(0), Le(1), Doc("Fraction of each joint's range, about its middle, that commands may use.")
+        float,
+        Gt(0),
+        Le(1),
+        Doc("Fraction of each joint's range, about its middle, that commands may use."),
     ] = 0.95
-    size: Annotated[tuple[float, float], POSITIVE_RANGE, Doc("Range of the cube's edge, as a fraction of 75 mm.")] = (
+    size: Annotated[
+        tuple[float, float],
+        POSITIVE_RANGE,
+        Doc("Range of the cube's edge, as a fraction of 75 mm."),
+    ] = (
         0.9,
         1.1,
     )
     mass: Annotated[float, Gt(0), Doc("Of the cube, kg.")] = 0.1
     friction: Annotated[
-        tuple[float, float], POSITIVE_RANGE, Doc("Range of the friction of hand and cube, as a fraction of their own.")
+        tuple[float, float],
+        POSITIVE_RANGE,
+        Doc("Range of the friction of hand and cube, as a fraction of their own."),
     ] = (0.6, 1.4)
     start: Annotated[
-        Literal["cache", "sample"], Doc("Start from grasps of the cache, or sample poses to look for grasps.")
+        Literal["cache", "sample"],
+        Doc("Start from grasps of the cache, or sample poses to look for grasps."),
     ] = "cache"
-    grasps: Annotated[Path | None, Doc("Grasp cache of `deftly grasps`; unset: the one shipped for the hand.")] = None
-    actuators: Annotated[Path | None, Doc("Servos of `deftly sysid --write`; unset: those of the robot's file.")] = None
-    sample_spread: Annotated[float, Ge(0), Doc("Sampled joints are within this much of the grasp pose, rad.")] = 0.2
-    max_rate: Annotated[float, Gt(0), Doc("Yaw rate above which turning faster earns nothing, rad/s.")] = 3.0
-    pose_slack: Annotated[float, Ge(0), Doc("Distance of a joint from the grasp pose that costs nothing, rad.")] = 0.4
+    grasps: Annotated[
+        Path | None, Doc("Grasp cache of `deftly grasps`; unset: the one shipped for the hand.")
+    ] = None
+    actuators: Annotated[
+        Path | None, Doc("Servos of `deftly sysid --write`; unset: those of the robot's file.")
+    ] = None
+    sample_spread: Annotated[
+        float, Ge(0), Doc("Sampled joints are within this much of the grasp pose, rad.")
+    ] = 0.2
+    max_rate: Annotated[
+        float, Gt(0), Doc("Yaw rate above which turning faster earns nothing, rad/s.")
+    ] = 3.0
+    pose_slack: Annotated[
+        float, Ge(0), Doc("Distance of a joint from the grasp pose that costs nothing, rad.")
+    ] = 0.4
     lowest: Annotated[float, Doc("Height of the cube's centre below which it is lost, m.")] = 0.035
-    max_drift: Annotated[float, Gt(0), Doc("Distance of the cube from its start at which it is lost, m.")] = 0.08
+    max_drift: Annotated[
+        float, Gt(0), Doc("Distance of the cube from its start at which it is lost, m.")
+    ] = 0.08
     max_tilt: Annotated[float, Gt(0), Doc("Tilt of the cube at which it is lost, rad.")] = 0.8
     leniency: Annotated[
-        float, Ge(0), Le(1), Doc("In training alone: fraction of the penalties that counts while no episode succeeds.")
+        float,
+        Ge(0),
+        Le(1),
+        Doc("In training alone: fraction of the penalties that counts while no episode succeeds."),
     ] = 0.1
-    weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(default_factory=Weights)
+    weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(
+        default_factory=Weights
+    )
 
 
 class CubeRotate(Task):
@@ -137,7 +183,11 @@ class CubeRotate(Task):
             "work": "work of the joints, either way, by what it is at the end of each control period, J",
             "cube_edge": "edge of the cube, mm",
         },
-        plots=(("yaw_rate", "Yaw rate, rad/s"), ("net_turns", "Net turns"), ("retention", "Time in the hand, s")),
+        plots=(
+            ("yaw_rate", "Yaw rate, rad/s"),
+            ("net_turns", "Net turns"),
+            ("retention", "Time in the hand, s"),
+        ),
         breakdown=("cube_edge", (67.5, 70.5, 73.5, 76.5, 79.5, 82.5)),
     )
     robot: Robot
@@ -161,8 +211,12 @@ class CubeRotate(Task):
         s.body(CUBE).pos = self._spawn()
         _add_mark(s.body(CUBE))
         HAND.add_touch(s, CUBE)
-        scene.add_camera(s, "front", eye=(0.24, side * -0.22, 0.32), target=(-0.01, side * 0.02, 0.05), fovy=40)
-        scene.add_camera(s, "top", eye=(0, side * 0.03, 0.5), target=(0, side * 0.0301, 0), fovy=36, up=(0, 1, 0))
+        scene.add_camera(
+            s, "front", eye=(0.24, side * -0.22, 0.32), target=(-0.01, side * 0.02, 0.05), fovy=40
+        )
+        scene.add_camera(
+            s, "top", eye=(0, side * 0.03, 0.5), target=(0, side * 0.0301, 0), fovy=36, up=(0, 1, 0)
+        )
         scene.add_home(s, {j.name: j.home for j in self.robot.joints})
         return s
 
@@ -221,7 +275,9 @@ class CubeRotate(Task):
     def _sample(self, s: State, mask: Tensor) -> None:
         """A pose near the grasp pose, and the cube in any turn a little above where it comes to rest."""
         spread, count = self.cfg.sample_spread, len(self._joints)
-        s.set_joint_pos(mask, self._within(s, s.tensor(self._grasp) + s.uniform(mask, -spread, spread, count)))
+        s.set_joint_pos(
+            mask, self._within(s, s.tensor(self._grasp) + s.uniform(mask, -spread, spread, count))
+        )
         side = s.tensor(self._spawn()[:2]) + s.uniform(mask, -0.006, 0.006, 2)
         height = SPAWN[2] + self._half(s) - HALF_EDGE + s.uniform(mask, 0.0, 0.01)
         half_yaw = s.uniform(mask, -math.pi, math.pi) / 2
@@ -254,7 +310,9 @@ class CubeRotate(Task):
         sums["contacts"] = (touch > 0.05).sum(-1)
         s.zeros("drift")[:] = drift
         s.zeros("tilt")[:] = tilt
-        s.zeros("lost")[:] = (drift > self.cfg.max_drift) | (tilt > self.cfg.max_tilt) | self._dropped(s)
+        s.zeros("lost")[:] = (
+            (drift > self.cfg.max_drift) | (tilt > self.cfg.max_tilt) | self._dropped(s)
+        )
         for name, value in sums.items():
             s.zeros(f"sum_{name}")[:] += value
 
@@ -290,7 +348,9 @@ class CubeRotate(Task):
     def metrics(self, s: State) -> dict[str, Tensor]:
         """Turning (rad/s over a full episode, turns), loss, seconds in hand, drift, tilt, torque, work, touches."""
         steps, turned = s.steps.clip(min=1).to(s.dtype), s.zeros("turned")
-        mean = {name: s.zeros(f"sum_{name}") / steps for name in ("drift", "tilt", "torque", "contacts")}
+        mean = {
+            name: s.zeros(f"sum_{name}") / steps for name in ("drift", "tilt", "torque", "contacts")
+        }
         return {
             "yaw_rate": turned / (s.episode_steps * s.dt),
             "net_turns": turned / (2 * math.pi),
@@ -363,7 +423,9 @@ class CubeRotate(Task):
             s.scale[name] = scale + 0.05 * (wanted - scale)
 
     def _fitted(self) -> actuators.Actuators:
-        return actuators.load(self.cfg.actuators, self.robot.name, tuple(j.name for j in self.robot.joints))
+        return actuators.load(
+            self.cfg.actuators, self.robot.name, tuple(j.name for j in self.robot.joints)
+        )
 
     def _spawn(self) -> tuple[float, float, float]:
         return (SPAWN[0], self.side * SPAWN[1], SPAWN[2])
@@ -402,7 +464,9 @@ def _yaw_between(before: Tensor, after: Tensor) -> Tensor:
 
 def _add_mark(cube: mujoco.MjsBody) -> None:
     """A stripe on the cube's top, to see it turn."""
-    mark = cube.add_geom(name="mark", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.014, 0.003, 0.0045], mass=0)
+    mark = cube.add_geom(
+        name="mark", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.014, 0.003, 0.0045], mass=0
+    )
     mark.pos, mark.rgba, mark.contype, mark.conaffinity = [0.016, 0, HALF_EDGE], (1, 1, 1, 1), 0, 0
 
 

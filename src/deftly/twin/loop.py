@@ -39,9 +39,12 @@ class SceneArgs(Settings):
 
     policy: Annotated[str | None, Doc(POLICY)] = None
     settings_from: Annotated[
-        str | None, Doc("With tcp://: the run or bundle whose settings of task and physics are used.")
+        str | None,
+        Doc("With tcp://: the run or bundle whose settings of task and physics are used."),
     ] = None
-    seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides how episodes start and what the sensors' noise is.")] = 0
+    seed: Annotated[
+        int, Ge(0), Lt(SEEDS), Doc("Decides how episodes start and what the sensors' noise is.")
+    ] = 0
     noise: Annotated[bool, Doc("Apply the task's sensor noise, delay and dropout.")] = False
     latency_ms: Annotated[
         float, Ge(0), Lt(10_000), Doc("Simulated time from a command until the servos get it, ms.")
@@ -56,12 +59,19 @@ class SceneArgs(Settings):
 class LoopArgs(SceneArgs):
     """A policy in the simulated robot's control loop."""
 
-    keys: Annotated[Path | None, Doc("The robot's folder of keys, for a server that has them.")] = None
+    keys: Annotated[Path | None, Doc("The robot's folder of keys, for a server that has them.")] = (
+        None
+    )
     timeout_ms: Annotated[
-        float, Gt(0), Le(1e6), Doc("Longest wait for the server's decision, ms; simulated time stands still meanwhile.")
+        float,
+        Gt(0),
+        Le(1e6),
+        Doc("Longest wait for the server's decision, ms; simulated time stands still meanwhile."),
     ] = 1000.0
     episodes: Annotated[int, Ge(1), Doc("Episodes to run.")] = 50
-    safety: Annotated[SafetyConfig, Doc("The safety kernel, as on the robot.")] = field(default_factory=SafetyConfig)
+    safety: Annotated[SafetyConfig, Doc("The safety kernel, as on the robot.")] = field(
+        default_factory=SafetyConfig
+    )
 
 
 class Outcome(NamedTuple):
@@ -125,7 +135,9 @@ def run_episode(
     success, end = bool(end) and robot.success, end or f"{FAULT}{kernel.fault}"
     if not robot.steps:
         robot.task.update(robot.view)  # a task has its figures from its first look on
-    return Outcome(end, reason, success, robot.steps, kernel.clipped, state0, ring.rows(), robot.figures)
+    return Outcome(
+        end, reason, success, robot.steps, kernel.clipped, state0, ring.rows(), robot.figures
+    )
 
 
 class Film:

@@ -28,7 +28,10 @@ from deftly.sim.state import State
 from deftly.tasks import Task
 
 INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION.value
-BROKEN = [getattr(mujoco.mjtWarning, f"mjWARN_{name}").value for name in ("BADQPOS", "BADQVEL", "BADQACC", "BADCTRL")]
+BROKEN = [
+    getattr(mujoco.mjtWarning, f"mjWARN_{name}").value
+    for name in ("BADQPOS", "BADQVEL", "BADQACC", "BADCTRL")
+]
 SUCCESS, TIME_OUT, FAILED = "success", "time_out", "failed/"
 ONE = torch.ones(1, dtype=torch.bool)
 
@@ -133,7 +136,9 @@ class Sensor:
     def read(self, value: np.ndarray) -> np.ndarray:
         """The reading, (size,), of a true value."""
         n, rng = self._noise, self._rng
-        white = rng.uniform(-n.uniform, n.uniform, self._size) + rng.normal(0.0, n.gaussian, self._size)
+        white = rng.uniform(-n.uniform, n.uniform, self._size) + rng.normal(
+            0.0, n.gaussian, self._size
+        )
         self._recent.append(value + self._bias + white)
         if self._last is None or rng.random() >= n.dropout:
             self._last = self._recent[0]
@@ -162,7 +167,9 @@ class SimRobot:
         latency_ms: float = 0.0,
     ):
         if seed < 0 or not 0 <= latency_ms < 10_000:
-            raise DeftlyError(f"seed is {seed}, latency-ms {latency_ms}, but they must be 0 or more (and 10 s at most)")
+            raise DeftlyError(
+                f"seed is {seed}, latency-ms {latency_ms}, but they must be 0 or more (and 10 s at most)"
+            )
         sim = sim or SimConfig()
         self.task, self.contract, self.seed = task, task.contract(), seed
         self.substeps = sim.substeps_at(self.contract.rate)
@@ -195,7 +202,9 @@ class SimRobot:
         s.set_targets(s.joint_pos)
         if state is not None:
             if state.shape != (size := mujoco.mj_stateSize(self.model, INTEGRATION),):
-                raise DeftlyError(f"the state has shape {state.shape}, this scene's are {size} numbers")
+                raise DeftlyError(
+                    f"the state has shape {state.shape}, this scene's are {size} numbers"
+                )
             mujoco.mj_setState(self.model, self.data, state, INTEGRATION)
         self.sim.forward()
         self.task.start(s, ONE)
@@ -225,7 +234,9 @@ class SimRobot:
         """Send joint targets, (num_joints,), which the servos get `latency` later, and keep until the next."""
         targets = np.array(targets, np.float64)
         if targets.shape != (len(self._ctrl),):
-            raise DriverError(f"targets have shape {targets.shape}, the robot has {len(self._ctrl)} joints")
+            raise DriverError(
+                f"targets have shape {targets.shape}, the robot has {len(self._ctrl)} joints"
+            )
         self._pending.append((self.now + self.latency, targets))
 
     def stop(self) -> None:

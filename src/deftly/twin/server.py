@@ -55,10 +55,17 @@ class RobotServer:
 
     def __init__(self, robot: SimRobot, bind: str):
         if not bind.startswith(("tcp://127.0.0.1:", "ipc://")):
-            raise DeftlyError(f"'{bind}' may be reached from other machines: bind to tcp://127.0.0.1:PORT")
+            raise DeftlyError(
+                f"'{bind}' may be reached from other machines: bind to tcp://127.0.0.1:PORT"
+            )
         self.robot, self.running = robot, True
         self._socket = zmq.Context.instance().socket(zmq.ROUTER)
-        for option, value in {zmq.LINGER: 200, zmq.MAXMSGSIZE: MAX_FRAME, zmq.RCVHWM: 16, zmq.SNDHWM: 16}.items():
+        for option, value in {
+            zmq.LINGER: 200,
+            zmq.MAXMSGSIZE: MAX_FRAME,
+            zmq.RCVHWM: 16,
+            zmq.SNDHWM: 16,
+        }.items():
             self._socket.set(option, value)
         try:
             self._socket.bind(bind)
@@ -92,7 +99,9 @@ class RobotServer:
         with suppress(zmq.Again):
             for _ in range(32):  # then physics has its turn
                 who, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
-                self._socket.send_multipart([who, pack(self._answer(frames[-1] if frames else b""))], zmq.NOBLOCK)
+                self._socket.send_multipart(
+                    [who, pack(self._answer(frames[-1] if frames else b""))], zmq.NOBLOCK
+                )
 
     def _answer(self, frame: bytes) -> dict[str, Any]:
         seq = None
@@ -108,7 +117,11 @@ class RobotServer:
         robot = self.robot
         if kind == "read":
             signals, at = robot.read()
-            return {"signals": signals, "age_s": max(0.0, time.monotonic() - self._zero - at), "success": self.done}
+            return {
+                "signals": signals,
+                "age_s": max(0.0, time.monotonic() - self._zero - at),
+                "success": self.done,
+            }
         if kind == "write":
             robot.write(read_array(message.get("targets"), len(robot.contract.joints), "targets"))
         elif kind == "hello":
@@ -159,7 +172,9 @@ def launch(argv: list[str]) -> tuple[subprocess.Popen[str], str]:
         process.kill()
         process.communicate()
         said.seek(0)
-        why = ([line for line in said if line.strip()] or [f"no answer within {START_S:g} s"])[-1].strip()
+        why = ([line for line in said if line.strip()] or [f"no answer within {START_S:g} s"])[
+            -1
+        ].strip()
     raise DeftlyError(f"the simulated robot did not start: {why.removeprefix('error: ')}")
 
 

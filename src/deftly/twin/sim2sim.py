@@ -38,13 +38,17 @@ if TYPE_CHECKING:
 
 SCHEMA = "deftly.sim2sim/1"
 METRICS = ("steps", "seconds", "success_seconds", "clipped", "faults", "violation", "agrees")
-METRICS += tuple(f"{name}_{part}" for name in ("infer_ms", "tick_ms") for part in ("p50", "p99", "max"))
+METRICS += tuple(
+    f"{name}_{part}" for name in ("infer_ms", "tick_ms") for part in ("p50", "p99", "max")
+)
 """What a gate may name beside `success`, `broken_physics` and the task's own figures."""
 SLACK = 1e-9
 """rad/s (m/s) by which rounding alone may exceed a top speed."""
 
 
-def measure(robot: SimRobot, policy: Policy, args: LoopArgs, hooks: Sequence[Callable[[], None]] = ()) -> list[Outcome]:
+def measure(
+    robot: SimRobot, policy: Policy, args: LoopArgs, hooks: Sequence[Callable[[], None]] = ()
+) -> list[Outcome]:
     """Run the episodes; the hooks are called at the start of each and after every tick."""
 
     def each() -> None:
@@ -55,17 +59,25 @@ def measure(robot: SimRobot, policy: Policy, args: LoopArgs, hooks: Sequence[Cal
     return [run_episode(robot, policy, args.safety, i, each=each) for i in episodes]
 
 
-def summarize(task: Task, args: LoopArgs, origin: PolicySource, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def summarize(
+    task: Task, args: LoopArgs, origin: PolicySource, outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
     """What `sim2sim.json` holds; its success and figures are laid out as those of `eval.json`."""
     contract = task.contract()
     success = np.array([o.success for o in outcomes])
     steps = np.array([o.steps for o in outcomes], float)
-    rows = {name: np.concatenate([o.rows[name] for o in outcomes]) for name in ("infer_ms", "tick_ms")}
+    rows = {
+        name: np.concatenate([o.rows[name] for o in outcomes]) for name in ("infer_ms", "tick_ms")
+    }
     driven = np.isfinite(rows["infer_ms"])
     own = {name: np.array([o.figures[name] for o in outcomes]) for name in outcomes[0].figures}
     clipped = np.array([o.clipped for o in outcomes], float)
     seconds = steps / contract.rate
-    figures = {"steps": steps, "seconds": seconds, "success_seconds": np.where(success, seconds, np.nan)}
+    figures = {
+        "steps": steps,
+        "seconds": seconds,
+        "success_seconds": np.where(success, seconds, np.nan),
+    }
     endpoint = origin.label if origin.loaded is None else None
     result = {
         "schema": SCHEMA,
@@ -83,9 +95,13 @@ def summarize(task: Task, args: LoopArgs, origin: PolicySource, outcomes: Sequen
         "disturbances": {"noise": args.noise, "latency_ms": args.latency_ms},
         "safety": asdict(args.safety),
         "success": stats.proportion(success),
-        "figures": {k: stats.summarize(v) for k, v in {**figures, "clipped": clipped, **own}.items()},
+        "figures": {
+            k: stats.summarize(v) for k, v in {**figures, "clipped": clipped, **own}.items()
+        },
         "ends": dict(Counter(o.end for o in outcomes).most_common()),
-        "reasons": dict(Counter(f"{o.end}: {o.reason}" for o in outcomes if o.reason).most_common(10)),
+        "reasons": dict(
+            Counter(f"{o.end}: {o.reason}" for o in outcomes if o.reason).most_common(10)
+        ),
         "broken_physics": sum(o.end == "failed/physics" for o in outcomes),
         "violation": max(violation(contract, o.rows) for o in outcomes),
         "timing": {name: stats.percentiles(values[driven]) for name, values in rows.items()},
@@ -104,7 +120,9 @@ def violation(contract: PolicyContract, rows: Mapping[str, np.ndarray]) -> float
     return float(np.max(both, initial=0.0, where=np.isfinite(both)))
 
 
-def agreement(success: Mapping[str, Any], total: int, measured: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def agreement(
+    success: Mapping[str, Any], total: int, measured: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
     """Whether a success rate is that of an `eval.json`, and why; None if there is none.
 
     It is if it lies within the 95 % interval of `eval`, or if the two intervals overlap and Fisher's p is 0.05 or more.
@@ -120,7 +138,14 @@ def agreement(success: Mapping[str, Any], total: int, measured: Mapping[str, Any
         agrees = low <= ours_high and ours_low <= high and p >= 0.05
         where = "intervals overlap" if agrees else "rate lies outside its interval"
         how = f"the {where}, and p = {p:.2g} (Fisher)"
-    return {"agrees": agrees, "within_interval": within, "how": how, "p": p, "success": theirs, "episodes": episodes}
+    return {
+        "agrees": agrees,
+        "within_interval": within,
+        "how": how,
+        "p": p,
+        "success": theirs,
+        "episodes": episodes,
+    }
 
 
 def judge(gates: Sequence[str], result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -130,7 +155,11 @@ def judge(gates: Sequence[str], result: Mapping[str, Any]) -> list[dict[str, Any
         "faults": sum(count for end, count in result["ends"].items() if end.startswith(FAULT)),
         "violation": result["violation"],
         "agrees": None if held is None else float(held["agrees"]),
-        **{f"{name}_{key}": v for name, timing in result["timing"].items() for key, v in timing.items()},
+        **{
+            f"{name}_{key}": v
+            for name, timing in result["timing"].items()
+            for key, v in timing.items()
+        },
     }
     figures = {**result["figures"], **{name: {"mean": value} for name, value in extra.items()}}
     return [check_gate(text, {**result, "figures": figures}) for text in gates]
@@ -168,11 +197,15 @@ def text(result: Mapping[str, Any]) -> list[str]:
     ]
     for name, what in (("infer_ms", "infer"), ("tick_ms", "tick")):
         if timing[name]["p50"] is not None:
-            lines.append(f"{what}: p50 {timing[name]['p50']:.2f} ms, p99 {timing[name]['p99']:.2f} ms")
+            lines.append(
+                f"{what}: p50 {timing[name]['p50']:.2f} ms, p99 {timing[name]['p99']:.2f} ms"
+            )
     if held := result["eval"]:
         verdict = "agrees" if held["agrees"] else "DIFFERS"
         share, (low, high) = held["success"]["rate"], held["success"]["wilson95"]
-        lines.append(f"eval: {share:.1%} of {held['episodes']} ({low:.1%} to {high:.1%}): {verdict}, {held['how']}")
+        lines.append(
+            f"eval: {share:.1%} of {held['episodes']} ({low:.1%} to {high:.1%}): {verdict}, {held['how']}"
+        )
     return lines + [f"gate {report.verdict(gate)}" for gate in result["gates"]]
 
 
@@ -180,7 +213,9 @@ def text(result: Mapping[str, Any]) -> list[str]:
 def window(robot: SimRobot, camera: str | None) -> Iterator[Callable[[], None]]:
     """A window of MuJoCo's viewer; what it yields shows the robot and waits for the time to pass."""
     if not render.has_display():
-        raise DeftlyError("no display for --render: leave it out, or write a video with --video FILE.mp4")
+        raise DeftlyError(
+            "no display for --render: leave it out, or write a video with --video FILE.mp4"
+        )
     import mujoco
     from mujoco import viewer
 

@@ -50,7 +50,19 @@ class Driver(Protocol):
         ...
 
 
-FAULTS = ("late", "frozen", "missing", "nan", "shape", "beyond", "jump", "read", "write", "slow", "crash")
+FAULTS = (
+    "late",
+    "frozen",
+    "missing",
+    "nan",
+    "shape",
+    "beyond",
+    "jump",
+    "read",
+    "write",
+    "slow",
+    "crash",
+)
 
 
 class FakeDriver:
@@ -101,9 +113,13 @@ class FakeDriver:
             self._sleep(5 / self.rate)
         if fault in ("beyond", "jump"):
             span = self._upper - self._lower
-            leap = position[0] + 0.5 * span[0] * (1 if position[0] < (self._lower + self._upper)[0] / 2 else -1)
+            leap = position[0] + 0.5 * span[0] * (
+                1 if position[0] < (self._lower + self._upper)[0] / 2 else -1
+            )
             position[0] = self._upper[0] + span[0] if fault == "beyond" else leap
-        signals = {s.name: np.zeros(s.shape, s.dtype if s.is_image else None) for s in self.robot.signals}
+        signals = {
+            s.name: np.zeros(s.shape, s.dtype if s.is_image else None) for s in self.robot.signals
+        }
         signals[JOINT_POS] = position
         broken = {"nan": np.full(len(position), np.nan), "shape": np.zeros(len(position) + 1)}
         signals[JOINT_POS] = broken.get(fault, position)

@@ -23,7 +23,13 @@ from deftly.control.drivers.buses import BUSES, LEAP
 from deftly.control.drivers.dynamixel_bus import BAUDS, Bus, NoAnswer
 
 MODEL = 1240
-MODELS = {1190: "XL330-M077", 1200: "XL330-M288", 1210: "XC330-T181", 1220: "XC330-T288", 1230: "XC330-M181"}
+MODELS = {
+    1190: "XL330-M077",
+    1200: "XL330-M288",
+    1210: "XC330-T181",
+    1220: "XC330-T288",
+    1230: "XC330-M181",
+}
 MODELS |= {MODEL: "XC330-M288"}
 BAUD = 4_000_000
 P_GAIN, I_GAIN, D_GAIN = 1139, 0, 148
@@ -124,7 +130,9 @@ class Dynamixel:
         at, spare = time.monotonic(), self._spare
         self._spare = None
         try:
-            rows = np.array([struct.unpack_from(STATE_FORMAT, row) for row in self._twice(self._exchange)])
+            rows = np.array(
+                [struct.unpack_from(STATE_FORMAT, row) for row in self._twice(self._exchange)]
+            )
         except NoAnswer as failed:
             self.lost += 1
             if spare is None:
@@ -134,7 +142,8 @@ class Dynamixel:
         self._require_well(torque, level, error, watchdog)
         measured = {
             JOINT_POS: (ticks - self._zero) * RAD,
-            "joint_vel": velocity * SPEED + self._offset,  # from_motors takes the offset off, which a speed has not
+            "joint_vel": velocity * SPEED
+            + self._offset,  # from_motors takes the offset off, which a speed has not
             "joint_current": 1e-3 * current + self._offset,
         }
         signals = {s.name: self.robot.from_motors(measured[s.name]) for s in self.robot.signals}
@@ -186,20 +195,30 @@ class Dynamixel:
         """Who does not answer. Motors answer in turn, so behind one that is missing nobody does."""
         name = self._names[failed.motor]
         if failed.heard:
-            return f"the answer of {name} on {self.port} is damaged: cable, or two motors with one id?"
+            return (
+                f"the answer of {name} on {self.port} is damaged: cable, or two motors with one id?"
+            )
         alone = failed.motor == self._ids[0] and self._bus.ping(self._ids[-1], self.timeout) is None
         return (
-            f"no motor answers on {self.port}: cable or power?" if alone else f"{name} does not answer on {self.port}"
+            f"no motor answers on {self.port}: cable or power?"
+            if alone
+            else f"{name} does not answer on {self.port}"
         )
 
-    def _require_well(self, torque: np.ndarray, level: np.ndarray, error: np.ndarray, watchdog: np.ndarray) -> None:
+    def _require_well(
+        self, torque: np.ndarray, level: np.ndarray, error: np.ndarray, watchdog: np.ndarray
+    ) -> None:
         """Raise DriverError unless each motor is as it was left."""
         if error.any():
             raise DriverError(self._ill(error))
-        gone = (level == 0) | (self._engaged & (torque == 0))  # who restarted has forgotten what to tell, and says 0
+        gone = (level == 0) | (
+            self._engaged & (torque == 0)
+        )  # who restarted has forgotten what to tell, and says 0
         if gone.any():
             name = self._names[self._ids[int(gone.argmax())]]
-            raise DriverError(f"{name} has restarted and let go: is the supply too weak? End the run, start it again")
+            raise DriverError(
+                f"{name} has restarted and let go: is the supply too weak? End the run, start it again"
+            )
         if self._engaged and (watchdog == TRIPPED).any():
             self._engaged = False  # the next command takes them up again
             self._write(WATCHDOG, bytes(1))
@@ -210,7 +229,9 @@ class Dynamixel:
     def _ill(self, error: np.ndarray) -> str:
         """The first motor that reports a fault, and which."""
         worst = int((error != 0).argmax())
-        words = [word for bit, word in ERRORS.items() if int(error[worst]) & 1 << bit] or [f"error {error[worst]}"]
+        words = [word for bit, word in ERRORS.items() if int(error[worst]) & 1 << bit] or [
+            f"error {error[worst]}"
+        ]
         name = self._names[self._ids[worst]]
         return f"{name} reports {' and '.join(words)}: switch its power off and on, and see docs/leap.md"
 
@@ -224,14 +245,20 @@ class Dynamixel:
             raise DriverError(self._silent())
         if missing:
             verb = "motors {} do" if len(missing) > 1 else "motor {} does"
-            raise DriverError(f"{verb.format(', '.join(missing))} not answer on {self.port}: check cable and ids")
+            raise DriverError(
+                f"{verb.format(', '.join(missing))} not answer on {self.port}: check cable and ids"
+            )
         for i, model in found.items():
             if model != MODEL:
                 what = MODELS.get(model or 0, "unknown")
-                raise DriverError(f"motor {i} is model {model} ({what}), but the hand has {MODELS[MODEL]} ({MODEL})")
+                raise DriverError(
+                    f"motor {i} is model {model} ({what}), but the hand has {MODELS[MODEL]} ({MODEL})"
+                )
         for i, mode in zip(self._ids, self._read(DRIVE_MODE, 1)):
             if mode[0] & 1:
-                raise DriverError(f"motor {i} is set to reverse: give it Drive Mode 0 with Dynamixel Wizard")
+                raise DriverError(
+                    f"motor {i} is set to reverse: give it Drive Mode 0 with Dynamixel Wizard"
+                )
         error = np.array([row[0] for row in self._read(HARDWARE_ERROR, 1)])
         if error.any():
             raise DriverError(self._ill(error))
@@ -256,11 +283,15 @@ class Dynamixel:
             self._write(address, value)
             for i, row in zip(self._ids, self._read(address, len(value))):
                 if row != value:
-                    raise DriverError(f"{self._names[i]} does not take {value.hex()} at {address}: it has {row.hex()}")
+                    raise DriverError(
+                        f"{self._names[i]} does not take {value.hex()} at {address}: it has {row.hex()}"
+                    )
 
     def _find_zero(self) -> np.ndarray:
         """The tick of each motor's zero: of those a turn apart, the one that has the joint nearest to its range."""
-        middle = self.robot.to_motors(np.array([(j.lower + j.upper) / 2 for j in self.robot.joints]))
+        middle = self.robot.to_motors(
+            np.array([(j.lower + j.upper) / 2 for j in self.robot.joints])
+        )
         ticks = np.array([struct.unpack("<i", row)[0] for row in self._read(POSITION, 4)])
         return ZERO + TURN * np.rint((ticks - ZERO - middle / RAD) / TURN).astype(np.int64)
 
@@ -273,8 +304,12 @@ class Dynamixel:
             least = min(least, time.monotonic() - began)
             if least <= self.timeout:
                 return
-        figures = f"{1e3 * least:.1f} ms, at {self.rate:g} Hz at most {1e3 * self.timeout:.1f} are left"
-        raise DriverError(f"reading {self.port} takes {figures}: set its latency timer to 1 ms (docs/leap.md)")
+        figures = (
+            f"{1e3 * least:.1f} ms, at {self.rate:g} Hz at most {1e3 * self.timeout:.1f} are left"
+        )
+        raise DriverError(
+            f"reading {self.port} takes {figures}: set its latency timer to 1 ms (docs/leap.md)"
+        )
 
     def _read(self, address: int, length: int) -> list[bytes]:
         """Bytes of each motor, when there is time."""
@@ -291,16 +326,24 @@ class Dynamixel:
 def _require(robot: RobotInterface, rate: float, current_ma: int) -> None:
     """Raise DriverError unless these motors can be what the robot interface says."""
     if not robot.motors:
-        raise DriverError(f"the interface of {robot.name} names no motors: --driver leap drives LEAP hands")
+        raise DriverError(
+            f"the interface of {robot.name} names no motors: --driver leap drives LEAP hands"
+        )
     if robot.name not in BUSES or len(BUSES[robot.name].ids) != len(robot.motors):
-        raise DriverError(f"no bus is known for {robot.name}: --driver leap drives {', '.join(BUSES)}")
+        raise DriverError(
+            f"no bus is known for {robot.name}: --driver leap drives {', '.join(BUSES)}"
+        )
     odd = [j.name for j in robot.joints if j.units != "rad"]
     if odd:
-        raise DriverError(f"joint {odd[0]} of {robot.name} does not turn: the driver's motors only do")
+        raise DriverError(
+            f"joint {odd[0]} of {robot.name} does not turn: the driver's motors only do"
+        )
     for signal in robot.signals:
         if signal.size != len(robot.joints) or signal.units not in ("", UNITS.get(signal.name)):
             known = ", ".join(f"{name} ({units})" for name, units in UNITS.items())
-            raise DriverError(f"the hand does not measure '{signal.name}' ({signal.units or 'no unit'}), but {known}")
+            raise DriverError(
+                f"the hand does not measure '{signal.name}' ({signal.units or 'no unit'}), but {known}"
+            )
     if not 1 <= current_ma <= MOST_MA:
         raise DriverError(f"--current-ma is {current_ma}, but it must be within 1 .. {MOST_MA}")
     if rate < WATCHDOG_PERIODS / (WATCHDOG_UNIT_S * WATCHDOG_MOST):

@@ -60,14 +60,18 @@ class Bus:
     def read(self, motors: Sequence[int], address: int, length: int, timeout: float) -> list[bytes]:
         """`length` bytes from `address` of each motor, in one exchange of at most `timeout` s. Raises NoAnswer."""
         self._port.begin(timeout)
-        self._sent(self._packets.syncReadTx(self._port, address, length, list(motors), len(motors), False))
+        self._sent(
+            self._packets.syncReadTx(self._port, address, length, list(motors), len(motors), False)
+        )
         return [self._answer(motor, length) for motor in motors]
 
     def write(self, motors: Sequence[int], address: int, values: Sequence[bytes]) -> None:
         """Bytes, as many for each motor, to `address`. Nobody answers to that."""
         self._port.begin(WRITE_S)
         body = [byte for motor, value in zip(motors, values) for byte in (motor, *value)]
-        self._sent(self._packets.syncWriteTxOnly(self._port, address, len(values[0]), body, len(body)))
+        self._sent(
+            self._packets.syncWriteTxOnly(self._port, address, len(values[0]), body, len(body))
+        )
 
     def settle(self, timeout: float) -> None:
         """Wait until nobody speaks any more: two who speak at once understand nothing."""
@@ -86,7 +90,9 @@ class Bus:
             if result != self._sdk.COMM_SUCCESS:
                 raise NoAnswer(motor, heard=result == self._sdk.COMM_RX_CORRUPT)
             size = packet[5] + (packet[6] << 8) - 4
-            if packet[4] == motor and packet[8] & 0x7F:  # the highest bit tells of a fault that is read elsewhere
+            if (
+                packet[4] == motor and packet[8] & 0x7F
+            ):  # the highest bit tells of a fault that is read elsewhere
                 raise DriverError(f"motor {motor} refuses to be read (error {packet[8] & 0x7F})")
             if packet[4] == motor and size == length:
                 return bytes(packet[9 : 9 + size])
@@ -102,8 +108,12 @@ class _Port:
     def __init__(self, path: str, baud: int):
         self.path, self.is_using, self._deadline = path, False, 0.0
         self._serial = _open(path, baud)
-        with suppress(OSError, ValueError, NotImplementedError, AttributeError):  # a pseudo-terminal has no such timer
-            self._serial.set_low_latency_mode(True)  # else an FTDI adapter keeps what it heard for 16 ms
+        with suppress(
+            OSError, ValueError, NotImplementedError, AttributeError
+        ):  # a pseudo-terminal has no such timer
+            self._serial.set_low_latency_mode(
+                True
+            )  # else an FTDI adapter keeps what it heard for 16 ms
 
     def begin(self, timeout: float) -> None:
         """The next exchange is over in `timeout` s."""
@@ -152,7 +162,9 @@ class _Port:
     def _gone(self, error: Exception) -> DriverError:
         """One line for whatever pyserial and the system raise: OSError, termios.error, TypeError of a closed port."""
         words = " ".join(str(error).split())[:100]
-        return DriverError(f"{self.path} is gone: is the adapter unplugged? ({type(error).__name__}: {words})")
+        return DriverError(
+            f"{self.path} is gone: is the adapter unplugged? ({type(error).__name__}: {words})"
+        )
 
 
 def _sdk() -> ModuleType:
@@ -177,7 +189,9 @@ def _open(path: str, baud: int) -> Any:
     except Exception as error:  # SerialException, termios.error, ValueError
         code, words = getattr(error, "errno", None), " ".join(str(error).split())[:150]
     if code in (errno.EACCES, errno.EPERM):
-        raise DriverError(f"no permission for {path}: sudo usermod -aG dialout $USER, then log out and in")
+        raise DriverError(
+            f"no permission for {path}: sudo usermod -aG dialout $USER, then log out and in"
+        )
     if code in (errno.EAGAIN, errno.EBUSY):
         raise DriverError(f"{path} is used by another program: end that first")
     raise DriverError(f"cannot open {path}, is it a serial port? {words}")

@@ -34,7 +34,9 @@ class SocketDriver:
         patience: float = 3.0,
     ):
         self.robot, self.endpoint, self._seq = robot, endpoint, 0
-        self.timeout = min(0.03, 0.2 / rate) if timeout is None else timeout  # others share the period
+        self.timeout = (
+            min(0.03, 0.2 / rate) if timeout is None else timeout
+        )  # others share the period
         self.success = False
         """Whether the task is done, if the robot can tell."""
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
@@ -44,9 +46,13 @@ class SocketDriver:
         try:
             self._socket.connect(endpoint)
             hello = self._ask("hello", patience)
-            robot.require(RobotInterface.from_json(str(hello.get("spec"))), f"the robot at {endpoint}")
+            robot.require(
+                RobotInterface.from_json(str(hello.get("spec"))), f"the robot at {endpoint}"
+            )
             if hello.get("rate") != rate:
-                raise DriverError(f"its control rate is {hello.get('rate')!r:.20} Hz, the policy's {rate:g}")
+                raise DriverError(
+                    f"its control rate is {hello.get('rate')!r:.20} Hz, the policy's {rate:g}"
+                )
         except (zmq.ZMQError, ContractError, DriverError) as error:
             self._socket.close()
             raise DriverError(f"no robot to drive at '{endpoint}': {error}") from None
@@ -82,7 +88,9 @@ class SocketDriver:
         self._seq, deadline = self._seq + 1, time.monotonic() + timeout
         try:
             self._socket.send(pack({"type": kind, "seq": self._seq, **fields}), zmq.NOBLOCK)
-            while (left := deadline - time.monotonic()) > 0 and self._socket.poll(max(1, round(1e3 * left))):
+            while (left := deadline - time.monotonic()) > 0 and self._socket.poll(
+                max(1, round(1e3 * left))
+            ):
                 reply = unpack(self._socket.recv(), self._frame)
                 if reply.get("seq") == self._seq:
                     if reply.get("ok") is not True:

@@ -30,19 +30,30 @@ class GraspSettings(Settings):
     """How grasps are looked for."""
 
     num_envs: Annotated[int, Ge(1), Lt(10**6), Doc("Poses tried side by side.")] = 256
-    num_sizes: Annotated[int, Ge(1), Lt(10**6), Doc("Sizes of the object, evenly over the task's range.")] = 32
-    per_size: Annotated[int, Ge(1), Lt(10**6), Doc("Grasps kept of each size, so that all sizes weigh the same.")] = 64
+    num_sizes: Annotated[
+        int, Ge(1), Lt(10**6), Doc("Sizes of the object, evenly over the task's range.")
+    ] = 32
+    per_size: Annotated[
+        int, Ge(1), Lt(10**6), Doc("Grasps kept of each size, so that all sizes weigh the same.")
+    ] = 64
     settle_s: Annotated[
-        float, Ge(0.1), Lt(1e6), Doc("Time in which a pose settles under gravity and pushes before it is judged, s.")
+        float,
+        Ge(0.1),
+        Lt(1e6),
+        Doc("Time in which a pose settles under gravity and pushes before it is judged, s."),
     ] = 2.0
-    watch_s: Annotated[float, Ge(0), Lt(1e6), Doc("Time over which it must then stay still, s.")] = 0.5
+    watch_s: Annotated[
+        float, Ge(0), Lt(1e6), Doc("Time over which it must then stay still, s.")
+    ] = 0.5
     seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides every draw.")] = 1
     sim: Annotated[SimConfig, Doc("The physics engine.")] = field(default_factory=SimConfig)
     task: Annotated[TaskConfig, Doc("The task's own figures.")] = field(default_factory=TaskConfig)
     render: Annotated[bool, Doc("Write the pictures.")] = True
 
 
-def collect(cls: Any, settings: GraspSettings) -> tuple[dict[str, np.ndarray], dict[float, int], list[np.ndarray]]:
+def collect(
+    cls: Any, settings: GraspSettings
+) -> tuple[dict[str, np.ndarray], dict[float, int], list[np.ndarray]]:
     """Grasps of all sizes by name, how many poses of each half edge (m) were tried, and pictures of eight."""
     from rich.console import Console
     from rich.live import Live
@@ -63,13 +74,19 @@ def collect(cls: Any, settings: GraspSettings) -> tuple[dict[str, np.ndarray], d
             tried[half] = count
             pictures += picture
             edge = f"{2e3 * half:.1f}" if len(part["cube_half"]) else f"x {share:.3f}"
-            table.add_row(edge, str(count), str(stable), f"{stable / count:.0%}", str(len(part["cube_half"])))
+            table.add_row(
+                edge, str(count), str(stable), f"{stable / count:.0%}", str(len(part["cube_half"]))
+            )
             if console.is_terminal:  # below the table, which the terminal already shows
                 left.done = i + 1
                 table.caption = left.line(time.monotonic())
             else:
                 left.advance()
-    return {name: np.concatenate([part[name] for part in parts]) for name in ARRAYS}, tried, pictures
+    return (
+        {name: np.concatenate([part[name] for part in parts]) for name in ARRAYS},
+        tried,
+        pictures,
+    )
 
 
 def _of_size(
@@ -80,7 +97,13 @@ def _of_size(
     from deftly.render import NoGLError, Renderer
 
     task = cls(replace(settings.task, start="sample", size=(share, share), ready_s=(0.0, 0.0)))
-    env = Env(task, EnvConfig(num_envs=settings.num_envs, noise=False), settings.sim, settings.seed, f"grasps/{index}")
+    env = Env(
+        task,
+        EnvConfig(num_envs=settings.num_envs, noise=False),
+        settings.sim,
+        settings.seed,
+        f"grasps/{index}",
+    )
     env.auto_reset = False
     parts: list[dict[str, np.ndarray]] = []
     pictures: list[np.ndarray] = []
@@ -89,7 +112,9 @@ def _of_size(
         stable = _settle(env, task, settings)
         count += env.num_envs
         kept += int(stable.sum())
-        parts.append({name: value[stable].float().numpy() for name, value in task.grasp(env.state).items()})
+        parts.append(
+            {name: value[stable].float().numpy() for name, value in task.grasp(env.state).items()}
+        )
         if show and stable.any() and not pictures:
             try:
                 with Renderer(env.model, size=(320, 240)) as renderer:
@@ -99,14 +124,21 @@ def _of_size(
         if kept >= settings.per_size:
             break
         env.reset()
-    merged = {name: np.concatenate([part[name] for part in parts])[: settings.per_size] for name in ARRAYS}
+    merged = {
+        name: np.concatenate([part[name] for part in parts])[: settings.per_size] for name in ARRAYS
+    }
     return merged, count, kept, pictures
 
 
 def _settle(env: Env, task: GraspTask, settings: GraspSettings) -> Tensor:
     """Let fresh poses settle; which of them were never lost, and stable in every step of the watch."""
-    good, idle = torch.ones(env.num_envs, dtype=torch.bool), torch.zeros(env.num_envs, env.contract.action_size)
-    settle, watch = (round(seconds * env.contract.rate) for seconds in (settings.settle_s, settings.watch_s))
+    good, idle = (
+        torch.ones(env.num_envs, dtype=torch.bool),
+        torch.zeros(env.num_envs, env.contract.action_size),
+    )
+    settle, watch = (
+        round(seconds * env.contract.rate) for seconds in (settings.settle_s, settings.watch_s)
+    )
     for step in range(settle + watch):
         good &= ~env.step(idle).terminated
         if step >= settle - 1:
@@ -114,7 +146,9 @@ def _settle(env: Env, task: GraspTask, settings: GraspSettings) -> Tensor:
     return good
 
 
-def write(path: Path, task: GraspTask, found: dict[str, np.ndarray], tried: dict[float, int], seed: int) -> None:
+def write(
+    path: Path, task: GraspTask, found: dict[str, np.ndarray], tried: dict[float, int], seed: int
+) -> None:
     """Write a cache atomically."""
     from deftly.files import write_npz
 
@@ -127,5 +161,9 @@ def write(path: Path, task: GraspTask, found: dict[str, np.ndarray], tried: dict
         "seed": seed,
         **found,
     }
-    facts |= {"joint_names": np.array(contract.joint_names), "sizes": np.array([*tried]), "tried": [*tried.values()]}
+    facts |= {
+        "joint_names": np.array(contract.joint_names),
+        "sizes": np.array([*tried]),
+        "tried": [*tried.values()],
+    }
     write_npz(path, facts)

@@ -16,7 +16,11 @@ from deftly.recipes.in_hand.gait.search import GaitSettings
 from deftly.recipes.in_hand.protocol import context
 from deftly.tasks import Task
 
-ROUND_STEPS, ROUND_BATCHES, LAST = 100, 400, 3  # control and gradient steps of a round of cloning; the last has thrice
+ROUND_STEPS, ROUND_BATCHES, LAST = (
+    100,
+    400,
+    3,
+)  # control and gradient steps of a round of cloning; the last has thrice
 CLONE_RATE = 1e-3, 1e-5  # step size of Adam, and to where it falls in the last round
 OVERSHOOT = 1.3  # of what is learned where a command moves at its top speed: a mean of near misses would be slow
 BACK = 0.3  # share of its way back to the cycle that a command is to go in a step
@@ -39,7 +43,9 @@ def clone(task: Task, gait: Gaits, args: GaitSettings) -> PPO:
     normalizer = actor.normalizer
     assert isinstance(normalizer, Normalizer)
     optimizer = torch.optim.Adam(actor.parameters(), lr=CLONE_RATE[0])
-    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, CLONE_RATE[1] / CLONE_RATE[0], LAST * ROUND_BATCHES)
+    falling = torch.optim.lr_scheduler.LinearLR(
+        optimizer, 1.0, CLONE_RATE[1] / CLONE_RATE[0], LAST * ROUND_BATCHES
+    )
     seen: list[Tensor] = []
     labels: list[Tensor] = []
     for turn in range(args.rounds):
@@ -57,7 +63,9 @@ def clone(task: Task, gait: Gaits, args: GaitSettings) -> PPO:
                 labels.append(label)
                 normalizer.update(obs, learner.ranks)
                 pupil = torch.rand(env.num_envs, 1) < turn / args.rounds
-                env.step(torch.where(pupil, actor(obs), drive) + args.std * torch.randn(label.shape))
+                env.step(
+                    torch.where(pupil, actor(obs), drive) + args.std * torch.randn(label.shape)
+                )
         inputs, wanted = torch.cat(seen), torch.cat(labels)
         last = turn == args.rounds - 1
         for _ in range(ROUND_BATCHES * (LAST if last else 1)):
@@ -70,7 +78,9 @@ def clone(task: Task, gait: Gaits, args: GaitSettings) -> PPO:
     return learner
 
 
-def _change(command: Tensor, context: Tensor, grid: Tensor, cycles: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _change(
+    command: Tensor, context: Tensor, grid: Tensor, cycles: list[tuple[Tensor, Tensor]]
+) -> Tensor:
     """How each command, (n, num_joints), goes on along the cycle, and back to it.
 
     The cycle is that of the value of `grid` next to its context.

@@ -18,7 +18,13 @@ from deftly.tasks import Task
 MAX_BYTES = 1 << 20
 """Largest file of gaits that is read."""
 SCHEMA = "deftly.gait/2"
-SPREAD = (0.15, 0.15, 0.15, 0.05, 0.05)  # by which numbers count: rad of centre, sine and cosine, their second harmonic
+SPREAD = (
+    0.15,
+    0.15,
+    0.15,
+    0.05,
+    0.05,
+)  # by which numbers count: rad of centre, sine and cosine, their second harmonic
 CYCLES = 20  # of which the first is left out: periods at which a gait is looked at
 
 
@@ -27,7 +33,9 @@ class Gaits:
     """Several gaits side by side: joint targets are a centre and two harmonics of the phase, rad."""
 
     frequency: Tensor  # (n,) Hz
-    shape: Tensor  # (n, 5, num_joints): centre; sine and cosine of the phase, then of twice the phase
+    shape: (
+        Tensor  # (n, 5, num_joints): centre; sine and cosine of the phase, then of twice the phase
+    )
 
     @classmethod
     def decode(cls, numbers: np.ndarray, home: Tensor, frequency: float) -> Gaits:
@@ -51,13 +59,22 @@ class Gaits:
     def targets(self, phase: Tensor) -> Tensor:
         """Joint targets `(n, num_joints)` at phases `(n,)`, rad."""
         waves = torch.stack(
-            (torch.ones_like(phase), phase.sin(), phase.cos(), (2 * phase).sin(), (2 * phase).cos()), -1
+            (
+                torch.ones_like(phase),
+                phase.sin(),
+                phase.cos(),
+                (2 * phase).sin(),
+                (2 * phase).cos(),
+            ),
+            -1,
         )
         return (self.shape * waves[..., None]).sum(1)
 
     def repeat(self, times: int) -> Gaits:
         """Each gait so many times, one after the other."""
-        return Gaits(self.frequency.repeat_interleave(times), self.shape.repeat_interleave(times, 0))
+        return Gaits(
+            self.frequency.repeat_interleave(times), self.shape.repeat_interleave(times, 0)
+        )
 
     def at(self, context: Tensor) -> Gaits:
         """A mixture for each context (n,): the first gait at -1, the last at 1."""
@@ -93,13 +110,19 @@ class Gaits:
         names = ("schema", "joint_names", *cls.__dataclass_fields__)
         advice = "give the gait.npz of a run of 'deftly gait'"
         found = read_npz(path, "a gait", MAX_BYTES, names=names, advice=advice)
-        if str(found["schema"]) != SCHEMA or [*map(str, found["joint_names"])] != [*task.contract().joint_names]:
-            raise DeftlyError(f"{path} is no gait of this task's joints: search for one, deftly gait {task.name}")
+        if str(found["schema"]) != SCHEMA or [*map(str, found["joint_names"])] != [
+            *task.contract().joint_names
+        ]:
+            raise DeftlyError(
+                f"{path} is no gait of this task's joints: search for one, deftly gait {task.name}"
+            )
         gait = cls(*(torch.from_numpy(found[name]).float() for name in cls.__dataclass_fields__))
         if len(gait.frequency) not in (1, 2) or gait.shape.shape != (
             *gait.frequency.shape,
             len(SPREAD),
             len(found["joint_names"]),
         ):
-            raise DeftlyError(f"{path} is corrupt: its shape has the size {tuple(gait.shape.shape)}")
+            raise DeftlyError(
+                f"{path} is corrupt: its shape has the size {tuple(gait.shape.shape)}"
+            )
         return gait

@@ -34,28 +34,42 @@ class GaitSettings(Settings):
 
     sim: Annotated[SimConfig, Doc("The physics engine.")] = field(default_factory=SimConfig)
     task: Annotated[TaskConfig, Doc("The task's own figures.")] = field(default_factory=TaskConfig)
-    train: Annotated[PPOConfig, Doc("The network, as in the training that follows; and the seed.")] = field(
-        default_factory=PPOConfig
-    )
-    gait: Annotated[Path | None, Suffix(".npz"), Doc("Go on from this gait.npz instead of searching from nothing.")] = (
-        None
-    )
+    train: Annotated[
+        PPOConfig, Doc("The network, as in the training that follows; and the seed.")
+    ] = field(default_factory=PPOConfig)
+    gait: Annotated[
+        Path | None,
+        Suffix(".npz"),
+        Doc("Go on from this gait.npz instead of searching from nothing."),
+    ] = None
     generations: Annotated[int, Ge(0), Doc("Generations of the search from nothing.")] = 80
     population: Annotated[int, Ge(4), Doc("Candidates of each.")] = 32
     trials: Annotated[int, Ge(1), Doc("Randomized robots on which each candidate is tried.")] = 3
     ascent: Annotated[
-        int, Ge(0), Doc("Steps along an estimated gradient from the gait found or given; 0 leaves it as it is.")
+        int,
+        Ge(0),
+        Doc(
+            "Steps along an estimated gradient from the gait found or given; 0 leaves it as it is."
+        ),
     ] = 100
-    pairs: Annotated[int, Ge(1), Doc("Robots of such a step, each of which tries a change and its opposite.")] = 192
+    pairs: Annotated[
+        int, Ge(1), Doc("Robots of such a step, each of which tries a change and its opposite.")
+    ] = 192
     sigma: Annotated[float, Gt(0), Doc("How large these changes are.")] = 0.15
     step: Annotated[float, Gt(0), Doc("How far one step goes along the gradient.")] = 0.6
-    seconds: Annotated[float, Gt(0), Doc("How long each trial is judged, s, after a second of getting there.")] = 8.0
+    seconds: Annotated[
+        float, Gt(0), Doc("How long each trial is judged, s, after a second of getting there.")
+    ] = 8.0
     loss: Annotated[float, Ge(0), Doc("Reward that a lost trial is worth less.")] = 5.0
     frequency: Annotated[
-        float | None, Gt(0), Doc("Of the gait, Hz; unset: 0.65, or what the gait given has. The search keeps it.")
+        float | None,
+        Gt(0),
+        Doc("Of the gait, Hz; unset: 0.65, or what the gait given has. The search keeps it."),
     ] = None
     rounds: Annotated[
-        int, Ge(1), Doc("Rounds of cloning; in each, the policy drives a larger share of the robots.")
+        int,
+        Ge(1),
+        Doc("Rounds of cloning; in each, the policy drives a larger share of the robots."),
     ] = 10
     std: Annotated[float, Gt(0), Doc("Exploration noise that the cloned policy starts with.")] = 0.2
 
@@ -70,10 +84,18 @@ class Trials:
 
     def __init__(self, task: Task, args: GaitSettings, num_envs: int):
         acts = task.contract().act_terms
-        if len(acts) != 1 or acts[0].kind != "delta" or acts[0].joints != task.contract().joint_names:
-            raise DeftlyError(f"{task.name}: a gait is searched for tasks whose actions are deltas of all joints alone")
+        if (
+            len(acts) != 1
+            or acts[0].kind != "delta"
+            or acts[0].joints != task.contract().joint_names
+        ):
+            raise DeftlyError(
+                f"{task.name}: a gait is searched for tasks whose actions are deltas of all joints alone"
+            )
         self.args, self.delta = args, torch.tensor(acts[0].scale)
-        self.env = Env(task, EnvConfig(num_envs=num_envs, noise=False), args.sim, args.train.seed, "gait")
+        self.env = Env(
+            task, EnvConfig(num_envs=num_envs, noise=False), args.sim, args.train.seed, "gait"
+        )
         self.env.auto_reset = False
         self.home = torch.tensor(self.env.contract.home())
 
@@ -87,7 +109,9 @@ class Trials:
         env.reset()
         rows = torch.arange(env.num_envs) % robots
         drawn = env.state_dict().items()
-        env.load_state_dict({k: v if k.startswith(("generator", "scale/")) else v[rows] for k, v in drawn})
+        env.load_state_dict(
+            {k: v if k.startswith(("generator", "scale/")) else v[rows] for k, v in drawn}
+        )
         each = gaits(context(env.task, env.state))
         env.task.curriculum(env.state, {"success": 0.0})
         rate, warm = env.contract.rate, round(env.contract.rate)
@@ -113,12 +137,16 @@ class Search:
         self.args, self.trials = args, Trials(task, args, (args.population + 1) * args.trials)
         self.env, start = self.trials.env, strokes(task)
         if start:
-            paths = TipPaths(task, start, self.env.contract, args.frequency or FREQUENCY, args.sim.threads)
+            paths = TipPaths(
+                task, start, self.env.contract, args.frequency or FREQUENCY, args.sim.threads
+            )
             self.gaits, size, sigma = paths.gaits, paths.size, 1.0
         else:
             self.gaits, size, sigma = self._near_home, len(SPREAD) * len(self.trials.home), STILL
         options = {"popsize": args.population, "seed": args.train.seed + 1, "verbose": -9}
-        self._cma = cma.CMAEvolutionStrategy(np.zeros(size), sigma, {**options, "CMA_diagonal": not start})
+        self._cma = cma.CMAEvolutionStrategy(
+            np.zeros(size), sigma, {**options, "CMA_diagonal": not start}
+        )
 
     @property
     def best(self) -> Gaits:
@@ -130,7 +158,11 @@ class Search:
         numbers = self._cma.ask()
         reward = self.rewards(np.array([*numbers, self._cma.mean]))
         self._cma.tell(numbers, (-reward[:-1]).tolist())
-        return {"middle": float(reward[-1]), "mean": float(reward[:-1].mean()), "best": float(reward[:-1].max())}
+        return {
+            "middle": float(reward[-1]),
+            "mean": float(reward[:-1].mean()),
+            "best": float(reward[:-1].max()),
+        }
 
     def rewards(self, numbers: np.ndarray) -> Tensor:
         """Mean reward per second of each row's gait over its trials, `(n,)`."""
@@ -169,7 +201,9 @@ class Ascent:
         middle, half = (numbers[0] + numbers[-1]) / 2, (numbers[-1] - numbers[0]) / 2
         return np.concatenate((middle, half)) if self.mixed else middle
 
-    def decode(self, numbers: np.ndarray, context: Tensor | None, change: np.ndarray | float = 0.0) -> Gaits:
+    def decode(
+        self, numbers: np.ndarray, context: Tensor | None, change: np.ndarray | float = 0.0
+    ) -> Gaits:
         """A gait for each row of numbers, and its context; its own numbers changed by so much."""
         if self.mixed and context is not None:
             middle, half = np.split(numbers, 2, 1)
@@ -194,8 +228,12 @@ class Ascent:
         slope = gained[:, None] * way / (2 * sigma)
         gradient = slope.mean(0)
         if self.mixed:  # of the half difference, in units in which contexts spread by 1
-            gradient = np.concatenate((gradient, (slope * contexts[:, None]).mean(0) / max(contexts.std(), 1e-6)))
+            gradient = np.concatenate(
+                (gradient, (slope * contexts[:, None]).mean(0) / max(contexts.std(), 1e-6))
+            )
         self._generation += 1
         self._momentum = MOMENTUM * self._momentum + (1 - MOMENTUM) * gradient
-        self._numbers = self._numbers + self.args.step * self._momentum / (1 - MOMENTUM**self._generation)
+        self._numbers = self._numbers + self.args.step * self._momentum / (
+            1 - MOMENTUM**self._generation
+        )
         return {"around": float(reward.mean())}
