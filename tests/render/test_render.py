@@ -28,7 +28,10 @@ BALL = """
   </worldbody>
 </mujoco>
 """
-CAMERA = '<camera name="side" pos="0 -3 0" xyaxes="1 0 0 0 0 1"/><camera name="away" pos="0 -3 0" xyaxes="-1 0 0 0 0 1"/>'
+CAMERA = (
+    '<camera name="side" pos="0 -3 0" xyaxes="1 0 0 0 0 1"/>'
+    '<camera name="away" pos="0 -3 0" xyaxes="-1 0 0 0 0 1"/>'
+)
 
 
 def ball(camera=CAMERA):

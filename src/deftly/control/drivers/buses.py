@@ -19,9 +19,7 @@ class MotorBus:
 
 LEAP = MotorBus(ids=tuple(range(16)), lead=1.5, current_ma=550)
 """LEAP hand: 0.1 rad of lead is all of the torque, more presses no harder. 550 mA are 0.29 N m, what is simulated."""
-BUSES: dict[str, MotorBus] = {
-    name: LEAP for name in ("leap-right", "leap-left", "leap-left-custom")
-}  # noqa: C420
+BUSES: dict[str, MotorBus] = dict.fromkeys(("leap-right", "leap-left", "leap-left-custom"), LEAP)
 
 
 def lead_of(robot: str) -> float | None:
