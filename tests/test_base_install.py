@@ -91,7 +91,9 @@ def judge(result: dict, text: str) -> None:
     assert result["served"] in (None, pytest.approx(result["targets"], abs=1e-6))
     assert "not checked, for want of" in text
     assert 'pip install "deftly[train]"' in text
-    assert text.count("\n ok ") + text.startswith(" ok ") == 9
+    assert text.startswith("policy: bundle ")
+    assert text.count("\n ok ") == 8
+    assert text.count("\n warn ") == 2  # the closed loop, and a policy that never succeeded
 
 
 def test_the_deploy_side_runs_without_training(exported, tmp_path):

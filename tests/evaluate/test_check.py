@@ -61,7 +61,8 @@ def two(a=None, acts=None, couplings=()):
 
 def test_a_fresh_bundle_is_fine(exported, args, capsys):
     found = examine(exported.bundle, args)
-    assert [f.level for f in found] == ["ok"] * 10
+    assert {f.name for f in found if f.level != "ok"} == {"eval.json"}
+    assert len(found) == 10
     texts = {f.name: f.text for f in found}
     assert "as with torch" in texts["closed loop"]
     assert "8 episodes" in texts["eval.json"]
@@ -216,7 +217,9 @@ def test_a_policy_that_is_not_the_one_that_was_trained(copy, args, exported):
         **bundle.replay(found.contract, network, signals),
     )
     put(copy, "golden.npz", (copy / "g.npz").read_bytes())
-    assert {name for name, level in levels(copy, args).items() if level != "ok"} == {"closed loop"}
+    assert {name for name, level in levels(copy, args).items() if level == "fail"} == {
+        "closed loop"
+    }
     assert "actions differ by 0.001, at most 1e-05" in line(copy, args, "closed loop").text
 
 

@@ -29,6 +29,7 @@ from deftly.config import (
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
 from deftly.evaluate.evaluate import check_gate, measure
+from deftly.evaluate.source import policy_words
 from deftly.learn import checkpoint
 from deftly.learn.networks import Network, NetworkSpec
 from deftly.stats import wilson
@@ -155,6 +156,9 @@ def test_no_gate_is_lost_when_the_flag_is_repeated():
 @pytest.mark.parametrize(
     "given",
     [
+        ["--policy", "part"],
+        ["--policy=part"],
+        ["policy=part"],
         ["--checkpoint", "part"],
         ["--checkpoint=part"],
         ["checkpoint=part"],
@@ -162,12 +166,10 @@ def test_no_gate_is_lost_when_the_flag_is_repeated():
         [],
     ],
 )
-def test_the_checkpoint_is_replaced_by_the_exact_one(given):
-    expected = ["--seed", "1", "--gate", "steps<5", "--checkpoint", "runs/a b"]
-    assert (
-        with_setting(["--seed", "1", *given, "--gate", "steps<5"], "checkpoint", "runs/a b")
-        == expected
-    )
+def test_the_policy_is_replaced_by_the_exact_one(given):
+    expected = ["--seed", "1", "--gate", "steps<5", "--policy", "runs/a b"]
+    words = policy_words(["--seed", "1", *given, "--gate", "steps<5"])
+    assert with_setting(words, "policy", "runs/a b") == expected
 
 
 # ---------------------------------------------------------------------- report
@@ -218,7 +220,8 @@ def test_the_saved_command_names_the_checkpoint_once(root, given):
     words = shlex.split(json.loads((root / "again/eval.json").read_text())["command"])
     assert words[:3] == ["deftly", "eval", TASK]
     assert words[-2:] == ["--policy", found.label]
-    assert [word for word in words if "policy" in word] == ["--policy", found.label]
+    assert words.count("--policy") == 1
+    assert not any("checkpoint" in word for word in words[2:-1])
     assert eval_main(words[2:]) == 0
 
 

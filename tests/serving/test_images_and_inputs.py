@@ -214,5 +214,6 @@ def test_a_bundle_of_a_policy_that_sees(tmp_path):
     found = bundle.load(tmp_path / "b")
     assert found.contract == SEEING
     policy = found.policy()
-    policy.reset(rows[0])
-    np.testing.assert_array_equal(policy.infer(rows[0]).action, golden["action"][0])
+    robot = OneRobot(policy)
+    robot.reset()
+    np.testing.assert_array_equal(robot.infer(rows[0]).action, golden["action"][0])

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from typing_extensions import Doc
 
+from deftly import workspace
 from deftly.config import parse, split_word
 from deftly.console import report
 from deftly.errors import DeftlyError
@@ -53,18 +54,13 @@ def _renamed(word: str) -> str:
 
 def _folder(word: str | None, args: CheckArgs) -> Path:
     """The bundle that is meant. Raises DeftlyError for a policy that is none; damage is for `examine` to say."""
-    if word is not None and (Path(word).is_dir() or "/" in word):
-        if args.policy is not None:
-            raise DeftlyError("check needs one bundle: a folder, or --policy")
-        print(f"policy: bundle {word}", flush=True)
-        return Path(word)
-    if (
-        args.policy is not None
-        and Path(args.policy).is_dir()
-        and (Path(args.policy) / bundle.MANIFEST).exists()
-    ):
-        print(f"policy: bundle {args.policy}", flush=True)
-        return Path(args.policy)
+    is_folder = word is not None and (Path(word).is_dir() or "/" in word)
+    if is_folder and args.policy is not None:
+        raise DeftlyError("check needs one bundle: a folder, or --policy")
+    given = word if is_folder else args.policy
+    if given is not None and _may_be_bundle(Path(given)):
+        print(f"policy: bundle {given}", flush=True)
+        return Path(given)
     source = resolve(args.policy, word, args.runs, "bundle")
     print(source.line, flush=True)
     if not isinstance(source.loaded, bundle.Bundle):
@@ -73,6 +69,13 @@ def _folder(word: str | None, args: CheckArgs) -> Path:
             f"or --policy shipped"
         )
     return source.loaded.path
+
+
+def _may_be_bundle(path: Path) -> bool:
+    """Whether a path is a bundle, be it damaged, or is missing where a bundle was meant."""
+    if path.is_dir():
+        return not (path / workspace.WEIGHTS).exists() and not (path / "checkpoints").is_dir()
+    return "/" in str(path) and not path.exists()
 
 
 def show(folder: Path, settings: CheckSettings) -> int:
