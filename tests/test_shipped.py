@@ -50,7 +50,7 @@ def evaluate_again(name: str, episodes: int | None = None) -> tuple[dict, dict]:
     assert checkpoint.shipped(name) == found.path
     report = json.loads((POLICIES / name / "eval.json").read_text())
     weights = (found.path / "weights.safetensors").read_bytes()
-    assert report["checkpoint"]["sha256"] == hashlib.sha256(weights).hexdigest()
+    assert report["policy"]["sha256"] == hashlib.sha256(weights).hexdigest()
     flags = ["--episodes", str(episodes or report["episodes"]), "--seed", str(report["seed"])]
     task, args, policy = prepare(EvalArgs, "eval", [name, "--policy", "shipped", *flags])
     assert policy is not None

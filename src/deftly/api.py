@@ -314,13 +314,12 @@ def evaluate(
     Raises:
         DeftlyError: There is no such policy, its contract is not the task's, or a setting or gate is wrong.
     """
-    from deftly.evaluate.evaluate import EvalSettings, check_gate, measure, read_gate
+    from deftly.evaluate.evaluate import EvalSettings, measure, read_gate
 
     for gate in gates:
         read_gate(gate)
     built, found, args = _prepare(EvalSettings, "evaluate", task, policy, settings)
-    report, values = measure(built, found, args)
-    report["gates"] = [check_gate(gate, report) for gate in gates]
+    report, values = measure(built, found, args, gates=gates)
     return Evaluation(report, values)
 
 
@@ -345,31 +344,12 @@ def export(
         The folder, which was read back: whole, and computing what the torch policy computes.
     """
     from deftly.evaluate import export as exporting
-    from deftly.evaluate.evaluate import EvalSettings, measure
+    from deftly.evaluate.evaluate import EvalSettings
     from deftly.policy import bundle
-    from deftly.policy.protocol import OnnxNetwork
 
     built, found, args = _prepare(EvalSettings, "export", task, policy, settings)
     folder = Path(out) if out is not None else args.runs.root / "bundles" / built.name
-    bundle.require_place(folder)
-    policy_network = found.policy()
-    model = exporting.to_onnx(policy_network)
-    network = OnnxNetwork(model, found.contract)
-    error = exporting.compare(policy_network, network, found.contract.obs_size())
-    if not error <= bundle.TOLERANCE:
-        raise DeftlyError(
-            f"{found.path}: torch and ONNX differ by {error:.2g} on the same observation: not exported"
-        )
-    report, _ = measure(built, found, args)
-    report |= {"gates": [], "command": f"deftly.export({task!r}, {found.label!r})"}
-    contents = {
-        bundle.NETWORK: model,
-        bundle.SPEC: found.contract.to_json().encode(),
-        bundle.ROBOT: bundle.robot_config(found.contract).encode(),
-        bundle.GOLDEN: exporting.golden(built, network, args.sim, args.seed),
-        bundle.REPORT: (json.dumps(report, indent=2, allow_nan=False) + "\n").encode(),
-    }
-    bundle.write(folder, contents, exporting.facts(built, found, args.sim, report))
+    exporting.export(built, found, folder, args, f"deftly.export({task!r}, {found.label!r})")
     return bundle.load(folder).path
 
 

@@ -157,7 +157,9 @@ def live(slider, args, view, agent=None):
     import mujoco
 
     env = slider(1, env={"episode_steps": 3}, goal=0.0)
-    play.play(env, agent or play._untrained("zero", 2), args, view, mujoco.MjData(env.model))
+    play.play(
+        env, agent or play._untrained("zero", env.contract), args, view, mujoco.MjData(env.model)
+    )
     return env
 
 
@@ -202,7 +204,7 @@ def test_ctrl_c_ends_cleanly(task, monkeypatch, capsys):
 
     monkeypatch.setattr(play, "_web", window)
     monkeypatch.setattr(play, "pick_viewer", lambda wanted: "web")
-    play._live(task, play._untrained("random", 2), FEW)
+    play._live(task, play._untrained("random", task.contract()), FEW)
     assert closed == [True]
 
 
@@ -230,7 +232,7 @@ def test_the_web_viewer_serves_and_follows(task, capsys):
         port = free.getsockname()[1]
     play._live(
         task,
-        play._untrained("random", 2),
+        play._untrained("random", task.contract()),
         replace(FEW, viewer="web", port=port, episodes=1, speed=4),
     )
     out = capsys.readouterr().out
@@ -244,7 +246,11 @@ def test_a_port_that_is_taken(task, monkeypatch):
         with pytest.raises(
             DeftlyError, match=f"cannot serve on 127.0.0.1:{port}: Address already in use; choose"
         ):
-            play._live(task, play._untrained("zero", 2), replace(FEW, viewer="web", port=port))
+            play._live(
+                task,
+                play._untrained("zero", task.contract()),
+                replace(FEW, viewer="web", port=port),
+            )
 
 
 # ----------------------------------------------------------------------- video
@@ -254,14 +260,14 @@ def test_a_port_that_is_taken(task, monkeypatch):
 @pytest.mark.parametrize("name", ["zero", "random"])
 def test_video(task, tmp_path, name, capsys):
     path = tmp_path / "a.mp4"
-    play.record(task, play._untrained(name, 2), replace(FEW, episodes=2), path)
+    play.record(task, play._untrained(name, task.contract()), replace(FEW, episodes=2), path)
     assert path.stat().st_size > 500
     assert capsys.readouterr().out.startswith(f"{path}: 2 episodes, success ")
 
 
 def test_a_video_needs_its_folder(task, tmp_path):
     with pytest.raises(DeftlyError, match="no folder"):
-        play.record(task, play._untrained("zero", 2), FEW, tmp_path / "none/a.mp4")
+        play.record(task, play._untrained("zero", task.contract()), FEW, tmp_path / "none/a.mp4")
 
 
 # ---------------------------------------------------------------- command line

@@ -49,21 +49,21 @@ def test_an_episode_repeats_itself(exported, recording, episode):
     frames = Frames(found, episode)
     robot, safety = replay.open_robot(recording, found, exported.task)
     state = found.facts["state0"][episode]
-    outcome = run_episode(robot, frames, safety, episode, limit=len(frames), state=state)
-    error = replay.errors(frames, outcome)["replay"]
+    result = run_episode(robot, frames, safety, episode, limit=len(frames), state=state)
+    error = replay.errors(frames, result)["replay"]
     assert len(error) == len(frames.positions) == len(frames) + frames.first
     assert np.abs(error).max() < 1e-9
-    assert outcome.success == bool(found.facts["success"][episode])
+    assert result.success == bool(found.facts["success"][episode])
 
 
 def test_the_replay_starts_from_the_recorded_state(exported, recording):
     found = log.read(recording)
     frames = Frames(found, 0)
     robot, safety = replay.open_robot(recording, found, exported.task)
-    outcome = run_episode(
+    result = run_episode(
         robot, frames, safety, 0, limit=len(frames), state=found.facts["state0"][1]
     )
-    assert np.abs(replay.errors(frames, outcome)["replay"]).max() > 1e-3
+    assert np.abs(replay.errors(frames, result)["replay"]).max() > 1e-3
 
 
 def test_errors_are_those_of_the_definition(recording):
@@ -72,10 +72,10 @@ def test_errors_are_those_of_the_definition(recording):
         Frames(found, 0),
         {k: v[found.rows["episode"] == 0] for k, v in found.rows.items()},
     )
-    outcome = type(
-        "Outcome", (), {"rows": {f"signal/{JOINT_POS}": rows[f"signal/{JOINT_POS}"] + 0.5}}
+    result = type(
+        "EpisodeResult", (), {"rows": {f"signal/{JOINT_POS}": rows[f"signal/{JOINT_POS}"] + 0.5}}
     )
-    measured = replay.errors(frames, outcome)
+    measured = replay.errors(frames, result)
     np.testing.assert_allclose(measured["replay"], 0.5)
     np.testing.assert_allclose(
         measured["tracking"][3], rows[f"signal/{JOINT_POS}"][4] - rows["command"][3]

@@ -119,7 +119,7 @@ def test_a_robot_config_that_says_something_else(copy, args):
     ("change", "match"),
     [
         (lambda r: r.update(contract="0"), "measured under another contract"),
-        (lambda r: r["checkpoint"].update(sha256="0"), "measured with another checkpoint"),
+        (lambda r: r["policy"].update(sha256="0"), "measured with another checkpoint"),
         (lambda r: r.pop("success"), "is no report"),
         (lambda r: r["success"].update(rate="high"), "is no report"),
         (lambda r: r.update(success=5), "is no report"),

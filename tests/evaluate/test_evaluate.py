@@ -89,17 +89,19 @@ def run(root: Path, *more: str) -> int:
 def a_report(rate=0.9, total=100, **more):
     count = round(rate * total)
     success = {"rate": rate, "count": count, "wilson95": list(wilson(count, total))}
-    figures = {
+    metrics = {
         "steps": {"mean": 40.0},
         "time_to_grasp": {"mean": None},
         "failed/cube_fell": {"mean": 0.0},
     }
-    same = dict.fromkeys(("task", "contract", "seed", "preset", "disturbances", "stochastic"), 0)
+    same = dict.fromkeys(
+        ("world", "task", "contract", "seed", "preset", "disturbances", "stochastic"), 0
+    )
     base = {
         "schema": report.SCHEMA,
         "episodes": total,
         "success": success,
-        "figures": figures,
+        "metrics": metrics,
         "broken_physics": 0,
     }
     return {**same, **base, **more}
@@ -179,12 +181,12 @@ def test_report(root, result):
     text = (result / "eval.json").read_text()
     data = json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
     found = checkpoint.load(workspace.find_checkpoint("latest", TASK, RunsConfig(root=root)))
-    assert data["schema"] == "deftly.eval/1"
+    assert data["schema"] == "deftly.eval/2"
     assert (data["task"], data["robot"], data["episodes"], data["seed"]) == (TASK, "jaka-zu5", 3, 0)
     assert data["contract"] == found.contract.hash == make_task().contract().hash
-    assert data["checkpoint"]["iteration"] == 7
-    assert Path(data["checkpoint"]["path"]) == found.path
-    assert re.fullmatch("[0-9a-f]{64}", data["checkpoint"]["sha256"])
+    assert data["policy"]["iteration"] == 7
+    assert Path(data["policy"]["label"]) == found.path
+    assert re.fullmatch("[0-9a-f]{64}", data["policy"]["sha256"])
     assert data["preset"] == "fast"  # the training's
     assert data["disturbances"] == {
         "randomize": True,
@@ -193,10 +195,10 @@ def test_report(root, result):
         "latency_ms": [0.0, 0.0],
     }
     assert data["success"]["wilson95"] == pytest.approx(wilson(data["success"]["count"], 3))
-    assert data["figures"]["time_to_grasp"]["missing"] == 3
-    assert data["figures"]["time_to_grasp"]["mean"] is None
-    assert data["figures"]["seconds"]["mean"] == pytest.approx(
-        data["figures"]["steps"]["mean"] / 15
+    assert data["metrics"]["time_to_grasp"]["missing"] == 3
+    assert data["metrics"]["time_to_grasp"]["mean"] is None
+    assert data["metrics"]["seconds"]["mean"] == pytest.approx(
+        data["metrics"]["steps"]["mean"] / 15
     )
     assert data["command"].startswith(f"deftly eval {TASK}")
     rows = list(csv.DictReader((result / "episodes.csv").open()))
@@ -238,8 +240,8 @@ def test_the_page_escapes_text(result):
     data = json.loads((result / "eval.json").read_text())
     bad = "<img src=x onerror=alert(1)>"
     data |= {"task": bad, "robot": bad, "command": bad, "contract": bad, "version": bad}
-    data["checkpoint"] |= {"path": bad}
-    data["figures"] |= {bad: data["figures"]["steps"], f"reward/{bad}": data["figures"]["steps"]}
+    data["policy"] |= {"label": bad}
+    data["metrics"] |= {bad: data["metrics"]["steps"], f"reward/{bad}": data["metrics"]["steps"]}
     data["gates"] = [{"gate": bad, "measured": None, "holds": False}]
     values = {name: np.ones(3) for name in ("success", "steps", "seconds")}
     assert "<img" not in report.html(data, values)
@@ -269,7 +271,7 @@ def test_measure_is_reproducible(root):
     other, _ = measure(
         make_task(), found, EvalArgs(episodes=2, env=EnvConfig(episode_steps=5), seed=3)
     )
-    assert other["figures"]["return"] != first["figures"]["return"]
+    assert other["metrics"]["return"] != first["metrics"]["return"]
 
 
 def test_what_is_typed_beats_a_file_beats_what_was_saved(root, tmp_path):
@@ -329,7 +331,7 @@ def test_no_video_without_opengl(root, tmp_path, monkeypatch, capsys):
 
 def test_the_page_explains_its_figures(result):
     page = (result / "report.html").read_text()
-    names = json.loads((result / "eval.json").read_text())["figures"]
+    names = json.loads((result / "eval.json").read_text())["metrics"]
     assert {"peak_press", "time_to_grasp", "slips", "action_change"} <= set(names)
     assert all(
         report.meaning(name, load(TASK)) and report.meaning(name, load(TASK)) in page
@@ -379,7 +381,7 @@ def test_comparison_tells_a_difference():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", "null", '{"schema": "other/1"}', '{"schema": "deftly.eval/1"}']
+    "text", ["", "{", "[]", "{}", "null", '{"schema": "other/1"}', '{"schema": "deftly.eval/2"}']
 )
 def test_foreign_reports(text, tmp_path):
     path = tmp_path / "eval.json"

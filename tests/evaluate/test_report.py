@@ -58,14 +58,14 @@ def test_breakdown():
     first, second, third = out["bins"]
     assert (first["low"], first["high"], first["episodes"]) == (1.0, 2.0, 2)
     assert first["success"] == {"rate": 0.5, "count": 1, "wilson95": list(wilson(1, 2))}
-    assert first["figures"] == {"size": 1.25, "rate": 0.5}  # its own figures, not `return`
-    assert (second["episodes"], second["figures"]["rate"]) == (
+    assert first["metrics"] == {"size": 1.25, "rate": 0.5}  # its own figures, not `return`
+    assert (second["episodes"], second["metrics"]["rate"]) == (
         1,
         2.0,
     )  # an edge belongs to the bin above it
     assert third["episodes"] == 0
     assert third["success"] == {"rate": None, "count": 0, "wilson95": [0.0, 1.0]}
-    assert third["figures"] == {"size": None, "rate": None}
+    assert third["metrics"] == {"size": None, "rate": None}
 
 
 def test_what_is_beyond_the_edges_has_its_own_bins():
@@ -81,14 +81,14 @@ def test_what_is_beyond_the_edges_has_its_own_bins():
 
 def test_no_breakdown_no_key():
     assert report.divide(values([1.0], [1]), Task) == {}
-    assert report.bins_table({"figures": {}}) == []  # a report from before there were breakdowns
+    assert report.bins_table({"metrics": {}}) == []  # a report from before there were breakdowns
 
 
 def test_an_unknown_breakdown_is_named():
     class Wrong(Parted):
         report = Report(breakdown=("sise", (1.0, 2.0)))
 
-    with pytest.raises(DeftlyError, match="by 'sise', which none of its figures is"):
+    with pytest.raises(DeftlyError, match="by 'sise', which none of its metrics is"):
         report.divide(values([1.0], [1]), Wrong)
 
 
@@ -278,12 +278,12 @@ def test_evaluation_of_the_hand(hand, tmp_path, capsys):
     assert {(b["low"], b["high"]) for b in bins} >= {(67.5, 70.5), (79.5, 82.5)}
     assert sum(b["episodes"] for b in bins) == 12
     assert sum(b["success"]["count"] for b in bins) == data["success"]["count"] == 0
-    assert set(bins[0]["figures"]) == set(task.report.metrics)
+    assert set(bins[0]["metrics"]) == set(task.report.metrics)
     text, out = (tmp_path / "report.html").read_text(), capsys.readouterr().out
     assert "70.5 to 73.5" in out
     assert all(title in text for _, title in task.report.plots)
     assert "Success by edge of the cube, mm" in text
-    assert all(escape(report.meaning(name, task)) in text for name in data["figures"])
+    assert all(escape(report.meaning(name, task)) in text for name in data["metrics"])
 
 
 def test_there_must_be_something_to_widen(hand):
@@ -294,7 +294,7 @@ def test_there_must_be_something_to_widen(hand):
 
 
 def test_a_gate_takes_the_task_s_own_figures():
-    data = {"success": {"rate": 1.0}, "broken_physics": 0, "figures": {"drop_rate": {"mean": 0.04}}}
+    data = {"success": {"rate": 1.0}, "broken_physics": 0, "metrics": {"drop_rate": {"mean": 0.04}}}
     assert check_gate("drop_rate<=5%", data)["holds"]
 
 

@@ -84,7 +84,7 @@ def files():
         SPEC: CONTRACT.to_json().encode(),
         ROBOT: bundle.robot_config(CONTRACT).encode(),
         GOLDEN: npz(golden()),
-        REPORT: b'{"schema": "deftly.eval/1"}',
+        REPORT: b'{"schema": "deftly.eval/2"}',
     }
 
 
@@ -133,7 +133,7 @@ def test_what_was_written_is_read(folder):
     assert list(found.manifest["files"]) == list(LIMITS)
     assert found.robot_config["robot"] == "two"
     assert [j["name"] for j in found.robot_config["joints"]] == ["a", "b"]
-    assert found.report == {"schema": "deftly.eval/1"}
+    assert found.report == {"schema": "deftly.eval/2"}
     assert found.golden["targets"].shape == (STEPS, 2)
     assert max(found.golden_errors().values()) == 0
 
@@ -304,12 +304,12 @@ def test_no_bundle_at_all(tmp_path):
 
 
 def test_shipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(bundle, "__file__", str(tmp_path / "deftly/policy/bundle.py"))
+    monkeypatch.setattr(bundle, "SHIPPED", tmp_path / "policies")
     assert bundle.shipped("pick") is None
-    bundle.write(tmp_path / "deftly/shipped/policies/pick", files(), FACTS)
-    assert (
-        bundle.shipped("pick") == bundle.find("pick") == tmp_path / "deftly/shipped/policies/pick"
-    )
+    assert bundle.all_shipped() == []
+    bundle.write(tmp_path / "policies/pick", files(), FACTS)
+    assert bundle.shipped("pick") == bundle.find("pick") == tmp_path / "policies/pick"
+    assert bundle.all_shipped() == ["pick"]
     assert bundle.shipped("../policies/pick") is None
 
 

@@ -78,7 +78,7 @@ def test_it_moves_as_the_environment_does(preset):
             robot.data.sensordata, env.sim.bind("sensordata")[0].numpy(), rtol=0, atol=1e-9
         )
         assert robot.success == bool(env.task.success(env.state))
-    own, theirs = robot.figures, env.task.metrics(env.state)
+    own, theirs = robot.metrics, env.task.metrics(env.state)
     assert {k: v for k, v in own.items() if v == v} == {
         k: float(v) for k, v in theirs.items() if v == v
     }
@@ -188,12 +188,12 @@ def test_what_does_not_fit_is_refused(block):
 
 def test_an_episode_through_the_kernel_succeeds(block):
     robot = block(episode_steps=100)
-    outcome = run_episode(robot, homing(robot.contract), SafetyConfig(), 0)
-    assert (outcome.end, outcome.success, outcome.reason) == ("success", True, "")
-    rows = outcome.rows
-    assert rows["state"].tolist() == ["ready"] + ["active"] * outcome.steps
+    result = run_episode(robot, homing(robot.contract), SafetyConfig(), 0)
+    assert (result.end, result.success, result.reason) == ("success", True, "")
+    rows = result.rows
+    assert rows["state"].tolist() == ["ready"] + ["active"] * result.steps
     assert rows["event"][1] == "start"
-    assert rows["decided"].sum() == outcome.steps
+    assert rows["decided"].sum() == result.steps
     np.testing.assert_allclose(np.diff(rows["now"]), 0.05)
     np.testing.assert_array_equal(
         rows["command"][0], rows[f"signal/{JOINT_POS}"][0]
@@ -205,8 +205,8 @@ def test_an_episode_through_the_kernel_succeeds(block):
 def test_the_clock_starts_with_the_policy_and_ends_the_episode(block):
     robot = block(episode_steps=7, goal=0.0)
     idle = ContractPolicy(robot.contract, lambda obs: np.zeros((1, 2), np.float32))
-    outcome = run_episode(robot, idle, SafetyConfig(), 0)
-    assert (outcome.end, outcome.steps, outcome.success) == ("time_out", 7, False)
+    result = run_episode(robot, idle, SafetyConfig(), 0)
+    assert (result.end, result.steps, result.success) == ("time_out", 7, False)
     slow = run_episode(robot, idle, SafetyConfig(approach_s=1.0), 0)
     assert slow.steps == 7
     assert len(slow.rows["now"]) > 1 + 20 + 7
@@ -214,22 +214,22 @@ def test_the_clock_starts_with_the_policy_and_ends_the_episode(block):
 
 def test_a_fault_is_a_failed_episode_with_its_reason(block):
     robot = block()
-    outcome = run_episode(robot, homing(robot.contract), SafetyConfig(start_envelope=1e-3), 0)
-    assert (outcome.end, outcome.success, outcome.steps) == ("fault/envelope", False, 0)
-    assert "stands at" in outcome.reason
+    result = run_episode(robot, homing(robot.contract), SafetyConfig(start_envelope=1e-3), 0)
+    assert (result.end, result.success, result.steps) == ("fault/envelope", False, 0)
+    assert "stands at" in result.reason
     broken = ContractPolicy(robot.contract, lambda obs: np.full((1, 2), np.nan, np.float32))
-    outcome = run_episode(robot, broken, SafetyConfig(), 0)
-    assert outcome.end == "fault/policy-bad"
+    result = run_episode(robot, broken, SafetyConfig(), 0)
+    assert result.end == "fault/policy-bad"
 
 
-def test_an_episode_without_a_step_has_the_tasks_figures():
+def test_an_episode_without_a_step_has_the_tasks_metrics():
     robot = SimRobot(make_task())
     broken = ContractPolicy(
         robot.contract, lambda obs: np.full((1, robot.contract.action_size), np.nan, np.float32)
     )
-    outcome = run_episode(robot, broken, SafetyConfig(), 0)
-    assert (outcome.end, outcome.steps) == ("fault/policy-bad", 0)
-    assert outcome.figures["slips"] == 0
+    result = run_episode(robot, broken, SafetyConfig(), 0)
+    assert (result.end, result.steps) == ("fault/policy-bad", 0)
+    assert result.metrics["slips"] == 0
 
 
 @pytest.mark.parametrize("value", [np.nan, 1e12])
@@ -240,8 +240,8 @@ def test_physics_that_breaks_is_a_failed_episode(block, value):
         if robot.steps == 4:
             robot.data.qvel[0] = value
 
-    outcome = run_episode(robot, homing(robot.contract), SafetyConfig(), 0, each=spoil)
-    assert (outcome.end, outcome.success) == ("failed/physics", False)
+    result = run_episode(robot, homing(robot.contract), SafetyConfig(), 0, each=spoil)
+    assert (result.end, result.success) == ("failed/physics", False)
     assert run_episode(robot, homing(robot.contract), SafetyConfig(), 0).end != "failed/physics"
 
 
@@ -315,10 +315,10 @@ def test_the_shipped_policy_passes(tmp_path, capsys):
     assert "largest violation of a limit 0\n" in out
     assert ": agrees, " in out
     report = json.loads((tmp_path / "sim2sim.json").read_text())
-    assert report["schema"] == "deftly.sim2sim/1"
+    assert report["schema"] == "deftly.eval/2"
     assert report["success"]["rate"] >= 0.95
-    assert report["violation"] == 0.0
-    assert report["figures"]["clipped"]["mean"] > 0
+    assert report["twin"]["violation"] == 0.0
+    assert report["metrics"]["clipped"]["mean"] > 0
 
 
 def test_a_failed_gate_is_an_exit_status(exported, tmp_path, capsys):
@@ -346,7 +346,7 @@ def test_every_metric_that_a_report_has_may_be_named(exported, tmp_path, capsys)
     robot = SimRobot(make_task(exported.task))
     robot.reset(0)
     robot.advance()
-    names = [*sim2sim.METRICS, "success", "broken_physics", *robot.figures]
+    names = [*sim2sim.MEASURED, "success", "seconds", "broken_physics", "clipped", *robot.metrics]
     gates = [f"{name}>=0" for name in names]
     sim2sim_main(
         [exported.task, "--bundle", str(exported.bundle), "--episodes", "1", "--gate", *gates]
@@ -354,12 +354,23 @@ def test_every_metric_that_a_report_has_may_be_named(exported, tmp_path, capsys)
     assert capsys.readouterr().out.count("\ngate ") == len(gates)
 
 
-def test_what_was_measured_is_written_before_it_is_judged(exported, tmp_path, monkeypatch):
-    monkeypatch.setattr(sim2sim, "judge", lambda *_: 1 / 0)
-    words = [exported.task, "--bundle", str(exported.bundle), "--episodes", "1"]
-    with pytest.raises(ZeroDivisionError):
-        sim2sim_main([*words, "--out", str(tmp_path / "a/b")])
-    assert json.loads((tmp_path / "a/b/sim2sim.json").read_text())["episodes"] == 1
+def test_the_report_is_that_of_an_evaluation(exported, tmp_path, capsys):
+    """One schema: its page, its episodes as CSV, and a comparison with the report of `deftly eval`."""
+    words = [exported.task, "--policy", str(exported.bundle), "--episodes", "2"]
+    before = str(exported.bundle / "eval.json")
+    assert sim2sim_main([*words, "--out", str(tmp_path / "a/b"), "--compare", before]) == 0
+    out = capsys.readouterr().out
+    assert "warning: world differs, env before and twin now" in out
+    result = json.loads((tmp_path / "a/b/sim2sim.json").read_text())
+    measured = json.loads((exported.bundle / "eval.json").read_text())
+    assert set(measured) - set(result) == set()
+    assert set(result) - set(measured) == {"twin"}
+    assert (tmp_path / "a/b/episodes.csv").read_text().count("\n") == 3
+    page = (tmp_path / "a/b/report.html").read_text()
+    assert "Control loop and safety kernel" in page
+    assert "largest violation of a limit" in page
+    assert sim2sim_main([*words, "--compare", str(tmp_path / "a/b")]) == 0
+    assert "world differs" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -410,10 +421,10 @@ def test_over_the_socket_as_in_process(exported, tmp_path):
         server.stop()
         thread.join()
     local, remote = reports
-    assert remote["policy"]["endpoint"] == server.endpoint
-    assert (local["ends"], local["success"]) == (remote["ends"], remote["success"])
+    assert (remote["policy"]["kind"], remote["policy"]["label"]) == ("endpoint", server.endpoint)
+    assert (local["twin"]["ends"], local["success"]) == (remote["twin"]["ends"], remote["success"])
     for name in ("steps", "clipped"):
-        assert local["figures"][name] == remote["figures"][name]
+        assert local["metrics"][name] == remote["metrics"][name]
 
 
 @pytest.mark.parametrize(

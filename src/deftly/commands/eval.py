@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +14,8 @@ from deftly import render, workspace
 from deftly.config import Repeatable, RunsConfig, with_setting
 from deftly.console import show, table
 from deftly.evaluate import report, source
-from deftly.evaluate.evaluate import EvalSettings, check_gate, measure, read_gate
+from deftly.evaluate.evaluate import EvalSettings, measure, read_gate
 from deftly.evaluate.source import POLICY
-from deftly.files import write_text
 
 
 @dataclass(frozen=True)
@@ -68,43 +64,26 @@ def main(argv: list[str]) -> int:
     earlier = report.read_report(args.compare) if args.compare else None
     recorder = None if args.video is False else render.Recorder(args.video_episodes, args.camera)
     try:
-        result, values = measure(task, found, args, recorder and recorder.watch, args.keys)
+        watch = recorder and recorder.watch
+        result, values = measure(task, found, args, watch, args.keys, args.gate)
     except render.NoGLError as error:
         if args.video:
             raise
         print(f"no video: {error}")
         recorder = None
-        result, values = measure(task, found, args, keys=args.keys)
-    result["gates"] = [check_gate(text, result) for text in args.gate]
+        result, values = measure(task, found, args, keys=args.keys, gates=args.gate)
     result["command"] = shlex.join(["deftly", "eval", *with_setting(words, "policy", found.label)])
     folder = args.out or workspace.create(task.name, "test", args.runs)
     folder.mkdir(parents=True, exist_ok=True)
+    video = None
     if recorder:
-        render.write_video(folder / "video.mp4", recorder.frames(), task.contract().rate)
-    file = io.StringIO()
-    rows = zip(
-        range(len(values["steps"])),
-        *([report.number(x, 6) for x in column] for column in values.values()),
-    )
-    csv.writer(file, lineterminator="\n").writerows([("episode", *values), *rows])
-    texts = {
-        "eval.json": json.dumps(result, indent=2, allow_nan=False) + "\n",
-        "episodes.csv": file.getvalue(),
-    }
-    texts["report.html"] = report.html(
-        result, values, folder / "video.mp4" if recorder else None, task
-    )
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    for head, *rows in filter(None, (report.figures_table(result), report.bins_table(result))):
+        video = folder / "video.mp4"
+        render.write_video(video, recorder.frames(), task.contract().rate)
+    report.write(folder, result, values, task, video)
+    for head, *rows in filter(None, (report.metrics_table(result), report.bins_table(result))):
         show(table(head, rows), "")
     if earlier:
         side, lines = report.compare(earlier, result)
         show(side, "\n".join(["", *lines, ""]))
-    if result["broken_physics"]:
-        show(
-            f"warning: the physics broke in {result['broken_physics']} episodes, counted as failed"
-        )
-    gates = [f"gate {report.verdict(gate)}" for gate in result["gates"]]
-    show("\n".join([report.headline(result), *gates, f"report: {folder / 'report.html'}"]))
+    show("\n".join([*report.conclusion(result), f"report: {folder / 'report.html'}"]))
     return 0 if all(gate["holds"] for gate in result["gates"]) else 1

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge, Lt
 from typing_extensions import Doc
 
 from deftly.commands import check
-from deftly.config import SEEDS, RunsConfig, Settings, SimConfig, split_task
-from deftly.errors import DeftlyError
+from deftly.config import SEEDS, RunsConfig, Settings, SimConfig, split_task, with_setting
 from deftly.evaluate import export
 from deftly.evaluate.check import CheckSettings
-from deftly.evaluate.evaluate import EvalSettings, measure
+from deftly.evaluate.evaluate import EvalSettings
 from deftly.evaluate.source import policy_words, prepare
-from deftly.policy import bundle
-from deftly.policy.protocol import OnnxNetwork
-
-if TYPE_CHECKING:
-    from deftly.learn.checkpoint import Checkpoint
-    from deftly.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -58,41 +49,10 @@ def main(argv: list[str]) -> int:
     assert source is not None
     found = source.checkpoint("export")
     folder = args.out or args.runs.root / "bundles" / task.name
-    bundle.require_place(folder)
-    policy, contract = found.policy(), found.contract
-    model = export.to_onnx(policy)
-    network = OnnxNetwork(model, contract)
-    if not (error := export.compare(policy, network, contract.obs_size())) <= bundle.TOLERANCE:
-        raise DeftlyError(
-            f"{found.path}: torch and ONNX differ by {error:.2g} on the same observation: not exported"
-        )
-    print(f"{bundle.NETWORK}: torch and ONNX agree to {error:.1g}")
-    report = _evaluate(task, found, args, words)
-    low, high = report["success"]["wilson95"]
-    print(
-        f"{bundle.REPORT}: success {report['success']['rate']:.1%} ({low:.1%} to {high:.1%}), {args.episodes} episodes"
-    )
-    files = {
-        bundle.NETWORK: model,
-        bundle.SPEC: contract.to_json().encode(),
-        bundle.ROBOT: bundle.robot_config(contract).encode(),
-        bundle.GOLDEN: export.golden(task, network, args.sim, args.seed),
-        bundle.REPORT: (json.dumps(report, indent=2, allow_nan=False) + "\n").encode(),
-    }
-    bundle.write(folder, files, export.facts(task, found, args.sim, report))
-    size = sum(len(data) for data in files.values())
-    print(f"bundle: {folder}, {size / 1e3:.0f} kB\n", flush=True)
+    settings = EvalSettings(episodes=args.episodes, seed=args.seed, sim=args.sim)
+    command = shlex.join(["deftly", "export", *with_setting(words, "policy", found.label)])
+    export.export(task, found, folder, settings, command, say=lambda line: print(line, flush=True))
     spec = split_task(argv)[0]
     return check.show(
         folder, CheckSettings(against=str(found.path), task=spec, seed=args.seed, runs=args.runs)
     )
-
-
-def _evaluate(
-    task: Task, found: Checkpoint, args: ExportArgs, argv: Sequence[str]
-) -> dict[str, Any]:
-    report, _ = measure(
-        task, found, EvalSettings(episodes=args.episodes, seed=args.seed, sim=args.sim)
-    )
-    exact = [] if args.policy == found.label else ["--policy", found.label]
-    return {**report, "gates": [], "command": shlex.join(["deftly", "export", *argv, *exact])}

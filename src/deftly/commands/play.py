@@ -115,6 +115,7 @@ class Reloaded:
         self._name = task.name
         self._keys = args.keys
         self._interval = args.reload
+        self._warned = ""
         self._use(source)
 
     def reset(self, ids: Sequence[int] | None = None) -> None:
@@ -152,7 +153,9 @@ class Reloaded:
                 self._use(source)
                 print(source.line, flush=True)
         except (DeftlyError, OSError) as error:
-            print(f"warning: kept the policy, {error}", file=sys.stderr, flush=True)
+            if str(error) != self._warned:  # once, while it stays as it is
+                print(f"warning: kept the policy, {error}", file=sys.stderr, flush=True)
+            self._warned = str(error)
 
     def _use(self, source: PolicySource) -> None:
         self._policy = source.open(self.contract, timeout=10.0, keys=self._keys)

@@ -67,20 +67,20 @@ def main(argv: list[str]) -> int:
     film = Film(robot, 1, args.camera) if args.video else None
     each = film.watch if film else lambda: None
     state = recording.facts["state0"][args.episode]
-    outcome = run_episode(
+    result = run_episode(
         robot, frames, safety, args.episode, limit=len(frames), state=state, each=each
     )
-    print(*replay.text(robot.contract, replay.errors(frames, outcome)), sep="\n")
+    print(*replay.text(robot.contract, replay.errors(frames, result)), sep="\n")
     recorded = bool(recording.facts["success"][args.episode])
-    was, now = ("success" if s else "no success" for s in (recorded, outcome.success))
+    was, now = ("success" if s else "no success" for s in (recorded, result.success))
     print(
-        f"recorded: {was}; replayed: {now}, {outcome.end} after {outcome.steps} of {len(frames)} steps"
+        f"recorded: {was}; replayed: {now}, {result.end} after {result.steps} of {len(frames)} steps"
     )
     if args.png:
-        replay.plot(args.png, frames, outcome)
+        replay.plot(args.png, frames, result)
     if film and args.video:
         render.write_video(args.video, film.frames(), robot.contract.rate)
-    return int(recorded and not outcome.success)
+    return int(recorded and not result.success)
 
 
 def serve(frames: Frames, args: ReplayArgs, path: Path) -> int:

@@ -20,7 +20,7 @@ from deftly.control.safety import SafetyConfig
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import PolicySource
 from deftly.policy.protocol import Policy
-from deftly.twin.loop import LoopArgs, Outcome, run_episode
+from deftly.twin.loop import EpisodeResult, LoopArgs, run_episode
 
 if TYPE_CHECKING:
     from deftly.tasks import Task
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 
 def run(
     robot: SimRobot, policy: Policy, safety: SafetyConfig, *, episodes: int = 1, num_steps: int = 0
-) -> list[Outcome]:
+) -> list[EpisodeResult]:
     """Run so many episodes; or, if `num_steps` is not 0, so many steps, the last episode of which is cut off."""
-    outcomes: list[Outcome] = []
+    results: list[EpisodeResult] = []
     done, total = 0, num_steps or episodes
     with Progress(total, "recording") as shown:
         while done < total:
             limit = num_steps - done if num_steps else 0
-            outcome = run_episode(robot, policy, safety, len(outcomes), limit=limit)
-            outcomes.append(outcome)
-            if num_steps and not outcome.steps:
+            result = run_episode(robot, policy, safety, len(results), limit=limit)
+            results.append(result)
+            if num_steps and not result.steps:
                 raise DeftlyError(
-                    f"episode {len(outcomes) - 1} ended before its first step, {outcome.end}"
+                    f"episode {len(results) - 1} ended before its first step, {result.end}"
                 )
-            done += outcome.steps if num_steps else 1
+            done += result.steps if num_steps else 1
             shown.reach(done)
-    return outcomes
+    return results
 
 
 def facts(
-    task: Task, args: LoopArgs, origin: PolicySource, outcomes: list[Outcome]
+    task: Task, args: LoopArgs, origin: PolicySource, results: list[EpisodeResult]
 ) -> dict[str, Any]:
     """What a recording says beside its rows; arrays lead with the episodes."""
     settings = {
@@ -63,14 +63,14 @@ def facts(
         "latency_ms": args.latency_ms,
         "rate": rate,
         "step_dt": 1.0 / rate,
-        "num_steps": sum(o.steps for o in outcomes),
+        "num_steps": sum(o.steps for o in results),
         "safety": json.dumps(asdict(args.safety)),
         "settings": json.dumps(settings),
         "policy": origin.label,
         "policy_sha256": origin.sha256,
-        "success": np.array([o.success for o in outcomes]),
-        "end": np.array([o.end for o in outcomes]),
-        "steps": np.array([o.steps for o in outcomes]),
-        "state0": np.stack([o.state0 for o in outcomes]),
+        "success": np.array([o.success for o in results]),
+        "end": np.array([o.end for o in results]),
+        "steps": np.array([o.steps for o in results]),
+        "state0": np.stack([o.state0 for o in results]),
         "deftly": __version__,
     }

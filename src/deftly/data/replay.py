@@ -23,7 +23,7 @@ from deftly.control.safety import SafetyConfig
 from deftly.errors import DeftlyError
 from deftly.files import atomic_write
 from deftly.policy.protocol import NO_INPUTS, Decision, Signals
-from deftly.twin.loop import Outcome
+from deftly.twin.loop import EpisodeResult
 
 if TYPE_CHECKING:
     from deftly.twin.robot import SimRobot
@@ -165,9 +165,9 @@ def _config(cls: type[Any], tree: dict[str, Any]) -> Any:
     return parse(cls, [], prog="deftly replay", filed=tree)
 
 
-def errors(frames: Frames, outcome: Outcome) -> dict[str, np.ndarray]:
+def errors(frames: Frames, result: EpisodeResult) -> dict[str, np.ndarray]:
     """`tracking` and `replay`, (ticks, num_joints): see the module."""
-    replayed = outcome.rows[f"signal/{JOINT_POS}"]
+    replayed = result.rows[f"signal/{JOINT_POS}"]
     both = min(len(replayed), len(frames.positions))
     return {
         "tracking": frames.positions[1:] - frames.commands[:-1],
@@ -190,13 +190,13 @@ def text(contract: PolicyContract, measured: dict[str, np.ndarray]) -> list[str]
     return lines
 
 
-def plot(path: Path, frames: Frames, outcome: Outcome) -> None:
+def plot(path: Path, frames: Frames, result: EpisodeResult) -> None:
     """Write a PNG with commanded, recorded and replayed position of each joint."""
     from matplotlib.figure import Figure
 
     joints, period = frames.contract.joints, 1.0 / frames.contract.rate
     figure = Figure(figsize=(8, 1.7 * len(joints)), layout="constrained")
-    replayed = outcome.rows[f"signal/{JOINT_POS}"]
+    replayed = result.rows[f"signal/{JOINT_POS}"]
     for i, (joint, axes) in enumerate(
         zip(joints, np.atleast_1d(figure.subplots(len(joints), sharex=True)))
     ):

@@ -138,8 +138,12 @@ def _report(found: Bundle) -> Finding:
         text = f"success {measured['success']['rate']:.1%} ({low:.1%} to {high:.1%}), {measured['episodes']} episodes"
         if measured["contract"] != of["contract"]:
             wrong.append("measured under another contract")
-        if measured["checkpoint"]["sha256"] != of["checkpoint"]["sha256"]:
+        if measured["policy"]["sha256"] != of["checkpoint"]["sha256"]:
             wrong.append("measured with another checkpoint")
+        if measured["schema"] != bundle.REPORT_SCHEMA:
+            wrong.append(
+                f"schema is {measured['schema']!s:.40}, this Deftly reads {bundle.REPORT_SCHEMA}"
+            )
     except (KeyError, TypeError, ValueError):
         wrong, text = ["is no report of an evaluation"], ""
     if not wrong and not measured["success"]["count"]:

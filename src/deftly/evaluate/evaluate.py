@@ -1,11 +1,12 @@
-"""Measure a policy on held out episodes, with confidence intervals, gates and a report."""
+"""Measure a policy on held out episodes: one evaluation for every policy and every world, with gates and a report."""
 
 from __future__ import annotations
 
 import copy
 import operator
 import re
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,8 +21,9 @@ from deftly.evaluate import report
 from deftly.evaluate.source import PolicySource, of_checkpoint
 
 if TYPE_CHECKING:
-    from deftly.evaluate.rollout import OnStep
+    from deftly.evaluate.rollout import Episodes, OnStep, World
     from deftly.learn.checkpoint import Checkpoint
+    from deftly.policy.protocol import Policy
     from deftly.tasks import Task
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -30,10 +32,12 @@ GATE = re.compile(
 )
 SERVER_S = 10.0
 """Longest wait for the decisions of a server, s; simulated time stands still meanwhile."""
-Result = dict[str, Any]  # what `eval.json` holds
-Figures = dict[
-    str, np.ndarray
-]  # of the episodes by name, `(episodes,)` each; NaN where an episode has none
+DERIVED = ("seconds", "success_seconds")
+"""Metrics that the evaluation computes from `steps`."""
+Result = dict[str, Any]
+"""What `eval.json` and `sim2sim.json` hold: schema `deftly.eval/2`."""
+Metrics = dict[str, np.ndarray]
+"""Metrics of the episodes by name, `(episodes,)` each; NaN where an episode has none."""
 
 
 @dataclass(frozen=True)
@@ -79,76 +83,169 @@ class EvalSettings(Settings):
             )
 
 
+class EnvWorld:
+    """The environment of training, with its randomization, on episodes that no training sees."""
+
+    name = "env"
+
+    def __init__(self, task: Task, settings: EvalSettings, on_step: OnStep | None = None):
+        self.task = _widened(task, settings)
+        self.seed = settings.seed
+        self._settings = settings
+        self._on_step = on_step
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """Physics and disturbances, as a report has them."""
+        settings = self._settings
+        disturbances: dict[str, Any] = {
+            "randomize": settings.env.randomize,
+            "noise": settings.env.noise,
+            "pushes": settings.env.pushes,
+            "latency_ms": list(settings.env.latency_ms),
+        }
+        if settings.wider > 1:
+            disturbances |= {"wider": settings.wider, "only_outside": settings.only_outside}
+        return {
+            "preset": settings.sim.preset,
+            "engine": settings.sim.engine,
+            "disturbances": disturbances,
+        }
+
+    def metric_names(self) -> list[str]:
+        """The metrics of its episodes, known before one has run."""
+        import torch
+
+        from deftly.env import Env
+        from deftly.evaluate.rollout import EVALUATE
+
+        one = replace(self._settings.env, num_envs=1)
+        env = Env(self.task, one, self._settings.sim, self.seed, EVALUATE)
+        env.step(torch.zeros(1, env.contract.action_size))
+        common = set(env.metric_names) - {"episode_steps", "nan"}
+        return ["steps", *sorted(common), *self.task.metrics(env.state)]
+
+    def run(self, policy: Policy, episodes: int) -> Episodes:
+        """Run exactly so many episodes."""
+        from deftly.evaluate.rollout import EVALUATE, run_episodes
+
+        return run_episodes(
+            self.task,
+            policy,
+            episodes,
+            seed=self.seed,
+            purpose=EVALUATE,
+            env_cfg=self._settings.env,
+            sim_cfg=self._settings.sim,
+            on_step=self._on_step,
+            what="evaluating",
+        )
+
+
 def measure(
     task: Task,
     found: PolicySource | Checkpoint,
     settings: EvalSettings,
     on_step: OnStep | None = None,
     keys: Path | None = None,
-) -> tuple[Result, Figures]:
-    """What `eval.json` holds, and the metrics of each episode, of any policy on held out episodes.
-
-    `keys` are those of a server. Raises DeftlyError if the contract is not the task's, if the policy has no
-    distribution to draw from, or if there is nothing to widen.
-    """
-    from deftly.evaluate.rollout import EVALUATE, run_episodes
-
+    gates: Sequence[str] = (),
+) -> tuple[Result, Metrics]:
+    """The report of any policy in the environment of training, and the metrics of each episode; see `evaluate`."""
     source = found if isinstance(found, PolicySource) else of_checkpoint(found)
+    world = EnvWorld(task, settings, on_step)
+    return evaluate(
+        world,
+        source,
+        settings.episodes,
+        stochastic=settings.stochastic,
+        timeout=SERVER_S,
+        keys=keys,
+        gates=gates,
+    )
+
+
+def evaluate(
+    world: World,
+    source: PolicySource,
+    episodes: int,
+    *,
+    stochastic: bool = False,
+    timeout: float = SERVER_S,
+    keys: Path | None = None,
+    gates: Sequence[str] = (),
+) -> tuple[Result, Metrics]:
+    """Run episodes of a policy in a world and report on them.
+
+    Args:
+        world: Where the episodes run.
+        source: The policy.
+        episodes: How many.
+        stochastic: Draw actions from the policy's distribution.
+        timeout: Longest wait for a server's decision, s.
+        keys: The robot's folder of keys, for a server that has them.
+        gates: Conditions such as `success>=0.9`; see `check_gate`.
+
+    Returns:
+        What `eval.json` holds, and the metrics of each episode.
+
+    Raises DeftlyError before the first episode if a gate names no metric of this world, the policy's contract is not
+    the task's, or it has no distribution to draw from.
+    """
+    task = world.task
     contract = task.contract()
     source.require(contract, task.name)
-    task = _widened(task, settings)
-    policy = source.open(contract, stochastic=settings.stochastic, timeout=SERVER_S, keys=keys)
-    ran = run_episodes(
-        task,
-        policy,
-        settings.episodes,
-        seed=settings.seed,
-        purpose=EVALUATE,
-        env_cfg=settings.env,
-        sim_cfg=settings.sim,
-        on_step=on_step,
-        what="evaluating",
-    )
-    policy.close()
-    values = {name: value.numpy() for name, value in ran.values.items()}
-    seconds, success = values["steps"] / ran.rate, values["success"]
-    times = {"seconds": seconds, "success_seconds": np.where(success > 0, seconds, np.nan)}
-    values = {"success": success, "steps": values["steps"]} | times | values
-    disturbances = {name: getattr(settings.env, name) for name in ("randomize", "noise", "pushes")}
-    disturbances["latency_ms"] = list(settings.env.latency_ms)
-    if settings.wider > 1:
-        disturbances |= {"wider": settings.wider, "only_outside": settings.only_outside}
-    measured = {
-        "path": source.label,
-        "sha256": source.sha256,
-        "iteration": source.iteration,
-        "task": source.task or task.name,
-    }
-    who = {
+    if gates:
+        known = [*world.metric_names(), *DERIVED, "success", "broken_physics"]
+        for gate in gates:
+            require_metric(gate, known)
+    policy = source.open(contract, stochastic=stochastic, timeout=timeout, keys=keys)
+    try:
+        ran = world.run(policy, episodes)
+    finally:
+        policy.close()
+    values = _metrics(ran)
+    result: Result = {
+        "schema": report.SCHEMA,
+        "world": world.name,
         "task": task.name,
         "robot": contract.robot.name,
         "contract": contract.hash,
-        "checkpoint": measured,
-    }
-    how: dict[str, Any] = {
+        "policy": {
+            "label": source.label,
+            "kind": source.kind,
+            "sha256": source.sha256,
+            "iteration": source.iteration,
+            "task": source.task or task.name,
+        },
         "episodes": len(ran),
-        "seed": settings.seed,
-        "stochastic": settings.stochastic,
-    }
-    how |= {"preset": settings.sim.preset, "engine": settings.sim.engine}
-    how |= {
-        "disturbances": disturbances,
+        "seed": world.seed,
+        "stochastic": stochastic,
+        **world.conditions,
         "wall_seconds": round(ran.seconds, 3),
         "version": __version__,
-    }
-    figures = {name: stats.summarize(value) for name, value in values.items() if name != "success"}
-    outcome = {
-        "success": stats.proportion(success),
-        "figures": figures,
+        "success": stats.proportion(values["success"]),
+        "metrics": {
+            name: stats.summarize(value) for name, value in values.items() if name != "success"
+        },
         **report.divide(values, task),
+        "broken_physics": int(values["failed/physics"].sum()),
+        **ran.sections,
     }
-    outcome["broken_physics"] = int(values["failed/physics"].sum())
-    return {"schema": report.SCHEMA, **who, **how, **outcome}, values
+    result["gates"] = [check_gate(gate, result) for gate in gates]
+    return result, values
+
+
+def _metrics(ran: Episodes) -> Metrics:
+    """The metrics of the episodes, with those in seconds; what every episode has comes first."""
+    values = {name: value.numpy() for name, value in ran.values.items()}
+    seconds = values["steps"] / ran.rate
+    first = {
+        "success": values["success"],
+        "steps": values["steps"],
+        "seconds": seconds,
+        "success_seconds": np.where(values["success"] > 0, seconds, np.nan),
+    }
+    return first | values
 
 
 def _widened(task: Task, settings: EvalSettings) -> Task:
@@ -169,6 +266,9 @@ def _widened(task: Task, settings: EvalSettings) -> Task:
     return wide
 
 
+# ------------------------------------------------------------------------- gates
+
+
 def read_gate(text: str) -> tuple[str, str, float]:
     """Metric, sign and number of a condition such as `success>=0.9`; the number may be a percentage."""
     if not (match := GATE.fullmatch(text)):
@@ -179,12 +279,19 @@ def read_gate(text: str) -> tuple[str, str, float]:
     return metric, sign, float(number) / (100 if percent else 1)
 
 
-def check_gate(text: str, result: Result) -> dict[str, Any]:
-    """Whether a condition on a figure's mean holds, and the measured value; what no episode has holds nothing."""
+def require_metric(gate: str, known: Collection[str]) -> None:
+    """Raise DeftlyError if a gate names none of the known metrics."""
+    metric, _, _ = read_gate(gate)
+    if metric not in known:
+        near = suggest(metric, known) or f"; known are {', '.join(known)}"
+        raise DeftlyError(f"--gate names the unknown metric '{metric}'{near}")
+
+
+def check_gate(text: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether a condition on a metric's mean holds, and the measured value; what no episode has holds nothing."""
     metric, sign, wanted = read_gate(text)
     means = report.means(result)
-    if metric not in means:
-        near = suggest(metric, means) or f"; known are {', '.join(means)}"
-        raise DeftlyError(f"--gate names the unknown metric '{metric}'{near}")
-    holds = (value := means[metric]) is not None and bool(OPERATORS[sign](value, wanted))
+    require_metric(text, means)
+    value = means[metric]
+    holds = value is not None and bool(OPERATORS[sign](value, wanted))
     return {"gate": f"{metric}{sign}{wanted:g}", "measured": value, "holds": holds}

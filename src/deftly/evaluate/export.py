@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +21,8 @@ import yaml
 
 from deftly import __version__
 from deftly.config import EnvConfig, SimConfig, to_yaml
+from deftly.errors import DeftlyError
+from deftly.evaluate.evaluate import EvalSettings, measure
 from deftly.files import pack_npz
 from deftly.policy import bundle
 from deftly.policy.protocol import ACTION, OBSERVATION, ContractPolicy, OnnxNetwork
@@ -33,6 +37,54 @@ OPSET = 18
 GOLDEN_STEPS = 32
 EXTREMES = (0.0, 1.0, 10.0, 1e3, 1e6)
 """Sizes of the observations on which torch and ONNX are compared."""
+
+
+def export(
+    task: Task,
+    found: Checkpoint,
+    folder: Path,
+    settings: EvalSettings,
+    command: str,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Write the bundle of a checkpoint: its network as ONNX, contract, golden vectors, and its evaluation.
+
+    Args:
+        task: The task, with the settings under which the policy is evaluated.
+        found: The checkpoint.
+        folder: Where to write; an older bundle there is replaced.
+        settings: Which episodes the evaluation has.
+        command: What makes this bundle again, for the report.
+        say: Takes a line for each part that is done.
+
+    Raises DeftlyError if `folder` is something else, or torch and ONNX do not compute the same.
+    """
+    bundle.require_place(folder)
+    policy, contract = found.policy(), found.contract
+    model = to_onnx(policy)
+    network = OnnxNetwork(model, contract)
+    error = compare(policy, network, contract.obs_size())
+    if not error <= bundle.TOLERANCE:
+        raise DeftlyError(
+            f"{found.path}: torch and ONNX differ by {error:.2g} on the same observation: not exported"
+        )
+    say(f"{bundle.NETWORK}: torch and ONNX agree to {error:.1g}")
+    report, _ = measure(task, found, settings)
+    report["command"] = command
+    low, high = report["success"]["wilson95"]
+    rate, episodes = report["success"]["rate"], report["episodes"]
+    say(f"{bundle.REPORT}: success {rate:.1%} ({low:.1%} to {high:.1%}), {episodes} episodes")
+    files = {
+        bundle.NETWORK: model,
+        bundle.SPEC: contract.to_json().encode(),
+        bundle.ROBOT: bundle.robot_config(contract).encode(),
+        bundle.GOLDEN: golden(task, network, settings.sim, settings.seed),
+        bundle.REPORT: (json.dumps(report, indent=2, allow_nan=False) + "\n").encode(),
+    }
+    bundle.write(folder, files, facts(task, found, settings.sim, report))
+    size = sum(len(data) for data in files.values())
+    say(f"bundle: {folder}, {size / 1e3:.0f} kB\n")
+    return folder
 
 
 def to_onnx(policy: Policy) -> bytes:
@@ -125,7 +177,7 @@ def facts(task: Task, found: Checkpoint, sim: SimConfig, report: dict[str, Any])
         "contract": found.contract.hash,
         "checkpoint": {
             "label": found.label,
-            "sha256": report["checkpoint"]["sha256"],
+            "sha256": report["policy"]["sha256"],
             "iteration": found.iteration,
         },
         "settings": {

@@ -1,7 +1,9 @@
-"""A report of an evaluation: its statistics, its comparison with another, and its page, which needs no network."""
+"""A report of an evaluation: its metrics, its comparison with another, and its page, which needs no network."""
 
 import base64
+import csv
 import io
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,17 +19,23 @@ from rich.table import Table
 
 from deftly.console import printable
 from deftly.errors import DeftlyError
-from deftly.files import FileError, read_json
+from deftly.files import FileError, read_json, write_text
+from deftly.policy.bundle import REPORT_SCHEMA
 from deftly.stats import SUMMARY, fisher, proportion, summarize
 from deftly.tasks import Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Report = Mapping[str, Any]  # what `eval.json` holds
-Values = Mapping[str, np.ndarray]  # the figures of the episodes by name, each (episodes,)
-SCHEMA = "deftly.eval/1"
+Report = Mapping[str, Any]
+"""What `eval.json` and `sim2sim.json` hold."""
+Values = Mapping[str, np.ndarray]
+"""Metrics of the episodes by name, `(episodes,)` each."""
+SCHEMA = REPORT_SCHEMA
+REPORTS = {"env": "eval.json", "twin": "sim2sim.json"}
+"""Name of a report's file, by the world in which was evaluated."""
 CONDITIONS = (
+    "world",
     "task",
     "contract",
     "seed",
@@ -35,52 +43,76 @@ CONDITIONS = (
     "preset",
     "disturbances",
     "stochastic",
-)  # of a fair comparison
-MAX_INLINE_VIDEO = 8_000_000  # bytes up to which a video is put into the page itself
+)
+"""What should be alike where two reports are compared."""
+MAX_INLINE_VIDEO = 8_000_000
+"""Bytes up to which a video is put into the page itself."""
 
 
 def divide(values: Values, task: Task | type[Task]) -> dict[str, Any]:
-    """What `eval.json` has of a task's `breakdown`: by bin, success and the means of the figures that the task names.
+    """What a report has of a task's `breakdown`: by bin, success and the means of the metrics that the task names.
 
     A bin holds what is `low` or more and less than `high`. What is beyond the edges is in bins without `low` or `high`.
-    Nothing of a task without a breakdown; raises DeftlyError if it names an unknown figure.
+    Nothing of a task without a breakdown; raises DeftlyError if it names an unknown metric.
     """
     if not task.report.breakdown:
         return {}
     metric, edges = task.report.breakdown
     if metric not in values:
         raise DeftlyError(
-            f"{task.name} breaks its report down by '{metric}', which none of its figures is"
+            f"{task.name} breaks its report down by '{metric}', which none of its metrics is"
         )
-    place = np.where(np.isfinite(values[metric]), np.digitize(values[metric], edges), -1)
-    own, bins = (
-        [name for name in values if name in {**task.report.metrics, **dict(task.report.plots)}],
-        [],
-    )
-    for i, (low, high) in enumerate(pairwise((None, *edges, None))):
-        inside = place == i
-        if inside.any() or None not in (low, high):
-            figures = {name: summarize(values[name][inside])["mean"] for name in own}
-            bounds = {"low": low, "high": high, "episodes": int(inside.sum())}
-            bins.append(
-                {**bounds, "success": proportion(values["success"][inside]), "figures": figures}
-            )
+    explained = {**task.report.metrics, **dict(task.report.plots)}
+    own = [name for name in values if name in explained]
+    bin_of_episode = np.where(np.isfinite(values[metric]), np.digitize(values[metric], edges), -1)
+    bins = []
+    for index, (low, high) in enumerate(pairwise((None, *edges, None))):
+        inside = bin_of_episode == index
+        is_outermost = low is None or high is None
+        if is_outermost and not inside.any():
+            continue
+        bins.append(
+            {
+                "low": low,
+                "high": high,
+                "episodes": int(inside.sum()),
+                "success": proportion(values["success"][inside]),
+                "metrics": {name: summarize(values[name][inside])["mean"] for name in own},
+            }
+        )
     return {"breakdown": {"metric": metric, "bins": bins}}
 
 
 def means(report: Report) -> dict[str, float | None]:
     """Every metric that a gate or a comparison can name."""
-    figures = {name: figure["mean"] for name, figure in report["figures"].items()}
-    return {
+    found = {
         "success": report["success"]["rate"],
         "broken_physics": report["broken_physics"],
-        **figures,
     }
+    found |= {name: statistics["mean"] for name, statistics in report["metrics"].items()}
+    if "twin" in report:
+        found |= _means_of_twin(report["twin"])
+    return found
+
+
+def _means_of_twin(section: Mapping[str, Any]) -> dict[str, float | None]:
+    """What only the control loop on the simulated robot can measure."""
+    agreement = section["eval"]
+    found: dict[str, float | None] = {
+        "faults": section["faults"],
+        "violation": section["violation"],
+        "agrees": None if agreement is None else float(agreement["agrees"]),
+    }
+    for name, percentiles in section["timing"].items():
+        found |= {f"{name}_{key}": value for key, value in percentiles.items()}
+    return found
 
 
 def read_report(path: Path) -> Report:
-    """Read an `eval.json`, or that of a folder. Raises DeftlyError for anything else."""
-    path = path / "eval.json" if path.is_dir() else path
+    """Read an `eval.json` or `sim2sim.json`, or that of a folder. Raises DeftlyError for anything else."""
+    if path.is_dir():
+        places = [path / name for name in REPORTS.values()]
+        path = next((place for place in places if place.is_file()), places[0])
     what, advice = "a report of 'deftly eval'", "give the eval.json of a test run"
     report = read_json(path, what, advice=advice)
     try:
@@ -113,7 +145,7 @@ def compare(old: Report, new: Report) -> tuple[Table, list[str]]:
 
 
 def number(value: float | int | None, digits: int = 4) -> str:
-    """A figure with so many digits; nothing for None and NaN."""
+    """A number with so many digits; nothing for None and NaN."""
     return "" if value is None or math.isnan(value) else f"{value:.{digits}g}"
 
 
@@ -125,28 +157,59 @@ def headline(report: Report) -> str:
     return f"{report['task']}: success {success['rate']:.1%} ({count}), 95 % interval {low:.1%} to {high:.1%}"
 
 
-def figures_table(report: Report) -> list[tuple[str, ...]]:
-    """The figures, a row each below a head."""
+def metrics_table(report: Report) -> list[tuple[str, ...]]:
+    """Statistics of the metrics, a row each below a head."""
     rows = (
-        (name, *(number(figure[key]) for key in SUMMARY))
-        for name, figure in report["figures"].items()
+        (name, *(number(statistics[key]) for key in SUMMARY))
+        for name, statistics in report["metrics"].items()
     )
     return [("metric", *SUMMARY), *rows]
 
 
 def bins_table(report: Report) -> list[tuple[str, ...]]:
-    """The breakdown: a head with the range of each bin, then a row for each figure; nothing if it has none."""
+    """The breakdown: a head with the range of each bin, then a row for each metric; nothing if it has none."""
     if "breakdown" not in report:
         return []
-    metric, bins = report["breakdown"]["metric"], report["breakdown"]["bins"]
-    rates, ranges = [b["success"]["rate"] for b in bins], [b["success"]["wilson95"] for b in bins]
+    bins = report["breakdown"]["bins"]
+    rates = [b["success"]["rate"] for b in bins]
+    intervals = [b["success"]["wilson95"] for b in bins]
+    ranges = [f"{number(b['low'])} to {number(b['high'])}".strip() for b in bins]
     return [
-        (metric, *(f"{number(b['low'])} to {number(b['high'])}".strip() for b in bins)),
+        (report["breakdown"]["metric"], *ranges),
         ("episodes", *(str(b["episodes"]) for b in bins)),
         ("success", *("" if rate is None else f"{rate:.1%}" for rate in rates)),
-        ("95 % interval", *(f"{low:.0%} to {high:.0%}" for low, high in ranges)),
-        *((name, *(number(b["figures"][name]) for b in bins)) for name in bins[0]["figures"]),
+        ("95 % interval", *(f"{low:.0%} to {high:.0%}" for low, high in intervals)),
+        *((name, *(number(b["metrics"][name]) for b in bins)) for name in bins[0]["metrics"]),
     ]
+
+
+def write(
+    folder: Path,
+    report: Report,
+    values: Values,
+    task: Task | type[Task] = Task,
+    video: Path | None = None,
+) -> Path:
+    """Write a report into a folder: `eval.json` or `sim2sim.json`, `episodes.csv` and `report.html`.
+
+    Returns:
+        The report itself, the JSON file.
+    """
+    name = REPORTS[report["world"]]
+    write_text(folder / name, json.dumps(report, indent=2, allow_nan=False) + "\n")
+    write_text(folder / "episodes.csv", _episodes(values))
+    write_text(folder / "report.html", html(report, values, video, task))
+    return folder / name
+
+
+def _episodes(values: Values) -> str:
+    """The metrics of each episode as CSV; nothing where an episode has none."""
+    columns = [[number(x, 6) for x in column] for column in values.values()]
+    file = io.StringIO()
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(["episode", *values])
+    table.writerows(zip(range(len(values["steps"])), *columns))
+    return file.getvalue()
 
 
 def verdict(gate: Mapping[str, Any]) -> str:
@@ -155,22 +218,37 @@ def verdict(gate: Mapping[str, Any]) -> str:
     return f"{gate['gate']}: measured {value}, {outcome}"
 
 
+def conclusion(report: Report) -> list[str]:
+    """The lines in which a report ends: broken physics, the success rate, the gates."""
+    broken = report["broken_physics"]
+    warning = f"warning: the physics broke in {broken} episodes, counted as failed"
+    gates = [f"gate {verdict(gate)}" for gate in report["gates"]]
+    return [*([warning] if broken else []), headline(report), *gates]
+
+
+WORLDS = {
+    "env": "evaluated on {} episodes that no training has seen",
+    "twin": "driven by its control loop and safety kernel in {} episodes of a simulation of its own",
+}
+"""Where was evaluated, in words."""
 MEANING = {
     "steps": "length of an episode in control steps",
     "seconds": "length of an episode, s",
     "success_seconds": "time a successful episode took, s",
-    "time_out": "share of episodes cut off by the clock",
+    "time_out": "fraction of episodes truncated by the time limit",
     "return": "sum of weighted rewards",
     "reward_per_step": "return divided by steps",
     "action_change": "mean change of the action in a step; less is smoother",
-    "failed/physics": "share of episodes whose simulation broke",
-    "failed/": "share of episodes that failed by ",
+    "clipped": "control steps in which the safety kernel clipped a target",
+    "fault": "fraction of episodes that a fault of the safety kernel ended",
+    "failed/physics": "fraction of episodes whose simulation broke",
+    "failed/": "fraction of episodes that failed by ",
     "reward/": "weighted sum of the reward term ",
 }
 
 
 def meaning(name: str, task: Task | type[Task] = Task) -> str:
-    """What a figure is, in a few words; nothing for what the task does not explain."""
+    """What a metric is, in a few words; nothing for what the task does not explain."""
     kind, slash, rest = name.partition("/")
     return {**MEANING, **task.report.metrics}.get(name) or (
         MEANING.get(kind + slash, "") + rest if slash else ""
@@ -180,44 +258,75 @@ def meaning(name: str, task: Task | type[Task] = Task) -> str:
 def html(
     report: Report, values: Values, video: Path | None = None, task: Task | type[Task] = Task
 ) -> str:
-    """The page of a report: `values` are the figures of each episode, `video` lies beside it, `task` explains them."""
-    rate, low, high = (
-        f"{share:.1%}" for share in (report["success"]["rate"], *report["success"]["wilson95"])
-    )
-    actions = "drawn from the distribution" if report["stochastic"] else "mean of the distribution"
+    """The page of a report, one file that needs no network.
+
+    Args:
+        report: What `evaluate` gave.
+        values: The metrics of each episode.
+        video: A video that lies beside the page, or None.
+        task: Explains its metrics.
+    """
+    success = report["success"]
+    low, high = success["wilson95"]
     texts = {
-        **report["success"],
-        **report["checkpoint"],
+        **success,
+        **report["policy"],
         **report,
-        "rate": rate,
-        "low": low,
-        "high": high,
+        "rate": f"{success['rate']:.1%}",
+        "low": f"{low:.1%}",
+        "high": f"{high:.1%}",
+        "actions": "drawn from the distribution" if report["stochastic"] else "the policy's mean",
+        "disturbances": ", ".join(
+            f"{name} {value}" for name, value in report["disturbances"].items()
+        ),
+        "where": WORLDS[report["world"]].format(report["episodes"]),
     }
-    disturbances = ", ".join(f"{name} {value}" for name, value in report["disturbances"].items())
-    texts |= {"actions": actions, "disturbances": disturbances}
-    gates = (
-        ("good" if gate["holds"] else "bad", escape(verdict(gate)))
-        for gate in report.get("gates", ())
-    )
-    tables = {"Figures": figures_table(report), "By parts": bins_table(report)}
-    source = escape(video.name) if video else ""
-    if video and video.stat().st_size < MAX_INLINE_VIDEO:
-        source = "data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode()
-    player = f'<video controls muted loop playsinline preload=auto src="{source}"></video>'
+    tables = {"Metrics": metrics_table(report), "By parts": bins_table(report)}
     parts = {
-        "gates": "".join(f'<span class="gate {kind}">{text}</span>' for kind, text in gates),
-        "video": f"<section class=card><h2>The first episodes, in real time</h2>{player}</section>"
-        if video
-        else "",
+        "gates": "".join(_gate(gate) for gate in report.get("gates", ())),
+        "video": _player(video) if video else "",
         "plots": _plots(report, values, task),
         "tables": "".join(_table(title, rows, task) for title, rows in tables.items() if rows),
+        "twin": _twin(report["twin"]) if "twin" in report else "",
     }
     page = Template(Path(__file__).with_name("report.html").read_text())
     return page.substitute({name: escape(str(text)) for name, text in texts.items()} | parts)
 
 
+def _gate(gate: Mapping[str, Any]) -> str:
+    kind = "good" if gate["holds"] else "bad"
+    return f'<span class="gate {kind}">{escape(verdict(gate))}</span>'
+
+
+def _player(video: Path) -> str:
+    """The video, inside the page if it is small."""
+    source = escape(video.name)
+    if video.stat().st_size < MAX_INLINE_VIDEO:
+        source = "data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode()
+    player = f'<video controls muted loop playsinline preload=auto src="{source}"></video>'
+    return f"<section class=card><h2>The first episodes, in real time</h2>{player}</section>"
+
+
+def _twin(section: Mapping[str, Any]) -> str:
+    """A card of what only the control loop on the simulated robot can measure."""
+    rows = [
+        ("largest violation of a limit", number(section["violation"], 3)),
+        ("episodes ended by a fault", str(section["faults"])),
+        *((f"ended with {end}", str(count)) for end, count in section["ends"].items()),
+        *((f"reason: {reason}", str(count)) for reason, count in section["reasons"].items()),
+    ]
+    for name, percentiles in section["timing"].items():
+        texts = (f"{key} {number(value, 3)} ms" for key, value in percentiles.items())
+        rows.append((name.removesuffix("_ms"), ", ".join(texts)))
+    lines = "".join(
+        f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in rows
+    )
+    title = "Control loop and safety kernel"
+    return f"<section class=card><h2>{title}</h2><div class=wide><table>{lines}</table></div></section>"
+
+
 def _table(title: str, rows: Sequence[Sequence[str]], task: Task | type[Task]) -> str:
-    """A card of the page: the first row is the head, the first cell of each other row a figure's name."""
+    """A card of the page: the first row is the head, the first cell of each other row a metric's name."""
     head, *body = rows
     lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
     for name, *cells in body:
@@ -255,51 +364,59 @@ def _plot(cards: list[str], title: str) -> "Iterator[Axes]":
 def _plots(report: Report, values: Values, task: Task | type[Task]) -> str:
     cards: list[str] = []
     success = values["success"] > 0
+    step = values["seconds"].max() / max(1.0, values["steps"].max()) or 1.0  # control period, s
     for name, title in task.report.plots:
-        _histogram(
-            cards,
-            title,
-            values.get(name, np.empty(0)),
-            success,
-            values["seconds"][0] / values["steps"][0],
-        )
+        _histogram(cards, title, values.get(name, np.empty(0)), success, step)
     if "start_x" in values and "start_y" in values:
-        with _plot(cards, "Success by start position, m") as axes:
-            for mask, paint, label in ((success, GOOD, "success"), (~success, BAD, "failure")):
-                axes.scatter(
-                    values["start_x"][mask], values["start_y"][mask], s=12, color=paint, label=label
-                )
-            axes.set(xlabel="x", ylabel="y", aspect="equal")
-            axes.legend(loc="upper right", bbox_to_anchor=(1, 1.2), ncols=2)
+        _starts(cards, values, success)
     if "breakdown" in report:
         _by_bin(cards, report["breakdown"], task)
+    _reward_terms(cards, report)
+    return "".join(cards)
+
+
+def _starts(cards: list[str], values: Values, success: np.ndarray) -> None:
+    """Where episodes started, successes and failures in two colours."""
+    with _plot(cards, "Success by start position, m") as axes:
+        for mask, paint, label in ((success, GOOD, "success"), (~success, BAD, "failure")):
+            x, y = values["start_x"][mask], values["start_y"][mask]
+            axes.scatter(x, y, s=12, color=paint, label=label)
+        axes.set(xlabel="x", ylabel="y", aspect="equal")
+        axes.legend(loc="upper right", bbox_to_anchor=(1, 1.2), ncols=2)
+
+
+def _reward_terms(cards: list[str], report: Report) -> None:
+    """The mean return by reward term; nothing of a world without rewards."""
+    prefix = "reward/"
     terms = {
-        name[7:]: figure["mean"] or 0.0
-        for name, figure in report["figures"].items()
-        if name[:7] == "reward/"
+        name.removeprefix(prefix): statistics["mean"] or 0.0
+        for name, statistics in report["metrics"].items()
+        if name.startswith(prefix)
     }
+    if not terms:
+        return
     with _plot(cards, "Mean return by reward term") as axes:
         names, sizes = list(terms)[::-1], list(terms.values())[::-1]
         axes.barh(names, sizes, color=[ACCENT if size >= 0 else BAD for size in sizes], height=0.65)
         axes.axvline(0, color="black", linewidth=0.8)
-    return "".join(cards)
 
 
 def _histogram(
-    cards: list[str], title: str, figure: np.ndarray, success: np.ndarray, step: float
+    cards: list[str], title: str, metric: np.ndarray, success: np.ndarray, step: float
 ) -> None:
     """Successes apart from failures; times, which are whole control steps (`step`, s), in bins of whole steps."""
-    known = np.isfinite(figure)
+    known = np.isfinite(metric)
     if not known.any():
         return
-    least, most = float(figure[known].min()), float(figure[known].max())
-    if np.allclose(figure[known] / step, np.rint(figure[known] / step)):
+    least, most = float(metric[known].min()), float(metric[known].max())
+    if np.allclose(metric[known] / step, np.rint(metric[known] / step)):
         low, high = round(least / step), round(most / step)
         width = math.ceil((high - low + 1) / 30)
         bins = (step * np.arange(low - 0.5, high + width, width)).tolist()
     else:
         bins = np.linspace(least, most, 25).tolist() if most - least > 1e-9 else 1
-    parts, names = [figure[known & success], figure[known & ~success]], ["success", "failure"]
+    parts = [metric[known & success], metric[known & ~success]]
+    names = ["success", "failure"]
     with _plot(cards, title) as axes:
         axes.hist(parts, bins, stacked=True, color=[ACCENT, BAD], label=names, rwidth=0.92)
         axes.set_ylabel("episodes")
@@ -308,7 +425,7 @@ def _histogram(
 
 
 def _by_bin(cards: list[str], breakdown: Mapping[str, Any], task: Task | type[Task]) -> None:
-    """Success with its interval, and the mean of the task's first figure, by bin; ticks are the edges of the bins."""
+    """Success with its interval, and the mean of the task's first metric, by bin; ticks are the edges of the bins."""
     bins, (name, title) = breakdown["bins"], task.report.plots[0]
     what = meaning(breakdown["metric"], task) or breakdown["metric"]
     places = np.arange(len(bins)) + 0.5
@@ -321,6 +438,6 @@ def _by_bin(cards: list[str], breakdown: Mapping[str, Any], task: Task | type[Ta
         axes.set(ylim=(-0.03, 1.03), xticks=range(len(edges)), xticklabels=edges)
     with _plot(cards, f"{title}, mean by {what}") as axes:
         axes.bar(
-            places, np.array([b["figures"].get(name) for b in bins], float), 0.85, color=ACCENT
+            places, np.array([b["metrics"].get(name) for b in bins], float), 0.85, color=ACCENT
         )
         axes.set(xticks=range(len(edges)), xticklabels=edges)

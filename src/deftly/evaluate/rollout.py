@@ -1,9 +1,9 @@
-"""Run a policy for some episodes and keep the figures of each: what evaluation, play and training share."""
+"""Run a policy for some episodes and keep the metrics of each: what evaluation, play and training share."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -27,21 +27,42 @@ OnStep = Callable[
 
 @dataclass(frozen=True)
 class Episodes:
-    """The figures of some episodes, in their order."""
+    """The metrics of some episodes, in their order."""
 
     values: dict[
         str, Tensor
     ]  # name to (episodes,) float64: what `Env.ended` holds but `env`; NaN where there is none
     rate: float  # of control, Hz
     seconds: float  # wall time
+    sections: dict[str, Any] = field(default_factory=dict)
+    """What the world in which they ran adds to a report."""
 
     @property
     def success_rate(self) -> float:
-        """Share of the episodes that succeeded."""
+        """Fraction of the episodes that succeeded."""
         return float(self.values["success"].mean())
 
     def __len__(self) -> int:
         return len(self.values["success"])
+
+
+class World(Protocol):
+    """Where a policy is evaluated: the environment of training, or the simulated robot and its control loop."""
+
+    name: str
+    """`env` or `twin`, in a report."""
+    task: Task
+    seed: int
+    conditions: Mapping[str, Any]
+    """Physics and disturbances, as a report has them."""
+
+    def metric_names(self) -> list[str]:
+        """The metrics of its episodes, known before one has run."""
+        ...
+
+    def run(self, policy: Policy, episodes: int) -> Episodes:
+        """Run exactly so many episodes of a policy, which sees signals and nothing else."""
+        ...
 
 
 @torch.no_grad()
@@ -60,7 +81,7 @@ def run_episodes(
 ) -> Episodes:
     """Run exactly `episodes` episodes: the first of each environment, which favours neither short nor long.
 
-    `seed` and `purpose` (`VALIDATE`, `EVALUATE`, ...) decide every draw: the same arguments give the same figures bit
+    `seed` and `purpose` (`VALIDATE`, `EVALUATE`, ...) decide every draw: the same arguments give the same metrics bit
     for bit, and torch's own random state is left as it was. A `policy` decides from signals, as on a robot; a bare
     network is taken under the task's contract, and `stochastic` is for that alone. Of `env_cfg`, num_envs is not used.
     With `what`, such as "evaluating", it shows how far it is.

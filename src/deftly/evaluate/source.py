@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from deftly import workspace
-from deftly.config import RunsConfig, SimConfig, parse, split_task, with_task
+from deftly.config import RunsConfig, SimConfig, parse, split_task, suggest, with_task
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.files import sha256
@@ -235,8 +235,9 @@ def _default(task: str | None, runs: RunsConfig, form: Form) -> PolicySource:
     try:
         return _shipped(task, form)
     except DeftlyError:
+        near = suggest(task, bundle.all_shipped())
         raise DeftlyError(
-            f"no policy for {task}: no run with a checkpoint in '{runs.root}', none is shipped; "
+            f"no policy for {task}{near}: no run with a checkpoint in '{runs.root}', none is shipped; "
             f"train one, 'deftly train {task}', or give --policy"
         ) from None
 

@@ -74,8 +74,8 @@ class LoopArgs(SceneArgs):
     )
 
 
-class Outcome(NamedTuple):
-    """What became of an episode."""
+class EpisodeResult(NamedTuple):
+    """How an episode of the chain went."""
 
     end: str
     """`success`, `failed/NAME`, `time_out`, `fault/NAME` or `cut_off`."""
@@ -90,7 +90,7 @@ class Outcome(NamedTuple):
     """The simulation's state before the first tick."""
     rows: dict[str, np.ndarray]
     """Its ticks, as in a log."""
-    figures: dict[str, float]
+    metrics: dict[str, float]
     """The task's own."""
 
 
@@ -103,7 +103,7 @@ def run_episode(
     limit: int = 0,
     state: np.ndarray | None = None,
     each: Callable[[], None] = lambda: None,
-) -> Outcome:
+) -> EpisodeResult:
     """Run an episode of the chain; `limit` cuts it off (0 does not), `each` is called at its start and after each tick.
 
     A fault ends it as a failure. `state` is one to start from instead of the task's own.
@@ -134,9 +134,9 @@ def run_episode(
     reason = "" if end else "; ".join(filter(None, (kernel.reason, runner.problem)))
     success, end = bool(end) and robot.success, end or f"{FAULT}{kernel.fault}"
     if not robot.steps:
-        robot.task.update(robot.view)  # a task has its figures from its first look on
-    return Outcome(
-        end, reason, success, robot.steps, kernel.clipped, state0, ring.rows(), robot.figures
+        robot.task.update(robot.view)  # a task has its metrics from its first update on
+    return EpisodeResult(
+        end, reason, success, robot.steps, kernel.clipped, state0, ring.rows(), robot.metrics
     )
 
 

@@ -284,6 +284,11 @@ class SimRobot:
         return "physics" if self.broken else next(iter(found), "")
 
     @property
+    def failures(self) -> list[str]:
+        """Names of all that the task, or the physics, can fail by."""
+        return [*self.task.failed(self.view), "physics"]
+
+    @property
     def end(self) -> str:
         """Why the episode is over: `success`, `failed/NAME` or `time_out`; empty while it is not."""
         if self.failed:
@@ -294,8 +299,8 @@ class SimRobot:
         return (SUCCESS if self.success else TIME_OUT) if out_of_time else ""
 
     @property
-    def figures(self) -> dict[str, float]:
-        """The task's own figures of the episode so far."""
+    def metrics(self) -> dict[str, float]:
+        """The task's own metrics of the episode so far."""
         return {name: float(value) for name, value in self.task.metrics(self.view).items()}
 
     def _signals(self) -> dict[str, np.ndarray]:

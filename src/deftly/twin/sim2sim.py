@@ -1,9 +1,11 @@
 """Sim2sim: prove that what was handed over does what training measured, before it meets a robot.
 
-One plain MuJoCo simulation (`simrobot.py`, not the environment of training), the control loop and the safety kernel of
-the robot, and the policy from a bundle, or over the socket. Episodes start as in training, on the nominal model.
+One plain MuJoCo simulation (`twin.robot`, not the environment of training), the control loop and the safety kernel of
+the robot, and the policy from a bundle, or over the socket. Episodes start as in training, on the nominal model. It is
+one of the worlds of `evaluate.evaluate`: the report is that of `deftly eval`, with a section `twin` of what only the
+control loop can measure.
 
-The kernel's soft start takes part: for `safety.ramp_s` after the start, speed is limited to a growing share of each
+The kernel's soft start takes part: for `safety.ramp_s` after the start, speed is limited to a growing fraction of each
 joint's top speed, and the policy is told what was really commanded. So episodes last a few ticks longer than in `eval`,
 while success is held against the same bound. An episode lasts as many ticks as in training, counted from the policy's
 first decision. A fault of the kernel, a start pose outside its envelope among them, is a failed episode.
@@ -16,108 +18,163 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from deftly import __version__, render, stats
+from deftly import render, stats
 from deftly.console import progress
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
-from deftly.evaluate.evaluate import check_gate
+from deftly.evaluate.evaluate import Metrics, Result, evaluate
+from deftly.evaluate.rollout import Episodes
 from deftly.evaluate.source import PolicySource
-from deftly.files import write_json
 from deftly.policy.protocol import Policy
-from deftly.twin.loop import FAULT, LoopArgs, Outcome, run_episode
+from deftly.twin.loop import FAULT, EpisodeResult, LoopArgs, run_episode
+from deftly.twin.robot import FAILED, TIME_OUT
 
 if TYPE_CHECKING:
-    from deftly.tasks import Task
     from deftly.twin.robot import SimRobot
 
-SCHEMA = "deftly.sim2sim/1"
-METRICS = ("steps", "seconds", "success_seconds", "clipped", "faults", "violation", "agrees")
-METRICS += tuple(
-    f"{name}_{part}" for name in ("infer_ms", "tick_ms") for part in ("p50", "p99", "max")
-)
-"""What a gate may name beside `success`, `broken_physics` and the task's own figures."""
+TIMINGS = ("infer_ms", "tick_ms")
+MEASURED = ("faults", "violation", "agrees")
+MEASURED += tuple(f"{name}_{part}" for name in TIMINGS for part in ("p50", "p99", "max"))
+"""What a gate may name beside the metrics of the episodes."""
 SLACK = 1e-9
 """rad/s (m/s) by which rounding alone may exceed a top speed."""
 
 
-def measure(
-    robot: SimRobot, policy: Policy, args: LoopArgs, hooks: Sequence[Callable[[], None]] = ()
-) -> list[Outcome]:
-    """Run the episodes; the hooks are called at the start of each and after every tick."""
+class TwinWorld:
+    """The simulated robot with the control loop and the safety kernel, one episode after the other.
 
-    def each() -> None:
-        for hook in hooks:
+    Args:
+        robot: The simulated robot.
+        args: Its disturbances, and the limits of the safety kernel.
+        measured: The policy's report of `deftly eval`, with which this one should agree; None if it has none.
+        hooks: Called at the start of each episode and after every tick.
+    """
+
+    name = "twin"
+
+    def __init__(
+        self,
+        robot: SimRobot,
+        args: LoopArgs,
+        measured: Mapping[str, Any] | None = None,
+        hooks: Sequence[Callable[[], None]] = (),
+    ):
+        self.robot = robot
+        self.task = robot.task
+        self.seed = args.seed
+        self._args = args
+        self._measured = measured
+        self._hooks = hooks
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """Physics and disturbances, as a report has them."""
+        args = self._args
+        disturbances = {
+            "randomize": False,
+            "noise": args.noise,
+            "pushes": False,
+            "latency_ms": [args.latency_ms, args.latency_ms],
+        }
+        return {"preset": args.sim.preset, "engine": "mj_step", "disturbances": disturbances}
+
+    def metric_names(self) -> list[str]:
+        """The metrics of its episodes, and of the control loop."""
+        self.robot.reset(0)
+        self.task.update(self.robot.view)  # a task has its metrics from its first update on
+        failed = [FAILED + name for name in self.robot.failures]
+        return ["steps", TIME_OUT, *failed, "fault", "clipped", *self.robot.metrics, *MEASURED]
+
+    def run(self, policy: Policy, episodes: int) -> Episodes:
+        """Run exactly so many episodes."""
+        began = time.perf_counter()
+        shown = progress(range(episodes), "driving the simulated robot")
+        results = [
+            run_episode(self.robot, policy, self._args.safety, episode, each=self._after_tick)
+            for episode in shown
+        ]
+        return Episodes(
+            values={name: torch.tensor(v) for name, v in self._values(results).items()},
+            rate=self.robot.contract.rate,
+            seconds=time.perf_counter() - began,
+            sections={"twin": self._section(results)},
+        )
+
+    def _after_tick(self) -> None:
+        for hook in self._hooks:
             hook()
 
-    episodes = progress(range(args.episodes), "driving the simulated robot")
-    return [run_episode(robot, policy, args.safety, i, each=each) for i in episodes]
+    def _values(self, results: Sequence[EpisodeResult]) -> dict[str, list[float]]:
+        """The metrics by name, one number for each episode."""
+        failed = {
+            FAILED + name: [float(r.end == FAILED + name) for r in results]
+            for name in self.robot.failures
+        }
+        own = {name: [r.metrics[name] for r in results] for name in results[0].metrics}
+        return {
+            "success": [float(r.success) for r in results],
+            "steps": [float(r.steps) for r in results],
+            TIME_OUT: [float(r.end == TIME_OUT) for r in results],
+            **failed,
+            "fault": [float(r.end.startswith(FAULT)) for r in results],
+            "clipped": [float(r.clipped) for r in results],
+            **own,
+        }
+
+    def _section(self, results: Sequence[EpisodeResult]) -> dict[str, Any]:
+        """What only the control loop can measure: the section `twin` of a report."""
+        ends = Counter(r.end for r in results)
+        reasons = Counter(f"{r.end}: {r.reason}" for r in results if r.reason)
+        success = stats.proportion(np.array([r.success for r in results]))
+        return {
+            "safety": asdict(self._args.safety),
+            "ends": dict(ends.most_common()),
+            "reasons": dict(reasons.most_common(10)),
+            "faults": sum(count for end, count in ends.items() if end.startswith(FAULT)),
+            "violation": max(violation(self.robot.contract, r.rows) for r in results),
+            "timing": {name: _timing(results, name) for name in TIMINGS},
+            "eval": agreement(success, len(results), self._measured),
+        }
 
 
-def summarize(
-    task: Task, args: LoopArgs, origin: PolicySource, outcomes: Sequence[Outcome]
-) -> dict[str, Any]:
-    """What `sim2sim.json` holds; its success and figures are laid out as those of `eval.json`."""
-    contract = task.contract()
-    success = np.array([o.success for o in outcomes])
-    steps = np.array([o.steps for o in outcomes], float)
-    rows = {
-        name: np.concatenate([o.rows[name] for o in outcomes]) for name in ("infer_ms", "tick_ms")
-    }
-    driven = np.isfinite(rows["infer_ms"])
-    own = {name: np.array([o.figures[name] for o in outcomes]) for name in outcomes[0].figures}
-    clipped = np.array([o.clipped for o in outcomes], float)
-    seconds = steps / contract.rate
-    figures = {
-        "steps": steps,
-        "seconds": seconds,
-        "success_seconds": np.where(success, seconds, np.nan),
-    }
-    endpoint = origin.label if origin.loaded is None else None
-    result = {
-        "schema": SCHEMA,
-        "task": task.name,
-        "robot": contract.robot.name,
-        "contract": contract.hash,
-        "policy": {
-            "label": origin.label,
-            "sha256": origin.sha256,
-            "endpoint": endpoint,
-        },
-        "episodes": len(outcomes),
-        "seed": args.seed,
-        "preset": args.sim.preset,
-        "disturbances": {"noise": args.noise, "latency_ms": args.latency_ms},
-        "safety": asdict(args.safety),
-        "success": stats.proportion(success),
-        "figures": {
-            k: stats.summarize(v) for k, v in {**figures, "clipped": clipped, **own}.items()
-        },
-        "ends": dict(Counter(o.end for o in outcomes).most_common()),
-        "reasons": dict(
-            Counter(f"{o.end}: {o.reason}" for o in outcomes if o.reason).most_common(10)
-        ),
-        "broken_physics": sum(o.end == "failed/physics" for o in outcomes),
-        "violation": max(violation(contract, o.rows) for o in outcomes),
-        "timing": {name: stats.percentiles(values[driven]) for name, values in rows.items()},
-        "version": __version__,
-    }
-    return {**result, "eval": agreement(result["success"], len(outcomes), origin.report)}
+def run_sim2sim(
+    robot: SimRobot,
+    source: PolicySource,
+    args: LoopArgs,
+    *,
+    gates: Sequence[str] = (),
+    hooks: Sequence[Callable[[], None]] = (),
+) -> tuple[Result, Metrics]:
+    """Evaluate a policy on the simulated robot: the report, and the metrics of each episode.
+
+    Raises DeftlyError before the first episode if the policy's own report is none, or a gate names no metric.
+    """
+    world = TwinWorld(robot, args, source.report, hooks)
+    timeout = 1e-3 * args.timeout_ms
+    return evaluate(world, source, args.episodes, timeout=timeout, keys=args.keys, gates=gates)
+
+
+def _timing(results: Sequence[EpisodeResult], name: str) -> dict[str, float | None]:
+    """Percentiles of a duration over the ticks in which the policy was asked, ms."""
+    values = np.concatenate([r.rows[name] for r in results])
+    asked = np.concatenate([np.isfinite(r.rows["infer_ms"]) for r in results])
+    return stats.percentiles(values[asked])
 
 
 def violation(contract: PolicyContract, rows: Mapping[str, np.ndarray]) -> float:
     """By how much, at most, a command was beyond a limit (rad or m), or too fast (rad/s or m/s); 0 if none was."""
-    joints, command = contract.joints, rows["command"]
-    lower, upper, speed = np.array([(j.lower, j.upper, j.velocity) for j in joints]).T
+    command = rows["command"]
+    lower, upper, speed = np.array([(j.lower, j.upper, j.velocity) for j in contract.joints]).T
     beyond = np.maximum(lower - command, command - upper)
-    fast = np.abs(np.diff(command, axis=0)) / np.diff(rows["now"])[:, None] - speed - SLACK
-    both = np.concatenate((beyond, fast))
-    return float(np.max(both, initial=0.0, where=np.isfinite(both)))
+    velocity = np.abs(np.diff(command, axis=0)) / np.diff(rows["now"])[:, None]
+    excess = np.concatenate((beyond, velocity - speed - SLACK))
+    return float(np.max(excess, initial=0.0, where=np.isfinite(excess)))
 
 
 def agreement(
@@ -130,11 +187,14 @@ def agreement(
     if measured is None:
         return None
     theirs, episodes = measured["success"], measured["episodes"]
-    (low, high), (ours_low, ours_high) = theirs["wilson95"], success["wilson95"]
+    low, high = theirs["wilson95"]
+    ours_low, ours_high = success["wilson95"]
     p = stats.fisher(success["count"], total, theirs["count"], episodes)
-    within = agrees = low <= success["rate"] <= high
-    how = "the rate lies within its interval"
-    if not within:
+    within = low <= success["rate"] <= high
+    if within:
+        agrees = True
+        how = "the rate lies within its interval"
+    else:
         agrees = low <= ours_high and ours_low <= high and p >= 0.05
         where = "intervals overlap" if agrees else "rate lies outside its interval"
         how = f"the {where}, and p = {p:.2g} (Fisher)"
@@ -148,65 +208,32 @@ def agreement(
     }
 
 
-def judge(gates: Sequence[str], result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What became of the gates: besides the figures' means they may name faults, violation, agrees and the timing."""
-    held = result["eval"]
-    extra = {
-        "faults": sum(count for end, count in result["ends"].items() if end.startswith(FAULT)),
-        "violation": result["violation"],
-        "agrees": None if held is None else float(held["agrees"]),
-        **{
-            f"{name}_{key}": v
-            for name, timing in result["timing"].items()
-            for key, v in timing.items()
-        },
-    }
-    figures = {**result["figures"], **{name: {"mean": value} for name, value in extra.items()}}
-    return [check_gate(text, {**result, "figures": figures}) for text in gates]
-
-
-def require_metrics(gates: Sequence[str], robot: SimRobot) -> None:
-    """Raise DeftlyError, before any episode, if a gate names what `judge` will not know."""
-    robot.reset(0)
-    robot.task.update(robot.view)  # a task has its figures from its first look on
-    figures = {name: {"mean": None} for name in (*METRICS, *robot.figures)}
-    for text in gates:
-        check_gate(text, {"success": {"rate": None}, "broken_physics": None, "figures": figures})
-
-
-def save(folder: Path | None, result: Mapping[str, Any]) -> None:
-    """Write `sim2sim.json`, if there is a folder for it."""
-    if folder:
-        write_json(folder / "sim2sim.json", result)
-
-
 def text(result: Mapping[str, Any]) -> list[str]:
-    """The lines that are printed."""
-    figures, timing, safety = result["figures"], result["timing"], result["safety"]
+    """The lines that are printed, before the conclusion of every report."""
+    metrics, twin = result["metrics"], result["twin"]
     noise = "on" if result["disturbances"]["noise"] else "off"
-    where = f" at {result['policy']['endpoint']}" if result["policy"]["endpoint"] else ""
+    latency = result["disturbances"]["latency_ms"][0]
+    ends = ", ".join(f"{end} {count}" for end, count in twin["ends"].items())
+    steps, seconds = metrics["steps"]["mean"], metrics["seconds"]["mean"]
     lines = [
-        report.headline(result),
-        f"policy: {result['policy']['label']}{where}; noise {noise}, "
-        f"latency {result['disturbances']['latency_ms']:g} ms, soft start {safety['ramp_s']:g} s",
-        f"episodes: {figures['steps']['mean']:.1f} steps ({figures['seconds']['mean']:.2f} s) on average; "
-        + ", ".join(f"{end} {count}" for end, count in result["ends"].items()),
-        f"safety: {figures['clipped']['mean']:.1f} ticks an episode cut back; "
-        f"largest violation of a limit {result['violation']:.3g}",
-        *(f"  {count} x {reason}" for reason, count in result["reasons"].items()),
+        f"noise {noise}, latency {latency:g} ms, soft start {twin['safety']['ramp_s']:g} s",
+        f"episodes: {steps:.1f} steps ({seconds:.2f} s) on average; {ends}",
+        f"safety: clipped in {metrics['clipped']['mean']:.1f} ticks an episode; "
+        f"largest violation of a limit {twin['violation']:.3g}",
+        *(f"  {count} x {reason}" for reason, count in twin["reasons"].items()),
     ]
-    for name, what in (("infer_ms", "infer"), ("tick_ms", "tick")):
-        if timing[name]["p50"] is not None:
-            lines.append(
-                f"{what}: p50 {timing[name]['p50']:.2f} ms, p99 {timing[name]['p99']:.2f} ms"
-            )
-    if held := result["eval"]:
+    for name in TIMINGS:
+        p50, p99 = twin["timing"][name]["p50"], twin["timing"][name]["p99"]
+        if p50 is not None:
+            lines.append(f"{name.removesuffix('_ms')}: p50 {p50:.2f} ms, p99 {p99:.2f} ms")
+    if held := twin["eval"]:
         verdict = "agrees" if held["agrees"] else "DIFFERS"
-        share, (low, high) = held["success"]["rate"], held["success"]["wilson95"]
+        low, high = held["success"]["wilson95"]
         lines.append(
-            f"eval: {share:.1%} of {held['episodes']} ({low:.1%} to {high:.1%}): {verdict}, {held['how']}"
+            f"eval: {held['success']['rate']:.1%} of {held['episodes']} "
+            f"({low:.1%} to {high:.1%}): {verdict}, {held['how']}"
         )
-    return lines + [f"gate {report.verdict(gate)}" for gate in result["gates"]]
+    return [*lines, *report.conclusion(result)]
 
 
 @contextlib.contextmanager
