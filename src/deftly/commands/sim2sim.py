@@ -75,8 +75,7 @@ def main(argv: list[str]) -> int:
             hooks.append(stack.enter_context(sim2sim.window(robot, args.camera)))
         result, values = sim2sim.run_sim2sim(robot, source, args, gates=args.gate, hooks=hooks)
     result["command"] = shlex.join(["deftly", "sim2sim", *words])
-    if args.out:
-        file = report.write(args.out, result, values, task)
+    file = report.write(args.out, result, values, task) if args.out else None
     if earlier:
         side, lines = report.compare(earlier, result)
         show(side, "\n".join(["", *lines, ""]))
@@ -85,7 +84,7 @@ def main(argv: list[str]) -> int:
         assert args.video is not None
         render.write_video(args.video, film.frames(), robot.contract.rate)
         show(f"video: {args.video}")
-    if args.out:
+    if file:
         show(f"report: {file}")
     sys.stdout.flush()
     fine = all(gate["holds"] for gate in result["gates"]) and not result["twin"]["violation"]

@@ -53,8 +53,11 @@ class World(Protocol):
     """`env` or `twin`, in a report."""
     task: Task
     seed: int
-    conditions: Mapping[str, Any]
-    """Physics and disturbances, as a report has them."""
+
+    @property
+    def conditions(self) -> Mapping[str, Any]:
+        """Physics and disturbances, as a report has them."""
+        ...
 
     def metric_names(self) -> list[str]:
         """The metrics of its episodes, known before one has run."""

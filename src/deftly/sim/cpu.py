@@ -109,9 +109,10 @@ class CpuSim:
         One that meets a bad state stops there: its last record repeats. Of this engine alone, for identification.
         """
         spec = mujoco.mjtState.mjSTATE_CTRL.value
-        kept = self.batch.rollout(
+        rollout = self.batch.rollout  # type: ignore[attr-defined]
+        kept = rollout(
             control.shape[1], control=control, control_spec=spec, record=[field], ids=ids
-        )  # type: ignore[attr-defined]
+        )
         return kept[field]
 
     def forward(self, mask: Tensor | None = None) -> None:
