@@ -209,12 +209,12 @@ def test_render_gives_a_picture_of_the_episode():
     env, envs = single(render_mode="rgb_array"), vector(2, render_mode="rgb_array")
     env.reset(seed=0)
     try:
-        picture = env.render()
+        image = env.render()
     except DeftlyError as error:
         pytest.skip(str(error))
-    assert picture.dtype == np.uint8
-    assert picture.ndim == 3
-    assert picture.std() > 0
+    assert image.dtype == np.uint8
+    assert image.ndim == 3
+    assert image.std() > 0
     envs.reset(seed=0)
     assert len(envs.render() or ()) == 2
     assert single().render() is None

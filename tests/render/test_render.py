@@ -41,8 +41,8 @@ def ball(camera=CAMERA):
     return model, data
 
 
-def redness(picture):
-    return float((picture[..., 0].astype(int) - picture[..., 1] > 60).mean())
+def redness(image):
+    return float((image[..., 0].astype(int) - image[..., 1] > 60).mean())
 
 
 @needs_gl
@@ -50,19 +50,19 @@ def redness(picture):
 def test_a_picture_shows_the_scene(camera):
     model, data = ball(camera)
     with Renderer(model, size=(160, 120)) as renderer:  # larger than the model's buffer
-        picture = renderer.picture(model, data)
-    assert picture.shape == (120, 160, 3)
-    assert picture.dtype == np.uint8
-    assert redness(picture) > 0.01
-    assert redness(picture[:, 60:100]) > redness(picture[:, :30])
+        image = renderer.image(model, data)
+    assert image.shape == (120, 160, 3)
+    assert image.dtype == np.uint8
+    assert redness(image) > 0.01
+    assert redness(image[:, 60:100]) > redness(image[:, :30])
 
 
 @needs_gl
 def test_a_picture_is_the_right_way_up():
     model, data = ball('<camera name="low" pos="0 -3 -.6" xyaxes="1 0 0 0 0 1"/>')
     with Renderer(model, "low", (64, 48)) as renderer:
-        picture = renderer.picture(model, data)
-    assert redness(picture[:24]) > redness(picture[24:])
+        image = renderer.image(model, data)
+    assert redness(image[:24]) > redness(image[24:])
 
 
 @needs_gl
@@ -71,7 +71,7 @@ def test_cameras_by_name():
     seen = {}
     for name in ("side", "away"):
         with Renderer(model, name, (64, 48)) as renderer:
-            seen[name] = redness(renderer.picture(model, data))
+            seen[name] = redness(renderer.image(model, data))
     assert seen["side"] > 0
     assert seen["away"] == 0
 
@@ -88,10 +88,10 @@ def test_environments_look_like_themselves(slider):
     env = slider(3)
     env.state.joint("ball")[1, 1] -= 1.0
     with Renderer(env.model, size=(64, 48)) as renderer:
-        pictures = [renderer.environment(env, i) for i in range(3)]
+        images = [renderer.environment(env, i) for i in range(3)]
         again = renderer.environment(env, 0)
-    assert not np.array_equal(pictures[0], pictures[1])
-    assert np.array_equal(pictures[0], again)
+    assert not np.array_equal(images[0], images[1])
+    assert np.array_equal(images[0], again)
 
 
 @needs_gl
@@ -120,9 +120,9 @@ def test_recorder_shows_each_episode_to_its_end(slider):
 def test_a_video_plays_at_the_control_rate(tmp_path):
     import av
 
-    pictures = (np.full((48, 64, 3), 4 * i, np.uint8) for i in range(30))
+    images = (np.full((48, 64, 3), 4 * i, np.uint8) for i in range(30))
     path = tmp_path / "video.mp4"
-    assert write_video(path, pictures, fps=12.5) == 30
+    assert write_video(path, images, fps=12.5) == 30
     with av.open(str(path)) as file:
         stream = file.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
@@ -142,7 +142,7 @@ def test_a_video_that_fails_leaves_the_old_one(tmp_path):
 
     with pytest.raises(ValueError, match="stopped"):
         write_video(path, broken(), 10)
-    with pytest.raises(DeftlyError, match="no pictures"):
+    with pytest.raises(DeftlyError, match="no frames"):
         write_video(path, [], 10)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
@@ -153,11 +153,11 @@ def test_a_video_that_fails_leaves_the_old_one(tmp_path):
 def test_png(tmp_path):
     from PIL import Image
 
-    picture = np.random.default_rng(0).integers(0, 255, (9, 7, 3), np.uint8)
-    write_png(tmp_path / "a.png", picture)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), picture)
+    image = np.random.default_rng(0).integers(0, 255, (9, 7, 3), np.uint8)
+    write_png(tmp_path / "a.png", image)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), image)
     with pytest.raises(DeftlyError, match="cannot write"):
-        write_png(tmp_path / "a.png/b.png", picture)
+        write_png(tmp_path / "a.png/b.png", image)
 
 
 # -------------------------------------------------------------------- no OpenGL

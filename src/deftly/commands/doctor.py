@@ -188,7 +188,7 @@ def package(wanted: Requirement, version: str | None = None) -> Finding:
 
 
 def rendering() -> Finding:
-    """Which OpenGL backend renders a picture, each tried in a process of its own: a fault can be fatal."""
+    """Which OpenGL backend renders an image, each tried in a process of its own: a fault can be fatal."""
     for gl in ("egl", "osmesa"):
         environment = {**os.environ, "MUJOCO_GL": gl, "PYOPENGL_PLATFORM": gl}
         with suppress(subprocess.SubprocessError):
@@ -200,7 +200,7 @@ def rendering() -> Finding:
                 check=True,
             )
             return Finding("rendering", "ok", f"{gl} works")
-    text = "neither egl nor osmesa works: no pictures or videos, but training is not affected; "
+    text = "neither egl nor osmesa works: no images or videos, but training is not affected; "
     return Finding(
         "rendering", "warn", text + "apt-get install libegl1 libgl1-mesa-dri (or libosmesa6)"
     )
@@ -285,9 +285,9 @@ def examine(cls: type[tasks.Task]) -> Iterator[Finding]:
             wrong,
             f"reset and {TASK_STEPS} random steps of {TASK_ENVS} environments are finite",
         )
-        figures = PPO(env, PPOConfig(steps=ROLLOUT)).iterate().items()
+        metrics = PPO(env, PPOConfig(steps=ROLLOUT)).iterate().items()
         losses = {
-            name.removeprefix("loss/"): value for name, value in figures if name.startswith("loss/")
+            name.removeprefix("loss/"): value for name, value in metrics if name.startswith("loss/")
         }
         wrong = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
         text = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())

@@ -40,14 +40,14 @@ def main(argv: list[str]) -> int:
     robot = SimRobot(task, args.sim, args.seed, args.noise, args.latency_ms)
     policy = origin.open(robot.contract, timeout=1e-3 * args.timeout_ms, keys=args.keys)
     try:
-        outcomes = record.run(
+        results = record.run(
             robot, policy, args.safety, episodes=args.episodes, num_steps=args.num_steps
         )
     finally:
         policy.close()
-    rows = {name: np.concatenate([o.rows[name] for o in outcomes]) for name in outcomes[0].rows}
-    log.write(args.out, robot.contract, rows, record.facts(task, args, origin, outcomes))
-    for i, o in enumerate(outcomes):
+    rows = {name: np.concatenate([o.rows[name] for o in results]) for name in results[0].rows}
+    log.write(args.out, robot.contract, rows, record.facts(task, args, origin, results))
+    for i, o in enumerate(results):
         print(f"episode {i}: {o.end} after {o.steps} steps{f' ({o.reason})' if o.reason else ''}")
     print(f"recording: {args.out}, {len(rows['now'])} ticks")
     return 0

@@ -20,7 +20,7 @@ class RobotsArgs(Settings):
 
     names: Annotated[bool, Doc("Print the bare names, one a line.")] = False
     xml: Annotated[bool, Doc("Print the robot's MJCF and nothing else.")] = False
-    png: Annotated[Path | None, Doc("Write a picture of the robot at home to this file.")] = None
+    png: Annotated[Path | None, Doc("Write an image of the robot at home to this file.")] = None
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         ]
         show(table(("robot", "what", "joints", "mass"), rows))
     elif args.png:
-        _write_picture(name, args.png)
+        _write_image(name, args.png)
     elif args.xml:
         spec = robots.load(name).spec()
         spec.compile()
@@ -56,11 +56,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _write_picture(name: str, path: Path) -> None:
+def _write_image(name: str, path: Path) -> None:
     from deftly import render
 
     if path.suffix.lower() != ".png":
-        raise DeftlyError(f"--png writes a PNG picture: --png {path.with_suffix('.png')}")
+        raise DeftlyError(f"--png writes a PNG image: --png {path.with_suffix('.png')}")
     if not path.parent.is_dir():
         raise DeftlyError(
             f"--png: there is no folder {path.parent}; make it, or choose another place"
@@ -73,5 +73,5 @@ def _write_picture(name: str, path: Path) -> None:
     model.stat.center, model.stat.extent = (low + high) / 2, 1.1 * math.dist(low, high)
     model.vis.global_.azimuth, model.vis.global_.elevation = 130, -20
     with render.Renderer(model, size=(960, 720)) as renderer:
-        render.write_png(path, renderer.picture(model, data))
+        render.write_png(path, renderer.image(model, data))
     print(f"wrote {path}")

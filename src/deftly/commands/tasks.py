@@ -144,7 +144,7 @@ def section(title: str, columns: Sequence[str], rows: Iterable[tuple]) -> None:
 
 
 def text(cell: object) -> str:
-    """What a table shows; of several figures that are all the same, one."""
+    """What a table shows; of several numbers that are all the same, one."""
     if isinstance(cell, tuple):
         between = ", " if any(isinstance(x, str) for x in cell) else " "
         return between.join(map(text, cell[:1] if len(set(cell)) == 1 else cell))

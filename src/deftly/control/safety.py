@@ -187,7 +187,7 @@ class Kernel:
         self.command: np.ndarray | None = None
         """The last command, (num_joints,) float64, read-only; None before the first."""
         self.clipped = 0
-        """Ticks in which a target was beyond a limit or faster than allowed, and was cut back."""
+        """Ticks in which a target was beyond a limit or faster than allowed, and was clipped."""
         self._now = self._decided_at = -math.inf
         self._pose = self._rest = self._origin = (
             self._home

@@ -191,7 +191,7 @@ class Session:
     def figures(self) -> str:
         """Times of the newest ticks, and counts of all."""
         p50, p99 = np.percentile(self.ticker.times(), (50, 99))
-        counts = f"{self.ticker.overruns} overruns | {self.runner.kernel.clipped} targets cut back"
+        counts = f"{self.ticker.overruns} overruns | {self.runner.kernel.clipped} targets clipped"
         return f"tick {p50:.2f} ms p50, {p99:.2f} ms p99 | {counts}"
 
     def _dump(self) -> None:

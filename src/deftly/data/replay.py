@@ -179,14 +179,14 @@ def text(contract: PolicyContract, measured: dict[str, np.ndarray]) -> list[str]
     """The table that is printed."""
     lines = [f"{'joint':<16} {'tracking rms':>13} {'max':>10} {'replay rms':>13} {'max':>10}"]
     for i, joint in enumerate(contract.joints):
-        figures = []
+        numbers = []
         for name, width in (("tracking", 13), ("replay", 13)):
             error = measured[name][:, i]
-            figures += [
+            numbers += [
                 f"{np.sqrt(np.mean(error**2)):>{width}.3g}",
                 f"{np.abs(error).max():>10.3g}",
             ]
-        lines.append(f"{joint.name:<16} {' '.join(figures)} {joint.units}")
+        lines.append(f"{joint.name:<16} {' '.join(numbers)} {joint.units}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Offscreen pictures and videos of a scene: EGL if it is installed, else OSMesa, else one line to mend it."""
+"""Offscreen images and videos of a scene: EGL if it is installed, else OSMesa, else one line to mend it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ WINDOW = (
     "1",
 )  # MuJoCo's words for what needs a display
 OFF = ("0", "off", "false", "disable", "disabled")
-SIZE = (640, 480)  # width and height of a picture in pixels; even, as h264 wants
+SIZE = (640, 480)  # width and height of an image in pixels; even, as h264 wants
 
 
 class NoGLError(DeftlyError):
@@ -116,7 +116,7 @@ class Renderer(contextlib.ExitStack):
             reason = " ".join(traceback.format_exception_only(error)[-1].split())[:150]
             raise NoGLError(f"{NO_GL} ({reason})") from error
 
-    def picture(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
+    def image(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
         """The scene as `(height, width, 3)` uint8; the positions in `data` must be fresh (`mj_forward`)."""
         import mujoco
 
@@ -131,7 +131,7 @@ class Renderer(contextlib.ExitStack):
     def environment(self, env: Env, index: int = 0) -> np.ndarray:
         """One environment as it is now, `(height, width, 3)` uint8."""
         model = env.sim.model_of(index)
-        return self.picture(model, pose(model, env.sim.state_of(index)))
+        return self.image(model, pose(model, env.sim.state_of(index)))
 
 
 class Recorder:
@@ -152,14 +152,14 @@ class Recorder:
                 states.append(env.sim.state_of(i))
 
     def frames(self) -> Iterator[np.ndarray]:
-        """The episodes one after the other, each with its last picture held for half a second."""
+        """The episodes one after the other, each with its last frame held for half a second."""
         hold = round(self._env.contract.rate / 2)
         total = sum(len(states) + hold for _, states in self._episodes)
         with self._renderer as renderer, Progress(total, "rendering") as shown:
             for model, states in self._episodes:
                 data = pose(model, states[0])
                 for state in [*states, *states[-1:] * hold]:
-                    yield renderer.picture(model, pose(model, state, data))
+                    yield renderer.image(model, pose(model, state, data))
                     shown.advance()
 
 
@@ -192,7 +192,7 @@ def has_display() -> bool:
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
-    """Write pictures, `(height, width, 3)` uint8, as an h264 mp4, each encoded as it comes; returns how many."""
+    """Write frames, `(height, width, 3)` uint8, as an h264 mp4, each encoded as it comes; returns how many."""
     import av
 
     count = 0
@@ -202,23 +202,23 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
     ):
         rate = Fraction(fps).limit_denominator(1000)
         stream = file.add_stream("libx264", rate=rate, options={"crf": "23", "preset": "fast"})
-        for count, picture in enumerate(frames, 1):
+        for count, frame in enumerate(frames, 1):
             if count == 1:
-                stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "yuv420p"
+                stream.height, stream.width, stream.pix_fmt = *frame.shape[:2], "yuv420p"
             file.mux(
                 stream.encode(
-                    av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
                 )
             )
         if not count:
-            raise DeftlyError("there are no pictures to make a video of: nothing was simulated")
+            raise DeftlyError("there are no frames to make a video of: nothing was simulated")
         file.mux(stream.encode(None))
     return count
 
 
-def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write one picture, `(height, width, 3)` uint8."""
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write one image, `(height, width, 3)` uint8."""
     from PIL import Image
 
     with atomic_write(path) as scratch:
-        Image.fromarray(picture).save(scratch, format="PNG")
+        Image.fromarray(image).save(scratch, format="PNG")

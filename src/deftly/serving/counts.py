@@ -27,19 +27,23 @@ class Counts:
 
     def report(self) -> dict[str, Any]:
         """The counts as part of a message."""
-        shares = {"p50": self._percentile(0.5), "p99": self._percentile(0.99), "max": self._slowest}
+        percentiles = {
+            "p50": self._percentile(0.5),
+            "p99": self._percentile(0.99),
+            "max": self._slowest,
+        }
         return {
             "uptime_s": time.monotonic() - self._started,
             "answered": self.answered,
             "types": dict(self.types),
             "errors": dict(self.errors),
             "batches": sorted([size, count] for size, count in self.batches.items()),
-            "latency_ms": {"le": list(LATENCY_MS), "count": self._latency, **shares},
+            "latency_ms": {"le": list(LATENCY_MS), "count": self._latency, **percentiles},
         }
 
-    def _percentile(self, share: float) -> float:
+    def _percentile(self, fraction: float) -> float:
         """Upper end of the bucket in which it lies, ms."""
-        below, wanted = 0, share * sum(self._latency)
+        below, wanted = 0, fraction * sum(self._latency)
         for upper, count in zip(LATENCY_MS, self._latency):
             below += count
             if below >= wanted:

@@ -158,7 +158,7 @@ class Film:
             self._states[-1].append(self._robot.state)
 
     def frames(self) -> Iterator[np.ndarray]:
-        """The episodes one after the other, each with its last picture held for half a second."""
+        """The episodes one after the other, each with its last frame held for half a second."""
         from deftly.render import pose
 
         model, hold = self._robot.model, round(self._robot.contract.rate / 2)
@@ -167,5 +167,5 @@ class Film:
         with self._renderer as renderer, Progress(total, "rendering") as shown:
             for states in kept:
                 for state in [*states, *states[-1:] * hold]:
-                    yield renderer.picture(model, pose(model, state))
+                    yield renderer.image(model, pose(model, state))
                     shown.advance()
