@@ -1,5 +1,7 @@
 """`deftly doctor [TASK]`: is this machine fit, is everything installed, and is a task sound?"""
 
+from __future__ import annotations
+
 import math
 import os
 import platform
@@ -15,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from packaging.requirements import Requirement
 from typing_extensions import Doc
@@ -23,6 +25,9 @@ from typing_extensions import Doc
 from deftly import tasks
 from deftly.config import EnvConfig, PPOConfig, RunsConfig, Settings, parse, split_task
 from deftly.console import Finding, judge, report
+
+if TYPE_CHECKING:
+    from deftly.env import Env
 
 INSTALL = 'pip install "deftly[train]"'
 BROKEN = {
@@ -227,72 +232,84 @@ def physics(seconds: float = 1.0) -> Finding:
 def examine(cls: type[tasks.Task]) -> Iterator[Finding]:
     """Whether a task's parts fit each other and one iteration of learning is finite; stops where it must."""
     try:
-        import torch
-
         from deftly.env import Env
-        from deftly.learn.ppo import PPO
 
         task = cls(cls.Config())
-        c = task.contract()
-        sizes = f"{c.obs_size()} observations, {c.action_size} actions, {c.rate:g} Hz"
-        yield Finding("contract", "ok", f"{sizes}, {c.robot.name}, hash {c.hash[:12]}")
-        model = task.scene().compile()
-        yield Finding(
-            "model", "ok", f"compiles: {model.nbody - 1} bodies, {model.nv} degrees of freedom"
-        )
-        first = [model.key(i).name for i in range(model.nkey)][:1]
-        yield judge(
-            "keyframe",
-            [] if first == ["home"] else [f"the first is {first}: scene.add_home"],
-            "home",
-        )
+        yield from _scene(task)
         env = Env(task, EnvConfig(num_envs=TASK_ENVS))
-        terms, weights = set(task.rewards(env.state)), set(vars(task.cfg.weights))
-        wrong = [
-            f"reward term '{name}' has no weight: add it to Config.weights"
-            for name in sorted(terms - weights)
-        ]
-        wrong += [
-            f"weight '{name}' has no reward term: return it from rewards()"
-            for name in sorted(weights - terms)
-        ]
-        yield judge("rewards", wrong, "every term has a weight, every weight a term")
-        if wrong:
+        rewards = _rewards(task, env)
+        yield rewards
+        if rewards.level != "ok":
             return
-        for i in range(TASK_STEPS):
-            raw = {**task.signals(env.state), **task.rewards(env.state)}
-            step = env.step(2 * torch.rand(TASK_ENVS, c.action_size) - 1)
-            tensors = {
-                **raw,
-                **{f"{k} observation": v for k, v in step.obs.items()},
-                "reward": step.reward,
-            }
-            wrong = [
-                f"'{name}' is not finite at step {i}"
-                for name, t in tensors.items()
-                if not t.isfinite().all()
-            ]
-            wrong += [
-                f"'{name}' is not finite in {count} places by step {i}"
-                for name, count in env.nan_counts.items()
-            ]
-            if env.broken_count:
-                wrong.append(f"the physics of {env.broken_count} environments broke by step {i}")
-            if wrong:
-                break
-        yield judge(
-            "steps",
-            wrong,
-            f"reset and {TASK_STEPS} random steps of {TASK_ENVS} environments are finite",
-        )
-        metrics = PPO(env, PPOConfig(steps=ROLLOUT)).iterate().items()
-        losses = {
-            name.removeprefix("loss/"): value for name, value in metrics if name.startswith("loss/")
-        }
-        wrong = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
-        text = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
-        yield judge("learning", wrong, f"one iteration of PPO: {text}")
+        yield _steps(task, env)
+        yield _learning(env)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {' '.join(str(error).split())} ({place.filename}:{place.lineno})"
         yield Finding("task", "fail", text)
+
+
+def _scene(task: tasks.Task) -> Iterator[Finding]:
+    """The contract, the compiled model and its keyframe."""
+    contract = task.contract()
+    sizes = f"{contract.obs_size()} observations, {contract.action_size} actions"
+    made = f"{sizes}, {contract.rate:g} Hz, {contract.robot.name}, hash {contract.hash[:12]}"
+    yield Finding("contract", "ok", made)
+    model = task.scene().compile()
+    size = f"{model.nbody - 1} bodies, {model.nv} degrees of freedom"
+    yield Finding("model", "ok", f"compiles: {size}")
+    first = [model.key(i).name for i in range(model.nkey)][:1]
+    wrong = [] if first == ["home"] else [f"the first is {first}: scene.add_home"]
+    yield judge("keyframe", wrong, "home")
+
+
+def _rewards(task: tasks.Task, env: Env) -> Finding:
+    """Every reward term has a weight, and every weight a term."""
+    terms = set(task.rewards(env.state))
+    weights = set(vars(task.cfg.weights))
+    wrong = [
+        f"reward term '{name}' has no weight: add it to Config.weights"
+        for name in sorted(terms - weights)
+    ]
+    wrong += [
+        f"weight '{name}' has no reward term: return it from rewards()"
+        for name in sorted(weights - terms)
+    ]
+    return judge("rewards", wrong, "every term has a weight, every weight a term")
+
+
+def _steps(task: tasks.Task, env: Env) -> Finding:
+    """Signals, rewards and observations of some random steps are finite."""
+    import torch
+
+    wrong: list[str] = []
+    for i in range(TASK_STEPS):
+        tensors = {**task.signals(env.state), **task.rewards(env.state)}
+        step = env.step(2 * torch.rand(TASK_ENVS, env.contract.action_size) - 1)
+        tensors |= {f"{group} observation": value for group, value in step.obs.items()}
+        tensors["reward"] = step.reward
+        bad = [name for name, value in tensors.items() if not value.isfinite().all()]
+        wrong += [f"'{name}' is not finite at step {i}" for name in bad]
+        for name, count in env.nan_counts.items():
+            wrong.append(f"'{name}' is not finite in {count} places by step {i}")
+        if env.broken_count:
+            wrong.append(f"the physics of {env.broken_count} environments broke by step {i}")
+        if wrong:
+            break
+    fine = f"reset and {TASK_STEPS} random steps of {TASK_ENVS} environments are finite"
+    return judge("steps", wrong, fine)
+
+
+def _learning(env: Env) -> Finding:
+    """One iteration of PPO has finite losses."""
+    from deftly.learn.ppo import PPO
+
+    metrics = PPO(env, PPOConfig(steps=ROLLOUT)).iterate()
+    losses = {
+        name.removeprefix("loss/"): value
+        for name, value in metrics.items()
+        if name.startswith("loss/")
+    }
+    wrong = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
+    text = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
+    return judge("learning", wrong, f"one iteration of PPO: {text}")

@@ -204,7 +204,20 @@ def evaluate(
     finally:
         policy.close()
     values = _metrics(ran)
-    result: Result = {
+    result = _report(world, source, stochastic, ran, values)
+    result["gates"] = [check_gate(gate, result) for gate in gates]
+    return result, values
+
+
+def _report(
+    world: World, source: PolicySource, stochastic: bool, ran: Episodes, values: Metrics
+) -> Result:
+    """What `eval.json` holds, before the gates."""
+    task = world.task
+    contract = task.contract()
+    statistics = {name: stats.summarize(value) for name, value in values.items()}
+    del statistics["success"]
+    return {
         "schema": report.SCHEMA,
         "world": world.name,
         "task": task.name,
@@ -224,15 +237,11 @@ def evaluate(
         "wall_seconds": round(ran.seconds, 3),
         "version": __version__,
         "success": stats.proportion(values["success"]),
-        "metrics": {
-            name: stats.summarize(value) for name, value in values.items() if name != "success"
-        },
+        "metrics": statistics,
         **report.divide(values, task),
         "broken_physics": int(values["failed/physics"].sum()),
         **ran.sections,
     }
-    result["gates"] = [check_gate(gate, result) for gate in gates]
-    return result, values
 
 
 def _metrics(ran: Episodes) -> Metrics:

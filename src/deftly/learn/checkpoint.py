@@ -229,13 +229,27 @@ def write(
         "ranks": ranks,
         "numbers": dict(numbers),
     }
-    described = json.dumps(about, indent=2, allow_nan=False) + "\n"
-    texts = {ABOUT: described, CONTRACT: contract.to_json(), CONFIG: config}
-    weights: dict[str, Tensor] = {}
-    for name, network in networks.items():
-        weights |= {
-            f"{name}/{key}": value.contiguous() for key, value in network.state_dict().items()
-        }
+    texts = {
+        ABOUT: json.dumps(about, indent=2, allow_nan=False) + "\n",
+        CONTRACT: contract.to_json(),
+        CONFIG: config,
+    }
+    _write_files(folder, texts, _tensors(networks), states)
+
+
+def _tensors(networks: Mapping[str, Network]) -> dict[str, Tensor]:
+    """All parameters and statistics of the networks, each as `NETWORK/NAME`."""
+    return {
+        f"{name}/{key}": value.contiguous()
+        for name, network in networks.items()
+        for key, value in network.state_dict().items()
+    }
+
+
+def _write_files(
+    folder: Path, texts: Mapping[str, str], weights: dict[str, Tensor], states: Sequence[bytes]
+) -> None:
+    """Write the folder in one step; the weights hold the digest of each text, so that none is exchanged alone."""
     metadata = {"schema": SCHEMA, **{name: _digest(text) for name, text in texts.items()}}
     try:
         with atomic_folder(folder) as scratch:
