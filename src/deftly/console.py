@@ -6,6 +6,7 @@ Text from files and peers never moves the cursor, colours the terminal or makes 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import suppress
@@ -87,6 +88,18 @@ def show(*parts: Any, soft_wrap: bool = False) -> None:
     width = None if sys.stdout.isatty() else 200
     said = (clean(part) if isinstance(part, str) else part for part in parts)
     Console(width=width, markup=False, highlight=False).print(*said, soft_wrap=soft_wrap)
+
+
+def print_unless_stuck(line: str, wait_s: float = 0.5) -> None:
+    """Print a line, but do not wait for a terminal that was halted or a pipe that is full: a robot must not."""
+
+    def write() -> None:
+        with suppress(OSError, ValueError):  # nobody reads any more
+            print(clean(line), flush=True)
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    writer.join(wait_s)
 
 
 def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> Any:

@@ -49,7 +49,7 @@ class Args(Settings):
     task: Annotated[TaskConfig, Doc("The task's own settings.")] = field(default_factory=TaskConfig)
     train: Annotated[PPOConfig, Doc("Learning.")] = field(default_factory=PPOConfig)
     runs: Annotated[RunsConfig, Doc("Run folders.")] = field(default_factory=RunsConfig)
-    checkpoint: Annotated[str | None, Doc("Where to start from.")] = None
+    policy: Annotated[str | None, Doc("Where to start from.")] = None
     render: Annotated[bool | None, Doc("Open a viewer; unset: only in test mode.")] = None
     test: Annotated[bool, Doc("Evaluate instead of training.")] = False
     reload: Annotated[float, Doc("Seconds between reloads.")] = 0.0

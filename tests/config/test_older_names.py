@@ -27,9 +27,9 @@ from deftly.errors import DeftlyError
         ("experiment.maxTrainRuns=3", "runs", "max_train_runs", 3),
         ("experiment.maxTestRuns=3", "runs", "max_test_runs", 3),
         ("experiment.useCleanWorkspace=false", "runs", "workspace", False),
-        ("training.checkpoint=latest", None, "checkpoint", "latest"),
-        ("checkpoint=latest", None, "checkpoint", "latest"),
-        ("checkpoint=null", None, "checkpoint", None),
+        ("training.checkpoint=latest", None, "policy", "latest"),
+        ("checkpoint=latest", None, "policy", "latest"),
+        ("checkpoint=null", None, "policy", None),
         ("training.test=true", None, "test", True),
         ("test=True", None, "test", True),
         ("env.render=false", None, "render", False),
@@ -61,7 +61,7 @@ def test_every_alias_reaches_a_field(old):
         "env.device": "cpu",
         "log-level": "info",
         "name": "x",
-        "checkpoint": "x",
+        "policy": "x",
         "resume": "x",
     }
     booleans = ("test", "render", "video", "runs.workspace")

@@ -34,7 +34,7 @@ def test_yaml_file_comes_before_flags_wherever_it_stands(tmp_path):
         assert (config.env.num_envs, config.train.seed, config.render) == (8, 5, True)
         assert config.env.latency_ms == (1.0, 2.0)
         assert config.env.noise is False
-        assert config.checkpoint is None
+        assert config.policy is None
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ configs = st.builds(
         PPOConfig, seed=st.integers(-1, 2**31 - 1), hidden=st.lists(st.integers(1, 999)).map(tuple)
     ),
     runs=st.builds(RunsConfig, root=texts.filter(lambda text: Path(text) != Path("")).map(Path)),
-    checkpoint=st.none() | free_text,
+    policy=st.none() | free_text,
     render=st.sampled_from([None, True, False]),
     log_level=texts,
 )

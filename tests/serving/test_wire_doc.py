@@ -99,7 +99,7 @@ def test_tables_name_every_message_and_code():
     ]
     assert set(table("Messages")[4:]) == set(_HANDLERS)
     source = Path(server_module.__file__).read_text()
-    codes = set(re.findall(r'Refusal\("([\w-]+)"', source)) | {
+    codes = set(re.findall(r'Refusal\(\s*"([\w-]+)"', source)) | {
         "bad-message",
         "bad-signals",
         "no-answer",

@@ -22,6 +22,7 @@ from typing_extensions import Doc
 
 from deftly import __version__
 from deftly.config import SEEDS, RunsConfig, Settings, Suffix, parse, split_task
+from deftly.console import print_unless_stuck
 from deftly.contract import PolicyContract, RobotInterface
 from deftly.control.drivers import Driver, FakeDriver
 from deftly.control.log import Ring, max_ticks
@@ -101,7 +102,7 @@ def main(argv: list[str]) -> int:
     with _ending_on_signals(), ExitStack() as stack:
         with ExitStack() as unclaimed:
             source, like = find_source(task, args)
-            print(source.line, flush=True)
+            print_unless_stuck(source.line)
             contract, policy = open_policy(source, like, args)
             unclaimed.callback(policy.close)
             driver = find_driver(task, args, contract, stack, like)
@@ -118,10 +119,16 @@ def main(argv: list[str]) -> int:
             kernel = Kernel(robot, contract.rate, args.safety)
             runner = stack.enter_context(Runner(policy, kernel, driver, ring))
             unclaimed.pop_all()  # the runner lets go of policy and robot
-        wishes = {"start": args.start, "seconds": args.seconds, "log": args.log}
-        return Session(
-            runner, ring, _facts((like.task if like else "") or task, args, source), **wishes
-        ).run()
+        facts = _facts((like.task if like else "") or task, args, source)
+        session = Session(
+            runner,
+            ring,
+            facts,
+            start=args.start,
+            seconds=args.seconds,
+            log=args.log,
+        )
+        return session.run()
 
 
 # --------------------------------------------------------------- policy and robot
