@@ -10,9 +10,9 @@ from deftly.commands.gait import main as gait_main
 from deftly.config import RunsConfig
 from deftly.errors import DeftlyError
 from deftly.learn import checkpoint
-from deftly.recipes.in_hand.gait import clone
+from deftly.recipes.in_hand.gait import dagger
 from deftly.recipes.in_hand.gait.gaits import Gaits
-from deftly.recipes.in_hand.gait.search import Ascent, GaitSettings, Search
+from deftly.recipes.in_hand.gait.search import CMASearch, EvolutionStrategy, GaitSettings
 from deftly.recipes.in_hand.gait.strokes import POINTS, TipPaths
 from deftly.tasks import load
 from deftly.workspace import find_checkpoint
@@ -36,7 +36,7 @@ def standing(home: torch.Tensor) -> Gaits:
     return Gaits(torch.tensor([0.6]), torch.cat((home[None], torch.zeros(4, 16)))[None])
 
 
-def test_numbers_and_gaits_are_inverse():
+def test_parameters_and_gaits_are_inverse():
     home = torch.linspace(-1, 1, 16)
     numbers = np.random.default_rng(0).normal(size=(5, 80))
     assert Gaits.decode(numbers, home, 0.6).encode(home) == pytest.approx(numbers, abs=1e-4)
@@ -77,10 +77,10 @@ def test_files_are_checked(tmp_path):
 
 def test_gaits_are_mixed_by_the_size_of_the_cube():
     ends = some(2)
-    search = Ascent(make(), GaitSettings(pairs=4), ends)
+    search = EvolutionStrategy(make(), GaitSettings(pairs=4), ends)
     for back, end in zip((search.best.frequency, search.best.shape), (ends.frequency, ends.shape)):
         assert torch.allclose(back, end, atol=1e-5)
-    between = search.decode(search._numbers[None], torch.tensor([0.5]))
+    between = search.decode(search._parameters[None], torch.tensor([0.5]))
     mixed = ends.at(torch.tensor([0.5]))
     assert torch.allclose(between.shape, mixed.shape, atol=1e-5)
     assert torch.allclose(between.frequency, mixed.frequency, atol=1e-5)
@@ -90,14 +90,16 @@ def test_gaits_are_mixed_by_the_size_of_the_cube():
         search.env.task.context(search.env.state),
     )
     assert torch.allclose(edge.float(), 75 + 7.5 * context, atol=1e-4)
-    one = Ascent(make(), GaitSettings(pairs=4), some(1)).best
+    one = EvolutionStrategy(make(), GaitSettings(pairs=4), some(1)).best
     assert torch.equal(one.shape[0], one.shape[1])
 
 
-def test_ascent_keeps_the_frequency_or_takes_the_one_that_is_asked_for():
+def test_evolution_strategies_keep_the_frequency_or_take_the_one_that_is_asked_for():
     gait = Gaits(torch.tensor([0.4, 0.9]), some(2).shape)
     for asked, wanted in ((None, 0.6), (0.7, 0.7)):
-        search = Ascent(make(), GaitSettings(pairs=4, seconds=0.1, frequency=asked), gait)
+        search = EvolutionStrategy(
+            make(), GaitSettings(pairs=4, seconds=0.1, frequency=asked), gait
+        )
         search.generation()
         assert search.best.frequency == pytest.approx(torch.tensor([wanted] * 2))
         assert gait.timed(asked).frequency == pytest.approx(torch.tensor([wanted] * 2))
@@ -105,7 +107,7 @@ def test_ascent_keeps_the_frequency_or_takes_the_one_that_is_asked_for():
 
 def test_each_hand_is_shown_the_gait_of_its_context():
     cycles = [(torch.zeros(3, 16), torch.full((3, 16), value)) for value in (1.0, 2.0)]
-    change = clone._change(
+    change = dagger.along_cycle(
         torch.zeros(3, 16), torch.tensor([-0.9, 0.4, -0.2]), torch.tensor([-1.0, 1.0]), cycles
     )
     assert change[:, 0].tolist() == [1.0, 2.0, 1.0]
@@ -114,11 +116,13 @@ def test_each_hand_is_shown_the_gait_of_its_context():
 def test_a_command_goes_on_along_the_cycle_and_a_part_of_the_way_back_to_it():
     cycle = torch.eye(16)[:4]
     beside = cycle[2] + torch.tensor([0.0] * 15 + [0.5])
-    change = clone._change(beside[None], torch.zeros(1), torch.zeros(1), [(cycle, cycle + 0.1)])
-    assert change[0] == pytest.approx(torch.tensor([0.1] * 15 + [0.1 - 0.5 * clone.BACK]))
+    change = dagger.along_cycle(
+        beside[None], torch.zeros(1), torch.zeros(1), [(cycle, cycle + 0.1)]
+    )
+    assert change[0] == pytest.approx(torch.tensor([0.1] * 15 + [0.1 - 0.5 * dagger.RETURN]))
 
 
-def test_ascent_climbs_where_rewards_differ_by_context():
+def test_evolution_strategies_improve_where_rewards_differ_by_context():
     """Joints shall be the further from home the larger the cube is: two gaits that differ are found, and in step."""
     task = make()
     home = torch.tensor(task.contract().home())
@@ -128,14 +132,14 @@ def test_ascent_climbs_where_rewards_differ_by_context():
         return {name: near * (name == "rotate") for name in vars(task.cfg.weights)}
 
     task.rewards = rewards
-    search = Ascent(task, GaitSettings(pairs=48, seconds=0.3, step=0.1), standing(home))
+    search = EvolutionStrategy(task, GaitSettings(pairs=48, seconds=0.3, step=0.1), standing(home))
     means = [search.generation()["around"] for _ in range(12)]
     low, high = search.best.shape[:, 0].mean(-1) - home.mean()
     assert means[-1] > 0.5 * means[0]
     assert high - low > 0.05
 
 
-def climb(task) -> list[float]:
+def improve(task) -> list[float]:
     """Means of generations on a reward of our own: joints shall be where the sine takes them."""
     want = torch.tensor(task.contract().home()) + 0.2
 
@@ -144,22 +148,22 @@ def climb(task) -> list[float]:
         return {name: near * (name == "rotate") for name in vars(task.cfg.weights)}
 
     task.rewards = rewards
-    search = Search(task, GaitSettings(population=12, trials=1, seconds=0.3))
+    search = CMASearch(task, GaitSettings(population=12, trials=1, seconds=0.3))
     return [search.generation()["middle"] for _ in range(6)]
 
 
 @pytest.mark.parametrize("strokes", [True, False])
-def test_search_climbs_the_tasks_own_reward(strokes):
+def test_search_improves_the_tasks_own_reward(strokes):
     tasks = [make() for _ in range(2)]
     for task in () if strokes else tasks:
         task.strokes = lambda: None
-    means = climb(tasks[0])
+    means = improve(tasks[0])
     assert means[-1] > means[0]
-    assert climb(tasks[1]) == means
+    assert improve(tasks[1]) == means
 
 
 def test_all_candidates_meet_the_same_hands_and_each_generation_others():
-    search = Search(
+    search = CMASearch(
         make("cache"), GaitSettings(population=4, trials=2, seconds=0.5)
     )  # without random pushes
     same = np.zeros((5, len(search._cma.mean)))
@@ -173,8 +177,8 @@ def test_a_given_gait_is_cloned_into_a_checkpoint_that_training_starts_from(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(clone, "ROUND_STEPS", 8)
-    monkeypatch.setattr(clone, "ROUND_BATCHES", 4)
+    monkeypatch.setattr(dagger, "ROUND_STEPS", 8)
+    monkeypatch.setattr(dagger, "ROUND_BATCHES", 4)
     some(2).save(tmp_path / "gait.npz", make())
     flags = [
         "--task.start",

@@ -14,7 +14,7 @@ from deftly.robots import actuators, leap_hand
 from deftly.sysid import excite, fit, logs, model, report
 from deftly_bench import sysid as trials
 
-HOW = fit.Search(generations=4, population=96, polish=6, timesteps=(0.0025, 0.0005, 0.00025))
+HOW = fit.FitSettings(generations=4, population=96, polish=6, timesteps=(0.0025, 0.0005, 0.00025))
 TASK = trials.TASK
 
 
@@ -57,29 +57,31 @@ def save(path: Path, arrays: dict) -> Path:
 
 
 def test_it_finds_known_servos_again_from_a_noisy_log(case, fitted):
-    figures = fitted.figures()
+    estimates = fitted.parameters()
     for joint, true in case[
         3
     ].items():  # the scale of all forces takes a longer log, but for the joint that carries most
-        found = {name: estimate.value for name, estimate in figures[joint].items()}
+        found = {name: estimate.value for name, estimate in estimates[joint].items()}
         assert found["kp"] / found["kd"] == pytest.approx(true["kp"] / true["kd"], rel=0.05)
         assert found["frictionloss"] / found["kp"] == pytest.approx(
             true["frictionloss"] / true["kp"], rel=0.15
         )
-    assert figures["if_mcp"]["kp"].value == pytest.approx(case[3]["if_mcp"]["kp"], rel=0.05)
+    assert estimates["if_mcp"]["kp"].value == pytest.approx(case[3]["if_mcp"]["kp"], rel=0.05)
     assert abs(fitted.delay().value - case[4]) < 0.001
     assert (fitted.held_out["fitted"] < 0.0025).all()
     assert (fitted.held_out["fitted"] < fitted.held_out["nominal"] / 5).all()
 
 
 def test_what_a_log_does_not_tell_keeps_a_wide_interval(fitted):
-    damping = [figures["damping"] for figures in fitted.figures().values()]
-    kp = fitted.figures()["if_mcp"]["kp"]
+    damping = [estimates["damping"] for estimates in fitted.parameters().values()]
+    kp = fitted.parameters()["if_mcp"]["kp"]
     assert all((d.high - d.low) / d.value > (kp.high - kp.low) / kp.value for d in damping)
     loose = dataclasses.replace(
         fitted, sd=np.append(np.full(fitted.sd.size - 1, 0.6), fitted.sd[-1])
     )
-    assert not any(e.identified for figures in loose.figures().values() for e in figures.values())
+    assert not any(
+        e.identified for estimates in loose.parameters().values() for e in estimates.values()
+    )
     assert report.identified([loose]).joints == {}
 
 
@@ -87,7 +89,7 @@ def test_a_fit_at_its_bound_is_a_warning_and_is_not_written(case, fitted):
     bounds = fitted.bounds.copy()
     bounds[1, 0] = fitted.theta[0]
     squeezed = dataclasses.replace(fitted, bounds=bounds)
-    said = [f.text for f in report.doubts(case[2], [squeezed], HOW) if f.level == "warn"]
+    said = [f.text for f in report.findings(case[2], [squeezed], HOW) if f.level == "warn"]
     assert any("kp sits at its bound" in text and "--bound 10" in text for text in said)
     assert "kp" not in report.identified([squeezed]).joints.get("if_mcp", {})
 
@@ -113,7 +115,9 @@ def test_random_search_gets_near_too(case):
     theta, trace = fit.search(
         chain, [windows, windows], fit._bounds(chain, how), how, lambda _: None
     )
-    before, after = (fit.errors(chain, x[None], windows).sum() for x in (chain.nominal(), theta))
+    before, after = (
+        fit.mean_squared_error(chain, x[None], windows).sum() for x in (chain.nominal(), theta)
+    )
     assert after < before / 2
     assert len(trace) == 2
 

@@ -16,10 +16,18 @@ from deftly.evaluate.rollout import VALIDATE, run_episodes
 from deftly.files import write_text
 from deftly.learn import checkpoint
 from deftly.learn.ppo import PPO
-from deftly.recipes.in_hand.gait.clone import clone
+from deftly.recipes.in_hand.gait.dagger import clone
 from deftly.recipes.in_hand.gait.gaits import Gaits
-from deftly.recipes.in_hand.gait.search import Ascent, GaitSettings, Search
+from deftly.recipes.in_hand.gait.search import (
+    SETTLE_S,
+    CMASearch,
+    EvolutionStrategy,
+    GaitSettings,
+)
 from deftly.tasks import Task, load
+
+EPISODES = 64
+"""Of the evaluation of the cloned policy."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +39,8 @@ class GaitArgs(GaitSettings):
 
 
 @dataclass
-class Log:
-    """Prints what generations come to, and keeps the gait found so far in the run's folder."""
+class Progress:
+    """Prints the rewards of generations, and keeps the gait found so far in the run's folder."""
 
     task: Task
     path: Path
@@ -40,22 +48,25 @@ class Log:
     start: float = field(default_factory=time.perf_counter)
     steps: float = 0.0
 
-    def generations(self, search: Search | Ascent, count: int, what: str) -> Gaits:
-        """Run so many generations; returns the gait that they come to."""
-        each = search.env.num_envs * (search.args.seconds + 1) * search.env.contract.rate
+    def generations(self, search: CMASearch | EvolutionStrategy, count: int, what: str) -> Gaits:
+        """Run so many generations; returns the gait found."""
+        seconds = search.args.seconds + SETTLE_S
+        steps = search.env.num_envs * seconds * search.env.contract.rate
         for generation in range(1, count + 1):
-            rewards = ", ".join(
-                f"{name} {value:.3f}/s" for name, value in search.generation().items()
-            )
+            rewards = search.generation()
             search.best.save(self.path, self.task)
-            self.steps += each
-            spent = (
-                f"{(time.perf_counter() - self.start) / 60:.1f} min, {self.steps / 1e6:.2f} M steps"
-            )
-            self.console.print(
-                f"{what} {generation}: reward {rewards}, {spent}", highlight=False, soft_wrap=True
-            )
+            self.steps += steps
+            self._print(f"{what} {generation}", rewards)
         return search.best
+
+    def _print(self, what: str, rewards: dict[str, float]) -> None:
+        minutes = (time.perf_counter() - self.start) / 60
+        cells = ", ".join(f"{name} {value:.3f}/s" for name, value in rewards.items())
+        self.console.print(
+            f"{what}: reward {cells}, {minutes:.1f} min, {self.steps / 1e6:.2f} M steps",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def main(argv: list[str]) -> int:
@@ -69,31 +80,45 @@ def main(argv: list[str]) -> int:
         section: cls.defaults[section] for section in ("sim", "train") if section in cls.defaults
     }
     args = parse(with_task(GaitArgs, cls.Config), rest, prog=f"deftly gait {name}", filed=defaults)
-    task, console = cls(args.task), Console()
+    task = cls(args.task)
+    console = Console()
     task.require()
-    begin = Gaits.load(args.gait, task).timed(args.frequency) if args.gait else Search(task, args)
+    # what is refused is refused before there is a run
+    given = Gaits.load(args.gait, task).timed(args.frequency) if args.gait else None
+    search = None if given else CMASearch(task, args)
     run = workspace.create(task.name, "train", args.runs, args.name)
-    log = Log(task, run / "gait.npz", console)
-    gait = (
-        begin
-        if isinstance(begin, Gaits)
-        else log.generations(begin, args.generations, "generation")
-    )
+    path = run / "gait.npz"
+    progress = Progress(task, path, console)
+    gait = progress.generations(search, args.generations, "generation") if search else given
+    assert gait is not None
     if args.ascent:
-        gait = log.generations(Ascent(task, args, gait), args.ascent, "ascent")
-    gait.save(log.path, task)
+        strategy = EvolutionStrategy(task, args, gait)
+        gait = progress.generations(strategy, args.ascent, "ascent")
+    gait.save(path, task)
     learner = clone(task, gait, args)
     save(run, task, learner, args)
-    which: dict[str, Any] = {"seed": args.train.seed, "purpose": VALIDATE, "sim_cfg": args.sim}
-    values = run_episodes(task, learner.policy(), 64, **which, what="evaluating").values
-    selection = task.report.selection
-    what = f", {selection} {values[selection].nanmean():.3f}" if selection else ""
-    console.print(
-        f"cloned: success {values['success'].mean():.1%} of 64 episodes{what}", highlight=False
-    )
+    evaluate(task, learner, args, console)
     command = shlex.join(["deftly", "train", name, "--init", str(run)])
     console.print(f"go on with: {command}", soft_wrap=True)
     return 0
+
+
+def evaluate(task: Task, learner: PPO, args: GaitArgs, console: Console) -> None:
+    """Print the success rate and the selection metric of the cloned policy on the validation split."""
+    values = run_episodes(
+        task,
+        learner.policy(),
+        EPISODES,
+        seed=args.train.seed,
+        purpose=VALIDATE,
+        sim_cfg=args.sim,
+        what="evaluating",
+    ).values
+    text = f"cloned: success {values['success'].mean():.1%} of {EPISODES} episodes"
+    selection = task.report.selection
+    if selection:
+        text += f", {selection} {values[selection].nanmean():.3f}"
+    console.print(text, highlight=False)
 
 
 def save(run: Path, task: Task, learner: PPO, args: GaitArgs) -> None:

@@ -1,4 +1,4 @@
-"""`deftly grasps TASK`: look for poses in which a hand holds its object, from which training then starts."""
+"""`deftly grasps TASK`: search for poses in which a hand holds its object, from which training then starts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ class GraspArgs(GraspSettings):
     """Look for stable grasps: `deftly grasps TASK --out FILE`."""
 
     out: Annotated[
-        Path, Suffix(".npz"), Doc("The .npz to write; beside it, pictures of some grasps as .png.")
+        Path, Suffix(".npz"), Doc("The .npz to write; beside it, images of some grasps as .png.")
     ]
 
 
@@ -40,16 +40,19 @@ def main(argv: list[str]) -> int:
             f"{name} starts without a grasp cache: it has no `stable` and `grasp` to look for grasps"
         )
     args = parse(with_task(GraspArgs, cls.Config), flags, prog=f"deftly grasps {name}")
-    found, tried, pictures = collect(cls, args)
+    found, tried, images = collect(cls, args)
     if not len(found["cube_half"]):
         raise DeftlyError("no pose of any size was stable: nothing was written")
     write(args.out, cls(args.task), found, tried, args.seed)
-    if pictures:
-        rows = [pictures[i : i + 4] for i in range(0, len(pictures) // 4 * 4, 4)] or [
-            pictures
-        ]  # less than a row is one
-        grid = np.concatenate([np.concatenate(row, 1) for row in rows])
-        render.write_png(args.out.with_suffix(".png"), grid)
+    if images:
+        render.write_png(args.out.with_suffix(".png"), tiled(images))
     kept = len(found["cube_half"])
     print(f"wrote {args.out}: {kept} grasps, {args.out.stat().st_size / 1024:.0f} kB")
     return int(any(not (found["cube_half"] == np.float32(half)).any() for half in tried))
+
+
+def tiled(images: list[np.ndarray], columns: int = 4) -> np.ndarray:
+    """One image of full rows of images; of a single row, if there are less."""
+    full = len(images) // columns * columns
+    rows = [images[i : i + columns] for i in range(0, full, columns)] or [images]
+    return np.concatenate([np.concatenate(row, 1) for row in rows])

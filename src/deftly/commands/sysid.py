@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deftly.contract import PolicyContract
     from deftly.control.loop import Tick
     from deftly.robots import Robot
-    from deftly.sysid.excite import Motion
+    from deftly.sysid.excite import MotionPolicy
     from deftly.tasks import Task
 
 
@@ -56,7 +56,7 @@ class SysidArgs(Settings):
     optimizer: Annotated[
         Literal["cem", "random"],
         Doc(
-            "How to search: the cross-entropy method, or at random. Either is polished by least squares."
+            "How to search: the cross-entropy method, or at random. Gauss-Newton refinement follows either."
         ),
     ] = "cem"
     cem_generations: Annotated[int, Ge(1), Le(1000), Doc("Generations of the search.")] = 12
@@ -116,7 +116,7 @@ class SysidArgs(Settings):
         Ge(0.05),
         Le(1),
         Doc(
-            "Share of half of a joint's range that it moves about its middle; less where shapes would touch."
+            "Fraction of half of a joint's range that it moves about its middle; less where geoms would touch."
         ),
     ] = 0.8
     chirp_hz: Annotated[
@@ -125,7 +125,7 @@ class SysidArgs(Settings):
         Doc("First and last frequency of the chirps, Hz."),
     ] = (0.1, 3.0)
     speed: Annotated[
-        float, Ge(0.01), Le(1), Doc("Share of a joint's top speed that the motion uses.")
+        float, Ge(0.01), Le(1), Doc("Fraction of a joint's top speed that the motion uses.")
     ] = 0.6
     safety: Annotated[SafetyConfig, Doc("The safety kernel.")] = field(
         default_factory=lambda: SafetyConfig(approach_s=3.0)
@@ -159,29 +159,26 @@ def main(argv: list[str]) -> int:
     task = cls(cls.Config())
     contract = task.contract()
     robot = robots.of(task)
-    return (
-        excite_robot(name, robot, contract, args)
-        if args.excite
-        else fit_log(task, robot, contract, args)
-    )
+    if args.excite:
+        return excite_robot(name, robot, contract, args)
+    return fit_log(task, robot, contract, args)
 
 
 # --------------------------------------------------------------- fit
 
 
 def fit_log(task: Task, robot: Robot, contract: PolicyContract, args: SysidArgs) -> int:
-    """Fit, and write what came of it."""
+    """Fit, and write the report, the plot and the actuators."""
     from deftly.sysid import excite, fit, logs, report
 
     assert args.log_file is not None
     log = logs.read(args.log_file, contract, args.command_hz, args.hardware_order, args.units)
-    wanted = excite.groups(robot, args.finger)
-    logs.require_motion(args.log_file, contract, log, tuple(n for group in wanted for n in group))
-    if args.write and args.write.exists():
-        actuators.load(
-            args.write, robot.name, contract.joint_names
-        )  # refused now, not after minutes
-    how = fit.Search(
+    groups = excite.groups(robot, args.finger)
+    joints = tuple(name for group in groups for name in group)
+    logs.require_motion(args.log_file, contract, log, joints)
+    if args.write and args.write.exists():  # refused now, not after minutes
+        actuators.load(args.write, robot.name, contract.joint_names)
+    settings = fit.FitSettings(
         optimizer=args.optimizer,
         generations=args.cem_generations,
         population=args.parallel_envs,
@@ -190,17 +187,16 @@ def fit_log(task: Task, robot: Robot, contract: PolicyContract, args: SysidArgs)
         bound=args.bound,
         held_out=args.held_out,
     )
-    fits = [
-        fit.fit(robot, names, log, how, lambda line: print(line, flush=True)) for names in wanted
-    ]
-    found = list(report.doubts(log, fits, how))
+    fits = [fit.fit(robot, group, log, settings, _print) for group in groups]
+    findings = list(report.findings(log, fits, settings))
     output = args.output_file or args.log_file.with_suffix(".sysid.json")
-    facts = report.facts(task.name, robot.name, args.log_file, log, fits, how, found)
-    report.write(output, facts)
-    report.plot(output.with_suffix(".png"), fits, args.held_out)
+    plot = output.with_suffix(".png")
+    data = report.contents(task.name, robot.name, args.log_file, log, fits, settings, findings)
+    report.write(output, data)
+    report.plot(plot, fits, args.held_out)
     console.show("\n".join(report.table(fits)), soft_wrap=True)
-    status = console.report(found)
-    print(f"report: {output}, plot: {output.with_suffix('.png')}")
+    status = console.report(findings)
+    print(f"report: {output}, plot: {plot}")
     if args.write and status:
         print(f"{args.write} was not written: a joint is better off without the fit")
     elif args.write:
@@ -208,6 +204,10 @@ def fit_log(task: Task, robot: Robot, contract: PolicyContract, args: SysidArgs)
         command = ["deftly", "train", task.name, "--task.actuators", str(args.write)]
         print(f"actuators: {args.write}; {shlex.join(command)}")
     return status
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
 
 
 # --------------------------------------------------------------- excite
@@ -219,62 +219,58 @@ def excite_robot(name: str, robot: Robot, contract: PolicyContract, args: SysidA
     from deftly.sysid.driver import LoneRobot
 
     assert args.out is not None
-    how = excite.Excitation(args.seconds, args.amplitude, args.chirp_hz, args.speed, args.seed)
-    made = excite.motion(robot, contract, excite.groups(robot, args.finger), how)
-    for joint, reach in made.amplitude.items():
-        print(f"{joint}: {reach:.3f} rad about its middle")
-    facts = {
-        "task": name,
-        "finger": args.finger,
-        "driver": args.driver or "",
-        "deftly": __version__,
-    }
+    excitation = excite.Excitation(
+        seconds=args.seconds,
+        amplitude=args.amplitude,
+        chirp_hz=args.chirp_hz,
+        speed=args.speed,
+        seed=args.seed,
+    )
+    groups = excite.groups(robot, args.finger)
+    motion = excite.motion(robot, contract, groups, excitation)
+    for joint, amplitude in motion.amplitude.items():
+        print(f"{joint}: {amplitude:.3f} rad about its middle")
     if args.driver is None:
-        excite.write_motion(args.out, contract, made)
-        print(
-            f"motion: {args.out}, {len(made.cmd)} commands, {len(made.cmd) / contract.rate:.1f} s"
-        )
+        excite.write_motion(args.out, contract, motion)
+        count = len(motion.cmd)
+        print(f"motion: {args.out}, {count} commands, {count / contract.rate:.1f} s")
         return 0
+    facts = {"task": name, "finger": args.finger, "driver": args.driver, "deftly": __version__}
+    policy = excite.MotionPolicy(contract, motion.cmd)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.driver == "sim":
-        excite.on_simulated(
-            excite.Frames(contract, made.cmd), LoneRobot(robot, contract), args.safety
-        ).save(args.out, facts)
+        buffer = excite.on_simulated(policy, LoneRobot(robot, contract), args.safety)
+        buffer.save(args.out, facts)
         status = 0
     else:
-        status = _on_hardware(name, contract, made, args, facts)
+        status = _on_hardware(name, policy, args, facts)
     if status == 0:
         command = ["deftly", "sysid", name, "--finger", args.finger, "--log-file", str(args.out)]
         print(f"log: {args.out}; {shlex.join(command)}")
     return status
 
 
-def _on_hardware(
-    name: str, contract: PolicyContract, made: Motion, args: SysidArgs, facts: dict[str, str]
-) -> int:
+def _on_hardware(name: str, policy: MotionPolicy, args: SysidArgs, facts: dict[str, str]) -> int:
     """Send the motion to a driver in real time, as `deftly run` sends a policy's targets."""
     from deftly.commands.run import RunArgs, find_driver
     from deftly.control.log import Ring
     from deftly.control.loop import Runner
     from deftly.control.safety import Kernel
     from deftly.control.session import Session
-    from deftly.sysid.excite import Frames
 
-    frames = Frames(contract, made.cmd)
+    contract = policy.contract
 
-    class Until(Session):
+    class MotionSession(Session):
         """Ends with the motion."""
 
         def each(self, _: Tick) -> bool:
-            return super().each(_) and not frames.done
+            return super().each(_) and not policy.done
 
     with ExitStack() as stack:
-        driver = find_driver(
-            name, RunArgs(driver=str(args.driver), port=args.port), contract, stack
-        )
-        ring = Ring(contract, len(made.cmd) + round(120 * contract.rate))
-        runner = stack.enter_context(
-            Runner(frames, Kernel(contract.robot, contract.rate, args.safety), driver, ring)
-        )
-        said = {**facts, "safety": json.dumps(asdict(args.safety))}
-        return Until(runner, ring, said, start=True, log=args.out).run()
+        run_args = RunArgs(driver=str(args.driver), port=args.port)
+        driver = find_driver(name, run_args, contract, stack)
+        kernel = Kernel(contract.robot, contract.rate, args.safety)
+        buffer = Ring(contract, len(policy.cmd) + round(120 * contract.rate))
+        runner = stack.enter_context(Runner(policy, kernel, driver, buffer))
+        facts = {**facts, "safety": json.dumps(asdict(args.safety))}
+        return MotionSession(runner, buffer, facts, start=True, log=args.out).run()

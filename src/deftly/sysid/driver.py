@@ -1,4 +1,4 @@
-"""A simulated robot alone, with servos as one likes: to excite without hardware, and to test what is fitted."""
+"""A simulated robot alone, with servo parameters as one likes: to excite without hardware, and to test a fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LoneRobot:
     Args:
         robot: which; all its joints, its base fixed, contacts and all.
         contract: its order of joints, and rate.
-        figures: joint to its servo's figures, of those of `PARAMETERS` that differ from the robot's file.
+        parameters: by joint, those of its servo among `PARAMETERS` that differ from the robot's file.
         delay: from a command until its servo gets it, s.
         noise: standard deviation of what is measured, rad.
         quantum: step of the encoders, rad; 0 for none.
@@ -30,7 +30,7 @@ class LoneRobot:
         self,
         robot: Robot,
         contract: PolicyContract,
-        figures: dict[str, dict[str, float]] | None = None,
+        parameters: dict[str, dict[str, float]] | None = None,
         *,
         delay: float = 0.0,
         noise: float = 0.0,
@@ -39,29 +39,36 @@ class LoneRobot:
         seed: int = 0,
         timestep: float = 0.0001,
     ):
-        self.contract, self.timestep = contract, timestep
-        s = robot.spec()
-        scene.prepare(s)
-        s.option.timestep = timestep
-        self.model = model = s.compile()
-        self._act = [model.actuator(name).id for name in contract.joint_names]
-        joints = [model.joint(name) for name in contract.joint_names]
-        self._qpos, dof = [int(j.qposadr[0]) for j in joints], [int(j.dofadr[0]) for j in joints]
-        for i, name in enumerate(contract.joint_names):
-            _set(model, self._act[i], dof[i], (figures or {}).get(name, {}))
-        self.data = mujoco.MjData(model)
-        mujoco.mj_setConst(model, self.data)
-        self.data.qpos[self._qpos] = self.data.ctrl[self._act] = contract.home()
-        mujoco.mj_forward(model, self.data)
-        self._delay = (
-            delay / timestep + 0.5
-        )  # steps; a step moves a joint as if its force had acted from its beginning
-        self._noise, self._quantum, self._jitter = noise, quantum, jitter
-        self._rng, self._steps = np.random.default_rng(seed), 0
+        self.contract = contract
+        self.timestep = timestep
+        spec = robot.spec()
+        scene.prepare(spec)
+        spec.option.timestep = timestep
+        self.model = spec.compile()
+        for joint, values in (parameters or {}).items():
+            _set_parameters(self.model, joint, values)
+
+        self.data = mujoco.MjData(self.model)
+        mujoco.mj_setConst(self.model, self.data)
+        names = contract.joint_names
+        self._act = [self.model.actuator(name).id for name in names]
+        self._qpos = [int(self.model.joint(name).qposadr[0]) for name in names]
+        home = np.array(contract.home())
+        self.data.qpos[self._qpos] = home
+        self.data.ctrl[self._act] = home
+        mujoco.mj_forward(self.model, self.data)
+
+        # steps; a step moves a joint as if its force had acted from the step's beginning
+        self._delay = delay / timestep + 0.5
+        self._noise = noise
+        self._quantum = quantum
+        self._jitter = jitter
+        self._rng = np.random.default_rng(seed)
+        self._steps = 0
         self._pending: list[tuple[float, np.ndarray]] = []
-        self._held = np.array(contract.home())
-        self.touched = 0
-        """Substeps in which shapes were in contact."""
+        self._held = home
+        self.contact_steps = 0
+        """Substeps in which geoms were in contact."""
 
     @property
     def now(self) -> float:
@@ -69,39 +76,50 @@ class LoneRobot:
         return self._steps * self.timestep
 
     def read(self) -> Reading:
-        """Joint positions as the encoders tell them."""
-        position = self.data.qpos[self._qpos] + self._rng.normal(0.0, self._noise, len(self._qpos))
+        """Joint positions as the encoders measure them."""
+        noise = self._rng.normal(0.0, self._noise, len(self._qpos))
+        position = self.data.qpos[self._qpos] + noise
         if self._quantum:
             position = self._quantum * np.round(position / self._quantum)
         return Reading({JOINT_POS: position}, self.now)
 
     def write(self, targets: np.ndarray) -> None:
         """Send the targets, and let a control period pass."""
-        self._pending.append((self._steps + self._delay, np.array(targets)))
+        arrival = self._steps + self._delay
+        self._pending.append((arrival, np.array(targets)))
         period = 1.0 / self.contract.rate
-        off = np.clip(self._rng.normal(0.0, self._jitter), -0.4 * period, 0.4 * period)
-        for _ in range(max(1, round((period + off) / self.timestep))):
+        jitter = self._rng.normal(0.0, self._jitter)
+        period += np.clip(jitter, -0.4 * period, 0.4 * period)
+        for _ in range(max(1, round(period / self.timestep))):
             self.data.ctrl[self._act] = self._arrived()
             mujoco.mj_step(self.model, self.data)
-            self.touched += bool(self.data.ncon)
+            self.contact_steps += bool(self.data.ncon)
             self._steps += 1
 
     def _arrived(self) -> np.ndarray:
-        """What the servos are told in the next step: a command that arrives within it counts in part."""
+        """Mean command of the servos in the next step: one that arrives within it counts in part."""
         while self._pending and self._pending[0][0] <= self._steps:
             self._held = self._pending.pop(0)[1]
-        part = max(0.0, 1.0 - (self._pending[0][0] - self._steps)) if self._pending else 0.0
-        return self._held + part * (self._pending[0][1] - self._held) if part else self._held
+        if not self._pending:
+            return self._held
+        arrival, command = self._pending[0]
+        fraction = max(0.0, 1.0 - (arrival - self._steps))
+        if not fraction:
+            return self._held
+        return self._held + fraction * (command - self._held)
 
     def stop(self) -> None:
         """Nothing is held."""
 
 
-def _set(model: mujoco.MjModel, act: int, dof: int, figures: dict[str, float]) -> None:
-    """Give a joint and its servo some figures."""
-    for name, value in figures.items():
+def _set_parameters(model: mujoco.MjModel, joint: str, parameters: dict[str, float]) -> None:
+    """Set some parameters of a joint and its servo."""
+    act = model.actuator(joint).id
+    dof = int(model.joint(joint).dofadr[0])
+    for name, value in parameters.items():
         if name == "kp":
-            model.actuator_gainprm[act, 0], model.actuator_biasprm[act, 1] = value, -value
+            model.actuator_gainprm[act, 0] = value
+            model.actuator_biasprm[act, 1] = -value
         elif name == "kd":
             model.actuator_biasprm[act, 2] = -value
         elif name == "torque":

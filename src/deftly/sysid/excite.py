@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,21 +21,28 @@ from deftly.sysid.driver import LoneRobot
 
 FINGERS = {"index": "if_", "middle": "mf_", "ring": "rf_", "thumb": "th_"}
 """How the joints of a finger begin."""
-STEP_HOLD_S, PRBS_DWELL = 0.8, (3, 8)  # as the published collection of LEAP logs
+STEP_HOLD_S = 0.8  # as the published collection of LEAP logs
+STEP_LEVELS = (0.33, -0.33, 0.66, -0.66, 1.0, -1.0)
+PRBS_DWELL = (3, 8)
+"""Least and most samples of a pseudo-random step."""
 TOGETHER = 0.2
-"""Share of the time in which the joints move together, each by half its amplitude: at the start, and at the end."""
-SLOW = 1.0
+"""Fraction of the time in which the joints move together, each by half its amplitude: at the start, and at the end."""
+APPROACH_SPEED = 1.0
 """Speed at which joints go to where the motion starts, rad/s."""
+HOLD_S = 0.5
+"""Time for which the last command is held, s."""
 SHRINK = 0.9
+"""Factor by which an amplitude shrinks where geoms touch."""
+MIN_AMPLITUDE = 0.05
 
 
 class Excitation(NamedTuple):
-    """How to move."""
+    """Settings of a motion."""
 
     seconds: float = 60.0  # of the motion of a finger, s
-    amplitude: float = 0.8  # share of half of a joint's range
+    amplitude: float = 0.8  # fraction of half of a joint's range
     chirp_hz: tuple[float, float] = (0.1, 3.0)
-    speed: float = 0.6  # share of a joint's top speed
+    speed: float = 0.6  # fraction of a joint's top speed
     seed: int = 0
 
 
@@ -45,143 +52,194 @@ class Motion(NamedTuple):
     cmd: np.ndarray  # (T, num_joints) rad
     amplitude: dict[
         str, float
-    ]  # rad, of each joint that moves, after shapes that would touch were kept apart
+    ]  # rad, of each joint that moves, after geoms were kept from touching
 
 
 def motion(
-    robot: Robot, contract: PolicyContract, groups: list[tuple[str, ...]], how: Excitation
+    robot: Robot, contract: PolicyContract, groups: list[tuple[str, ...]], excitation: Excitation
 ) -> Motion:
     """Commands at the contract's rate that excite groups of joints, one group after the other, the rest held.
 
     The joints of a group move about their middles, where gravity pulls at most of them, within their limits and speed;
-    those of the other groups rest at zero, or what is nearest. Amplitudes shrink until no two shapes of the robot
+    those of the other groups rest at zero, or what is nearest. Amplitudes shrink until no two geoms of the robot
     touch, but those that touch at rest.
     """
-    lower, upper = np.array([(j.lower, j.upper) for j in contract.joints]).T
-    rest, parts, used = np.clip(0.0, lower, upper), [], {}
-    at = np.array(contract.home())
-    touches = _touches(robot, contract)
-    for group in groups:
-        columns = [contract.joint_names.index(name) for name in group]
-        limit = how.speed * np.array([contract.joints[c].velocity for c in columns]) / contract.rate
-        share = np.full(len(columns), how.amplitude)
-        while True:
-            path = _group(columns, rest, (lower, upper), share, limit, contract.rate, how)
-            culprit = touches(path, columns, rest)
-            if culprit is None:
-                break
-            share[culprit] *= SHRINK
-            if share[culprit] < 0.05:
-                raise DeftlyError(
-                    f"no room to move {group[culprit]}: shapes of {robot.name} touch wherever it goes"
-                )
-        parts += [_ramp(at, path[0], contract.rate), path]
-        used |= {n: float(s * (upper - lower)[c] / 2) for n, s, c in zip(group, share, columns)}
-        at = path[-1]
-    return Motion(
-        np.concatenate([*parts, np.repeat(at[None], round(0.5 * contract.rate), 0)]), used
-    )
+    contacts = _Contacts(robot, contract)
+    position = np.array(contract.home())
+    parts: list[np.ndarray] = []
+    amplitude: dict[str, float] = {}
+    for joints in groups:
+        group = _Group(contract, joints, excitation)
+        fractions, path = _without_contacts(group, contacts, robot.name, excitation.amplitude)
+        parts.append(_ramp(position, path[0], contract.rate))
+        parts.append(path)
+        for name, fraction, half_range in zip(joints, fractions, group.half_range):
+            amplitude[name] = float(fraction * half_range)
+        position = path[-1]
+    hold = np.repeat(position[None], round(HOLD_S * contract.rate), 0)
+    return Motion(np.concatenate([*parts, hold]), amplitude)
 
 
-def _group(
-    columns: list[int],
-    rest: np.ndarray,
-    limits: tuple[np.ndarray, np.ndarray],
-    share: np.ndarray,
-    most: np.ndarray,
-    rate: float,
-    how: Excitation,
+class _Group:
+    """Joints that are excited together, and the signals (T, joints) in -1 .. 1 that they follow."""
+
+    def __init__(self, contract: PolicyContract, joints: tuple[str, ...], excitation: Excitation):
+        lower = np.array([joint.lower for joint in contract.joints])
+        upper = np.array([joint.upper for joint in contract.joints])
+        speed = np.array([joint.velocity for joint in contract.joints])
+        self.joints = joints
+        self.columns = [contract.joint_names.index(name) for name in joints]
+        self.rest = np.clip(0.0, lower, upper)  # (num_joints,) rad
+        self.half_range = (upper - lower)[self.columns] / 2  # (joints,) rad
+        self.middle = (upper + lower)[self.columns] / 2  # (joints,) rad
+        self.max_step = excitation.speed * speed[self.columns] / contract.rate  # (joints,) rad
+        self.signals = self._signals(excitation, contract.rate)
+
+    def path(self, fractions: np.ndarray) -> np.ndarray:
+        """Commands (T, num_joints), rad, of amplitudes that are these fractions of half of the joints' ranges."""
+        amplitude = fractions * self.half_range
+        goal = self.middle + amplitude * self.signals
+        path = np.repeat(self.rest[None], len(goal), 0)
+        path[:, self.columns] = _rate_limited(goal, self.middle, self.max_step)
+        return path
+
+    def _signals(self, excitation: Excitation, rate: float) -> np.ndarray:
+        """All joints together, then each joint alone, then all together."""
+        rng = np.random.default_rng([excitation.seed, *self.columns])
+        count = len(self.columns)
+        seconds_together = TOGETHER * excitation.seconds
+        seconds_alone = (1 - 2 * TOGETHER) * excitation.seconds
+        together = max(8, round(seconds_together * rate))
+        alone = max(8, round(seconds_alone * rate / count))
+        signals = np.zeros((2 * together + alone * count, count))
+        for i in range(count):
+            begin = together + i * alone
+            signals[begin : begin + alone, i] = _signal(alone, rate, excitation.chirp_hz, rng)
+            signals[:together, i] = 0.5 * _prbs(together, rng)
+            signals[-together:, i] = 0.5 * _prbs(together, rng)
+        return signals
+
+
+def _without_contacts(
+    group: _Group, contacts: _Contacts, robot: str, amplitude: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fractions of half of the joints' ranges, (joints,), at which no geoms touch, and the path.
+
+    Raises DeftlyError if there are none.
+    """
+    fractions = np.full(len(group.columns), amplitude)
+    while True:
+        path = group.path(fractions)
+        touching = contacts.first(path, group.rest)
+        if touching is None:
+            return fractions, path
+        away = np.abs(touching - group.rest)[group.columns]
+        furthest = int((away / (2 * group.half_range)).argmax())
+        fractions[furthest] *= SHRINK
+        if fractions[furthest] < MIN_AMPLITUDE:
+            joint = group.joints[furthest]
+            raise DeftlyError(f"no room to move {joint}: geoms of {robot} touch wherever it goes")
+
+
+def _signal(
+    count: int, rate: float, chirp_hz: tuple[float, float], rng: np.random.Generator
 ) -> np.ndarray:
-    """The motion of one group, (T, num_joints)."""
-    rng = np.random.default_rng([how.seed, *columns])
-    lower, upper = limits
-    single = max(8, round((1 - 2 * TOGETHER) * how.seconds * rate / len(columns)))
-    together = max(8, round(TOGETHER * how.seconds * rate))
-    waves = np.zeros((2 * together + single * len(columns), len(columns)))
-    for i in range(len(columns)):
-        begin = together + i * single
-        waves[begin : begin + single, i] = _wave(single, rate, how, rng)
-        waves[:together, i], waves[-together:, i] = (0.5 * _prbs(together, rng) for _ in range(2))
-    half, middle = (upper - lower)[columns] / 2, (upper + lower)[columns] / 2
-    path = np.repeat(rest[None], len(waves), 0)
-    path[:, columns] = _limited(middle + share * half * waves, middle, most)
-    return path
-
-
-def _wave(count: int, rate: float, how: Excitation, rng: np.random.Generator) -> np.ndarray:
     """Steps, a chirp and pseudo-random steps, a third of the samples each, in -1 .. 1."""
     third = count // 3
+    steps = _steps(third, rate)
+    chirp = _chirp(third, rate, chirp_hz)
+    prbs = _prbs(count - 2 * third, rng)
+    return np.concatenate((steps, chirp, prbs))
+
+
+def _steps(count: int, rate: float) -> np.ndarray:
+    """Steps of growing size, up and down."""
     hold = max(1, round(STEP_HOLD_S * rate))
-    levels = np.tile([0.33, -0.33, 0.66, -0.66, 1.0, -1.0], 1 + third // (6 * hold))
-    t = np.arange(third) / rate
-    low, high = how.chirp_hz
-    rising = low * (high / low) ** (t * rate / max(1, third))  # so that each octave takes as long
-    chirp = np.sin(2 * np.pi * np.cumsum(rising) / rate)
-    return np.concatenate((np.repeat(levels, hold)[:third], chirp, _prbs(count - 2 * third, rng)))
+    repeats = 1 + count // (len(STEP_LEVELS) * hold)
+    levels = np.tile(STEP_LEVELS, repeats)
+    return np.repeat(levels, hold)[:count]
+
+
+def _chirp(count: int, rate: float, chirp_hz: tuple[float, float]) -> np.ndarray:
+    """A sine of rising frequency; each octave takes as long."""
+    low, high = chirp_hz
+    time = np.arange(count) / rate
+    progress = time * rate / max(1, count)
+    frequency = low * (high / low) ** progress
+    return np.sin(2 * np.pi * np.cumsum(frequency) / rate)
 
 
 def _prbs(count: int, rng: np.random.Generator) -> np.ndarray:
     """Steps of random sign, size and length."""
-    out: list[float] = []
-    while len(out) < count:
-        level = float(rng.choice((-1.0, 1.0)) * rng.uniform(0.3, 1.0))
-        out += [level] * int(rng.integers(PRBS_DWELL[0], PRBS_DWELL[1] + 1))
-    return np.array(out[:count])
+    signal: list[float] = []
+    least, most = PRBS_DWELL
+    while len(signal) < count:
+        sign = rng.choice((-1.0, 1.0))
+        level = float(sign * rng.uniform(0.3, 1.0))
+        dwell = int(rng.integers(least, most + 1))
+        signal += [level] * dwell
+    return np.array(signal[:count])
 
 
-def _limited(goal: np.ndarray, start: np.ndarray, most: np.ndarray) -> np.ndarray:
-    """The goals, approached by at most `most` a sample."""
-    out, at = np.empty_like(goal), start
+def _rate_limited(goal: np.ndarray, start: np.ndarray, max_step: np.ndarray) -> np.ndarray:
+    """The goals (T, joints), approached by at most `max_step` a sample."""
+    path = np.empty_like(goal)
+    position = start
     for i, wanted in enumerate(goal):
-        out[i] = at = at + np.clip(wanted - at, -most, most)
-    return out
+        step = np.clip(wanted - position, -max_step, max_step)
+        position = position + step
+        path[i] = position
+    return path
 
 
 def _ramp(start: np.ndarray, end: np.ndarray, rate: float) -> np.ndarray:
-    count = max(2, round(np.abs(end - start).max() / SLOW * rate))
-    return start + np.linspace(0.0, 1.0, count)[:, None] * (end - start)
+    """A straight line from one pose to another."""
+    seconds = np.abs(end - start).max() / APPROACH_SPEED
+    count = max(2, round(seconds * rate))
+    progress = np.linspace(0.0, 1.0, count)[:, None]
+    return start + progress * (end - start)
 
 
-def _touches(
-    robot: Robot, contract: PolicyContract
-) -> Callable[[np.ndarray, list[int], np.ndarray], int | None]:
-    """A test of a path: the place in `columns` of the joint that is furthest out where shapes touch, or None."""
-    model = robot.spec().compile()
-    data, qpos = (
-        mujoco.MjData(model),
-        [int(model.joint(n).qposadr[0]) for n in contract.joint_names],
-    )
+class _Contacts:
+    """Contacts between geoms of a robot, by pose."""
 
-    def pairs(q: np.ndarray) -> set[tuple[int, ...]]:
-        data.qpos[qpos] = q
-        mujoco.mj_kinematics(model, data)
-        mujoco.mj_comPos(model, data)
-        mujoco.mj_collision(model, data)
-        return {tuple(pair) for pair in data.contact.geom.tolist()}
+    def __init__(self, robot: Robot, contract: PolicyContract):
+        self._model = robot.spec().compile()
+        self._data = mujoco.MjData(self._model)
+        joints = [self._model.joint(name) for name in contract.joint_names]
+        self._qpos = [int(joint.qposadr[0]) for joint in joints]
 
-    def test(path: np.ndarray, columns: list[int], rest: np.ndarray) -> int | None:
-        at_rest = pairs(rest)
-        span = np.array([contract.joints[c].upper - contract.joints[c].lower for c in columns])
-        for q in path:
-            if pairs(q) - at_rest:
-                return int((np.abs(q - rest)[columns] / span).argmax())
+    def first(self, path: np.ndarray, rest: np.ndarray) -> np.ndarray | None:
+        """The first pose (num_joints,) of a path in which geoms touch that do not touch at rest, or None."""
+        at_rest = self._pairs(rest)
+        for pose in path:
+            if self._pairs(pose) - at_rest:
+                return pose
         return None
 
-    return test
+    def _pairs(self, pose: np.ndarray) -> set[tuple[int, ...]]:
+        """Pairs of geoms that touch."""
+        self._data.qpos[self._qpos] = pose
+        mujoco.mj_kinematics(self._model, self._data)
+        mujoco.mj_comPos(self._model, self._data)
+        mujoco.mj_collision(self._model, self._data)
+        return {tuple(pair) for pair in self._data.contact.geom.tolist()}
 
 
-class Frames:
+class MotionPolicy:
     """The motion as a `Policy` of one robot: one row for each decision, then the last."""
 
     deterministic = True
 
     def __init__(self, contract: PolicyContract, cmd: np.ndarray):
-        self.contract, self._cmd, self._next = contract, cmd, 0
+        self.contract = contract
+        self.cmd = cmd
+        self._next = 0
 
     @property
     def done(self) -> bool:
         """Whether all rows were sent."""
-        return self._next >= len(self._cmd)
+        return self._next >= len(self.cmd)
 
     def reset(self, ids: Sequence[int] | None = None) -> None:
         """From the first row."""
@@ -195,11 +253,12 @@ class Frames:
         ids: Sequence[int] | None = None,
     ) -> Decision:
         """The next row."""
-        row = self._cmd[min(self._next, len(self._cmd) - 1)]
+        last = len(self.cmd) - 1
+        row = self.cmd[min(self._next, last)]
         self._next += 1
-        return Decision(
-            np.zeros((1, self.contract.action_size), np.float32), row.astype(np.float32)[None]
-        )
+        action = np.zeros((1, self.contract.action_size), np.float32)
+        target = row.astype(np.float32)[None]
+        return Decision(action, target)
 
     def forget(self, ids: Sequence[int]) -> None:
         """Nothing is remembered."""
@@ -208,32 +267,35 @@ class Frames:
         """Nothing is held."""
 
 
-def on_simulated(frames: Frames, robot: LoneRobot, safety: SafetyConfig) -> Ring:
+def on_simulated(policy: MotionPolicy, robot: LoneRobot, safety: SafetyConfig) -> Ring:
     """Send the motion through the safety kernel to a simulated robot, in its own time; the log.
 
     Raises DeftlyError if the kernel held it.
     """
     contract = robot.contract
-    ring = Ring(contract, len(frames._cmd) + round((safety.approach_s + 60.0) * contract.rate))
-    with Runner(frames, Kernel(contract.robot, contract.rate, safety), robot, ring) as runner:
-        while not frames.done:
+    spare = round((safety.approach_s + 60.0) * contract.rate)
+    buffer = Ring(contract, len(policy.cmd) + spare)
+    kernel = Kernel(contract.robot, contract.rate, safety)
+    with Runner(policy, kernel, robot, buffer) as runner:
+        while not policy.done:
             tick = runner.step(robot.now)
             if tick.command is None:
                 robot.write(np.array(contract.home()))  # time passes all the same
             elif tick.state is State.READY:
                 runner.start()
-            if runner.kernel.fault is not Fault.NONE:
+            if kernel.fault is not Fault.NONE:
                 raise DeftlyError(
-                    f"the safety kernel held the robot: {runner.kernel.fault}: {runner.kernel.reason}"
+                    f"the safety kernel held the robot: {kernel.fault}: {kernel.reason}"
                 )
-    return ring
+    return buffer
 
 
 def groups(robot: Robot, finger: str) -> list[tuple[str, ...]]:
     """The joints to fit, a branch at a time. Raises DeftlyError if the robot has no such finger."""
     found = branches(robot)
     if finger != "all":
-        found = [names for names in found if all(n.startswith(FINGERS[finger]) for n in names)]
+        prefix = FINGERS[finger]
+        found = [names for names in found if all(name.startswith(prefix) for name in names)]
     if not found:
         raise DeftlyError(f"{robot.name} has no {finger} finger: --finger all")
     return found
@@ -241,9 +303,10 @@ def groups(robot: Robot, finger: str) -> list[tuple[str, ...]]:
 
 def write_motion(path: Path, contract: PolicyContract, made: Motion) -> None:
     """Write a motion as an .npz file of `deftly.excite/1`: times, commands and the names of the joints."""
-    time = np.arange(len(made.cmd)) / contract.rate
-    names = np.array(contract.joint_names)
-    write_npz(
-        path,
-        {"schema": "deftly.excite/1", "time": time, "hand_cmd": made.cmd, "joint_names": names},
-    )
+    arrays = {
+        "schema": "deftly.excite/1",
+        "time": np.arange(len(made.cmd)) / contract.rate,
+        "hand_cmd": made.cmd,
+        "joint_names": np.array(contract.joint_names),
+    }
+    write_npz(path, arrays)

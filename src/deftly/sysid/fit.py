@@ -1,9 +1,9 @@
-"""Find the figures that explain a log: a search over thousands of candidates, a least-squares polish, intervals.
+"""Fit the servo parameters of a robot to a log: cross-entropy search, Gauss-Newton refinement, confidence intervals.
 
-Joints of one branch move each other little. So each joint is judged by its own error, and draws its next candidates
-around its own best ones: a search in seven numbers for each joint at once, not one in all of them. The polish then
-weighs all errors together, in logarithms, with a wide prior about the robot's file: what a log does not tell stays
-there, and its interval says so.
+Joints of one branch move each other little. So each joint is judged by its own error, and its next candidates are drawn
+around its own best ones: a search over seven numbers for each joint at once, not one over all of them. The refinement
+then weighs all errors together, in logarithms, with a wide prior about the robot's file: a parameter that the log does
+not determine stays there, and its interval shows it.
 """
 
 from __future__ import annotations
@@ -18,56 +18,81 @@ import numpy as np
 from deftly.errors import DeftlyError
 from deftly.robots import Robot
 from deftly.robots.actuators import PARAMETERS
-from deftly.sysid.logs import STILL, HandLog, moving
+from deftly.sysid.logs import MIN_MOTION, HandLog, moving
 from deftly.sysid.model import DELAY_UNIT, Chain, Window
 
 PRIOR = dict(zip(PARAMETERS, (0.7, 0.7, 0.7, 0.5, 0.3, 0.3)))
-"""Standard deviation of the logarithm of a figure about the robot's file: what is known without a log."""
+"""Standard deviation of the logarithm of a parameter about the robot's file: what is known without a log."""
 PRIOR_DELAY = 0.1
-"""Likewise of the delay, s, about none."""
+"""Likewise of the delay about zero, s."""
 SEARCH_DT = 0.01
 """Timestep of the search, s: coarse, and ten times as fast as one that the intervals could bear."""
-WINDOW_S, BURN_S, LONG_S = 1.5, 0.25, 60.0
-ELITES, SMOOTHING, LEAST_STD = 0.05, 0.3, 0.02
-EPS, EPS_DELAY = 0.03, 0.1
-"""Steps of the finite differences: 3 % of a figure, 1 ms of the delay."""
+SEARCH_WINDOW_S = 1.5
+LONG_WINDOW_S = 60.0
+BURN_IN_S = 0.25
+FIRST_WINDOWS = 4
+"""Windows by which the first half of the generations is judged."""
+LAST_WINDOWS = 8
+"""Likewise the second half."""
+ELITE_FRACTION = 0.05
+SMOOTHING = 0.3
+"""Fraction of the old mean and standard deviation that a generation keeps."""
+INITIAL_STD = 0.5
+MIN_STD = 0.02
+DIFFERENCE = 0.03
+"""Step of the finite differences in a logarithm: 3 % of a parameter."""
+DIFFERENCE_DELAY = 0.1
+"""Likewise in the delay, in units of `DELAY_UNIT`: 1 ms."""
 DAMPINGS = (0.0, 1e-3, 0.01, 0.1, 1.0, 10.0)
-ENOUGH = 30.0
-"""Fall of the cost of the coarse polish, in squared standard deviations, that is too little to go on."""
-STEPS, ROUNDS, NEAR, FAR = 6, 3, (0.1, 1.0), 0.5
-"""Of the final polish: most steps on the same slopes, and most such rounds; the move in a step, and that in a round, in
-standard deviations, that end them; and the longest step, in logarithms."""
+COARSE_TOLERANCE = 30.0
+"""A fall of the cost, in squared standard deviations, below which the coarse refinement ends."""
+MAX_STEPS = 6
+"""Of the fine refinement on the same Jacobian."""
+MAX_ROUNDS = 3
+"""Jacobians that the fine refinement takes at most."""
+STEP_TOLERANCE = 0.1
+"""A step below this, in standard deviations, ends a round."""
+ROUND_TOLERANCE = 1.0
+"""A round that moves by less, in standard deviations, is the last."""
+MAX_STEP = 0.5
+"""Longest step of the fine refinement, in logarithms."""
 BLOCK = 20
-"""Samples of a log that are taken to err together, for the intervals."""
-SURE = 1.96
+"""Consecutive samples of a log whose errors are taken to be correlated, for the intervals."""
+Z_95 = 1.96
 """Standard deviations of an interval of 95 %."""
 IDENTIFIED = 0.5
-"""A figure is identified if the log narrows the prior to less than this share of it."""
+"""A parameter is identified if the log narrows the prior to less than this fraction of it."""
+IDENTIFIED_DELAY = 0.01
+"""A delay is identified if its standard deviation is below this, s."""
+IQR_PER_STD = 1.349
+"""Interquartile range of a normal distribution, in standard deviations."""
+MIN_NOISE = 1e-4
+"""Least standard deviation of an error by which residuals are weighted, rad."""
 
 
 @dataclass(frozen=True)
-class Search:
-    """How to look."""
+class FitSettings:
+    """Settings of a fit."""
 
     optimizer: Literal["cem", "random"] = "cem"
     generations: int = 12
     population: int = 8192
     seed: int = 0
     delays: tuple[float, float] = (0.0, 0.25)  # s
-    bound: float = 5.0  # figures are sought within this factor of the robot's file, up and down
-    held_out: float = 0.2  # last share of the log that is never fitted
-    polish: int = 12  # most iterations of the coarse polish
+    bound: float = 5.0  # parameters are sought within this factor of the robot's file, up and down
+    held_out: float = 0.2  # last fraction of the log, which is never fitted
+    polish: int = 12  # most iterations of the coarse refinement
     timesteps: tuple[float, float, float] = (0.0025, 0.0005, 0.000125)
-    """Of the coarse polish, of the slopes of the final one, and of its residuals, s.
+    """Of the coarse refinement, of the Jacobian of the fine one, and of its residuals, s.
 
-    Joints that stick and slip do so a little otherwise at each timestep, and a fit takes that for something to be
-    explained: 0.25 ms shift it by a third of a standard deviation. Slopes bear longer steps, but at 1 ms they say so
-    much by chance that intervals come out half as wide as they should.
+    Joints that stick and slip do so slightly differently at each timestep, and a fit takes that for something to be
+    explained: 0.25 ms shift it by a third of a standard deviation. Jacobians bear longer steps, but at 1 ms chance
+    contributes so much to them that intervals come out half as wide as they should.
     """
 
 
 class Estimate(NamedTuple):
-    """One figure."""
+    """Estimate of one parameter, with its interval of 95 %, in SI units."""
 
     value: float
     low: float
@@ -79,13 +104,15 @@ class Estimate(NamedTuple):
 
 @dataclass
 class Fit:
-    """What is known of some joints after a log."""
+    """Result of fitting some joints to a log."""
 
     joints: tuple[str, ...]
     theta: np.ndarray
+    """(size,) best candidate, as `model` defines it."""
     sd: np.ndarray
-    """Standard deviations of `theta`."""
+    """(size,) standard deviations of `theta`."""
     nominal: np.ndarray
+    """(size,) the candidate that the robot's file is."""
     bounds: np.ndarray
     """(2, size)."""
     held_out: dict[str, np.ndarray]
@@ -93,49 +120,54 @@ class Fit:
     train: dict[str, np.ndarray]
     """Likewise over those that were."""
     time: np.ndarray
-    """(T,) of the stretch of the log in which these joints move, s."""
+    """(T,) of the part of the log in which these joints move, s."""
     commands: np.ndarray
     """(T, joints) in it, rad."""
     measured: np.ndarray
     """Likewise."""
     predicted: np.ndarray
-    """(T, joints) simulated positions of the fitted model; NaN where none."""
+    """(T, joints) simulated positions of the fitted model, rad; NaN where none."""
     cost: dict[str, float]
-    """Of the search `candidates`, `steps`, `simulated_s`; and the times of it and of the polish, wall and CPU."""
+    """Of the search `candidates`, `steps`, `simulated_s`; and the times of it and of the refinement, wall and CPU."""
     trace: list[list[float]]
     """RMSE of each joint's best candidate, for each generation, rad."""
 
-    def figures(self) -> dict[str, dict[str, Estimate]]:
-        """Each joint's figures by parameter."""
-        n = len(self.joints)
-        return {
-            joint: {
-                name: self._estimate(i * n + j, PRIOR[name]) for i, name in enumerate(PARAMETERS)
-            }
-            for j, joint in enumerate(self.joints)
-        }
+    def parameters(self) -> dict[str, dict[str, Estimate]]:
+        """Estimates of the parameters, by joint and parameter."""
+        found: dict[str, dict[str, Estimate]] = {}
+        for j, joint in enumerate(self.joints):
+            found[joint] = {}
+            for p, name in enumerate(PARAMETERS):
+                index = p * len(self.joints) + j
+                found[joint][name] = self._parameter(index, PRIOR[name])
+        return found
 
-    def _estimate(self, k: int, prior: float) -> Estimate:
-        x, sd = self.theta[k], self.sd[k]
-        value, low, high = (float(np.exp(x + side * SURE * sd)) for side in (0, -1, 1))
-        near = 0.01 * (self.bounds[1, k] - self.bounds[0, k])
-        at_bound = bool(x - self.bounds[0, k] < near or self.bounds[1, k] - x < near)
+    def _parameter(self, index: int, prior: float) -> Estimate:
+        x = self.theta[index]
+        sd = self.sd[index]
+        lower, upper = self.bounds[:, index]
+        near = 0.01 * (upper - lower)
         return Estimate(
-            value,
-            low,
-            high,
-            float(np.exp(self.nominal[k])),
-            bool(sd < IDENTIFIED * prior),
-            at_bound,
+            value=float(np.exp(x)),
+            low=float(np.exp(x - Z_95 * sd)),
+            high=float(np.exp(x + Z_95 * sd)),
+            nominal=float(np.exp(self.nominal[index])),
+            identified=bool(sd < IDENTIFIED * prior),
+            at_bound=bool(x - lower < near or upper - x < near),
         )
 
     def delay(self) -> Estimate:
-        """s."""
-        x, sd = DELAY_UNIT * self.theta[-1], DELAY_UNIT * self.sd[-1]
-        low, high = DELAY_UNIT * self.bounds[:, -1]
-        at_bound = bool(x - low < 1e-4 or high - x < 1e-4)
+        """Estimate of the delay, s."""
+        x = DELAY_UNIT * self.theta[-1]
+        sd = DELAY_UNIT * self.sd[-1]
+        lower, upper = DELAY_UNIT * self.bounds[:, -1]
         return Estimate(
-            float(x), float(x - SURE * sd), float(x + SURE * sd), 0.0, bool(sd < 0.01), at_bound
+            value=float(x),
+            low=float(x - Z_95 * sd),
+            high=float(x + Z_95 * sd),
+            nominal=0.0,
+            identified=bool(sd < IDENTIFIED_DELAY),
+            at_bound=bool(x - lower < 1e-4 or upper - x < 1e-4),
         )
 
 
@@ -143,64 +175,51 @@ def fit(
     robot: Robot,
     joints: tuple[str, ...],
     log: HandLog,
-    how: Search,
-    say: Callable[[str], None] = lambda _: None,
+    settings: FitSettings,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Fit:
     """Fit the servos of one branch of a robot to a log.
 
-    `say` is told of progress. Raises DeftlyError if the log is too short to hold a part out.
+    `progress` receives a line for each generation and step. Raises DeftlyError if the log is too short to hold a part
+    out.
     """
-    log = moving(log, [[j.name for j in robot.joints].index(name) for name in joints])
-    last, clock = round(len(log.time) * (1 - how.held_out)), [_clock()]
-    coarse = Chain(robot, joints, log, SEARCH_DT, how.delays)
-    nominal, bounds = coarse.nominal(), _bounds(coarse, how)
-    short = _windows(log, 0, last, WINDOW_S)
-    if len(short) < 2:
-        raise DeftlyError(
-            f"the fitted part of the log has {log.time[last - 1]:.3g} s, too few for windows: log longer"
-        )
-    order = informative(coarse, short)
-    theta, trace = search(coarse, [order[:4], order[:8]], bounds, how, say)
-    clock.append(_clock())
-    theta, sd = polish(robot, joints, log, last, theta, bounds, how, say)
-    final = Chain(robot, joints, log, how.timesteps[-1], how.delays)
-    both = np.stack([nominal, theta])
-    predicted = np.full((2, *final.state.shape), np.nan)
-    windows = [*_windows(log, 0, last, LONG_S), *_windows(log, last, len(log.time), LONG_S)]
-    for w, path in zip(windows, final.simulate(both, windows)):
-        predicted[:, w.first + w.burn : w.last] = path[:, w.burn :]
-    error = predicted - final.state
-    parts = {"train": slice(0, last), "held_out": slice(last, None)}
-    rmse = {
-        part: {
-            name: np.sqrt(np.nanmean(error[k, rows] ** 2, axis=0))
-            for k, name in enumerate(("nominal", "fitted"))
-        }
-        for part, rows in parts.items()
-    }
-    (search_s, search_cpu), (polish_s, polish_cpu) = np.diff([*clock, _clock()], axis=0).tolist()
-    cost = {"candidates": how.generations * how.population, "steps": coarse.steps}
-    cost |= {
-        "simulated_s": coarse.steps * SEARCH_DT,
-        "search_s": search_s,
-        "search_cpu_s": search_cpu,
-    }
-    cost |= {"polish_s": polish_s, "polish_cpu_s": polish_cpu}
-    seen = {
-        "time": log.time,
-        "commands": final.cmd,
-        "measured": final.state,
-        "predicted": predicted[1],
+    names = [joint.name for joint in robot.joints]
+    log = moving(log, [names.index(name) for name in joints])
+    train_end = round(len(log.time) * (1 - settings.held_out))  # the first sample held out
+    started = _clock()
+
+    chain = Chain(robot, joints, log, SEARCH_DT, settings.delays)
+    nominal = chain.nominal()
+    bounds = _bounds(chain, settings)
+    windows = informative(chain, _search_windows(log, train_end))
+    stages = [windows[:FIRST_WINDOWS], windows[:LAST_WINDOWS]]
+    theta, trace = search(chain, stages, bounds, settings, progress)
+    searched = _clock()
+
+    theta, sd = refine(robot, joints, log, train_end, theta, bounds, settings, progress)
+
+    fine = Chain(robot, joints, log, settings.timesteps[-1], settings.delays)
+    predicted = _predict(fine, np.stack([nominal, theta]), train_end)
+    error = predicted - fine.state
+    cost = {
+        "candidates": settings.generations * settings.population,
+        "steps": chain.steps,
+        "simulated_s": chain.steps * SEARCH_DT,
+        **_elapsed("search", started, searched),
+        **_elapsed("polish", searched, _clock()),
     }
     return Fit(
-        joints,
-        theta,
-        sd,
-        nominal,
-        bounds,
-        rmse["held_out"],
-        rmse["train"],
-        **seen,
+        joints=joints,
+        theta=theta,
+        sd=sd,
+        nominal=nominal,
+        bounds=bounds,
+        held_out=_rmse(error[:, train_end:]),
+        train=_rmse(error[:, :train_end]),
+        time=log.time,
+        commands=fine.cmd,
+        measured=fine.state,
+        predicted=predicted[1],
         cost=cost,
         trace=trace,
     )
@@ -211,281 +230,484 @@ def _clock() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def _bounds(chain: Chain, how: Search) -> np.ndarray:
-    reach = np.full(chain.size, np.log(how.bound))
-    low, high = chain.nominal() - reach, chain.nominal() + reach
-    low[-1], high[-1] = np.array(how.delays) / DELAY_UNIT
-    return np.stack([low, high])
+def _elapsed(stage: str, begin: tuple[float, float], end: tuple[float, float]) -> dict[str, float]:
+    return {f"{stage}_s": end[0] - begin[0], f"{stage}_cpu_s": end[1] - begin[1]}
+
+
+def _bounds(chain: Chain, settings: FitSettings) -> np.ndarray:
+    """Lower and upper bounds of a candidate, (2, size)."""
+    reach = np.log(settings.bound)
+    lower = chain.nominal() - reach
+    upper = chain.nominal() + reach
+    lower[-1], upper[-1] = np.array(settings.delays) / DELAY_UNIT
+    return np.stack([lower, upper])
+
+
+def _search_windows(log: HandLog, train_end: int) -> list[Window]:
+    """Short windows over the fitted part. Raises DeftlyError if there are less than two."""
+    windows = _windows(log, 0, train_end, SEARCH_WINDOW_S)
+    if len(windows) < 2:
+        seconds = log.time[train_end - 1]
+        raise DeftlyError(
+            f"the fitted part of the log has {seconds:.3g} s, too few for windows: log longer"
+        )
+    return windows
 
 
 def _windows(log: HandLog, first: int, last: int, seconds: float) -> list[Window]:
     """Windows over the samples first .. last, whose compared parts lie side by side."""
     period = float(np.median(np.diff(log.time)))
-    burn, length = max(2, round(BURN_S / period)), max(4, round(seconds / period))
-    starts = range(first + burn, last - 2, length)
-    return [Window(s - burn, min(s + length, last), burn) for s in starts]
+    burn_in = max(2, round(BURN_IN_S / period))
+    length = max(4, round(seconds / period))
+    windows = []
+    for start in range(first + burn_in, last - 2, length):
+        end = min(start + length, last)
+        windows.append(Window(start - burn_in, end, burn_in))
+    return windows
 
 
-# --------------------------------------------------------------- the search
+def _predict(chain: Chain, theta: np.ndarray, train_end: int) -> np.ndarray:
+    """Simulated positions of candidates over the log, (candidates, T, joints), rad; NaN where none."""
+    train = _windows(chain.log, 0, train_end, LONG_WINDOW_S)
+    held_out = _windows(chain.log, train_end, len(chain.log.time), LONG_WINDOW_S)
+    windows = train + held_out
+    predicted = np.full((len(theta), *chain.state.shape), np.nan)
+    for window, path in zip(windows, chain.simulate(theta, windows)):
+        predicted[:, window.compared] = path[:, window.burn_in :]
+    return predicted
+
+
+def _rmse(error: np.ndarray) -> dict[str, np.ndarray]:
+    """RMSE of each joint, rad, of the errors (2, samples, joints) of the robot's file and of the fit."""
+    nominal, fitted = error
+    return {
+        "nominal": np.sqrt(np.nanmean(nominal**2, axis=0)),
+        "fitted": np.sqrt(np.nanmean(fitted**2, axis=0)),
+    }
+
+
+# --------------------------------------------------------------- search
 
 
 def informative(chain: Chain, windows: list[Window]) -> list[Window]:
-    """The windows in an order in which the joint that moved least so far comes next, in its liveliest window."""
-    motion = np.array(
-        [np.abs(np.diff(chain.cmd[w.first : w.last], axis=0)).sum(0) for w in windows]
-    )
-    total = motion.sum(0)
-    motion = np.where(
-        total > STILL, motion, motion.sum(1, keepdims=True)
-    )  # of a joint that rests, none is livelier
-    motion /= motion.sum(0) + 1e-9
+    """The windows, ordered: next comes the window that moves most the joint which moved least so far."""
+    motion = _relative_motion(chain, windows)
+    left = list(range(len(windows)))
     order: list[int] = []
-    while len(order) < len(windows):
-        left = [i for i in range(len(windows)) if i not in order]
+    while left:
         joint = int(motion[order].sum(0).argmin())
-        order.append(max(left, key=lambda i: motion[i, joint]))
+        best = max(left, key=lambda i: motion[i, joint])
+        left.remove(best)
+        order.append(best)
     return [windows[i] for i in order]
 
 
-def errors(chain: Chain, theta: np.ndarray, windows: list[Window]) -> np.ndarray:
+def _relative_motion(chain: Chain, windows: list[Window]) -> np.ndarray:
+    """Each window's fraction of the way that a joint is commanded over, (windows, joints)."""
+    paths = []
+    for window in windows:
+        steps = np.diff(chain.cmd[window.samples], axis=0)
+        paths.append(np.abs(steps).sum(0))
+    motion = np.array(paths)
+    moves = motion.sum(0) > MIN_MOTION
+    # of a joint that rests, the motion of the others counts
+    motion = np.where(moves, motion, motion.sum(1, keepdims=True))
+    return motion / (motion.sum(0) + 1e-9)
+
+
+def mean_squared_error(chain: Chain, theta: np.ndarray, windows: list[Window]) -> np.ndarray:
     """Mean squared error of each candidate and joint, (candidates, joints), rad2."""
-    total, count = np.zeros((len(theta), len(chain.joints))), 0
-    for w, path in zip(windows, chain.simulate(theta, windows)):
-        total += ((path - chain.state[w.first : w.last])[:, w.burn :] ** 2).sum(1)
-        count += w.last - w.first - w.burn
+    total = np.zeros((len(theta), len(chain.joints)))
+    count = 0
+    for window, path in zip(windows, chain.simulate(theta, windows)):
+        error = _errors(chain, window, path)
+        total += (error**2).sum(1)
+        count += error.shape[1]
     return np.nan_to_num(total / count, nan=np.inf)
+
+
+def _errors(chain: Chain, window: Window, path: np.ndarray) -> np.ndarray:
+    """Errors of simulated positions after the burn-in, (candidates, samples, joints), rad."""
+    error = path - chain.state[window.samples]
+    return error[:, window.burn_in :]
 
 
 def search(
     chain: Chain,
     stages: list[list[Window]],
     bounds: np.ndarray,
-    how: Search,
-    say: Callable[[str], None],
+    settings: FitSettings,
+    progress: Callable[[str], None],
 ) -> tuple[np.ndarray, list[list[float]]]:
-    """The best candidate, (size,), and each generation's best errors, by the cross-entropy method or at random.
+    """The best candidate, (size,), and each generation's least RMSE of each joint, rad.
 
-    The first half of the generations is judged by the first list of windows, the second by the last.
+    The cross-entropy method judges the first half of the generations by the first list of windows, the second by the
+    last; random search judges all by the last.
     """
-    rng, n = np.random.default_rng(how.seed), len(chain.joints)
-    mean, std = np.clip(chain.nominal(), *bounds), np.full(chain.size, 0.5)
-    mean[-1], std[-1] = bounds[:, -1].mean(), np.ptp(bounds[:, -1]) / 3
-    elite, trace = max(4, round(ELITES * how.population)), []
-    pool: list[tuple[np.ndarray, np.ndarray]] = []
-    for generation in range(how.generations):
-        theta = np.clip(mean + std * rng.standard_normal((how.population, chain.size)), *bounds)
-        theta[0] = mean
-        late = how.optimizer == "random" or 2 * generation >= how.generations
-        began, before = time.perf_counter(), chain.steps
-        score = errors(chain, theta, stages[-1 if late else 0])
+    method = _random_search if settings.optimizer == "random" else _cross_entropy
+    return method(chain, stages, bounds, settings, progress)
+
+
+def _cross_entropy(
+    chain: Chain,
+    stages: list[list[Window]],
+    bounds: np.ndarray,
+    settings: FitSettings,
+    progress: Callable[[str], None],
+) -> tuple[np.ndarray, list[list[float]]]:
+    rng = np.random.default_rng(settings.seed)
+    mean, std = _initial_distribution(chain, bounds)
+    trace: list[list[float]] = []
+    for generation in range(settings.generations):
+        first_half = 2 * generation < settings.generations
+        theta = _sample(rng, mean, std, bounds, settings.population)
+        score, speed = _score(chain, theta, stages[0 if first_half else -1])
+        elite_mean, elite_std = _elite_statistics(theta, score, _elite_count(settings))
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * elite_mean
+        std = SMOOTHING * std + (1 - SMOOTHING) * elite_std
+        std = np.maximum(std, MIN_STD)
         trace.append(np.sqrt(score.min(0)).tolist())
-        if how.optimizer == "random":
-            pool.append((theta, score))
-            if generation + 1 < how.generations:
-                continue
-            theta, score = (np.concatenate(part) for part in zip(*pool))
-        new_mean, new_std = _elite(theta, score, elite, n)
-        keep = 0.0 if how.optimizer == "random" else SMOOTHING
-        mean = keep * mean + (1 - keep) * new_mean
-        std = np.maximum(keep * std + (1 - keep) * new_std, LEAST_STD)
-        speed = (chain.steps - before) / (time.perf_counter() - began)
-        rms = " ".join(f"{1e3 * e:.1f}" for e in trace[-1])
-        say(f"generation {generation + 1}/{how.generations}: best {rms} mrad; {speed:,.0f} steps/s")
+        progress(_generation_line(trace, settings, speed))
     return mean, trace
 
 
-def _elite(
-    theta: np.ndarray, score: np.ndarray, count: int, n: int
+def _random_search(
+    chain: Chain,
+    stages: list[list[Window]],
+    bounds: np.ndarray,
+    settings: FitSettings,
+    progress: Callable[[str], None],
+) -> tuple[np.ndarray, list[list[float]]]:
+    rng = np.random.default_rng(settings.seed)
+    mean, std = _initial_distribution(chain, bounds)
+    candidates: list[np.ndarray] = []
+    scores: list[np.ndarray] = []
+    trace: list[list[float]] = []
+    speed = 0.0
+    for _ in range(settings.generations):
+        theta = _sample(rng, mean, std, bounds, settings.population)
+        score, speed = _score(chain, theta, stages[-1])
+        candidates.append(theta)
+        scores.append(score)
+        trace.append(np.sqrt(score.min(0)).tolist())
+    progress(_generation_line(trace, settings, speed))
+    best, _ = _elite_statistics(
+        np.concatenate(candidates), np.concatenate(scores), _elite_count(settings)
+    )
+    return best, trace
+
+
+def _initial_distribution(chain: Chain, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the first candidates, (size,) each: about the robot's file, delays evenly."""
+    lower, upper = bounds
+    mean = np.clip(chain.nominal(), lower, upper)
+    std = np.full(chain.size, INITIAL_STD)
+    mean[-1] = bounds[:, -1].mean()
+    std[-1] = np.ptp(bounds[:, -1]) / 3
+    return mean, std
+
+
+def _sample(
+    rng: np.random.Generator, mean: np.ndarray, std: np.ndarray, bounds: np.ndarray, count: int
+) -> np.ndarray:
+    """Normally distributed candidates within bounds, (count, size); the first is the mean."""
+    lower, upper = bounds
+    noise = rng.standard_normal((count, len(mean)))
+    theta = np.clip(mean + std * noise, lower, upper)
+    theta[0] = mean
+    return theta
+
+
+def _score(chain: Chain, theta: np.ndarray, windows: list[Window]) -> tuple[np.ndarray, float]:
+    """Mean squared errors, (candidates, joints), rad2, and simulated steps per second."""
+    began = time.perf_counter()
+    before = chain.steps
+    score = mean_squared_error(chain, theta, windows)
+    speed = (chain.steps - before) / (time.perf_counter() - began)
+    return score, speed
+
+
+def _elite_count(settings: FitSettings) -> int:
+    return max(4, round(ELITE_FRACTION * settings.population))
+
+
+def _elite_statistics(
+    theta: np.ndarray, score: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each joint's best candidates; of the delay, of all joints' by their weight."""
-    mean, std = np.empty(theta.shape[1]), np.empty(theta.shape[1])
-    delays = []
-    for j in range(n):
-        best = theta[np.argpartition(score[:, j], count - 1)[:count]]
-        mean[j:-1:n], std[j:-1:n] = best[:, j:-1:n].mean(0), best[:, j:-1:n].std(0)
-        delays.append((best[:, -1].mean(), best[:, -1].var() + 1e-6))
-    centre, variance = np.array(delays).T
-    mean[-1] = (centre / variance).sum() / (1 / variance).sum()
+    """Mean and standard deviation of each joint's elite, (size,) each; of the delay, of all joints' by precision."""
+    size = theta.shape[1]
+    joints = score.shape[1]
+    mean = np.empty(size)
+    std = np.empty(size)
+    delay = np.empty(joints)
+    variance = np.empty(joints)
+    for j in range(joints):
+        elite = theta[np.argpartition(score[:, j], count - 1)[:count]]
+        own = slice(j, -1, joints)
+        mean[own] = elite[:, own].mean(0)
+        std[own] = elite[:, own].std(0)
+        delay[j] = elite[:, -1].mean()
+        variance[j] = elite[:, -1].var() + 1e-6
+    mean[-1] = (delay / variance).sum() / (1 / variance).sum()
     std[-1] = np.sqrt(variance.min())
     return mean, std
 
 
-# --------------------------------------------------------------- the polish
+def _generation_line(trace: list[list[float]], settings: FitSettings, speed: float) -> str:
+    rmse = " ".join(f"{1e3 * error:.1f}" for error in trace[-1])
+    generation = f"generation {len(trace)}/{settings.generations}"
+    return f"{generation}: best {rmse} mrad; {speed:,.0f} steps/s"
 
 
-class Problem:
-    """Residuals of candidates over all of the fitted part, weighted by the noise of each joint, and of the prior."""
+# --------------------------------------------------------------- refinement
+
+
+class LeastSquares:
+    """Residuals of candidates over the fitted part, weighted by the noise of each joint, and those of the prior."""
 
     def __init__(self, chain: Chain, windows: list[Window], theta: np.ndarray):
-        self.chain, self.windows, n = chain, windows, len(chain.joints)
-        self._known: dict[bytes, np.ndarray] = {}
-        self.prior_sd = np.append(
-            np.repeat([PRIOR[p] for p in PARAMETERS], n), PRIOR_DELAY / DELAY_UNIT
-        )
-        self.centre = chain.nominal()
-        self.eps = np.append(np.full(chain.size - 1, EPS), EPS_DELAY)
-        self.noise = _noise(self.compare(theta[None])[0])
+        self.chain = chain
+        self.windows = windows
+        self._cache: dict[bytes, np.ndarray] = {}
+        prior = np.repeat([PRIOR[name] for name in PARAMETERS], len(chain.joints))
+        self.prior_mean = chain.nominal()
+        self.prior_sd = np.append(prior, PRIOR_DELAY / DELAY_UNIT)
+        self.difference = np.full(chain.size, DIFFERENCE)
+        self.difference[-1] = DIFFERENCE_DELAY
+        self.noise = self.measure_noise(theta)
         """Standard deviation of each joint's error at `theta`, (joints,), rad."""
 
     def __str__(self) -> str:
-        return " ".join(f"{1e3 * e:.2f}" for e in self.noise) + " mrad"
+        return " ".join(f"{1e3 * noise:.2f}" for noise in self.noise) + " mrad"
 
-    def compare(self, theta: np.ndarray) -> np.ndarray:
+    def measure_noise(self, theta: np.ndarray) -> np.ndarray:
+        """Standard deviation of each joint's error at a candidate, (joints,), rad, from quartiles."""
+        error = self.errors(theta[None])[0]
+        low, high = np.percentile(error, [25, 75], axis=0)
+        return np.maximum((high - low) / IQR_PER_STD, MIN_NOISE)
+
+    def errors(self, theta: np.ndarray) -> np.ndarray:
         """Errors of candidates, (candidates, samples, joints), rad."""
-        new = [row for row in theta if row.tobytes() not in self._known]
-        found = {}
-        if new:
-            paths = zip(self.windows, self.chain.simulate(np.array(new), self.windows))
-            errors = np.concatenate(
-                [(path - self.chain.state[w.first : w.last])[:, w.burn :] for w, path in paths], 1
-            )
-            found = {row.tobytes(): error for row, error in zip(new, errors)}
-        # what was asked last is often asked again: a step goes on from the best of its tries
-        known = self._known | found
-        self._known = {row.tobytes(): known[row.tobytes()] for row in theta}
-        return np.stack([known[row.tobytes()] for row in theta])
+        keys = [row.tobytes() for row in theta]
+        missing = [i for i, key in enumerate(keys) if key not in self._cache]
+        known = dict(self._cache)
+        if missing:
+            for i, error in zip(missing, self._simulate(theta[missing])):
+                known[keys[i]] = error
+        # the last candidates are often asked for again: a step goes on from the best of its tries
+        self._cache = {key: known[key] for key in keys}
+        return np.stack([known[key] for key in keys])
 
-    def residual(self, x: np.ndarray) -> np.ndarray:
-        """(residuals, candidates) of columns x (size, candidates)."""
-        error = (self.compare(x.T) / self.noise).reshape(x.shape[1], -1)
-        return np.concatenate((error, (x.T - self.centre) / self.prior_sd), 1).T
+    def _simulate(self, theta: np.ndarray) -> np.ndarray:
+        """Errors of candidates, (candidates, samples, joints), rad."""
+        paths = self.chain.simulate(theta, self.windows)
+        parts = [_errors(self.chain, window, path) for window, path in zip(self.windows, paths)]
+        return np.concatenate(parts, axis=1)
 
-    def jacobian(self, x: np.ndarray, full: bool = True) -> np.ndarray:
-        """(residuals, size) at x (size,), by central differences.
+    def residual(self, theta: np.ndarray) -> np.ndarray:
+        """Residuals of candidates, (candidates, residuals): of the samples, then of the prior."""
+        error = self.errors(theta) / self.noise
+        samples = error.reshape(len(theta), -1)
+        prior = (theta - self.prior_mean) / self.prior_sd
+        return np.concatenate((samples, prior), axis=1)
 
-        Unless `full`, a parameter is changed in all joints at once, and each joint's error put down to its own: seven
-        pairs of candidates in place of one for each number.
+    def jacobian(self, theta: np.ndarray, full: bool = True) -> np.ndarray:
+        """(residuals, size) at a candidate (size,), by central differences.
+
+        Unless `full`, a parameter is changed in all joints at once, and each joint's error is attributed to its own:
+        seven pairs of candidates in place of one for each number.
         """
-        size, n = self.chain.size, len(self.chain.joints)
-        names = [np.arange(size)[i : i + 1] for i in range(size)]
-        groups = (
-            names
-            if full
-            else [*np.split(np.arange(size - 1), len(PARAMETERS)), np.array([size - 1])]
-        )
-        theta = np.repeat(x[None], 2 * len(groups), 0)
-        for g, group in enumerate(groups):
-            theta[2 * g, group] += self.eps[group]
-            theta[2 * g + 1, group] -= self.eps[group]
-        error = self.compare(theta) / self.noise
-        slope = [
-            (error[2 * g] - error[2 * g + 1]) / (2 * self.eps[group[0]])
-            for g, group in enumerate(groups)
-        ]
-        out = np.zeros((*error.shape[1:], size))
-        for group, change in zip(groups, slope):
-            if full or len(group) == 1:
-                out[:, :, group[0]] = change
+        groups = self._columns() if full else self._columns_by_parameter()
+        slopes = self._slopes(theta, groups)  # (groups, samples, joints)
+        joints = np.arange(len(self.chain.joints))
+        out = np.zeros((*slopes.shape[1:], self.chain.size))
+        for group, slope in zip(groups, slopes):
+            if len(group) == 1:
+                out[:, :, group[0]] = slope
             else:
-                out[:, np.arange(n), group] = change
-        return np.concatenate((out.reshape(-1, size), np.diag(1 / self.prior_sd)))
+                out[:, joints, group] = slope
+        samples = out.reshape(-1, self.chain.size)
+        prior = np.diag(1 / self.prior_sd)
+        return np.concatenate((samples, prior))
 
-    def improve(
+    def _columns(self) -> list[np.ndarray]:
+        """Each number of a candidate by itself."""
+        return list(np.arange(self.chain.size)[:, None])
+
+    def _columns_by_parameter(self) -> list[np.ndarray]:
+        """The numbers of a candidate, those of all joints together; and the delay."""
+        delay = self.chain.size - 1
+        return [*np.split(np.arange(delay), len(PARAMETERS)), np.array([delay])]
+
+    def _slopes(self, theta: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
+        """Central differences of the weighted errors by each group of numbers, (groups, samples, joints)."""
+        changed = np.repeat(theta[None], 2 * len(groups), 0)
+        for g, group in enumerate(groups):
+            changed[2 * g, group] += self.difference[group]
+            changed[2 * g + 1, group] -= self.difference[group]
+        error = self.errors(changed) / self.noise
+        width = [2 * self.difference[group[0]] for group in groups]
+        return (error[0::2] - error[1::2]) / np.array(width)[:, None, None]
+
+    def levenberg_marquardt_step(
         self, theta: np.ndarray, bounds: np.ndarray, jacobian: np.ndarray
     ) -> tuple[np.ndarray, float]:
-        """A step of Levenberg and Marquardt, the best of several dampings or none; and by how much the cost falls."""
-        x = np.clip(theta, *bounds)
-        here = self.residual(x[:, None])[:, 0]
-        normal, slope = jacobian.T @ jacobian, jacobian.T @ here
-        damped = [np.linalg.solve(normal + np.diag(mu * np.diag(normal)), slope) for mu in DAMPINGS]
-        tries = np.clip(x - np.array(damped), *bounds)
-        gained = float((here**2).sum()) - (self.residual(tries.T) ** 2).sum(0)
-        best = int(np.nan_to_num(gained, nan=-np.inf).argmax())
-        return (tries[best], float(gained[best])) if gained[best] > 0 else (x, 0.0)
+        """The best of several dampings, or no step; and by how much the cost falls."""
+        lower, upper = bounds
+        theta = np.clip(theta, lower, upper)
+        residual = self.residual(theta[None])[0]
+        hessian = jacobian.T @ jacobian
+        gradient = jacobian.T @ residual
+        moves = []
+        for damping in DAMPINGS:
+            damped = hessian + np.diag(damping * np.diag(hessian))
+            moves.append(np.linalg.solve(damped, gradient))
+        tries = np.clip(theta - np.array(moves), lower, upper)
+        cost = float((residual**2).sum())
+        fall = cost - (self.residual(tries) ** 2).sum(1)
+        best = int(np.nan_to_num(fall, nan=-np.inf).argmax())
+        if not fall[best] > 0:
+            return theta, 0.0
+        return tries[best], float(fall[best])
 
-    def step(
+    def gauss_newton_step(
         self, theta: np.ndarray, bounds: np.ndarray, jacobian: np.ndarray
     ) -> tuple[np.ndarray, float]:
-        """A step of Gauss and Newton, and its length in standard deviations of the number that moves most.
+        """A Gauss-Newton step, and its length in standard deviations of the number that moves most.
 
         It is taken whether or not the cost falls. Near the minimum the cost is rough, as sticking joints come to rest
-        here or there by chance, and a search for less of it stops anywhere; that the slopes tell nothing more of the
-        residuals is a smooth condition, met after a few steps.
+        here or there by chance, and a line search stops anywhere; a vanishing gradient is a smooth condition, met after
+        a few steps.
         """
-        normal = jacobian.T @ jacobian
-        move = np.linalg.solve(normal, jacobian.T @ self.residual(theta[:, None])[:, 0])
-        if not np.isfinite(move).all():  # a simulation broke: what the coarse polish found stays
+        lower, upper = bounds
+        hessian = jacobian.T @ jacobian
+        residual = self.residual(theta[None])[0]
+        move = np.linalg.solve(hessian, jacobian.T @ residual)
+        if not np.isfinite(move).all():  # a simulation diverged: the coarse refinement stands
             return theta, 0.0
-        new = np.clip(theta - move.clip(-FAR, FAR), *bounds)
-        return new, float((np.abs(new - theta) * np.sqrt(1 / np.diag(np.linalg.inv(normal)))).max())
+        new = np.clip(theta - move.clip(-MAX_STEP, MAX_STEP), lower, upper)
+        variance = np.diag(np.linalg.inv(hessian))
+        length = np.abs(new - theta) * np.sqrt(1 / variance)
+        return new, float(length.max())
 
 
-def polish(
+def refine(
     robot: Robot,
     joints: tuple[str, ...],
     log: HandLog,
-    last: int,
+    train_end: int,
     theta: np.ndarray,
     bounds: np.ndarray,
-    how: Search,
-    say: Callable[[str], None],
+    settings: FitSettings,
+    progress: Callable[[str], None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The candidate that explains the fitted part best, and the standard deviations of its numbers, (size,) each."""
-    windows, (coarse, middle, fine) = _windows(log, 0, last, LONG_S), how.timesteps
-    chain = Chain(robot, joints, log, coarse, how.delays)
-    for _ in range(how.polish):
-        problem = Problem(chain, windows, theta)
-        theta, gained = problem.improve(theta, bounds, problem.jacobian(theta, full=False))
-        say(f"polish at {1e3 * coarse:g} ms: {problem}, gains {gained:.1f}")
-        if gained < ENOUGH:
-            break
-    problem = Problem(Chain(robot, joints, log, fine, how.delays), windows, theta)
-    steer = Problem(Chain(robot, joints, log, middle, how.delays), windows, theta)
-    slopes, deviation = np.empty(0), problem.prior_sd
-    for _ in range(ROUNDS):
-        before, problem.noise = theta, _noise(problem.compare(theta[None])[0])
-        slopes = _slopes(steer, problem, theta)
-        for _ in range(STEPS):
-            theta, moved = problem.step(theta, bounds, slopes)
-            say(f"polish at {1e3 * fine:g} ms: {problem}, moves by {moved:.2f} standard deviations")
-            if moved < NEAR[0]:
-                break
-        deviation = _deviations(problem, theta, slopes, middle)
-        if (np.abs(theta - before) < NEAR[1] * deviation).all():
-            break
-    return theta, np.minimum(
-        np.hypot(deviation, _numerical(steer, problem, theta, slopes)), problem.prior_sd
+    """The least-squares candidate over the fitted part, and the standard deviations of its numbers, (size,) each."""
+    windows = _windows(log, 0, train_end, LONG_WINDOW_S)
+    coarse, middle, fine = (
+        Chain(robot, joints, log, timestep, settings.delays) for timestep in settings.timesteps
     )
+    theta = _refine_coarsely(coarse, windows, theta, bounds, settings.polish, progress)
+    problem = LeastSquares(fine, windows, theta)
+    slopes = LeastSquares(middle, windows, theta)
+    return _refine_finely(problem, slopes, theta, bounds, progress)
 
 
-def _numerical(
-    steer: Problem, problem: Problem, theta: np.ndarray, slopes: np.ndarray
+def _refine_coarsely(
+    chain: Chain,
+    windows: list[Window],
+    theta: np.ndarray,
+    bounds: np.ndarray,
+    iterations: int,
+    progress: Callable[[str], None],
 ) -> np.ndarray:
-    """How far the fit is off for steps that have a length, (size,), by what those of the slopes would change."""
-    change = (steer.residual(theta[:, None]) - problem.residual(theta[:, None]))[:, 0]
-    ratio = steer.chain.timestep / problem.chain.timestep
-    return np.abs(np.linalg.solve(slopes.T @ slopes, slopes.T @ change)) / max(1.0, ratio - 1)
+    """Levenberg-Marquardt steps until the cost hardly falls."""
+    timestep_ms = 1e3 * chain.timestep
+    for _ in range(iterations):
+        problem = LeastSquares(chain, windows, theta)
+        jacobian = problem.jacobian(theta, full=False)
+        theta, fall = problem.levenberg_marquardt_step(theta, bounds, jacobian)
+        progress(f"refinement at {timestep_ms:g} ms: {problem}, cost falls by {fall:.1f}")
+        if fall < COARSE_TOLERANCE:
+            break
+    return theta
 
 
-def _slopes(steer: Problem, problem: Problem, theta: np.ndarray) -> np.ndarray:
-    """Jacobian of `steer`, weighted as the residuals of `problem` are."""
-    steer.noise = problem.noise
-    return steer.jacobian(theta)
+def _refine_finely(
+    problem: LeastSquares,
+    slopes: LeastSquares,
+    theta: np.ndarray,
+    bounds: np.ndarray,
+    progress: Callable[[str], None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss-Newton rounds on the residuals of `problem` and the Jacobian of `slopes`; as `refine`."""
+    sd = problem.prior_sd
+    jacobian = np.empty(0)
+    for _ in range(MAX_ROUNDS):
+        before = theta
+        problem.noise = problem.measure_noise(theta)
+        slopes.noise = problem.noise
+        jacobian = slopes.jacobian(theta)
+        theta = _gauss_newton(problem, theta, bounds, jacobian, progress)
+        sd = _standard_deviations(problem, theta, jacobian, slopes.chain.timestep)
+        if (np.abs(theta - before) < ROUND_TOLERANCE * sd).all():
+            break
+    discretization = _discretization_error(problem, slopes, theta, jacobian)
+    sd = np.hypot(sd, discretization)
+    return theta, np.minimum(sd, problem.prior_sd)
 
 
-def _noise(error: np.ndarray) -> np.ndarray:
-    """Standard deviation of each joint's error, (joints,), by its quartiles: what is far out counts little."""
-    low, high = np.percentile(error, [25, 75], axis=0)
-    return np.maximum((high - low) / 1.349, 1e-4)
-
-
-def _deviations(
-    problem: Problem, theta: np.ndarray, jacobian: np.ndarray, resolution: float
+def _gauss_newton(
+    problem: LeastSquares,
+    theta: np.ndarray,
+    bounds: np.ndarray,
+    jacobian: np.ndarray,
+    progress: Callable[[str], None],
 ) -> np.ndarray:
-    """Standard deviations, (size,): the larger of those of independent errors, and of errors alike within a block.
+    """Gauss-Newton steps on one Jacobian until they are short."""
+    timestep_ms = 1e3 * problem.chain.timestep
+    for _ in range(MAX_STEPS):
+        theta, length = problem.gauss_newton_step(theta, bounds, jacobian)
+        progress(
+            f"refinement at {timestep_ms:g} ms: {problem}, moves by {length:.2f} standard deviations"
+        )
+        if length < STEP_TOLERANCE:
+            break
+    return theta
 
-    A delay is told no finer than `resolution`, the timestep (s) at which its slope is taken.
+
+def _discretization_error(
+    problem: LeastSquares, slopes: LeastSquares, theta: np.ndarray, jacobian: np.ndarray
+) -> np.ndarray:
+    """Error of the fit by the length of its timestep, (size,), extrapolated from that of the Jacobian's."""
+    change = slopes.residual(theta[None])[0] - problem.residual(theta[None])[0]
+    hessian = jacobian.T @ jacobian
+    move = np.linalg.solve(hessian, jacobian.T @ change)
+    ratio = slopes.chain.timestep / problem.chain.timestep
+    return np.abs(move) / max(1.0, ratio - 1)
+
+
+def _standard_deviations(
+    problem: LeastSquares, theta: np.ndarray, jacobian: np.ndarray, resolution: float
+) -> np.ndarray:
+    """Standard deviations, (size,): the larger of those of independent errors, and of errors correlated in a block.
+
+    The latter are the cluster-robust ("sandwich") estimate. A delay is known no better than `resolution`, the timestep
+    (s) at which its slope is taken.
     """
-    n = len(problem.chain.joints)
-    residual = problem.residual(theta[:, None])[:, 0]
+    residual = problem.residual(theta[None])[0]
     inverse = np.linalg.inv(jacobian.T @ jacobian)
-    rows = len(residual) - len(theta)
-    scale = max(1.0, float((residual[:rows] ** 2).mean()))
-    score = (jacobian[:rows] * residual[:rows, None]).reshape(-1, n, len(theta)).sum(1)
+
+    count = len(residual) - len(theta)  # the rest are residuals of the prior
+    scale = max(1.0, float((residual[:count] ** 2).mean()))
+    independent = scale * np.diag(inverse)
+
+    score = jacobian[:count] * residual[:count, None]
+    score = score.reshape(-1, len(problem.chain.joints), len(theta)).sum(1)  # (samples, size)
     blocks = np.add.reduceat(score, np.arange(0, len(score), BLOCK))
     prior = np.diag(1 / problem.prior_sd**2)
-    alike = inverse @ (blocks.T @ blocks + prior) @ inverse
-    variance = np.maximum(scale * np.diag(inverse), np.diag(alike))
+    correlated = inverse @ (blocks.T @ blocks + prior) @ inverse
+
+    variance = np.maximum(independent, np.diag(correlated))
     variance = np.minimum(variance, problem.prior_sd**2)
-    variance[-1] += (resolution / DELAY_UNIT) ** 2 / 12
+    variance[-1] += (resolution / DELAY_UNIT) ** 2 / 12  # of a uniform distribution
     return np.sqrt(variance)

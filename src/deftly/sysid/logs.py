@@ -13,12 +13,16 @@ from deftly.errors import DeftlyError
 from deftly.files import read_npz
 
 CMD, STATE, TIME, NAMES = "hand_cmd", "hand_state", "time", "joint_names"
-LEAST_S = 5.0
+MIN_SECONDS = 5.0
 """Shortest log that is fitted, s."""
-STILL = 0.02
+MIN_MOTION = 0.02
 """A joint commanded over less than this has not moved, rad."""
-BEYOND = 0.3
+LIMIT_TOLERANCE = 0.3
 """A joint this far beyond its limits is not this robot's, or not in these units, rad."""
+MAX_LAG = 8
+"""Samples by which a joint may lag behind its command where they are correlated."""
+FOLLOWS, FOLLOWS_ANOTHER = 0.3, 0.6
+"""Correlation above which a joint follows its command, and that of another joint."""
 MAX_BYTES = 1 << 30
 
 
@@ -55,33 +59,41 @@ def read(
     """
     arrays = _arrays(path)
     if "schema" in arrays and str(arrays["schema"]) == log.SCHEMA:
-        return _check(path, contract, _of_run(path, contract))
-    cmd, state = (_matrix(path, arrays, name, contract) for name in (CMD, STATE))
+        found = _read_run(path, contract)
+        _check(path, contract, found)
+        return found
+    cmd = _matrix(path, arrays, CMD, contract)
+    state = _matrix(path, arrays, STATE, contract)
     if len(cmd) != len(state):
         raise DeftlyError(
             f"{path}: {CMD} has {len(cmd)} rows, {STATE} {len(state)}: each row is one sample of both"
         )
     if NAMES in arrays:
-        _require_names(
-            path, contract, [str(n) for n in np.atleast_1d(arrays[NAMES])], hardware_order
-        )
+        names = [str(name) for name in np.atleast_1d(arrays[NAMES])]
+        _require_names(path, contract, names, hardware_order)
     if units == "deg":
-        cmd, state = np.deg2rad(cmd), np.deg2rad(state)
+        cmd = np.deg2rad(cmd)
+        state = np.deg2rad(state)
     if hardware_order:
         if not contract.robot.motors:
             raise DeftlyError(
                 f"{contract.robot.name} has no table of motors: leave --hardware-order out"
             )
-        cmd, state = contract.robot.from_motors(cmd), contract.robot.from_motors(state)
-    rate = command_hz or contract.rate
-    time = _times(path, arrays[TIME], len(cmd)) if TIME in arrays else np.arange(len(cmd)) / rate
-    return _check(path, contract, HandLog(time, cmd, state, TIME in arrays), units)
+        cmd = contract.robot.from_motors(cmd)
+        state = contract.robot.from_motors(state)
+    stamped = TIME in arrays
+    if stamped:
+        time = _time_stamps(path, arrays[TIME], len(cmd))
+    else:
+        time = np.arange(len(cmd)) / (command_hz or contract.rate)
+    found = HandLog(time, cmd, state, stamped)
+    _check(path, contract, found, units)
+    return found
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    return read_npz(
-        path, f"a log of {CMD} and {STATE}", MAX_BYTES, advice="give --log-file FILE.npz"
-    )
+    what = f"a log of {CMD} and {STATE}"
+    return read_npz(path, what, MAX_BYTES, advice="give --log-file FILE.npz")
 
 
 def _matrix(
@@ -94,31 +106,38 @@ def _matrix(
             f"{path} has no '{name}', it has {sorted(arrays)}: a log has {CMD} and {STATE}, (T, {joints})"
         )
     values = arrays[name]
-    if values.ndim != 2 or values.shape[1] != joints or values.dtype.kind not in "fiu":
-        found = f"{'x'.join(map(str, values.shape)) or 'a single value'} of {values.dtype}"
+    numeric = values.dtype.kind in "fiu"
+    if values.ndim != 2 or values.shape[1] != joints or not numeric:
+        shape = "x".join(map(str, values.shape)) or "a single value"
         raise DeftlyError(
-            f"{path}: '{name}' is {found}, but {contract.robot.name} has {joints} joints: (T, {joints}) numbers"
+            f"{path}: '{name}' is {shape} of {values.dtype}, "
+            f"but {contract.robot.name} has {joints} joints: (T, {joints}) numbers"
         )
     values = values.astype(np.float64)
-    if bad := np.argwhere(~np.isfinite(values)).tolist():
-        where = f"row {bad[0][0]}, column {bad[0][1]}"
+    bad = np.argwhere(~np.isfinite(values)).tolist()
+    if bad:
+        row, column = bad[0]
         raise DeftlyError(
-            f"{path}: '{name}' is not finite in {where} ({len(bad)} in all): leave such samples out"
+            f"{path}: '{name}' is not finite in row {row}, column {column} ({len(bad)} in all): "
+            "leave such samples out"
         )
     return values
 
 
-def _times(path: Path, time: np.ndarray, count: int) -> np.ndarray:
-    if time.shape != (count,) or time.dtype.kind not in "fiu" or not np.isfinite(time).all():
+def _time_stamps(path: Path, time: np.ndarray, count: int) -> np.ndarray:
+    """Time stamps (count,), s from the first."""
+    numeric = time.dtype.kind in "fiu"
+    if time.shape != (count,) or not numeric or not np.isfinite(time).all():
         raise DeftlyError(
             f"{path}: '{TIME}' must be {count} finite numbers, s, one a row; it is {time.shape}"
         )
     time = time.astype(np.float64)
-    if (back := np.flatnonzero(np.diff(time) <= 0)).size:
-        i = int(back[0])
-        text = f"'{TIME}' goes from {time[i]:.9g} to {time[i + 1]:.9g} s in row {i + 1}, but it must increase"
+    backwards = np.flatnonzero(np.diff(time) <= 0)
+    if backwards.size:
+        row = int(backwards[0])
         raise DeftlyError(
-            f"{path}: {text}: sort the rows, or leave '{TIME}' out and give --command-hz"
+            f"{path}: '{TIME}' goes from {time[row]:.9g} to {time[row + 1]:.9g} s in row {row + 1}, "
+            f"but it must increase: sort the rows, or leave '{TIME}' out and give --command-hz"
         )
     return time - time[0]
 
@@ -126,90 +145,102 @@ def _times(path: Path, time: np.ndarray, count: int) -> np.ndarray:
 def _require_names(
     path: Path, contract: PolicyContract, names: list[str], hardware_order: bool
 ) -> None:
-    wanted = (
-        [m.joint for m in contract.robot.motors] if hardware_order else list(contract.joint_names)
-    )
+    motors = [motor.joint for motor in contract.robot.motors]
+    wanted = motors if hardware_order else list(contract.joint_names)
     if names == wanted:
         return
-    if contract.robot.motors and names == [m.joint for m in contract.robot.motors]:
+    if motors and names == motors:
         raise DeftlyError(
             f"{path}: its joints are in the order of the motors: add --hardware-order True"
         )
-    first = next(
-        (f"'{a}' for '{b}'" for a, b in zip(names, wanted) if a != b),
-        f"{len(names)} for {len(wanted)}",
-    )
+    different = f"{len(names)} for {len(wanted)}"
+    for name, other in zip(names, wanted):
+        if name != other:
+            different = f"'{name}' for '{other}'"
+            break
     raise DeftlyError(
-        f"{path} is of another robot than {contract.robot.name}: its joints are {first}"
+        f"{path} is of another robot than {contract.robot.name}: its joints are {different}"
     )
 
 
-def _of_run(path: Path, contract: PolicyContract) -> HandLog:
-    """The ticks of a `deftly.log/1` in which a policy drove; the first stretch of them."""
+def _read_run(path: Path, contract: PolicyContract) -> HandLog:
+    """The ticks of a `deftly.log/1` in which a policy drove; the first consecutive ones."""
     found = log.read(path)
-    for what, ours, theirs in (
-        ("robot", contract.robot.name, found.robot.name),
-        ("joints", contract.joint_names, found.robot.joint_names),
-    ):
-        if ours != theirs:
-            raise DeftlyError(
-                f"{path} is of another {what}: {theirs}, not {ours}; name a task of that robot"
-            )
+    _require_same(path, "robot", contract.robot.name, found.robot.name)
+    _require_same(path, "joints", contract.joint_names, found.robot.joint_names)
     rows = found.rows
-    good = rows["decided"] & rows["written"] & np.isfinite(rows["command"]).all(1)
-    good &= np.isfinite(rows[f"signal/{JOINT_POS}"]).all(1)
-    places = np.flatnonzero(good)
-    if not len(places):
+    command = rows["command"]
+    position = rows[f"signal/{JOINT_POS}"]
+    driven = rows["decided"] & rows["written"]
+    driven &= np.isfinite(command).all(1)
+    driven &= np.isfinite(position).all(1)
+    if not driven.any():
         raise DeftlyError(
             f"{path}: no policy drove in it; 'deftly sysid TASK --excite' makes a log to fit"
         )
-    stop = int(np.append(np.flatnonzero(~good[places[0] :]), len(good) - places[0])[0]) + int(
-        places[0]
-    )
-    part = slice(int(places[0]), stop)
-    time = _times(path, rows["now"][part], stop - part.start)
-    return HandLog(time, rows["command"][part], rows[f"signal/{JOINT_POS}"][part])
+    first = int(driven.argmax())
+    idle = np.flatnonzero(~driven[first:])
+    count = int(idle[0]) if idle.size else len(driven) - first
+    part = slice(first, first + count)
+    time = _time_stamps(path, rows["now"][part], count)
+    return HandLog(time, command[part], position[part])
 
 
-def _check(path: Path, contract: PolicyContract, found: HandLog, units: str = "rad") -> HandLog:
-    """The log, if it may be this robot's."""
-    lower, upper = np.array([(j.lower, j.upper) for j in contract.joints]).T
-    if len(found.time) < 2 or found.time[-1] < LEAST_S:
-        seconds = found.time[-1] if len(found.time) else 0.0
+def _require_same(path: Path, what: str, ours: Any, theirs: Any) -> None:
+    if ours != theirs:
         raise DeftlyError(
-            f"{path} is {seconds:.3g} s long, but at least {LEAST_S:g} s are needed, better 60 s"
+            f"{path} is of another {what}: {theirs}, not {ours}; name a task of that robot"
         )
-    for name, values in ((CMD, found.cmd), (STATE, found.state)):
-        beyond = np.maximum(lower - values, values - upper).max(0)
-        worst = int(beyond.argmax())
-        if beyond[worst] <= BEYOND:
-            continue
-        joint, most = contract.joints[worst], np.abs(values).max()
-        said = f"'{name}' of {joint.name} spans {values[:, worst].min():.3g} to {values[:, worst].max():.3g} rad"
-        hint = "the log of another hand, or its motors' order (--hardware-order True)"
-        if most > 2 * np.pi + BEYOND and units == "rad":
-            hint = "these look like degrees: add --units deg"
+
+
+def _check(path: Path, contract: PolicyContract, found: HandLog, units: str = "rad") -> None:
+    """Raise DeftlyError unless the log may be this robot's."""
+    seconds = found.time[-1] if len(found.time) else 0.0
+    if len(found.time) < 2 or seconds < MIN_SECONDS:
         raise DeftlyError(
-            f"{path}: {said}, its limits are {joint.lower:.3g} to {joint.upper:.3g}: {hint}"
+            f"{path} is {seconds:.3g} s long, but at least {MIN_SECONDS:g} s are needed, better 60 s"
         )
+    _require_within_limits(path, contract, CMD, found.cmd, units)
+    _require_within_limits(path, contract, STATE, found.state, units)
     reach = np.ptp(found.cmd, axis=0).max()
-    if units == "deg" and reach < STILL:
+    if units == "deg" and reach < MIN_MOTION:
         raise DeftlyError(
             f"{path}: commands span {reach:.3g} rad at most: are they radians? Leave --units deg out"
         )
-    return found
+
+
+def _require_within_limits(
+    path: Path, contract: PolicyContract, name: str, values: np.ndarray, units: str
+) -> None:
+    """Raise DeftlyError if a column of values, (T, num_joints) rad, is far beyond its joint's limits."""
+    lower = np.array([joint.lower for joint in contract.joints])
+    upper = np.array([joint.upper for joint in contract.joints])
+    beyond = np.maximum(lower - values, values - upper).max(0)
+    worst = int(beyond.argmax())
+    if beyond[worst] <= LIMIT_TOLERANCE:
+        return
+    joint = contract.joints[worst]
+    least = values[:, worst].min()
+    most = values[:, worst].max()
+    hint = "the log of another hand, or its motors' order (--hardware-order True)"
+    if units == "rad" and np.abs(values).max() > 2 * np.pi + LIMIT_TOLERANCE:
+        hint = "these look like degrees: add --units deg"
+    raise DeftlyError(
+        f"{path}: '{name}' of {joint.name} spans {least:.3g} to {most:.3g} rad, "
+        f"its limits are {joint.lower:.3g} to {joint.upper:.3g}: {hint}"
+    )
 
 
 def moving(found: HandLog, columns: list[int], spare: float = 1.0) -> HandLog:
-    """The stretch in which these joints are commanded to move, and `spare` s before and after: others' need no fit."""
-    changed = np.flatnonzero(np.abs(np.diff(found.cmd[:, columns], axis=0)).max(1) > 1e-6)
+    """The part in which these joints are commanded to move, and `spare` s before and after."""
+    steps = np.diff(found.cmd[:, columns], axis=0)
+    changed = np.flatnonzero(np.abs(steps).max(1) > 1e-6)
     if not changed.size:
         return found
-    begin, end = found.time[changed[0]] - spare, found.time[changed[-1] + 1] + spare
-    first, stop = np.searchsorted(found.time, (begin, end))
-    return HandLog(
-        found.time[first:stop], found.cmd[first:stop], found.state[first:stop], found.stamped
-    )
+    begin = found.time[changed[0]] - spare
+    end = found.time[changed[-1] + 1] + spare
+    part = slice(*np.searchsorted(found.time, (begin, end)))
+    return HandLog(found.time[part], found.cmd[part], found.state[part], found.stamped)
 
 
 def require_motion(
@@ -219,56 +250,58 @@ def require_motion(
 
     Raises DeftlyError if there is none, or one of them goes where another joint is commanded.
     """
-    span, names = np.ptp(found.cmd, axis=0), contract.joint_names
-    moving = [j for j in joints if span[names.index(j)] >= STILL]
-    if not moving:
-        others = [n for n, s in zip(names, span) if s >= STILL]
-        hint = (
-            f"it moves {', '.join(others)}: choose their --finger"
-            if others
-            else "nothing moves in it"
-        )
+    span = np.ptp(found.cmd, axis=0)
+    moved = [name for name, reach in zip(contract.joint_names, span) if reach >= MIN_MOTION]
+    wanted = [name for name in joints if name in moved]
+    if not wanted:
+        hint = "nothing moves in it"
+        if moved:
+            hint = f"it moves {', '.join(moved)}: choose their --finger"
         raise DeftlyError(f"{path} has no motion of {', '.join(joints)}; {hint}")
-    for name in moving:
-        _require_following(path, found, names, name, [n for n, s in zip(names, span) if s >= STILL])
-    return moving
+    for name in wanted:
+        _require_following(path, found, contract.joint_names, name, moved)
+    return wanted
 
 
 def _require_following(
-    path: Path, found: HandLog, names: tuple[str, ...], name: str, moving: list[str]
+    path: Path, found: HandLog, names: tuple[str, ...], name: str, moved: list[str]
 ) -> None:
     """Raise DeftlyError if a joint does not go where it is commanded."""
-
-    def likeness(commanded: str, lag: int) -> float:
-        state, cmd = (
-            found.state[lag:, names.index(name)],
-            found.cmd[: len(found.cmd) - lag, names.index(commanded)],
-        )
-        return float(np.corrcoef(state, cmd)[0, 1]) if np.ptp(state) > 0 else 0.0
-
-    best = {other: max((likeness(other, lag) for lag in range(8)), key=abs) for other in moving}
-    if best[name] > 0.3:
+    state = found.state[:, names.index(name)]
+    correlations = {other: _correlation(state, found.cmd[:, names.index(other)]) for other in moved}
+    own = correlations[name]
+    if own > FOLLOWS:
         return
-    said = f"{path}: {name} does not go where it is commanded (correlation {best[name]:.2f})"
-    if best[name] < -0.3:
+    problem = f"{path}: {name} does not go where it is commanded (correlation {own:.2f})"
+    if own < -FOLLOWS:
         raise DeftlyError(
-            f"{said}, it turns the other way: signs are the motors', add --hardware-order True"
+            f"{problem}, it turns the other way: signs are the motors', add --hardware-order True"
         )
-    near = max(best, key=lambda other: best[other])
-    if best[near] > 0.6:
+    nearest = max(correlations, key=lambda other: correlations[other])
+    if correlations[nearest] > FOLLOWS_ANOTHER:
         raise DeftlyError(
-            f"{said}, it follows the command of {near}: another order, try --hardware-order True"
+            f"{problem}, it follows the command of {nearest}: another order, try --hardware-order True"
         )
-    raise DeftlyError(f"{said}: it is blocked, without power, or its column is another joint's")
+    raise DeftlyError(f"{problem}: it is blocked, without power, or its column is another joint's")
+
+
+def _correlation(state: np.ndarray, cmd: np.ndarray) -> float:
+    """Correlation of a position (T,) with a command (T,), at the lag at which it is strongest."""
+    strongest = 0.0
+    for lag in range(MAX_LAG):
+        late = state[lag:]
+        early = cmd[: len(cmd) - lag]
+        if np.ptp(late) > 0:
+            strongest = max(strongest, float(np.corrcoef(late, early)[0, 1]), key=abs)
+    return strongest
 
 
 def jitter(found: HandLog) -> dict[str, Any]:
     """How regular the time stamps are: `period` (median), `std`, `longest` (all s), and whether there are any."""
     steps = np.diff(found.time)
-    period = float(np.median(steps))
     return {
         "stamped": found.stamped,
-        "period": period,
+        "period": float(np.median(steps)),
         "std": float(steps.std()),
         "longest": float(steps.max()),
     }

@@ -1,7 +1,7 @@
-"""Some joints of a robot on a fixed base, simulated for many candidates of their servos' figures at once.
+"""Some joints of a robot on a fixed base, simulated for many candidate sets of servo parameters at once.
 
 A candidate is a row `theta`: for each parameter of `PARAMETERS`, in that order, the natural logarithm of each joint's
-figure, and last the delay in units of `DELAY_UNIT`.
+value, and last the delay in units of `DELAY_UNIT`.
 """
 
 from __future__ import annotations
@@ -25,50 +25,64 @@ UNITS: dict[str, str] = dict(
 )
 DELAY_UNIT = 0.01
 """s; so that a step of 1 in the delay weighs like one in a logarithm."""
-CHUNK = 2048
-"""Simulations stepped at once: their commands and records stay within some 100 MB."""
-NUMBERS = 16_000_000
+MAX_ENVS = 2048
+"""Environments stepped at once: their commands and records stay within some 100 MB."""
+MAX_COMMANDS = 16_000_000
 """Commands held at once."""
-SLACK = 0.002
+DELAY_SLACK = 0.002
 """A delay may be so far beyond its bounds, where a slope is measured at one of them, s."""
-FINE, FINEST = 8, 0.00006
-"""Parts of a substep in which the integral of the commands is kept; but none need be shorter than so, s."""
+MAX_DIVISIONS = 8
+"""Parts of a substep in which the integral of the commands is kept, at most."""
+MIN_PART = 0.00006
+"""No part need be shorter, s."""
+MIN_VALUE = 1e-4
+"""What a parameter that is zero in the robot's file counts as: zero has no logarithm."""
 
 
-def alone(robot: Robot, joints: tuple[str, ...], timestep: float) -> mujoco.MjModel:
-    """These joints' branch of the robot, its base fixed as in its file, without shapes: nothing is touched.
+def branch_model(robot: Robot, joints: tuple[str, ...], timestep: float) -> mujoco.MjModel:
+    """These joints' branch of the robot, its base fixed as in its file, without geoms: nothing is touched.
 
     Raises DeftlyError unless each joint has a position servo of its name.
     """
-    s = robot.spec()
-    scene.prepare(s)
-    keep = {b.name for name in joints for b in _line(s.joint(name).parent)}
-    for body in [b for b in s.bodies if b.name not in keep and b.name != "world"]:
-        if body.parent.name in keep or body.parent.name == "world":
-            s.delete(body)
-    for kind in (s.geoms, s.sites, s.lights):
-        for thing in list(kind):
-            s.delete(thing)
-    s.option.timestep = timestep
-    s.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT.value
-    model = s.compile()
+    spec = robot.spec()
+    scene.prepare(spec)
+    _delete_other_bodies(spec, joints)
+    for elements in (spec.geoms, spec.sites, spec.lights):
+        for element in list(elements):
+            spec.delete(element)
+    spec.option.timestep = timestep
+    spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT.value
+    model = spec.compile()
     for name in joints:
-        servo = model.actuator(name)
-        if (
-            servo.biastype[0] != mujoco.mjtBias.mjBIAS_AFFINE
-            or servo.gainprm[0] != -servo.biasprm[1]
-        ):
-            raise DeftlyError(f"sysid fits position servos, and the actuator of {name} is none")
+        _require_position_servo(model, name)
     return model
 
 
-def _line(body: mujoco.MjsBody) -> list[mujoco.MjsBody]:
-    """A body and those it hangs on, up to the world."""
-    line = []
+def _delete_other_bodies(spec: mujoco.MjSpec, joints: tuple[str, ...]) -> None:
+    """Delete the subtrees that no joint of these moves in or hangs on."""
+    keep = {"world"}
+    for name in joints:
+        keep |= _ancestors(spec.joint(name).parent)
+    others = [body for body in spec.bodies if body.name not in keep]
+    for body in others:
+        if body.parent.name in keep:  # others go with their subtree
+            spec.delete(body)
+
+
+def _ancestors(body: mujoco.MjsBody) -> set[str]:
+    """Names of a body and of those it hangs on, without the world."""
+    names = set()
     while body.name != "world":
-        line.append(body)
+        names.add(body.name)
         body = body.parent
-    return line
+    return names
+
+
+def _require_position_servo(model: mujoco.MjModel, name: str) -> None:
+    servo = model.actuator(name)
+    affine = servo.biastype[0] == mujoco.mjtBias.mjBIAS_AFFINE
+    if not affine or servo.gainprm[0] != -servo.biasprm[1]:
+        raise DeftlyError(f"sysid fits position servos, and the actuator of {name} is none")
 
 
 class Window(NamedTuple):
@@ -76,11 +90,21 @@ class Window(NamedTuple):
 
     first: int
     last: int  # the sample after the window's last
-    burn: int  # samples in which the measured start is forgotten: they are simulated, and not compared
+    burn_in: int  # samples that are simulated and not compared: the measured start is forgotten
+
+    @property
+    def samples(self) -> slice:
+        """The samples simulated."""
+        return slice(self.first, self.last)
+
+    @property
+    def compared(self) -> slice:
+        """The samples compared."""
+        return slice(self.first + self.burn_in, self.last)
 
 
 class Chain:
-    """Candidates of some joints' figures, held against a log.
+    """Candidate parameters of a kinematic chain, simulated along a log.
 
     Args:
         robot: whose joints.
@@ -98,30 +122,51 @@ class Chain:
         timestep: float,
         delays: tuple[float, float],
     ):
-        self.joints, self.timestep, self.delays, self.log = joints, timestep, delays, log
-        self._fine = max(1, min(FINE, round(timestep / FINEST)))
-        model = alone(robot, joints, timestep)
-        self.model, n = model, len(joints)
-        self._act = np.array([model.actuator(name).id for name in joints])
-        self._dof = np.array([int(model.joint(name).dofadr[0]) for name in joints])
-        if model.nv != n or model.nu != n:
-            raise DeftlyError(
-                f"sysid wants a servo on each joint of a branch; {joints[0]}'s has {model.nv} joints"
-            )
-        columns = [robot.joints.index(j) for name in joints for j in robot.joints if j.name == name]
-        self.state, self.cmd = log.state[:, columns], log.cmd[:, columns]
-        low, high = model.actuator_ctrlrange[self._act].T
-        self._cmd = np.clip(self.cmd, low, high) if model.actuator_ctrllimited.any() else self.cmd
-        self._sim = CpuSim(model, CHUNK)
-        names = ("actuator_gainprm", "actuator_biasprm", "actuator_forcerange")
-        self._fields = {
-            f: self._sim.expand(f).numpy()
-            for f in (*names, "dof_frictionloss", "dof_damping", "dof_armature")
-        }
-        self._qpos, self._qvel = self._sim.bind("qpos").numpy(), self._sim.bind("qvel").numpy()
-        self._start = self._sim.bind("qacc_warmstart").numpy()
+        self.joints = joints
+        self.timestep = timestep
+        self.delays = delays
+        self.log = log
         self.steps = 0
         """Simulation steps so far, over all candidates."""
+        self.model = branch_model(robot, joints, timestep)
+        if self.model.nv != len(joints) or self.model.nu != len(joints):
+            raise DeftlyError(
+                f"sysid wants a servo on each joint of a branch; {joints[0]}'s has {self.model.nv} joints"
+            )
+        self._act = np.array([self.model.actuator(name).id for name in joints])
+        self._dof = np.array([int(self.model.joint(name).dofadr[0]) for name in joints])
+
+        names = [joint.name for joint in robot.joints]
+        columns = [names.index(name) for name in joints]
+        self.state = log.state[:, columns]
+        self.cmd = log.cmd[:, columns]
+        self._ctrl = self._clipped(self.cmd)
+
+        divisions = round(timestep / MIN_PART)
+        self._divisions = max(1, min(MAX_DIVISIONS, divisions))
+        self._part = timestep / self._divisions  # s
+        longest = delays[1] + timestep + DELAY_SLACK
+        self._origin = int(np.ceil(longest / self._part)) + 1
+        """Index of a window's first sample on the grid of the integral of the commands."""
+
+        self._sim = CpuSim(self.model, MAX_ENVS)
+        self._gain = self._sim.expand("actuator_gainprm").numpy()
+        self._bias = self._sim.expand("actuator_biasprm").numpy()
+        self._force_range = self._sim.expand("actuator_forcerange").numpy()
+        self._friction = self._sim.expand("dof_frictionloss").numpy()
+        damping = self._sim.expand("dof_damping").numpy()
+        self._damping = damping.reshape(MAX_ENVS, self.model.nv, -1)
+        self._armature = self._sim.expand("dof_armature").numpy()
+        self._qpos = self._sim.bind("qpos").numpy()
+        self._qvel = self._sim.bind("qvel").numpy()
+        self._warmstart = self._sim.bind("qacc_warmstart").numpy()
+
+    def _clipped(self, cmd: np.ndarray) -> np.ndarray:
+        """Commands within the range of the actuators, rad."""
+        if not self.model.actuator_ctrllimited.any():
+            return cmd
+        low, high = self.model.actuator_ctrlrange[self._act].T
+        return np.clip(cmd, low, high)
 
     @property
     def size(self) -> int:
@@ -130,122 +175,130 @@ class Chain:
 
     def nominal(self) -> np.ndarray:
         """The candidate (size,) that the robot's file is, without delay (or with the least)."""
-        m, act, dof = self.model, self._act, self._dof
-        figures = [m.actuator_gainprm[act, 0], -m.actuator_biasprm[act, 2], m.dof_frictionloss[dof]]
-        figures += [
-            m.dof_damping.reshape(m.nv, -1)[dof, 0],
-            m.dof_armature[dof],
-            m.actuator_forcerange[act, 1],
-        ]
-        figures = [np.where(f > 0, f, 1e-4) for f in figures]  # what is zero has no logarithm
-        return np.append(np.log(np.concatenate(figures)), max(0.0, self.delays[0]) / DELAY_UNIT)
+        m = self.model
+        damping = m.dof_damping.reshape(m.nv, -1)
+        values = np.concatenate(
+            (
+                m.actuator_gainprm[self._act, 0],
+                -m.actuator_biasprm[self._act, 2],
+                m.dof_frictionloss[self._dof],
+                damping[self._dof, 0],
+                m.dof_armature[self._dof],
+                m.actuator_forcerange[self._act, 1],
+            )
+        )
+        values = np.where(values > 0, values, MIN_VALUE)
+        delay = max(0.0, self.delays[0])
+        return np.append(np.log(values), delay / DELAY_UNIT)
 
     def simulate(self, theta: np.ndarray, windows: list[Window]) -> list[np.ndarray]:
         """Positions at the log's samples, for each window (candidates, samples, joints), rad."""
-        spans = [self.log.time[w.first : w.last] - self.log.time[w.first] for w in windows]
-        steps = max(int(np.ceil(span[-1] / self.timestep - 1e-9)) for span in spans)
-        out = [np.empty((len(theta), len(span), len(self.joints))) for span in spans]
-        integrals = np.stack([self._integral(w.first, steps) for w in windows])
-        jobs = np.stack(
-            np.meshgrid(range(len(windows)), range(len(theta)), indexing="ij"), -1
-        ).reshape(-1, 2)
-        chunk = max(1, min(CHUNK, NUMBERS // (steps * self.model.nu)))
-        for first in range(0, len(jobs), chunk):
-            place, who = jobs[first : first + chunk].T
-            moved = self._run(theta[who], np.array(windows)[place, 0], integrals, place, steps)
-            for i in np.unique(place):
-                mine = place == i
-                out[i][who[mine]] = _at(moved[mine], spans[i] / self.timestep)
+        times = [self.log.time[w.samples] - self.log.time[w.first] for w in windows]
+        longest = max(time[-1] for time in times)
+        steps = int(np.ceil(longest / self.timestep - 1e-9))
+        integrals = np.stack([self._command_integral(w.first, steps) for w in windows])
+        first = np.array([w.first for w in windows])
+
+        out = [np.empty((len(theta), len(time), len(self.joints))) for time in times]
+        count = max(1, min(MAX_ENVS, MAX_COMMANDS // (steps * self.model.nu)))
+        runs = np.arange(len(windows) * len(theta))
+        for begin in range(0, len(runs), count):
+            window, candidate = np.divmod(runs[begin : begin + count], len(theta))
+            ctrl = self._mean_commands(theta[candidate], integrals, window, steps)
+            paths = self._rollout(theta[candidate], first[window], ctrl)
+            for i in np.unique(window):
+                own = window == i
+                places = times[i] / self.timestep
+                out[i][candidate[own]] = _interpolate(paths[own], places)
         return out
 
-    def _run(
-        self,
-        theta: np.ndarray,
-        first: np.ndarray,
-        integrals: np.ndarray,
-        place: np.ndarray,
-        steps: int,
-    ) -> np.ndarray:
-        """Positions after each step, (n, steps + 1, joints), of candidates that start at the samples `first`."""
+    def _rollout(self, theta: np.ndarray, first: np.ndarray, ctrl: np.ndarray) -> np.ndarray:
+        """Positions after each step, (n, steps + 1, joints), rad, of candidates that start at the samples `first`.
+
+        `ctrl` are their commands, (n, steps, joints), rad.
+        """
         ids = np.arange(len(theta))
-        self._apply(theta, ids)
-        self._qpos[ids] = self._qvel[ids] = self._start[ids] = 0.0
-        start = self.state[first]
-        self._qpos[ids[:, None], self._dof] = start
-        self._qvel[ids[:, None], self._dof] = np.stack([self._velocity(i) for i in first])
-        control = np.zeros((len(theta), steps, self.model.nu))
-        control[:, :, self._act] = self._commands(
-            theta[:, -1] * DELAY_UNIT, integrals, place, steps
-        )
-        moved = self._sim.rollout(ids, control, "qpos")[:, :, self._dof]
-        self.steps += len(theta) * steps
-        return np.concatenate((start[:, None], moved), 1)
-
-    def _apply(self, theta: np.ndarray, ids: np.ndarray) -> None:
-        """Give the simulations `ids` the candidates' figures."""
-        n, f = len(self.joints), self._fields
-        kp, kd, friction, damping, armature, torque = (
-            np.exp(theta[:, :-1]).reshape(-1, len(PARAMETERS), n).swapaxes(0, 1)
-        )
+        self._set_parameters(theta, ids)
+        for field in (self._qpos, self._qvel, self._warmstart):
+            field[ids] = 0.0
         rows = ids[:, None]
-        f["actuator_gainprm"][rows, self._act, 0] = kp
-        f["actuator_biasprm"][rows, self._act, 1] = -kp
-        f["actuator_biasprm"][rows, self._act, 2] = -kd
-        (
-            f["actuator_forcerange"][rows, self._act, 0],
-            f["actuator_forcerange"][rows, self._act, 1],
-        ) = -torque, torque
-        f["dof_frictionloss"][rows, self._dof] = friction
-        f["dof_damping"].reshape(CHUNK, self.model.nv, -1)[rows, self._dof, 0] = damping
-        f["dof_armature"][rows, self._dof] = armature
-        self._sim.batch.set_const(
-            ids
-        )  # friction is regularized by the inertia, to which the armature belongs
+        start = self.state[first]
+        self._qpos[rows, self._dof] = start
+        self._qvel[rows, self._dof] = self._velocity(first)
+        control = np.zeros((*ctrl.shape[:2], self.model.nu))
+        control[:, :, self._act] = ctrl
+        paths = self._sim.rollout(ids, control, "qpos")[:, :, self._dof]
+        self.steps += ctrl.shape[0] * ctrl.shape[1]
+        return np.concatenate((start[:, None], paths), 1)
 
-    def _velocity(self, i: int) -> np.ndarray:
-        """Joint velocities at a sample, by central differences, rad/s."""
-        a, b = max(i - 1, 0), min(i + 1, len(self.state) - 1)
-        return (
-            (self.state[b] - self.state[a]) / (self.log.time[b] - self.log.time[a])
-            if i > 0
-            else 0.0 * self.state[0]
-        )
+    def _set_parameters(self, theta: np.ndarray, ids: np.ndarray) -> None:
+        """Give the environments `ids` the parameters of the candidates."""
+        values = np.exp(theta[:, :-1]).reshape(-1, len(PARAMETERS), len(self.joints))
+        kp, kd, friction, damping, armature, torque = values.swapaxes(0, 1)
+        rows = ids[:, None]
+        self._gain[rows, self._act, 0] = kp
+        self._bias[rows, self._act, 1] = -kp
+        self._bias[rows, self._act, 2] = -kd
+        self._force_range[rows, self._act, 0] = -torque
+        self._force_range[rows, self._act, 1] = torque
+        self._friction[rows, self._dof] = friction
+        self._damping[rows, self._dof, 0] = damping
+        self._armature[rows, self._dof] = armature
+        # friction is regularized by the inertia, to which the armature belongs
+        self._sim.batch.set_const(ids)
 
-    def _integral(self, first: int, steps: int) -> np.ndarray:
-        """Integral of the commands over time as sent, on a fine grid that starts the greatest delay before a window."""
-        time, h = self.log.time - self.log.time[first], self.timestep / self._fine
-        self._origin = int(np.ceil((self.delays[1] + self.timestep + SLACK) / h)) + 1
-        after = 2 + int(np.ceil((max(0.0, -self.delays[0]) + SLACK) / h))
-        grid = h * np.arange(-self._origin, steps * self._fine + after)
-        stamps = np.concatenate(
-            ([min(time[0], grid[0]) - 1.0], time[1:], [max(time[-1], grid[-1]) + 1.0])
-        )
-        total = np.cumsum(
-            np.diff(stamps)[:, None] * self._cmd, axis=0
-        )  # the first is taken to have been held before
+    def _velocity(self, samples: np.ndarray) -> np.ndarray:
+        """Joint velocities at samples of the log, (n, joints), by central differences, rad/s; none at the first."""
+        before = np.maximum(samples - 1, 0)
+        after = np.minimum(samples + 1, len(self.state) - 1)
+        moved = self.state[after] - self.state[before]
+        elapsed = self.log.time[after] - self.log.time[before]
+        velocity = moved / elapsed[:, None]
+        velocity[samples == 0] = 0.0
+        return velocity
+
+    def _command_integral(self, first: int, steps: int) -> np.ndarray:
+        """Integral of the commands as sent over time, (grid, joints), rad s.
+
+        The grid is fine, and starts the greatest delay before the window's first sample, which is at `_origin`.
+        """
+        time = self.log.time - self.log.time[first]
+        ahead = max(0.0, -self.delays[0]) + DELAY_SLACK
+        after = 2 + int(np.ceil(ahead / self._part))
+        grid = self._part * np.arange(-self._origin, steps * self._divisions + after)
+        # the first command is taken to have been held before, the last after
+        begin = min(time[0], grid[0]) - 1.0
+        end = max(time[-1], grid[-1]) + 1.0
+        changes = np.concatenate(([begin], time[1:], [end]))
+        parts = np.diff(changes)[:, None] * self._ctrl
+        total = np.cumsum(parts, axis=0)
         total = np.concatenate((np.zeros((1, total.shape[1])), total))
-        return np.stack([np.interp(grid, stamps, column) for column in total.T], -1)
+        columns = [np.interp(grid, changes, column) for column in total.T]
+        return np.stack(columns, -1)
 
-    def _commands(
-        self, delay: np.ndarray, integrals: np.ndarray, place: np.ndarray, steps: int
+    def _mean_commands(
+        self, theta: np.ndarray, integrals: np.ndarray, window: np.ndarray, steps: int
     ) -> np.ndarray:
-        """Mean command in each substep, (candidates, steps, joints), after its delay (s): smooth in the delay."""
-        early = (
-            self.timestep / 2
-        )  # a step moves a joint as if its force had acted from the step's beginning
-        begin = self._origin - (delay + early) * self._fine / self.timestep
+        """Mean command of candidates in each step, (n, steps, joints), rad, delayed: smooth in the delay.
+
+        `integrals` are those of all windows, (windows, grid, joints); `window` (n,) says which is each candidate's.
+        """
+        delay = theta[:, -1] * DELAY_UNIT  # s
+        # a step moves a joint as if its force had acted from the step's beginning
+        shift = delay + self.timestep / 2
+        begin = self._origin - shift * self._divisions / self.timestep
         whole = np.floor(begin).astype(int)
-        part = (begin - whole)[:, None, None]
-        rows = whole[:, None] + self._fine * np.arange(steps + 1)
-        at = (
-            integrals[place[:, None], rows] * (1.0 - part)
-            + integrals[place[:, None], rows + 1] * part
-        )
-        return np.diff(at, axis=1) / self.timestep
+        fraction = (begin - whole)[:, None, None]
+        rows = whole[:, None] + self._divisions * np.arange(steps + 1)
+        below = integrals[window[:, None], rows]
+        above = integrals[window[:, None], rows + 1]
+        integral = below * (1.0 - fraction) + above * fraction
+        return np.diff(integral, axis=1) / self.timestep
 
 
-def _at(path: np.ndarray, places: np.ndarray) -> np.ndarray:
+def _interpolate(path: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Values of a path (n, steps + 1, joints) between its steps, at fractional `places` (samples,)."""
-    whole = np.clip(np.floor(places + 1e-9).astype(int), 0, path.shape[1] - 2)
-    part = (places - whole)[:, None]
-    return path[:, whole] * (1.0 - part) + path[:, whole + 1] * part
+    whole = np.floor(places + 1e-9).astype(int)
+    whole = np.clip(whole, 0, path.shape[1] - 2)
+    fraction = (places - whole)[:, None]
+    return path[:, whole] * (1.0 - fraction) + path[:, whole + 1] * fraction

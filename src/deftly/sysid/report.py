@@ -1,4 +1,4 @@
-"""What a fit came to: what to doubt in it, the JSON, and the picture."""
+"""Report of a fit: what to doubt in it, the JSON, the table and the plot."""
 
 from __future__ import annotations
 
@@ -12,141 +12,147 @@ from deftly import __version__
 from deftly.console import Finding
 from deftly.files import atomic_write, write_json
 from deftly.robots.actuators import Actuators, Figure
-from deftly.sysid.fit import Estimate, Fit, Search
-from deftly.sysid.logs import STILL, HandLog, jitter
+from deftly.sysid.fit import Estimate, Fit, FitSettings
+from deftly.sysid.logs import MIN_MOTION, HandLog, jitter
 from deftly.sysid.model import UNITS
 
 SCHEMA = "deftly.sysid/1"
-JITTER, GAP = 0.02, 1.5
-"""Spread of time stamps, and their longest gap, in periods, that are spoken of."""
+JITTER = 0.02
+"""Standard deviation of the periods between time stamps, in periods, above which a finding warns."""
+GAP = 1.5
+"""Likewise their longest gap."""
 OVERFIT = 1.5
+"""Held-out error over that of the fitted part above which a finding warns."""
 
 
 def pooled(fits: list[Fit]) -> Estimate:
-    """The delay of all fits, each by its weight, s: the joints of a robot are on one bus."""
-    delays = [f.delay() for f in fits]
-    sd = np.array([max(1e-6, (d.high - d.low) / 2) for d in delays])
-    weight = sd**-2 / (sd**-2).sum()
-    value, half = float(weight @ [d.value for d in delays]), float((sd**-2).sum() ** -0.5)
-    apart = max(
-        abs(d.value - value) for d in delays
-    )  # fingers that differ are not known better than they agree
-    half = max(half, apart)
+    """The delay of all fits, each weighted by its precision, s: the joints of a robot are on one bus."""
+    delays = [fit.delay() for fit in fits]
+    half_widths = np.array([(delay.high - delay.low) / 2 for delay in delays])
+    precision = np.maximum(half_widths, 1e-6) ** -2
+    weight = precision / precision.sum()
+    value = float(weight @ [delay.value for delay in delays])
+    half_width = float(precision.sum() ** -0.5)
+    # fingers that differ are not known better than they agree
+    disagreement = max(abs(delay.value - value) for delay in delays)
+    half_width = max(half_width, disagreement)
     return Estimate(
-        value,
-        value - half,
-        value + half,
-        0.0,
-        all(d.identified for d in delays),
-        any(d.at_bound for d in delays),
+        value=value,
+        low=value - half_width,
+        high=value + half_width,
+        nominal=0.0,
+        identified=all(delay.identified for delay in delays),
+        at_bound=any(delay.at_bound for delay in delays),
     )
 
 
-def doubts(log: HandLog, fits: list[Fit], how: Search) -> Iterator[Finding]:
-    """What the user should know before using the figures."""
-    yield _stamps(log)
+# --------------------------------------------------------------- findings
+
+
+def findings(log: HandLog, fits: list[Fit], settings: FitSettings) -> Iterator[Finding]:
+    """What the user should know before using the parameters."""
+    yield _time_stamps(log)
     for fit in fits:
-        for name, figures in fit.figures().items():
-            yield from _joint(name, figures, how.bound)
-        for j, name in enumerate(fit.joints):
-            before, after, fitted = (
-                f[j] for f in (fit.held_out["nominal"], fit.held_out["fitted"], fit.train["fitted"])
-            )
-            text = (
-                f"held-out error {1e3 * after:.2f} mrad, with the robot's file {1e3 * before:.2f}"
-            )
-            if after > before:
-                yield Finding(name, "fail", f"{text}: the fit is worse than no fit; do not use it")
-            elif after > OVERFIT * fitted + 1e-3:
-                yield Finding(
-                    name,
-                    "warn",
-                    f"{text}, where fitted {1e3 * fitted:.2f}: the rest of the log is unlike it",
-                )
-            else:
-                yield Finding(name, "ok", text)
-    still = [
-        n for f in fits for n, span in zip(f.joints, np.ptp(f.commands, axis=0)) if span < STILL
-    ]
-    if still:
-        yield Finding(
-            "excitation",
-            "warn",
-            f"{', '.join(still)} not moved: their figures stay the robot's file's",
-        )
-    delay = pooled(fits)
-    text = f"{1e3 * delay.value:.1f} ms ({1e3 * delay.low:.1f} .. {1e3 * delay.high:.1f})"
-    if delay.at_bound:
-        low = delay.value < 1e-3
-        hint = (
-            "states may be of after their commands: --delay-min-ms -50"
-            if low
-            else "widen with --delay-max-ms"
-        )
-        yield Finding("delay", "warn", f"{text} sits at its bound: {hint}")
-    else:
-        yield Finding("delay", "ok" if delay.identified else "warn", text)
+        for name, estimates in fit.parameters().items():
+            yield from _parameters(name, estimates, settings.bound)
+        for joint in range(len(fit.joints)):
+            yield _error(fit, joint)
+    yield from _excitation(fits)
+    yield _delay(pooled(fits))
 
 
-def _stamps(log: HandLog) -> Finding:
-    facts = jitter(log)
-    period, std, longest = facts["period"], facts["std"], facts["longest"]
-    if not facts["stamped"]:
-        return Finding(
-            "time",
-            "warn",
-            f"no time stamps: samples are taken to be {1e3 * period:g} ms apart, all alike",
-        )
-    text = f"samples every {1e3 * period:.2f} ms, spread {1e3 * std:.2f} ms, longest gap {1e3 * longest:.1f} ms"
+def _time_stamps(log: HandLog) -> Finding:
+    found = jitter(log)
+    period = found["period"]
+    std = found["std"]
+    longest = found["longest"]
+    if not found["stamped"]:
+        text = f"no time stamps: samples are taken to be {1e3 * period:g} ms apart, all alike"
+        return Finding("time", "warn", text)
+    text = (
+        f"samples every {1e3 * period:.2f} ms, "
+        f"standard deviation {1e3 * std:.2f} ms, longest gap {1e3 * longest:.1f} ms"
+    )
     if std > JITTER * period or longest > GAP * period:
-        return Finding(
-            "time", "warn", f"the time stamps jitter: {text}; they are taken at their word"
-        )
+        text = f"the time stamps jitter: {text}; they are taken at their word"
+        return Finding("time", "warn", text)
     return Finding("time", "ok", text)
 
 
-def _joint(name: str, figures: dict[str, Estimate], bound: float) -> Iterator[Finding]:
-    at = [p for p, e in figures.items() if e.at_bound]
-    if at:
-        yield Finding(
-            name,
-            "warn",
-            f"{', '.join(at)} sits at its bound, a factor {bound:g}: widen it, --bound {2 * bound:g}",
-        )
-    unknown = [
-        f"{p} ({e.low:.3g} .. {e.high:.3g} {UNITS[p]})"
-        for p, e in figures.items()
-        if not e.identified
-    ]
+def _parameters(joint: str, estimates: dict[str, Estimate], bound: float) -> Iterator[Finding]:
+    at_bound = []
+    unknown = []
+    for name, estimate in estimates.items():
+        if estimate.at_bound:
+            at_bound.append(name)
+        if not estimate.identified:
+            interval = f"{estimate.low:.3g} .. {estimate.high:.3g} {UNITS[name]}"
+            unknown.append(f"{name} ({interval})")
+    if at_bound:
+        text = f"{', '.join(at_bound)} sits at its bound, a factor {bound:g}"
+        yield Finding(joint, "warn", f"{text}: widen it, --bound {2 * bound:g}")
     if unknown:
-        yield Finding(
-            name,
-            "warn",
-            f"the log does not tell {', '.join(unknown)}: the interval is mostly prior",
-        )
+        text = f"the log does not determine {', '.join(unknown)}"
+        yield Finding(joint, "warn", f"{text}: the interval is mostly prior")
 
 
-def facts(
+def _error(fit: Fit, joint: int) -> Finding:
+    """The held-out error of a joint, against that of the robot's file and that of the fitted part."""
+    name = fit.joints[joint]
+    nominal = fit.held_out["nominal"][joint]
+    fitted = fit.held_out["fitted"][joint]
+    train = fit.train["fitted"][joint]
+    text = f"held-out error {1e3 * fitted:.2f} mrad, with the robot's file {1e3 * nominal:.2f}"
+    if fitted > nominal:
+        return Finding(name, "fail", f"{text}: the fit is worse than no fit; do not use it")
+    if fitted > OVERFIT * train + 1e-3:
+        hint = f"where fitted {1e3 * train:.2f}: the rest of the log is unlike it"
+        return Finding(name, "warn", f"{text}, {hint}")
+    return Finding(name, "ok", text)
+
+
+def _excitation(fits: list[Fit]) -> Iterator[Finding]:
+    still = []
+    for fit in fits:
+        spans = np.ptp(fit.commands, axis=0)
+        still += [name for name, span in zip(fit.joints, spans) if span < MIN_MOTION]
+    if still:
+        text = f"{', '.join(still)} not moved: their parameters stay those of the robot's file"
+        yield Finding("excitation", "warn", text)
+
+
+def _delay(delay: Estimate) -> Finding:
+    text = f"{1e3 * delay.value:.1f} ms ({1e3 * delay.low:.1f} .. {1e3 * delay.high:.1f})"
+    if not delay.at_bound:
+        return Finding("delay", "ok" if delay.identified else "warn", text)
+    hint = "widen with --delay-max-ms"
+    if delay.value < 1e-3:
+        hint = "states may be of after their commands: --delay-min-ms -50"
+    return Finding("delay", "warn", f"{text} sits at its bound: {hint}")
+
+
+# --------------------------------------------------------------- files
+
+
+def contents(
     task: str,
     robot: str,
     path: Path,
     log: HandLog,
     fits: list[Fit],
-    how: Search,
+    settings: FitSettings,
     found: list[Finding],
 ) -> dict[str, Any]:
-    """The JSON of a fit. Figures are SI units; intervals are of 95 %."""
+    """The JSON of a fit. Parameters are in SI units; intervals are of 95 %."""
     joints: dict[str, Any] = {}
+    by_branch: dict[str, Any] = {}
+    trace: dict[str, Any] = {}
     for fit in fits:
-        for j, (name, figures) in enumerate(fit.figures().items()):
-            rows = {p: {**e._asdict(), "unit": UNITS[p]} for p, e in figures.items()}
-            error = {
-                f"{part}_rmse": {
-                    key: float(values[j]) for key, values in getattr(fit, part).items()
-                }
-                for part in ("train", "held_out")
-            }
-            joints[name] = {**rows, **error}
+        joints |= _joints(fit)
+        branch = "+".join(fit.joints)
+        by_branch[branch] = fit.delay()._asdict()
+        trace[branch] = fit.trace
+    cost = {name: sum(fit.cost[name] for fit in fits) for name in fits[0].cost}
     return {
         "schema": SCHEMA,
         "deftly": __version__,
@@ -157,11 +163,23 @@ def facts(
         "time": jitter(log),
         "joints": joints,
         "delay": {**pooled(fits)._asdict(), "unit": "s"},
-        "delay_by_branch": {"+".join(f.joints): f.delay()._asdict() for f in fits},
-        "search": {**how.__dict__, **{k: sum(f.cost[k] for f in fits) for k in fits[0].cost}},
-        "trace": {"+".join(f.joints): f.trace for f in fits},
+        "delay_by_branch": by_branch,
+        "search": {**vars(settings), **cost},
+        "trace": trace,
         "warnings": [f"{f.name}: {f.text}" for f in found if f.level != "ok"],
     }
+
+
+def _joints(fit: Fit) -> dict[str, Any]:
+    """Each joint's parameters and errors."""
+    joints: dict[str, Any] = {}
+    for j, (joint, estimates) in enumerate(fit.parameters().items()):
+        joints[joint] = {}
+        for name, estimate in estimates.items():
+            joints[joint][name] = {**estimate._asdict(), "unit": UNITS[name]}
+        joints[joint]["train_rmse"] = {m: float(rmse[j]) for m, rmse in fit.train.items()}
+        joints[joint]["held_out_rmse"] = {m: float(rmse[j]) for m, rmse in fit.held_out.items()}
+    return joints
 
 
 def write(path: Path, data: dict[str, Any]) -> None:
@@ -170,61 +188,64 @@ def write(path: Path, data: dict[str, Any]) -> None:
 
 
 def identified(fits: list[Fit]) -> Actuators:
-    """What training should use: the figures that the log tells, and none that sits at its bound."""
-    joints = {
-        name: {
-            p: Figure(e.value, e.low, e.high)
-            for p, e in figures.items()
-            if e.identified and not e.at_bound
-        }
-        for fit in fits
-        for name, figures in fit.figures().items()
-    }
+    """What training should use: the parameters that were identified, and none that sits at its bound."""
+    joints: dict[str, dict[str, Figure]] = {}
+    for fit in fits:
+        for joint, estimates in fit.parameters().items():
+            for name, e in estimates.items():
+                if e.identified and not e.at_bound:
+                    joints.setdefault(joint, {})[name] = Figure(e.value, e.low, e.high)
     delay = pooled(fits)
+    if not delay.identified:
+        return Actuators(joints, None)
     value = max(0.0, delay.value)
-    known = (
-        Figure(value, max(0.0, min(delay.low, value)), max(delay.high, value))
-        if delay.identified
-        else None
-    )
-    return Actuators({name: figures for name, figures in joints.items() if figures}, known)
+    low = max(0.0, min(delay.low, value))
+    high = max(delay.high, value)
+    return Actuators(joints, Figure(value, low, high))
 
 
 def table(fits: list[Fit]) -> list[str]:
-    """The figures, a line for each joint; those that the log does not tell have a question mark."""
-    lines = [f"{'joint':<8} {'':>1}" + "".join(f"{p + ', ' + u:>27}" for p, u in UNITS.items())]
+    """The parameters, a line for each joint; those that the log does not determine have a question mark."""
+    header = "".join(f"{f'{name}, {unit}':>27}" for name, unit in UNITS.items())
+    lines = [f"{'joint':<8}  {header}"]
     for fit in fits:
-        for name, figures in fit.figures().items():
-            cells = [
-                f"{e.value:.3g} ({e.low:.3g}..{e.high:.3g}){'' if e.identified else '?'}"
-                for e in figures.values()
-            ]
-            lines.append(f"{name:<8}  " + "".join(f"{cell:>27}" for cell in cells))
+        for joint, estimates in fit.parameters().items():
+            cells = "".join(f"{_cell(estimate):>27}" for estimate in estimates.values())
+            lines.append(f"{joint:<8}  {cells}")
     return lines
 
 
-def plot(path: Path, fits: list[Fit], held_out: float) -> None:
-    """Write a PNG with command, measured and simulated position of each joint; what was not fitted is shaded."""
-    from matplotlib.figure import Figure as Picture
+def _cell(estimate: Estimate) -> str:
+    mark = "" if estimate.identified else "?"
+    return f"{estimate.value:.3g} ({estimate.low:.3g}..{estimate.high:.3g}){mark}"
 
-    names = [name for fit in fits for name in fit.joints]
-    picture = Picture(figsize=(14, 2.3 * len(names)), layout="constrained")
-    panels = iter(np.atleast_1d(picture.subplots(len(names), sharex=True)))
+
+def plot(path: Path, fits: list[Fit], held_out: float) -> None:
+    """Write a PNG with command, measured and simulated position of each joint; what was held out is shaded."""
+    from matplotlib import figure
+
+    count = sum(len(fit.joints) for fit in fits)
+    fig = figure.Figure(figsize=(14, 2.3 * count), layout="constrained")
+    axes = iter(np.atleast_1d(fig.subplots(count, sharex=True)))
     for fit in fits:
-        time = fit.time
-        start = time[round((len(time) - 1) * (1 - held_out))]
-        for j, name in enumerate(fit.joints):
-            axes = next(panels)
-            axes.step(time, fit.commands[:, j], where="post", color="0.7", lw=1.0, label="command")
-            axes.plot(time, fit.measured[:, j], color="C0", lw=1.2, label="measured")
-            axes.plot(
-                time, fit.predicted[:, j], "--", color="C1", lw=1.0, label="simulated, fitted"
-            )
-            axes.axvspan(start, time[-1], color="0.93", zorder=0, label="held out")
-            error = 1e3 * fit.held_out["fitted"][j]
-            axes.set_ylabel(f"{name}, rad")
-            axes.set_title(f"held-out error {error:.2f} mrad", fontsize=9, loc="right")
-    picture.axes[0].legend(loc="upper left", ncols=4, fontsize=8)
-    picture.axes[-1].set_xlabel("s")
+        for joint in range(len(fit.joints)):
+            _plot_joint(next(axes), fit, joint, held_out)
+    fig.axes[0].legend(loc="upper left", ncols=4, fontsize=8)
+    fig.axes[-1].set_xlabel("s")
     with atomic_write(path) as scratch:
-        picture.savefig(scratch, format="png", dpi=110)
+        fig.savefig(scratch, format="png", dpi=110)
+
+
+def _plot_joint(axes: Any, fit: Fit, joint: int, held_out: float) -> None:
+    time = fit.time
+    command = fit.commands[:, joint]
+    measured = fit.measured[:, joint]
+    predicted = fit.predicted[:, joint]
+    axes.step(time, command, where="post", color="0.7", lw=1.0, label="command")
+    axes.plot(time, measured, color="C0", lw=1.2, label="measured")
+    axes.plot(time, predicted, "--", color="C1", lw=1.0, label="simulated, fitted")
+    start = time[round((len(time) - 1) * (1 - held_out))]
+    axes.axvspan(start, time[-1], color="0.93", zorder=0, label="held out")
+    error = 1e3 * fit.held_out["fitted"][joint]
+    axes.set_ylabel(f"{fit.joints[joint]}, rad")
+    axes.set_title(f"held-out error {error:.2f} mrad", fontsize=9, loc="right")

@@ -1,11 +1,11 @@
-"""Look for poses in which a hand holds its object, from which training then starts."""
+"""Search for grasps: poses in which a hand holds its object, from which training then starts."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 BATCHES = 4
 """Batches of poses tried for a size before it has to do with fewer than were asked for."""
+IMAGES = 8
+"""Sizes of which an image is taken."""
 
 
 @dataclass(frozen=True)
 class GraspSettings(Settings):
-    """How grasps are looked for."""
+    """Settings of the search for grasps."""
 
     num_envs: Annotated[int, Ge(1), Lt(10**6), Doc("Poses tried side by side.")] = 256
     num_sizes: Annotated[
@@ -47,98 +49,111 @@ class GraspSettings(Settings):
     ] = 0.5
     seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides every draw.")] = 1
     sim: Annotated[SimConfig, Doc("The physics engine.")] = field(default_factory=SimConfig)
-    task: Annotated[TaskConfig, Doc("The task's own figures.")] = field(default_factory=TaskConfig)
-    render: Annotated[bool, Doc("Write the pictures.")] = True
+    task: Annotated[TaskConfig, Doc("The task's own settings.")] = field(default_factory=TaskConfig)
+    render: Annotated[bool, Doc("Write images of some grasps.")] = True
+
+
+class SizeGrasps(NamedTuple):
+    """Grasps of one size of the object."""
+
+    arrays: dict[str, np.ndarray]
+    """By name, as `GraspTask.grasp` gives them, (kept, ...) each."""
+    tried: int
+    stable: int
+    images: list[np.ndarray]
+    """One, (height, width, 3) uint8, or none."""
+
+    @property
+    def kept(self) -> int:
+        """How many grasps there are."""
+        return len(self.arrays["cube_half"])
 
 
 def collect(
     cls: Any, settings: GraspSettings
 ) -> tuple[dict[str, np.ndarray], dict[float, int], list[np.ndarray]]:
-    """Grasps of all sizes by name, how many poses of each half edge (m) were tried, and pictures of eight."""
+    """Grasps of all sizes by name, how many poses of each half edge (m) were tried, and images of eight."""
     from rich.console import Console
     from rich.live import Live
     from rich.table import Table
 
-    shares = np.linspace(*settings.task.size, settings.num_sizes)  # type: ignore[attr-defined]
-    parts: list[dict[str, np.ndarray]] = []
+    scales = np.linspace(*settings.task.size, settings.num_sizes)  # type: ignore[attr-defined]
+    last = len(scales) - 1
+    shown = {round(i) for i in np.linspace(0, last, IMAGES)} if settings.render else set()
+    found: list[SizeGrasps] = []
     tried: dict[float, int] = {}
-    shown = {round(i) for i in np.linspace(0, len(shares) - 1, 8)} if settings.render else set()
-    pictures: list[np.ndarray] = []
     table = Table("edge mm", "tried", "stable", "rate", "kept", box=None)
-    console, left = Console(), Progress(len(shares), "looking for grasps")
-    with Live(table, console=console, refresh_per_second=2), left:
-        for i, share in enumerate(shares):
-            part, count, stable, picture = _of_size(cls, settings, float(share), i, i in shown)
-            parts.append(part)
-            half = float(part["cube_half"][0]) if len(part["cube_half"]) else float(share)
-            tried[half] = count
-            pictures += picture
-            edge = f"{2e3 * half:.1f}" if len(part["cube_half"]) else f"x {share:.3f}"
-            table.add_row(
-                edge, str(count), str(stable), f"{stable / count:.0%}", str(len(part["cube_half"]))
-            )
+    console = Console()
+    progress = Progress(len(scales), "looking for grasps")
+    with Live(table, console=console, refresh_per_second=2), progress:
+        for i, scale in enumerate(scales):
+            grasps = _of_size(cls, settings, float(scale), i, i in shown)
+            found.append(grasps)
+            half = float(grasps.arrays["cube_half"][0]) if grasps.kept else float(scale)
+            tried[half] = grasps.tried
+            edge = f"{2e3 * half:.1f}" if grasps.kept else f"x {scale:.3f}"
+            rate = f"{grasps.stable / grasps.tried:.0%}"
+            table.add_row(edge, str(grasps.tried), str(grasps.stable), rate, str(grasps.kept))
             if console.is_terminal:  # below the table, which the terminal already shows
-                left.done = i + 1
-                table.caption = left.line(time.monotonic())
+                progress.done = i + 1
+                table.caption = progress.line(time.monotonic())
             else:
-                left.advance()
-    return (
-        {name: np.concatenate([part[name] for part in parts]) for name in ARRAYS},
-        tried,
-        pictures,
-    )
+                progress.advance()
+    arrays = _concatenate([grasps.arrays for grasps in found])
+    images = [image for grasps in found for image in grasps.images]
+    return arrays, tried, images
 
 
-def _of_size(
-    cls: Any, settings: GraspSettings, share: float, index: int, show: bool
-) -> tuple[dict[str, np.ndarray], int, int, list[np.ndarray]]:
-    """Grasps of one size, how many poses were tried and were stable, and a picture of one if asked."""
+def _concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in ARRAYS}
+
+
+def _of_size(cls: Any, settings: GraspSettings, scale: float, index: int, show: bool) -> SizeGrasps:
+    """Grasps of one size, with an image of one if asked."""
     from deftly.env import Env
-    from deftly.render import NoGLError, Renderer
 
-    task = cls(replace(settings.task, start="sample", size=(share, share), ready_s=(0.0, 0.0)))
-    env = Env(
-        task,
-        EnvConfig(num_envs=settings.num_envs, noise=False),
-        settings.sim,
-        settings.seed,
-        f"grasps/{index}",
-    )
+    size = (scale, scale)
+    task = cls(replace(settings.task, start="sample", size=size, ready_s=(0.0, 0.0)))
+    env_config = EnvConfig(num_envs=settings.num_envs, noise=False)
+    env = Env(task, env_config, settings.sim, settings.seed, f"grasps/{index}")
     env.auto_reset = False
     parts: list[dict[str, np.ndarray]] = []
-    pictures: list[np.ndarray] = []
-    count = kept = 0
+    images: list[np.ndarray] = []
+    tried = stable = 0
     for _ in range(BATCHES):
-        stable = _settle(env, task, settings)
-        count += env.num_envs
-        kept += int(stable.sum())
-        parts.append(
-            {name: value[stable].float().numpy() for name, value in task.grasp(env.state).items()}
-        )
-        if show and stable.any() and not pictures:
-            try:
-                with Renderer(env.model, size=(320, 240)) as renderer:
-                    pictures.append(renderer.environment(env, int(stable.nonzero()[0])))
-            except NoGLError as error:
-                print(f"no pictures: {error}")
-        if kept >= settings.per_size:
+        good = _settle(env, task, settings)
+        tried += env.num_envs
+        stable += int(good.sum())
+        grasps = task.grasp(env.state)
+        parts.append({name: value[good].float().numpy() for name, value in grasps.items()})
+        if show and good.any() and not images:
+            images = _image(env, int(good.nonzero()[0]))
+        if stable >= settings.per_size:
             break
         env.reset()
-    merged = {
-        name: np.concatenate([part[name] for part in parts])[: settings.per_size] for name in ARRAYS
-    }
-    return merged, count, kept, pictures
+    arrays = _concatenate(parts)
+    kept = {name: values[: settings.per_size] for name, values in arrays.items()}
+    return SizeGrasps(kept, tried, stable, images)
+
+
+def _image(env: Env, index: int) -> list[np.ndarray]:
+    """An image of an environment, (240, 320, 3) uint8; none without OpenGL."""
+    from deftly.render import NoGLError, Renderer
+
+    try:
+        with Renderer(env.model, size=(320, 240)) as renderer:
+            return [renderer.environment(env, index)]
+    except NoGLError as error:
+        print(f"no images: {error}")
+        return []
 
 
 def _settle(env: Env, task: GraspTask, settings: GraspSettings) -> Tensor:
-    """Let fresh poses settle; which of them were never lost, and stable in every step of the watch."""
-    good, idle = (
-        torch.ones(env.num_envs, dtype=torch.bool),
-        torch.zeros(env.num_envs, env.contract.action_size),
-    )
-    settle, watch = (
-        round(seconds * env.contract.rate) for seconds in (settings.settle_s, settings.watch_s)
-    )
+    """Let fresh poses settle; which of them were never lost, and stable in every step that was watched."""
+    good = torch.ones(env.num_envs, dtype=torch.bool)
+    idle = torch.zeros(env.num_envs, env.contract.action_size)
+    settle = round(settings.settle_s * env.contract.rate)
+    watch = round(settings.watch_s * env.contract.rate)
     for step in range(settle + watch):
         good &= ~env.step(idle).terminated
         if step >= settle - 1:
@@ -153,17 +168,15 @@ def write(
     from deftly.files import write_npz
 
     contract = task.contract()
-    facts: dict[str, Any] = {
+    arrays: dict[str, Any] = {
         "schema": SCHEMA,
         "task": task.name,
         "hand": contract.robot.name,
         "contract": contract.hash,
         "seed": seed,
         **found,
-    }
-    facts |= {
         "joint_names": np.array(contract.joint_names),
-        "sizes": np.array([*tried]),
-        "tried": [*tried.values()],
+        "sizes": np.array(list(tried)),
+        "tried": list(tried.values()),
     }
-    write_npz(path, facts)
+    write_npz(path, arrays)

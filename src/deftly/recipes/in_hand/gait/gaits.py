@@ -18,38 +18,36 @@ from deftly.tasks import Task
 MAX_BYTES = 1 << 20
 """Largest file of gaits that is read."""
 SCHEMA = "deftly.gait/2"
-SPREAD = (
-    0.15,
-    0.15,
-    0.15,
-    0.05,
-    0.05,
-)  # by which numbers count: rad of centre, sine and cosine, their second harmonic
-CYCLES = 20  # of which the first is left out: periods at which a gait is looked at
+SCALE = (0.15, 0.15, 0.15, 0.05, 0.05)
+"""What 1 stands for in a parameter vector, rad: of the centre, sine and cosine, and of their second harmonic."""
+CYCLES = 20
+"""Periods through which commands are followed, of which the first is left out."""
 
 
 @dataclass(frozen=True)
 class Gaits:
     """Several gaits side by side: joint targets are a centre and two harmonics of the phase, rad."""
 
-    frequency: Tensor  # (n,) Hz
-    shape: (
-        Tensor  # (n, 5, num_joints): centre; sine and cosine of the phase, then of twice the phase
-    )
+    frequency: Tensor
+    """(n,) Hz."""
+    shape: Tensor
+    """(n, 5, num_joints) rad: centre; sine and cosine of the phase, then of twice the phase."""
 
     @classmethod
-    def decode(cls, numbers: np.ndarray, home: Tensor, frequency: float) -> Gaits:
+    def decode(cls, parameters: np.ndarray, home: Tensor, frequency: float) -> Gaits:
         """Gaits of one frequency, Hz, and of vectors `(n, 5 * num_joints)` near zero; zero stands at home."""
-        x = torch.from_numpy(np.asarray(numbers)).float()
-        shape = torch.tensor(SPREAD)[:, None] * x.reshape(len(x), len(SPREAD), -1)
+        vectors = torch.from_numpy(np.asarray(parameters)).float()
+        scale = torch.tensor(SCALE)[:, None]
+        shape = scale * vectors.reshape(len(vectors), len(SCALE), -1)
         shape[:, 0] += home
-        return cls(torch.full((len(x),), frequency), shape)
+        return cls(torch.full((len(vectors),), frequency), shape)
 
     def encode(self, home: Tensor) -> np.ndarray:
         """The vectors that `decode` takes."""
         shape = self.shape.clone()
         shape[:, 0] -= home
-        return (shape / torch.tensor(SPREAD)[:, None]).flatten(1).double().numpy()
+        scale = torch.tensor(SCALE)[:, None]
+        return (shape / scale).flatten(1).double().numpy()
 
     def timed(self, frequency: float | None) -> Gaits:
         """The same paths at one frequency, Hz; unset: at the mean of their own."""
@@ -58,29 +56,28 @@ class Gaits:
 
     def targets(self, phase: Tensor) -> Tensor:
         """Joint targets `(n, num_joints)` at phases `(n,)`, rad."""
-        waves = torch.stack(
-            (
-                torch.ones_like(phase),
-                phase.sin(),
-                phase.cos(),
-                (2 * phase).sin(),
-                (2 * phase).cos(),
-            ),
-            -1,
+        waves = (
+            torch.ones_like(phase),
+            phase.sin(),
+            phase.cos(),
+            (2 * phase).sin(),
+            (2 * phase).cos(),
         )
-        return (self.shape * waves[..., None]).sum(1)
+        weights = torch.stack(waves, -1)[..., None]
+        return (self.shape * weights).sum(1)
 
     def repeat(self, times: int) -> Gaits:
         """Each gait so many times, one after the other."""
-        return Gaits(
-            self.frequency.repeat_interleave(times), self.shape.repeat_interleave(times, 0)
-        )
+        frequency = self.frequency.repeat_interleave(times)
+        shape = self.shape.repeat_interleave(times, 0)
+        return Gaits(frequency, shape)
 
     def at(self, context: Tensor) -> Gaits:
         """A mixture for each context (n,): the first gait at -1, the last at 1."""
-        part = (1 + context) / 2
-        frequency = self.frequency[0] ** (1 - part) * self.frequency[-1] ** part
-        return Gaits(frequency, torch.lerp(self.shape[0], self.shape[-1], part[:, None, None]))
+        weight = (1 + context) / 2
+        frequency = self.frequency[0] ** (1 - weight) * self.frequency[-1] ** weight
+        shape = torch.lerp(self.shape[0], self.shape[-1], weight[:, None, None])
+        return Gaits(frequency, shape)
 
     def cycle(self, contract: PolicyContract) -> tuple[Tensor, Tensor]:
         """Commands (m, num_joints) through which the first gait goes, each with the one after it, rad.
@@ -88,41 +85,48 @@ class Gaits:
         They are not its targets: an action changes a command by so much and no more.
         """
         delta = torch.tensor(contract.act_terms[0].scale)
-        lower, upper = torch.tensor([(j.lower, j.upper) for j in contract.joints]).T
-        period = float(contract.rate / self.frequency[0])
-        command, seen = self.targets(torch.zeros_like(self.frequency))[:1], []
-        for k in range(round(CYCLES * period)):
-            wanted = self.targets(2 * math.pi * k / period * torch.ones_like(self.frequency))[:1]
-            command = (command + (wanted - command).clip(-delta, delta)).clip(lower, upper)
-            seen.append(command)
-        settled = torch.cat(seen)[round(period) :]
+        lower = torch.tensor([joint.lower for joint in contract.joints])
+        upper = torch.tensor([joint.upper for joint in contract.joints])
+        period = float(contract.rate / self.frequency[0])  # steps
+        command = self._first_targets(0.0)
+        commands = []
+        for step in range(round(CYCLES * period)):
+            target = self._first_targets(2 * math.pi * step / period)
+            change = (target - command).clip(-delta, delta)
+            command = (command + change).clip(lower, upper)
+            commands.append(command)
+        settled = torch.cat(commands)[round(period) :]
         return settled[:-1], settled[1:]
+
+    def _first_targets(self, phase: float) -> Tensor:
+        """Joint targets (1, num_joints) of the first gait at a phase, rad."""
+        return self.targets(phase * torch.ones_like(self.frequency))[:1]
 
     def save(self, path: Path, task: Task) -> None:
         """Write the gaits atomically."""
-        names = np.array(task.contract().joint_names)
-        parts = {name: value.numpy() for name, value in vars(self).items()}
-        write_npz(path, {"schema": SCHEMA, "task": task.name, "joint_names": names, **parts})
+        arrays = {
+            "schema": SCHEMA,
+            "task": task.name,
+            "joint_names": np.array(task.contract().joint_names),
+            "frequency": self.frequency.numpy(),
+            "shape": self.shape.numpy(),
+        }
+        write_npz(path, arrays)
 
     @classmethod
     def load(cls, path: Path, task: Task) -> Gaits:
         """Read what `save` wrote. Raises DeftlyError if it is no gait of this task's joints."""
-        names = ("schema", "joint_names", *cls.__dataclass_fields__)
+        names = ("schema", "joint_names", "frequency", "shape")
         advice = "give the gait.npz of a run of 'deftly gait'"
         found = read_npz(path, "a gait", MAX_BYTES, names=names, advice=advice)
-        if str(found["schema"]) != SCHEMA or [*map(str, found["joint_names"])] != [
-            *task.contract().joint_names
-        ]:
+        joint_names = tuple(str(name) for name in found["joint_names"])
+        if str(found["schema"]) != SCHEMA or joint_names != tuple(task.contract().joint_names):
             raise DeftlyError(
                 f"{path} is no gait of this task's joints: search for one, deftly gait {task.name}"
             )
-        gait = cls(*(torch.from_numpy(found[name]).float() for name in cls.__dataclass_fields__))
-        if len(gait.frequency) not in (1, 2) or gait.shape.shape != (
-            *gait.frequency.shape,
-            len(SPREAD),
-            len(found["joint_names"]),
-        ):
-            raise DeftlyError(
-                f"{path} is corrupt: its shape has the size {tuple(gait.shape.shape)}"
-            )
-        return gait
+        frequency = torch.from_numpy(found["frequency"]).float()
+        shape = torch.from_numpy(found["shape"]).float()
+        wanted = (*frequency.shape, len(SCALE), len(joint_names))
+        if len(frequency) not in (1, 2) or shape.shape != wanted:
+            raise DeftlyError(f"{path} is corrupt: its shape has the size {tuple(shape.shape)}")
+        return cls(frequency, shape)

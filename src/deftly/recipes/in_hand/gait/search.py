@@ -1,4 +1,4 @@
-"""Searches for gaits: CMA-ES from nothing, over strokes where a task has them, and ascent from a gait that is known."""
+"""Searches for gaits: CMA-ES from scratch, over strokes where a task has them, and evolution strategies from a gait."""
 
 from __future__ import annotations
 
@@ -17,50 +17,60 @@ from typing_extensions import Doc
 from deftly.config import EnvConfig, PPOConfig, Settings, SimConfig, Suffix, TaskConfig
 from deftly.env import Env
 from deftly.errors import DeftlyError
-from deftly.recipes.in_hand.gait.gaits import SPREAD, Gaits
+from deftly.recipes.in_hand.gait.gaits import SCALE, Gaits
 from deftly.recipes.in_hand.gait.strokes import TipPaths
 from deftly.recipes.in_hand.protocol import context, strokes
 from deftly.tasks import Task
 
-MOMENTUM = 0.9  # of the estimated gradient, over generations
-OUTLIERS = 0.03  # share of the differences of reward, at each end, that count no more than the next
-FREQUENCY = 0.65  # Hz, of a search from nothing
-STILL = 0.5  # sigma of a search from standing still; of one over strokes it is 1
+MOMENTUM = 0.9
+"""Of the estimated gradient, over generations."""
+OUTLIERS = 0.03
+"""Fraction of the differences of reward, at each end, that are clipped."""
+FREQUENCY = 0.65
+"""Of a search from scratch, Hz."""
+STROKES_STD = 1.0
+"""Initial standard deviation of a search over strokes."""
+HOME_STD = 0.5
+"""Likewise of one from standing still at home."""
+SETTLE_S = 1.0
+"""Time in which a robot reaches its gait before it is judged, s."""
 
 
 @dataclass(frozen=True)
 class GaitSettings(Settings):
-    """How a gait is searched for and cloned into a policy."""
+    """Settings of the search for a gait and of its cloning into a policy."""
 
     sim: Annotated[SimConfig, Doc("The physics engine.")] = field(default_factory=SimConfig)
-    task: Annotated[TaskConfig, Doc("The task's own figures.")] = field(default_factory=TaskConfig)
+    task: Annotated[TaskConfig, Doc("The task's own settings.")] = field(default_factory=TaskConfig)
     train: Annotated[
         PPOConfig, Doc("The network, as in the training that follows; and the seed.")
     ] = field(default_factory=PPOConfig)
     gait: Annotated[
         Path | None,
         Suffix(".npz"),
-        Doc("Go on from this gait.npz instead of searching from nothing."),
+        Doc("Go on from this gait.npz instead of searching from scratch."),
     ] = None
-    generations: Annotated[int, Ge(0), Doc("Generations of the search from nothing.")] = 80
-    population: Annotated[int, Ge(4), Doc("Candidates of each.")] = 32
+    generations: Annotated[int, Ge(0), Doc("Generations of CMA-ES from scratch.")] = 80
+    population: Annotated[int, Ge(4), Doc("Candidates of a generation.")] = 32
     trials: Annotated[int, Ge(1), Doc("Randomized robots on which each candidate is tried.")] = 3
     ascent: Annotated[
         int,
         Ge(0),
-        Doc(
-            "Steps along an estimated gradient from the gait found or given; 0 leaves it as it is."
-        ),
+        Doc("Steps of evolution strategies from the gait found or given; 0 leaves it as it is."),
     ] = 100
     pairs: Annotated[
-        int, Ge(1), Doc("Robots of such a step, each of which tries a change and its opposite.")
+        int,
+        Ge(1),
+        Doc(
+            "Antithetic pairs of a step: a robot each, which tries a perturbation and its opposite."
+        ),
     ] = 192
-    sigma: Annotated[float, Gt(0), Doc("How large these changes are.")] = 0.15
-    step: Annotated[float, Gt(0), Doc("How far one step goes along the gradient.")] = 0.6
+    sigma: Annotated[float, Gt(0), Doc("Standard deviation of the perturbations.")] = 0.15
+    step: Annotated[float, Gt(0), Doc("Step size along the estimated gradient.")] = 0.6
     seconds: Annotated[
-        float, Gt(0), Doc("How long each trial is judged, s, after a second of getting there.")
+        float, Gt(0), Doc("Time over which each trial is judged, s, after a second of settling.")
     ] = 8.0
-    loss: Annotated[float, Ge(0), Doc("Reward that a lost trial is worth less.")] = 5.0
+    loss: Annotated[float, Ge(0), Doc("Penalty of a lost trial, in reward.")] = 5.0
     frequency: Annotated[
         float | None,
         Gt(0),
@@ -69,7 +79,7 @@ class GaitSettings(Settings):
     rounds: Annotated[
         int,
         Ge(1),
-        Doc("Rounds of cloning; in each, the policy drives a larger share of the robots."),
+        Doc("Rounds of DAgger; in each, the student drives a larger fraction of the robots."),
     ] = 10
     std: Annotated[float, Gt(0), Doc("Exploration noise that the cloned policy starts with.")] = 0.2
 
@@ -80,22 +90,20 @@ class GaitSettings(Settings):
 
 
 class Trials:
-    """Gaits are tried on a task's randomized robots."""
+    """Rollouts of gaits on a task's randomized robots."""
 
     def __init__(self, task: Task, args: GaitSettings, num_envs: int):
-        acts = task.contract().act_terms
-        if (
-            len(acts) != 1
-            or acts[0].kind != "delta"
-            or acts[0].joints != task.contract().joint_names
-        ):
+        contract = task.contract()
+        acts = contract.act_terms
+        all_joints = len(acts) == 1 and acts[0].joints == contract.joint_names
+        if not all_joints or acts[0].kind != "delta":
             raise DeftlyError(
                 f"{task.name}: a gait is searched for tasks whose actions are deltas of all joints alone"
             )
-        self.args, self.delta = args, torch.tensor(acts[0].scale)
-        self.env = Env(
-            task, EnvConfig(num_envs=num_envs, noise=False), args.sim, args.train.seed, "gait"
-        )
+        self.args = args
+        self.delta = torch.tensor(acts[0].scale)
+        env_config = EnvConfig(num_envs=num_envs, noise=False)
+        self.env = Env(task, env_config, args.sim, args.train.seed, "gait")
         self.env.auto_reset = False
         self.home = torch.tensor(self.env.contract.home())
 
@@ -105,135 +113,186 @@ class Trials:
 
         `gaits` makes them of the contexts. So many different robots are drawn anew, and repeated.
         """
-        env, args = self.env, self.args
+        env = self.env
         env.reset()
-        rows = torch.arange(env.num_envs) % robots
-        drawn = env.state_dict().items()
-        env.load_state_dict(
-            {k: v if k.startswith(("generator", "scale/")) else v[rows] for k, v in drawn}
-        )
-        each = gaits(context(env.task, env.state))
+        self._repeat_robots(robots)
+        gait = gaits(context(env.task, env.state))
         env.task.curriculum(env.state, {"success": 0.0})
-        rate, warm = env.contract.rate, round(env.contract.rate)
-        running, earned = torch.ones(env.num_envs, dtype=torch.bool), torch.zeros(env.num_envs)
-        for k in range(warm + round(args.seconds * rate)):
-            wanted = each.targets(2 * math.pi * each.frequency * max(0, k - warm) / rate)
-            step = env.step((wanted - env.state.command) / self.delta)
-            earned += step.reward * running * (k >= warm)
-            earned -= args.loss * (running & step.terminated & (k >= warm))
+        rate = env.contract.rate
+        settle = round(SETTLE_S * rate)
+        running = torch.ones(env.num_envs, dtype=torch.bool)
+        earned = torch.zeros(env.num_envs)
+        for k in range(settle + round(self.args.seconds * rate)):
+            judged = k >= settle
+            phase = 2 * math.pi * gait.frequency * max(0, k - settle) / rate
+            change = gait.targets(phase) - env.state.command
+            step = env.step(change / self.delta)
+            earned += step.reward * running * judged
+            earned -= self.args.loss * (running & step.terminated & judged)
             running &= ~step.terminated
-        return earned / args.seconds
+        return earned / self.args.seconds
+
+    def _repeat_robots(self, count: int) -> None:
+        """Give all environments the states of the first `count`, in turn."""
+        rows = torch.arange(self.env.num_envs) % count
+        state = self.env.state_dict()
+        for name, value in state.items():
+            shared = name.startswith(("generator", "scale/"))
+            if not shared:
+                state[name] = value[rows]
+        self.env.load_state_dict(state)
 
 
-class Search:
-    """CMA-ES from nothing: all of a generation meet the same robots, and each generation meets others.
+class CMASearch:
+    """CMA-ES (Hansen 2016, arXiv:1604.00772) from scratch.
 
-    Its numbers are those of strokes, or of the joints themselves where the task names none.
+    All candidates of a generation meet the same robots, and each generation meets others. Candidates are parameters of
+    strokes, or of the joints themselves where the task has no strokes.
     """
 
     def __init__(self, task: Task, args: GaitSettings):
         import cma
 
-        self.args, self.trials = args, Trials(task, args, (args.population + 1) * args.trials)
-        self.env, start = self.trials.env, strokes(task)
-        if start:
-            paths = TipPaths(
-                task, start, self.env.contract, args.frequency or FREQUENCY, args.sim.threads
-            )
-            self.gaits, size, sigma = paths.gaits, paths.size, 1.0
+        self.args = args
+        self.trials = Trials(task, args, (args.population + 1) * args.trials)
+        self.env = self.trials.env
+        frequency = args.frequency or FREQUENCY
+        own = strokes(task)
+        if own:
+            paths = TipPaths(task, own, self.env.contract, frequency, args.sim.threads)
+            self.gaits = paths.gaits
+            size = paths.size
+            std = STROKES_STD
         else:
-            self.gaits, size, sigma = self._near_home, len(SPREAD) * len(self.trials.home), STILL
-        options = {"popsize": args.population, "seed": args.train.seed + 1, "verbose": -9}
-        self._cma = cma.CMAEvolutionStrategy(
-            np.zeros(size), sigma, {**options, "CMA_diagonal": not start}
-        )
+            self.gaits = self._near_home
+            size = len(SCALE) * len(self.trials.home)
+            std = HOME_STD
+        options = {
+            "popsize": args.population,
+            "seed": args.train.seed + 1,
+            "verbose": -9,
+            "CMA_diagonal": not own,
+        }
+        self._cma = cma.CMAEvolutionStrategy(np.zeros(size), std, options)
 
     @property
     def best(self) -> Gaits:
-        """The gait in the middle of the search."""
+        """The gait at the mean of the search distribution."""
         return self.gaits(np.asarray(self._cma.mean)[None])
 
     def generation(self) -> dict[str, float]:
-        """Try a population; returns the reward per second of the gait in its middle and of the best candidate."""
-        numbers = self._cma.ask()
-        reward = self.rewards(np.array([*numbers, self._cma.mean]))
-        self._cma.tell(numbers, (-reward[:-1]).tolist())
+        """Try a population; returns the reward per second of the search distribution's mean and of the candidates."""
+        candidates = self._cma.ask()
+        rewards = self.rewards(np.array([*candidates, self._cma.mean]))
+        population = rewards[:-1]
+        self._cma.tell(candidates, (-population).tolist())
         return {
-            "middle": float(reward[-1]),
-            "mean": float(reward[:-1].mean()),
-            "best": float(reward[:-1].max()),
+            "middle": float(rewards[-1]),
+            "mean": float(population.mean()),
+            "best": float(population.max()),
         }
 
-    def rewards(self, numbers: np.ndarray) -> Tensor:
+    def rewards(self, parameters: np.ndarray) -> Tensor:
         """Mean reward per second of each row's gait over its trials, `(n,)`."""
-        each = self.gaits(numbers).repeat(self.args.trials)
-        return self.trials.run(lambda _: each, self.args.trials).view(-1, self.args.trials).mean(1)
+        trials = self.args.trials
+        gaits = self.gaits(parameters).repeat(trials)
+        rewards = self.trials.run(lambda _: gaits, trials)
+        return rewards.view(-1, trials).mean(1)
 
-    def _near_home(self, numbers: np.ndarray) -> Gaits:
-        return Gaits.decode(numbers, self.trials.home, self.args.frequency or FREQUENCY)
+    def _near_home(self, parameters: np.ndarray) -> Gaits:
+        return Gaits.decode(parameters, self.trials.home, self.args.frequency or FREQUENCY)
 
 
-class Ascent:
-    """Steps along an estimate of the gradient: gaits are tried in pairs, changed this way and that, on a robot a pair.
+class EvolutionStrategy:
+    """Evolution strategies with antithetic sampling (Salimans et al. 2017, arXiv:1703.03864) from a gait.
 
-    A single pair tells next to nothing. Their mean, and that over generations, tells enough. Where the task names a
-    figure by which gaits may differ, there are two of them, for its least and its greatest, mixed in between.
+    Each pair of opposite perturbations is tried on the same robot. A single pair tells next to nothing; their mean, and
+    that over generations, tells enough. Where the task has a context by which gaits may differ, there are two of them,
+    for its least and its greatest, mixed in between.
     """
 
     def __init__(self, task: Task, args: GaitSettings, gait: Gaits):
-        self.args, self.trials = args, Trials(task, args, 2 * args.pairs)
+        self.args = args
+        self.trials = Trials(task, args, 2 * args.pairs)
         self.env = self.trials.env
         self.mixed = context(task, self.env.state) is not None
         self._frequency = float(gait.timed(args.frequency).frequency[0])
-        self._numbers = self.encode(gait)
-        self._rng, self._generation = np.random.default_rng(args.train.seed), 0
-        self._momentum = np.zeros_like(self._numbers)
+        self._parameters = self.encode(gait)
+        self._momentum = np.zeros_like(self._parameters)
+        self._rng = np.random.default_rng(args.train.seed)
+        self._generation = 0
 
     @property
     def best(self) -> Gaits:
         """The gait reached, or the two that are mixed."""
         contexts = torch.tensor([-1.0, 1.0] if self.mixed else [0.0])
-        return self.decode(self._numbers[None].repeat(len(contexts), 0), contexts)
+        parameters = self._parameters[None].repeat(len(contexts), 0)
+        return self.decode(parameters, contexts)
 
     def encode(self, gait: Gaits) -> np.ndarray:
-        """Numbers of the gait at context 0 and, if gaits are mixed, half of what the ends differ."""
-        numbers = gait.encode(self.trials.home)
-        middle, half = (numbers[0] + numbers[-1]) / 2, (numbers[-1] - numbers[0]) / 2
-        return np.concatenate((middle, half)) if self.mixed else middle
+        """Parameters of the gait at context 0 and, if gaits are mixed, half the difference of the ends."""
+        vectors = gait.encode(self.trials.home)
+        middle = (vectors[0] + vectors[-1]) / 2
+        half_difference = (vectors[-1] - vectors[0]) / 2
+        return np.concatenate((middle, half_difference)) if self.mixed else middle
 
     def decode(
-        self, numbers: np.ndarray, context: Tensor | None, change: np.ndarray | float = 0.0
+        self,
+        parameters: np.ndarray,
+        context: Tensor | None,
+        perturbation: np.ndarray | float = 0.0,
     ) -> Gaits:
-        """A gait for each row of numbers, and its context; its own numbers changed by so much."""
+        """A gait for each row of parameters, and its context; its own vector perturbed by so much."""
         if self.mixed and context is not None:
-            middle, half = np.split(numbers, 2, 1)
-            numbers = middle + context.double().numpy()[:, None] * half
-        return Gaits.decode(numbers + change, self.trials.home, self._frequency)
+            middle, half_difference = np.split(parameters, 2, 1)
+            parameters = middle + context.double().numpy()[:, None] * half_difference
+        return Gaits.decode(parameters + perturbation, self.trials.home, self._frequency)
 
     def generation(self) -> dict[str, float]:
-        """Take a step; returns the mean reward per second of the gaits around."""
-        pairs, sigma = self.args.pairs, self.args.sigma
-        size = len(self._numbers) // (2 if self.mixed else 1)
-        way, contexts = self._rng.standard_normal((pairs, size)), np.zeros(pairs)
-        both, change = self._numbers[None].repeat(2 * pairs, 0), sigma * np.concatenate((way, -way))
-
-        def around(context: Tensor | None) -> Gaits:
-            if context is not None:
-                contexts[:] = context[:pairs].numpy()
-            return self.decode(both, context, change)
-
-        reward = self.trials.run(around, pairs)
-        gained = (reward[:pairs] - reward[pairs:]).double().numpy()
-        gained = gained.clip(*np.quantile(gained, [OUTLIERS, 1 - OUTLIERS]))
-        slope = gained[:, None] * way / (2 * sigma)
-        gradient = slope.mean(0)
-        if self.mixed:  # of the half difference, in units in which contexts spread by 1
-            gradient = np.concatenate(
-                (gradient, (slope * contexts[:, None]).mean(0) / max(contexts.std(), 1e-6))
-            )
+        """Take a step; returns the mean reward per second of the perturbed gaits."""
+        directions = self._rng.standard_normal((self.args.pairs, self._num_directions()))
+        rewards, contexts = self._antithetic_rewards(directions)
+        gradient = self._gradient(rewards, directions, contexts)
         self._generation += 1
         self._momentum = MOMENTUM * self._momentum + (1 - MOMENTUM) * gradient
-        self._numbers = self._numbers + self.args.step * self._momentum / (
-            1 - MOMENTUM**self._generation
-        )
-        return {"around": float(reward.mean())}
+        bias_correction = 1 - MOMENTUM**self._generation
+        self._parameters = self._parameters + self.args.step * self._momentum / bias_correction
+        return {"around": float(rewards.mean())}
+
+    def _num_directions(self) -> int:
+        """Size of the vector of one gait."""
+        return len(self._parameters) // 2 if self.mixed else len(self._parameters)
+
+    def _antithetic_rewards(self, directions: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Reward per second of the gaits perturbed along the directions, (2, pairs): there, and the opposite way.
+
+        And the context of each pair, (pairs,); 0 if there is none.
+        """
+        pairs = len(directions)
+        contexts = np.zeros(pairs)
+        parameters = self._parameters[None].repeat(2 * pairs, 0)
+        perturbation = self.args.sigma * np.concatenate((directions, -directions))
+
+        def gaits(context: Tensor | None) -> Gaits:
+            if context is not None:
+                contexts[:] = context[:pairs].numpy()
+            return self.decode(parameters, context, perturbation)
+
+        rewards = self.trials.run(gaits, pairs)
+        return rewards.view(2, pairs), contexts
+
+    def _gradient(
+        self, rewards: Tensor, directions: np.ndarray, contexts: np.ndarray
+    ) -> np.ndarray:
+        """Estimated gradient of the reward by the parameters, from rewards (2, pairs) along directions."""
+        difference = (rewards[0] - rewards[1]).double().numpy()
+        low, high = np.quantile(difference, [OUTLIERS, 1 - OUTLIERS])
+        difference = difference.clip(low, high)
+        slopes = difference[:, None] * directions / (2 * self.args.sigma)
+        middle = slopes.mean(0)
+        if not self.mixed:
+            return middle
+        # by the half difference, in units in which contexts have a standard deviation of 1
+        weighted = slopes * contexts[:, None]
+        half_difference = weighted.mean(0) / max(contexts.std(), 1e-6)
+        return np.concatenate((middle, half_difference))

@@ -1,9 +1,9 @@
-"""Tips of fingers on ellipses around what they turn: few numbers, each with a meaning, from which a gait can be made.
+"""Fingertips on ellipses around an object: few parameters, each with a meaning, from which a gait can be made.
 
-A tip pushes along the side of what it turns, and goes back a little further out. Eight numbers say how: where around
-it (angle), where along the side and how far, at what distance and how much closer while it pushes, how high and how
-much higher then, and when. Joints follow by inverse kinematics, least squares where a tip cannot reach, and of their
-paths two harmonics are kept.
+A tip pushes along the side of the object, and goes back a little further out. Eight parameters describe its ellipse:
+where around the object (angle), where along its side and how far (along, stroke), at what distance and how much closer
+while it pushes (distance, press), how high and how much higher then (height, rise), and when (phase). Joints follow by
+inverse kinematics, least squares where a tip cannot reach, and of their paths two harmonics are kept.
 """
 
 from __future__ import annotations
@@ -18,16 +18,22 @@ import torch
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.objects.strokes import Strokes
-from deftly.recipes.in_hand.gait.gaits import SPREAD, Gaits
+from deftly.recipes.in_hand.gait.gaits import SCALE, Gaits
 from deftly.tasks import Task
 
-NUMBERS = ("angle", "along", "stroke", "distance", "press", "height", "rise", "phase")
-FIRST = {
+PARAMETERS = ("angle", "along", "stroke", "distance", "press", "height", "rise", "phase")
+MEAN = {
+    "angle": 0.0,
+    "along": 0.0,
     "stroke": 0.42,
     "distance": 1.0,
     "press": 0.27,
-}  # of the first strokes, as shares of the radius
-CANDIDATES = {
+    "height": 0.0,
+    "rise": 0.0,
+    "phase": 0.0,
+}
+"""Of the first strokes: angles in rad, lengths as fractions of the radius."""
+SPREAD = {
     "angle": 0.2,
     "along": 0.15,
     "stroke": 0.12,
@@ -35,16 +41,20 @@ CANDIDATES = {
     "press": 0.1,
     "height": 0.12,
     "rise": 0.08,
+    "phase": 0.4,
 }
-"""Spread of the first candidates: angles in rad, lengths as shares of the radius."""
-PHASE = 0.4  # likewise, rad
-POINTS = 16  # of a path, at which joints are sought
-ITERATIONS, LARGEST = 40, 0.3  # of the inverse kinematics; rad by which a joint changes in one
-NEAR_HOME = 4e-3  # m that a tip may miss, rather than that a joint is 1 rad from home
+"""Standard deviation of the first candidates, in the same units."""
+POINTS = 16
+"""Points of a period at which joints are solved for."""
+IK_ITERATIONS = 40
+IK_MAX_STEP = 0.3
+"""Largest change of a joint in an iteration, rad."""
+IK_DAMPING = 4e-3
+"""Distance by which a tip may miss, rather than that a joint is 1 rad from home, m."""
 
 
 class TipPaths:
-    """Gaits from numbers near zero, `(n, 8 * tips)`; zero is the task's own strokes at `frequency`, Hz.
+    """Gaits from parameters near zero, `(n, 8 * tips)`; zero is the task's own strokes at `frequency`, Hz.
 
     Raises DeftlyError if the strokes name no site of the scene, or not as many angles and phases as sites.
     """
@@ -57,80 +67,122 @@ class TipPaths:
         frequency: float,
         threads: int = 0,
     ):
-        self.strokes, self.frequency, self._threads = strokes, frequency, threads
-        self.size = len(NUMBERS) * len(strokes.sites)
-        self._model = task.scene().compile()
-        known = [self._model.site(i).name for i in range(self._model.nsite)]
-        if unknown := [name for name in strokes.sites if name not in known]:
-            raise DeftlyError(
-                f"{task.name}: strokes of '{unknown[0]}', but the scene's sites are {known}"
-            )
-        if not len(strokes.sites) == len(strokes.angles) == len(strokes.phases):
-            raise DeftlyError(
-                f"{task.name}: strokes need an angle and a phase for each of {list(strokes.sites)}"
-            )
-        self._model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT.value
-        joints = [self._model.joint(name) for name in contract.joint_names]
-        self._qpos, self._dofs = (
-            np.array([getattr(j, at)[0] for j in joints]) for at in ("qposadr", "dofadr")
-        )
-        self._bounds = np.array([(j.lower, j.upper) for j in contract.joints]).T
-        self._home, self._sims = np.array(contract.home()), {}
+        self.strokes = strokes
+        self.frequency = frequency
+        self.size = len(PARAMETERS) * len(strokes.sites)
+        model = task.scene().compile()
+        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT.value
+        _require_sites(task, strokes, model)
+        self._model = model
+        self._threads = threads
+        self._batches: dict[int, mujoco.batch.Batch] = {}
 
-    def gaits(self, numbers: np.ndarray) -> Gaits:
-        """A gait for each row."""
-        joints = self._joints(self.targets(numbers))  # (n, POINTS, num_joints)
-        phase = 2 * math.pi * np.arange(POINTS) / POINTS
-        waves = np.stack(
-            (np.ones(POINTS), *(f(k * phase) for k in (1, 2) for f in (np.sin, np.cos)))
-        )
-        share = np.array([1.0] + [2.0] * (len(SPREAD) - 1))[:, None] / POINTS
-        shape = torch.from_numpy(np.einsum("wp,npj->nwj", share * waves, joints)).float()
-        return Gaits(torch.full((len(numbers),), self.frequency), shape)
+        joints = [model.joint(name) for name in contract.joint_names]
+        self._qpos = np.array([joint.qposadr[0] for joint in joints])
+        self._dofs = np.array([joint.dofadr[0] for joint in joints])
+        self._home = np.array(contract.home())
+        self._lower = np.array([joint.lower for joint in contract.joints])
+        self._upper = np.array([joint.upper for joint in contract.joints])
 
-    def targets(self, numbers: np.ndarray) -> np.ndarray:
+    def gaits(self, parameters: np.ndarray) -> Gaits:
+        """A gait for each row of parameters."""
+        joint_pos = self._inverse_kinematics(self.targets(parameters))
+        shape = np.einsum("wp,npj->nwj", _fourier_weights(), joint_pos)
+        frequency = torch.full((len(parameters),), self.frequency)
+        return Gaits(frequency, torch.from_numpy(shape).float())
+
+    def targets(self, parameters: np.ndarray) -> np.ndarray:
         """Where each tip shall be at each point of the period, `(n, POINTS, tips, 3)`, m, in the world."""
-        s, each = self.strokes, numbers.reshape(len(numbers), 1, -1, len(NUMBERS))
-        found = {
-            n: FIRST.get(n, 0.0) + CANDIDATES.get(n, 0.0) * each[..., i]
-            for i, n in enumerate(NUMBERS)
-        }
-        phase = (
-            2 * math.pi * (np.arange(POINTS)[:, None] / POINTS + np.array(s.phases))
-            + PHASE * each[..., -1]
-        )
-        angle = np.array(s.angles) + found["angle"]
-        along = found["along"] - found["stroke"] * np.cos(phase)
-        out = found["distance"] - found["press"] * np.sin(phase)
-        x = out * np.cos(angle) - along * np.sin(angle)
-        y = s.direction * (out * np.sin(angle) + along * np.cos(angle))
-        z = found["height"] + found["rise"] * np.sin(phase)
+        s = self.strokes
+        columns = parameters.reshape(len(parameters), 1, -1, len(PARAMETERS))
+        value = {}  # by parameter, (n, 1, tips)
+        for i, name in enumerate(PARAMETERS):
+            value[name] = MEAN[name] + SPREAD[name] * columns[..., i]
+
+        period = np.arange(POINTS)[:, None] / POINTS
+        phase = 2 * math.pi * (period + np.array(s.phases)) + value["phase"]
+        angle = np.array(s.angles) + value["angle"]
+        along = value["along"] - value["stroke"] * np.cos(phase)
+        distance = value["distance"] - value["press"] * np.sin(phase)
+
+        x = distance * np.cos(angle) - along * np.sin(angle)
+        y = s.direction * (distance * np.sin(angle) + along * np.cos(angle))
+        z = value["height"] + value["rise"] * np.sin(phase)
         return np.array(s.centre) + s.radius * np.stack((x, y, z), -1)
 
-    def _joints(self, targets: np.ndarray) -> np.ndarray:
-        """Joint positions, `(n, POINTS, num_joints)`, that bring the tips to their targets, or near."""
-        wanted = targets.reshape(-1, *targets.shape[2:])
-        sim, tips = self._sim(len(wanted)), [self._model.site(name) for name in self.strokes.sites]
-        qpos, places = sim.bind("qpos"), sim.bind("site_xpos")
+    def _inverse_kinematics(self, targets: np.ndarray) -> np.ndarray:
+        """Joint positions, `(n, POINTS, num_joints)`, rad, that bring the tips to their targets, or near.
+
+        Damped least squares: Gauss-Newton steps that also pull the joints towards home.
+        """
+        wanted = targets.reshape(-1, *targets.shape[2:])  # (n * POINTS, tips, 3)
+        batch = self._batch(len(wanted))
+        qpos = batch.bind("qpos")
+        positions = batch.bind("site_xpos")  # filled by the forward passes that follow
         qpos[:] = self._model.key_qpos[0] if self._model.nkey else self._model.qpos0
-        stay = NEAR_HOME**2 * np.eye(len(self._home))
-        for _ in range(ITERATIONS):
-            sim.forward(stage=mujoco.mjtStage.mjSTAGE_POS.value)
-            q, normal, slope = (
-                qpos[:, self._qpos],
-                stay.copy(),
-                NEAR_HOME**2 * (self._home - qpos[:, self._qpos]),
-            )
-            for k, tip in enumerate(tips):
-                here = places[:, tip.id].copy()
-                jacobian = sim.jac(int(tip.bodyid[0]), here)[0][:, :, self._dofs]  # type: ignore[attr-defined]
-                normal = normal + jacobian.transpose(0, 2, 1) @ jacobian
-                slope = slope + np.einsum("nxj,nx->nj", jacobian, wanted[:, k] - here)
-            change = np.linalg.solve(normal, slope[..., None])[..., 0].clip(-LARGEST, LARGEST)
-            qpos[:, self._qpos] = (q + change).clip(*self._bounds)
+        for _ in range(IK_ITERATIONS):
+            batch.forward(stage=mujoco.mjtStage.mjSTAGE_POS.value)
+            joint_pos = qpos[:, self._qpos]
+            hessian, gradient = self._normal_equations(batch, positions, joint_pos, wanted)
+            change = np.linalg.solve(hessian, gradient[..., None])[..., 0]
+            change = change.clip(-IK_MAX_STEP, IK_MAX_STEP)
+            qpos[:, self._qpos] = (joint_pos + change).clip(self._lower, self._upper)
         return qpos[:, self._qpos].reshape(*targets.shape[:2], -1)
 
-    def _sim(self, count: int) -> mujoco.batch.Batch:
-        if count not in self._sims:
-            self._sims[count] = mujoco.batch.Batch(self._model, count, self._threads)
-        return self._sims[count]
+    def _normal_equations(
+        self,
+        batch: mujoco.batch.Batch,
+        positions: np.ndarray,
+        joint_pos: np.ndarray,
+        wanted: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Hessian, `(m, num_joints, num_joints)`, and gradient, `(m, num_joints)`, of the squared errors.
+
+        `positions` are those of the sites, (m, nsite, 3), `wanted` the targets of the tips, (m, tips, 3), m.
+        """
+        hessian = IK_DAMPING**2 * np.eye(len(self._home))
+        gradient = IK_DAMPING**2 * (self._home - joint_pos)
+        for k, name in enumerate(self.strokes.sites):
+            site = self._model.site(name)
+            position = positions[:, site.id].copy()
+            jacobian = batch.jac(int(site.bodyid[0]), position)[0]  # type: ignore[attr-defined]
+            jacobian = jacobian[:, :, self._dofs]  # (m, 3, num_joints)
+            error = wanted[:, k] - position
+            hessian = hessian + jacobian.transpose(0, 2, 1) @ jacobian
+            gradient = gradient + np.einsum("nxj,nx->nj", jacobian, error)
+        return hessian, gradient
+
+    def _batch(self, count: int) -> mujoco.batch.Batch:
+        if count not in self._batches:
+            self._batches[count] = mujoco.batch.Batch(self._model, count, self._threads)
+        return self._batches[count]
+
+
+def _require_sites(task: Task, strokes: Strokes, model: mujoco.MjModel) -> None:
+    known = [model.site(i).name for i in range(model.nsite)]
+    unknown = [name for name in strokes.sites if name not in known]
+    if unknown:
+        raise DeftlyError(
+            f"{task.name}: strokes of '{unknown[0]}', but the scene's sites are {known}"
+        )
+    if not len(strokes.sites) == len(strokes.angles) == len(strokes.phases):
+        raise DeftlyError(
+            f"{task.name}: strokes need an angle and a phase for each of {list(strokes.sites)}"
+        )
+
+
+def _fourier_weights() -> np.ndarray:
+    """Weights of the points of a period in the mean and the harmonics of a path, `(5, POINTS)`."""
+    phase = 2 * math.pi * np.arange(POINTS) / POINTS
+    waves = np.stack(
+        (
+            np.ones(POINTS),
+            np.sin(phase),
+            np.cos(phase),
+            np.sin(2 * phase),
+            np.cos(2 * phase),
+        )
+    )
+    norm = np.full(len(SCALE), 2.0)
+    norm[0] = 1.0
+    return (norm[:, None] / POINTS) * waves
