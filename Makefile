@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One stamp for each content of pyproject.toml: a change of it installs again, a touch does not.
 STAMP := $(VENV)/.stamp-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
+# With ARGS=tests/... there may be no test of a kind, which pytest calls 5.
+OR_NONE := || [ $$? -eq 5 ]
 HAS_EGL := $(BIN)/python -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("EGL"))'
 
 .PHONY: help install quickstart test test-slow test-warp check docs bench clean gl
@@ -17,8 +19,11 @@ install: gl ## make .venv and install deftly with everything it can use
 quickstart: install ## train, evaluate and watch a small task
 	$(BIN)/deftly quickstart
 
+# Most tests run side by side, a file in one process; those in real time then run alone.
 test: install ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile \
+		-m 'not slow and not warp and not realtime' $(ARGS) $(OR_NONE)
+	$(BIN)/python -m pytest -m realtime $(ARGS) $(OR_NONE)
 
 test-slow: install ## run the long tests too: all episodes of the shipped policies, fuzzing, a fresh installation
 	$(BIN)/python -m pytest -m slow $(ARGS)

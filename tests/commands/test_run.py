@@ -28,6 +28,8 @@ from deftly.errors import DeftlyError
 from deftly.policy import bundle as bundles
 from deftly.policy.protocol import ContractPolicy
 
+pytestmark = pytest.mark.realtime
+
 SERVER = Path(fifty.__file__)
 AT = 25
 EXPECTED = {

@@ -16,6 +16,8 @@ from deftly.commands import main as cli
 from deftly.control import inspection, log
 from deftly_bench import dynamixel_bus
 
+pytestmark = pytest.mark.realtime
+
 bus, registers = leap.bus, leap.registers
 PATIENT = ["--safety.misses", "100", "--safety.miss-periods", "9", "--safety.stall-periods", "90"]
 QUICK = ["--start", "--safety.approach-s", "0.2", *PATIENT]

@@ -21,6 +21,8 @@ from deftly.control.safety import Fault, Kernel, State
 from deftly.policy.protocol import ContractPolicy
 from deftly.tasks import load
 
+pytestmark = pytest.mark.realtime
+
 PATIENT = ["--safety.misses", "100", "--safety.miss-periods", "9", "--safety.stall-periods", "90"]
 PAGE = (Path(__file__).parents[2] / "docs/run.md").read_text()
 

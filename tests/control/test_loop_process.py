@@ -19,6 +19,8 @@ from deftly.control.loop import Runner, Ticker
 from deftly.control.safety import Fault, Kernel, SafetyConfig, State
 from deftly.policy.protocol import Decision, PolicyError
 
+pytestmark = pytest.mark.realtime
+
 SERVER = """
 import msgpack, zmq
 socket = zmq.Context().socket(zmq.REP)

@@ -18,6 +18,8 @@ from deftly.errors import DeftlyError
 from deftly.tasks import load
 from deftly.twin import server as simserver
 
+pytestmark = pytest.mark.realtime
+
 TASK = str(Path(__file__).parents[1] / "assets" / "slider.py")
 PATIENCE = 20.0
 
