@@ -150,7 +150,7 @@ def test_a_sample_of_each_shipped_cache_still_holds(name):
     for _ in range(40):
         held &= ~env.step(torch.zeros(64, 16)).terminated
     assert held.all()
-    figures = task.metrics(env.state)
-    assert figures["mean_drift"].median() < 0.004
-    assert figures["mean_tilt"].median() < 0.08
-    assert figures["net_turns"].abs().max() < 0.1
+    metrics = task.metrics(env.state)
+    assert metrics["mean_drift"].median() < 0.004
+    assert metrics["mean_tilt"].median() < 0.08
+    assert metrics["net_turns"].abs().max() < 0.1

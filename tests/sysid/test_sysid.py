@@ -14,7 +14,9 @@ from deftly.robots import actuators, leap_hand
 from deftly.sysid import excite, fit, logs, model, report
 from deftly_bench import sysid as trials
 
-HOW = fit.FitSettings(generations=4, population=96, polish=6, timesteps=(0.0025, 0.0005, 0.00025))
+SETTINGS = fit.FitSettings(
+    generations=4, population=96, polish=6, timesteps=(0.0025, 0.0005, 0.00025)
+)
 TASK = trials.TASK
 
 
@@ -37,7 +39,7 @@ def case(log_file):
 @pytest.fixture(scope="module")
 def fitted(case):
     robot, joints, log, *_ = case
-    return fit.fit(robot, joints, log, HOW)
+    return fit.fit(robot, joints, log, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def test_a_fit_at_its_bound_is_a_warning_and_is_not_written(case, fitted):
     bounds = fitted.bounds.copy()
     bounds[1, 0] = fitted.theta[0]
     squeezed = dataclasses.replace(fitted, bounds=bounds)
-    said = [f.text for f in report.findings(case[2], [squeezed], HOW) if f.level == "warn"]
+    said = [f.text for f in report.findings(case[2], [squeezed], SETTINGS) if f.level == "warn"]
     assert any("kp sits at its bound" in text and "--bound 10" in text for text in said)
     assert "kp" not in report.identified([squeezed]).joints.get("if_mcp", {})
 
@@ -109,11 +111,11 @@ def test_only_the_stretch_in_which_a_finger_moves_is_fitted(case):
 
 def test_random_search_gets_near_too(case):
     robot, joints, log, *_ = case
-    chain = model.Chain(robot, joints, log, fit.SEARCH_DT, HOW.delays)
+    chain = model.Chain(robot, joints, log, fit.SEARCH_DT, SETTINGS.delays)
     windows = fit.informative(chain, fit._windows(log, 0, len(log.time), 1.5))[:4]
-    how = dataclasses.replace(HOW, optimizer="random", population=256, generations=2)
+    settings = dataclasses.replace(SETTINGS, optimizer="random", population=256, generations=2)
     theta, trace = fit.search(
-        chain, [windows, windows], fit._bounds(chain, how), how, lambda _: None
+        chain, [windows, windows], fit._bounds(chain, settings), settings, lambda _: None
     )
     before, after = (
         fit.mean_squared_error(chain, x[None], windows).sum() for x in (chain.nominal(), theta)
@@ -288,9 +290,9 @@ def test_bad_flags_are_refused_in_one_line(words, said):
 
 
 def test_motion_keeps_to_limits_and_speed_and_moves_every_joint(contract):
-    how = excite.Excitation(seconds=20.0)
+    excitation = excite.Excitation(seconds=20.0)
     groups = excite.groups(leap_hand.RIGHT, "all")
-    made = excite.motion(leap_hand.RIGHT, contract, groups, how)
+    made = excite.motion(leap_hand.RIGHT, contract, groups, excitation)
     lower, upper = np.array([(j.lower, j.upper) for j in contract.joints]).T
     assert (made.cmd >= lower - 1e-9).all()
     assert (made.cmd <= upper + 1e-9).all()
