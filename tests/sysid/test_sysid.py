@@ -60,9 +60,8 @@ def save(path: Path, arrays: dict) -> Path:
 
 def test_it_finds_known_servos_again_from_a_noisy_log(case, fitted):
     estimates = fitted.parameters()
-    for joint, true in case[
-        3
-    ].items():  # the scale of all forces takes a longer log, but for the joint that carries most
+    # the scale of all forces takes a longer log, but for the joint that carries most
+    for joint, true in case[3].items():
         found = {name: estimate.value for name, estimate in estimates[joint].items()}
         assert found["kp"] / found["kd"] == pytest.approx(true["kp"] / true["kd"], rel=0.05)
         assert found["frictionloss"] / found["kp"] == pytest.approx(
@@ -143,9 +142,8 @@ def test_the_delay_moves_the_motion_by_itself(case):
     a, b = chain.simulate(theta, [model.Window(40, 120, 10)])[0]
     speed = np.gradient(a, 0.05, axis=0)
     moving = np.abs(speed) > 1.0
-    assert np.median(((a - b) / speed)[moving]) == pytest.approx(
-        0.003, rel=0.35
-    )  # speeds at 20 Hz are rough
+    # speeds at 20 Hz are rough
+    assert np.median(((a - b) / speed)[moving]) == pytest.approx(0.003, rel=0.35)
 
 
 # --------------------------------------------------------------- the command

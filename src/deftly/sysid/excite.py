@@ -49,10 +49,10 @@ class Excitation(NamedTuple):
 class Motion(NamedTuple):
     """Commands to send."""
 
-    cmd: np.ndarray  # (T, num_joints) rad
-    amplitude: dict[
-        str, float
-    ]  # rad, of each joint that moves, after geoms were kept from touching
+    cmd: np.ndarray
+    """(T, num_joints) rad."""
+    amplitude: dict[str, float]
+    """Of each joint that moves, rad; shrunk where geoms would touch."""
 
 
 def motion(
