@@ -163,9 +163,8 @@ def test_search_improves_the_tasks_own_reward(strokes):
 
 
 def test_all_candidates_meet_the_same_hands_and_each_generation_others():
-    search = CMASearch(
-        make("cache"), GaitSettings(population=4, trials=2, seconds=0.5)
-    )  # without random pushes
+    settings = GaitSettings(population=4, trials=2, seconds=0.5)
+    search = CMASearch(make("cache"), settings)  # without random pushes
     same = np.zeros((5, len(search._cma.mean)))
     first, second = search.rewards(same), search.rewards(same)
     assert first.tolist() == [first[0].item()] * 5
@@ -217,9 +216,8 @@ def test_tips_go_the_way_that_the_hand_turns():
     where = paths().targets(np.zeros((1, 32)))[0]
     from_centre = where - np.array(paths().strokes.centre)
     ahead = np.roll(where, -1, 0) - np.roll(where, 1, 0)
-    turning = (
-        from_centre[..., 0] * ahead[..., 1] - from_centre[..., 1] * ahead[..., 0]
-    )  # counter-clockwise, POINTS x 4
+    # counter-clockwise, POINTS x 4
+    turning = from_centre[..., 0] * ahead[..., 1] - from_centre[..., 1] * ahead[..., 0]
     distance = np.linalg.norm(from_centre[..., :2], axis=-1)
     inner = distance < np.median(distance, 0)
     for tip in range(4):

@@ -70,9 +70,8 @@ def test_an_episode_starts_from_pose_and_joints_of_a_grasp_of_its_size(cache):
         assert same.sum() == 1
         row = int(same.nonzero()[0])
         assert env.state.joint("cube")[i] == pytest.approx(found.cube_pose[row], abs=1e-9)
-        assert (
-            abs(found.cube_half[row] - half[i]) <= 0.0019
-        )  # half the step between the cache's sizes
+        # half the step between the cache's sizes
+        assert abs(found.cube_half[row] - half[i]) <= 0.0019
 
 
 def test_draw_takes_every_grasp_of_the_nearest_size(cache):
@@ -150,7 +149,7 @@ def test_a_sample_of_each_shipped_cache_still_holds(name):
     for _ in range(40):
         held &= ~env.step(torch.zeros(64, 16)).terminated
     assert held.all()
-    figures = task.metrics(env.state)
-    assert figures["mean_drift"].median() < 0.004
-    assert figures["mean_tilt"].median() < 0.08
-    assert figures["net_turns"].abs().max() < 0.1
+    metrics = task.metrics(env.state)
+    assert metrics["mean_drift"].median() < 0.004
+    assert metrics["mean_tilt"].median() < 0.08
+    assert metrics["net_turns"].abs().max() < 0.1

@@ -14,7 +14,9 @@ from deftly.robots import actuators, leap_hand
 from deftly.sysid import excite, fit, logs, model, report
 from deftly_bench import sysid as trials
 
-HOW = fit.FitSettings(generations=4, population=96, polish=6, timesteps=(0.0025, 0.0005, 0.00025))
+SETTINGS = fit.FitSettings(
+    generations=4, population=96, polish=6, timesteps=(0.0025, 0.0005, 0.00025)
+)
 TASK = trials.TASK
 
 
@@ -37,7 +39,7 @@ def case(log_file):
 @pytest.fixture(scope="module")
 def fitted(case):
     robot, joints, log, *_ = case
-    return fit.fit(robot, joints, log, HOW)
+    return fit.fit(robot, joints, log, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +60,8 @@ def save(path: Path, arrays: dict) -> Path:
 
 def test_it_finds_known_servos_again_from_a_noisy_log(case, fitted):
     estimates = fitted.parameters()
-    for joint, true in case[
-        3
-    ].items():  # the scale of all forces takes a longer log, but for the joint that carries most
+    # the scale of all forces takes a longer log, but for the joint that carries most
+    for joint, true in case[3].items():
         found = {name: estimate.value for name, estimate in estimates[joint].items()}
         assert found["kp"] / found["kd"] == pytest.approx(true["kp"] / true["kd"], rel=0.05)
         assert found["frictionloss"] / found["kp"] == pytest.approx(
@@ -89,7 +90,7 @@ def test_a_fit_at_its_bound_is_a_warning_and_is_not_written(case, fitted):
     bounds = fitted.bounds.copy()
     bounds[1, 0] = fitted.theta[0]
     squeezed = dataclasses.replace(fitted, bounds=bounds)
-    said = [f.text for f in report.findings(case[2], [squeezed], HOW) if f.level == "warn"]
+    said = [f.text for f in report.findings(case[2], [squeezed], SETTINGS) if f.level == "warn"]
     assert any("kp sits at its bound" in text and "--bound 10" in text for text in said)
     assert "kp" not in report.identified([squeezed]).joints.get("if_mcp", {})
 
@@ -109,11 +110,11 @@ def test_only_the_stretch_in_which_a_finger_moves_is_fitted(case):
 
 def test_random_search_gets_near_too(case):
     robot, joints, log, *_ = case
-    chain = model.Chain(robot, joints, log, fit.SEARCH_DT, HOW.delays)
+    chain = model.Chain(robot, joints, log, fit.SEARCH_DT, SETTINGS.delays)
     windows = fit.informative(chain, fit._windows(log, 0, len(log.time), 1.5))[:4]
-    how = dataclasses.replace(HOW, optimizer="random", population=256, generations=2)
+    settings = dataclasses.replace(SETTINGS, optimizer="random", population=256, generations=2)
     theta, trace = fit.search(
-        chain, [windows, windows], fit._bounds(chain, how), how, lambda _: None
+        chain, [windows, windows], fit._bounds(chain, settings), settings, lambda _: None
     )
     before, after = (
         fit.mean_squared_error(chain, x[None], windows).sum() for x in (chain.nominal(), theta)
@@ -141,9 +142,8 @@ def test_the_delay_moves_the_motion_by_itself(case):
     a, b = chain.simulate(theta, [model.Window(40, 120, 10)])[0]
     speed = np.gradient(a, 0.05, axis=0)
     moving = np.abs(speed) > 1.0
-    assert np.median(((a - b) / speed)[moving]) == pytest.approx(
-        0.003, rel=0.35
-    )  # speeds at 20 Hz are rough
+    # speeds at 20 Hz are rough
+    assert np.median(((a - b) / speed)[moving]) == pytest.approx(0.003, rel=0.35)
 
 
 # --------------------------------------------------------------- the command
@@ -288,9 +288,9 @@ def test_bad_flags_are_refused_in_one_line(words, said):
 
 
 def test_motion_keeps_to_limits_and_speed_and_moves_every_joint(contract):
-    how = excite.Excitation(seconds=20.0)
+    excitation = excite.Excitation(seconds=20.0)
     groups = excite.groups(leap_hand.RIGHT, "all")
-    made = excite.motion(leap_hand.RIGHT, contract, groups, how)
+    made = excite.motion(leap_hand.RIGHT, contract, groups, excitation)
     lower, upper = np.array([(j.lower, j.upper) for j in contract.joints]).T
     assert (made.cmd >= lower - 1e-9).all()
     assert (made.cmd <= upper + 1e-9).all()

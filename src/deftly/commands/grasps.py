@@ -14,7 +14,7 @@ from deftly.recipes.in_hand.grasps import GraspSettings, collect, write
 
 @dataclass(frozen=True, kw_only=True)
 class GraspArgs(GraspSettings):
-    """Look for stable grasps: `deftly grasps TASK --out FILE`."""
+    """Search for stable grasps: `deftly grasps TASK --out FILE`."""
 
     out: Annotated[
         Path, Suffix(".npz"), Doc("The .npz to write; beside it, images of some grasps as .png.")
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     cls: Any = load(name)
     if not hasattr(cls, "grasp"):
         raise DeftlyError(
-            f"{name} starts without a grasp cache: it has no `stable` and `grasp` to look for grasps"
+            f"{name} starts without a grasp cache: it has no `stable` and `grasp` to search for grasps"
         )
     args = parse(with_task(GraspArgs, cls.Config), flags, prog=f"deftly grasps {name}")
     found, tried, images = collect(cls, args)

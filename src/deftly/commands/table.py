@@ -70,7 +70,7 @@ _ALL = (
         "TASK",
         "tasks",
         "GraspArgs",
-        "look for grasps from which an in-hand task starts",
+        "search for grasps from which an in-hand task starts",
         True,
     ),
     Command(

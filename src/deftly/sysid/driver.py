@@ -51,8 +51,10 @@ class LoneRobot:
         self.data = mujoco.MjData(self.model)
         mujoco.mj_setConst(self.model, self.data)
         names = contract.joint_names
-        self._act = [self.model.actuator(name).id for name in names]
-        self._qpos = [int(self.model.joint(name).qposadr[0]) for name in names]
+        actuators = [self.model.actuator(name) for name in names]
+        joints = [self.model.joint(name) for name in names]
+        self._act = [actuator.id for actuator in actuators]
+        self._qpos = [int(joint.qposadr[0]) for joint in joints]
         home = np.array(contract.home())
         self.data.qpos[self._qpos] = home
         self.data.ctrl[self._act] = home
@@ -88,9 +90,11 @@ class LoneRobot:
         arrival = self._steps + self._delay
         self._pending.append((arrival, np.array(targets)))
         period = 1.0 / self.contract.rate
+        most = 0.4 * period
         jitter = self._rng.normal(0.0, self._jitter)
-        period += np.clip(jitter, -0.4 * period, 0.4 * period)
-        for _ in range(max(1, round(period / self.timestep))):
+        period += np.clip(jitter, -most, most)
+        steps = round(period / self.timestep)
+        for _ in range(max(1, steps)):
             self.data.ctrl[self._act] = self._arrived()
             mujoco.mj_step(self.model, self.data)
             self.contact_steps += bool(self.data.ncon)

@@ -49,10 +49,10 @@ class Excitation(NamedTuple):
 class Motion(NamedTuple):
     """Commands to send."""
 
-    cmd: np.ndarray  # (T, num_joints) rad
-    amplitude: dict[
-        str, float
-    ]  # rad, of each joint that moves, after geoms were kept from touching
+    cmd: np.ndarray
+    """(T, num_joints) rad."""
+    amplitude: dict[str, float]
+    """Of each joint that moves, rad; shrunk where geoms would touch."""
 
 
 def motion(
@@ -76,8 +76,9 @@ def motion(
         for name, fraction, half_range in zip(joints, fractions, group.half_range):
             amplitude[name] = float(fraction * half_range)
         position = path[-1]
-    hold = np.repeat(position[None], round(HOLD_S * contract.rate), 0)
-    return Motion(np.concatenate([*parts, hold]), amplitude)
+    hold_samples = round(HOLD_S * contract.rate)
+    parts.append(np.repeat(position[None], hold_samples, 0))
+    return Motion(np.concatenate(parts), amplitude)
 
 
 class _Group:
@@ -92,15 +93,17 @@ class _Group:
         self.rest = np.clip(0.0, lower, upper)  # (num_joints,) rad
         self.half_range = (upper - lower)[self.columns] / 2  # (joints,) rad
         self.middle = (upper + lower)[self.columns] / 2  # (joints,) rad
-        self.max_step = excitation.speed * speed[self.columns] / contract.rate  # (joints,) rad
+        max_speed = excitation.speed * speed[self.columns]  # (joints,) rad/s
+        self.max_step = max_speed / contract.rate
         self.signals = self._signals(excitation, contract.rate)
 
     def path(self, fractions: np.ndarray) -> np.ndarray:
         """Commands (T, num_joints), rad, of amplitudes that are these fractions of half of the joints' ranges."""
         amplitude = fractions * self.half_range
         goal = self.middle + amplitude * self.signals
+        moved = _rate_limited(goal, self.middle, self.max_step)
         path = np.repeat(self.rest[None], len(goal), 0)
-        path[:, self.columns] = _rate_limited(goal, self.middle, self.max_step)
+        path[:, self.columns] = moved
         return path
 
     def _signals(self, excitation: Excitation, rate: float) -> np.ndarray:
@@ -111,12 +114,15 @@ class _Group:
         seconds_alone = (1 - 2 * TOGETHER) * excitation.seconds
         together = max(8, round(seconds_together * rate))
         alone = max(8, round(seconds_alone * rate / count))
-        signals = np.zeros((2 * together + alone * count, count))
+        samples = 2 * together + alone * count
+        signals = np.zeros((samples, count))
         for i in range(count):
+            signal = signals[:, i]
             begin = together + i * alone
-            signals[begin : begin + alone, i] = _signal(alone, rate, excitation.chirp_hz, rng)
-            signals[:together, i] = 0.5 * _prbs(together, rng)
-            signals[-together:, i] = 0.5 * _prbs(together, rng)
+            end = begin + alone
+            signal[begin:end] = _signal(alone, rate, excitation.chirp_hz, rng)
+            signal[:together] = 0.5 * _prbs(together, rng)
+            signal[-together:] = 0.5 * _prbs(together, rng)
         return signals
 
 
@@ -134,7 +140,8 @@ def _without_contacts(
         if touching is None:
             return fractions, path
         away = np.abs(touching - group.rest)[group.columns]
-        furthest = int((away / (2 * group.half_range)).argmax())
+        relative = away / (2 * group.half_range)
+        furthest = int(relative.argmax())
         fractions[furthest] *= SHRINK
         if fractions[furthest] < MIN_AMPLITUDE:
             joint = group.joints[furthest]
@@ -165,8 +172,9 @@ def _chirp(count: int, rate: float, chirp_hz: tuple[float, float]) -> np.ndarray
     low, high = chirp_hz
     time = np.arange(count) / rate
     progress = time * rate / max(1, count)
-    frequency = low * (high / low) ** progress
-    return np.sin(2 * np.pi * np.cumsum(frequency) / rate)
+    frequency = low * (high / low) ** progress  # Hz
+    phase = 2 * np.pi * np.cumsum(frequency) / rate
+    return np.sin(phase)
 
 
 def _prbs(count: int, rng: np.random.Generator) -> np.ndarray:
@@ -295,10 +303,14 @@ def groups(robot: Robot, finger: str) -> list[tuple[str, ...]]:
     found = branches(robot)
     if finger != "all":
         prefix = FINGERS[finger]
-        found = [names for names in found if all(name.startswith(prefix) for name in names)]
+        found = [names for names in found if _all_start_with(names, prefix)]
     if not found:
         raise DeftlyError(f"{robot.name} has no {finger} finger: --finger all")
     return found
+
+
+def _all_start_with(names: tuple[str, ...], prefix: str) -> bool:
+    return all(name.startswith(prefix) for name in names)
 
 
 def write_motion(path: Path, contract: PolicyContract, made: Motion) -> None:

@@ -184,9 +184,11 @@ def fit(
     out.
     """
     names = [joint.name for joint in robot.joints]
-    log = moving(log, [names.index(name) for name in joints])
-    train_end = round(len(log.time) * (1 - settings.held_out))  # the first sample held out
-    started = _clock()
+    columns = [names.index(name) for name in joints]
+    log = moving(log, columns)
+    train_fraction = 1 - settings.held_out
+    train_end = round(len(log.time) * train_fraction)  # the first sample held out
+    started = _Clock()
 
     chain = Chain(robot, joints, log, SEARCH_DT, settings.delays)
     nominal = chain.nominal()
@@ -194,19 +196,24 @@ def fit(
     windows = informative(chain, _search_windows(log, train_end))
     stages = [windows[:FIRST_WINDOWS], windows[:LAST_WINDOWS]]
     theta, trace = search(chain, stages, bounds, settings, progress)
-    searched = _clock()
+    searched = _Clock()
 
     theta, sd = refine(robot, joints, log, train_end, theta, bounds, settings, progress)
 
-    fine = Chain(robot, joints, log, settings.timesteps[-1], settings.delays)
-    predicted = _predict(fine, np.stack([nominal, theta]), train_end)
+    timestep = settings.timesteps[-1]
+    fine = Chain(robot, joints, log, timestep, settings.delays)
+    both = np.stack([nominal, theta])
+    predicted = _predict(fine, both, train_end)
     error = predicted - fine.state
+    refined = _Clock()
     cost = {
         "candidates": settings.generations * settings.population,
         "steps": chain.steps,
         "simulated_s": chain.steps * SEARCH_DT,
-        **_elapsed("search", started, searched),
-        **_elapsed("polish", searched, _clock()),
+        "search_s": searched.wall - started.wall,
+        "search_cpu_s": searched.cpu - started.cpu,
+        "polish_s": refined.wall - searched.wall,
+        "polish_cpu_s": refined.cpu - searched.cpu,
     }
     return Fit(
         joints=joints,
@@ -225,22 +232,22 @@ def fit(
     )
 
 
-def _clock() -> tuple[float, float]:
-    """Time on the wall, and of the CPU over all threads, s."""
-    return time.perf_counter(), time.process_time()
+class _Clock:
+    """Time now: on the wall, and of the CPU over all threads, s."""
 
-
-def _elapsed(stage: str, begin: tuple[float, float], end: tuple[float, float]) -> dict[str, float]:
-    return {f"{stage}_s": end[0] - begin[0], f"{stage}_cpu_s": end[1] - begin[1]}
+    def __init__(self) -> None:
+        self.wall = time.perf_counter()
+        self.cpu = time.process_time()
 
 
 def _bounds(chain: Chain, settings: FitSettings) -> np.ndarray:
     """Lower and upper bounds of a candidate, (2, size)."""
     reach = np.log(settings.bound)
-    lower = chain.nominal() - reach
-    upper = chain.nominal() + reach
-    lower[-1], upper[-1] = np.array(settings.delays) / DELAY_UNIT
-    return np.stack([lower, upper])
+    nominal = chain.nominal()
+    bounds = np.stack([nominal - reach, nominal + reach])
+    delays = np.array(settings.delays)
+    bounds[:, -1] = delays / DELAY_UNIT
+    return bounds
 
 
 def _search_windows(log: HandLog, train_end: int) -> list[Window]:
@@ -268,22 +275,23 @@ def _windows(log: HandLog, first: int, last: int, seconds: float) -> list[Window
 
 def _predict(chain: Chain, theta: np.ndarray, train_end: int) -> np.ndarray:
     """Simulated positions of candidates over the log, (candidates, T, joints), rad; NaN where none."""
-    train = _windows(chain.log, 0, train_end, LONG_WINDOW_S)
-    held_out = _windows(chain.log, train_end, len(chain.log.time), LONG_WINDOW_S)
+    log = chain.log
+    train = _windows(log, 0, train_end, LONG_WINDOW_S)
+    held_out = _windows(log, train_end, len(log.time), LONG_WINDOW_S)
     windows = train + held_out
-    predicted = np.full((len(theta), *chain.state.shape), np.nan)
+    shape = (len(theta), *chain.state.shape)
+    predicted = np.full(shape, np.nan)
     for window, path in zip(windows, chain.simulate(theta, windows)):
-        predicted[:, window.compared] = path[:, window.burn_in :]
+        compared = path[:, window.burn_in :]
+        predicted[:, window.compared] = compared
     return predicted
 
 
 def _rmse(error: np.ndarray) -> dict[str, np.ndarray]:
     """RMSE of each joint, rad, of the errors (2, samples, joints) of the robot's file and of the fit."""
-    nominal, fitted = error
-    return {
-        "nominal": np.sqrt(np.nanmean(nominal**2, axis=0)),
-        "fitted": np.sqrt(np.nanmean(fitted**2, axis=0)),
-    }
+    squared = error**2
+    nominal, fitted = np.sqrt(np.nanmean(squared, axis=1))
+    return {"nominal": nominal, "fitted": fitted}
 
 
 # --------------------------------------------------------------- search
@@ -317,7 +325,8 @@ def _relative_motion(chain: Chain, windows: list[Window]) -> np.ndarray:
 
 def mean_squared_error(chain: Chain, theta: np.ndarray, windows: list[Window]) -> np.ndarray:
     """Mean squared error of each candidate and joint, (candidates, joints), rad2."""
-    total = np.zeros((len(theta), len(chain.joints)))
+    shape = (len(theta), len(chain.joints))
+    total = np.zeros(shape)
     count = 0
     for window, path in zip(windows, chain.simulate(theta, windows)):
         error = _errors(chain, window, path)
@@ -360,15 +369,26 @@ def _cross_entropy(
     trace: list[list[float]] = []
     for generation in range(settings.generations):
         first_half = 2 * generation < settings.generations
+        windows = stages[0] if first_half else stages[-1]
         theta = _sample(rng, mean, std, bounds, settings.population)
-        score, speed = _score(chain, theta, stages[0 if first_half else -1])
-        elite_mean, elite_std = _elite_statistics(theta, score, _elite_count(settings))
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * elite_mean
-        std = SMOOTHING * std + (1 - SMOOTHING) * elite_std
+        score, speed = _score(chain, theta, windows)
+        elite_mean, elite_std = _elite_statistics(theta, score, settings)
+        mean = _smoothed(mean, elite_mean)
+        std = _smoothed(std, elite_std)
         std = np.maximum(std, MIN_STD)
-        trace.append(np.sqrt(score.min(0)).tolist())
+        trace.append(_least_rmse(score))
         progress(_generation_line(trace, settings, speed))
     return mean, trace
+
+
+def _smoothed(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    return SMOOTHING * old + (1 - SMOOTHING) * new
+
+
+def _least_rmse(score: np.ndarray) -> list[float]:
+    """Least RMSE of each joint, rad, of mean squared errors (candidates, joints)."""
+    least = score.min(0)
+    return np.sqrt(least).tolist()
 
 
 def _random_search(
@@ -389,11 +409,11 @@ def _random_search(
         score, speed = _score(chain, theta, stages[-1])
         candidates.append(theta)
         scores.append(score)
-        trace.append(np.sqrt(score.min(0)).tolist())
+        trace.append(_least_rmse(score))
     progress(_generation_line(trace, settings, speed))
-    best, _ = _elite_statistics(
-        np.concatenate(candidates), np.concatenate(scores), _elite_count(settings)
-    )
+    theta = np.concatenate(candidates)
+    score = np.concatenate(scores)
+    best, _ = _elite_statistics(theta, score, settings)
     return best, trace
 
 
@@ -402,13 +422,18 @@ def _initial_distribution(chain: Chain, bounds: np.ndarray) -> tuple[np.ndarray,
     lower, upper = bounds
     mean = np.clip(chain.nominal(), lower, upper)
     std = np.full(chain.size, INITIAL_STD)
-    mean[-1] = bounds[:, -1].mean()
-    std[-1] = np.ptp(bounds[:, -1]) / 3
+    delays = bounds[:, -1]
+    mean[-1] = delays.mean()
+    std[-1] = np.ptp(delays) / 3
     return mean, std
 
 
 def _sample(
-    rng: np.random.Generator, mean: np.ndarray, std: np.ndarray, bounds: np.ndarray, count: int
+    rng: np.random.Generator,
+    mean: np.ndarray,
+    std: np.ndarray,
+    bounds: np.ndarray,
+    count: int,
 ) -> np.ndarray:
     """Normally distributed candidates within bounds, (count, size); the first is the mean."""
     lower, upper = bounds
@@ -423,18 +448,16 @@ def _score(chain: Chain, theta: np.ndarray, windows: list[Window]) -> tuple[np.n
     began = time.perf_counter()
     before = chain.steps
     score = mean_squared_error(chain, theta, windows)
-    speed = (chain.steps - before) / (time.perf_counter() - began)
-    return score, speed
-
-
-def _elite_count(settings: FitSettings) -> int:
-    return max(4, round(ELITE_FRACTION * settings.population))
+    steps = chain.steps - before
+    seconds = time.perf_counter() - began
+    return score, steps / seconds
 
 
 def _elite_statistics(
-    theta: np.ndarray, score: np.ndarray, count: int
+    theta: np.ndarray, score: np.ndarray, settings: FitSettings
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each joint's elite, (size,) each; of the delay, of all joints' by precision."""
+    count = max(4, round(ELITE_FRACTION * settings.population))
     size = theta.shape[1]
     joints = score.shape[1]
     mean = np.empty(size)
@@ -442,13 +465,17 @@ def _elite_statistics(
     delay = np.empty(joints)
     variance = np.empty(joints)
     for j in range(joints):
-        elite = theta[np.argpartition(score[:, j], count - 1)[:count]]
-        own = slice(j, -1, joints)
+        order = np.argpartition(score[:, j], count - 1)
+        elite = theta[order[:count]]
+        own = slice(j, -1, joints)  # the parameters of this joint
         mean[own] = elite[:, own].mean(0)
         std[own] = elite[:, own].std(0)
-        delay[j] = elite[:, -1].mean()
-        variance[j] = elite[:, -1].var() + 1e-6
-    mean[-1] = (delay / variance).sum() / (1 / variance).sum()
+        delays = elite[:, -1]
+        delay[j] = delays.mean()
+        variance[j] = delays.var() + 1e-6
+    total = (delay / variance).sum()
+    precision = (1 / variance).sum()
+    mean[-1] = total / precision
     std[-1] = np.sqrt(variance.min())
     return mean, std
 
@@ -469,7 +496,8 @@ class LeastSquares:
         self.chain = chain
         self.windows = windows
         self._cache: dict[bytes, np.ndarray] = {}
-        prior = np.repeat([PRIOR[name] for name in PARAMETERS], len(chain.joints))
+        parameters = [PRIOR[name] for name in PARAMETERS]
+        prior = np.repeat(parameters, len(chain.joints))
         self.prior_mean = chain.nominal()
         self.prior_sd = np.append(prior, PRIOR_DELAY / DELAY_UNIT)
         self.difference = np.full(chain.size, DIFFERENCE)
@@ -478,13 +506,15 @@ class LeastSquares:
         """Standard deviation of each joint's error at `theta`, (joints,), rad."""
 
     def __str__(self) -> str:
-        return " ".join(f"{1e3 * noise:.2f}" for noise in self.noise) + " mrad"
+        noise = [f"{1e3 * value:.2f}" for value in self.noise]
+        return f"{' '.join(noise)} mrad"
 
     def measure_noise(self, theta: np.ndarray) -> np.ndarray:
         """Standard deviation of each joint's error at a candidate, (joints,), rad, from quartiles."""
         error = self.errors(theta[None])[0]
         low, high = np.percentile(error, [25, 75], axis=0)
-        return np.maximum((high - low) / IQR_PER_STD, MIN_NOISE)
+        std = (high - low) / IQR_PER_STD
+        return np.maximum(std, MIN_NOISE)
 
     def errors(self, theta: np.ndarray) -> np.ndarray:
         """Errors of candidates, (candidates, samples, joints), rad."""
@@ -492,7 +522,8 @@ class LeastSquares:
         missing = [i for i, key in enumerate(keys) if key not in self._cache]
         known = dict(self._cache)
         if missing:
-            for i, error in zip(missing, self._simulate(theta[missing])):
+            errors = self._simulate(theta[missing])
+            for i, error in zip(missing, errors):
                 known[keys[i]] = error
         # the last candidates are often asked for again: a step goes on from the best of its tries
         self._cache = {key: known[key] for key in keys}
@@ -500,8 +531,10 @@ class LeastSquares:
 
     def _simulate(self, theta: np.ndarray) -> np.ndarray:
         """Errors of candidates, (candidates, samples, joints), rad."""
+        parts = []
         paths = self.chain.simulate(theta, self.windows)
-        parts = [_errors(self.chain, window, path) for window, path in zip(self.windows, paths)]
+        for window, path in zip(self.windows, paths):
+            parts.append(_errors(self.chain, window, path))
         return np.concatenate(parts, axis=1)
 
     def residual(self, theta: np.ndarray) -> np.ndarray:
@@ -518,36 +551,43 @@ class LeastSquares:
         seven pairs of candidates in place of one for each number.
         """
         groups = self._columns() if full else self._columns_by_parameter()
-        slopes = self._slopes(theta, groups)  # (groups, samples, joints)
-        joints = np.arange(len(self.chain.joints))
-        out = np.zeros((*slopes.shape[1:], self.chain.size))
+        slopes = self._slopes(theta, groups)
+        _, samples, num_joints = slopes.shape
+        joints = np.arange(num_joints)
+        out = np.zeros((samples, num_joints, self.chain.size))
         for group, slope in zip(groups, slopes):
             if len(group) == 1:
                 out[:, :, group[0]] = slope
             else:
                 out[:, joints, group] = slope
-        samples = out.reshape(-1, self.chain.size)
+        out = out.reshape(-1, self.chain.size)
         prior = np.diag(1 / self.prior_sd)
-        return np.concatenate((samples, prior))
+        return np.concatenate((out, prior))
 
     def _columns(self) -> list[np.ndarray]:
         """Each number of a candidate by itself."""
-        return list(np.arange(self.chain.size)[:, None])
+        columns = np.arange(self.chain.size)
+        return list(columns[:, None])
 
     def _columns_by_parameter(self) -> list[np.ndarray]:
         """The numbers of a candidate, those of all joints together; and the delay."""
-        delay = self.chain.size - 1
-        return [*np.split(np.arange(delay), len(PARAMETERS)), np.array([delay])]
+        columns = np.arange(self.chain.size)
+        parameters = np.split(columns[:-1], len(PARAMETERS))
+        return [*parameters, columns[-1:]]
 
     def _slopes(self, theta: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
         """Central differences of the weighted errors by each group of numbers, (groups, samples, joints)."""
-        changed = np.repeat(theta[None], 2 * len(groups), 0)
-        for g, group in enumerate(groups):
-            changed[2 * g, group] += self.difference[group]
-            changed[2 * g + 1, group] -= self.difference[group]
-        error = self.errors(changed) / self.noise
-        width = [2 * self.difference[group[0]] for group in groups]
-        return (error[0::2] - error[1::2]) / np.array(width)[:, None, None]
+        changed = []
+        widths = []
+        for group in groups:
+            step = np.zeros_like(theta)
+            step[group] = self.difference[group]
+            changed += [theta + step, theta - step]
+            widths.append(2 * self.difference[group[0]])
+        error = self.errors(np.array(changed)) / self.noise
+        above = error[0::2]
+        below = error[1::2]
+        return (above - below) / np.reshape(widths, (-1, 1, 1))
 
     def levenberg_marquardt_step(
         self, theta: np.ndarray, bounds: np.ndarray, jacobian: np.ndarray
@@ -558,15 +598,17 @@ class LeastSquares:
         residual = self.residual(theta[None])[0]
         hessian = jacobian.T @ jacobian
         gradient = jacobian.T @ residual
+        diagonal = np.diag(hessian)
         moves = []
         for damping in DAMPINGS:
-            damped = hessian + np.diag(damping * np.diag(hessian))
+            damped = hessian + np.diag(damping * diagonal)
             moves.append(np.linalg.solve(damped, gradient))
         tries = np.clip(theta - np.array(moves), lower, upper)
         cost = float((residual**2).sum())
-        fall = cost - (self.residual(tries) ** 2).sum(1)
-        best = int(np.nan_to_num(fall, nan=-np.inf).argmax())
-        if not fall[best] > 0:
+        costs = (self.residual(tries) ** 2).sum(1)
+        fall = np.nan_to_num(cost - costs, nan=-np.inf)
+        best = int(fall.argmax())
+        if fall[best] <= 0:
             return theta, 0.0
         return tries[best], float(fall[best])
 
@@ -582,10 +624,12 @@ class LeastSquares:
         lower, upper = bounds
         hessian = jacobian.T @ jacobian
         residual = self.residual(theta[None])[0]
-        move = np.linalg.solve(hessian, jacobian.T @ residual)
+        gradient = jacobian.T @ residual
+        move = np.linalg.solve(hessian, gradient)
         if not np.isfinite(move).all():  # a simulation diverged: the coarse refinement stands
             return theta, 0.0
-        new = np.clip(theta - move.clip(-MAX_STEP, MAX_STEP), lower, upper)
+        move = move.clip(-MAX_STEP, MAX_STEP)
+        new = np.clip(theta - move, lower, upper)
         variance = np.diag(np.linalg.inv(hessian))
         length = np.abs(new - theta) * np.sqrt(1 / variance)
         return new, float(length.max())
@@ -649,7 +693,8 @@ def _refine_finely(
         jacobian = slopes.jacobian(theta)
         theta = _gauss_newton(problem, theta, bounds, jacobian, progress)
         sd = _standard_deviations(problem, theta, jacobian, slopes.chain.timestep)
-        if (np.abs(theta - before) < ROUND_TOLERANCE * sd).all():
+        moved = np.abs(theta - before)
+        if (moved < ROUND_TOLERANCE * sd).all():
             break
     discretization = _discretization_error(problem, slopes, theta, jacobian)
     sd = np.hypot(sd, discretization)
@@ -679,9 +724,11 @@ def _discretization_error(
     problem: LeastSquares, slopes: LeastSquares, theta: np.ndarray, jacobian: np.ndarray
 ) -> np.ndarray:
     """Error of the fit by the length of its timestep, (size,), extrapolated from that of the Jacobian's."""
-    change = slopes.residual(theta[None])[0] - problem.residual(theta[None])[0]
+    here = problem.residual(theta[None])[0]
+    coarser = slopes.residual(theta[None])[0]
     hessian = jacobian.T @ jacobian
-    move = np.linalg.solve(hessian, jacobian.T @ change)
+    gradient = jacobian.T @ (coarser - here)
+    move = np.linalg.solve(hessian, gradient)
     ratio = slopes.chain.timestep / problem.chain.timestep
     return np.abs(move) / max(1.0, ratio - 1)
 
@@ -695,17 +742,22 @@ def _standard_deviations(
     (s) at which its slope is taken.
     """
     residual = problem.residual(theta[None])[0]
-    inverse = np.linalg.inv(jacobian.T @ jacobian)
+    hessian = jacobian.T @ jacobian
+    inverse = np.linalg.inv(hessian)
 
     count = len(residual) - len(theta)  # the rest are residuals of the prior
-    scale = max(1.0, float((residual[:count] ** 2).mean()))
+    data = residual[:count]
+    scale = max(1.0, float((data**2).mean()))
     independent = scale * np.diag(inverse)
 
-    score = jacobian[:count] * residual[:count, None]
-    score = score.reshape(-1, len(problem.chain.joints), len(theta)).sum(1)  # (samples, size)
-    blocks = np.add.reduceat(score, np.arange(0, len(score), BLOCK))
+    score = jacobian[:count] * data[:, None]
+    num_joints = len(problem.chain.joints)
+    score = score.reshape(-1, num_joints, len(theta)).sum(1)  # (samples, size)
+    starts = np.arange(0, len(score), BLOCK)
+    blocks = np.add.reduceat(score, starts)
     prior = np.diag(1 / problem.prior_sd**2)
-    correlated = inverse @ (blocks.T @ blocks + prior) @ inverse
+    middle = blocks.T @ blocks + prior
+    correlated = inverse @ middle @ inverse
 
     variance = np.maximum(independent, np.diag(correlated))
     variance = np.minimum(variance, problem.prior_sd**2)

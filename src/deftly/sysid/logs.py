@@ -1,4 +1,4 @@
-"""Logs of commands and positions: read, checked, and refused in one line that says what to do instead."""
+"""Logs of commands and positions: read, checked, and refused in one line with the remedy."""
 
 from __future__ import annotations
 
@@ -135,8 +135,10 @@ def _time_stamps(path: Path, time: np.ndarray, count: int) -> np.ndarray:
     backwards = np.flatnonzero(np.diff(time) <= 0)
     if backwards.size:
         row = int(backwards[0])
+        earlier = time[row]
+        later = time[row + 1]
         raise DeftlyError(
-            f"{path}: '{TIME}' goes from {time[row]:.9g} to {time[row + 1]:.9g} s in row {row + 1}, "
+            f"{path}: '{TIME}' goes from {earlier:.9g} to {later:.9g} s in row {row + 1}, "
             f"but it must increase: sort the rows, or leave '{TIME}' out and give --command-hz"
         )
     return time - time[0]
@@ -223,7 +225,8 @@ def _require_within_limits(
     least = values[:, worst].min()
     most = values[:, worst].max()
     hint = "the log of another hand, or its motors' order (--hardware-order True)"
-    if units == "rad" and np.abs(values).max() > 2 * np.pi + LIMIT_TOLERANCE:
+    turn = 2 * np.pi + LIMIT_TOLERANCE
+    if units == "rad" and np.abs(values).max() > turn:
         hint = "these look like degrees: add --units deg"
     raise DeftlyError(
         f"{path}: '{name}' of {joint.name} spans {least:.3g} to {most:.3g} rad, "
@@ -239,8 +242,14 @@ def moving(found: HandLog, columns: list[int], spare: float = 1.0) -> HandLog:
         return found
     begin = found.time[changed[0]] - spare
     end = found.time[changed[-1] + 1] + spare
-    part = slice(*np.searchsorted(found.time, (begin, end)))
-    return HandLog(found.time[part], found.cmd[part], found.state[part], found.stamped)
+    first, stop = np.searchsorted(found.time, (begin, end))
+    part = slice(first, stop)
+    return HandLog(
+        time=found.time[part],
+        cmd=found.cmd[part],
+        state=found.state[part],
+        stamped=found.stamped,
+    )
 
 
 def require_motion(
@@ -268,7 +277,10 @@ def _require_following(
 ) -> None:
     """Raise DeftlyError if a joint does not go where it is commanded."""
     state = found.state[:, names.index(name)]
-    correlations = {other: _correlation(state, found.cmd[:, names.index(other)]) for other in moved}
+    correlations = {}
+    for other in moved:
+        cmd = found.cmd[:, names.index(other)]
+        correlations[other] = _correlation(state, cmd)
     own = correlations[name]
     if own > FOLLOWS:
         return
@@ -292,7 +304,8 @@ def _correlation(state: np.ndarray, cmd: np.ndarray) -> float:
         late = state[lag:]
         early = cmd[: len(cmd) - lag]
         if np.ptp(late) > 0:
-            strongest = max(strongest, float(np.corrcoef(late, early)[0, 1]), key=abs)
+            matrix = np.corrcoef(late, early)
+            strongest = max(strongest, float(matrix[0, 1]), key=abs)
     return strongest
 
 

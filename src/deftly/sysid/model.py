@@ -47,9 +47,8 @@ def branch_model(robot: Robot, joints: tuple[str, ...], timestep: float) -> mujo
     spec = robot.spec()
     scene.prepare(spec)
     _delete_other_bodies(spec, joints)
-    for elements in (spec.geoms, spec.sites, spec.lights):
-        for element in list(elements):
-            spec.delete(element)
+    for element in [*spec.geoms, *spec.sites, *spec.lights]:
+        spec.delete(element)
     spec.option.timestep = timestep
     spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT.value
     model = spec.compile()
@@ -81,7 +80,8 @@ def _ancestors(body: mujoco.MjsBody) -> set[str]:
 def _require_position_servo(model: mujoco.MjModel, name: str) -> None:
     servo = model.actuator(name)
     affine = servo.biastype[0] == mujoco.mjtBias.mjBIAS_AFFINE
-    if not affine or servo.gainprm[0] != -servo.biasprm[1]:
+    kp = servo.gainprm[0]
+    if not affine or servo.biasprm[1] != -kp:
         raise DeftlyError(f"sysid fits position servos, and the actuator of {name} is none")
 
 
@@ -122,50 +122,57 @@ class Chain:
         timestep: float,
         delays: tuple[float, float],
     ):
+        model = branch_model(robot, joints, timestep)
+        num_joints = len(joints)
+        if model.nv != num_joints or model.nu != num_joints:
+            raise DeftlyError(
+                f"sysid wants a servo on each joint of a branch; {joints[0]}'s has {model.nv} joints"
+            )
+        self.model = model
         self.joints = joints
         self.timestep = timestep
         self.delays = delays
         self.log = log
         self.steps = 0
         """Simulation steps so far, over all candidates."""
-        self.model = branch_model(robot, joints, timestep)
-        if self.model.nv != len(joints) or self.model.nu != len(joints):
-            raise DeftlyError(
-                f"sysid wants a servo on each joint of a branch; {joints[0]}'s has {self.model.nv} joints"
-            )
-        self._act = np.array([self.model.actuator(name).id for name in joints])
-        self._dof = np.array([int(self.model.joint(name).dofadr[0]) for name in joints])
 
         names = [joint.name for joint in robot.joints]
         columns = [names.index(name) for name in joints]
         self.state = log.state[:, columns]
         self.cmd = log.cmd[:, columns]
+        actuators = [model.actuator(name) for name in joints]
+        self._act = np.array([actuator.id for actuator in actuators])
+        dofs = [model.joint(name).dofadr[0] for name in joints]
+        self._dof = np.array(dofs, int)
         self._ctrl = self._clipped(self.cmd)
 
         divisions = round(timestep / MIN_PART)
         self._divisions = max(1, min(MAX_DIVISIONS, divisions))
         self._part = timestep / self._divisions  # s
         longest = delays[1] + timestep + DELAY_SLACK
-        self._origin = int(np.ceil(longest / self._part)) + 1
+        self._origin = _ceil(longest / self._part) + 1
         """Index of a window's first sample on the grid of the integral of the commands."""
 
-        self._sim = CpuSim(self.model, MAX_ENVS)
-        self._gain = self._sim.expand("actuator_gainprm").numpy()
-        self._bias = self._sim.expand("actuator_biasprm").numpy()
-        self._force_range = self._sim.expand("actuator_forcerange").numpy()
-        self._friction = self._sim.expand("dof_frictionloss").numpy()
-        damping = self._sim.expand("dof_damping").numpy()
-        self._damping = damping.reshape(MAX_ENVS, self.model.nv, -1)
-        self._armature = self._sim.expand("dof_armature").numpy()
-        self._qpos = self._sim.bind("qpos").numpy()
-        self._qvel = self._sim.bind("qvel").numpy()
-        self._warmstart = self._sim.bind("qacc_warmstart").numpy()
+        sim = CpuSim(model, MAX_ENVS)
+        self._sim = sim
+        self._gain = sim.expand("actuator_gainprm").numpy()
+        self._bias = sim.expand("actuator_biasprm").numpy()
+        self._force_range = sim.expand("actuator_forcerange").numpy()
+        self._friction = sim.expand("dof_frictionloss").numpy()
+        damping = sim.expand("dof_damping").numpy()
+        self._damping = damping.reshape(MAX_ENVS, num_joints, -1)
+        self._armature = sim.expand("dof_armature").numpy()
+        self._qpos = sim.bind("qpos").numpy()
+        self._qvel = sim.bind("qvel").numpy()
+        self._warmstart = sim.bind("qacc_warmstart").numpy()
 
     def _clipped(self, cmd: np.ndarray) -> np.ndarray:
         """Commands within the range of the actuators, rad."""
-        if not self.model.actuator_ctrllimited.any():
+        limited = self.model.actuator_ctrllimited
+        if not limited.any():
             return cmd
-        low, high = self.model.actuator_ctrlrange[self._act].T
+        ranges = self.model.actuator_ctrlrange[self._act]
+        low, high = ranges.T
         return np.clip(cmd, low, high)
 
     @property
@@ -175,84 +182,101 @@ class Chain:
 
     def nominal(self) -> np.ndarray:
         """The candidate (size,) that the robot's file is, without delay (or with the least)."""
-        m = self.model
-        damping = m.dof_damping.reshape(m.nv, -1)
-        values = np.concatenate(
-            (
-                m.actuator_gainprm[self._act, 0],
-                -m.actuator_biasprm[self._act, 2],
-                m.dof_frictionloss[self._dof],
-                damping[self._dof, 0],
-                m.dof_armature[self._dof],
-                m.actuator_forcerange[self._act, 1],
-            )
-        )
+        act = self._act
+        dof = self._dof
+        kp = self.model.actuator_gainprm[act, 0]
+        kd = -self.model.actuator_biasprm[act, 2]
+        friction = self.model.dof_frictionloss[dof]
+        damping = self.model.dof_damping.reshape(len(dof), -1)[dof, 0]
+        armature = self.model.dof_armature[dof]
+        torque = self.model.actuator_forcerange[act, 1]
+        values = np.concatenate((kp, kd, friction, damping, armature, torque))
         values = np.where(values > 0, values, MIN_VALUE)
         delay = max(0.0, self.delays[0])
         return np.append(np.log(values), delay / DELAY_UNIT)
 
     def simulate(self, theta: np.ndarray, windows: list[Window]) -> list[np.ndarray]:
         """Positions at the log's samples, for each window (candidates, samples, joints), rad."""
-        times = [self.log.time[w.samples] - self.log.time[w.first] for w in windows]
+        times = [self._times(window) for window in windows]
         longest = max(time[-1] for time in times)
-        steps = int(np.ceil(longest / self.timestep - 1e-9))
-        integrals = np.stack([self._command_integral(w.first, steps) for w in windows])
-        first = np.array([w.first for w in windows])
+        steps = _ceil(longest / self.timestep - 1e-9)
+        first = np.array([window.first for window in windows])
+        integrals = np.stack([self._command_integral(sample, steps) for sample in first])
+        paths = []
+        for time in times:
+            shape = (len(theta), len(time), len(self.joints))
+            paths.append(np.empty(shape))
 
-        out = [np.empty((len(theta), len(time), len(self.joints))) for time in times]
-        count = max(1, min(MAX_ENVS, MAX_COMMANDS // (steps * self.model.nu)))
-        runs = np.arange(len(windows) * len(theta))
-        for begin in range(0, len(runs), count):
-            window, candidate = np.divmod(runs[begin : begin + count], len(theta))
-            ctrl = self._mean_commands(theta[candidate], integrals, window, steps)
-            paths = self._rollout(theta[candidate], first[window], ctrl)
+        runs = len(windows) * len(theta)  # each window with each candidate
+        count = MAX_COMMANDS // (steps * len(self.joints))
+        count = max(1, min(MAX_ENVS, count))
+        for begin in range(0, runs, count):
+            run = np.arange(begin, min(begin + count, runs))
+            window, candidate = np.divmod(run, len(theta))
+            rows = theta[candidate]
+            ctrl = self._mean_commands(rows, integrals, window, steps)
+            qpos = self._rollout(rows, first[window], ctrl)
             for i in np.unique(window):
                 own = window == i
                 places = times[i] / self.timestep
-                out[i][candidate[own]] = _interpolate(paths[own], places)
-        return out
+                paths[i][candidate[own]] = _interpolate(qpos[own], places)
+        return paths
+
+    def _times(self, window: Window) -> np.ndarray:
+        """Times of a window's samples, (samples,), s from its first."""
+        time = self.log.time
+        return time[window.samples] - time[window.first]
 
     def _rollout(self, theta: np.ndarray, first: np.ndarray, ctrl: np.ndarray) -> np.ndarray:
         """Positions after each step, (n, steps + 1, joints), rad, of candidates that start at the samples `first`.
 
         `ctrl` are their commands, (n, steps, joints), rad.
         """
-        ids = np.arange(len(theta))
-        self._set_parameters(theta, ids)
-        for field in (self._qpos, self._qvel, self._warmstart):
-            field[ids] = 0.0
+        count, steps, num_joints = ctrl.shape
+        ids = np.arange(count)
         rows = ids[:, None]
         start = self.state[first]
+        self._set_parameters(theta, ids)
+        self._qpos[ids] = 0.0
+        self._qvel[ids] = 0.0
+        self._warmstart[ids] = 0.0
         self._qpos[rows, self._dof] = start
         self._qvel[rows, self._dof] = self._velocity(first)
-        control = np.zeros((*ctrl.shape[:2], self.model.nu))
+        control = np.zeros((count, steps, num_joints))
         control[:, :, self._act] = ctrl
-        paths = self._sim.rollout(ids, control, "qpos")[:, :, self._dof]
-        self.steps += ctrl.shape[0] * ctrl.shape[1]
-        return np.concatenate((start[:, None], paths), 1)
+        qpos = self._sim.rollout(ids, control, "qpos")
+        self.steps += count * steps
+        moved = qpos[:, :, self._dof]
+        return np.concatenate((start[:, None], moved), 1)
 
     def _set_parameters(self, theta: np.ndarray, ids: np.ndarray) -> None:
         """Give the environments `ids` the parameters of the candidates."""
-        values = np.exp(theta[:, :-1]).reshape(-1, len(PARAMETERS), len(self.joints))
+        num_joints = len(self.joints)
+        values = np.exp(theta[:, :-1])
+        values = values.reshape(-1, len(PARAMETERS), num_joints)
         kp, kd, friction, damping, armature, torque = values.swapaxes(0, 1)
         rows = ids[:, None]
-        self._gain[rows, self._act, 0] = kp
-        self._bias[rows, self._act, 1] = -kp
-        self._bias[rows, self._act, 2] = -kd
-        self._force_range[rows, self._act, 0] = -torque
-        self._force_range[rows, self._act, 1] = torque
-        self._friction[rows, self._dof] = friction
-        self._damping[rows, self._dof, 0] = damping
-        self._armature[rows, self._dof] = armature
+        act = self._act
+        dof = self._dof
+        self._gain[rows, act, 0] = kp
+        self._bias[rows, act, 1] = -kp
+        self._bias[rows, act, 2] = -kd
+        self._force_range[rows, act, 0] = -torque
+        self._force_range[rows, act, 1] = torque
+        self._friction[rows, dof] = friction
+        self._damping[rows, dof, 0] = damping
+        self._armature[rows, dof] = armature
         # friction is regularized by the inertia, to which the armature belongs
         self._sim.batch.set_const(ids)
 
     def _velocity(self, samples: np.ndarray) -> np.ndarray:
         """Joint velocities at samples of the log, (n, joints), by central differences, rad/s; none at the first."""
+        last = len(self.state) - 1
         before = np.maximum(samples - 1, 0)
-        after = np.minimum(samples + 1, len(self.state) - 1)
+        after = np.minimum(samples + 1, last)
+        time = self.log.time
+        elapsed = time[after] - time[before]
         moved = self.state[after] - self.state[before]
-        elapsed = self.log.time[after] - self.log.time[before]
         velocity = moved / elapsed[:, None]
         velocity[samples == 0] = 0.0
         return velocity
@@ -264,41 +288,60 @@ class Chain:
         """
         time = self.log.time - self.log.time[first]
         ahead = max(0.0, -self.delays[0]) + DELAY_SLACK
-        after = 2 + int(np.ceil(ahead / self._part))
-        grid = self._part * np.arange(-self._origin, steps * self._divisions + after)
+        after = 2 + _ceil(ahead / self._part)
+        end = steps * self._divisions + after
+        grid = self._part * np.arange(-self._origin, end)
         # the first command is taken to have been held before, the last after
-        begin = min(time[0], grid[0]) - 1.0
-        end = max(time[-1], grid[-1]) + 1.0
-        changes = np.concatenate(([begin], time[1:], [end]))
-        parts = np.diff(changes)[:, None] * self._ctrl
-        total = np.cumsum(parts, axis=0)
-        total = np.concatenate((np.zeros((1, total.shape[1])), total))
+        before_all = min(time[0], grid[0]) - 1.0
+        after_all = max(time[-1], grid[-1]) + 1.0
+        changes = np.concatenate(([before_all], time[1:], [after_all]))
+        held = np.diff(changes)[:, None]  # s, for which each command held
+        total = np.cumsum(held * self._ctrl, axis=0)
+        zero = np.zeros((1, len(self.joints)))
+        total = np.concatenate((zero, total))
         columns = [np.interp(grid, changes, column) for column in total.T]
         return np.stack(columns, -1)
 
     def _mean_commands(
-        self, theta: np.ndarray, integrals: np.ndarray, window: np.ndarray, steps: int
+        self,
+        theta: np.ndarray,
+        integrals: np.ndarray,
+        window: np.ndarray,
+        steps: int,
     ) -> np.ndarray:
         """Mean command of candidates in each step, (n, steps, joints), rad, delayed: smooth in the delay.
 
-        `integrals` are those of all windows, (windows, grid, joints); `window` (n,) says which is each candidate's.
+        `integrals` are those of all windows, (windows, grid, joints); `window` (n,) is that of each candidate.
         """
         delay = theta[:, -1] * DELAY_UNIT  # s
         # a step moves a joint as if its force had acted from the step's beginning
         shift = delay + self.timestep / 2
         begin = self._origin - shift * self._divisions / self.timestep
         whole = np.floor(begin).astype(int)
-        fraction = (begin - whole)[:, None, None]
-        rows = whole[:, None] + self._divisions * np.arange(steps + 1)
-        below = integrals[window[:, None], rows]
-        above = integrals[window[:, None], rows + 1]
-        integral = below * (1.0 - fraction) + above * fraction
+        fraction = begin - whole
+        steps_on_grid = self._divisions * np.arange(steps + 1)
+        place = whole[:, None] + steps_on_grid
+        window = window[:, None]
+        below = integrals[window, place]
+        above = integrals[window, place + 1]
+        integral = _lerp(below, above, fraction[:, None, None])
         return np.diff(integral, axis=1) / self.timestep
 
 
 def _interpolate(path: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Values of a path (n, steps + 1, joints) between its steps, at fractional `places` (samples,)."""
+    last = path.shape[1] - 2
     whole = np.floor(places + 1e-9).astype(int)
-    whole = np.clip(whole, 0, path.shape[1] - 2)
-    fraction = (places - whole)[:, None]
-    return path[:, whole] * (1.0 - fraction) + path[:, whole + 1] * fraction
+    whole = np.clip(whole, 0, last)
+    fraction = places - whole
+    below = path[:, whole]
+    above = path[:, whole + 1]
+    return _lerp(below, above, fraction[:, None])
+
+
+def _lerp(below: np.ndarray, above: np.ndarray, fraction: np.ndarray) -> np.ndarray:
+    return below * (1.0 - fraction) + above * fraction
+
+
+def _ceil(number: float) -> int:
+    return int(np.ceil(number))

@@ -28,7 +28,8 @@ OVERFIT = 1.5
 def pooled(fits: list[Fit]) -> Estimate:
     """The delay of all fits, each weighted by its precision, s: the joints of a robot are on one bus."""
     delays = [fit.delay() for fit in fits]
-    half_widths = np.array([(delay.high - delay.low) / 2 for delay in delays])
+    widths = np.array([delay.high - delay.low for delay in delays])
+    half_widths = widths / 2
     precision = np.maximum(half_widths, 1e-6) ** -2
     weight = precision / precision.sum()
     value = float(weight @ [delay.value for delay in delays])
@@ -115,14 +116,19 @@ def _excitation(fits: list[Fit]) -> Iterator[Finding]:
     still = []
     for fit in fits:
         spans = np.ptp(fit.commands, axis=0)
-        still += [name for name, span in zip(fit.joints, spans) if span < MIN_MOTION]
+        for name, span in zip(fit.joints, spans):
+            if span < MIN_MOTION:
+                still.append(name)
     if still:
         text = f"{', '.join(still)} not moved: their parameters stay those of the robot's file"
         yield Finding("excitation", "warn", text)
 
 
 def _delay(delay: Estimate) -> Finding:
-    text = f"{1e3 * delay.value:.1f} ms ({1e3 * delay.low:.1f} .. {1e3 * delay.high:.1f})"
+    value = 1e3 * delay.value
+    low = 1e3 * delay.low
+    high = 1e3 * delay.high
+    text = f"{value:.1f} ms ({low:.1f} .. {high:.1f})"
     if not delay.at_bound:
         return Finding("delay", "ok" if delay.identified else "warn", text)
     hint = "widen with --delay-max-ms"
@@ -144,15 +150,18 @@ def contents(
     found: list[Finding],
 ) -> dict[str, Any]:
     """The JSON of a fit. Parameters are in SI units; intervals are of 95 %."""
+    warnings = [f"{f.name}: {f.text}" for f in found if f.level != "ok"]
     joints: dict[str, Any] = {}
     by_branch: dict[str, Any] = {}
     trace: dict[str, Any] = {}
+    cost: dict[str, float] = dict.fromkeys(fits[0].cost, 0)
     for fit in fits:
         joints |= _joints(fit)
         branch = "+".join(fit.joints)
         by_branch[branch] = fit.delay()._asdict()
         trace[branch] = fit.trace
-    cost = {name: sum(fit.cost[name] for fit in fits) for name in fits[0].cost}
+        for name, value in fit.cost.items():
+            cost[name] += value
     return {
         "schema": SCHEMA,
         "deftly": __version__,
@@ -166,7 +175,7 @@ def contents(
         "delay_by_branch": by_branch,
         "search": {**vars(settings), **cost},
         "trace": trace,
-        "warnings": [f"{f.name}: {f.text}" for f in found if f.level != "ok"],
+        "warnings": warnings,
     }
 
 
@@ -177,9 +186,13 @@ def _joints(fit: Fit) -> dict[str, Any]:
         joints[joint] = {}
         for name, estimate in estimates.items():
             joints[joint][name] = {**estimate._asdict(), "unit": UNITS[name]}
-        joints[joint]["train_rmse"] = {m: float(rmse[j]) for m, rmse in fit.train.items()}
-        joints[joint]["held_out_rmse"] = {m: float(rmse[j]) for m, rmse in fit.held_out.items()}
+        joints[joint]["train_rmse"] = _of_joint(fit.train, j)
+        joints[joint]["held_out_rmse"] = _of_joint(fit.held_out, j)
     return joints
+
+
+def _of_joint(rmse: dict[str, np.ndarray], joint: int) -> dict[str, float]:
+    return {model: float(values[joint]) for model, values in rmse.items()}
 
 
 def write(path: Path, data: dict[str, Any]) -> None:
@@ -192,9 +205,9 @@ def identified(fits: list[Fit]) -> Actuators:
     joints: dict[str, dict[str, Figure]] = {}
     for fit in fits:
         for joint, estimates in fit.parameters().items():
-            for name, e in estimates.items():
-                if e.identified and not e.at_bound:
-                    joints.setdefault(joint, {})[name] = Figure(e.value, e.low, e.high)
+            known = _identified(estimates)
+            if known:
+                joints[joint] = known
     delay = pooled(fits)
     if not delay.identified:
         return Actuators(joints, None)
@@ -204,20 +217,34 @@ def identified(fits: list[Fit]) -> Actuators:
     return Actuators(joints, Figure(value, low, high))
 
 
+def _identified(estimates: dict[str, Estimate]) -> dict[str, Figure]:
+    known = {}
+    for name, estimate in estimates.items():
+        if estimate.identified and not estimate.at_bound:
+            known[name] = Figure(estimate.value, estimate.low, estimate.high)
+    return known
+
+
 def table(fits: list[Fit]) -> list[str]:
     """The parameters, a line for each joint; those that the log does not determine have a question mark."""
-    header = "".join(f"{f'{name}, {unit}':>27}" for name, unit in UNITS.items())
-    lines = [f"{'joint':<8}  {header}"]
+    header = [f"{name}, {unit}" for name, unit in UNITS.items()]
+    lines = [_line("joint", header)]
     for fit in fits:
         for joint, estimates in fit.parameters().items():
-            cells = "".join(f"{_cell(estimate):>27}" for estimate in estimates.values())
-            lines.append(f"{joint:<8}  {cells}")
+            cells = [_cell(estimate) for estimate in estimates.values()]
+            lines.append(_line(joint, cells))
     return lines
 
 
+def _line(joint: str, cells: list[str]) -> str:
+    columns = "".join(f"{cell:>27}" for cell in cells)
+    return f"{joint:<8}  {columns}"
+
+
 def _cell(estimate: Estimate) -> str:
+    interval = f"{estimate.low:.3g}..{estimate.high:.3g}"
     mark = "" if estimate.identified else "?"
-    return f"{estimate.value:.3g} ({estimate.low:.3g}..{estimate.high:.3g}){mark}"
+    return f"{estimate.value:.3g} ({interval}){mark}"
 
 
 def plot(path: Path, fits: list[Fit], held_out: float) -> None:
@@ -244,8 +271,9 @@ def _plot_joint(axes: Any, fit: Fit, joint: int, held_out: float) -> None:
     axes.step(time, command, where="post", color="0.7", lw=1.0, label="command")
     axes.plot(time, measured, color="C0", lw=1.2, label="measured")
     axes.plot(time, predicted, "--", color="C1", lw=1.0, label="simulated, fitted")
-    start = time[round((len(time) - 1) * (1 - held_out))]
-    axes.axvspan(start, time[-1], color="0.93", zorder=0, label="held out")
+    train_fraction = 1 - held_out
+    train_end = round((len(time) - 1) * train_fraction)
+    axes.axvspan(time[train_end], time[-1], color="0.93", zorder=0, label="held out")
     error = 1e3 * fit.held_out["fitted"][joint]
     axes.set_ylabel(f"{fit.joints[joint]}, rad")
     axes.set_title(f"held-out error {error:.2f} mrad", fontsize=9, loc="right")

@@ -68,6 +68,11 @@ class SizeGrasps(NamedTuple):
         """How many grasps there are."""
         return len(self.arrays["cube_half"])
 
+    @property
+    def half(self) -> float:
+        """Half the object's edge, m."""
+        return float(self.arrays["cube_half"][0])
+
 
 def collect(
     cls: Any, settings: GraspSettings
@@ -78,22 +83,18 @@ def collect(
     from rich.table import Table
 
     scales = np.linspace(*settings.task.size, settings.num_sizes)  # type: ignore[attr-defined]
-    last = len(scales) - 1
-    shown = {round(i) for i in np.linspace(0, last, IMAGES)} if settings.render else set()
+    shown = _evenly(len(scales), IMAGES) if settings.render else set()
     found: list[SizeGrasps] = []
     tried: dict[float, int] = {}
     table = Table("edge mm", "tried", "stable", "rate", "kept", box=None)
     console = Console()
-    progress = Progress(len(scales), "looking for grasps")
+    progress = Progress(len(scales), "searching for grasps")
     with Live(table, console=console, refresh_per_second=2), progress:
         for i, scale in enumerate(scales):
             grasps = _of_size(cls, settings, float(scale), i, i in shown)
             found.append(grasps)
-            half = float(grasps.arrays["cube_half"][0]) if grasps.kept else float(scale)
-            tried[half] = grasps.tried
-            edge = f"{2e3 * half:.1f}" if grasps.kept else f"x {scale:.3f}"
-            rate = f"{grasps.stable / grasps.tried:.0%}"
-            table.add_row(edge, str(grasps.tried), str(grasps.stable), rate, str(grasps.kept))
+            tried[grasps.half if grasps.kept else float(scale)] = grasps.tried
+            table.add_row(*_cells(grasps, scale))
             if console.is_terminal:  # below the table, which the terminal already shows
                 progress.done = i + 1
                 table.caption = progress.line(time.monotonic())
@@ -102,6 +103,18 @@ def collect(
     arrays = _concatenate([grasps.arrays for grasps in found])
     images = [image for grasps in found for image in grasps.images]
     return arrays, tried, images
+
+
+def _evenly(size: int, count: int) -> set[int]:
+    """Indices of `count` of `size` elements, evenly spaced."""
+    return {round(i) for i in np.linspace(0, size - 1, count)}
+
+
+def _cells(grasps: SizeGrasps, scale: float) -> tuple[str, ...]:
+    """A row of the table."""
+    edge = f"{2e3 * grasps.half:.1f}" if grasps.kept else f"x {scale:.3f}"
+    rate = grasps.stable / grasps.tried
+    return edge, str(grasps.tried), str(grasps.stable), f"{rate:.0%}", str(grasps.kept)
 
 
 def _concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -113,7 +126,8 @@ def _of_size(cls: Any, settings: GraspSettings, scale: float, index: int, show: 
     from deftly.env import Env
 
     size = (scale, scale)
-    task = cls(replace(settings.task, start="sample", size=size, ready_s=(0.0, 0.0)))
+    task_config = replace(settings.task, start="sample", size=size, ready_s=(0.0, 0.0))
+    task = cls(task_config)
     env_config = EnvConfig(num_envs=settings.num_envs, noise=False)
     env = Env(task, env_config, settings.sim, settings.seed, f"grasps/{index}")
     env.auto_reset = False
@@ -124,8 +138,7 @@ def _of_size(cls: Any, settings: GraspSettings, scale: float, index: int, show: 
         good = _settle(env, task, settings)
         tried += env.num_envs
         stable += int(good.sum())
-        grasps = task.grasp(env.state)
-        parts.append({name: value[good].float().numpy() for name, value in grasps.items()})
+        parts.append(_arrays(task.grasp(env.state), good))
         if show and good.any() and not images:
             images = _image(env, int(good.nonzero()[0]))
         if stable >= settings.per_size:
@@ -134,6 +147,11 @@ def _of_size(cls: Any, settings: GraspSettings, scale: float, index: int, show: 
     arrays = _concatenate(parts)
     kept = {name: values[: settings.per_size] for name, values in arrays.items()}
     return SizeGrasps(kept, tried, stable, images)
+
+
+def _arrays(grasps: dict[str, Tensor], good: Tensor) -> dict[str, np.ndarray]:
+    """The grasps of which `good` (num_envs,) holds."""
+    return {name: value[good].float().numpy() for name, value in grasps.items()}
 
 
 def _image(env: Env, index: int) -> list[np.ndarray]:

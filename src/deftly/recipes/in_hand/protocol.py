@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 class GraspTask(Protocol):
-    """A task whose grasps can be looked for."""
+    """A task whose grasps can be searched for."""
 
     name: str
-    cfg: Any  # with `start`, which is "sample" while grasps are looked for, and `size`, the range of the object's size
+    cfg: Any
+    """With `start`, which is "sample" while grasps are searched for, and `size`, the range of the object's size."""
 
     def contract(self) -> PolicyContract:
         """The hand's joints."""
@@ -33,7 +34,10 @@ class GraspTask(Protocol):
 
 
 class GaitTask(Protocol):
-    """A task that helps the search for a gait. Both methods may be missing: then there is one gait, sought at home."""
+    """A task that helps the search for a gait.
+
+    Both methods may be missing: then there is one gait, and the search starts at home.
+    """
 
     def context(self, s: State) -> Tensor:
         """A number of each episode by which a gait may differ, `(num_envs,)` in -1 .. 1; no policy sees it."""

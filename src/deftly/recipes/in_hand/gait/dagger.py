@@ -44,12 +44,14 @@ def clone(task: Task, gait: Gaits, args: GaitSettings) -> PPO:
     """A policy that makes the gait wherever its command is near the cycle; round by round, the student drives more.
 
     Where gaits differ by a context, robots that the student does not drive follow the gait of another context than
-    their own. Else their commands would tell the context, and the student would learn to read it there, where later it
-    finds but its own belief, rather than to feel it.
+    their own. Else their commands would reveal the context, and the student would learn to read it there, where later
+    it finds but its own estimate, instead of from the joints' tracking errors.
     """
-    env = Env(task, EnvConfig(num_envs=NUM_ENVS), args.sim, args.train.seed, "gait/clone")
+    env_config = EnvConfig(num_envs=NUM_ENVS)
+    env = Env(task, env_config, args.sim, args.train.seed, "gait/clone")
     env.stagger()
-    learner = PPO(env, replace(args.train, init_std=args.std))
+    ppo_config = replace(args.train, init_std=args.std)
+    learner = PPO(env, ppo_config)
     optimizer = torch.optim.Adam(learner.actor.parameters(), lr=LEARNING_RATE)
     last_steps = LAST * ROUND_BATCHES
     schedule = torch.optim.lr_scheduler.LinearLR(
@@ -77,13 +79,17 @@ class _Teacher:
 
     def __init__(self, env: Env, gait: Gaits):
         self.env = env
-        self._delta = torch.tensor(env.contract.act_terms[0].scale)
-        self._grid = torch.linspace(-1.0, 1.0, CONTEXTS if len(gait.frequency) > 1 else 1)
-        self._cycles = [gait.at(value[None]).cycle(env.contract) for value in self._grid]
+        contract = env.contract
+        self._delta = torch.tensor(contract.act_terms[0].scale)
+        mixed = len(gait.frequency) > 1
+        self._grid = torch.linspace(-1.0, 1.0, CONTEXTS if mixed else 1)
+        gaits = [gait.at(value[None]) for value in self._grid]
+        self._cycles = [one.cycle(contract) for one in gaits]
 
     def act(self, contexts: Tensor) -> Tensor:
         """Actions (num_envs, num_joints) of the gaits of contexts (num_envs,)."""
-        change = along_cycle(self.env.state.command, contexts, self._grid, self._cycles)
+        command = self.env.state.command
+        change = along_cycle(command, contexts, self._grid, self._cycles)
         return (change / self._delta).clip(-1.0, 1.0)
 
 
@@ -109,13 +115,17 @@ class _Dataset:
             observation = actor.gather(env.obs).clone()
             own = context(env.task, env.state)
             label = self._teacher.act(other if own is None else own)
-            label *= torch.where(label.abs() > SATURATED, OVERSHOOT, 1.0)
+            saturated = label.abs() > SATURATED
+            label *= torch.where(saturated, OVERSHOOT, 1.0)
             self._observations.append(observation)
             self._labels.append(label)
             normalizer.update(observation, self._student.ranks)
             drives = torch.rand(env.num_envs, 1) < fraction
-            action = torch.where(drives, actor(observation), self._teacher.act(other))
-            env.step(action + self._std * torch.randn(label.shape))
+            student = actor(observation)
+            teacher = self._teacher.act(other)
+            action = torch.where(drives, student, teacher)
+            noise = self._std * torch.randn(label.shape)
+            env.step(action + noise)
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Observations (samples, size), and labels (samples, num_joints)."""
@@ -129,7 +139,8 @@ def along_cycle(
 
     The cycle is that of the value of `grid` next to its context.
     """
-    which = (context[:, None] - grid).abs().argmin(-1)
+    distance = (context[:, None] - grid).abs()
+    which = distance.argmin(-1)
     change = torch.empty_like(command)
     for i, (cycle, after) in enumerate(cycles):
         rows = which == i

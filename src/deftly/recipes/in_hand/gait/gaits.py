@@ -51,8 +51,9 @@ class Gaits:
 
     def timed(self, frequency: float | None) -> Gaits:
         """The same paths at one frequency, Hz; unset: at the mean of their own."""
-        own = float(self.frequency.log().mean().exp())
-        return Gaits(torch.full_like(self.frequency, frequency or own), self.shape)
+        mean = float(self.frequency.log().mean().exp())
+        common = torch.full_like(self.frequency, frequency or mean)
+        return Gaits(common, self.shape)
 
     def targets(self, phase: Tensor) -> Tensor:
         """Joint targets `(n, num_joints)` at phases `(n,)`, rad."""
@@ -75,9 +76,10 @@ class Gaits:
     def at(self, context: Tensor) -> Gaits:
         """A mixture for each context (n,): the first gait at -1, the last at 1."""
         weight = (1 + context) / 2
-        frequency = self.frequency[0] ** (1 - weight) * self.frequency[-1] ** weight
+        first = self.frequency[0] ** (1 - weight)
+        last = self.frequency[-1] ** weight
         shape = torch.lerp(self.shape[0], self.shape[-1], weight[:, None, None])
-        return Gaits(frequency, shape)
+        return Gaits(first * last, shape)
 
     def cycle(self, contract: PolicyContract) -> tuple[Tensor, Tensor]:
         """Commands (m, num_joints) through which the first gait goes, each with the one after it, rad.
@@ -91,7 +93,8 @@ class Gaits:
         command = self._first_targets(0.0)
         commands = []
         for step in range(round(CYCLES * period)):
-            target = self._first_targets(2 * math.pi * step / period)
+            phase = 2 * math.pi * step / period
+            target = self._first_targets(phase)
             change = (target - command).clip(-delta, delta)
             command = (command + change).clip(lower, upper)
             commands.append(command)
@@ -100,7 +103,8 @@ class Gaits:
 
     def _first_targets(self, phase: float) -> Tensor:
         """Joint targets (1, num_joints) of the first gait at a phase, rad."""
-        return self.targets(phase * torch.ones_like(self.frequency))[:1]
+        phases = torch.full_like(self.frequency, phase)
+        return self.targets(phases)[:1]
 
     def save(self, path: Path, task: Task) -> None:
         """Write the gaits atomically."""
@@ -120,13 +124,14 @@ class Gaits:
         advice = "give the gait.npz of a run of 'deftly gait'"
         found = read_npz(path, "a gait", MAX_BYTES, names=names, advice=advice)
         joint_names = tuple(str(name) for name in found["joint_names"])
-        if str(found["schema"]) != SCHEMA or joint_names != tuple(task.contract().joint_names):
+        wanted = tuple(task.contract().joint_names)
+        if str(found["schema"]) != SCHEMA or joint_names != wanted:
             raise DeftlyError(
                 f"{path} is no gait of this task's joints: search for one, deftly gait {task.name}"
             )
         frequency = torch.from_numpy(found["frequency"]).float()
         shape = torch.from_numpy(found["shape"]).float()
-        wanted = (*frequency.shape, len(SCALE), len(joint_names))
-        if len(frequency) not in (1, 2) or shape.shape != wanted:
+        size = (*frequency.shape, len(SCALE), len(joint_names))
+        if len(frequency) not in (1, 2) or shape.shape != size:
             raise DeftlyError(f"{path} is corrupt: its shape has the size {tuple(shape.shape)}")
         return cls(frequency, shape)

@@ -124,11 +124,13 @@ class Trials:
         earned = torch.zeros(env.num_envs)
         for k in range(settle + round(self.args.seconds * rate)):
             judged = k >= settle
-            phase = 2 * math.pi * gait.frequency * max(0, k - settle) / rate
+            judged_steps = max(0, k - settle)
+            phase = 2 * math.pi * gait.frequency * judged_steps / rate
             change = gait.targets(phase) - env.state.command
             step = env.step(change / self.delta)
+            lost = running & step.terminated & judged
             earned += step.reward * running * judged
-            earned -= self.args.loss * (running & step.terminated & judged)
+            earned -= self.args.loss * lost
             running &= ~step.terminated
         return earned / self.args.seconds
 
@@ -154,7 +156,8 @@ class CMASearch:
         import cma
 
         self.args = args
-        self.trials = Trials(task, args, (args.population + 1) * args.trials)
+        gaits = args.population + 1  # and the mean
+        self.trials = Trials(task, args, gaits * args.trials)
         self.env = self.trials.env
         frequency = args.frequency or FREQUENCY
         own = strokes(task)
@@ -183,7 +186,8 @@ class CMASearch:
     def generation(self) -> dict[str, float]:
         """Try a population; returns the reward per second of the search distribution's mean and of the candidates."""
         candidates = self._cma.ask()
-        rewards = self.rewards(np.array([*candidates, self._cma.mean]))
+        tried = np.array([*candidates, self._cma.mean])
+        rewards = self.rewards(tried)
         population = rewards[:-1]
         self._cma.tell(candidates, (-population).tolist())
         return {
@@ -206,9 +210,9 @@ class CMASearch:
 class EvolutionStrategy:
     """Evolution strategies with antithetic sampling (Salimans et al. 2017, arXiv:1703.03864) from a gait.
 
-    Each pair of opposite perturbations is tried on the same robot. A single pair tells next to nothing; their mean, and
-    that over generations, tells enough. Where the task has a context by which gaits may differ, there are two of them,
-    for its least and its greatest, mixed in between.
+    Each pair of opposite perturbations is tried on the same robot. The gradient of a single pair is mostly noise; the
+    mean of all, and of generations, is not. Where the task has a context by which gaits may differ, there are two of
+    them, for its least and its greatest, mixed in between.
     """
 
     def __init__(self, task: Task, args: GaitSettings, gait: Gaits):
@@ -245,7 +249,8 @@ class EvolutionStrategy:
         """A gait for each row of parameters, and its context; its own vector perturbed by so much."""
         if self.mixed and context is not None:
             middle, half_difference = np.split(parameters, 2, 1)
-            parameters = middle + context.double().numpy()[:, None] * half_difference
+            weight = context.double().numpy()[:, None]
+            parameters = middle + weight * half_difference
         return Gaits.decode(parameters + perturbation, self.trials.home, self._frequency)
 
     def generation(self) -> dict[str, float]:
@@ -254,9 +259,11 @@ class EvolutionStrategy:
         rewards, contexts = self._antithetic_rewards(directions)
         gradient = self._gradient(rewards, directions, contexts)
         self._generation += 1
-        self._momentum = MOMENTUM * self._momentum + (1 - MOMENTUM) * gradient
+        new = (1 - MOMENTUM) * gradient
+        self._momentum = MOMENTUM * self._momentum + new
         bias_correction = 1 - MOMENTUM**self._generation
-        self._parameters = self._parameters + self.args.step * self._momentum / bias_correction
+        step = self.args.step * self._momentum / bias_correction
+        self._parameters = self._parameters + step
         return {"around": float(rewards.mean())}
 
     def _num_directions(self) -> int:
@@ -271,7 +278,8 @@ class EvolutionStrategy:
         pairs = len(directions)
         contexts = np.zeros(pairs)
         parameters = self._parameters[None].repeat(2 * pairs, 0)
-        perturbation = self.args.sigma * np.concatenate((directions, -directions))
+        both_ways = np.concatenate((directions, -directions))
+        perturbation = self.args.sigma * both_ways
 
         def gaits(context: Tensor | None) -> Gaits:
             if context is not None:

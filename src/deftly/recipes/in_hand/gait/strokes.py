@@ -97,18 +97,22 @@ class TipPaths:
         columns = parameters.reshape(len(parameters), 1, -1, len(PARAMETERS))
         value = {}  # by parameter, (n, 1, tips)
         for i, name in enumerate(PARAMETERS):
-            value[name] = MEAN[name] + SPREAD[name] * columns[..., i]
+            column = columns[..., i]
+            value[name] = MEAN[name] + SPREAD[name] * column
 
-        period = np.arange(POINTS)[:, None] / POINTS
-        phase = 2 * math.pi * (period + np.array(s.phases)) + value["phase"]
+        fraction = np.arange(POINTS)[:, None] / POINTS
+        cycle = fraction + np.array(s.phases)  # (POINTS, tips), in periods
+        phase = 2 * math.pi * cycle + value["phase"]
         angle = np.array(s.angles) + value["angle"]
         along = value["along"] - value["stroke"] * np.cos(phase)
         distance = value["distance"] - value["press"] * np.sin(phase)
 
-        x = distance * np.cos(angle) - along * np.sin(angle)
-        y = s.direction * (distance * np.sin(angle) + along * np.cos(angle))
+        sin, cos = np.sin(angle), np.cos(angle)
+        x = distance * cos - along * sin
+        y = s.direction * (distance * sin + along * cos)
         z = value["height"] + value["rise"] * np.sin(phase)
-        return np.array(s.centre) + s.radius * np.stack((x, y, z), -1)
+        tips = np.stack((x, y, z), -1)  # in units of the radius
+        return np.array(s.centre) + s.radius * tips
 
     def _inverse_kinematics(self, targets: np.ndarray) -> np.ndarray:
         """Joint positions, `(n, POINTS, num_joints)`, rad, that bring the tips to their targets, or near.
@@ -119,15 +123,18 @@ class TipPaths:
         batch = self._batch(len(wanted))
         qpos = batch.bind("qpos")
         positions = batch.bind("site_xpos")  # filled by the forward passes that follow
-        qpos[:] = self._model.key_qpos[0] if self._model.nkey else self._model.qpos0
+        model = self._model
+        qpos[:] = model.key_qpos[0] if model.nkey else model.qpos0
         for _ in range(IK_ITERATIONS):
             batch.forward(stage=mujoco.mjtStage.mjSTAGE_POS.value)
             joint_pos = qpos[:, self._qpos]
             hessian, gradient = self._normal_equations(batch, positions, joint_pos, wanted)
-            change = np.linalg.solve(hessian, gradient[..., None])[..., 0]
-            change = change.clip(-IK_MAX_STEP, IK_MAX_STEP)
-            qpos[:, self._qpos] = (joint_pos + change).clip(self._lower, self._upper)
-        return qpos[:, self._qpos].reshape(*targets.shape[:2], -1)
+            change = np.linalg.solve(hessian, gradient[..., None])
+            change = change[..., 0].clip(-IK_MAX_STEP, IK_MAX_STEP)
+            joint_pos = (joint_pos + change).clip(self._lower, self._upper)
+            qpos[:, self._qpos] = joint_pos
+        joint_pos = qpos[:, self._qpos]
+        return joint_pos.reshape(*targets.shape[:2], -1)
 
     def _normal_equations(
         self,
@@ -165,7 +172,8 @@ def _require_sites(task: Task, strokes: Strokes, model: mujoco.MjModel) -> None:
         raise DeftlyError(
             f"{task.name}: strokes of '{unknown[0]}', but the scene's sites are {known}"
         )
-    if not len(strokes.sites) == len(strokes.angles) == len(strokes.phases):
+    tips = len(strokes.sites)
+    if len(strokes.angles) != tips or len(strokes.phases) != tips:
         raise DeftlyError(
             f"{task.name}: strokes need an angle and a phase for each of {list(strokes.sites)}"
         )
