@@ -7,21 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import toy_robot
 from onnx import TensorProto, helper, numpy_helper
 
-from deftly.contract import Act, Joint, Observe, PolicyContract, RobotInterface, Signal
+from deftly.contract import Act, Observe, PolicyContract
 from deftly.policy import bundle
 from deftly.policy.protocol import ContractPolicy
 
-ROBOT = RobotInterface(
-    name="fifty",
-    joints=(
-        Joint("a", -1.0, 2.0, 0.5, 3.0),
-        Joint("b", -2.0, 2.0, 0.0, 1.5),
-        Joint("c", 0.0, 0.04, 0.04, 0.15, "m", grips=True),
-    ),
-    signals=(Signal("joint_pos", 3, "rad"), Signal("cube", 3, "m", "base")),
-)
+ROBOT = replace(toy_robot.ROBOT, name="fifty")
 CONTRACT = PolicyContract(
     robot=ROBOT,
     rate=50,

@@ -49,9 +49,9 @@ def signals(seed: int) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def running(brain=None, endpoint=LOOPBACK, **settings):
+def running(policy=None, endpoint=LOOPBACK, **settings):
     """A server in a thread of this process."""
-    server = Server(brain or ContractPolicy(CONTRACT, network), endpoint, **settings)
+    server = Server(policy or ContractPolicy(CONTRACT, network), endpoint, **settings)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

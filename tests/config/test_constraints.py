@@ -18,7 +18,7 @@ from deftly.config import (
     check,
     field_docs,
 )
-from deftly.config.constraints import violated
+from deftly.config.constraints import hints_of, limits, violated
 from deftly.config.sections import Activation
 from deftly.errors import DeftlyError
 
@@ -183,3 +183,19 @@ def test_activations_are_those_of_the_networks():
     from deftly.learn.networks import ACTIVATIONS
 
     assert get_args(Activation) == tuple(ACTIVATIONS)
+
+
+def test_a_subclass_does_not_say_a_constraint_twice():
+    @dataclass(frozen=True)
+    class Base(Settings):
+        episodes: Annotated[int, Ge(1), Doc("Episodes.")] = 200
+
+    @dataclass(frozen=True)
+    class Other(Settings):
+        policy: Annotated[str, Doc("Policy.")] = ""
+
+    @dataclass(frozen=True)
+    class Both(Other, Base):
+        pass
+
+    assert limits(get_args(hints_of(Both)["episodes"])[1:]) == ">= 1"

@@ -1,11 +1,11 @@
 """Which policy is meant: the same words in every command, said in the first line, and the same whatever form it has."""
 
 import importlib
-import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import numpy as np
 import pytest
+from toy_robot import running
 
 from deftly.config import RunsConfig, SimConfig
 from deftly.contract import JOINT_POS
@@ -13,7 +13,6 @@ from deftly.errors import DeftlyError
 from deftly.evaluate.evaluate import EvalSettings, measure
 from deftly.evaluate.source import PolicySource, of_bundle, of_checkpoint, policy_words, resolve
 from deftly.learn import checkpoint
-from deftly.serving.server import Server
 from deftly.tasks import load
 
 SHIPPED = "jaka-pick-cube"
@@ -143,24 +142,13 @@ def test_a_policy_of_another_robot_is_refused_in_a_line_of_words(exported):
 # ------------------------------------------------------------ one policy in three forms
 
 
-@contextmanager
-def served(source):
-    server = Server(source.open(), "tcp://127.0.0.1:*")
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield PolicySource("endpoint", server.endpoint, None)
-    finally:
-        server.stop()
-        thread.join(10)
-
-
 def test_checkpoint_bundle_and_endpoint_have_the_same_episodes(exported):
     cls = load(exported.task)
     task = cls(cls.Config())
     bundled = of_bundle(exported.bundle)
     settings = EvalSettings(episodes=12, sim=SimConfig(threads=1))
-    with served(bundled) as endpoint:
+    with running(bundled.open()) as server:
+        endpoint = PolicySource("endpoint", server.endpoint, None)
         sources = (of_checkpoint(checkpoint.load(exported.checkpoint)), bundled, endpoint)
         measured = [measure(task, source, settings) for source in sources]
     (_, first), *others = measured

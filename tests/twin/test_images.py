@@ -1,20 +1,18 @@
 """An image on its whole way: from the simulation through client and server to a policy that sees nothing else."""
 
-import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import watcher
+from toy_robot import running
 
 from deftly.config import EnvConfig, SimConfig
 from deftly.env import Env
 from deftly.evaluate.evaluate import EvalSettings, measure
 from deftly.evaluate.source import PolicySource
 from deftly.policy.protocol import ContractPolicy
-from deftly.serving.server import Server
 from deftly.tasks import load
 from deftly.twin.loop import LoopArgs
 from deftly.twin.robot import SimRobot
@@ -32,18 +30,6 @@ def task():
 def homing(groups):
     """Drives the block to the middle of the image."""
     return np.clip(-5 * watcher.find(groups["front"]), -1, 1).astype(np.float32)
-
-
-@contextmanager
-def serving(policy):
-    server = Server(policy, "tcp://127.0.0.1:*")
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield PolicySource("endpoint", server.endpoint, None)
-    finally:
-        server.stop()
-        thread.join()
 
 
 def test_an_environment_shows_the_image_in_a_group_of_its_own(task):
@@ -68,7 +54,8 @@ def test_the_simulated_robot_measures_the_image(task):
 
 def test_a_policy_that_sees_succeeds_through_the_socket(task):
     """In the environment of training, and on the simulated robot under its control loop."""
-    with serving(ContractPolicy(task.contract(), homing)) as source:
+    with running(ContractPolicy(task.contract(), homing)) as server:
+        source = PolicySource("endpoint", server.endpoint, None)
         trained = EvalSettings(episodes=6, sim=SimConfig(threads=1))
         result, _ = measure(task, source, trained)
         assert result["success"]["rate"] == 1.0
@@ -82,6 +69,7 @@ def test_a_policy_that_is_shown_darkness_does_not_succeed(task):
     def blind(groups):
         return homing({"front": np.zeros_like(groups["front"])})
 
-    with serving(ContractPolicy(task.contract(), blind)) as source:
+    with running(ContractPolicy(task.contract(), blind)) as server:
+        source = PolicySource("endpoint", server.endpoint, None)
         result, _ = measure(task, source, EvalSettings(episodes=6, sim=SimConfig(threads=1)))
         assert result["success"]["rate"] < 0.5

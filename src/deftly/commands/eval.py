@@ -15,21 +15,13 @@ from deftly.config import Repeatable, RunsConfig, with_setting
 from deftly.console import show, table
 from deftly.evaluate import report, source
 from deftly.evaluate.evaluate import EvalSettings, measure, read_gate
-from deftly.evaluate.source import POLICY
+from deftly.evaluate.source import PolicyArgs
 
 
 @dataclass(frozen=True)
-class EvalArgs(EvalSettings):
+class EvalArgs(PolicyArgs, EvalSettings):
     """Measure a policy on episodes that no training has seen."""
 
-    policy: Annotated[str | None, Doc(POLICY)] = None
-    keys: Annotated[
-        Path | None, Doc("The robot's folder of keys, for a policy at tcp://HOST:PORT.")
-    ] = None
-    settings_from: Annotated[
-        str | None,
-        Doc("With tcp://: the run or bundle whose settings of task and physics are used."),
-    ] = None
     gate: Annotated[
         tuple[str, ...],
         Repeatable(),

@@ -20,9 +20,9 @@ from annotated_types import Ge, Le, Lt
 from torch import Tensor
 from typing_extensions import Doc
 
-from deftly.config import SEEDS, EnvConfig, RunsConfig, Settings, SimConfig
+from deftly.config import SEEDS, EnvConfig, RunsConfig, SimConfig
 from deftly.errors import DeftlyError
-from deftly.evaluate.source import POLICY, PolicySource, prepare, resolve
+from deftly.evaluate.source import PolicyArgs, PolicySource, prepare, resolve
 from deftly.learn.policy import NetworkPolicy
 from deftly.policy.protocol import NO_INPUTS
 from deftly.render import Recorder, camera_index, choose_gl, has_display, pose, write_video
@@ -45,20 +45,12 @@ NO_VIEWER = {
 
 
 @dataclass(frozen=True)
-class PlayArgs(Settings):
+class PlayArgs(PolicyArgs):
     """Watch a policy in one environment, in real time, or record a video of it."""
 
     agent: Annotated[
         Literal["trained", "random", "zero"], Doc("Who acts: a policy, uniform noise or nobody.")
     ] = "trained"
-    policy: Annotated[str | None, Doc(POLICY)] = None
-    keys: Annotated[
-        Path | None, Doc("The robot's folder of keys, for a policy at tcp://HOST:PORT.")
-    ] = None
-    settings_from: Annotated[
-        str | None,
-        Doc("With tcp://: the run or bundle whose settings of task and physics are used."),
-    ] = None
     viewer: Annotated[
         Literal["auto", "native", "web", "none"],
         Doc("A window (native), a page for the browser (web), or the first that works (auto)."),

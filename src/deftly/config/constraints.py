@@ -8,12 +8,13 @@ a field is its `Doc`, from which the help and the comments of YAML files are mad
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -36,6 +37,21 @@ class Suffix:
     suffix: str
 
 
+class Bound(NamedTuple):
+    """How a constraint of `annotated-types` is tested and told."""
+
+    attribute: str
+    test: Callable[[Any, Any], bool]
+    words: str
+    sign: str
+
+
+BOUNDS: dict[type, Bound] = {
+    Ge: Bound("ge", operator.ge, "{} or more", ">="),
+    Gt: Bound("gt", operator.gt, "above {}", ">"),
+    Le: Bound("le", operator.le, "at most {}", "<="),
+    Lt: Bound("lt", operator.lt, "below {}", "<"),
+}
 HUGE = 100_000
 """Bounds from here on guard against typing errors, and are not worth a line of the help."""
 RISING = Must("'LOW HIGH' with 0 <= LOW <= HIGH", lambda pair: 0 <= pair[0] <= pair[1])
@@ -95,9 +111,10 @@ def hints_of(cls: type) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     names = {item.name for item in fields(cls)}
     for base in reversed([base for base in cls.__mro__ if is_dataclass(base)]):
-        for name, hint in get_type_hints(base, include_extras=True).items():
-            if name in names:
-                hints[name] = _inherit(hint, hints.get(name))
+        own = names & vars(base).get("__annotations__", {}).keys()
+        types = get_type_hints(base, include_extras=True)
+        for name in own:
+            hints[name] = _inherit(types[name], hints.get(name))
     return hints
 
 
@@ -140,56 +157,38 @@ def _violated_by(constraints: tuple[Any, ...], value: Any) -> str:
 
 
 def _holds(constraint: Any, value: Any) -> bool:
-    match constraint:
-        case Ge(ge=bound):
-            return value >= bound
-        case Gt(gt=bound):
-            return value > bound
-        case Le(le=bound):
-            return value <= bound
-        case Lt(lt=bound):
-            return value < bound
-        case Must(test=test):
-            return bool(test(value))
-    return True
+    if isinstance(constraint, Must):
+        return bool(constraint.test(value))
+    bound = BOUNDS.get(type(constraint))
+    return bound is None or bound.test(value, getattr(constraint, bound.attribute))
 
 
 def in_words(constraints: tuple[Any, ...]) -> str:
     """What constraints want, as in `1 or more`; empty if they want nothing."""
-    words = []
-    for constraint in constraints:
-        match constraint:
-            case Ge(ge=bound):
-                words.append(f"{bound} or more")
-            case Gt(gt=bound):
-                words.append(f"above {bound}")
-            case Le(le=bound):
-                words.append(f"at most {bound}")
-            case Lt(lt=bound):
-                words.append(f"below {bound}")
-            case Must(be=be):
-                words.append(be)
+    words = [
+        constraint.be if isinstance(constraint, Must) else BOUNDS[kind].words.format(bound)
+        for constraint, kind, bound in _told(constraints)
+    ]
     return " and ".join(words)
 
 
 def limits(constraints: tuple[Any, ...]) -> str:
-    """The bounds among constraints, as `>= 1, <= 10`; empty if there are none. Huge ones are left out."""
-    bounds = []
+    """The bounds among constraints, as `>= 1, <= 10`; empty if there are none. Huge upper ones are left out."""
+    return ", ".join(
+        f"{BOUNDS[kind].sign} {bound}"
+        for _, kind, bound in _told(constraints)
+        if kind in BOUNDS and (kind in (Ge, Gt) or abs(bound) < HUGE)
+    )
+
+
+def _told(constraints: tuple[Any, ...]) -> Iterator[tuple[Any, type, Any]]:
+    """The constraints of these kinds, each with its kind and its bound."""
     for constraint in constraints:
-        match constraint:
-            case Ge(ge=bound):
-                bounds.append(f">= {bound}")
-            case Gt(gt=bound):
-                bounds.append(f"> {bound}")
-            case Le(le=bound) if _worth_a_line(bound):
-                bounds.append(f"<= {bound}")
-            case Lt(lt=bound) if _worth_a_line(bound):
-                bounds.append(f"< {bound}")
-    return ", ".join(bounds)
-
-
-def _worth_a_line(bound: Any) -> bool:
-    return abs(bound) < HUGE
+        kind = type(constraint)
+        if kind in BOUNDS:
+            yield constraint, kind, getattr(constraint, BOUNDS[kind].attribute)
+        elif kind is Must:
+            yield constraint, kind, None
 
 
 def show(value: Any) -> str:

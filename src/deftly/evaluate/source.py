@@ -16,10 +16,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from typing_extensions import Doc
 
 from deftly import workspace
-from deftly.config import RunsConfig, SimConfig, parse, split_task, suggest, with_task
+from deftly.config import RunsConfig, Settings, SimConfig, parse, split_task, suggest, with_task
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.files import sha256
@@ -44,6 +46,20 @@ OLDER = {
 SETTINGS_FROM = "settings-from"
 POLICY = "Policy: latest, a run, a checkpoint or bundle folder, shipped, tcp://HOST:PORT; unset: latest, else shipped."
 """What the help says of --policy."""
+
+
+@dataclass(frozen=True)
+class PolicyArgs(Settings):
+    """Which policy a command takes, wherever it is."""
+
+    policy: Annotated[str | None, Doc(POLICY)] = None
+    settings_from: Annotated[
+        str | None,
+        Doc("With tcp://: the run or bundle whose settings of task and physics are used."),
+    ] = None
+    keys: Annotated[
+        Path | None, Doc("The robot's folder of keys, for a policy at tcp://HOST:PORT.")
+    ] = None
 
 
 @dataclass(frozen=True, eq=False)

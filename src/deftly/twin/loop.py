@@ -10,19 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
-from deftly.config import SEEDS, RunsConfig, Settings, SimConfig
+from deftly.config import SEEDS, RunsConfig, SimConfig
 from deftly.console import Progress
 from deftly.control.log import Ring
 from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, SafetyConfig, State
-from deftly.evaluate.source import POLICY
+from deftly.evaluate.source import PolicyArgs
 from deftly.policy.protocol import Policy
 
 if TYPE_CHECKING:
@@ -34,14 +33,9 @@ APPROACH_S = 600.0
 
 
 @dataclass(frozen=True)
-class SceneArgs(Settings):
-    """Which simulation, and whose settings it has."""
+class SceneArgs(PolicyArgs):
+    """Which policy, which simulation, and whose settings it has."""
 
-    policy: Annotated[str | None, Doc(POLICY)] = None
-    settings_from: Annotated[
-        str | None,
-        Doc("With tcp://: the run or bundle whose settings of task and physics are used."),
-    ] = None
     seed: Annotated[
         int, Ge(0), Lt(SEEDS), Doc("Decides how episodes start and what the sensors' noise is.")
     ] = 0
@@ -59,9 +53,6 @@ class SceneArgs(Settings):
 class LoopArgs(SceneArgs):
     """A policy in the simulated robot's control loop."""
 
-    keys: Annotated[Path | None, Doc("The robot's folder of keys, for a server that has them.")] = (
-        None
-    )
     timeout_ms: Annotated[
         float,
         Gt(0),
