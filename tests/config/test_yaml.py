@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from deftly.config import (
     parse,
     to_yaml,
 )
-from deftly.config.yaml import MAX_BYTES, read_mapping
+from deftly.config.yaml import MAX_BYTES
 from deftly.errors import DeftlyError
 
 
@@ -161,15 +162,29 @@ def test_a_bad_setting_of_a_file_is_told_with_the_file(text, message, tmp_path):
     assert str(error.value).startswith(f"{tmp_path / 'c.yaml'}: {message}")
 
 
-def test_a_key_written_twice_is_told_with_its_line():
-    with pytest.raises(DeftlyError, match=r"c.yaml, line 3: 'noise' is written twice"):
-        read_mapping(b"env:\n  noise: true\n  noise: false\n", "c.yaml")
-
-
-def test_a_huge_file_is_refused(tmp_path):
-    (tmp_path / "c.yaml").write_bytes(b"# " + b"x" * MAX_BYTES)
-    with pytest.raises(DeftlyError, match="at most 1000000"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("env:\n  noise: true\n  noise: false\n", "'noise' twice, again in line 3"),
+        ("[1, 2]", "must be a YAML mapping"),
+        ("env: {1: true}", "the key 1 is no word"),
+        ("env: [", "line 1"),
+        ("x: " + "[" * 3000, "nested too deeply"),
+        ("# " + "x" * MAX_BYTES, "at most 1000000 bytes"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_one_line(text, message, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(DeftlyError, match=message) as error:
         read("--config", str(tmp_path / "c.yaml"))
+    assert "c.yaml" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_configuration_is_a_plain_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # which would never end
+    with pytest.raises(DeftlyError, match="a pipe"):
+        read("--config", str(tmp_path / "pipe"))
 
 
 def test_saved_settings_are_data():

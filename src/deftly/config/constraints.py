@@ -7,6 +7,7 @@ for each element of a tuple whose elements carry them, and not for None. Numbers
 a field is its `Doc`, from which the help and the comments of YAML files are made.
 """
 
+import inspect
 import math
 import operator
 from collections.abc import Callable, Iterator
@@ -111,7 +112,7 @@ def hints_of(cls: type) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     names = {item.name for item in fields(cls)}
     for base in reversed([base for base in cls.__mro__ if is_dataclass(base)]):
-        own = names & vars(base).get("__annotations__", {}).keys()
+        own = names & inspect.get_annotations(base).keys()
         types = get_type_hints(base, include_extras=True)
         for name in own:
             hints[name] = _inherit(types[name], hints.get(name))

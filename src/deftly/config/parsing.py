@@ -143,15 +143,7 @@ def typed_settings(argv: Sequence[str]) -> list[Setting]:
 
 def read_file(name: str) -> list[Setting]:
     """The settings of a YAML file."""
-    path = Path(name).expanduser()
-    try:
-        with path.open("rb") as file:
-            data = file.read(yaml.MAX_BYTES + 1)
-    except OSError as error:
-        raise DeftlyError(
-            f"--config needs a YAML file, cannot read '{name}': {error.strerror}"
-        ) from error
-    return list(settings_of(yaml.read_mapping(data, f"--config '{name}'"), name))
+    return list(settings_of(yaml.read_mapping(Path(name).expanduser()), name))
 
 
 def settings_of(tree: Mapping[str, Any], place: str, section: str = "") -> Iterator[Setting]:
