@@ -254,7 +254,7 @@ def _on_hardware(
 ) -> int:
     """Send the motion to a driver in real time, as `deftly run` sends a policy's targets."""
     from deftly.commands.run import RunArgs, find_driver
-    from deftly.control.log import Ring
+    from deftly.control.log import LogBuffer
     from deftly.control.loop import Runner
     from deftly.control.safety import Kernel
     from deftly.control.session import Session
@@ -272,9 +272,9 @@ def _on_hardware(
         driver = find_driver(
             name, RunArgs(driver=str(args.driver), port=args.port), contract, stack
         )
-        ring = Ring(contract, len(made.cmd) + round(120 * contract.rate))
+        buffer = LogBuffer(contract, len(made.cmd) + round(120 * contract.rate))
         runner = stack.enter_context(
-            Runner(frames, Kernel(contract.robot, contract.rate, args.safety), driver, ring)
+            Runner(frames, Kernel(contract.robot, contract.rate, args.safety), driver, buffer)
         )
         said = {**facts, "safety": json.dumps(asdict(args.safety))}
-        return Until(runner, ring, said, start=True, log=args.out).run()
+        return Until(runner, buffer, said, start=True, log=args.out).run()

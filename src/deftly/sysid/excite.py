@@ -10,7 +10,7 @@ import mujoco
 import numpy as np
 
 from deftly.contract import Inputs, PolicyContract
-from deftly.control.log import Ring
+from deftly.control.log import LogBuffer
 from deftly.control.loop import Runner
 from deftly.control.safety import Fault, Kernel, SafetyConfig, State
 from deftly.errors import DeftlyError
@@ -208,14 +208,16 @@ class Frames:
         """Nothing is held."""
 
 
-def on_simulated(frames: Frames, robot: LoneRobot, safety: SafetyConfig) -> Ring:
+def on_simulated(frames: Frames, robot: LoneRobot, safety: SafetyConfig) -> LogBuffer:
     """Send the motion through the safety kernel to a simulated robot, in its own time; the log.
 
     Raises DeftlyError if the kernel held it.
     """
     contract = robot.contract
-    ring = Ring(contract, len(frames._cmd) + round((safety.approach_s + 60.0) * contract.rate))
-    with Runner(frames, Kernel(contract.robot, contract.rate, safety), robot, ring) as runner:
+    buffer = LogBuffer(
+        contract, len(frames._cmd) + round((safety.approach_s + 60.0) * contract.rate)
+    )
+    with Runner(frames, Kernel(contract.robot, contract.rate, safety), robot, buffer) as runner:
         while not frames.done:
             tick = runner.step(robot.now)
             if tick.command is None:
@@ -226,7 +228,7 @@ def on_simulated(frames: Frames, robot: LoneRobot, safety: SafetyConfig) -> Ring
                 raise DeftlyError(
                     f"the safety kernel held the robot: {runner.kernel.fault}: {runner.kernel.reason}"
                 )
-    return ring
+    return buffer
 
 
 def groups(robot: Robot, finger: str) -> list[tuple[str, ...]]:
