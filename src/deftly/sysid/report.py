@@ -11,7 +11,7 @@ import numpy as np
 from deftly import __version__
 from deftly.console import Finding
 from deftly.files import atomic_write, write_json
-from deftly.robots.actuators import Actuators, Figure
+from deftly.robots.actuators import Actuators, Identified
 from deftly.sysid.fit import Estimate, Fit, Search
 from deftly.sysid.logs import STILL, HandLog, jitter
 from deftly.sysid.model import UNITS
@@ -173,7 +173,7 @@ def identified(fits: list[Fit]) -> Actuators:
     """What training should use: the figures that the log tells, and none that sits at its bound."""
     joints = {
         name: {
-            p: Figure(e.value, e.low, e.high)
+            p: Identified(e.value, e.low, e.high)
             for p, e in figures.items()
             if e.identified and not e.at_bound
         }
@@ -183,7 +183,7 @@ def identified(fits: list[Fit]) -> Actuators:
     delay = pooled(fits)
     value = max(0.0, delay.value)
     known = (
-        Figure(value, max(0.0, min(delay.low, value)), max(delay.high, value))
+        Identified(value, max(0.0, min(delay.low, value)), max(delay.high, value))
         if delay.identified
         else None
     )
