@@ -26,7 +26,7 @@ from deftly.config import parse, split_task
 from deftly.contract import PolicyContract
 from deftly.control.drivers import Reading
 from deftly.control.drivers.dynamixel import Dynamixel
-from deftly.control.log import Ring
+from deftly.control.log import LogBuffer
 from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, SafetyConfig
 from deftly.control.session import Session
@@ -118,14 +118,14 @@ def keep_time(
 ) -> dict[str, Any]:
     """Drive the motors for a while: how well the loop kept its rate, and what the bus took of it."""
     driver, bounds = Timed(contract, port), SafetyConfig(approach_s=Dynamixel.approach_s)
-    ring = Ring(contract, math.ceil(1.1 * seconds * contract.rate) + 10)
+    buffer = LogBuffer(contract, math.ceil(1.1 * seconds * contract.rate) + 10)
     runner = Runner(
         ContractPolicy(contract, network),
         Kernel(contract.robot, contract.rate, bounds),
         driver,
-        ring,
+        buffer,
     )
-    session = Session(runner, ring, {}, start=True, seconds=seconds)
+    session = Session(runner, buffer, {}, start=True, seconds=seconds)
     session.run()
     found = {**time_kept(session, contract.rate), "retries": driver.retries}
     for name, times in (("read", driver.read_ms), ("write", driver.write_ms)):

@@ -25,7 +25,7 @@ import numpy as np
 from deftly.config import parse, split_task
 from deftly.contract import PolicyContract
 from deftly.control.drivers import FakeDriver
-from deftly.control.log import Ring
+from deftly.control.log import LogBuffer
 from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, State
 from deftly.control.session import Session
@@ -138,7 +138,7 @@ def measure(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Times of ticks that follow the policy, and of bare calls of its network, taken in turns."""
     clock = [100.0]
-    runner = _runner(contract, network, Ring(contract, 12_000), lambda: clock[0])
+    runner = _runner(contract, network, LogBuffer(contract, 12_000), lambda: clock[0])
     obs, times = np.zeros((1, contract.obs_size()), np.float32), {"tick": [], "bare": []}
 
     def tick() -> None:
@@ -164,9 +164,9 @@ def measure(
 def keep_time(contract: PolicyContract, network: OnnxNetwork, seconds: float) -> dict[str, Any]:
     """How well the loop of `deftly run` kept 20 Hz: a tick that starts more than half a period late is missed."""
     contract = replace(contract, rate=HERTZ)
-    ring = Ring(contract, math.ceil(1.1 * seconds * HERTZ) + 10)
+    buffer = LogBuffer(contract, math.ceil(1.1 * seconds * HERTZ) + 10)
     session = Session(
-        _runner(contract, network, ring, time.monotonic), ring, {}, start=True, seconds=seconds
+        _runner(contract, network, buffer, time.monotonic), buffer, {}, start=True, seconds=seconds
     )
     session.run()
     return time_kept(session, HERTZ)
@@ -174,7 +174,7 @@ def keep_time(contract: PolicyContract, network: OnnxNetwork, seconds: float) ->
 
 def time_kept(session: Session, rate: float) -> dict[str, Any]:
     """How well the loop of a session that is over kept its rate, Hz."""
-    rows = session.ring.rows()
+    rows = session.buffer.rows()
     late = lateness(rows["now"], 1.0 / rate)
     return {
         "ticks": len(late),
@@ -199,11 +199,11 @@ def lateness(now: np.ndarray, period: float) -> np.ndarray:
 
 
 def _runner(
-    contract: PolicyContract, network: OnnxNetwork, ring: Ring, clock: Callable[[], float]
+    contract: PolicyContract, network: OnnxNetwork, buffer: LogBuffer, clock: Callable[[], float]
 ) -> Runner:
     driver = FakeDriver(contract.robot, contract.rate, clock=clock)
     return Runner(
-        ContractPolicy(contract, network), Kernel(contract.robot, contract.rate), driver, ring
+        ContractPolicy(contract, network), Kernel(contract.robot, contract.rate), driver, buffer
     )
 
 

@@ -472,7 +472,7 @@ def drive(
     Raises:
         DeftlyError: The policy, the driver or a setting cannot be had. Nothing has moved.
     """
-    from deftly.control.log import Ring
+    from deftly.control.log import LogBuffer
     from deftly.control.loop import Runner
     from deftly.control.safety import Kernel, SafetyConfig
     from deftly.control.session import Session
@@ -495,13 +495,13 @@ def drive(
     robot = getattr(
         robot_driver, "robot", contract.robot
     )  # a driver that knows its robot is believed
-    ring = Ring(contract, ticks, robot)
+    buffer = LogBuffer(contract, ticks, robot)
     facts = _drive_facts(policy, robot_driver, bounds)
-    with Runner(chosen, Kernel(robot, contract.rate, bounds), robot_driver, ring) as runner:
+    with Runner(chosen, Kernel(robot, contract.rate, bounds), robot_driver, buffer) as runner:
         path = None if log is None else Path(log)
-        session = Session(runner, ring, facts, start=start, seconds=seconds, log=path)
+        session = Session(runner, buffer, facts, start=start, seconds=seconds, log=path)
         status = session.run()
-    return DriveResult(status == 0, session.ticker.count, session.ticker.overruns, ring.rows())
+    return DriveResult(status == 0, session.ticker.count, session.ticker.overruns, buffer.rows())
 
 
 def _log_ticks(contract: PolicyContract, seconds: float) -> int:

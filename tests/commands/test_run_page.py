@@ -15,7 +15,7 @@ from deftly.commands import main as cli
 from deftly.commands import run
 from deftly.control import inspection, log
 from deftly.control.drivers import DriverError, FakeDriver
-from deftly.control.log import Ring
+from deftly.control.log import LogBuffer
 from deftly.control.loop import Runner
 from deftly.control.safety import Fault, Kernel, State
 from deftly.policy.protocol import ContractPolicy
@@ -101,14 +101,14 @@ def test_the_page_names_every_state_fault_and_key():
 
 def test_a_log_saved_beside_a_running_loop_is_whole(tmp_path):
     clock, path = [100.0], tmp_path / "log.npz"
-    ring = Ring(fifty.CONTRACT, 400)
+    buffer = LogBuffer(fifty.CONTRACT, 400)
     network = lambda obs: np.tanh(obs[:, :3])  # noqa: E731
     driver = FakeDriver(fifty.CONTRACT.robot, fifty.CONTRACT.rate, clock=lambda: clock[0])
     runner = Runner(
         ContractPolicy(fifty.CONTRACT, network),
         Kernel(fifty.CONTRACT.robot, fifty.CONTRACT.rate),
         driver,
-        ring,
+        buffer,
     )
     over = threading.Event()
 
@@ -116,7 +116,7 @@ def test_a_log_saved_beside_a_running_loop_is_whole(tmp_path):
         while not over.is_set():
             clock[0] += 0.02
             runner.step(clock[0])
-            time.sleep(0.0005)  # a ring is to outlast a save
+            time.sleep(0.0005)  # a buffer is to outlast a save
             if runner.kernel.state is State.READY:
                 runner.start()
 
@@ -124,10 +124,10 @@ def test_a_log_saved_beside_a_running_loop_is_whole(tmp_path):
     thread.start()
     try:
         safety = json.dumps(vars(runner.kernel.cfg))
-        while ring._count < 1000:
+        while buffer._count < 1000:
             time.sleep(0.01)
         for _ in range(5):
-            ring.save(path, {"safety": safety})
+            buffer.save(path, {"safety": safety})
             found = log.read(path)
             assert len(found) > 100
             np.testing.assert_allclose(np.diff(found.rows["now"]), 0.02, atol=1e-9)

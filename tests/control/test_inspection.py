@@ -14,7 +14,7 @@ from deftly.commands import main as cli
 from deftly.contract import Act, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.control import inspection, log
 from deftly.control.drivers import FakeDriver
-from deftly.control.log import Ring
+from deftly.control.log import LogBuffer
 from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, SafetyConfig, State
 from deftly.errors import DeftlyError
@@ -30,13 +30,13 @@ class Recorded:
         self, path, events, ticks, *, contract=CONTRACT, network=None, size=1000, cfg=None, **fault
     ):
         self.clock, cfg = 100.0, cfg or SafetyConfig(start_envelope=3.0)
-        ring, kernel = Ring(contract, size), Kernel(contract.robot, contract.rate, cfg)
+        buffer, kernel = LogBuffer(contract, size), Kernel(contract.robot, contract.rate, cfg)
         policy = ContractPolicy(contract, network or OnnxNetwork(fifty.model(), contract))
         self.runner = Runner(
             policy,
             kernel,
             FakeDriver(contract.robot, contract.rate, clock=lambda: self.clock, **fault),
-            ring,
+            buffer,
         )
         faults, last = [], "none"
         for tick in range(ticks):
@@ -48,7 +48,7 @@ class Recorded:
                 faults.append((self.clock, kernel.fault, kernel.reason))
             last = kernel.fault
         facts = {"safety": json.dumps(asdict(cfg)), "faults": json.dumps(faults), "driver": "fake"}
-        ring.save(path, facts)
+        buffer.save(path, facts)
 
 
 @pytest.fixture(scope="module")

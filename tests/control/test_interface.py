@@ -8,7 +8,7 @@ from four_joints import HOME, ROBOT, TOY
 
 from deftly.contract import Act, Input, Observe, PolicyContract, Signal
 from deftly.control.drivers import FakeDriver, Reading
-from deftly.control.log import Ring
+from deftly.control.log import LogBuffer
 from deftly.control.loop import Runner
 from deftly.control.safety import Fault, Kernel, SafetyConfig, State
 from deftly.policy.protocol import ContractPolicy
@@ -43,15 +43,15 @@ class Clocked:
         self.kernel = Kernel(ROBOT, 20.0, SafetyConfig(ramp_s=0.0, start_envelope=3.0, lead=5.0))
 
     def drive(self, policy, inputs=None, ticks=20):
-        ring = Ring(policy.contract, 100)
-        runner = Runner(policy, self.kernel, self.driver, ring)
+        buffer = LogBuffer(policy.contract, 100)
+        runner = Runner(policy, self.kernel, self.driver, buffer)
         runner.inputs = inputs or {}
         for _ in range(ticks):
             self.now += 0.05
             tick = runner.step(self.now)
             if tick.state is State.READY:
                 runner.start()
-        return ring.rows()
+        return buffer.rows()
 
 
 def test_two_policies_on_one_interface_are_driven_by_one_kernel():
@@ -114,7 +114,7 @@ def test_an_image_is_a_signal_like_the_others(image, fault):
 def test_a_log_keeps_no_images():
     signals = (*ROBOT.signals, Signal("front", (4, 6, 3), dtype="uint8"))
     seen = dataclasses.replace(TOY, robot=dataclasses.replace(ROBOT, signals=signals))
-    assert "signal/front" not in Ring(seen, 5).rows()
+    assert "signal/front" not in LogBuffer(seen, 5).rows()
 
 
 def followed(kernel, lag):

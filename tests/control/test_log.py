@@ -14,7 +14,7 @@ from one_row import OneRow
 
 from deftly.control import log
 from deftly.control.drivers import FAULTS, FakeDriver, Reading
-from deftly.control.log import Ring
+from deftly.control.log import LogBuffer
 from deftly.control.loop import Runner
 from deftly.control.safety import Fault, Kernel, State
 from deftly.errors import DeftlyError
@@ -38,14 +38,14 @@ class Shaky(OneRow):
         pass
 
 
-def recorded(ring, seed, ticks, fault="", at=40):
+def recorded(buffer, seed, ticks, fault="", at=40):
     """A loop of some ticks with an operator who starts and resumes at once; returns what it commanded."""
     clock = [100.0]
     runner = Runner(
         Shaky(seed),
         Kernel(TOY.robot, TOY.rate),
         FakeDriver(TOY.robot, TOY.rate, fault, at, lambda: clock[0]),
-        ring,
+        buffer,
     )
     rng = np.random.default_rng(seed)
     for _ in range(ticks):
@@ -95,9 +95,9 @@ def test_a_log_whose_beginning_was_dropped_replays_from_its_oldest_row(
     tmp_path_factory, seed, ticks, size, fault
 ):
     path = tmp_path_factory.mktemp("log") / "log.npz"
-    ring = Ring(TOY, size)
-    recorded(ring, seed, ticks, "" if fault == "slow" else fault)
-    ring.save(path, {})
+    buffer = LogBuffer(TOY, size)
+    recorded(buffer, seed, ticks, "" if fault == "slow" else fault)
+    buffer.save(path, {})
     found = log.read(path)
     assert min(ticks, 0.7 * size) <= len(found) <= size
     assert found.snapshot(0) is not None
@@ -107,9 +107,9 @@ def test_a_log_whose_beginning_was_dropped_replays_from_its_oldest_row(
 
 
 def small(ticks=5, size=10):
-    ring = Ring(TOY, size)
+    buffer = LogBuffer(TOY, size)
     for i in range(ticks):
-        ring.add(
+        buffer.add(
             now=i,
             at=i + 0.5,
             state=State.READY,
@@ -118,7 +118,7 @@ def small(ticks=5, size=10):
             written=True,
             episode=i,
         )
-    return ring
+    return buffer
 
 
 def saved(path, **changes):
@@ -131,23 +131,23 @@ def saved(path, **changes):
 
 
 def test_the_ring_keeps_the_newest_ticks_oldest_first():
-    ring = small(ticks=3)
-    assert len(ring) == 3
-    np.testing.assert_array_equal(ring.rows()["now"], [0, 1, 2])
-    ring = small(ticks=25)
-    assert len(ring) == 10
-    np.testing.assert_array_equal(ring.rows()["now"], np.arange(15, 25))
-    ring.rows()["now"][:] = -1
-    np.testing.assert_array_equal(ring.rows()["now"], np.arange(15, 25))
+    buffer = small(ticks=3)
+    assert len(buffer) == 3
+    np.testing.assert_array_equal(buffer.rows()["now"], [0, 1, 2])
+    buffer = small(ticks=25)
+    assert len(buffer) == 10
+    np.testing.assert_array_equal(buffer.rows()["now"], np.arange(15, 25))
+    buffer.rows()["now"][:] = -1
+    np.testing.assert_array_equal(buffer.rows()["now"], np.arange(15, 25))
 
 
 def test_what_is_not_given_or_does_not_fit_is_empty():
-    ring, bad = (
-        Ring(TOY, 8),
+    buffer, bad = (
+        LogBuffer(TOY, 8),
         [HOME[:3], "1", ["1", "2", "3", "4"], [[1], [1, 2]], {}, HOME > 0, [None] * 4, HOME * 1j],
     )
     for value in bad:
-        ring.add(
+        buffer.add(
             now=1.0,
             command=value,
             state=7,
@@ -156,7 +156,7 @@ def test_what_is_not_given_or_does_not_fit_is_empty():
             action=[1e300] * 3,
             unknown=1,
         )
-    rows = ring.rows()
+    rows = buffer.rows()
     assert np.isnan(rows["command"]).all()
     assert np.isnan(rows["at"]).all()
     assert rows["state"].tolist() == [""] * 8
@@ -168,44 +168,44 @@ def test_what_is_not_given_or_does_not_fit_is_empty():
 
 def test_the_longest_log_can_be_read_back():
     ticks = log.max_ticks(TOY)
-    ring = Ring(TOY, 1000)
-    row = sum(column.nbytes for column in ring._rows.values()) / 1000
+    buffer = LogBuffer(TOY, 1000)
+    row = sum(column.nbytes for column in buffer._rows.values()) / 1000
     assert 0.8 * log.MAX_BYTES < ticks * row < 0.95 * log.MAX_BYTES
 
 
 def test_the_ring_takes_its_memory_once_and_copies():
-    ring, row = Ring(TOY, 4), HOME.copy()
-    places = {name: column.ctypes.data for name, column in ring._rows.items()}
+    buffer, row = LogBuffer(TOY, 4), HOME.copy()
+    places = {name: column.ctypes.data for name, column in buffer._rows.items()}
     for _ in range(9):
-        ring.add(command=row)
+        buffer.add(command=row)
         row += 1.0
-    np.testing.assert_array_equal(ring.rows()["command"][:, 1], [5, 6, 7, 8])
-    assert {name: column.ctypes.data for name, column in ring._rows.items()} == places
+    np.testing.assert_array_equal(buffer.rows()["command"][:, 1], [5, 6, 7, 8])
+    assert {name: column.ctypes.data for name, column in buffer._rows.items()} == places
 
 
 @pytest.mark.parametrize("ticks", [0, -1])
 def test_a_ring_without_room_is_refused(ticks):
     with pytest.raises(DeftlyError, match="keeps nothing"):
-        Ring(TOY, ticks)
+        LogBuffer(TOY, ticks)
 
 
 def test_snapshots_of_a_long_run_are_few():
-    ring = Ring(TOY, 2000)
-    recorded(ring, 0, 50)
+    buffer = LogBuffer(TOY, 2000)
+    recorded(buffer, 0, 50)
     for _ in range(20_000):
-        if ring.wants_snapshot:
-            ring.keep(Kernel(TOY.robot, TOY.rate).snapshot())
-        ring.add(now=1.0)
-    assert len(ring._snapshots) == 2000 // 256 + 1
+        if buffer.wants_snapshot:
+            buffer.keep(Kernel(TOY.robot, TOY.rate).snapshot())
+        buffer.add(now=1.0)
+    assert len(buffer._snapshots) == 2000 // 256 + 1
 
 
 def test_a_log_read_back_is_what_was_saved(tmp_path):
-    ring = small()
-    ring.save(tmp_path / "deep" / "log.npz", {"task": "toy", "seed": 3, "figures": np.arange(4)})
+    buffer = small()
+    buffer.save(tmp_path / "deep" / "log.npz", {"task": "toy", "seed": 3, "figures": np.arange(4)})
     found = log.read(tmp_path / "deep" / "log.npz")
     assert found.contract == TOY
     assert len(found) == 5
-    for name, column in ring.rows().items():
+    for name, column in buffer.rows().items():
         np.testing.assert_array_equal(found.rows[name], column)
         assert found.rows[name].dtype == column.dtype
     assert str(found.facts["task"]) == "toy"
@@ -215,12 +215,12 @@ def test_a_log_read_back_is_what_was_saved(tmp_path):
 
 
 def test_a_snapshot_is_read_back_as_it_was_kept(tmp_path):
-    ring, kernel = Ring(TOY, 9), Kernel(TOY.robot, TOY.rate)
+    buffer, kernel = LogBuffer(TOY, 9), Kernel(TOY.robot, TOY.rate)
     kernel.hold("a reason, with any length: " + "x" * 300)
-    runner = Runner(Steady(), kernel, FakeDriver(TOY.robot, TOY.rate), ring)
+    runner = Runner(Steady(), kernel, FakeDriver(TOY.robot, TOY.rate), buffer)
     kept = kernel.snapshot()
     runner.step(100.0)
-    ring.save(tmp_path / "log.npz", {})
+    buffer.save(tmp_path / "log.npz", {})
     found = log.read(tmp_path / "log.npz").snapshot(0)
     assert found is not None
     assert set(found) == set(kept)

@@ -12,7 +12,7 @@ import pytest
 from four_joints import HOME, PERIOD, TOY, Steady, Watched
 
 from deftly.control.drivers import DriverError, Reading
-from deftly.control.log import Ring
+from deftly.control.log import LogBuffer
 from deftly.control.loop import Runner, Ticker, run
 from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError, State
 from deftly.policy.protocol import ContractPolicy, Decision, PolicyError
@@ -302,14 +302,14 @@ ANSWERS = [
     "answer", [*ANSWERS, Reading({1: 2}, "x"), Reading({"joint_pos": HOME}, np.nan)], ids=repr
 )
 def test_whatever_a_driver_gives_is_at_most_a_fault(answer):
-    driver, ring, count = Watched(), Ring(TOY, 50), [0]
+    driver, buffer, count = Watched(), LogBuffer(TOY, 50), [0]
 
     def read():
         count[0] += 1
         return super(Watched, driver).read() if count[0] < 5 else answer
 
     driver.broken["read"] = read
-    runner = looped(driver, ticks=20, log=ring)
+    runner = looped(driver, ticks=20, log=buffer)
     assert runner.kernel.fault in (Fault.DRIVER, Fault.SIGNALS_BAD, Fault.SIGNALS_STALE)
     assert left_safe(driver)
 
@@ -318,19 +318,19 @@ def test_whatever_a_driver_gives_is_at_most_a_fault(answer):
     "answer", [None, 3, (), (None, None), ([1], [[1], [1, 2]]), ("a", "b"), (HOME, HOME > 0)]
 )
 def test_whatever_a_policy_gives_is_at_most_a_fault(answer):
-    driver, ring = Watched(), Ring(TOY, 50)
-    runner = looped(driver, Steady(infer=lambda s, a: answer), ticks=20, log=ring)
+    driver, buffer = Watched(), LogBuffer(TOY, 50)
+    runner = looped(driver, Steady(infer=lambda s, a: answer), ticks=20, log=buffer)
     assert runner.kernel.fault in (Fault.POLICY_STALE, Fault.POLICY_BAD)
     assert left_safe(driver)
 
 
 @pytest.mark.parametrize("at", [np.nan, np.inf])
 def test_a_measurement_without_a_time_is_the_drivers_fault_in_the_log_too(at):
-    ring, driver = Ring(TOY, 50), Watched()
+    buffer, driver = LogBuffer(TOY, 50), Watched()
     driver.broken["read"] = lambda: Reading({"joint_pos": HOME, "cube": np.zeros(3)}, at)
-    runner = looped(driver, ticks=3, log=ring)
+    runner = looped(driver, ticks=3, log=buffer)
     assert runner.problem == f"read: measured at {at} s, which is no time"
-    assert np.isnan(ring.rows()["at"]).all()
+    assert np.isnan(buffer.rows()["at"]).all()
 
 
 def test_an_exception_without_words_is_named():
@@ -348,7 +348,7 @@ def test_a_policy_cannot_change_what_was_measured_or_commanded():
         signals.clear()  # its own map
         return Decision(np.zeros(3), HOME)
 
-    changed, untouched = Ring(TOY, 50), Ring(TOY, 50)
+    changed, untouched = LogBuffer(TOY, 50), LogBuffer(TOY, 50)
     runner = looped(Watched(), Steady(infer=infer), ticks=10, log=changed)
     assert runner.kernel.fault is Fault.OPERATOR  # the end
     still = Steady(infer=lambda signals, applied: Decision(np.zeros(3), HOME))
@@ -358,7 +358,7 @@ def test_a_policy_cannot_change_what_was_measured_or_commanded():
 
 
 def test_a_driver_may_keep_and_change_its_arrays():
-    driver, ring, mine = Watched(), Ring(TOY, 50), Reading({}, 0.0)
+    driver, buffer, mine = Watched(), LogBuffer(TOY, 50), Reading({}, 0.0)
 
     def read():
         nonlocal mine
@@ -372,28 +372,28 @@ def test_a_driver_may_keep_and_change_its_arrays():
         targets *= 57.3  # to degrees, in place
 
     driver.broken |= {"read": read, "write": write}
-    runner = looped(driver, ticks=20, log=ring)
+    runner = looped(driver, ticks=20, log=buffer)
     assert runner.kernel.fault is Fault.OPERATOR
-    assert np.abs(ring.rows()["signal/joint_pos"]).max() < 10
-    assert np.abs(ring.rows()["command"]).max() < 10
+    assert np.abs(buffer.rows()["signal/joint_pos"]).max() < 10
+    assert np.abs(buffer.rows()["command"]).max() < 10
 
 
 def test_the_log_holds_what_the_kernel_saw():
-    driver, ring = Watched(), Ring(TOY, 50)
+    driver, buffer = Watched(), LogBuffer(TOY, 50)
     driver.broken["read"] = lambda: Reading(
         {"joint_pos": ["1", "2", "3", "4"], "cube": np.zeros(3, bool)}, driver.time
     )
-    looped(driver, ticks=3, log=ring)
-    assert np.isnan(ring.rows()["signal/joint_pos"]).all()
-    assert np.isnan(ring.rows()["signal/cube"]).all()
+    looped(driver, ticks=3, log=buffer)
+    assert np.isnan(buffer.rows()["signal/joint_pos"]).all()
+    assert np.isnan(buffer.rows()["signal/cube"]).all()
 
 
 def test_a_record_with_a_gap_makes_the_robot_stand_still():
-    ring = Ring(TOY, 50)
+    buffer = LogBuffer(TOY, 50)
     driver = Watched()
-    runner = Runner(Steady(), Kernel(TOY.robot, TOY.rate), driver, ring)
+    runner = Runner(Steady(), Kernel(TOY.robot, TOY.rate), driver, buffer)
     runner.step(100.0)
-    ring.add = throws(MemoryError("full"))
+    buffer.add = throws(MemoryError("full"))
     runner.step(100.05)
     assert (runner.kernel.state, runner.kernel.reason) == (State.HOLD, "log: MemoryError: full")
 
@@ -402,8 +402,10 @@ def test_a_record_with_a_gap_makes_the_robot_stand_still():
 
 
 def test_the_policy_is_asked_only_while_active_and_reset_at_each_start():
-    driver, policy, ring = Watched(), Steady(), Ring(TOY, 400)
-    runner = Runner(policy, Kernel(TOY.robot, TOY.rate, SafetyConfig(approach_s=0.5)), driver, ring)
+    driver, policy, buffer = Watched(), Steady(), LogBuffer(TOY, 400)
+    runner = Runner(
+        policy, Kernel(TOY.robot, TOY.rate, SafetyConfig(approach_s=0.5)), driver, buffer
+    )
     asked = []
     for i in range(120):
         driver.sleep(PERIOD)
@@ -445,8 +447,8 @@ def test_a_local_policy_that_gives_nan_is_a_fault():
 
 
 def test_operators_who_lean_on_a_key_are_logged_once():
-    ring, driver = Ring(TOY, 10), Watched()
-    runner = Runner(Steady(), Kernel(TOY.robot, TOY.rate), driver, ring)
+    buffer, driver = LogBuffer(TOY, 10), Watched()
+    runner = Runner(Steady(), Kernel(TOY.robot, TOY.rate), driver, buffer)
     runner.step(100.0)
     runner.start()
     for _ in range(50):
@@ -455,4 +457,4 @@ def test_operators_who_lean_on_a_key_are_logged_once():
     for _ in range(50):
         runner.hold()
     runner.step(100.05)
-    assert ring.rows()["event"].tolist() == ["", "start+hold+resume+hold"]
+    assert buffer.rows()["event"].tolist() == ["", "start+hold+resume+hold"]

@@ -73,8 +73,8 @@ def sat_down(*looks, start=True, **fault):
     kernel = Kernel(fifty.CONTRACT.robot, fifty.CONTRACT.rate, SafetyConfig(start_envelope=3.0))
     driver = FakeDriver(fifty.CONTRACT.robot, fifty.CONTRACT.rate, clock=lambda: clock[0], **fault)
     policy = ContractPolicy(fifty.CONTRACT, lambda obs: np.zeros((1, 3), np.float32))
-    ring = log.Ring(fifty.CONTRACT, 50)
-    made = session.Session(Runner(policy, kernel, driver, ring), ring, {}, start=start)
+    buffer = log.LogBuffer(fifty.CONTRACT, 50)
+    made = session.Session(Runner(policy, kernel, driver, buffer), buffer, {}, start=start)
     made.keys = Typed(*looks)
 
     def tick():

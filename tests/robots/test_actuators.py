@@ -7,30 +7,32 @@ import pytest
 from deftly import tasks
 from deftly.errors import DeftlyError
 from deftly.robots import actuators, leap_hand
-from deftly.robots.actuators import Actuators, Figure
+from deftly.robots.actuators import Actuators, Identified
 from deftly.sim.randomize import Randomize
 
 NAMES = tuple(leap_hand.names())
-KP = {"if_mcp": {"kp": Figure(4.0, 3.5, 4.4), "frictionloss": Figure(0.05, 0.049, 0.051)}}
+KP = {"if_mcp": {"kp": Identified(4.0, 3.5, 4.4), "frictionloss": Identified(0.05, 0.049, 0.051)}}
 
 
 def test_files_are_merged_by_joint(tmp_path):
     path = tmp_path / "servos.json"
-    actuators.save(path, "leap-right", NAMES, Actuators(KP, Figure(0.03, 0.029, 0.031)))
-    actuators.save(path, "leap-right", NAMES, Actuators({"th_ipl": {"kd": Figure(0.3, 0.2, 0.4)}}))
+    actuators.save(path, "leap-right", NAMES, Actuators(KP, Identified(0.03, 0.029, 0.031)))
+    actuators.save(
+        path, "leap-right", NAMES, Actuators({"th_ipl": {"kd": Identified(0.3, 0.2, 0.4)}})
+    )
     found = actuators.load(path, "leap-right", NAMES)
-    assert found.joints == {**KP, "th_ipl": {"kd": Figure(0.3, 0.2, 0.4)}}
-    assert found.delay == Figure(0.03, 0.029, 0.031)
+    assert found.joints == {**KP, "th_ipl": {"kd": Identified(0.3, 0.2, 0.4)}}
+    assert found.delay == Identified(0.03, 0.029, 0.031)
 
 
 def test_a_task_trains_with_identified_servos_under_the_same_contract(tmp_path):
     path = tmp_path / "servos.json"
-    figures = {
-        p: Figure(1.2 * v, 1.1 * v, 1.3 * v)
+    parameters = {
+        p: Identified(1.2 * v, 1.1 * v, 1.3 * v)
         for p, v in zip(actuators.PARAMETERS, (3, 0.2, 0.03, 0.01, 1e-3, 0.3))
     }
     actuators.save(
-        path, "leap-right", NAMES, Actuators({"mf_rot": figures}, Figure(0.03, 0.0, 0.031))
+        path, "leap-right", NAMES, Actuators({"mf_rot": parameters}, Identified(0.03, 0.0, 0.031))
     )
     cls = tasks.load("leap-right-cube-rotate")
     plain, fitted = cls(cls.Config()), cls(cls.Config(actuators=path))

@@ -25,7 +25,7 @@ from deftly.config import SEEDS, RunsConfig, Settings, Suffix, parse, split_task
 from deftly.console import print_unless_stuck
 from deftly.contract import PolicyContract, RobotInterface
 from deftly.control.drivers import Driver, FakeDriver
-from deftly.control.log import Ring, max_ticks
+from deftly.control.log import LogBuffer, max_ticks
 from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, SafetyConfig
 from deftly.control.session import Session
@@ -115,14 +115,14 @@ def main(argv: list[str]) -> int:
                 raise DeftlyError(
                     f"log-seconds is {args.log_seconds:g}, but at most {most:g} s of this robot fit a log"
                 )
-            ring = Ring(contract, math.ceil(args.log_seconds * contract.rate), robot)
+            buffer = LogBuffer(contract, math.ceil(args.log_seconds * contract.rate), robot)
             kernel = Kernel(robot, contract.rate, args.safety)
-            runner = stack.enter_context(Runner(policy, kernel, driver, ring))
+            runner = stack.enter_context(Runner(policy, kernel, driver, buffer))
             unclaimed.pop_all()  # the runner lets go of policy and robot
         facts = _facts((like.task if like else "") or task, args, source)
         session = Session(
             runner,
-            ring,
+            buffer,
             facts,
             start=args.start,
             seconds=args.seconds,

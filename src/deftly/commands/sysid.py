@@ -253,7 +253,7 @@ def excite_robot(name: str, robot: Robot, contract: PolicyContract, args: SysidA
 def _on_hardware(name: str, policy: MotionPolicy, args: SysidArgs, facts: dict[str, str]) -> int:
     """Send the motion to a driver in real time, as `deftly run` sends a policy's targets."""
     from deftly.commands.run import RunArgs, find_driver
-    from deftly.control.log import Ring
+    from deftly.control.log import LogBuffer
     from deftly.control.loop import Runner
     from deftly.control.safety import Kernel
     from deftly.control.session import Session
@@ -270,7 +270,7 @@ def _on_hardware(name: str, policy: MotionPolicy, args: SysidArgs, facts: dict[s
         run_args = RunArgs(driver=str(args.driver), port=args.port)
         driver = find_driver(name, run_args, contract, stack)
         kernel = Kernel(contract.robot, contract.rate, args.safety)
-        buffer = Ring(contract, len(policy.cmd) + round(120 * contract.rate))
+        buffer = LogBuffer(contract, len(policy.cmd) + round(120 * contract.rate))
         runner = stack.enter_context(Runner(policy, kernel, driver, buffer))
         facts = {**facts, "safety": json.dumps(asdict(args.safety))}
         return MotionSession(runner, buffer, facts, start=True, log=args.out).run()

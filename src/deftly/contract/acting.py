@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from deftly.contract.arrays import Array, Like, Memory, clip, join, library, pick
-from deftly.contract.robot import ACTION, COMMAND, Joint
+from deftly.contract.robot import ACTION, COMMAND, Coupling, Joint
 
 if TYPE_CHECKING:
     from deftly.contract.policy import Act, PolicyContract
@@ -15,6 +15,8 @@ START = "start"
 """Where the memory keeps the pose in which the episode began."""
 INTEGRATED = ("delta", "velocity", "gripper")
 """Kinds that go on from the last command."""
+PER_SECOND = ("velocity", "gripper")
+"""Kinds whose scale is a speed, rad/s (m/s)."""
 
 
 class _Element(NamedTuple):
@@ -36,33 +38,54 @@ class Actions:
     def __init__(self, contract: PolicyContract, like: Like):
         joints = contract.joints
         elements = _elements(contract)
-        place = {joint.name: i for i, joint in enumerate(joints)}
-        columns = [place[element.joint.name] for element in elements]
+        columns = [contract.joint_names.index(element.joint.name) for element in elements]
         self.lower = like.numbers([joint.lower for joint in joints])
         self.upper = like.numbers([joint.upper for joint in joints])
         self._columns = _order(columns, len(joints), like)
-        self._lowpass = _unless([e.act.lowpass for e in elements], 0.0, like)
-        self._gain = like.numbers([element.gain for element in elements])
-        self._inverse_gain = like.numbers([_inverse(element) for element in elements])
-        self._bias = _unless([_bias(element) for element in elements], 0.0, like)
-        self._from_start = _unless([float(e.act.origin == "start") for e in elements], 0.0, like)
-        last = [float(element.act.kind in INTEGRATED) for element in elements]
-        self._goes_on = any(last)
-        self._from_last = _unless(last, 1.0, like)
         self._driven = _sources(columns, len(joints), like)
+        self._set_gains(elements, like)
+        self._set_origins(elements, like)
+        self._set_grippers(elements, like)
+        self._couplings = None
+        if contract.robot.couplings:
+            self._couplings = _Couplings(contract, like)
+
+    def _set_gains(self, elements: Sequence[_Element], like: Like) -> None:
+        gains = [element.gain for element in elements]
+        inverse_gains = [_inverse_gain(element) for element in elements]
+        lowpass = [element.act.lowpass for element in elements]
+        self._gain = like.numbers(gains)
+        self._inverse_gain = like.numbers(inverse_gains)
+        self._lowpass = _unless(lowpass, 0.0, like)
+
+    def _set_origins(self, elements: Sequence[_Element], like: Like) -> None:
+        """From what each element counts: a fixed position, the start of the episode, the last command."""
+        bias = [_bias(element) for element in elements]
+        from_start = [float(element.act.origin == "start") for element in elements]
+        from_last = [float(element.act.kind in INTEGRATED) for element in elements]
+        self._bias = _unless(bias, 0.0, like)
+        self._from_start = _unless(from_start, 0.0, like)
+        self._from_last = _unless(from_last, 1.0, like)
+        self._integrates = any(from_last)
+
+    def _set_grippers(self, elements: Sequence[_Element], like: Like) -> None:
+        is_gripper = [element.act.kind == "gripper" for element in elements]
         self._gripper = None
-        if any(element.act.kind == "gripper" for element in elements):
-            self._gripper = like.numbers([float(e.act.kind == "gripper") for e in elements]) > 0.5
+        if any(is_gripper):
+            self._gripper = like.numbers([float(grips) for grips in is_gripper]) > 0.5
         self._closed = like.numbers([element.joint.lower for element in elements])
         self._open = like.numbers([element.joint.upper for element in elements])
-        self._couplings = _Couplings(contract, like) if contract.robot.couplings else None
 
     def reset(self, measured: Array) -> Memory:
         """Command and action of an episode that starts at the measured pose."""
         command = clip(measured, self.lower, self.upper)
-        start = {} if self._from_start is None else {START: command}
-        rest = pick(command, self._columns) - self._origin(start)
-        action = clip(rest * self._inverse_gain, -1.0 + 0.0 * rest, 1.0 + 0.0 * rest)
+        start = {}
+        if self._from_start is not None:
+            start[START] = command
+        offset = pick(command, self._columns) - self._origin(start)
+        lowest = -1.0 + 0.0 * offset
+        highest = 1.0 + 0.0 * offset
+        action = clip(offset * self._inverse_gain, lowest, highest)
         return {COMMAND: command, ACTION: action, **start}
 
     def act(self, action: Array, memory: Memory) -> tuple[Array, Memory]:
@@ -71,11 +94,9 @@ class Actions:
         filtered = library(action).clip(action, -1.0, 1.0)
         if self._lowpass is not None:
             filtered = self._lowpass * memory[ACTION] + (1.0 - self._lowpass) * filtered
-        target = self._target(filtered, command, memory)
-        if self._driven is None:
-            targets = target
-        else:
-            targets = pick(join((command, target)), self._driven)
+        targets = self._target(filtered, command, memory)
+        if self._driven is not None:
+            targets = pick(join((command, targets)), self._driven)
         targets = clip(targets, self.lower, self.upper)
         if self._couplings:
             targets = clip(self._couplings.follow(targets), self.lower, self.upper)
@@ -97,7 +118,7 @@ class Actions:
     def _target(self, filtered: Array, command: Array, memory: Memory) -> Array:
         """Target of each element of the action, not yet within limits."""
         moved = self._gain * filtered
-        if self._goes_on:
+        if self._integrates:
             last = pick(command, self._columns)
             moved = self._kept(last) + moved
         if self._bias is not None or self._from_start is not None:
@@ -107,13 +128,16 @@ class Actions:
         xp = library(filtered)
         last = pick(command, self._columns)
         goal = xp.where(filtered > 0.0, self._closed, self._open)
-        return xp.where(self._gripper, last + clip(goal - last, -self._gain, self._gain), moved)
+        step = clip(goal - last, -self._gain, self._gain)
+        return xp.where(self._gripper, last + step, moved)
 
     def _kept(self, last: Array) -> Array | float:
         """What is kept of the last command."""
-        if not self._goes_on:
+        if not self._integrates:
             return 0.0
-        return last if self._from_last is None else self._from_last * last
+        if self._from_last is None:
+            return last
+        return self._from_last * last
 
     def _origin(self, memory: Memory) -> Array | float:
         """What an action of zero means, less the last command."""
@@ -128,63 +152,90 @@ class _Couplings:
 
     def __init__(self, contract: PolicyContract, like: Like):
         couplings = contract.robot.couplings
-        place = {name: i for i, name in enumerate(contract.joint_names)}
-        depth = max(len(coupling.of) for coupling in couplings)
-        # Couplings of fewer joints are filled up with ratios of 0, so that all are summed at once.
-        padded = [[*c.of, *[(c.joint, 0.0)] * (depth - len(c.of))] for c in couplings]
-        self._leads = []
-        for pairs in zip(*padded):
-            columns = like.indices([place[joint] for joint, _ in pairs])
-            self._leads.append((columns, like.numbers([ratio for _, ratio in pairs])))
-        self._followers = like.indices([place[coupling.joint] for coupling in couplings])
+        index = {name: i for i, name in enumerate(contract.joint_names)}
+        self._leaders = []
+        for pairs in zip(*_padded(couplings)):
+            columns = [index[joint] for joint, _ in pairs]
+            ratios = [ratio for _, ratio in pairs]
+            self._leaders.append((like.indices(columns), like.numbers(ratios)))
+        followers = [index[coupling.joint] for coupling in couplings]
+        self._followers = like.indices(followers)
         self._offset = like.numbers([coupling.offset for coupling in couplings])
-        self._sources = _sources([place[c.joint] for c in couplings], len(place), like)
+        self._sources = _sources(followers, len(index), like)
 
     def follow(self, targets: Array) -> Array:
         """The targets with those of the followers."""
         follower = self._offset + 0.0 * pick(targets, self._followers)
-        for columns, ratio in self._leads:
+        for columns, ratio in self._leaders:
             follower = follower + ratio * pick(targets, columns)
-        return follower if self._sources is None else pick(join((targets, follower)), self._sources)
+        if self._sources is None:
+            return follower
+        return pick(join((targets, follower)), self._sources)
+
+
+def _padded(couplings: Sequence[Coupling]) -> list[list[tuple[str, float]]]:
+    """Each coupling's leading joints and their ratios, filled up with ratios of 0, so that all are summed at once."""
+    longest = max(len(coupling.of) for coupling in couplings)
+    padded = []
+    for coupling in couplings:
+        missing = longest - len(coupling.of)
+        padded.append([*coupling.of] + [(coupling.joint, 0.0)] * missing)
+    return padded
 
 
 def _elements(contract: PolicyContract) -> list[_Element]:
     """The action's elements in order."""
     joints = {joint.name: joint for joint in contract.joints}
-    found = []
+    elements = []
     for act in contract.act_terms:
-        scales = act.scale * (len(act.joints) // len(act.scale)) if act.scale else ()
         for i, name in enumerate(act.joints):
             joint = joints[name]
-            default = (joint.upper - joint.lower) / 2 if act.kind == "absolute" else joint.velocity
-            scale = scales[i] if scales else default
-            gain = scale / contract.rate if act.kind in ("velocity", "gripper") else scale
-            found.append(_Element(act, joint, gain))
-    return found
+            gain = _scale(act, i, joint)
+            if act.kind in PER_SECOND:
+                gain = gain / contract.rate
+            elements.append(_Element(act, joint, gain))
+    return elements
+
+
+def _scale(act: Act, i: int, joint: Joint) -> float:
+    """The scale of an action term's i-th joint: one is given for each or for all, or the kind has a default."""
+    if act.scale:
+        return act.scale[i % len(act.scale)]
+    if act.kind == "absolute":
+        return (joint.upper - joint.lower) / 2
+    return joint.velocity
 
 
 def _bias(element: _Element) -> float:
-    """What a zero action means, rad (m), where that is a fixed place."""
+    """What a zero action means, rad (m), where that is a fixed position."""
+    act = element.act
     joint = element.joint
-    if element.act.kind == "absolute":
+    if act.kind == "absolute":
         return (joint.lower + joint.upper) / 2
-    at_home = element.act.kind == "relative" and element.act.origin == "home"
-    return joint.home if at_home else 0.0
+    if act.kind == "relative" and act.origin == "home":
+        return joint.home
+    return 0.0
 
 
-def _inverse(element: _Element) -> float:
+def _inverse_gain(element: _Element) -> float:
     """1 / gain; 0 for what goes on from the last command: there an action of 0 holds the pose."""
-    return 0.0 if element.act.kind in INTEGRATED else 1.0 / element.gain
+    if element.act.kind in INTEGRATED:
+        return 0.0
+    return 1.0 / element.gain
 
 
 def _unless(values: Sequence[float], idle: float, like: Like) -> Array | None:
     """The values as an array; None if all are `idle`, which changes nothing."""
-    return None if set(values) == {idle} else like.numbers(values)
+    if set(values) == {idle}:
+        return None
+    return like.numbers(values)
 
 
 def _order(columns: Sequence[int], count: int, like: Like) -> Array | None:
     """Columns to pick; None if that is all of them in their order."""
-    return None if list(columns) == list(range(count)) else like.indices(columns)
+    if list(columns) == list(range(count)):
+        return None
+    return like.indices(columns)
 
 
 def _sources(columns: Sequence[int], count: int, like: Like) -> Array | None:

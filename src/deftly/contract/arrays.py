@@ -16,7 +16,8 @@ Memory = dict[str, Array]
 
 def library(array: Array) -> Any:
     """The library an array belongs to, numpy or torch."""
-    return sys.modules[type(array).__module__.partition(".")[0]]
+    package, _, _ = type(array).__module__.partition(".")
+    return sys.modules[package]
 
 
 def require_float(array: Array) -> None:
@@ -32,7 +33,9 @@ class Like:
 
     def __init__(self, array: Array):
         require_float(array)
-        self._library, self._dtype, self._device = library(array), array.dtype, array.device
+        self._library = library(array)
+        self._dtype = array.dtype
+        self._device = array.device
 
     def numbers(self, values: Sequence[Any]) -> Array:
         """Floating point numbers."""
@@ -40,7 +43,8 @@ class Like:
 
     def indices(self, values: Sequence[int]) -> Array:
         """Whole numbers, to pick by."""
-        return self._library.asarray(list(values), dtype=self._library.int64, device=self._device)
+        dtype = self._library.int64
+        return self._library.asarray(list(values), dtype=dtype, device=self._device)
 
 
 class Constants:
@@ -62,11 +66,9 @@ def pick(values: Array, columns: Array | None) -> Array:
     """These columns of the last axis, by the fast way of either library; None picks them all, in their order."""
     if columns is None:
         return values
-    return (
-        values.index_select(-1, columns)
-        if hasattr(values, "index_select")
-        else values.take(columns, -1)
-    )
+    if hasattr(values, "index_select"):
+        return values.index_select(-1, columns)
+    return values.take(columns, -1)
 
 
 def clip(value: Array, lower: Array, upper: Array) -> Array:
@@ -77,4 +79,6 @@ def clip(value: Array, lower: Array, upper: Array) -> Array:
 
 def join(parts: Sequence[Array]) -> Array:
     """Arrays behind each other along the last axis."""
-    return parts[0] if len(parts) == 1 else library(parts[0]).concatenate(list(parts), -1)
+    if len(parts) == 1:
+        return parts[0]
+    return library(parts[0]).concatenate(list(parts), -1)

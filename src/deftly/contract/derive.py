@@ -53,19 +53,19 @@ class Derive(Record):
         """The fields that the kind needs, and no others."""
         if self.kind == "forward_kinematics" and not self.of:
             object.__setattr__(self, "of", (JOINT_POS,))
-        wanted = len(ARGUMENTS[self.kind])
-        self._need(
-            len(self.of) == wanted, f"a {self.kind} is of {wanted} values, got {list(self.of)}"
-        )
-        clock, kinematics = self.kind == "phase_clock", self.kind == "forward_kinematics"
-        self._need(
-            self.period >= SMALLEST if clock else self.period == 0, f"period is {self.period}"
-        )
+        count = len(ARGUMENTS[self.kind])
+        got = f"a {self.kind} is of {count} values, got {list(self.of)}"
+        self._need(len(self.of) == count, got)
+        if self.kind == "phase_clock":
+            self._need(self.period >= SMALLEST, f"period is {self.period}")
+        else:
+            self._need(self.period == 0, f"period is {self.period}")
+        kinematics = self.kind == "forward_kinematics"
         self._need(bool(self.site) == kinematics, f"site is '{self.site}'")
-        self._need(kinematics or not self.pose, "only forward kinematics give a pose")
-        self._need(
-            not kinematics or self.of == (JOINT_POS,), f"forward kinematics are of '{JOINT_POS}'"
-        )
+        if kinematics:
+            self._need(self.of == (JOINT_POS,), f"forward kinematics are of '{JOINT_POS}'")
+        else:
+            self._need(not self.pose, "only forward kinematics give a pose")
 
 
 ARGUMENTS: dict[str, tuple[int, ...]] = {
@@ -94,35 +94,43 @@ def derived_sizes(
 
     Raises ContractError, one line, for a value of something unknown or of a wrong size, and for a name used twice.
     """
-    known, found = dict(sizes), {}
-    for d in derive:
-        if d.name in known:
-            raise ContractError(f"derived value '{d.name}': the name is taken")
-        for name, wanted in zip(d.of, ARGUMENTS[d.kind]):
-            if name not in known:
-                raise ContractError(
-                    f"derived value '{d.name}' is of '{name}', which is not known there"
-                )
-            if wanted not in (0, known[name]):
-                raise ContractError(
-                    f"derived value '{d.name}': '{name}' has {known[name]} elements, not {wanted}"
-                )
-        known[d.name] = found[d.name] = _size(d, known, robot)
-    return found
+    known = dict(sizes)
+    derived = {}
+    for value in derive:
+        _require_arguments(value, known)
+        size = _size(value, known, robot)
+        known[value.name] = size
+        derived[value.name] = size
+    return derived
 
 
-def _size(d: Derive, known: Mapping[str, int], robot: RobotInterface) -> int:
-    if d.kind == "difference":
-        a, b = (known[name] for name in d.of)
-        if a != b:
-            raise ContractError(
-                f"derived value '{d.name}': {d.of[0]} has {a} elements, {d.of[1]} has {b}"
-            )
-        return a
-    if d.kind == "forward_kinematics":
-        robot.site(d.site)
-        return 7 if d.pose else 3
-    return SIZES[d.kind]
+def _require_arguments(value: Derive, known: Mapping[str, int]) -> None:
+    """What a value is computed from is known and of the right size, and its own name is new."""
+    what = f"derived value '{value.name}'"
+    if value.name in known:
+        raise ContractError(f"{what}: the name is taken")
+    for name, size in zip(value.of, ARGUMENTS[value.kind]):
+        if name not in known:
+            raise ContractError(f"{what} is of '{name}', which is not known there")
+        if size not in (0, known[name]):
+            raise ContractError(f"{what}: '{name}' has {known[name]} elements, not {size}")
+
+
+def _size(value: Derive, known: Mapping[str, int], robot: RobotInterface) -> int:
+    if value.kind == "difference":
+        return _common_size(value, known)
+    if value.kind == "forward_kinematics":
+        robot.site(value.site)
+        return 7 if value.pose else 3
+    return SIZES[value.kind]
+
+
+def _common_size(value: Derive, known: Mapping[str, int]) -> int:
+    a, b = value.of
+    if known[a] != known[b]:
+        sizes = f"{a} has {known[a]} elements, {b} has {known[b]}"
+        raise ContractError(f"derived value '{value.name}': {sizes}")
+    return known[a]
 
 
 # ---------------------------------------------------------------- the kinds
@@ -135,14 +143,20 @@ def difference(a: Array, b: Array) -> Array:
 
 def norm(vector: Array) -> Array:
     """Length of the vector, `(..., 1)`."""
-    return library(vector).sqrt((vector * vector).sum(-1))[..., None]
+    xp = library(vector)
+    length = xp.sqrt((vector * vector).sum(-1))
+    return length[..., None]
 
 
 def projected_gravity(orientation: Array) -> Array:
     """The world's downward unit vector in the body's frame, `(..., 3)`."""
-    w, x, y, z = (orientation[..., i] for i in range(4))
-    parts = (2.0 * (w * y - x * z), -2.0 * (w * x + y * z), 2.0 * (x * x + y * y) - 1.0)
-    return library(orientation).stack(parts, -1)
+    w, x, y, z = _components(orientation)
+    gravity = (
+        2.0 * (w * y - x * z),
+        -2.0 * (w * x + y * z),
+        2.0 * (x * x + y * y) - 1.0,
+    )
+    return library(orientation).stack(gravity, -1)
 
 
 def heading_frame(vector: Array, orientation: Array) -> Array:
@@ -151,61 +165,72 @@ def heading_frame(vector: Array, orientation: Array) -> Array:
     A body whose forward axis is vertical has no yaw: its frame is then the world's.
     """
     xp = library(vector)
-    w, x, y, z = (orientation[..., i] for i in range(4))
-    east, north = (
-        1.0 - 2.0 * (y * y + z * z),
-        2.0 * (w * z + x * y),
-    )  # the body's forward axis from above
-    length = xp.sqrt(east * east + north * north)
-    upright = length > 1e-6
-    safe = xp.where(upright, length, length + 1.0)
-    cosine, sine = (
-        xp.where(upright, east / safe, length * 0.0 + 1.0),
-        xp.where(upright, north / safe, length * 0.0),
-    )
-    forward = cosine * vector[..., 0] + sine * vector[..., 1]
-    left = cosine * vector[..., 1] - sine * vector[..., 0]
-    return xp.stack((forward, left, vector[..., 2]), -1)
+    w, x, y, z = _components(orientation)
+    # The body's forward axis, projected on the horizontal plane.
+    forward_x = 1.0 - 2.0 * (y * y + z * z)
+    forward_y = 2.0 * (w * z + x * y)
+    length = xp.sqrt(forward_x * forward_x + forward_y * forward_y)
+    has_yaw = length > 1e-6
+    divisor = xp.where(has_yaw, length, length + 1.0)
+    cosine = xp.where(has_yaw, forward_x / divisor, length * 0.0 + 1.0)
+    sine = xp.where(has_yaw, forward_y / divisor, length * 0.0)
+    vx, vy, vz = _components(vector)
+    forward = cosine * vx + sine * vy
+    left = cosine * vy - sine * vx
+    return xp.stack((forward, left, vz), -1)
 
 
 def relative_pose(a: Array, b: Array) -> Array:
     """The pose `b` as seen from the pose `a`, `(..., 7)`; both in one frame. Its quaternion has w >= 0."""
-    back = join((a[..., 3:4], -a[..., 4:7]))
-    position = rotate(back, b[..., :3] - a[..., :3])
-    turn = multiply(back, b[..., 3:])
-    return join((position, with_positive_w(turn)))
+    inverse = join((a[..., 3:4], -a[..., 4:7]))
+    offset = b[..., :3] - a[..., :3]
+    position = rotate(inverse, offset)
+    quat = multiply(inverse, b[..., 3:])
+    return join((position, with_positive_w(quat)))
 
 
 def with_positive_w(quat: Array) -> Array:
-    """Of the two quaternions that mean the same turn, the one with w >= 0."""
-    return library(quat).where(quat[..., :1] < 0.0, -quat, quat)
+    """Of the two quaternions of one rotation, the one with w >= 0."""
+    negative = quat[..., :1] < 0.0
+    return library(quat).where(negative, -quat, quat)
 
 
 def multiply(a: Array, b: Array) -> Array:
     """Product of quaternions, `(..., 4)`: first b, then a."""
-    aw, ax, ay, az = (a[..., i] for i in range(4))
-    bw, bx, by, bz = (b[..., i] for i in range(4))
-    parts = (
+    aw, ax, ay, az = _components(a)
+    bw, bx, by, bz = _components(b)
+    product = (
         aw * bw - ax * bx - ay * by - az * bz,
         aw * bx + ax * bw + ay * bz - az * by,
         aw * by - ax * bz + ay * bw + az * bx,
         aw * bz + ax * by - ay * bx + az * bw,
     )
-    return library(a).stack(parts, -1)
+    return library(a).stack(product, -1)
 
 
 def rotate(quat: Array, vector: Array) -> Array:
-    """The vector `(..., 3)` turned by a unit quaternion."""
-    axis, w = quat[..., 1:], quat[..., :1]
+    """The vector `(..., 3)` rotated by a unit quaternion."""
+    w = quat[..., :1]
+    axis = quat[..., 1:]
     twice = 2.0 * cross(axis, vector)
     return vector + w * twice + cross(axis, twice)
 
 
 def cross(a: Array, b: Array) -> Array:
     """Cross product, `(..., 3)`."""
-    ax, ay, az = (a[..., i] for i in range(3))
-    bx, by, bz = (b[..., i] for i in range(3))
-    return library(a).stack((ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx), -1)
+    ax, ay, az = _components(a)
+    bx, by, bz = _components(b)
+    product = (
+        ay * bz - az * by,
+        az * bx - ax * bz,
+        ax * by - ay * bx,
+    )
+    return library(a).stack(product, -1)
+
+
+def _components(value: Array) -> list[Array]:
+    """Views of each element of the last axis, `(...)`."""
+    return [value[..., i] for i in range(value.shape[-1])]
 
 
 FUNCTIONS: dict[str, Callable[..., Array]] = {

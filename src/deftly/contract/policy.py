@@ -55,7 +55,10 @@ MAX_OBSERVATION = 1 << 20
 """Elements of the largest group of numbers, and of all that the memory keeps of the past."""
 MAX_PROMPT = 4096
 """Characters of the longest text of an input."""
-PHASE, HISTORY, START = "phase", "history", "start"
+PHASE = "phase"
+"""Prefix of the memory's keys that hold the phases of clocks."""
+HISTORY = "history"
+"""Prefix of the memory's keys that hold the past of terms."""
 
 ActKind = Literal["absolute", "relative", "delta", "velocity", "gripper"]
 Inputs = Mapping[str, Any]
@@ -93,15 +96,21 @@ class Input(Record):
     def check(self) -> None:
         """Bounds of the right count and in order, the default within them."""
         self._need(len(self.shape) == 1, f"has shape {self.shape}, expected (n,)")
-        counts = {name: len(getattr(self, name)) for name in ("lower", "upper", "default")}
-        for name, count in counts.items():
-            self._need(
-                count in (1, self.size), f"{name} has {count} values, expected 1 or {self.size}"
-            )
+        for name in ("lower", "upper", "default"):
+            count = len(getattr(self, name))
+            fits = count in (1, self.size)
+            self._need(fits, f"{name} has {count} values, expected 1 or {self.size}")
         self._need(self.is_text or not self.text, "only a text input has a default text")
-        lower, upper, default = (spread(getattr(self, name), self.size) for name in counts)
-        ordered = all(a <= b <= c and a < c for a, b, c in zip(lower, default, upper))
-        self._need(ordered, f"default {self.default} must be within {self.lower} .. {self.upper}")
+        within = f"default {self.default} must be within {self.lower} .. {self.upper}"
+        self._need(self._in_order(), within)
+
+    def _in_order(self) -> bool:
+        """Whether each element's default is within its bounds, and those differ."""
+        lower = spread(self.lower, self.size)
+        upper = spread(self.upper, self.size)
+        default = spread(self.default, self.size)
+        bounds = zip(lower, default, upper)
+        return all(low <= value <= high and low < high for low, value, high in bounds)
 
 
 @dataclass(frozen=True)
@@ -129,12 +138,12 @@ class Observe(Record):
 
     def check(self) -> None:
         """A stride within the history, bounds of the clip in order."""
+        stride = f"stride {self.stride} of '{self.term}'"
         fits = self.stride <= self.history
-        what = f"of '{self.term}'"
-        self._need(
-            fits, f"stride {self.stride} {what} is larger than its history of {self.history}"
-        )
-        self._need(self.clip is None or self.clip[0] < self.clip[1], f"clip {what} is {self.clip}")
+        self._need(fits, f"{stride} is larger than its history of {self.history}")
+        if self.clip is not None:
+            lower, upper = self.clip
+            self._need(lower < upper, f"clip of '{self.term}' is {self.clip}")
 
 
 @dataclass(frozen=True)
@@ -161,11 +170,10 @@ class Act(Record):
         self._need(bool(self.joints), "drives no joint")
         fits = len(self.scale) in {0, 1, len(self.joints)}
         self._need(fits, f"has {len(self.scale)} scales for the joints {self.joints}")
-        needs = self.kind in ("relative", "delta")
-        self._need(bool(self.scale) or not needs, f"of kind {self.kind} needs a scale")
-        self._need(
-            self.origin == "home" or self.kind == "relative", f"of kind {self.kind} has no origin"
-        )
+        if self.kind in ("relative", "delta"):
+            self._need(bool(self.scale), f"of kind {self.kind} needs a scale")
+        if self.kind != "relative":
+            self._need(self.origin == "home", f"of kind {self.kind} has no origin")
 
 
 @dataclass(frozen=True)
@@ -222,7 +230,8 @@ class PolicyContract(Document):
             raise ContractError(f"the policy sees no group '{group}', but {list(self.groups)}")
         if self.is_image(group):
             return self.robot.signal(terms[0].term).shape
-        return (sum(self.source_size(term.term) * term.frames for term in terms),)
+        size = sum(self.source_size(term.term) * term.frames for term in terms)
+        return (size,)
 
     def obs_size(self, group: str = STATE) -> int:
         """Number of elements of a group of the observation."""
@@ -231,7 +240,8 @@ class PolicyContract(Document):
     def is_image(self, group: str) -> bool:
         """Whether a group of the observation is an image."""
         images = {signal.name for signal in self.signals if signal.is_image}
-        return any(term.term in images for term in self.observe_terms if term.group == group)
+        observed = {term.term for term in self.observe_terms if term.group == group}
+        return bool(images & observed)
 
     def source_size(self, name: str) -> int:
         """Number of elements of a signal, an input, a derived value, of `command` or of `action`."""
@@ -252,9 +262,8 @@ class PolicyContract(Document):
         measured = self._signal(signals, JOINT_POS)
         require_float(measured)
         memory = self._actions.like(measured).reset(measured)
-        for d in self.derive:
-            if d.kind == "phase_clock":
-                memory[f"{PHASE}.{d.name}"] = 0.0 * memory[COMMAND][..., :1]
+        for clock in self._clocks:
+            memory[_phase_key(clock)] = 0.0 * memory[COMMAND][..., :1]
         if any(term.frames > 1 for term in self.observe_terms):
             self._fill_histories(self._values(signals, memory, inputs), memory)
         return memory
@@ -275,7 +284,8 @@ class PolicyContract(Document):
                 value = _remember(memory, i, term, value)
             parts[term.group].append(value)
         self._advance_clocks(memory)
-        return {group: self._joined(group, found) for group, found in parts.items()}, memory
+        obs = {group: self._joined(group, values) for group, values in parts.items()}
+        return obs, memory
 
     def act(self, action: Array, memory: Memory) -> tuple[Array, Memory]:
         """Joint targets `(..., num_joints)` within limits, and the memory that holds them as the last command.
@@ -313,19 +323,17 @@ class PolicyContract(Document):
         """A signal of the right shape. Raises ContractError naming it."""
         known = self._signals_by_name
         if name not in signals:
-            raise ContractError(
-                f"signal '{name}' is missing; {self.robot.name} has {sorted(known)}"
-            )
-        value, shape = signals[name], known[name].shape
+            has = f"{self.robot.name} has {sorted(known)}"
+            raise ContractError(f"signal '{name}' is missing; {has}")
+        value = signals[name]
+        shape = known[name].shape
         if tuple(value.shape[-len(shape) :]) != shape:
-            wanted = ", ".join(map(str, shape))
-            raise ContractError(
-                f"signal '{name}' has shape {tuple(value.shape)}, expected (..., {wanted})"
-            )
-        if known[name].is_image and "uint8" not in str(value.dtype):
-            raise ContractError(
-                f"signal '{name}' is an image of uint8, got an array of {value.dtype}"
-            )
+            expected = ", ".join(map(str, shape))
+            got = f"has shape {tuple(value.shape)}"
+            raise ContractError(f"signal '{name}' {got}, expected (..., {expected})")
+        if known[name].is_image and not _is_uint8(value):
+            got = f"got an array of {value.dtype}"
+            raise ContractError(f"signal '{name}' is an image of uint8, {got}")
         return value
 
     @functools.cached_property
@@ -335,26 +343,31 @@ class PolicyContract(Document):
     @functools.cached_property
     def _used(self) -> set[str]:
         """Names of what is observed, directly or in a derived value."""
-        return {term.term for term in self.observe_terms} | {
-            name for d in self.derive for name in d.of
-        }
+        names = {term.term for term in self.observe_terms}
+        for derived in self.derive:
+            names.update(derived.of)
+        return names
+
+    @functools.cached_property
+    def _clocks(self) -> tuple[Derive, ...]:
+        return tuple(derived for derived in self.derive if derived.kind == "phase_clock")
 
     def _values(
         self, signals: Mapping[str, Array], memory: Memory, inputs: Inputs | None
     ) -> dict[str, Array]:
         """Every value that is observed, by name, not yet scaled."""
-        values = {
-            name: self._signal(signals, name)
-            for name in self._signals_by_name
-            if name in self._used
-        }
-        values |= {COMMAND: memory[COMMAND], ACTION: memory[ACTION]}
+        values = {}
+        for name in self._signals_by_name:
+            if name in self._used:
+                values[name] = self._signal(signals, name)
+        values[COMMAND] = memory[COMMAND]
+        values[ACTION] = memory[ACTION]
         if self.inputs:
             values |= self._input_values(inputs or {}, memory[COMMAND])
         elif inputs:
             raise ContractError(f"'{min(inputs)}' is no input of the policy, which has none")
-        for d in self.derive:
-            values[d.name] = self._derived(d, values, memory)
+        for derived in self.derive:
+            values[derived.name] = self._derived(derived, values, memory)
         return values
 
     def _input_values(self, inputs: Inputs, like: Array) -> dict[str, Array]:
@@ -363,45 +376,53 @@ class PolicyContract(Document):
         if unknown:
             known = sorted(given.name for given in self.inputs)
             raise ContractError(f"'{min(unknown)}' is no input of the policy, which has {known}")
+        bounds = self._observations.like(like).inputs
         found = {}
         for given in self.inputs:
-            if not given.is_text:
-                lower, upper, default = self._observations.like(like).inputs[given.name]
-                value = inputs.get(given.name)
-                value = (
-                    default if value is None else clip(_as_input(given, value, like), lower, upper)
-                )
-                found[given.name] = value + 0.0 * like[..., :1]
+            if given.is_text:
+                continue
+            lower, upper, default = bounds[given.name]
+            value = inputs.get(given.name)
+            if value is None:
+                value = default
+            else:
+                value = clip(_as_input(given, value, like), lower, upper)
+            found[given.name] = value + 0.0 * like[..., :1]
         return found
 
-    def _derived(self, d: Derive, values: Mapping[str, Array], memory: Memory) -> Array:
-        if d.kind == "phase_clock":
-            angle = (2.0 * math.pi) * memory[f"{PHASE}.{d.name}"]
+    def _derived(self, derived: Derive, values: Mapping[str, Array], memory: Memory) -> Array:
+        if derived.kind == "phase_clock":
+            angle = (2.0 * math.pi) * memory[_phase_key(derived)]
             xp = library(angle)
             return join((xp.sin(angle), xp.cos(angle)))
-        if d.kind == "forward_kinematics":
+        if derived.kind == "forward_kinematics":
             joint_pos = values[JOINT_POS]
-            kinematics = self._observations.like(joint_pos).kinematics[d.site]
-            return kinematics.pose(joint_pos) if d.pose else kinematics.position(joint_pos)
-        return FUNCTIONS[d.kind](*(values[name] for name in d.of))
+            kinematics = self._observations.like(joint_pos).kinematics[derived.site]
+            if derived.pose:
+                return kinematics.pose(joint_pos)
+            return kinematics.position(joint_pos)
+        arguments = [values[name] for name in derived.of]
+        return FUNCTIONS[derived.kind](*arguments)
 
     def _advance_clocks(self, memory: Memory) -> None:
-        for d in self.derive:
-            if d.kind == "phase_clock":
-                key = f"{PHASE}.{d.name}"
-                memory[key] = (memory[key] + 1.0 / (self.rate * d.period)) % 1.0
+        for clock in self._clocks:
+            key = _phase_key(clock)
+            turns = 1.0 / (self.rate * clock.period)
+            memory[key] = (memory[key] + turns) % 1.0
 
     def _scaled(self, i: int, value: Array) -> Array:
         """The value of a term as the policy sees it, of one step."""
         term = self.observe_terms[i]
-        if "uint8" in str(value.dtype):
+        if _is_uint8(value):
             return value
         scale, offset = self._observations.like(value).terms[i]
         if offset is not None:
             value = value - offset
         if scale is not None:
             value = scale * value
-        return value if term.clip is None else library(value).clip(value, *term.clip)
+        if term.clip is None:
+            return value
+        return library(value).clip(value, *term.clip)
 
     def _joined(self, group: str, parts: list[Array]) -> Array:
         """One group of the observation: a new array of its terms, or the image as it came."""
@@ -416,12 +437,12 @@ class PolicyContract(Document):
     def _fill_histories(self, values: Mapping[str, Array], memory: Memory) -> None:
         """Before an episode, all is as in its first step."""
         for i, term in enumerate(self.observe_terms):
-            if term.frames > 1:
-                value = self._scaled(i, values[term.term])
-                for place in range(term.stride):
-                    memory[_history_key(i, place)] = library(value).concatenate(
-                        [value] * term.frames, -1
-                    )
+            if term.frames == 1:
+                continue
+            value = self._scaled(i, values[term.term])
+            for place in range(term.stride):
+                history = library(value).concatenate([value] * term.frames, -1)
+                memory[_history_key(i, place)] = history
 
     def check(self) -> None:
         """Everything that must hold between the parts."""
@@ -431,19 +452,20 @@ class PolicyContract(Document):
         for group in self.groups:
             if not self.is_image(group):
                 size = self.obs_size(group)
-                self._need(
-                    size <= MAX_OBSERVATION,
-                    f"group '{group}' has {size} elements, at most {MAX_OBSERVATION}",
-                )
-        kept = sum(
-            self.source_size(t.term) * t.frames * t.stride
-            for t in self.observe_terms
-            if t.frames > 1
-        )
-        self._need(
-            kept <= MAX_OBSERVATION, f"histories keep {kept} elements, at most {MAX_OBSERVATION}"
-        )
+                count = f"group '{group}' has {size} elements"
+                self._need(size <= MAX_OBSERVATION, f"{count}, at most {MAX_OBSERVATION}")
+        kept = self._history_size()
+        count = f"histories keep {kept} elements"
+        self._need(kept <= MAX_OBSERVATION, f"{count}, at most {MAX_OBSERVATION}")
         _require_actions(self)
+
+    def _history_size(self) -> int:
+        """Number of elements that the memory keeps of the past."""
+        size = 0
+        for term in self.observe_terms:
+            if term.frames > 1:
+                size += self.source_size(term.term) * term.frames * term.stride
+        return size
 
 
 class _Observations:
@@ -452,24 +474,40 @@ class _Observations:
     def __init__(self, contract: PolicyContract, like: Like):
         self.terms = []
         for term in contract.observe_terms:
-            scale = None if set(term.scale) == {1.0} else like.numbers(term.scale)
-            offset = None if set(term.offset) == {0.0} else like.numbers(term.offset)
+            scale = None
+            if set(term.scale) != {1.0}:
+                scale = like.numbers(term.scale)
+            offset = None
+            if set(term.offset) != {0.0}:
+                offset = like.numbers(term.offset)
             self.terms.append((scale, offset))
         self.inputs = {}
         for given in contract.inputs:
-            bounds = (given.lower, given.upper, given.default)
-            self.inputs[given.name] = [
-                like.numbers(spread(values, given.size)) for values in bounds
-            ]
-        sites = {d.site for d in contract.derive if d.kind == "forward_kinematics"}
-        self.kinematics = {
-            name: Kinematics(contract.robot.site(name), contract.robot, like) for name in sites
-        }
+            lower = like.numbers(spread(given.lower, given.size))
+            upper = like.numbers(spread(given.upper, given.size))
+            default = like.numbers(spread(given.default, given.size))
+            self.inputs[given.name] = (lower, upper, default)
+        self.kinematics = {}
+        for derived in contract.derive:
+            if derived.kind == "forward_kinematics" and derived.site not in self.kinematics:
+                site = contract.robot.site(derived.site)
+                self.kinematics[derived.site] = Kinematics(site, contract.robot, like)
 
 
 def spread(values: tuple[float, ...], size: int) -> tuple[float, ...]:
     """One value for each element, from one for all or from one for each."""
-    return values * size if len(values) == 1 else values
+    if len(values) == 1:
+        return values * size
+    return values
+
+
+def _is_uint8(value: Array) -> bool:
+    return "uint8" in str(value.dtype)
+
+
+def _phase_key(clock: Derive) -> str:
+    """Where the memory keeps the phase of a clock, `(..., 1)` in turns."""
+    return f"{PHASE}.{clock.name}"
 
 
 def _history_key(i: int, place: int) -> str:
@@ -498,66 +536,74 @@ def _as_input(given: Input, value: Any, like: Array) -> Array:
         array = library(like).asarray(value, dtype=like.dtype, device=like.device)
     except (TypeError, ValueError, RuntimeError):
         raise ContractError(f"input '{given.name}' is no array of numbers") from None
-    array = array if array.shape else array[None]
+    if not array.shape:
+        array = array[None]
     if array.shape[-1] != given.size:
-        raise ContractError(
-            f"input '{given.name}' has shape {tuple(array.shape)}, expected (..., {given.size})"
-        )
+        got = f"has shape {tuple(array.shape)}"
+        raise ContractError(f"input '{given.name}' {got}, expected (..., {given.size})")
     return array
 
 
-def _sizes(c: PolicyContract) -> dict[str, int]:
+def _sizes(contract: PolicyContract) -> dict[str, int]:
     """Number of elements of everything that can be observed."""
-    known = {signal.name: signal.size for signal in c.signals if not signal.is_image}
-    known |= {given.name: given.size for given in c.inputs if not given.is_text}
-    known |= {COMMAND: len(c.joints), ACTION: c.action_size}
-    known |= derived_sizes(c.derive, known, c.robot)
-    return known | {signal.name: signal.size for signal in c.signals if signal.is_image}
+    images = {signal.name: signal.size for signal in contract.signals if signal.is_image}
+    sizes = {signal.name: signal.size for signal in contract.signals if not signal.is_image}
+    for given in contract.inputs:
+        if not given.is_text:
+            sizes[given.name] = given.size
+    sizes[COMMAND] = len(contract.joints)
+    sizes[ACTION] = contract.action_size
+    sizes |= derived_sizes(contract.derive, sizes, contract.robot)
+    return sizes | images
 
 
-def _require_names(c: PolicyContract) -> None:
+def _require_names(contract: PolicyContract) -> None:
     """Each name means one thing."""
-    names = [s.name for s in c.signals] + [i.name for i in c.inputs] + [d.name for d in c.derive]
+    names = [signal.name for signal in contract.signals]
+    names += [given.name for given in contract.inputs]
+    names += [derived.name for derived in contract.derive]
     names += [COMMAND, ACTION]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    c._need(
-        not doubled,
-        f"'{doubled[0] if doubled else ''}' names two things among signals, inputs and derived values",
-    )
+    for name in sorted(names):
+        unique = names.count(name) == 1
+        where = "among signals, inputs and derived values"
+        contract._need(unique, f"'{name}' names two things {where}")
 
 
-def _require_term(c: PolicyContract, term: Observe) -> None:
-    size = c.source_size(term.term)
-    if any(signal.is_image for signal in c.signals if signal.name == term.term):
-        beside = [other.term for other in c.observe_terms if other.group == term.group]
-        c._need(
-            beside == [term.term],
-            f"the image '{term.term}' shares its group '{term.group}': give it its own",
-        )
-        plain = Observe(term.term, group=term.group)
-        c._need(
-            term == plain,
-            f"the image '{term.term}' passes unchanged: no scale, offset, clip or history",
-        )
+def _require_term(contract: PolicyContract, term: Observe) -> None:
+    size = contract.source_size(term.term)
+    if any(signal.is_image for signal in contract.signals if signal.name == term.term):
+        _require_image_term(contract, term)
         return
     for name in ("scale", "offset"):
         count = len(getattr(term, name))
-        c._need(
-            count in (1, size), f"{name} of '{term.term}' has {count} values, expected 1 or {size}"
-        )
+        values = f"{name} of '{term.term}' has {count} values"
+        contract._need(count in (1, size), f"{values}, expected 1 or {size}")
 
 
-def _require_actions(c: PolicyContract) -> None:
+def _require_image_term(contract: PolicyContract, term: Observe) -> None:
+    """An image is alone in its group and passes unchanged."""
+    group = [other.term for other in contract.observe_terms if other.group == term.group]
+    shares = f"the image '{term.term}' shares its group '{term.group}'"
+    contract._need(group == [term.term], f"{shares}: give it its own")
+    unchanged = Observe(term.term, group=term.group)
+    passes = f"the image '{term.term}' passes unchanged"
+    contract._need(term == unchanged, f"{passes}: no scale, offset, clip or history")
+
+
+def _require_actions(contract: PolicyContract) -> None:
     """Each driven joint exists, and is driven once."""
-    driven = [joint for act in c.act_terms for joint in act.joints]
-    driven += [coupling.joint for coupling in c.robot.couplings]
-    c._need(len(set(driven)) == len(driven), f"a joint is driven twice: {driven}")
-    grips = {joint.name for joint in c.joints if joint.grips}
-    for act in c.act_terms:
+    driven = [joint for act in contract.act_terms for joint in act.joints]
+    driven += [coupling.joint for coupling in contract.robot.couplings]
+    once = len(set(driven)) == len(driven)
+    contract._need(once, f"a joint is driven twice: {driven}")
+    for act in contract.act_terms:
         for name in act.joints:
-            c._need(name in c.joint_names, f"acts on '{name}', which is no joint")
-            gripper = act.kind != "gripper" or name in grips
-            c._need(
-                gripper,
-                f"a gripper action drives {name}: set grips=True in the robot's table of joints",
-            )
+            contract._need(name in contract.joint_names, f"acts on '{name}', which is no joint")
+            if act.kind == "gripper":
+                _require_gripper(contract, name)
+
+
+def _require_gripper(contract: PolicyContract, name: str) -> None:
+    grips = {joint.name for joint in contract.joints if joint.grips}
+    advice = "set grips=True in the robot's table of joints"
+    contract._need(name in grips, f"a gripper action drives {name}: {advice}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +24,7 @@ from deftly.policy.protocol import OneRobot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from rich.table import Table
 
 COLOURS = {
     "init": "#d9d9d9",
@@ -34,6 +35,18 @@ COLOURS = {
 }
 """Background of the plot while the kernel is in a state."""
 FAULT = "#b30000"
+CSV_COLUMNS = (
+    "episode",
+    "state",
+    "fault",
+    "event",
+    "decided",
+    "written",
+    "tick_ms",
+    "infer_ms",
+)
+JOINT_COLUMNS = {"measured": f"signal/{JOINT_POS}", "target": "targets", "command": "command"}
+"""Columns of a CSV that have one for each joint, and the rows of the log that they show."""
 
 
 # ------------------------------------------------------------------------ replay
@@ -45,41 +58,53 @@ def replay(found: Log) -> tuple[str, list[np.ndarray | None]]:
     And for each tick up to there the command that the policy was told, None if it was not asked. Every episode of a
     recording has a kernel of its own. Raises DeftlyError if the log does not say with which bounds it ran.
     """
-    cfg, asked = _safety(found), []
-    kernel, begins = Kernel(found.robot, found.contract.rate, cfg), _begins(found)
+    safety = _safety(found)
+    asked: list[np.ndarray | None] = []
+    begins = _begins(found)
+    kernel = Kernel(found.robot, found.contract.rate, safety)
     for tick, row in enumerate(_ticks(found)):
         if begins[tick]:
-            kernel = Kernel(found.robot, found.contract.rate, cfg)
-        if (snapshot := found.snapshot(tick)) is not None:
+            kernel = Kernel(found.robot, found.contract.rate, safety)
+        snapshot = found.snapshot(tick)
+        if snapshot is not None:
             kernel.restore(snapshot)
         try:
-            for event in filter(None, str(row["event"]).split("+")):
-                _OPERATOR[event](kernel)
+            _repeat_events(kernel, row)
         except (SafetyError, KeyError) as error:
-            return (
-                f"tick {tick} differs: the operator's '{row['event']}' is not possible ({error})",
-                asked,
-            )
-        reading = None if np.isnan(row["at"]) else Reading(found.signals(tick), float(row["at"]))
-        asked.append(kernel.command if kernel.wants_policy and reading is not None else None)
-        command = kernel.tick(
-            float(row["now"]), reading, row["targets"] if row["decided"] else None
-        )
-        if not row["written"]:
-            kernel.hold("the robot took no command", Fault.DRIVER)
-        for name, value in (("state", kernel.state), ("fault", kernel.fault)):
-            if value != row[name]:
-                return (
-                    f"tick {tick} differs: {name} is '{row[name]}' in the log, '{value}' in the replay",
-                    asked,
-                )
-        command = np.full_like(row["command"], np.nan) if command is None else command
-        if not same(command, row["command"]):
-            return (
-                f"tick {tick} differs: the command, by {_distance(command, row['command'])}",
-                asked,
-            )
+            impossible = f"the operator's '{row['event']}' is not possible ({error})"
+            return f"tick {tick} differs: {impossible}", asked
+        reading = None
+        if not np.isnan(row["at"]):
+            reading = Reading(found.signals(tick), float(row["at"]))
+        asks_policy = kernel.wants_policy and reading is not None
+        asked.append(kernel.command if asks_policy else None)
+        difference = _tick_difference(kernel, reading, row)
+        if difference:
+            return f"tick {tick} differs: {difference}", asked
     return "", asked
+
+
+def _repeat_events(kernel: Kernel, row: Mapping[str, Any]) -> None:
+    """Ask of the kernel what the operator asked before a tick."""
+    for event in str(row["event"]).split("+"):
+        if event:
+            _OPERATOR[event](kernel)
+
+
+def _tick_difference(kernel: Kernel, reading: Reading | None, row: Mapping[str, Any]) -> str:
+    """What a kernel's tick does otherwise than a row of the log says; empty if nothing."""
+    targets = row["targets"] if row["decided"] else None
+    command = kernel.tick(float(row["now"]), reading, targets)
+    if not row["written"]:
+        kernel.hold("the robot took no command", Fault.DRIVER)
+    for name, value in (("state", kernel.state), ("fault", kernel.fault)):
+        if value != row[name]:
+            return f"{name} is '{row[name]}' in the log, '{value}' in the replay"
+    if command is None:
+        command = np.full_like(row["command"], np.nan)
+    if not same(command, row["command"]):
+        return f"the command, by {_distance(command, row['command'])}"
+    return ""
 
 
 def replay_policy(found: Log, asked: Sequence[np.ndarray | None], path: Path) -> str:
@@ -89,14 +114,11 @@ def replay_policy(found: Log, asked: Sequence[np.ndarray | None], path: Path) ->
     remembers of that tick cannot be known. Raises DeftlyError if the bundle is of another contract, or the log holds
     no start of an episode.
     """
-    loaded, policy, compared = bundle.load(path), None, 0
+    loaded = bundle.load(path)
     loaded.contract.require(found.contract, "the log")
-    if any(s.is_image for s in found.robot.signals) or any(
-        i.is_text for i in found.contract.inputs
-    ):
-        raise DeftlyError(
-            "a log keeps neither images nor texts: the decisions of this policy cannot be replayed"
-        )
+    _require_numbers(found)
+    policy = None
+    compared = 0
     for tick, row in enumerate(_ticks(found)):
         if "start" in str(row["event"]).split("+"):
             policy = OneRobot(loaded.policy())
@@ -105,16 +127,25 @@ def replay_policy(found: Log, asked: Sequence[np.ndarray | None], path: Path) ->
         if not row["decided"]:
             policy = None
             continue
-        signals, inputs = found.signals(tick), found.inputs(tick)
-        decision, compared = policy.infer(signals, asked[tick], inputs), compared + 1
+        decision = policy.infer(found.signals(tick), asked[tick], found.inputs(tick))
+        compared += 1
         for name, value in decision._asdict().items():
             if not same(value, row[name].astype(np.float32)):
                 return f"tick {tick} differs: the {name}, by {_distance(value, row[name])}"
     if not compared:
-        raise DeftlyError(
-            f"the log holds no start of an episode: nothing in it can be compared with {path}"
-        )
+        incomparable = f"nothing in it can be compared with {path}"
+        raise DeftlyError(f"the log holds no start of an episode: {incomparable}")
     return ""
+
+
+def _require_numbers(found: Log) -> None:
+    """Raise DeftlyError if the policy saw what a log does not keep."""
+    images = any(signal.is_image for signal in found.robot.signals)
+    texts = any(given.is_text for given in found.contract.inputs)
+    if images or texts:
+        raise DeftlyError(
+            "a log keeps neither images nor texts: the decisions of this policy cannot be replayed"
+        )
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
@@ -132,29 +163,31 @@ def _ticks(found: Log) -> Iterator[dict[str, Any]]:
 
 def _begins(found: Log) -> np.ndarray:
     """Where an episode follows another, (T,) bool."""
-    return np.diff(found.rows["episode"], prepend=found.rows["episode"][:1]) != 0
+    episode = found.rows["episode"]
+    return np.diff(episode, prepend=episode[:1]) != 0
 
 
 def timeline(found: Log) -> np.ndarray:
     """Time since the first tick, (T,), s. Each episode's clock is its own: it begins a period after the one before."""
     now = found.rows["now"]
-    gaps = np.diff(now, prepend=now[:1]) - 1.0 / found.contract.rate
-    return now - now[0] - np.cumsum(np.where(_begins(found), gaps, 0.0))
+    period = 1.0 / found.contract.rate
+    gaps = np.diff(now, prepend=now[:1]) - period
+    between_episodes = np.where(_begins(found), gaps, 0.0)
+    return now - now[0] - np.cumsum(between_episodes)
 
 
 def _safety(found: Log) -> SafetyConfig:
     try:
-        return SafetyConfig(
-            **parse_json(str(found.facts["safety"]), "the bounds of a safety kernel")
-        )
+        bounds = parse_json(str(found.facts["safety"]), "the bounds of a safety kernel")
+        return SafetyConfig(**bounds)
     except (DeftlyError, KeyError, TypeError, ValueError) as error:
-        raise DeftlyError(
-            f"the log does not say the bounds of its safety kernel: {printable(error)}"
-        ) from None
+        unknown = "the log does not say the bounds of its safety kernel"
+        raise DeftlyError(f"{unknown}: {printable(error)}") from None
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> str:
-    return f"{np.abs(a.astype(float) - b).max():.3g} at most"
+    largest = np.abs(a.astype(float) - b).max()
+    return f"{largest:.3g} at most"
 
 
 # ----------------------------------------------------------------------- summary
@@ -162,81 +195,113 @@ def _distance(a: np.ndarray, b: np.ndarray) -> str:
 
 def summary(found: Log) -> list[Any]:
     """Lines and tables that say what a log holds."""
-    from rich.table import Table
-
-    rows, contract = found.rows, found.contract
-    now, facts = (
-        timeline(found),
-        {k: printable(v, 100) for k, v in found.facts.items() if not np.ndim(v) and str(v)},
-    )
-    span = now[-1]
-    gaps = np.diff(now) * contract.rate
-    rate = (
-        f"{(len(now) - 1) / span:.2f} Hz of {contract.rate:g}"
-        if span > 0
-        else f"{contract.rate:g} Hz"
-    )
-    known = ", ".join(
-        f"{name} {facts[name]}" for name in ("task", "policy", "driver", "began") if name in facts
-    )
-    lines: list[Any] = [f"{found.robot.name}, contract {contract.hash[:12]}{known and ', '}{known}"]
-    lines.append(
-        f"{len(now)} ticks in {span:.2f} s, {rate}; {int((gaps > 1.5).sum())} ticks came half a period late"
-    )
-    lines += [
-        "states: "
-        + ", ".join(f"{printable(state)} {s:.2f} s" for state, s in durations(found).items())
-    ]
+    lines: list[Any] = [_title_line(found), _rate_line(found), _states_line(found)]
     for tick, at, fault, reason in faults(found):
         lines.append(f"fault at {at:.2f} s, tick {tick}: {printable(fault)}{reason}")
-    times = Table("", "p50", "p99", "max", box=None)
+    return [*lines, _times_table(found), _joints_table(found)]
+
+
+def _title_line(found: Log) -> str:
+    """Robot and contract, and the facts that identify a run."""
+    parts = [f"{found.robot.name}, contract {found.contract.hash[:12]}"]
+    for name in ("task", "policy", "driver", "began"):
+        fact = found.facts.get(name)
+        if fact is not None and not np.ndim(fact) and str(fact):
+            parts.append(f"{name} {printable(fact, 100)}")
+    return ", ".join(parts)
+
+
+def _rate_line(found: Log) -> str:
+    """Number of ticks, their mean rate, and how many were late."""
+    now = timeline(found)
+    nominal = found.contract.rate
+    duration = now[-1]
+    rate = f"{nominal:g} Hz"
+    if duration > 0:
+        mean_rate = (len(now) - 1) / duration
+        rate = f"{mean_rate:.2f} Hz of {nominal:g}"
+    periods = np.diff(now) * nominal
+    late = int((periods > 1.5).sum())
+    ticks = f"{len(now)} ticks in {duration:.2f} s"
+    return f"{ticks}, {rate}; {late} ticks came half a period late"
+
+
+def _states_line(found: Log) -> str:
+    times = [f"{printable(state)} {seconds:.2f} s" for state, seconds in durations(found).items()]
+    return "states: " + ", ".join(times)
+
+
+def _times_table(found: Log) -> Table:
+    """Quantiles of the times of a tick and of the policy, ms."""
+    from rich.table import Table
+
+    table = Table("", "p50", "p99", "max", box=None)
     for name in ("tick_ms", "infer_ms"):
-        value = rows[name][np.isfinite(rows[name])]
-        figures = (*np.percentile(value, (50, 99)), value.max()) if len(value) else ()
-        times.add_row(name, *(f"{figure:.3f}" for figure in figures))
-    joints = Table(
+        times = found.rows[name][np.isfinite(found.rows[name])]
+        cells = []
+        if len(times):
+            median, p99 = np.percentile(times, (50, 99))
+            cells = [f"{median:.3f}", f"{p99:.3f}", f"{times.max():.3f}"]
+        table.add_row(name, *cells)
+    return table
+
+
+def _joints_table(found: Log) -> Table:
+    """Range and largest step of each joint's command."""
+    from rich.table import Table
+
+    table = Table(
         "joint", "command from", "to", "units", "largest step", "of the allowed", box=None
     )
-    steps = np.abs(np.diff(rows["command"], axis=0))[~_begins(found)[1:]]
+    command = found.rows["command"]  # (T, num_joints)
+    within_episode = ~_begins(found)[1:]
+    steps = np.abs(np.diff(command, axis=0))[within_episode]
     for i, joint in enumerate(found.robot.joints):
-        column, step = rows["command"][:, i], steps[:, i][np.isfinite(steps[:, i])]
-        seen, most = column[np.isfinite(column)], step.max() if len(step) else 0.0
-        ends = (f"{seen.min():.4f}", f"{seen.max():.4f}") if len(seen) else ("", "")
-        joints.add_row(
-            joint.name,
-            *ends,
-            joint.units,
-            f"{most:.5f}",
-            f"{most * contract.rate / joint.velocity:.1%}",
+        commanded = command[:, i][np.isfinite(command[:, i])]
+        moved = steps[:, i][np.isfinite(steps[:, i])]
+        lowest, highest = "", ""
+        if len(commanded):
+            lowest = f"{commanded.min():.4f}"
+            highest = f"{commanded.max():.4f}"
+        largest = moved.max() if len(moved) else 0.0
+        of_allowed = largest * found.contract.rate / joint.velocity
+        table.add_row(
+            joint.name, lowest, highest, joint.units, f"{largest:.5f}", f"{of_allowed:.1%}"
         )
-    return [*lines, times, joints]
+    return table
 
 
 def durations(found: Log) -> dict[str, float]:
     """Time in each state, s, in the order in which they came; a tick counts until the next."""
-    step = [*np.diff(timeline(found)).tolist(), 1.0 / found.contract.rate]
+    period = 1.0 / found.contract.rate
+    steps = [*np.diff(timeline(found)).tolist(), period]
     times: dict[str, float] = {}
-    for state, seconds in zip(found.rows["state"].tolist(), step):
+    for state, seconds in zip(found.rows["state"].tolist(), steps):
         times[state] = times.get(state, 0.0) + seconds
     return times
 
 
 def faults(found: Log) -> list[tuple[int, float, str, str]]:
     """Tick, time since the log's first, fault and `: reason` (if the log knows it) of each fault that was latched."""
-    known: dict[float, str] = {}
+    reasons = _fault_reasons(found)
+    now = found.rows["now"].tolist()
+    seconds = timeline(found).tolist()
+    none = str(Fault.NONE)
+    latched = []
+    for tick, (before, after) in enumerate(pairwise([none, *found.rows["fault"].tolist()])):
+        if after not in (before, none):
+            latched.append((tick, seconds[tick], after, reasons.get(now[tick], "")))
+    return latched
+
+
+def _fault_reasons(found: Log) -> dict[float, str]:
+    """`: reason` of each fault that the log gives one for, by the time of its tick, s."""
+    reasons: dict[float, str] = {}
     with suppress(FileError, TypeError, ValueError, OverflowError):
-        for now, _, reason in parse_json(
-            str(found.facts.get("faults", "[]")), "the faults of a log"
-        ):
-            known[float(now)] = f": {printable(reason)}"
-    fault, now, seconds = (
-        a.tolist() for a in (found.rows["fault"], found.rows["now"], timeline(found))
-    )
-    found_faults = []
-    for tick, (before, after) in enumerate(pairwise([str(Fault.NONE), *fault])):
-        if after not in (before, str(Fault.NONE)):
-            found_faults.append((tick, seconds[tick], after, known.get(now[tick], "")))
-    return found_faults
+        known = parse_json(str(found.facts.get("faults", "[]")), "the faults of a log")
+        for now, _, reason in known:
+            reasons[float(now)] = f": {printable(reason)}"
+    return reasons
 
 
 # ------------------------------------------------------------------------ files
@@ -244,22 +309,16 @@ def faults(found: Log) -> list[tuple[int, float, str, str]]:
 
 def rows_csv(found: Log) -> str:
     """A row for each tick: times, state, and each joint's measured position, target and command."""
-    rows, names = found.rows, found.robot.joint_names
     columns: dict[str, Any] = {"tick": range(len(found)), "seconds": timeline(found)}
-    columns |= {
-        k: rows[k]
-        for k in ("episode", "state", "fault", "event", "decided", "written", "tick_ms", "infer_ms")
-    }
-    for title, key in (
-        ("measured", f"signal/{JOINT_POS}"),
-        ("target", "targets"),
-        ("command", "command"),
-    ):
-        columns |= {f"{title}/{name}": rows[key][:, i] for i, name in enumerate(names)}
+    for name in CSV_COLUMNS:
+        columns[name] = found.rows[name]
+    for title, key in JOINT_COLUMNS.items():
+        for i, joint in enumerate(found.robot.joint_names):
+            columns[f"{title}/{joint}"] = found.rows[key][:, i]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(zip(*(list(column) for column in columns.values())))
+    writer.writerows(zip(*[list(column) for column in columns.values()]))
     return file.getvalue()
 
 
@@ -269,43 +328,24 @@ def plot(found: Log, title: str) -> bytes:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib.patches import Patch
 
-    rows, joints = found.rows, found.robot.joints
-    wide = 1 if len(joints) <= 4 else 2
-    high = -(-len(joints) // wide)
-    now = timeline(found)
-    figure = plt.figure(figsize=(8 * wide, 1.6 * high + 2.4), layout="constrained")
-    grid = figure.add_gridspec(high + 1, wide)
-    below = figure.add_subplot(grid[high, :])
-    axes = [figure.add_subplot(grid[i % high, i // high], sharex=below) for i in range(len(joints))]
-    for i, (axis, joint) in enumerate(zip(axes, joints)):
-        axis.plot(
-            now,
-            rows[f"signal/{JOINT_POS}"][:, i],
-            color="#3182bd",
-            lw=3,
-            alpha=0.6,
-            label="measured",
-        )
-        axis.plot(now, rows["targets"][:, i], color="#000000", lw=0.7, label="target")
-        axis.plot(now, rows["command"][:, i], color="#d94801", lw=1.2, label="command")
-        axis.set_ylabel(
-            f"{joint.name}\n{joint.units}", rotation=0, ha="right", va="center", fontsize=8
-        )
-        axis.tick_params(labelbottom=(i % high == high - 1), labelsize=7)
-    below.plot(now, rows["tick_ms"], color="#54278f", lw=0.8, label="tick")
-    below.set_ylabel("tick\nms", rotation=0, ha="right", va="center", fontsize=8)
-    below.set_xlabel("seconds")
-    for axis in [*axes, below]:
-        _bands(axis, found)
-    states = [
-        Patch(color=COLOURS[state], label=state) for state in durations(found) if state in COLOURS
-    ]
-    for _, at, fault, _ in faults(found):
-        style = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 7, "color": FAULT}
-        below.text(at, 0.97, fault, transform=below.get_xaxis_transform(), **style)
-    handles = [*axes[0].get_legend_handles_labels()[0], *states]
+    joints = found.robot.joints
+    columns = 1 if len(joints) <= 4 else 2
+    rows = -(-len(joints) // columns)
+    figure = plt.figure(figsize=(8 * columns, 1.6 * rows + 2.4), layout="constrained")
+    grid = figure.add_gridspec(rows + 1, columns)
+    tick_axis = figure.add_subplot(grid[rows, :])
+    axes = []
+    for i in range(len(joints)):
+        axis = figure.add_subplot(grid[i % rows, i // rows], sharex=tick_axis)
+        _plot_joint(axis, found, i)
+        axis.tick_params(labelbottom=(i % rows == rows - 1), labelsize=7)
+        axes.append(axis)
+    _plot_tick_times(tick_axis, found)
+    for axis in [*axes, tick_axis]:
+        _mark_states(axis, found)
+    _label_faults(tick_axis, found)
+    handles = axes[0].get_legend_handles_labels()[0] + _state_patches(found)
     figure.legend(
         handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8, title=title
     )
@@ -315,16 +355,50 @@ def plot(found: Log, title: str) -> bytes:
     return file.getvalue()
 
 
-def _bands(axis: Axes, found: Log) -> None:
+def _plot_joint(axis: Axes, found: Log, i: int) -> None:
+    """One joint over time: measured, target and command."""
+    now = timeline(found)
+    joint = found.robot.joints[i]
+    measured = found.rows[f"signal/{JOINT_POS}"][:, i]
+    targets = found.rows["targets"][:, i]
+    command = found.rows["command"][:, i]
+    axis.plot(now, measured, color="#3182bd", lw=3, alpha=0.6, label="measured")
+    axis.plot(now, targets, color="#000000", lw=0.7, label="target")
+    axis.plot(now, command, color="#d94801", lw=1.2, label="command")
+    axis.set_ylabel(f"{joint.name}\n{joint.units}", rotation=0, ha="right", va="center", fontsize=8)
+
+
+def _plot_tick_times(axis: Axes, found: Log) -> None:
+    axis.plot(timeline(found), found.rows["tick_ms"], color="#54278f", lw=0.8, label="tick")
+    axis.set_ylabel("tick\nms", rotation=0, ha="right", va="center", fontsize=8)
+    axis.set_xlabel("seconds")
+
+
+def _mark_states(axis: Axes, found: Log) -> None:
     """Colour the background by state, and mark the faults."""
     now = timeline(found)
     state = found.rows["state"]
-    edges = [0, *(np.flatnonzero(state[1:] != state[:-1]) + 1).tolist(), len(now)]
-    ends = [*now.tolist(), float(now[-1]) + 1.0 / found.contract.rate]
+    changes = np.flatnonzero(state[1:] != state[:-1]) + 1
+    edges = [0, *changes.tolist(), len(now)]
+    end_of_log = float(now[-1]) + 1.0 / found.contract.rate
+    seconds = [*now.tolist(), end_of_log]
     for start, end in pairwise(edges):
-        axis.axvspan(
-            ends[start], ends[end], color=COLOURS.get(str(state[start]), "white"), lw=0, zorder=0
-        )
+        colour = COLOURS.get(str(state[start]), "white")
+        axis.axvspan(seconds[start], seconds[end], color=colour, lw=0, zorder=0)
     for _, at, _, _ in faults(found):
         axis.axvline(at, color=FAULT, lw=1.2)
     axis.margins(x=0)
+
+
+def _label_faults(axis: Axes, found: Log) -> None:
+    style = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 7, "color": FAULT}
+    for _, at, fault, _ in faults(found):
+        axis.text(at, 0.97, fault, transform=axis.get_xaxis_transform(), **style)
+
+
+def _state_patches(found: Log) -> list[Any]:
+    """The legend's entries of the states that the log has."""
+    from matplotlib.patches import Patch
+
+    states = [state for state in durations(found) if state in COLOURS]
+    return [Patch(color=COLOURS[state], label=state) for state in states]

@@ -1,10 +1,10 @@
-"""What a control loop did, tick by tick: a ring buffer in memory, an `.npz` on disk that replays bit for bit."""
+"""What a control loop did, tick by tick: a log buffer in memory, an `.npz` on disk that replays bit for bit."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,11 @@ MAX_BYTES = 512 * 2**20
 SNAPSHOT_TICKS = 256
 """Ticks between two snapshots of the safety kernel in a log."""
 Snapshot = Mapping[str, np.ndarray | float | str]
+"""What `Kernel.snapshot` gives."""
+Column = tuple[tuple[int, ...], str]
+"""Shape of a tick's value, and numpy's name of its type."""
+_TAKES = {"f": "fiu", "i": "iu"}
+"""Kinds of numpy types that a column takes besides its own."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Log:
     """Of the robot that was driven: the policy's, or the policy was refused."""
     rows: Mapping[str, np.ndarray]
     facts: Mapping[str, Any]
-    """Arrays and figures saved beside the rows, such as `task`, `seed`, `safety` (JSON), `reason`."""
+    """Arrays and numbers saved beside the rows, such as `task`, `seed`, `safety` (JSON), `reason`."""
     snapshots: Mapping[str, np.ndarray] = field(default_factory=dict)
     """The safety kernel before some of the ticks, a row each: `tick`, and what `Kernel.snapshot` gives."""
 
@@ -50,36 +55,41 @@ class Log:
 
     def signals(self, tick: int) -> dict[str, np.ndarray]:
         """What was measured in a tick, by signal name."""
-        return {
-            s.name: self.rows[f"signal/{s.name}"][tick]
-            for s in self.robot.signals
-            if not s.is_image
-        }
+        signals = {}
+        for signal in self.robot.signals:
+            if not signal.is_image:
+                signals[signal.name] = self.rows[f"signal/{signal.name}"][tick]
+        return signals
 
     def inputs(self, tick: int) -> dict[str, np.ndarray]:
         """What an operator or planner said to the policy in a tick, by name; without what was left at its default."""
-        rows = {
-            i.name: self.rows[f"input/{i.name}"][tick]
-            for i in self.contract.inputs
-            if not i.is_text
-        }
-        return {name: value for name, value in rows.items() if not np.isnan(value).any()}
+        inputs = {}
+        for given in self.contract.inputs:
+            if given.is_text:
+                continue
+            value = self.rows[f"input/{given.name}"][tick]
+            if not np.isnan(value).any():
+                inputs[given.name] = value
+        return inputs
 
     def snapshot(self, tick: int) -> dict[str, np.ndarray | float | str] | None:
         """The safety kernel before a tick and its event, for `Kernel.restore`; None if it was not kept.
 
         It is kept for tick 0 of every log of a control loop, and wherever a loop began.
         """
-        places = np.flatnonzero(self.snapshots.get("tick", np.zeros(0)) == tick)
+        ticks = self.snapshots.get("tick", np.zeros(0))
+        places = np.flatnonzero(ticks == tick)
         if not len(places):
             return None
-        rows = {
-            name: column[places[-1]] for name, column in self.snapshots.items() if name != "tick"
-        }
-        return {name: value if value.ndim else value.item() for name, value in rows.items()}
+        snapshot = {}
+        for name, column in self.snapshots.items():
+            if name != "tick":
+                value = column[places[-1]]
+                snapshot[name] = value if value.ndim else value.item()
+        return snapshot
 
 
-class Ring:
+class LogBuffer:
     """The newest `ticks` rows of a control loop; memory is taken once, when it is made.
 
     The robot is the contract's, unless another one is driven.
@@ -88,16 +98,18 @@ class Ring:
     def __init__(self, contract: PolicyContract, ticks: int, robot: RobotInterface | None = None):
         if ticks < 1:
             raise DeftlyError(f"a log of {ticks} ticks keeps nothing: at least 1")
-        self.contract, self.robot = contract, robot or contract.robot
-        self._begun, self._count, self._ticks = 0, 0, ticks
+        self.contract = contract
+        self.robot = robot or contract.robot
+        self._ticks = ticks
+        self._begun = 0  # ticks whose writing began; another thread may save meanwhile
+        self._count = 0  # ticks written
         self._snapshots: deque[tuple[int, Snapshot]] = deque()
         self._every = max(1, min(SNAPSHOT_TICKS, ticks // 4))
-        columns = _columns(contract, self.robot)
-        self._rows = {
-            name: np.empty((ticks, *shape), dtype) for name, (shape, dtype) in columns.items()
-        }
-        for column in self._rows.values():
+        self._rows: dict[str, np.ndarray] = {}
+        for name, (shape, dtype) in _columns(contract, self.robot).items():
+            column = np.empty((ticks, *shape), dtype)
             column.fill(column.dtype.type())  # touched now, not first in the control loop
+            self._rows[name] = column
 
     def __len__(self) -> int:
         return min(self._count, self._ticks)
@@ -112,13 +124,15 @@ class Ring:
         self._snapshots.append((self._count, snapshot))
 
     def add(self, **row: Any) -> None:
-        """Append a tick, over the oldest if the ring is full; what is not given, or does not fit, is NaN or empty."""
-        place, self._begun = self._count % self._ticks, self._count + 1
+        """Append a tick, over the oldest if the buffer is full; what is not given, or does not fit, is NaN or empty."""
+        place = self._count % self._ticks
+        self._begun = self._count + 1
         with np.errstate(all="ignore"):  # of numbers too large for a column
             for name, column in self._rows.items():
                 column[place] = _fitting(row.get(name), column)
         self._count = self._begun
-        while self._snapshots and self._snapshots[0][0] < self._count - self._ticks:
+        oldest = self._count - self._ticks
+        while self._snapshots and self._snapshots[0][0] < oldest:
             self._snapshots.popleft()
 
     def rows(self) -> dict[str, np.ndarray]:
@@ -126,6 +140,7 @@ class Ring:
         return self._copy(self._count)
 
     def _copy(self, end: int) -> dict[str, np.ndarray]:
+        """Copies of the rows before the tick `end`, oldest first."""
         order = np.arange(max(0, end - self._ticks), end) % self._ticks
         return {name: column[order] for name, column in self._rows.items()}
 
@@ -135,20 +150,28 @@ class Ring:
         Rows older than the oldest snapshot of the safety kernel are left out: nothing could replay them. So are those
         that another thread writes over meanwhile: a control loop may go on.
         """
-        end, noted = self._count, list(self._snapshots)
+        end = self._count
+        noted = list(self._snapshots)
         copied = self._copy(end)
-        oldest = max(0, self._begun - self._ticks)
+        oldest = max(0, self._begun - self._ticks)  # that was not written over during the copy
         kept = [(tick, snapshot) for tick, snapshot in noted if oldest <= tick < end]
-        first = min(kept[0][0] if kept else oldest, end)
-        rows = {
-            name: column[first - max(0, end - self._ticks) :] for name, column in copied.items()
-        }
-        snapshots = {
-            name: np.array([s[name] for _, s in kept]) for name in (kept[0][1] if kept else ())
-        }
+        first = min(oldest, end)
         if kept:
-            snapshots["tick"] = np.array([tick - first for tick, _ in kept])
-        write(path, self.contract, rows, facts, snapshots, self.robot)
+            first = kept[0][0]
+        skipped = first - max(0, end - self._ticks)
+        rows = {name: column[skipped:] for name, column in copied.items()}
+        write(path, self.contract, rows, facts, _stacked(kept, first), self.robot)
+
+
+def _stacked(kept: Sequence[tuple[int, Snapshot]], first: int) -> dict[str, np.ndarray]:
+    """Snapshots as arrays of a row each, and their ticks, counted from the tick `first`; empty without any."""
+    if not kept:
+        return {}
+    arrays = {}
+    for name in kept[0][1]:
+        arrays[name] = np.array([snapshot[name] for _, snapshot in kept])
+    arrays["tick"] = np.array([tick - first for tick, _ in kept])
+    return arrays
 
 
 def write(
@@ -162,18 +185,18 @@ def write(
     """Write a log atomically. The robot is the contract's unless it is given."""
     if path.suffix != ".npz":
         raise DeftlyError(f"a log is an .npz file: {path.with_suffix('.npz')}, not {path}")
-    head = {
+    driven = robot or contract.robot
+    arrays: dict[str, Any] = {
         "schema": SCHEMA,
         "contract": contract.to_json(),
         "contract_hash": contract.hash,
         "rate": contract.rate,
+        "robot": driven.to_json(),
     }
-    head["robot"] = (robot or contract.robot).to_json()
     parts = {"row": rows, "fact": facts, "snapshot": snapshots or {}}
-    arrays = {
-        **head,
-        **{f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()},
-    }
+    for part, values in parts.items():
+        for name, value in values.items():
+            arrays[f"{part}/{name}"] = value
     write_npz(path, arrays, level=1)  # in a third of the time: a control loop may be running beside
 
 
@@ -183,74 +206,90 @@ def read(path: Path) -> Log:
     arrays = read_npz(path, what, MAX_BYTES)
     try:
         return _checked(arrays)
-    except (
-        Exception
-    ) as error:  # the contract in it, and numpy, have many ways to say that an array does not fit
-        raise FileError(
-            f"{path} is not {what}: {printable(error, 160) or type(error).__name__}"
-        ) from None
+    except Exception as error:  # contract and numpy have many errors for an array that does not fit
+        reason = printable(error, 160) or type(error).__name__
+        raise FileError(f"{path} is not {what}: {reason}") from None
 
 
 def _checked(arrays: Mapping[str, np.ndarray]) -> Log:
     """The log that some arrays are. Raises ValueError or KeyError naming the array that does not fit."""
-    if "schema" not in arrays or str(arrays["schema"]) != SCHEMA:
-        raise ValueError(
-            f"its schema is {str(arrays.get('schema'))[:40]!r}, this Deftly reads {SCHEMA!r}"
-        )
+    schema = str(arrays.get("schema"))
+    if schema != SCHEMA:
+        raise ValueError(f"its schema is {schema[:40]!r}, this Deftly reads {SCHEMA!r}")
     contract = PolicyContract.from_json(str(arrays["contract"]))
     robot = RobotInterface.from_json(str(arrays["robot"]))
     parts: dict[str, dict[str, np.ndarray]] = {"row": {}, "fact": {}, "snapshot": {}}
     for name, value in arrays.items():
         part, _, key = name.partition("/")
         parts.get(part, {})[key] = value
-    rows, snapshots = parts["row"], parts["snapshot"]
-    if rows["now"].ndim != 1:
-        raise ValueError(f"'now' is {rows['now'].shape}")
-    for name, (shape, dtype) in _columns(contract, robot).items():
-        if (
-            rows[name].shape != (*rows["now"].shape, *shape)
-            or rows[name].dtype.kind != np.dtype(dtype).kind
-        ):
-            raise ValueError(f"'{name}' is {rows[name].shape} of {rows[name].dtype}")
+    _require_rows(parts["row"], _columns(contract, robot))
+    _require_snapshots(parts["snapshot"])
+    return Log(contract, robot, parts["row"], parts["fact"], parts["snapshot"])
+
+
+def _require_rows(rows: Mapping[str, np.ndarray], columns: Mapping[str, Column]) -> None:
+    """Each column has a row for each tick, of the right shape and kind."""
+    now = rows["now"]
+    if now.ndim != 1:
+        raise ValueError(f"'now' is {now.shape}")
+    for name, (shape, dtype) in columns.items():
+        column = rows[name]
+        fits = column.shape == (*now.shape, *shape)
+        if not fits or column.dtype.kind != np.dtype(dtype).kind:
+            raise ValueError(f"'{name}' is {column.shape} of {column.dtype}")
+
+
+def _require_snapshots(snapshots: Mapping[str, np.ndarray]) -> None:
+    """Each array has a row for each snapshot."""
     for name, column in snapshots.items():
         if column.shape[:1] != snapshots["tick"].shape:
             raise ValueError(f"'snapshot/{name}' is {column.shape} of {column.dtype}")
-    return Log(contract, robot, rows, parts["fact"], snapshots)
 
 
 def _fitting(value: Any, column: np.ndarray) -> Any:
     """The value if it fits a row of the column, else NaN or nothing."""
-    nothing = np.nan if column.dtype.kind == "f" else column.dtype.type()
+    kind = column.dtype.kind
+    nothing = np.nan if kind == "f" else column.dtype.type()
     if value is None:
         return nothing
     try:
         array = np.asarray(value)
-        kinds = {"f": "fiu", "i": "iu"}.get(column.dtype.kind, column.dtype.kind)
-        return value if array.dtype.kind in kinds and array.shape == column.shape[1:] else nothing
     except Exception:  # lists may hold anything
         return nothing
+    if array.dtype.kind not in _TAKES.get(kind, kind) or array.shape != column.shape[1:]:
+        return nothing
+    return value
 
 
 def max_ticks(contract: PolicyContract) -> int:
     """Ticks of the longest log of a robot that can be read back; a tenth is left to snapshots and facts."""
     columns = _columns(contract, contract.robot).values()
-    row = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in columns)
-    return int(0.9 * MAX_BYTES / row)
+    row_bytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in columns)
+    return int(0.9 * MAX_BYTES / row_bytes)
 
 
-def _columns(
-    contract: PolicyContract, robot: RobotInterface
-) -> dict[str, tuple[tuple[int, ...], str]]:
+def _columns(contract: PolicyContract, robot: RobotInterface) -> dict[str, Column]:
     """Shape of a tick's value and type of each row."""
     joints = len(robot.joints)
-    return {
-        **dict.fromkeys(("now", "at", "infer_ms", "tick_ms"), ((), "f8")),
-        **dict.fromkeys(("state", "fault", "event"), ((), "U32")),
+    columns: dict[str, Column] = {
+        "now": ((), "f8"),
+        "at": ((), "f8"),
+        "infer_ms": ((), "f8"),
+        "tick_ms": ((), "f8"),
+        "state": ((), "U32"),
+        "fault": ((), "U32"),
+        "event": ((), "U32"),
         "episode": ((), "i4"),
-        **dict.fromkeys(("decided", "written"), ((), "?")),
+        "decided": ((), "?"),
+        "written": ((), "?"),
         "action": ((contract.action_size,), "f4"),
         "targets": ((joints,), "f8"),
         "command": ((joints,), "f8"),
-        **{f"signal/{s.name}": ((s.size,), "f8") for s in robot.signals if not s.is_image},
-        **{f"input/{i.name}": ((i.size,), "f8") for i in contract.inputs if not i.is_text},
     }
+    for signal in robot.signals:
+        if not signal.is_image:
+            columns[f"signal/{signal.name}"] = ((signal.size,), "f8")
+    for given in contract.inputs:
+        if not given.is_text:
+            columns[f"input/{given.name}"] = ((given.size,), "f8")
+    return columns

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from deftly.control.drivers import Driver, DriverError, Reading
-from deftly.control.log import Ring
+from deftly.control.log import LogBuffer
 from deftly.control.safety import Fault, Kernel, SafetyError, State
 from deftly.policy.protocol import Decision, OneRobot, Policy, PolicyError
 
@@ -48,7 +48,9 @@ class Runner:
         log: where each tick is kept.
     """
 
-    def __init__(self, policy: Policy, kernel: Kernel, driver: Driver, log: Ring | None = None):
+    def __init__(
+        self, policy: Policy, kernel: Kernel, driver: Driver, log: LogBuffer | None = None
+    ):
         self.policy = OneRobot(policy)
         self.kernel = kernel
         self.driver = driver

@@ -27,7 +27,7 @@ from deftly.errors import DeftlyError
 
 _TEXTS = ("state", "fault", "reason")
 _COUNTS = ("_misses", "clipped")
-_FIGURES = ("_now", "_decided_at", "_active_s", "_approach_s", *_COUNTS)
+_NUMBERS = ("_now", "_decided_at", "_active_s", "_approach_s", *_COUNTS)
 _ARRAYS = ("_pose", "_rest", "_origin")
 _SOON = 1e-9
 """Rounding of a clock, s."""
@@ -81,14 +81,14 @@ LEAD = 0.5
 class SafetyConfig:
     """Bounds of the safety kernel. They can only be tighter than the robot's limits and top speeds.
 
-    Angles are in rad; for a joint that slides they are a share of its travel. Raises DeftlyError for values out of
+    Angles are in rad; for a joint that slides they are a fraction of its travel. Raises DeftlyError for values out of
     range, and for those that make no sense together.
     """
 
     speed: float = 1.0
-    """Share of each joint's top speed that a command may reach."""
+    """Fraction of each joint's top speed that a command may reach."""
     margin: float = 0.0
-    """Share of each joint's range that is kept free at either end; a gripper uses all of its own."""
+    """Fraction of each joint's range that is kept free at either end; a gripper uses all of its own."""
     start_envelope: float = 0.25
     """Farthest that a joint may stand from home when the policy starts, rad."""
     approach_s: float = 0.0
@@ -116,34 +116,47 @@ class SafetyConfig:
     """A tick this long after the one before is a fault at once, control periods."""
 
     def __post_init__(self) -> None:
-        bounds = {
-            "speed": (0.001, 1.0),
-            "margin": (0.0, 0.4),
-            "start_envelope": (0.001, 10.0),
-            "approach_s": (0.0, 60.0),
-            "ramp_s": (0.0, 60.0),
-            "outside": (0.0, 0.5),
-            "jump": (1.0, 1e6),
-            "moved": (0.0, 0.5),
-            "lead": (0.01, 10.0),
-            "signal_periods": (1.0, 10.0),
-            "policy_periods": (1.0, 10.0),
-            "miss_periods": (1.1, 10.0),
-            "misses": (1, 100),
-            "stall_periods": (1.1, 100.0),
-        }
-        for name, (low, high) in bounds.items():
-            value, kinds = getattr(self, name), (int,) if name == "misses" else (int, float)
-            if name == "lead" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-                raise DeftlyError(
-                    f"safety.{name} is {str(value)[:40]}, but it must be within {low} .. {high}"
-                )
-        for less, more in (("miss_periods", "stall_periods"), ("moved", "lead")):
-            if getattr(self, more) is not None and getattr(self, less) >= getattr(self, more):
-                figures = f"safety.{less} is {getattr(self, less)}, safety.{more} is {getattr(self, more)}"
-                raise DeftlyError(f"{figures}: {less} must be the smaller, or it is never reached")
+        for name in _RANGES:
+            self._require_range(name)
+        self._require_order("miss_periods", "stall_periods")
+        self._require_order("moved", "lead")
+
+    def _require_range(self, name: str) -> None:
+        low, high = _RANGES[name]
+        value = getattr(self, name)
+        if name == "lead" and value is None:
+            return
+        kinds = (int,) if name == "misses" else (int, float)
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high:
+            got = f"safety.{name} is {str(value)[:40]}"
+            raise DeftlyError(f"{got}, but it must be within {low} .. {high}")
+
+    def _require_order(self, less: str, more: str) -> None:
+        smaller = getattr(self, less)
+        larger = getattr(self, more)
+        if larger is not None and smaller >= larger:
+            values = f"safety.{less} is {smaller}, safety.{more} is {larger}"
+            raise DeftlyError(f"{values}: {less} must be the smaller, or it is never reached")
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "speed": (0.001, 1.0),
+    "margin": (0.0, 0.4),
+    "start_envelope": (0.001, 10.0),
+    "approach_s": (0.0, 60.0),
+    "ramp_s": (0.0, 60.0),
+    "outside": (0.0, 0.5),
+    "jump": (1.0, 1e6),
+    "moved": (0.0, 0.5),
+    "lead": (0.01, 10.0),
+    "signal_periods": (1.0, 10.0),
+    "policy_periods": (1.0, 10.0),
+    "miss_periods": (1.1, 10.0),
+    "misses": (1, 100),
+    "stall_periods": (1.1, 100.0),
+}
+"""Lowest and highest value of each bound."""
 
 
 class Kernel:
@@ -158,44 +171,53 @@ class Kernel:
     """
 
     def __init__(self, robot: RobotInterface, rate: float, cfg: SafetyConfig | None = None):
-        self.robot, self.rate, self.cfg = robot, float(rate), cfg or SafetyConfig()
+        self.robot = robot
+        self.rate = float(rate)
+        self.cfg = cfg or SafetyConfig()
         self.period = 1.0 / self.rate
-        joints = robot.joints
-        lower, upper = np.array([(j.lower, j.upper) for j in joints], np.float64).T
-        self._grips = np.isin(robot.joint_names, robot.gripping)
-        margin = np.where(self._grips, 0.0, self.cfg.margin) * (upper - lower)
-        slack = np.array([j.slack for j in joints])
-        self._limits, self._lower, self._upper = (
-            (lower - slack, upper + slack),
-            lower + margin,
-            upper - margin,
-        )
-        self._top_speed = np.array([j.velocity for j in joints], np.float64)
-        self._speed = self.cfg.speed * self._top_speed
-        self._unit = np.where(
-            [j.units == "rad" for j in joints], 1.0, upper - lower
-        )  # of angles in the bounds
-        self._lead = (self.cfg.lead or lead_of(robot.name) or LEAD) * self._unit
-        self._home = np.array(robot.home(), np.float64)
-        try:
-            self._within(
-                Fault.ENVELOPE, self._home, self._lower, self._upper, 0.0, "has its home outside"
-            )
-        except _Problem as problem:
-            raise SafetyError(f"safety.margin is {self.cfg.margin}: {problem}") from None
-        self.state, self.fault, self.reason = State.INIT, Fault.NONE, ""
+        self._set_bounds()
+        self.state = State.INIT
+        self.fault = Fault.NONE
+        self.reason = ""
         self.command: np.ndarray | None = None
         """The last command, (num_joints,) float64, read-only; None before the first."""
         self.clipped = 0
         """Ticks in which a target was beyond a limit or faster than allowed, and was clipped."""
-        self._now = self._decided_at = -math.inf
-        self._pose = self._rest = self._origin = (
-            self._home
-        )  # measured last; when last commanded anew; at the start
-        self._active_s = self._approach_s = (
-            0.0  # time in this part of ACTIVE, no more than a period for each tick
-        )
+        self._now = -math.inf  # of the last tick
+        self._decided_at = -math.inf  # the last decision of the policy
+        self._pose = self._home  # measured last
+        self._rest = self._home  # measured when a command was last given
+        self._origin = self._home  # commanded at the start
+        self._active_s = 0.0  # in this part of ACTIVE, no more than a period for each tick
+        self._approach_s = 0.0  # duration of the approach; 0 while there is none
         self._misses = 0
+
+    def _set_bounds(self) -> None:
+        """Limits, speeds and tolerances of each joint, (num_joints,) float64 each."""
+        joints = self.robot.joints
+        lower, upper = np.array([(joint.lower, joint.upper) for joint in joints], np.float64).T
+        travel = upper - lower
+        self._grips = np.isin(self.robot.joint_names, self.robot.gripping)
+        margin = np.where(self._grips, 0.0, self.cfg.margin) * travel
+        self._lower = lower + margin
+        self._upper = upper - margin
+        slack = np.array([joint.slack for joint in joints])
+        self._measurable = (lower - slack, upper + slack)
+        self._top_speed = np.array([joint.velocity for joint in joints], np.float64)
+        self._speed = self.cfg.speed * self._top_speed
+        turns = [joint.units == "rad" for joint in joints]
+        self._unit = np.where(turns, 1.0, travel)  # of the angles of SafetyConfig
+        lead = self.cfg.lead or lead_of(self.robot.name) or LEAD
+        self._lead = lead * self._unit
+        self._home = np.array(self.robot.home(), np.float64)
+        self._require_home_within()
+
+    def _require_home_within(self) -> None:
+        outside = "has its home outside"
+        try:
+            self._within(Fault.ENVELOPE, self._home, self._lower, self._upper, 0.0, outside)
+        except _Problem as problem:
+            raise SafetyError(f"safety.margin is {self.cfg.margin}: {problem}") from None
 
     # ----------------------------------------------------------- the operator
 
@@ -203,29 +225,34 @@ class Kernel:
         """Let the policy drive. Raises SafetyError unless READY; a pose outside the envelope is a fault."""
         self._require(State.READY, "start")
         assert self.command is not None
+        problem = self._start_problem()
+        if problem:
+            self.hold(problem, Fault.ENVELOPE)
+            return
+        self._approach_s = self._approach_duration(self.command)
+        self._origin = self.command
+        self._decided_at = self._now
+        self._active_s = 0.0
+        self._misses = 0
+        self.state = State.ACTIVE
+
+    def _start_problem(self) -> str:
+        """Why the policy may not start from the measured pose; empty if it may."""
         moved = self._was_moved(self._pose)
         if moved.any():
             name = self.robot.joint_names[int(moved.argmax())]
-            self.hold(
-                f"{name} was moved while the robot stood ready: resume, then start", Fault.ENVELOPE
-            )
-        elif not self.cfg.approach_s and (far := self._far_from_home(self._pose)):
-            self.hold(
-                f"{far}: move it there, or let safety.approach_s bring it there slowly",
-                Fault.ENVELOPE,
-            )
-        else:
-            reach = float((np.abs(self.command - self._home) / self._speed).max())
-            self._approach_s = (
-                max(self.cfg.approach_s, 10.0 * reach) if self.cfg.approach_s else 0.0
-            )
-            self._origin, self._decided_at, self._active_s, self._misses = (
-                self.command,
-                self._now,
-                0.0,
-                0,
-            )
-            self.state = State.ACTIVE
+            return f"{name} was moved while the robot stood ready: resume, then start"
+        far = self._far_from_home(self._pose)
+        if far and not self.cfg.approach_s:
+            return f"{far}: move it there, or let safety.approach_s bring it there slowly"
+        return ""
+
+    def _approach_duration(self, command: np.ndarray) -> float:
+        """Time of an approach from a command to home, s: at most a tenth of the allowed speed on average."""
+        if not self.cfg.approach_s:
+            return 0.0
+        fastest = float((np.abs(command - self._home) / self._speed).max())
+        return max(self.cfg.approach_s, 10.0 * fastest)
 
     def resume(self) -> None:
         """Clear a latched fault: from HOLD to INIT. Raises SafetyError elsewhere.
@@ -233,26 +260,30 @@ class Kernel:
         The next tick leads to READY, or back to HOLD if what is wrong still is: a resume is never kept for later.
         """
         self._require(State.HOLD, "resume")
-        self.state, self.fault, self.reason = State.INIT, Fault.NONE, ""
+        self.state = State.INIT
+        self.fault = Fault.NONE
+        self.reason = ""
         self._now = -math.inf  # one wrong time must not make all that follow wrong
 
     def hold(
         self, reason: str = "the operator asked for it", fault: Fault = Fault.OPERATOR
     ) -> None:
         """Stand still and latch a fault. In HOLD and STOP, and before the first command, the robot does already."""
-        if self.state in (State.READY, State.ACTIVE) or (
-            self.state is State.INIT and self.command is not None
-        ):
-            self.state, self.fault, self.reason = State.HOLD, fault, reason
-        elif self.state is State.INIT:
-            self.reason = reason
+        if self.state in (State.HOLD, State.STOP):
+            return
+        self.reason = reason
+        if self.state is State.INIT and self.command is None:
+            return
+        self.state = State.HOLD
+        self.fault = fault
 
     def stop(
         self, reason: str = "the operator asked for it", fault: Fault = Fault.OPERATOR
     ) -> None:
         """Stand still for ever. A fault that is latched stays the one to read."""
         if self.fault is Fault.NONE:
-            self.fault, self.reason = fault, reason
+            self.fault = fault
+            self.reason = reason
         self.state = State.STOP
 
     def require(self, contract: PolicyContract) -> None:
@@ -261,10 +292,10 @@ class Kernel:
             self.robot.require(contract.robot, "the policy")
         except ContractError as error:
             self.stop(str(error), Fault.CONTRACT)
-        else:
-            if contract.rate != self.rate:
-                rates = f"rate is {contract.rate} there, {self.rate} here"
-                self.stop(f"the policy was made under another contract: {rates}", Fault.CONTRACT)
+            return
+        if contract.rate != self.rate:
+            rates = f"rate is {contract.rate} there, {self.rate} here"
+            self.stop(f"the policy was made under another contract: {rates}", Fault.CONTRACT)
 
     # --------------------------------------------------------------- the loop
 
@@ -293,7 +324,9 @@ class Kernel:
                 self._pose = position
         except _Problem as problem:
             self.hold(str(problem), problem.fault)
-        return None if self.command is None or self.state is State.INIT else self.command.copy()
+        if self.command is None or self.state is State.INIT:
+            return None
+        return self.command.copy()
 
     def _clock(self, now: float) -> float:
         """Time since the last tick, s."""
@@ -304,50 +337,58 @@ class Kernel:
             now = math.nan
         if not math.isfinite(now) or now <= last:
             raise _Problem(Fault.CLOCK, f"the clock went from {last} to {now} s")
-        self._now, elapsed = now, now - last
+        self._now = now
+        elapsed = now - last
         if self.state is State.ACTIVE:
-            self._misses = self._misses + 1 if elapsed > self.cfg.miss_periods * self.period else 0
-            if elapsed > self.cfg.stall_periods * self.period:
-                raise _Problem(
-                    Fault.STALLED, f"the control loop stood still for {1e3 * elapsed:.0f} ms"
-                )
-            if self._misses >= self.cfg.misses:
-                raise _Problem(Fault.DEADLINES, f"{self._misses} deadlines missed in a row")
+            self._check_deadline(elapsed)
         return elapsed
+
+    def _check_deadline(self, elapsed: float) -> None:
+        """Raise _Problem for a tick that came far too late, and for several in a row that missed their deadline."""
+        if elapsed > self.cfg.miss_periods * self.period:
+            self._misses += 1
+        else:
+            self._misses = 0
+        if elapsed > self.cfg.stall_periods * self.period:
+            stood = f"the control loop stood still for {1e3 * elapsed:.0f} ms"
+            raise _Problem(Fault.STALLED, stood)
+        if self._misses >= self.cfg.misses:
+            raise _Problem(Fault.DEADLINES, f"{self._misses} deadlines missed in a row")
 
     def _measured(self, reading: Reading | None, elapsed: float) -> np.ndarray:
         """The measured pose, (num_joints,), a time `elapsed` after the one before."""
+        position = self._position(reading)
+        low, high = self._measurable
+        outside = self.cfg.outside
+        beyond = "is measured beyond its limits"
+        self._within(Fault.SIGNALS_BAD, position, low, high, outside, beyond)
+        if self.state is not State.INIT:
+            reach = self.cfg.jump * self._top_speed * min(elapsed, 1e6)
+            low = self._pose - reach
+            high = self._pose + reach
+            self._within(Fault.SIGNALS_BAD, position, low, high, outside, "jumped out of")
+        return position
+
+    def _position(self, reading: Reading | None) -> np.ndarray:
+        """The joint positions of a reading whose signals are complete, finite and fresh, (num_joints,)."""
         if reading is None:
             raise _Problem(Fault.DRIVER, "the robot could not be read")
         try:
             age = self._now - float(reading.at)
-            values = {
-                s.name: _measurement(s, reading.signals.get(s.name)) for s in self.robot.signals
-            }
+            values = {}
+            for signal in self.robot.signals:
+                values[signal.name] = _measurement(signal, reading.signals.get(signal.name))
         except Exception as error:  # whatever a driver took for a Reading
-            raise _Problem(
-                Fault.SIGNALS_BAD, f"the measurement is no Reading ({type(error).__name__})"
-            ) from None
-        if (
-            not -self.period <= age <= self.cfg.signal_periods * self.period + _SOON
-        ):  # it may be newer than the tick
+            wrong = f"the measurement is no Reading ({type(error).__name__})"
+            raise _Problem(Fault.SIGNALS_BAD, wrong) from None
+        oldest = self.cfg.signal_periods * self.period + _SOON
+        if not -self.period <= age <= oldest:  # it may be newer than the tick
             raise _Problem(Fault.SIGNALS_STALE, f"the measurement is {1e3 * age:.0f} ms old")
-        bad, position = [name for name, value in values.items() if value is None], values[JOINT_POS]
+        position = values[JOINT_POS]
+        bad = [name for name, value in values.items() if value is None]
         if bad or position is None:
-            raise _Problem(
-                Fault.SIGNALS_BAD, f"signal '{bad[0]}' is missing, misshapen or not finite"
-            )
-        self._within(
-            Fault.SIGNALS_BAD,
-            position,
-            *self._limits,
-            self.cfg.outside,
-            "is measured beyond its limits",
-        )
-        if self.state is not State.INIT:
-            reach = self.cfg.jump * self._top_speed * min(elapsed, 1e6)
-            where = self._pose - reach, self._pose + reach
-            self._within(Fault.SIGNALS_BAD, position, *where, self.cfg.outside, "jumped out of")
+            wrong = f"signal '{bad[0]}' is missing, misshapen or not finite"
+            raise _Problem(Fault.SIGNALS_BAD, wrong)
         return position
 
     def _settle(self, position: np.ndarray) -> None:
@@ -357,59 +398,79 @@ class Kernel:
         """
         spare = "stands outside of what safety.margin leaves it,"
         self._within(Fault.ENVELOPE, position, self._lower, self._upper, self.cfg.outside, spare)
-        here = np.clip(position, self._lower, self._upper)
+        command = np.clip(position, self._lower, self._upper)
         if self.command is not None:
-            let_go = self._was_moved(position) | self._leads(position)
-            here = np.where(let_go, here, self.command)
-        self._command(here)
+            give_up = self._was_moved(position) | self._leads(position)
+            command = np.where(give_up, command, self.command)
+        self._command(command)
         self._rest = position
-        self.state, self.reason = State.READY, ""
+        self.state = State.READY
+        self.reason = ""
 
     def _follow(self, position: np.ndarray, period: float, targets: np.ndarray | None) -> None:
         """Move the command towards where it should be, as far as it may in this tick."""
+        self._check_following(position)
+        self._active_s += period
+        if self._approach_s:
+            self._approach(position, period)
+        elif targets is not None:
+            self._follow_policy(targets, period)
+        else:
+            self._check_silence()
+
+    def _check_following(self, position: np.ndarray) -> None:
+        """Raise _Problem if the tracking error of a joint is too large."""
         assert self.command is not None
         leads = self._leads(position)
         if leads.any():
             worst = int(leads.argmax())
-            where = f"{self.robot.joint_names[worst]} is at {position[worst]:.4g}, sent to {self.command[worst]:.4g}"
-            raise _Problem(
-                Fault.FOLLOWING, f"{where}: it is blocked, without power, or its sensor is stuck"
-            )
-        self._active_s += period
-        if self._approach_s:
-            part = min(1.0, self._active_s / self._approach_s)
-            goal = self._origin + part * part * (3.0 - 2.0 * part) * (self._home - self._origin)
-            self._move(goal, self._speed * period)
-            if part == 1.0:
-                self._arrive(position)
-        elif targets is not None:
-            goal = _numbers(targets, len(position))
-            if goal is None:
-                raise _Problem(Fault.POLICY_BAD, "the policy's targets are misshapen or not finite")
-            ramp = min(1.0, self._active_s / self.cfg.ramp_s) if self.cfg.ramp_s else 1.0
-            self._move(goal, ramp * self._speed * period)
-        elif (
-            silent := self._now - self._decided_at
-        ) > self.cfg.policy_periods * self.period + _SOON:
-            raise _Problem(
-                Fault.POLICY_STALE, f"no decision of the policy for {1e3 * silent:.0f} ms"
-            )
+            name = self.robot.joint_names[worst]
+            where = f"{name} is at {position[worst]:.4g}, sent to {self.command[worst]:.4g}"
+            why = "it is blocked, without power, or its sensor is stuck"
+            raise _Problem(Fault.FOLLOWING, f"{where}: {why}")
+
+    def _approach(self, position: np.ndarray, period: float) -> None:
+        """Move the command on its way home, along a smoothstep from where the start found it."""
+        phase = min(1.0, self._active_s / self._approach_s)
+        goal = self._origin + phase * phase * (3.0 - 2.0 * phase) * (self._home - self._origin)
+        self._move(goal, self._speed * period)
+        if phase == 1.0:
+            self._arrive(position)
+
+    def _follow_policy(self, targets: np.ndarray, period: float) -> None:
+        """Move the command towards the policy's targets, slowly at first."""
+        goal = _numbers(targets, len(self._home))
+        if goal is None:
+            raise _Problem(Fault.POLICY_BAD, "the policy's targets are misshapen or not finite")
+        ramp = 1.0
+        if self.cfg.ramp_s:
+            ramp = min(1.0, self._active_s / self.cfg.ramp_s)
+        self._move(goal, ramp * self._speed * period)
+
+    def _check_silence(self) -> None:
+        """Raise _Problem if the last decision of the policy is too old."""
+        silent = self._now - self._decided_at
+        if silent > self.cfg.policy_periods * self.period + _SOON:
+            wrong = f"no decision of the policy for {1e3 * silent:.0f} ms"
+            raise _Problem(Fault.POLICY_STALE, wrong)
 
     def _move(self, goal: np.ndarray, most: np.ndarray) -> None:
         """Command the goal, or as near to it as limits and speed allow."""
         assert self.command is not None
-        moved = _towards(self.command, np.clip(goal, self._lower, self._upper), most)
-        moved = np.clip(moved, self._lower, self._upper)
-        self.clipped += bool(np.abs(moved - goal).max() > 1e-6)
+        allowed = np.clip(goal, self._lower, self._upper)
+        command = _towards(self.command, allowed, most)
+        command = np.clip(command, self._lower, self._upper)
+        self.clipped += bool(np.abs(command - goal).max() > 1e-6)
         self._decided_at = self._now
-        self._command(moved)
+        self._command(command)
 
     def _arrive(self, position: np.ndarray) -> None:
         """Hand over from the approach to the policy, if the robot did come home."""
         far = self._far_from_home(position)
         if far:
             raise _Problem(Fault.ENVELOPE, f"{far}: the approach did not bring it there")
-        self._active_s = self._approach_s = 0.0
+        self._active_s = 0.0
+        self._approach_s = 0.0
 
     def _command(self, command: np.ndarray) -> None:
         command.setflags(write=False)  # what a policy or a driver is shown, it cannot change
@@ -430,45 +491,56 @@ class Kernel:
         beyond = np.maximum(low - position, position - high) - angle * self._unit
         worst = int(beyond.argmax())
         if beyond[worst] > 0:
-            place, bounds = f"{position[worst]:.4g}", f"{low[worst]:.4g} .. {high[worst]:.4g}"
-            raise _Problem(fault, f"{self.robot.joint_names[worst]}, at {place}, {what} {bounds}")
+            name = self.robot.joint_names[worst]
+            bounds = f"{low[worst]:.4g} .. {high[worst]:.4g}"
+            raise _Problem(fault, f"{name}, at {position[worst]:.4g}, {what} {bounds}")
 
     def _far_from_home(self, position: np.ndarray) -> str:
         """Which joint is furthest outside the start envelope, in words; empty if none is."""
         beyond = np.abs(position - self._home) - self.cfg.start_envelope * self._unit
         worst = int(beyond.argmax())
+        if not beyond[worst] > 0:
+            return ""
         joint = self.robot.joints[worst]
-        where = (
-            f"{joint.name} stands at {position[worst]:.3f}, home is {joint.home:.3f} {joint.units}"
-        )
-        return where if beyond[worst] > 0 else ""
+        stands = f"{joint.name} stands at {position[worst]:.3f}"
+        return f"{stands}, home is {joint.home:.3f} {joint.units}"
 
     def _was_moved(self, position: np.ndarray) -> np.ndarray:
         """Which joints, (num_joints,) bool, something moved away from where they stood; not: on to their command."""
         assert self.command is not None
-        low, high = np.minimum(self._rest, self.command), np.maximum(self._rest, self.command)
-        return np.maximum(low - position, position - high) > self.cfg.moved * self._unit
+        low = np.minimum(self._rest, self.command)
+        high = np.maximum(self._rest, self.command)
+        beyond = np.maximum(low - position, position - high)
+        return beyond > self.cfg.moved * self._unit
 
     def _leads(self, position: np.ndarray) -> np.ndarray:
-        """Which joints, (num_joints,) bool, are too far from their command."""
-        return (np.abs(self.command - position) > self._lead) & ~self._grips
+        """Which joints, (num_joints,) bool, have too large a tracking error; a gripper's has no bound."""
+        tracking_error = np.abs(self.command - position)
+        return (tracking_error > self._lead) & ~self._grips
 
     def _require(self, state: State, verb: str) -> None:
         if self.state is not state:
-            why = f" ({self.reason})" if self.reason else ""
+            why = ""
+            if self.reason:
+                why = f" ({self.reason})"
             raise SafetyError(f"cannot {verb} in state {self.state}{why}, only in {state}")
 
     # -------------------------------------------------------------- snapshots
 
     def snapshot(self) -> dict[str, np.ndarray | float | str]:
         """All that the kernel remembers, as numbers, arrays and text: what `restore` takes."""
-        command = np.full_like(self._pose, np.nan) if self.command is None else self.command.copy()
-        return {
-            **{name: str(getattr(self, name)) for name in _TEXTS},
-            **{name.strip("_"): float(getattr(self, name)) for name in _FIGURES},
-            **{name.strip("_"): getattr(self, name).copy() for name in _ARRAYS},
-            "command": command,
-        }
+        snapshot: dict[str, np.ndarray | float | str] = {}
+        for name in _TEXTS:
+            snapshot[name] = str(getattr(self, name))
+        for name in _NUMBERS:
+            snapshot[name.strip("_")] = float(getattr(self, name))
+        for name in _ARRAYS:
+            snapshot[name.strip("_")] = getattr(self, name).copy()
+        if self.command is None:
+            snapshot["command"] = np.full_like(self._pose, np.nan)
+        else:
+            snapshot["command"] = self.command.copy()
+        return snapshot
 
     def restore(self, snapshot: Mapping[str, np.ndarray | float | str]) -> None:
         """Go on from a snapshot of a kernel of the same robot, rate and bounds, bit for bit.
@@ -476,49 +548,77 @@ class Kernel:
         Raises SafetyError if it is no snapshot of such a kernel.
         """
         try:
-            state, fault = State(str(snapshot["state"])), Fault(str(snapshot["fault"]))
-            figures = {name: float(snapshot[name.strip("_")]) for name in _FIGURES}
-            figures = {
-                name: int(value) if name in _COUNTS else value for name, value in figures.items()
-            }
-            arrays = {name: np.array(snapshot[name.strip("_")], np.float64) for name in _ARRAYS}
-            command, reason = np.array(snapshot["command"], np.float64), str(snapshot["reason"])
-            whole = all(
-                a.shape == self._home.shape and np.isfinite(a).all() for a in arrays.values()
-            )
-            none = (
-                command.shape == self._home.shape
-                and np.isnan(command).all()
-                and state in (State.INIT, State.STOP)
-            )
-            safe = command.shape == self._home.shape and np.all(
-                (self._lower <= command) & (command <= self._upper)
-            )
-            if (
-                not whole
-                or not (none or safe)
-                or any(math.isnan(value) for value in figures.values())
-            ):
-                raise ValueError("its figures are not those of this robot")
+            state = State(str(snapshot["state"]))
+            fault = Fault(str(snapshot["fault"]))
+            reason = str(snapshot["reason"])
+            numbers = self._snapshot_numbers(snapshot)
+            arrays = self._snapshot_arrays(snapshot)
+            command = self._snapshot_command(snapshot, state)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise SafetyError(
-                f"no snapshot of this kernel: {' '.join(str(error).split())[:100]}"
-            ) from None
-        self.state, self.fault, self.reason, self.command = state, fault, reason, None
-        for name, value in (figures | arrays).items():
+            wrong = " ".join(str(error).split())[:100]
+            raise SafetyError(f"no snapshot of this kernel: {wrong}") from None
+        self.state = state
+        self.fault = fault
+        self.reason = reason
+        for name, value in (numbers | arrays).items():
             setattr(self, name, value)
-        if safe:
+        self.command = None
+        if command is not None:
             self._command(command)
+
+    def _snapshot_numbers(
+        self, snapshot: Mapping[str, np.ndarray | float | str]
+    ) -> dict[str, float]:
+        """Attributes that are numbers. Raises KeyError, TypeError, ValueError or OverflowError."""
+        numbers = {}
+        for name in _NUMBERS:
+            value = float(snapshot[name.strip("_")])
+            if math.isnan(value):
+                raise _not_this_robot()
+            numbers[name] = int(value) if name in _COUNTS else value
+        return numbers
+
+    def _snapshot_arrays(
+        self, snapshot: Mapping[str, np.ndarray | float | str]
+    ) -> dict[str, np.ndarray]:
+        """Attributes that are arrays, (num_joints,). Raises KeyError, TypeError or ValueError."""
+        arrays = {}
+        for name in _ARRAYS:
+            array = np.array(snapshot[name.strip("_")], np.float64)
+            if array.shape != self._home.shape or not np.isfinite(array).all():
+                raise _not_this_robot()
+            arrays[name] = array
+        return arrays
+
+    def _snapshot_command(
+        self, snapshot: Mapping[str, np.ndarray | float | str], state: State
+    ) -> np.ndarray | None:
+        """The command, within limits, or None before the first. Raises KeyError, TypeError or ValueError."""
+        command = np.array(snapshot["command"], np.float64)
+        if command.shape != self._home.shape:
+            raise _not_this_robot()
+        if np.all((self._lower <= command) & (command <= self._upper)):
+            return command
+        if np.isnan(command).all() and state in (State.INIT, State.STOP):
+            return None
+        raise _not_this_robot()
+
+
+def _not_this_robot() -> ValueError:
+    return ValueError("its values are not those of this robot")
 
 
 def _towards(command: np.ndarray, goal: np.ndarray, most: np.ndarray) -> np.ndarray:
-    """The command moved towards the goal, each joint by at most `most`, and all by the same share of their way.
+    """The command moved towards the goal, each joint by at most `most`, and all by the same fraction of their way.
 
     So joints that are coupled, as those that keep a tool upright, stay so: limiting each by itself would tilt it.
     """
     way = goal - command
-    share = np.divide(most, np.abs(way), out=np.ones_like(way), where=np.abs(way) > most).min()
-    return goal if share == 1.0 else np.clip(command + share * way, command - most, command + most)
+    distance = np.abs(way)
+    fraction = np.divide(most, distance, out=np.ones_like(way), where=distance > most).min()
+    if fraction == 1.0:
+        return goal
+    return np.clip(command + fraction * way, command - most, command + most)
 
 
 def _measurement(signal: Signal, value: object) -> np.ndarray | None:
@@ -542,4 +642,6 @@ def _numbers(value: object, size: int) -> np.ndarray | None:
             array = array.astype(np.float64)
     except Exception:  # lists may hold anything
         return None
-    return array if np.isfinite(array).all() else None
+    if not np.isfinite(array).all():
+        return None
+    return array

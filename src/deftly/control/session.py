@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from deftly.control.log import Ring
+from deftly.control.log import LogBuffer
 from deftly.control.loop import Runner, Tick, Ticker, run
 from deftly.control.safety import Fault, SafetyError, State
 from deftly.errors import DeftlyError
@@ -47,7 +47,7 @@ class Session:
 
     Args:
         runner: the loop.
-        ring: its log.
+        buffer: its log.
         facts: what the logs say beside the ticks.
         start: start once, as soon as the robot is ready, without a key; not after a hold, nor a word of the operator.
         seconds: end after this time; 0 does not.
@@ -57,16 +57,16 @@ class Session:
     def __init__(
         self,
         runner: Runner,
-        ring: Ring,
+        buffer: LogBuffer,
         facts: Mapping[str, Any],
         *,
         start: bool = False,
         seconds: float = 0.0,
         log: Path | None = None,
     ):
-        self.runner, self.ring, self.facts, self.seconds, self.log = (
+        self.runner, self.buffer, self.facts, self.seconds, self.log = (
             runner,
-            ring,
+            buffer,
             facts,
             seconds,
             log,
@@ -204,7 +204,7 @@ class Session:
 
     def _write(self, path: Path, facts: Mapping[str, Any]) -> None:
         try:
-            self.ring.save(path, facts)
+            self.buffer.save(path, facts)
             self.screen.say(f"log of the fault: {path}")
         except (OSError, MemoryError, DeftlyError) as error:
             self.screen.say(
@@ -213,7 +213,7 @@ class Session:
 
     def _save(self) -> None:
         if self.log:
-            self.ring.save(self.log, self._facts())
+            self.buffer.save(self.log, self._facts())
             self.screen.say(f"log: {self.log}")
 
     def _facts(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Figures of a robot's servos that were identified: what `deftly sysid --write` makes and tasks read.
+"""Parameters of a robot's servos that were identified: what `deftly sysid --write` makes and tasks read.
 
     {"schema": "deftly.actuators/1", "robot": "leap-right",
      "joints": {"if_mcp": {"kp": {"value": 3.1, "low": 3.0, "high": 3.2}, ...}, ...},
      "delay": {"value": 0.031, "low": 0.030, "high": 0.032}}
 
-Only what a log told is in it: other joints and figures stay as the robot's file and the task have them.
+Only what a log told is in it: other joints and parameters stay as the robot's file and the task have them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 SCHEMA = "deftly.actuators/1"
 PARAMETERS = ("kp", "kd", "frictionloss", "damping", "armature", "torque")
-LEAST_SHARE, LEAST_DELAY = 0.05, 0.005
-"""Least half width of a range for training: 5 %, and 5 ms. An interval tells how well one log fits, not how servos
-differ from day to day."""
+LEAST_FRACTION = 0.05
+"""Least half width of a parameter's range for training, a fraction of its value. An interval tells how well one log
+fits, not how servos differ from day to day."""
+LEAST_DELAY = 0.005
+"""Likewise of the delay, s."""
 
 
-class Figure(NamedTuple):
-    """A figure and its interval, in SI units."""
+class Identified(NamedTuple):
+    """An identified parameter and its interval, in SI units."""
 
     value: float
     low: float
@@ -41,38 +43,50 @@ class Figure(NamedTuple):
 class Actuators(NamedTuple):
     """What is known of a robot's servos."""
 
-    joints: dict[str, dict[str, Figure]]
-    delay: Figure | None = (
-        None  # from a command until the servos get it, and back to its measurement, s
-    )
+    joints: dict[str, dict[str, Identified]]
+    delay: Identified | None = None
+    """From a command until the servos get it, and back to its measurement, s."""
 
 
 def load(path: Path | None, robot: str, joints: tuple[str, ...]) -> Actuators:
-    """The figures of a file; none without a file. Raises DeftlyError, one line, if it is not of this robot."""
+    """The parameters of a file; none without a file. Raises DeftlyError, one line, if it is not of this robot."""
     if path is None:
         return Actuators({})
     data = read_json(path, "identified actuators", advice=f"'deftly sysid --write {path}' makes it")
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if schema != SCHEMA:
-        hint = ": give the file of --write, not the report" if schema == "deftly.sysid/1" else ""
-        raise DeftlyError(
-            f"{path} has the schema {str(schema)[:40]!r}, this Deftly reads {SCHEMA!r}{hint}"
-        )
+    _require_schema(path, data)
     if data.get("robot") != robot:
         raise DeftlyError(f"{path} was identified on {str(data.get('robot'))[:40]}, not on {robot}")
-    found: dict[str, dict[str, Figure]] = {}
-    for joint, figures in _mapping(path, "joints", data.get("joints")).items():
+    identified: dict[str, dict[str, Identified]] = {}
+    for joint, values in _mapping(path, "joints", data.get("joints")).items():
         if joint not in joints:
             raise DeftlyError(f"{path}: {robot} has no joint '{joint}'{suggest(joint, joints)}")
-        for name, figure in _mapping(path, joint, figures).items():
-            if name not in PARAMETERS:
-                raise DeftlyError(
-                    f"{path}: {joint} has '{name}'{suggest(name, PARAMETERS)}, known are {PARAMETERS}"
-                )
-            found.setdefault(joint, {})[name] = _figure(path, f"{joint}.{name}", figure, 1e-9)
-    return Actuators(
-        found, _figure(path, "delay", data["delay"], 0.0) if data.get("delay") else None
-    )
+        parameters = _parameters(path, joint, values)
+        if parameters:
+            identified[joint] = parameters
+    delay = None
+    if data.get("delay"):
+        delay = _identified(path, "delay", data["delay"], 0.0)
+    return Actuators(identified, delay)
+
+
+def _require_schema(path: Path, data: Any) -> None:
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema == SCHEMA:
+        return
+    hint = ": give the file of --write, not the report" if schema == "deftly.sysid/1" else ""
+    got = f"{path} has the schema {str(schema)[:40]!r}"
+    raise DeftlyError(f"{got}, this Deftly reads {SCHEMA!r}{hint}")
+
+
+def _parameters(path: Path, joint: str, values: Any) -> dict[str, Identified]:
+    """The parameters of one joint, by name."""
+    parameters = {}
+    for name, value in _mapping(path, joint, values).items():
+        if name not in PARAMETERS:
+            hint = f"{suggest(name, PARAMETERS)}, known are {PARAMETERS}"
+            raise DeftlyError(f"{path}: {joint} has '{name}'{hint}")
+        parameters[name] = _identified(path, f"{joint}.{name}", value, 1e-9)
+    return parameters
 
 
 def _mapping(path: Path, what: str, value: Any) -> dict[str, Any]:
@@ -81,71 +95,92 @@ def _mapping(path: Path, what: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _figure(path: Path, what: str, value: Any, least: float) -> Figure:
+def _identified(path: Path, what: str, given: Any, least: float) -> Identified:
+    """A value and its interval, at least `least`."""
     try:
-        figure = Figure(*(float(value[key]) for key in Figure._fields))
+        value, low, high = (float(given[key]) for key in Identified._fields)
     except (TypeError, KeyError, ValueError):
         raise DeftlyError(f"{path}: {what} must have the numbers value, low and high") from None
-    if not (all(map(math.isfinite, figure)) and least <= figure.low <= figure.value <= figure.high):
-        raise DeftlyError(
-            f"{path}: {what} is {tuple(figure)}, but it must be {least:g} <= low <= value <= high"
-        )
-    return figure
+    identified = Identified(value, low, high)
+    finite = all(map(math.isfinite, identified))
+    if not (finite and least <= low <= value <= high):
+        got = f"{path}: {what} is {tuple(identified)}"
+        raise DeftlyError(f"{got}, but it must be {least:g} <= low <= value <= high")
+    return identified
 
 
 def save(path: Path, robot: str, joints: tuple[str, ...], new: Actuators) -> Actuators:
-    """Write the figures; joints that the file already had and that are not new are kept. Returns what it now holds."""
+    """Write the parameters; joints that the file had and that are not new are kept. Returns what it now holds."""
     old = load(path, robot, joints) if path.exists() else Actuators({})
-    both = Actuators({**old.joints, **new.joints}, new.delay or old.delay)
+    merged = Actuators({**old.joints, **new.joints}, new.delay or old.delay)
+    written = {}
+    for joint in joints:
+        if joint in merged.joints:
+            parameters = merged.joints[joint]
+            written[joint] = {name: value._asdict() for name, value in parameters.items()}
     data = {
         "schema": SCHEMA,
         "robot": robot,
-        "joints": {
-            j: {n: f._asdict() for n, f in both.joints[j].items()}
-            for j in joints
-            if j in both.joints
-        },
-        "delay": both.delay and both.delay._asdict(),
+        "joints": written,
+        "delay": merged.delay and merged.delay._asdict(),
     }
     write_json(path, data, indent=1)
-    return both
+    return merged
 
 
 def apply(s: mujoco.MjSpec, fitted: Actuators) -> None:
-    """Give a robot's position servos and joints the figures that were identified."""
-    for name, figures in fitted.joints.items():
-        servo, joint = s.actuator(name), s.joint(name)
-        for quantity, figure in figures.items():
-            if quantity == "kp":
-                servo.gainprm[0], servo.biasprm[1] = figure.value, -figure.value
-            elif quantity == "kd":
-                servo.biasprm[2] = -figure.value
-            elif quantity == "torque":
-                servo.forcerange = (-figure.value, figure.value)
-            elif quantity == "damping":
-                joint.damping[0] = figure.value
-            else:
-                setattr(joint, quantity, figure.value)
+    """Give a robot's position servos and joints the parameters that were identified."""
+    for name, parameters in fitted.joints.items():
+        servo = s.actuator(name)
+        joint = s.joint(name)
+        for quantity, identified in parameters.items():
+            _set_parameter(servo, joint, quantity, identified.value)
+
+
+def _set_parameter(
+    servo: mujoco.MjsActuator, joint: mujoco.MjsJoint, quantity: str, value: float
+) -> None:
+    if quantity == "kp":
+        servo.gainprm[0] = value
+        servo.biasprm[1] = -value
+    elif quantity == "kd":
+        servo.biasprm[2] = -value
+    elif quantity == "torque":
+        servo.forcerange = (-value, value)
+    elif quantity == "damping":
+        joint.damping[0] = value
+    else:
+        setattr(joint, quantity, value)
 
 
 def ranges(entries: tuple[Randomize, ...], fitted: Actuators) -> tuple[Randomize, ...]:
     """A task's randomization, with the identified ranges in place of its own for what was identified."""
-    out: list[Randomize] = []
+    replaced: list[Randomize] = []
     for entry in entries:
         if entry.quantity == "latency" and fitted.delay:
-            value, low, high = fitted.delay
-            low, high = max(0.0, min(low, value - LEAST_DELAY)), max(high, value + LEAST_DELAY)
-            entry = replace(entry, low=low, high=max(high, 0.0))
+            entry = _latency_entry(entry, fitted.delay)
         known = [j for j in entry.names if entry.quantity in fitted.joints.get(j, {})]
-        left = tuple(j for j in entry.names if j not in known)
-        if left or not known:  # no names would mean all
-            out.append(replace(entry, names=left) if known else entry)
+        left = tuple(joint for joint in entry.names if joint not in known)
+        if not known:
+            replaced.append(entry)
+        elif left:  # no names would mean all
+            replaced.append(replace(entry, names=left))
         for joint in known:
-            value, low, high = fitted.joints[joint][entry.quantity]
-            share = (min(low / value, 1 - LEAST_SHARE), max(high / value, 1 + LEAST_SHARE))
-            out.append(
-                replace(
-                    entry, low=share[0], high=share[1], names=(joint,), op="scale", shared=False
-                )
-            )
-    return tuple(out)
+            identified = fitted.joints[joint][entry.quantity]
+            replaced.append(_joint_entry(entry, joint, identified))
+    return tuple(replaced)
+
+
+def _latency_entry(entry: Randomize, delay: Identified) -> Randomize:
+    """A latency drawn from the interval of the identified delay, or wider."""
+    low = max(0.0, min(delay.low, delay.value - LEAST_DELAY))
+    high = max(delay.high, delay.value + LEAST_DELAY)
+    return replace(entry, low=low, high=max(high, 0.0))
+
+
+def _joint_entry(entry: Randomize, joint: str, identified: Identified) -> Randomize:
+    """One joint's parameter drawn from its interval, or wider, as a scale of the identified value."""
+    value, low, high = identified
+    lowest = min(low / value, 1 - LEAST_FRACTION)
+    highest = max(high / value, 1 + LEAST_FRACTION)
+    return replace(entry, low=lowest, high=highest, names=(joint,), op="scale", shared=False)

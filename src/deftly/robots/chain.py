@@ -28,9 +28,8 @@ def site_chain(model: mujoco.MjModel, site: str, joints: Sequence[str]) -> Site:
     """
     number = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, site)
     if number < 0:
-        raise DeftlyError(
-            f"the model has no site '{site}', but {[model.site(i).name for i in range(model.nsite)]}"
-        )
+        sites = [model.site(i).name for i in range(model.nsite)]
+        raise DeftlyError(f"the model has no site '{site}', but {sites}")
     links: list[Link] = []
     for body in _bodies_above(model, int(model.site_bodyid[number])):
         links += _body_links(model, body, joints, site)
@@ -48,8 +47,14 @@ def _bodies_above(model: mujoco.MjModel, body: int) -> list[int]:
 
 
 def _floats(model: mujoco.MjModel, body: int) -> bool:
-    joints = range(model.body_jntadr[body], model.body_jntadr[body] + model.body_jntnum[body])
-    return any(model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_FREE for joint in joints)
+    """Whether a body has a free joint."""
+    free = mujoco.mjtJoint.mjJNT_FREE
+    return any(model.jnt_type[joint] == free for joint in _joints_of(model, body))
+
+
+def _joints_of(model: mujoco.MjModel, body: int) -> range:
+    first = int(model.body_jntadr[body])
+    return range(first, first + int(model.body_jntnum[body]))
 
 
 def _body_links(
@@ -57,26 +62,34 @@ def _body_links(
 ) -> Iterator[Link]:
     """The body's place in its parent, then its joints, each about its anchor and from its reference."""
     yield _link(model.body_pos[body], model.body_quat[body])
-    first = int(model.body_jntadr[body])
-    for number in range(first, first + int(model.body_jntnum[body])):
+    for number in _joints_of(model, body):
         name = model.joint(number).name
+        what = f"site '{site}' hangs on joint '{name}'"
         if name not in joints:
-            raise DeftlyError(
-                f"site '{site}' hangs on joint '{name}', which is none of the robot's: {list(joints)}"
-            )
-        anchor, axis = model.jnt_pos[number], model.jnt_axis[number]
-        reference = float(model.qpos0[model.jnt_qposadr[number]])
+            raise DeftlyError(f"{what}, which is none of the robot's: {list(joints)}")
         if model.jnt_type[number] == mujoco.mjtJoint.mjJNT_SLIDE:
-            yield _link(-reference * axis, joint=name, axis=axis, kind="slide")
+            yield _slide_link(model, number)
         elif model.jnt_type[number] == mujoco.mjtJoint.mjJNT_HINGE:
-            back = np.zeros(4)
-            mujoco.mju_axisAngle2Quat(back, axis, -reference)
-            yield _link(anchor, back, joint=name, axis=axis)
-            yield _link(-anchor)
+            yield from _hinge_links(model, number)
         else:
-            raise DeftlyError(
-                f"site '{site}' hangs on joint '{name}', which is neither a hinge nor a slide"
-            )
+            raise DeftlyError(f"{what}, which is neither a hinge nor a slide")
+
+
+def _slide_link(model: mujoco.MjModel, number: int) -> Link:
+    axis = model.jnt_axis[number]
+    reference = float(model.qpos0[model.jnt_qposadr[number]])
+    return _link(-reference * axis, joint=model.joint(number).name, axis=axis, kind="slide")
+
+
+def _hinge_links(model: mujoco.MjModel, number: int) -> Iterator[Link]:
+    """To the joint's anchor and turned back by its reference; then from the anchor back to the body's frame."""
+    anchor = model.jnt_pos[number]
+    axis = model.jnt_axis[number]
+    reference = float(model.qpos0[model.jnt_qposadr[number]])
+    turned_back = np.zeros(4)
+    mujoco.mju_axisAngle2Quat(turned_back, axis, -reference)
+    yield _link(anchor, turned_back, joint=model.joint(number).name, axis=axis)
+    yield _link(-anchor)
 
 
 def _link(
@@ -86,8 +99,11 @@ def _link(
     axis: np.ndarray | Sequence[float] = (0.0, 0.0, 1.0),
     kind: str = "hinge",
 ) -> Link:
-    rounded = [tuple(round(float(part), DIGITS) for part in values) for values in (pos, quat, axis)]
-    return Link(*rounded[:2], joint, rounded[2], kind)  # type: ignore[arg-type]
+    return Link(_rounded(pos), _rounded(quat), joint, _rounded(axis), kind)  # type: ignore[arg-type]
+
+
+def _rounded(values: np.ndarray | Sequence[float]) -> tuple[float, ...]:
+    return tuple(round(float(value), DIGITS) for value in values)
 
 
 def _merged(links: Sequence[Link]) -> Iterator[Link]:

@@ -6,18 +6,22 @@ import mujoco
 import numpy as np
 
 from deftly.console import Finding, failed, judge
+from deftly.contract import Joint
 from deftly.robots import Robot
 from deftly.sim import scene
 
-LIMIT_TOLERANCE, ROUNDING = 1e-6, 1e-4  # the latter of MJCF, written with six digits
-LIGHTEST, HEAVIEST = 0.001, 100.0  # kg, of one body
-HOLD_SECONDS, RANDOM_POSES = 5.0, 200
-DRIFT = {
-    "rad": 0.02,
-    "m": 0.001,
-}  # farthest a joint may be from home while it holds it, by its units
+LIMIT_TOLERANCE = 1e-6  # rad or m, between the limits of model and contract
+ROUNDING = 1e-4  # of MJCF, written with six digits
+INERTIA_TOLERANCE = 1e-6  # relative, of the triangle inequality
+GAIN_TOLERANCE = 1e-9  # relative, between kp and the stiffness of a position actuator
+LIGHTEST = 0.001  # kg, of one body
+HEAVIEST = 100.0  # kg, of one body
+HOLD_SECONDS = 5.0
+RANDOM_POSES = 200
+DRIFT = {"rad": 0.02, "m": 0.001}
+"""Largest distance of a joint from home while it holds it, by its units."""
 SATURATED = 0.99  # of an actuator's force limit
-KEPT = (
+COMPARED_FIELDS = (
     "body_pos",
     "body_quat",
     "body_ipos",
@@ -35,49 +39,17 @@ def check(robot: Robot) -> list[Finding]:
         model = robot.spec().compile()
     except Exception as error:
         return [Finding("model", "fail", f"does not compile: {' '.join(str(error).split())}")]
-    known = {model.joint(i).name for i in range(model.njnt)}
-    missing = [
-        f"no joint '{j.name}', which the contract commands"
-        for j in robot.joints
-        if j.name not in known
-    ]
-    slow = [
-        f"{j.name}: top speed {j.velocity} {j.units}/s"
-        for j in robot.joints
-        if not 0 < j.velocity < np.inf
-    ]
-    parts = f"{model.nbody - 1} bodies, {model.nv} degrees of freedom, {model.nu} actuators"
-    found = [
-        judge("model", missing, f"compiles: {parts}"),
-        judge("actuators", _actuator_problems(robot, model), "each joint takes a position target"),
-        judge("velocity", slow, "top speeds are positive"),
-        _masses(model),
-        judge(
-            "inertia",
-            _inertia_problems(model),
-            "positive, triangle inequality holds, size plausible",
-        ),
-        judge(
-            "MJCF", _text_problems(robot, model), "self-contained: read back, it is the same robot"
-        ),
-    ]
+    missing = list(_missing_joints(robot, model))
+    findings = _model_findings(robot, model, missing)
     if missing:
-        return found
-    places = [int(model.joint(j.name).qposadr[0]) for j in robot.joints]
-    order = ", ".join(robot.joints[i].name for i in np.argsort(places))
-    first, last = min(places), min(places) + len(places) - 1
-    wrong = (
-        []
-        if places == [*range(first, last + 1)]
-        else [f"the model's is {order}: reorder `joints` or bodies"]
-    )
-    found.append(
-        judge("joint order", wrong, f"qpos {first} to {last} in the order of the contract")
-    )
-    found.append(judge("limits", _limit_problems(robot, model), "model and contract agree"))
-    if not failed(f for f in found if f.name in ("actuators", "limits")):
-        found += [_self_collision(robot), _gravity_hold(robot)]
-    return found
+        return findings
+    findings.append(_joint_order(robot, model))
+    limits = _limit_problems(robot, model)
+    findings.append(judge("limits", limits, "model and contract agree"))
+    if not failed(f for f in findings if f.name in ("actuators", "limits")):
+        findings.append(_self_collision(robot))
+        findings.append(_gravity_hold(robot))
+    return findings
 
 
 def at_home(
@@ -85,152 +57,274 @@ def at_home(
 ) -> tuple[mujoco.MjModel, mujoco.MjData, list[int]]:
     """The robot alone, or on a floor, at home, and where its joints are in qpos; `held` fixes a floating base."""
     spec = robot.spec()
-    for joint in [j for j in spec.joints if held and j.type == mujoco.mjtJoint.mjJNT_FREE]:
-        spec.delete(joint)
+    if held:
+        free_joints = [joint for joint in spec.joints if joint.type == mujoco.mjtJoint.mjJNT_FREE]
+        for joint in free_joints:
+            spec.delete(joint)
     if floor:
         scene.add_floor(spec, 0.0)
     scene.prepare(spec)
-    scene.add_home(spec, {j.name: j.home for j in robot.joints})
+    scene.add_home(spec, {joint.name: joint.home for joint in robot.joints})
     model = spec.compile()
     data = mujoco.MjData(model)
     mujoco.mj_resetDataKeyframe(model, data, 0)
     mujoco.mj_forward(model, data)
-    return model, data, [int(model.joint(j.name).qposadr[0]) for j in robot.joints]
+    return model, data, _qpos_addresses(robot, model)
+
+
+def _qpos_addresses(robot: Robot, model: mujoco.MjModel) -> list[int]:
+    return [int(model.joint(joint.name).qposadr[0]) for joint in robot.joints]
+
+
+# ---------------------------------------------------------------- the model
+
+
+def _model_findings(robot: Robot, model: mujoco.MjModel, missing: list[str]) -> list[Finding]:
+    """What needs no joint of the contract to be in the model."""
+    size = f"{model.nbody - 1} bodies, {model.nv} degrees of freedom, {model.nu} actuators"
+    actuators = _actuator_problems(robot, model)
+    velocities = _velocity_problems(robot)
+    inertias = _inertia_problems(model)
+    mjcf = _mjcf_problems(robot, model)
+    return [
+        judge("model", missing, f"compiles: {size}"),
+        judge("actuators", actuators, "each joint takes a position target"),
+        judge("velocity", velocities, "top speeds are positive"),
+        _masses(model),
+        judge("inertia", inertias, "positive, triangle inequality holds, size plausible"),
+        judge("MJCF", mjcf, "self-contained: read back, it is the same robot"),
+    ]
+
+
+def _missing_joints(robot: Robot, model: mujoco.MjModel) -> Iterator[str]:
+    names = {model.joint(i).name for i in range(model.njnt)}
+    for joint in robot.joints:
+        if joint.name not in names:
+            yield f"no joint '{joint.name}', which the contract commands"
+
+
+def _velocity_problems(robot: Robot) -> Iterator[str]:
+    for joint in robot.joints:
+        if not 0 < joint.velocity < np.inf:
+            yield f"{joint.name}: top speed {joint.velocity} {joint.units}/s"
+
+
+def _joint_order(robot: Robot, model: mujoco.MjModel) -> Finding:
+    """The joints of the contract are side by side in qpos, in its order."""
+    addresses = _qpos_addresses(robot, model)
+    first = min(addresses)
+    last = first + len(addresses) - 1
+    problems = []
+    if addresses != list(range(first, last + 1)):
+        order = ", ".join(robot.joints[i].name for i in np.argsort(addresses))
+        problems.append(f"the model's is {order}: reorder `joints` or bodies")
+    return judge("joint order", problems, f"qpos {first} to {last} in the order of the contract")
 
 
 def _actuator_problems(robot: Robot, model: mujoco.MjModel) -> Iterator[str]:
-    names = {model.actuator(i).name for i in range(model.nu)}
-    joints = {j.name for j in robot.joints}
-    yield from (
-        f"no actuator '{name}': add one of the joint's name" for name in sorted(joints - names)
-    )
-    for name in sorted(names - joints):
+    actuators = {model.actuator(i).name for i in range(model.nu)}
+    joints = {joint.name for joint in robot.joints}
+    for name in sorted(joints - actuators):
+        yield f"no actuator '{name}': add one of the joint's name"
+    for name in sorted(actuators - joints):
         yield f"actuator '{name}' is no joint of the contract: nothing would command it"
-    for name in sorted(names & joints):
-        a = model.actuator(name)
-        kp, stiffness = a.gainprm[0], -a.biasprm[1]
-        if a.trntype[0] != mujoco.mjtTrn.mjTRN_JOINT or model.joint(a.trnid[0]).name != name:
+    for name in sorted(actuators & joints):
+        if not _drives_its_joint(model, name):
             yield f"actuator '{name}' does not drive joint '{name}'"
-        elif kp <= 0 or abs(kp - stiffness) > 1e-9 * abs(kp) or a.gear[0] != 1:
+        elif not _takes_position(model, name):
             yield f"actuator '{name}' takes no position target: use set_to_position(kp, kv) and gear 1"
+
+
+def _drives_its_joint(model: mujoco.MjModel, name: str) -> bool:
+    """Whether an actuator's transmission is the joint of its name."""
+    actuator = model.actuator(name)
+    if actuator.trntype[0] != mujoco.mjtTrn.mjTRN_JOINT:
+        return False
+    return model.joint(actuator.trnid[0]).name == name
+
+
+def _takes_position(model: mujoco.MjModel, name: str) -> bool:
+    """Whether an actuator's force is kp (ctrl - position) - kv velocity, at gear 1."""
+    actuator = model.actuator(name)
+    kp = actuator.gainprm[0]
+    stiffness = -actuator.biasprm[1]
+    same_gain = abs(kp - stiffness) <= GAIN_TOLERANCE * abs(kp)
+    return kp > 0 and same_gain and actuator.gear[0] == 1
 
 
 def _limit_problems(robot: Robot, model: mujoco.MjModel) -> Iterator[str]:
     actuators = {model.actuator(i).name for i in range(model.nu)}
-    for j in robot.joints:
-        limits = f"contract {j.lower:g} .. {j.upper:g} {j.units}"
-        joint = model.joint(j.name)
-        if not joint.limited[0]:
-            yield f"{j.name}: not limited in the model, {limits}"
-        elif np.abs(joint.range - (j.lower, j.upper)).max() > LIMIT_TOLERANCE:
-            yield f"{j.name}: model {joint.range[0]:g} .. {joint.range[1]:g}, {limits}"
-        if not j.lower <= j.home <= j.upper:
-            yield f"{j.name}: home {j.home:g} is outside, {limits}"
-        if j.name in actuators:
-            low, high = model.actuator(j.name).ctrlrange
-            if not model.actuator(j.name).ctrllimited[0]:
-                yield f"{j.name}: the actuator has no ctrlrange, {limits}"
-            elif (
-                low < j.lower - LIMIT_TOLERANCE
-                or high > j.upper + LIMIT_TOLERANCE
-                or not low <= j.home <= high
-            ):
-                yield f"{j.name}: ctrlrange {low:g} .. {high:g} must hold home {j.home:g} and be within, {limits}"
+    for joint in robot.joints:
+        yield from _joint_limit_problems(joint, model)
+        if joint.name in actuators:
+            yield from _ctrlrange_problems(joint, model)
+
+
+def _contract_limits(joint: Joint) -> str:
+    return f"contract {joint.lower:g} .. {joint.upper:g} {joint.units}"
+
+
+def _joint_limit_problems(joint: Joint, model: mujoco.MjModel) -> Iterator[str]:
+    limits = _contract_limits(joint)
+    modelled = model.joint(joint.name)
+    low, high = modelled.range
+    apart = np.abs(modelled.range - (joint.lower, joint.upper)).max()
+    if not modelled.limited[0]:
+        yield f"{joint.name}: not limited in the model, {limits}"
+    elif apart > LIMIT_TOLERANCE:
+        yield f"{joint.name}: model {low:g} .. {high:g}, {limits}"
+    if not joint.lower <= joint.home <= joint.upper:
+        yield f"{joint.name}: home {joint.home:g} is outside, {limits}"
+
+
+def _ctrlrange_problems(joint: Joint, model: mujoco.MjModel) -> Iterator[str]:
+    limits = _contract_limits(joint)
+    actuator = model.actuator(joint.name)
+    low, high = actuator.ctrlrange
+    too_low = low < joint.lower - LIMIT_TOLERANCE
+    too_high = high > joint.upper + LIMIT_TOLERANCE
+    if not actuator.ctrllimited[0]:
+        yield f"{joint.name}: the actuator has no ctrlrange, {limits}"
+    elif too_low or too_high or not low <= joint.home <= high:
+        ctrlrange = f"ctrlrange {low:g} .. {high:g}"
+        yield f"{joint.name}: {ctrlrange} must hold home {joint.home:g} and be within, {limits}"
 
 
 def _masses(model: mujoco.MjModel) -> Finding:
     """Each moving body, with what is welded to it, has a plausible mass."""
-    sums = np.bincount(model.body_weldid, model.body_mass)
-    moving = {model.body(i).name or f"body {i}": sums[i] for i in np.unique(model.body_weldid) if i}
+    masses = np.bincount(model.body_weldid, model.body_mass)  # kg, by the body welded to
+    moving = {}
+    for body in np.unique(model.body_weldid):
+        if body:  # 0 is the world
+            moving[_body_name(model, body)] = masses[body]
     limits = f"expected {LIGHTEST:g} .. {HEAVIEST:g}"
-    wrong = [
-        f"'{name}' weighs {m:g} kg, {limits}"
-        for name, m in moving.items()
-        if not LIGHTEST <= m <= HEAVIEST
-    ]
-    low, high = min(moving.values(), default=0.0), max(moving.values(), default=0.0)
-    return judge(
-        "masses", wrong, f"{sums.sum():.3g} kg in all, moving bodies {low:.3g} .. {high:.3g} kg"
-    )
+    problems = []
+    for name, mass in moving.items():
+        if not LIGHTEST <= mass <= HEAVIEST:
+            problems.append(f"'{name}' weighs {mass:g} kg, {limits}")
+    low = min(moving.values(), default=0.0)
+    high = max(moving.values(), default=0.0)
+    total = masses.sum()
+    spread = f"{total:.3g} kg in all, moving bodies {low:.3g} .. {high:.3g} kg"
+    return judge("masses", problems, spread)
+
+
+def _body_name(model: mujoco.MjModel, body: int) -> str:
+    return model.body(body).name or f"body {body}"
 
 
 def _inertia_problems(model: mujoco.MjModel) -> Iterator[str]:
-    for i in np.flatnonzero(model.body_mass > 0):
-        name, moments = model.body(i).name or f"body {i}", np.sort(model.body_inertia[i])
-        if moments[0] <= 0 or moments[2] > (moments[0] + moments[1]) * (1 + 1e-6):
+    for body in np.flatnonzero(model.body_mass > 0):
+        name = _body_name(model, body)
+        smallest, middle, largest = moments = np.sort(model.body_inertia[body])
+        if smallest <= 0 or largest > (smallest + middle) * (1 + INERTIA_TOLERANCE):
             yield f"'{name}' has principal moments {moments}: all are positive, none exceeds the sum of the others"
-        geoms = np.flatnonzero(model.geom_bodyid == i)
-        away = (
-            np.linalg.norm(model.geom_pos[geoms] - model.body_ipos[i], axis=-1)
-            + model.geom_rbound[geoms]
-        )
-        gyration, extent = np.sqrt(moments[2] / model.body_mass[i]), np.max(away, initial=0.0)
+        gyration = np.sqrt(largest / model.body_mass[body])
+        extent = _geom_extent(model, body)
         if 0 < 2 * extent < gyration:
-            yield f"'{name}': radius of gyration {gyration:.3g} m, but its geoms reach only {extent:.3g} m"
+            reach = f"its geoms reach only {extent:.3g} m"
+            yield f"'{name}': radius of gyration {gyration:.3g} m, but {reach}"
 
 
-def _text_problems(robot: Robot, model: mujoco.MjModel) -> Iterator[str]:
+def _geom_extent(model: mujoco.MjModel, body: int) -> float:
+    """Largest distance of a body's geoms from its centre of mass, m; 0 without geoms."""
+    geoms = np.flatnonzero(model.geom_bodyid == body)
+    offset = model.geom_pos[geoms] - model.body_ipos[body]
+    farthest = np.linalg.norm(offset, axis=-1) + model.geom_rbound[geoms]
+    return np.max(farthest, initial=0.0)
+
+
+def _mjcf_problems(robot: Robot, model: mujoco.MjModel) -> Iterator[str]:
     """How the model's XML, read back alone, differs."""
     spec = robot.spec()
     spec.compile()
     try:
-        again = mujoco.MjModel.from_xml_string(spec.to_xml())
+        read_back = mujoco.MjModel.from_xml_string(spec.to_xml())
     except ValueError as error:
         yield f"not self-contained: {' '.join(str(error).split())}"
         return
-    if (again.nbody, again.njnt, again.nu) != (model.nbody, model.njnt, model.nu):
+    if _sizes(read_back) != _sizes(model):
         yield "read back from its XML, the model has other bodies, joints or actuators"
         return
-    for field in KEPT:
-        apart = np.abs(getattr(again, field) - getattr(model, field)).T
-        for i in np.flatnonzero(np.atleast_2d(apart).max(0) > ROUNDING):
-            thing = model.body(i) if field.startswith("body") else model.joint(i)
-            yield f"read back from its XML, '{thing.name}' has another {field}: give a body with a mass `ipos` as well"
+    for field in COMPARED_FIELDS:
+        for name in _differing(model, read_back, field):
+            problem = f"read back from its XML, '{name}' has another {field}"
+            yield f"{problem}: give a body with a mass `ipos` as well"
+
+
+def _sizes(model: mujoco.MjModel) -> tuple[int, int, int]:
+    return model.nbody, model.njnt, model.nu
+
+
+def _differing(model: mujoco.MjModel, other: mujoco.MjModel, field: str) -> Iterator[str]:
+    """Names of the bodies or joints that have another value of a field in another model."""
+    difference = np.abs(getattr(other, field) - getattr(model, field)).T
+    largest = np.atleast_2d(difference).max(0)
+    named = model.body if field.startswith("body") else model.joint
+    for i in np.flatnonzero(largest > ROUNDING):
+        yield named(i).name
+
+
+# ---------------------------------------------------------------- the simulation
 
 
 def _penetrations(model: mujoco.MjModel, data: mujoco.MjData) -> Iterator[str]:
     for contact in data.contact[: data.ncon]:
         if contact.dist < 0:
-            a, b = (
-                model.geom(g).name or model.body(model.geom_bodyid[g]).name for g in contact.geom
-            )
-            yield f"'{a}' and '{b}' penetrate by {-1e3 * contact.dist:.2g} mm at home"
+            first, second = (_geom_name(model, geom) for geom in contact.geom)
+            depth = -1e3 * contact.dist
+            yield f"'{first}' and '{second}' penetrate by {depth:.2g} mm at home"
+
+
+def _geom_name(model: mujoco.MjModel, geom: int) -> str:
+    """The geom's name, or its body's."""
+    return model.geom(geom).name or model.body(model.geom_bodyid[geom]).name
 
 
 def _self_collision(robot: Robot) -> Finding:
-    model, data, places = at_home(robot)
+    model, data, addresses = at_home(robot)
     problems = list(_penetrations(model, data))
-    rng, count = np.random.default_rng(0), 0
+    rng = np.random.default_rng(0)
+    colliding = 0
     for _ in range(RANDOM_POSES):
-        data.qpos[places] = [rng.uniform(j.lower, j.upper) for j in robot.joints]
+        pose = [rng.uniform(joint.lower, joint.upper) for joint in robot.joints]
+        data.qpos[addresses] = pose
         mujoco.mj_kinematics(model, data)
         mujoco.mj_collision(model, data)
-        count += any(_penetrations(model, data))
-    return judge(
-        "self-collision",
-        problems,
-        f"none at home; {count / RANDOM_POSES:.0%} of random poses within limits",
-    )
+        colliding += any(_penetrations(model, data))
+    fraction = colliding / RANDOM_POSES
+    fine = f"none at home; {fraction:.0%} of random poses within limits"
+    return judge("self-collision", problems, fine)
 
 
 def _gravity_hold(robot: Robot) -> Finding:
-    model, data, places = at_home(robot, held=True)
-    drift, load = np.zeros(len(places)), np.zeros(model.nu)
-    limit = np.where(model.actuator_forcelimited, np.abs(model.actuator_forcerange).max(1), np.inf)
-    while data.time < HOLD_SECONDS:
-        mujoco.mj_step(model, data)
-        drift = np.maximum(drift, np.abs(data.qpos[places] - [j.home for j in robot.joints]))
-        load = np.maximum(load, np.abs(data.actuator_force) / limit)
-    held = [(j, moved, DRIFT.get(j.units, 0.02)) for j, moved in zip(robot.joints, drift)]
-    problems = [
-        f"{j.name} drifts {d:.2g} {j.units} from home, at most {top:g}"
-        for j, d, top in held
-        if not d < top
-    ]
-    saturated = np.flatnonzero(load > SATURATED)
-    problems += [
-        f"actuator '{model.actuator(i).name}' saturates: {load[i]:.0%} of its limit"
-        for i in saturated
-    ]
+    """The joints hold home against gravity, with force to spare."""
+    model, data, addresses = at_home(robot, held=True)
+    drift, load = _hold(robot, model, data, addresses)
+    problems = []
+    for joint, moved in zip(robot.joints, drift):
+        largest = DRIFT.get(joint.units, 0.02)
+        if not moved < largest:
+            distance = f"{moved:.2g} {joint.units} from home"
+            problems.append(f"{joint.name} drifts {distance}, at most {largest:g}")
+    for i in np.flatnonzero(load > SATURATED):
+        name = model.actuator(i).name
+        problems.append(f"actuator '{name}' saturates: {load[i]:.0%} of its limit")
     most = f"drift {drift.max():.1g}, load {load.max():.0%} of the force limits"
     return judge("gravity hold", problems, f"{HOLD_SECONDS:g} s at home: {most} at most")
+
+
+def _hold(
+    robot: Robot, model: mujoco.MjModel, data: mujoco.MjData, addresses: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hold home: each joint's largest drift, rad or m, and each actuator's largest load, a fraction of its limit."""
+    home = [joint.home for joint in robot.joints]
+    drift = np.zeros(len(addresses))
+    load = np.zeros(model.nu)
+    strongest = np.abs(model.actuator_forcerange).max(1)
+    limit = np.where(model.actuator_forcelimited, strongest, np.inf)
+    while data.time < HOLD_SECONDS:
+        mujoco.mj_step(model, data)
+        drift = np.maximum(drift, np.abs(data.qpos[addresses] - home))
+        load = np.maximum(load, np.abs(data.actuator_force) / limit)
+    return drift, load

@@ -13,7 +13,10 @@ link's long axis. Servo: P 1139, D 148 and 550 mA of the XC330-M288 are 3.0 N m/
 (0.53 N m/A); armature is that of the rotor behind 288.35:1.
 """
 
+from __future__ import annotations
+
 from functools import partial
+from typing import NamedTuple
 
 import mujoco
 
@@ -21,22 +24,33 @@ from deftly.contract import Joint, Motor
 from deftly.robots import Robot
 from deftly.robots.entity import Entity
 
-DARK, GREY, WHITE, TIP = (
-    (0.13, 0.14, 0.16, 1),
-    (0.45, 0.48, 0.52, 1),
-    (0.88, 0.89, 0.91, 1),
-    (0.20, 0.55, 0.85, 1),
-)
-KP, KD, TORQUE = 3.0, 0.2, 0.2915  # N m/rad, N m s/rad, N m
-ARMATURE, FRICTIONLOSS, DAMPING = 1.413e-3, 0.02915, 0.01  # kg m2, N m, N m s/rad
+Point = tuple[float, float, float]
+
+DARK = (0.13, 0.14, 0.16, 1)
+GREY = (0.45, 0.48, 0.52, 1)
+WHITE = (0.88, 0.89, 0.91, 1)
+TIP = (0.20, 0.55, 0.85, 1)
+KP = 3.0  # N m/rad
+KD = 0.2  # N m s/rad
+TORQUE = 0.2915  # N m
+ARMATURE = 1.413e-3  # kg m2
+FRICTIONLOSS = 0.02915  # N m
+DAMPING = 0.01  # N m s/rad
 SPEED = 8.48  # rad/s: 81 rev/min without load at 5 V
 FINGERS = {"if": -0.0454, "mf": 0.0, "rf": 0.0454}  # m, along y from the middle finger
 THUMB_OUT = 0.0285  # m, by which the thumb of left-custom sits further out
 
 # Of the middle finger and the thumb: joint, parent, anchor (m), axis, range (rad), mass (kg), moments (kg m2).
-MCP, ROT, PIP, DIP = (-0.314, 2.23), (-1.047, 1.047), (-0.506, 1.885), (-0.366, 2.042)
-CMC, AXL, THUMB_MCP, IPL = (-0.349, 2.094), (-0.349, 2.094), (-0.47, 2.443), (-1.34, 1.88)
-SMALL, HOUSING = (3.093e-6, 4.373e-6, 4.885e-6), (7.21e-6, 1.615e-5, 1.75e-5)
+MCP = (-0.314, 2.23)
+ROT = (-1.047, 1.047)
+PIP = (-0.506, 1.885)
+DIP = (-0.366, 2.042)
+CMC = (-0.349, 2.094)
+AXL = (-0.349, 2.094)
+THUMB_MCP = (-0.47, 2.443)
+IPL = (-1.34, 1.88)
+SMALL = (3.093e-6, 4.373e-6, 4.885e-6)
+HOUSING = (7.21e-6, 1.615e-5, 1.75e-5)
 FINGER = [
     ("mcp", "palm", (-0.0071, 0.0224, 0.0187), (0, -1, 0), MCP, 0.044, HOUSING),
     ("rot", "mcp", (0.0310, 0.0369, 0.0065), (0, 0, 1), ROT, 0.032, SMALL),
@@ -87,7 +101,9 @@ PALM = [
     ((-0.048, 0.033, 0.0115), (0.012, 0.058, 0.023)),
     ((-0.078, 0.053, 0.0115), (0.022, 0.026, 0.023)),
 ]
-PALM_MASS, PALM_COM, PALM_MOMENTS = 0.237, (-0.0495, 0.0429, 0.0102), (3.05e-4, 1.81e-4, 4.07e-4)
+PALM_MASS = 0.237  # kg
+PALM_COM = (-0.0495, 0.0429, 0.0102)  # m
+PALM_MOMENTS = (3.05e-4, 1.81e-4, 4.07e-4)  # kg m2
 # Around a cube on the palm (public grasp pose of an in-hand rotation).
 GRASP = {
     "if": (0.1, -0.4, 1.3, 0.0),
@@ -99,36 +115,54 @@ GRASP = {
 
 def names() -> list[str]:
     """The joints in the order of simulation and contract: index, middle, ring finger, thumb, each from its root."""
-    return [f"{f}_{row[0]}" for f in (*FINGERS, "th") for row in (THUMB if f == "th" else FINGER)]
+    fingers = [f"{finger}_{row[0]}" for finger in FINGERS for row in FINGER]
+    thumb = [f"th_{row[0]}" for row in THUMB]
+    return fingers + thumb
 
 
 def joints() -> tuple[Joint, ...]:
     """The joints of any of the three hands: their limits are the same."""
     home = [q for pose in GRASP.values() for q in pose]
-    rows = [row for f in (*FINGERS, "th") for row in (THUMB if f == "th" else FINGER)]
-    return tuple(
-        Joint(n, *row[4], home=q, velocity=SPEED) for n, row, q in zip(names(), rows, home)
-    )
+    rows = FINGER * len(FINGERS) + THUMB
+    made = []
+    for name, row, q in zip(names(), rows, home):
+        lower, upper = row[4]
+        made.append(Joint(name, lower, upper, home=q, velocity=SPEED))
+    return tuple(made)
 
 
 def motors(side: float) -> tuple[Motor, ...]:
     """Hardware order: motor 0 turns `if_rot`, 1 `if_mcp`, ...; `th_cmc` turns the other way, on left hands more do."""
-    order = [f"{f}_{j}" for f in FINGERS for j in ("rot", "mcp", "pip", "dip")] + [
-        f"th_{row[0]}" for row in THUMB
-    ]
-    turned = {"th_cmc"} if side > 0 else {"th_cmc", "th_axl", "if_rot", "mf_rot", "rf_rot"}
-    return tuple(Motor(name, -1.0 if name in turned else 1.0) for name in order)
+    order = [f"{finger}_{joint}" for finger in FINGERS for joint in ("rot", "mcp", "pip", "dip")]
+    order += [f"th_{row[0]}" for row in THUMB]
+    reversed_motors = {"th_cmc"}
+    if side < 0:
+        reversed_motors |= {"th_axl", "if_rot", "mf_rot", "rf_rot"}
+    return tuple(Motor(name, -1.0 if name in reversed_motors else 1.0) for name in order)
 
 
 def spec(side: float, thumb_out: float = 0.0) -> mujoco.MjSpec:
     """A hand alone, palm up, its origin at the root of the palm; `side` is 1 of the right hand, -1 of the left."""
     s = mujoco.MjSpec()
-    s.modelname, s.compiler.degree = "leap_hand", False
-    palm = s.worldbody.add_body(
-        name="palm", mass=PALM_MASS, ipos=_mirror(PALM_COM, side), inertia=PALM_MOMENTS
-    )
+    s.modelname = "leap_hand"
+    s.compiler.degree = False
+    _add_palm(s, side)
+    for name, aside in FINGERS.items():
+        anchors = _add_links(s, name, FINGER, (0.0, aside, 0.0), side)
+        _add_boxes(s, name, FINGER_BOXES, anchors, side)
+        _add_capsules(s, name, FINGER_CAPSULES, anchors, side)
+    anchors = _add_links(s, "th", THUMB, (0.0, -thumb_out, 0.0), side)
+    _add_boxes(s, "th", THUMB_BOXES, anchors, side)
+    _add_capsules(s, "th", THUMB_CAPSULES, anchors, side)
+    _exclude_contacts(s)
+    return s
+
+
+def _add_palm(s: mujoco.MjSpec, side: float) -> None:
+    com = _mirror(PALM_COM, side)
+    palm = s.worldbody.add_body(name="palm", mass=PALM_MASS, ipos=com, inertia=PALM_MOMENTS)
     for i, (centre, half) in enumerate(PALM):
-        _solid(
+        _add_solid(
             palm,
             f"palm_{i}",
             DARK,
@@ -136,9 +170,10 @@ def spec(side: float, thumb_out: float = 0.0) -> mujoco.MjSpec:
             pos=_mirror(centre, side),
             size=half,
         )
-    for name, aside in FINGERS.items():
-        _chain(s, name, FINGER, FINGER_BOXES, FINGER_CAPSULES, (0.0, aside, 0.0), side)
-    _chain(s, "th", THUMB, THUMB_BOXES, THUMB_CAPSULES, (0.0, -thumb_out, 0.0), side)
+
+
+def _exclude_contacts(s: mujoco.MjSpec) -> None:
+    """Links that overlap by construction, or cannot reach each other."""
     for name in FINGERS:
         for part in ("mcp", "rot", "pip"):
             s.add_exclude(bodyname1="palm", bodyname2=f"{name}_{part}")
@@ -147,69 +182,117 @@ def spec(side: float, thumb_out: float = 0.0) -> mujoco.MjSpec:
     for part in ("axl", "mcp"):
         s.add_exclude(bodyname1="palm", bodyname2=f"th_{part}")
     s.add_exclude(bodyname1="th_cmc", bodyname2="th_mcp")
-    return s
 
 
-def _chain(
-    s: mujoco.MjSpec, name: str, links: list, boxes: list, capsules: list, shift: tuple, side: float
-) -> None:
-    """A finger: its bodies, joints, servos and shapes; positions are given in the frame of the right hand's palm."""
-    anchors = {"palm": (0.0, 0.0, 0.0)}
+def _add_links(
+    s: mujoco.MjSpec, name: str, links: list[tuple], shift: Point, side: float
+) -> dict[str, Anchor]:
+    """A finger's bodies, joints and servos; where each joint is, by its name.
+
+    Positions are given in the frame of the right hand's palm, and shifted by `shift`.
+    """
+    anchors: dict[str, Anchor] = {"palm": Anchor((0.0, 0.0, 0.0), shift)}
     for joint, parent, anchor, axis, limits, mass, moments in links:
-        anchors[joint] = anchor = tuple(a + b for a, b in zip(anchor, shift))
-        offset = tuple(a - b for a, b in zip(anchor, anchors[parent]))
+        anchors[joint] = Anchor(_sum(anchor, shift), shift)
         above = s.body("palm" if parent == "palm" else f"{name}_{parent}")
         body = above.add_body(
             name=f"{name}_{joint}",
-            pos=_mirror(offset, side),
+            pos=_mirror(_difference(anchors[joint].at, anchors[parent].at), side),
             mass=mass,
             inertia=moments,
             ipos=[0, 0, 0],
         )
-        hinge = body.add_joint(
-            name=body.name, range=limits, armature=ARMATURE, damping=[DAMPING, 0, 0]
-        )
-        hinge.axis = (
-            side * axis[0],
-            axis[1],
-            side * axis[2],
-        )  # an axis of rotation mirrors with the opposite sign
-        hinge.frictionloss = FRICTIONLOSS
-        servo = s.add_actuator(name=body.name, target=body.name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
-        servo.set_to_position(kp=KP, kv=KD)
-        servo.ctrlrange, servo.forcerange = limits, (-TORQUE, TORQUE)
+        _add_servo(s, body, axis, limits, side)
+    return anchors
 
-    def local(joint: str, point: tuple) -> tuple:
-        return _mirror(tuple(p + m - a for p, m, a in zip(point, shift, anchors[joint])), side)
 
+def _add_servo(
+    s: mujoco.MjSpec, body: mujoco.MjsBody, axis: Point, limits: tuple[float, float], side: float
+) -> None:
+    """A body's hinge and the position servo that turns it."""
+    x, y, z = axis
+    hinge = body.add_joint(
+        name=body.name,
+        range=limits,
+        armature=ARMATURE,
+        damping=[DAMPING, 0, 0],
+        frictionloss=FRICTIONLOSS,
+    )
+    hinge.axis = (side * x, y, side * z)  # an axis of rotation mirrors with the opposite sign
+    servo = s.add_actuator(name=body.name, target=body.name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
+    servo.set_to_position(kp=KP, kv=KD)
+    servo.ctrlrange = limits
+    servo.forcerange = (-TORQUE, TORQUE)
+
+
+def _add_boxes(
+    s: mujoco.MjSpec, name: str, boxes: list[tuple], anchors: dict[str, Anchor], side: float
+) -> None:
+    """A finger's boxes; the centre of mass of a body is that of its box."""
     for joint, part, centre, half, colour in boxes:
         body = s.body(f"{name}_{joint}")
-        body.ipos = local(joint, centre)
-        _solid(
-            body, f"{name}_{part}", colour, type=mujoco.mjtGeom.mjGEOM_BOX, pos=body.ipos, size=half
+        body.ipos = anchors[joint].local(centre, side)
+        _add_solid(
+            body,
+            f"{name}_{part}",
+            colour,
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            pos=body.ipos,
+            size=half,
         )
+
+
+def _add_capsules(
+    s: mujoco.MjSpec, name: str, capsules: list[tuple], anchors: dict[str, Anchor], side: float
+) -> None:
+    """A finger's capsules, and the site at its tip; the centre of mass of the tip is where its capsule begins."""
     for joint, part, start, end, radius, colour in capsules:
-        body, ends = s.body(f"{name}_{joint}"), (local(joint, start), local(joint, end))
+        body = s.body(f"{name}_{joint}")
+        local_start = anchors[joint].local(start, side)
+        local_end = anchors[joint].local(end, side)
         if part == "tip":
-            body.ipos = ends[0]
-            body.add_site(name=f"{name}_tip", pos=ends[1], size=[0.004, 0, 0], rgba=(0, 0, 0, 0))
-        fromto = [*ends[0], *ends[1]]
-        _solid(
+            body.ipos = local_start
+            body.add_site(name=f"{name}_tip", pos=local_end, size=[0.004, 0, 0], rgba=(0, 0, 0, 0))
+        _add_solid(
             body,
             f"{name}_{part}",
             colour,
             type=mujoco.mjtGeom.mjGEOM_CAPSULE,
-            fromto=fromto,
+            fromto=[*local_start, *local_end],
             size=[radius, 0, 0],
         )
 
 
-def _solid(body: mujoco.MjsBody, name: str, colour: tuple, **shape: object) -> None:
+def _add_solid(body: mujoco.MjsBody, name: str, colour: tuple, **shape: object) -> None:
+    """A geom that is drawn and collides; the mass is its body's."""
     geom = body.add_geom(name=name, mass=0, **shape)
-    geom.rgba, geom.group, geom.friction, geom.priority = colour, 2, [1.0, 0.005, 0.0001], 1
+    geom.rgba = colour
+    geom.group = 2
+    geom.friction = [1.0, 0.005, 0.0001]
+    geom.priority = 1
 
 
-def _mirror(point: tuple, side: float) -> tuple:
+class Anchor(NamedTuple):
+    """Where a joint is when all are at zero, in the frame of the right hand's palm, m."""
+
+    at: Point
+    shift: Point
+    """By which the finger is moved from the middle finger's place, or the thumb from the strict hand's."""
+
+    def local(self, point: Point, side: float) -> Point:
+        """A point of the unshifted finger, in the frame of the joint's body on one side."""
+        return _mirror(_difference(_sum(point, self.shift), self.at), side)
+
+
+def _sum(a: Point, b: Point) -> Point:
+    return (a[0] + b[0], a[1] + b[1], a[2] + b[2])
+
+
+def _difference(a: Point, b: Point) -> Point:
+    return (a[0] - b[0], a[1] - b[1], a[2] - b[2])
+
+
+def _mirror(point: Point, side: float) -> Point:
     return (point[0], side * point[1], point[2])
 
 

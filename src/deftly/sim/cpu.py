@@ -16,11 +16,14 @@ from deftly.sim.guard import dump
 Tensor = torch.Tensor
 
 _BAD_STATE = [
-    getattr(mujoco.mjtWarning, f"mjWARN_BAD{name}").value
-    for name in ("QPOS", "QVEL", "QACC", "CTRL")
+    mujoco.mjtWarning.mjWARN_BADQPOS.value,
+    mujoco.mjtWarning.mjWARN_BADQVEL.value,
+    mujoco.mjtWarning.mjWARN_BADQACC.value,
+    mujoco.mjtWarning.mjWARN_BADCTRL.value,
 ]
 _OVERFLOW = [
-    getattr(mujoco.mjtWarning, f"mjWARN_{name}").value for name in ("CONTACTFULL", "CNSTRFULL")
+    mujoco.mjtWarning.mjWARN_CONTACTFULL.value,
+    mujoco.mjtWarning.mjWARN_CNSTRFULL.value,
 ]
 _COUNT = 1  # column of `Batch.warning` that counts; column 0 says where
 _POSITIONS = mujoco.mjtStage.mjSTAGE_POS.value
@@ -49,7 +52,8 @@ class CpuSim:
     ):
         self.model = model
         self.num_envs = num_envs
-        self.batch = mujoco.batch.Batch(model, num_envs, threads or len(os.sched_getaffinity(0)))
+        threads = threads or len(os.sched_getaffinity(0))
+        self.batch = mujoco.batch.Batch(model, num_envs, threads)
         self.broken_count = 0
         self.overflow_count = 0
         self.dump_dir = dump_dir
@@ -108,12 +112,14 @@ class CpuSim:
 
         One that meets a bad state stops there: its last record repeats. Of this engine alone, for identification.
         """
-        spec = mujoco.mjtState.mjSTATE_CTRL.value
-        rollout = self.batch.rollout  # type: ignore[attr-defined]
-        kept = rollout(
-            control.shape[1], control=control, control_spec=spec, record=[field], ids=ids
+        recorded = self.batch.rollout(  # type: ignore[attr-defined]
+            control.shape[1],
+            control=control,
+            control_spec=mujoco.mjtState.mjSTATE_CTRL.value,
+            record=[field],
+            ids=ids,
         )
-        return kept[field]
+        return recorded[field]
 
     def forward(self, mask: Tensor | None = None) -> None:
         """Recompute derived fields after the state was written.
@@ -123,11 +129,13 @@ class CpuSim:
         """
         warned = self.batch.warning[:, _BAD_STATE, _COUNT].copy()
         self.batch.forward(_ids(mask), stage=_ALL)
-        self._unreported |= (self.batch.warning[:, _BAD_STATE, _COUNT] != warned).any(axis=1)
+        new_warnings = self.batch.warning[:, _BAD_STATE, _COUNT] != warned
+        self._unreported |= new_warnings.any(axis=1)
 
     def reset(self, mask: Tensor | None = None) -> None:
         """Put environments at the home keyframe, without computing derived fields."""
-        self.batch.reset(_ids(mask), keyframe=0 if self.model.nkey else -1, stage=_NOTHING)
+        keyframe = 0 if self.model.nkey else -1
+        self.batch.reset(_ids(mask), keyframe=keyframe, stage=_NOTHING)
 
     def set_const(self, mask: Tensor | None = None) -> None:
         """Recompute the model constants that follow from expanded fields (masses, inertias, ...)."""
@@ -138,16 +146,20 @@ class CpuSim:
         past, actuators = self._past
         if not len(past):
             return
-        rows = (torch.ones(self.num_envs, dtype=torch.bool) if mask is None else mask).nonzero()
+        if mask is None:
+            mask = torch.ones(self.num_envs, dtype=torch.bool)
+        rows = mask.nonzero()  # (n, 1), against (columns,)
         self.bind("history")[rows, past] = self.bind("ctrl")[rows, actuators]
 
     @cached_property
     def _past(self) -> tuple[Tensor, Tensor]:
         """Columns of `history` that hold past commands, and whose: the actuator of each."""
-        past, actuators = [], []
+        past: list[int] = []
+        actuators: list[int] = []
         for i in np.flatnonzero(self.model.actuator_historyadr >= 0).tolist():
             count = int(self.model.actuator_history[i, 0])
-            start = int(self.model.actuator_historyadr[i]) + 2 + count  # 2 + count: cursor, times
+            cursor_and_times = 2 + count
+            start = int(self.model.actuator_historyadr[i]) + cursor_and_times
             past += range(start, start + count)
             actuators += [i] * count
         return torch.tensor(past), torch.tensor(actuators)
@@ -170,12 +182,12 @@ class CpuSim:
 
     def _find_broken(self, warned: np.ndarray) -> np.ndarray:
         """Which environments met a bad state since `warned`, the counts of warnings, was read; `(num_envs,)` bool."""
-        watched = _BAD_STATE + _OVERFLOW
-        broken = (self.batch.warning[:, watched, _COUNT] != warned[:, watched]).any(axis=1)
-        self.overflow_count += int(
-            (self.batch.warning[:, _OVERFLOW, _COUNT] != warned[:, _OVERFLOW]).any(axis=1).sum()
-        )
-        if not math.isfinite(self._qpos.sum().item() + self._qvel.sum().item()):
+        new_warnings = self.batch.warning[:, :, _COUNT] != warned  # (num_envs, warnings)
+        overflowed = new_warnings[:, _OVERFLOW].any(axis=1)
+        broken = new_warnings[:, _BAD_STATE].any(axis=1) | overflowed
+        self.overflow_count += int(overflowed.sum())
+        total = self._qpos.sum().item() + self._qvel.sum().item()
+        if not math.isfinite(total):  # cheaper than to look at each environment
             finite = torch.isfinite(self._qpos).all(1) & torch.isfinite(self._qvel).all(1)
             broken |= ~finite.numpy()
         return broken
@@ -191,11 +203,14 @@ class CpuSim:
 
 def _ids(mask: Tensor | None) -> np.ndarray | None:
     """What `mujoco.batch` takes for a mask: indices, or None for all."""
-    return None if mask is None else mask.nonzero().squeeze(-1).numpy()
+    if mask is None:
+        return None
+    return mask.nonzero().squeeze(-1).numpy()
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    with warnings.catch_warnings(
-        action="ignore"
-    ):  # derived fields are read-only: torch cannot say so, and warns
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # derived fields are read-only: torch cannot say so, and warns
         return torch.from_numpy(array)

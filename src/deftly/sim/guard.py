@@ -25,7 +25,8 @@ def replay(path: Path) -> mujoco.MjData:
     saved = read_npz(path, "a dump of a broken environment", MAX_BYTES, names=names)
     if str(saved["schema"]) != SCHEMA:
         raise FileError(f"{path} has schema {saved['schema']}, this Deftly reads {SCHEMA}")
-    model = mujoco.MjModel.from_binary_path("dump.mjb", {"dump.mjb": saved["model"].tobytes()})
+    assets = {"dump.mjb": saved["model"].tobytes()}
+    model = mujoco.MjModel.from_binary_path("dump.mjb", assets)
     data = mujoco.MjData(model)
     mujoco.mj_setState(model, data, saved["state"], mujoco.mjtState.mjSTATE_INTEGRATION)
     for _ in range(int(saved["substeps"])):

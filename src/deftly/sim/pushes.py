@@ -34,18 +34,30 @@ class Pushes:
     def apply(self) -> None:
         """Start, continue or end each push for one step."""
         for i, (push, body) in enumerate(zip(self._pushes, self._bodies)):
-            self._apply(push, body, self.state["left"][:, i], self.state["force"][:, i])
+            left = self.state["left"][:, i]
+            force = self.state["force"][:, i]
+            self._apply(push, body, left, force)
 
     def _apply(self, push: Push, body: int, left: torch.Tensor, force: torch.Tensor) -> None:
         """One push; `left (num_envs,)` steps and `force (num_envs, 2)` N are changed in place."""
         s = self._s
-        u = torch.rand(s.num_envs, 3, generator=s.generator, device=s.device)
-        start = (left <= 0) & (u[:, 0] < 1 / (push.interval * self._rate))
-        size = push.force[0] + (push.force[1] - push.force[0]) * u[:, 1]
-        angle = 2 * torch.pi * u[:, 2]
-        drawn = size[:, None] * torch.stack((angle.cos(), angle.sin()), -1)
+        uniform = torch.rand(s.num_envs, 3, generator=s.generator, device=s.device)
+        start_probability = 1 / (push.interval * self._rate)
+        start = (left <= 0) & (uniform[:, 0] < start_probability)
+        drawn = _horizontal_force(push.force, uniform[:, 1], uniform[:, 2])
         force.copy_(torch.where(start[:, None], drawn, force))
         steps = max(1.0, round(push.duration * self._rate))
         left.copy_(torch.where(start, steps, left - 1))
-        applied = force * (left > 0)[:, None]
-        s.sim.bind("xfrc_applied")[:, body, :2] = applied.to(s.dtype)
+        active = (left > 0)[:, None]
+        s.sim.bind("xfrc_applied")[:, body, :2] = (force * active).to(s.dtype)
+
+
+def _horizontal_force(
+    limits: tuple[float, float], magnitude: torch.Tensor, direction: torch.Tensor
+) -> torch.Tensor:
+    """Forces `(num_envs, 2)` N within limits of their magnitude, from uniform numbers in 0 .. 1."""
+    smallest, largest = limits
+    newtons = smallest + (largest - smallest) * magnitude
+    angle = 2 * torch.pi * direction
+    unit = torch.stack((angle.cos(), angle.sin()), -1)
+    return newtons[:, None] * unit

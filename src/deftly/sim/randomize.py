@@ -53,14 +53,13 @@ def widen(entry: Randomize, factor: float, only_outside: bool = False) -> Random
 
     A scale stays positive: its `low` falls no further than to `low / factor`. A latency stays 0 or more.
     """
-    middle, half = (entry.low + entry.high) / 2, factor * (entry.high - entry.low) / 2
-    lowest = (
-        entry.low / factor
-        if entry.op == "scale"
-        else 0.0
-        if entry.quantity == "latency"
-        else -math.inf
-    )
+    middle = (entry.low + entry.high) / 2
+    half = factor * (entry.high - entry.low) / 2
+    lowest = -math.inf
+    if entry.op == "scale":
+        lowest = entry.low / factor
+    elif entry.quantity == "latency":
+        lowest = 0.0
     without = (entry.low, entry.high) if only_outside else None
     return replace(entry, low=max(lowest, middle - half), high=middle + half, without=without)
 
@@ -89,11 +88,13 @@ def prepare(s: mujoco.MjSpec, entries: tuple[Randomize, ...], timestep: float) -
     for entry in entries:
         if entry.quantity == "latency":
             samples = math.ceil(entry.high / timestep - 1e-9) + 1
-            for actuator in (a for a in s.actuators if a.name in entry.names or not entry.names):
-                actuator.nsample = max(actuator.nsample, samples)
+            for actuator in s.actuators:
+                if actuator.name in entry.names or not entry.names:
+                    actuator.nsample = max(actuator.nsample, samples)
         if entry.quantity == "com":
-            for body in (b for b in s.bodies if b.name in entry.names or not entry.names):
-                body.simple = 0
+            for body in s.bodies:
+                if body.name in entry.names or not entry.names:
+                    body.simple = 0
 
 
 class Randomizer:
@@ -105,8 +106,13 @@ class Randomizer:
 
     def __init__(self, sim: Sim, entries: tuple[Randomize, ...]):
         self.sim = sim
-        self.constants = any(_FIELDS[e.quantity][1] for e in entries)
-        self.fields = {name: sim.expand(name) for e in entries for name in _FIELDS[e.quantity][2]}
+        self.constants = False
+        self.fields: dict[str, Tensor] = {}
+        for entry in entries:
+            _, constants_follow, fields = _FIELDS[entry.quantity]
+            self.constants |= constants_follow
+            for name in fields:
+                self.fields[name] = sim.expand(name)
         self._draws = [_Draw(sim, entry) for entry in entries]
 
     def draw(self, rows: Rows, generator: torch.Generator) -> None:
@@ -120,23 +126,21 @@ class Randomizer:
 class _Target:
     """Columns of a model field of some bodies, geoms, ..., and their nominal values."""
 
-    def __init__(self, live: Tensor, things: Tensor, columns: slice, has_things: bool):
-        self._table = live.view(
-            len(live), live.shape[1] if has_things else 1, -1
-        )  # (num_envs, things, columns)
+    def __init__(self, live: Tensor, elements: Tensor, columns: slice, has_elements: bool):
+        count = live.shape[1] if has_elements else 1
+        self._table = live.view(len(live), count, -1)  # (num_envs, elements, columns)
         self._columns = columns
-        self._things = things
-        self.nominal = self._table[:, things, columns].clone()
+        self._elements = elements
+        self.nominal = self._table[:, elements, columns].clone()
 
     def write(self, rows: Rows, value: Tensor) -> None:
-        """Write new values `(rows.count, things, columns)`."""
+        """Write new values `(rows.count, elements, columns)`."""
         if rows.ids is not None:
-            self._table[rows.ids[:, None], self._things, self._columns] = value
-        else:
-            old = self._table[:, self._things, self._columns]
-            self._table[:, self._things, self._columns] = torch.where(
-                wide(rows.mask, old), value, old
-            )
+            self._table[rows.ids[:, None], self._elements, self._columns] = value
+            return
+        old = self._table[:, self._elements, self._columns]
+        new = torch.where(wide(rows.mask, old), value, old)
+        self._table[:, self._elements, self._columns] = new
 
 
 class _Draw:
@@ -144,20 +148,18 @@ class _Draw:
 
     def __init__(self, sim: Sim, entry: Randomize):
         kind, _, fields = _FIELDS[entry.quantity]
-        things = _things(sim.model, kind, entry).to(sim.device)
+        elements = _elements(sim.model, kind, entry).to(sim.device)
         self._entry = entry
         self._dtype = sim.dtype
-        self._targets = [
-            _Target(sim.expand(f), things, columns, bool(kind)) for f, columns in fields.items()
-        ]
-        self._shape = (1 if entry.shared else len(things), 3 if entry.quantity == "com" else 1)
+        self._targets = []
+        for field, columns in fields.items():
+            target = _Target(sim.expand(field), elements, columns, bool(kind))
+            self._targets.append(target)
+        draws = 1 if entry.shared else len(elements)
+        axes = 3 if entry.quantity == "com" else 1
+        self._shape = (draws, axes)
         self._together = entry.quantity in _TOGETHER
-        first = self._targets[0].nominal
-        self._size = (
-            first.norm(dim=-1, keepdim=True)
-            if entry.quantity == "gravity"
-            else first[..., :1].abs()
-        )
+        self._size = _size(entry, self._targets[0].nominal)
         self._check()
 
     def _check(self) -> None:
@@ -167,9 +169,8 @@ class _Draw:
             return
         short = self._size[(self._size > 0) & (self._size + entry.low <= 0)]
         if len(short):
-            raise DeftlyError(
-                f"randomize {entry.quantity}: adding {entry.low:g} to {short[0]:g} leaves nothing"
-            )
+            adding = f"adding {entry.low:g} to {short[0]:g} leaves nothing"
+            raise DeftlyError(f"randomize {entry.quantity}: {adding}")
 
     def __call__(self, rows: Rows, generator: torch.Generator) -> None:
         """Draw for some environments."""
@@ -181,35 +182,58 @@ class _Draw:
             scales = True
         for target in self._targets:
             nominal = rows.take(target.nominal)
-            target.write(rows, nominal * value if scales else nominal + value)
+            drawn = nominal * value if scales else nominal + value
+            target.write(rows, drawn)
 
     def _uniform(self, rows: Rows, generator: torch.Generator) -> Tensor:
-        """Draws of the entry's range, `(rows.count, things or 1, 3 or 1)`, without the part that is left out."""
+        """Draws of the entry's range, `(rows.count, elements or 1, 3 or 1)`, without the part that is left out."""
         entry = self._entry
         low, high = entry.without or (0.0, 0.0)
-        u = rows.draw(generator, *self._shape, dtype=self._dtype)
-        value = entry.low + (entry.high - entry.low - (high - low)) * u
+        gap = high - low
+        uniform = rows.draw(generator, *self._shape, dtype=self._dtype)
+        value = entry.low + (entry.high - entry.low - gap) * uniform
         if entry.without:
-            value = torch.where(value < low, value, value + (high - low))
+            value = torch.where(value < low, value, value + gap)
         return value
 
 
-def _things(model: mujoco.MjModel, kind: str, entry: Randomize) -> Tensor:
-    """Indices of the things that an entry names; of joints, those of their degrees of freedom."""
+def _size(entry: Randomize, nominal: Tensor) -> Tensor:
+    """What an entry's `add` is added to, `(num_envs, elements, 1)`: the first number, or the length of gravity."""
+    if entry.quantity == "gravity":
+        return nominal.norm(dim=-1, keepdim=True)
+    return nominal[..., :1].abs()
+
+
+def _elements(model: mujoco.MjModel, kind: str, entry: Randomize) -> Tensor:
+    """Indices of the bodies, geoms or actuators that an entry names; of joints, those of their degrees of freedom."""
     if not kind:
         return torch.tensor([0])
-    count = {"body": model.nbody, "geom": model.ngeom, "joint": model.njnt, "actuator": model.nu}[
-        kind
-    ]
-    known = [getattr(model, kind)(i).name for i in range(count)]
-    if unknown := [n for n in entry.names if n not in known]:
-        raise DeftlyError(
-            f"randomize {entry.quantity}: no {kind} '{unknown[0]}' in the scene, it has {known}"
-        )
+    known = _names(model, kind)
+    for name in entry.names:
+        if name not in known:
+            missing = f"no {kind} '{name}' in the scene, it has {known}"
+            raise DeftlyError(f"randomize {entry.quantity}: {missing}")
     if entry.names:
-        ids = [known.index(n) for n in entry.names]
+        ids = [known.index(name) for name in entry.names]
     else:
-        ids = [i for i, n in enumerate(known) if n != "world"]
+        ids = [i for i, name in enumerate(known) if name != "world"]
     if kind == "joint":
-        ids = [dof for i in ids for dof in np.flatnonzero(model.dof_jntid == i).tolist()]
+        ids = _degrees_of_freedom(model, ids)
     return torch.tensor(ids)
+
+
+def _names(model: mujoco.MjModel, kind: str) -> list[str]:
+    counts = {
+        "body": model.nbody,
+        "geom": model.ngeom,
+        "joint": model.njnt,
+        "actuator": model.nu,
+    }
+    return [getattr(model, kind)(i).name for i in range(counts[kind])]
+
+
+def _degrees_of_freedom(model: mujoco.MjModel, joints: list[int]) -> list[int]:
+    found = []
+    for joint in joints:
+        found += np.flatnonzero(model.dof_jntid == joint).tolist()
+    return found

@@ -15,7 +15,9 @@ class Rows:
 
     def __init__(self, mask: Tensor):
         self.mask = mask
-        self.ids = mask.nonzero().squeeze(-1) if mask.device.type == "cpu" else None
+        self.ids: Tensor | None = None
+        if mask.device.type == "cpu":
+            self.ids = mask.nonzero().squeeze(-1)
 
     @property
     def empty(self) -> bool:
@@ -25,16 +27,21 @@ class Rows:
     @property
     def count(self) -> int:
         """Rows that `take` gives: those of the mask, or all of them."""
-        return len(self.mask) if self.ids is None else len(self.ids)
+        if self.ids is None:
+            return len(self.mask)
+        return len(self.ids)
 
     def take(self, value: Tensor) -> Tensor:
         """The rows of `value (num_envs, ...)`, `(count, ...)`."""
-        return value if self.ids is None else value[self.ids]
+        if self.ids is None:
+            return value
+        return value[self.ids]
 
     def put(self, target: Tensor, value: Tensor | float) -> None:
         """Write rows `(count, ...)`, or a number, into `target (num_envs, ...)`."""
         if self.ids is None:
-            target.copy_(torch.where(wide(self.mask, target), value, target))
+            mask = wide(self.mask, target)
+            target.copy_(torch.where(mask, value, target))
         elif isinstance(value, Tensor):
             target[self.ids] = value
         else:
@@ -50,11 +57,11 @@ class Rows:
 
     def draw(self, generator: torch.Generator, *size: int, dtype: torch.dtype) -> Tensor:
         """Uniform in 0 .. 1, `(count, *size)`."""
-        return torch.rand(
-            self.count, *size, generator=generator, dtype=dtype, device=self.mask.device
-        )
+        shape = (self.count, *size)
+        return torch.rand(shape, generator=generator, dtype=dtype, device=self.mask.device)
 
 
 def wide(mask: Tensor, like: Tensor) -> Tensor:
     """A mask `(num_envs,)` with as many trailing axes of size 1 as `like` has more."""
-    return mask.view(-1, *[1] * (like.ndim - 1))
+    trailing = [1] * (like.ndim - 1)
+    return mask.view(-1, *trailing)

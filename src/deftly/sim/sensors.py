@@ -37,76 +37,91 @@ class Sensors:
         num_envs: int,
         generator: torch.Generator,
     ):
-        if unknown := [name for name in noise if name not in sizes]:
-            raise DeftlyError(
-                f"noise on '{unknown[0]}', which is no signal of the contract: {[*sizes]}"
-            )
+        for name in noise:
+            if name not in sizes:
+                raise DeftlyError(
+                    f"noise on '{name}', which is no signal of the contract: {[*sizes]}"
+                )
         self._noise = noise
         self._generator = generator
         self._device = generator.device
         self._all = torch.arange(num_envs, device=self._device)
         self.state: dict[str, Tensor] = {}
-        for name, n in noise.items():
-            size = sizes[name]
-            self.state[f"{name}/bias"] = torch.zeros(num_envs, size, device=self._device)
-            if n.delay or n.dropout:
-                self.state[f"{name}/delay"] = torch.zeros(
-                    num_envs, dtype=torch.long, device=self._device
-                )
-                self.state[f"{name}/recent"] = torch.zeros(
-                    num_envs, n.delay + 1, size, device=self._device
-                )
-                self.state[f"{name}/reading"] = torch.zeros(num_envs, size, device=self._device)
+        for name in noise:
+            self._allocate(name, num_envs, sizes[name])
+
+    def _allocate(self, name: str, num_envs: int, size: int) -> None:
+        """Zeros for what an episode carries of one signal; its past readings only if it is late or repeats."""
+        noise = self._noise[name]
+        device = self._device
+        self.state[f"{name}/bias"] = torch.zeros(num_envs, size, device=device)
+        if not (noise.delay or noise.dropout):
+            return
+        self.state[f"{name}/delay"] = torch.zeros(num_envs, dtype=torch.long, device=device)
+        self.state[f"{name}/recent"] = torch.zeros(num_envs, noise.delay + 1, size, device=device)
+        self.state[f"{name}/reading"] = torch.zeros(num_envs, size, device=device)
 
     def read(self, signals: dict[str, Tensor]) -> dict[str, Tensor]:
         """The readings of one step, from the true signals `(num_envs, size)`."""
-        return {
-            k: self._read(k, v, self._noise[k]) if k in self._noise else v
-            for k, v in signals.items()
-        }
+        readings = dict(signals)
+        for name, value in signals.items():
+            if name in self._noise:
+                readings[name] = self._read(name, value)
+        return readings
 
     def reset(self, signals: dict[str, Tensor], rows: Rows) -> dict[str, Tensor]:
         """The first readings of new episodes, from their true signals `(rows.count, size)`."""
-        return {
-            k: self._start(k, v, self._noise[k], rows) if k in self._noise else v
-            for k, v in signals.items()
-        }
+        readings = dict(signals)
+        for name, value in signals.items():
+            if name in self._noise:
+                readings[name] = self._start(name, value, rows)
+        return readings
 
-    def _read(self, name: str, value: Tensor, n: Noise) -> Tensor:
-        value = self._white(value, n) + self.state[f"{name}/bias"]
+    def _read(self, name: str, value: Tensor) -> Tensor:
+        noise = self._noise[name]
+        value = self._white(value, noise) + self.state[f"{name}/bias"]
         if f"{name}/recent" not in self.state:
             return value
-        recent, reading = self.state[f"{name}/recent"], self.state[f"{name}/reading"]
-        recent.copy_(torch.cat((recent[:, 1:], value[:, None]), 1))
-        delayed = recent[self._all, n.delay - self.state[f"{name}/delay"]]
-        if not n.dropout:
+        reading = self.state[f"{name}/reading"]
+        delayed = self._delayed(name, value)
+        if not noise.dropout:
             reading.copy_(delayed)
             return delayed
-        repeat = torch.rand(len(value), generator=self._generator, device=self._device) < n.dropout
+        uniform = torch.rand(len(value), generator=self._generator, device=self._device)
+        repeat = uniform < noise.dropout
         reading.copy_(torch.where(repeat[:, None], reading, delayed))
         return reading.clone()
 
-    def _start(self, name: str, value: Tensor, n: Noise, rows: Rows) -> Tensor:
-        bias = n.bias * self._symmetric(value)
+    def _delayed(self, name: str, value: Tensor) -> Tensor:
+        """The value `(num_envs, size)` of as many steps ago as the episode's delay; this one is remembered."""
+        recent = self.state[f"{name}/recent"]  # (num_envs, delay + 1, size), oldest first
+        recent.copy_(torch.cat((recent[:, 1:], value[:, None]), 1))
+        return recent[self._all, self._noise[name].delay - self.state[f"{name}/delay"]]
+
+    def _start(self, name: str, value: Tensor, rows: Rows) -> Tensor:
+        noise = self._noise[name]
+        bias = noise.bias * self._symmetric(value)
         rows.put(self.state[f"{name}/bias"], bias)
-        value = self._white(value, n) + bias
-        if f"{name}/recent" in self.state:
-            delay = torch.randint(
-                n.delay + 1, (rows.count,), generator=self._generator, device=self._device
-            )
-            rows.put(self.state[f"{name}/delay"], delay)
-            rows.put(self.state[f"{name}/recent"], value[:, None].expand(-1, n.delay + 1, -1))
-            rows.put(self.state[f"{name}/reading"], value)
+        value = self._white(value, noise) + bias
+        if f"{name}/recent" not in self.state:
+            return value
+        steps = noise.delay + 1
+        delay = torch.randint(steps, (rows.count,), generator=self._generator, device=self._device)
+        rows.put(self.state[f"{name}/delay"], delay)
+        rows.put(self.state[f"{name}/recent"], value[:, None].expand(-1, steps, -1))
+        rows.put(self.state[f"{name}/reading"], value)
         return value
 
-    def _white(self, value: Tensor, n: Noise) -> Tensor:
-        if n.uniform:
-            value = value + n.uniform * self._symmetric(value)
-        if n.gaussian:
-            value = value + n.gaussian * torch.randn(
-                value.shape, generator=self._generator, device=self._device
-            )
+    def _white(self, value: Tensor, noise: Noise) -> Tensor:
+        if noise.uniform:
+            value = value + noise.uniform * self._symmetric(value)
+        if noise.gaussian:
+            value = value + noise.gaussian * self._normal(value)
         return value
+
+    def _normal(self, like: Tensor) -> Tensor:
+        """Standard normal."""
+        return torch.randn(like.shape, generator=self._generator, device=self._device)
 
     def _symmetric(self, like: Tensor) -> Tensor:
         """Uniform in -1 .. 1."""

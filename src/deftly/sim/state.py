@@ -108,7 +108,8 @@ class State:
 
         `position (num_envs, 3)` in the world, m; `quaternion (num_envs, 4)` w x y z, of length 1, None keeps its own.
         """
-        if (mocap := self.sim.model.body(body).mocapid[0]) >= 0:
+        mocap = self.sim.model.body(body).mocapid[0]
+        if mocap >= 0:
             _assign(self.sim.bind("mocap_pos")[:, mocap], mask, position)
             if quaternion is not None:
                 _assign(self.sim.bind("mocap_quat")[:, mocap], mask, quaternion)
@@ -137,26 +138,23 @@ class State:
     def sensors(self, names: tuple[str, ...]) -> Tensor:
         """Outputs of several sensors of one size, `(num_envs, len(names), k)`."""
         if names not in self._groups:
-            at = [_sensor(self.sim.model, "", name) for name in names]
-            together = all(before.stop == after.start for before, after in pairwise(at))
-            self._groups[names] = slice(at[0].start, at[-1].stop) if together else None
+            self._groups[names] = _joined_slice(self.sim.model, names)
         columns = self._groups[names]
         if columns is None:
             return torch.stack([self.sensor(name) for name in names], 1)
         return self.sim.bind("sensordata")[:, columns].unflatten(1, (len(names), -1))
 
     def parameter(self, field: str, name: str) -> Tensor:
-        """Each environment's value of an MjModel field of one thing: `parameter("geom_size", "cube")` `(num_envs, 3)`.
+        """Each environment's value of an MjModel field: `parameter("geom_size", "cube")` is `(num_envs, 3)`.
 
         The field's prefix says what is named: a body, geom, site, camera or actuator.
         """
-        kind = _OF_FIELD.get(field.partition("_")[0])
-        if kind is None:
+        prefix = field.partition("_")[0]
+        if prefix not in _OF_FIELD:
             raise DeftlyError(f"State.parameter knows fields of {[*_OF_FIELD]}, not '{field}'")
         if (field, name) not in self._views:
-            self._views[field, name] = self.sim.expand(field)[
-                :, getattr(self.sim.model, kind)(name).id
-            ]
+            named = getattr(self.sim.model, _OF_FIELD[prefix])(name)
+            self._views[field, name] = self.sim.expand(field)[:, named.id]
         return self._views[field, name]
 
     # ------------------------------------------------------------------------------- memory and draws
@@ -164,9 +162,8 @@ class State:
     def zeros(self, name: str, *size: int, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor of the store, `(num_envs, *size)`, made of zeros the first time."""
         if name not in self.store:
-            self.store[name] = torch.zeros(
-                self.num_envs, *size, dtype=dtype or self.dtype, device=self.device
-            )
+            shape = (self.num_envs, *size)
+            self.store[name] = torch.zeros(shape, dtype=dtype or self.dtype, device=self.device)
         return self.store[name]
 
     def remember(self, name: str, mask: Tensor, value: Tensor | float) -> None:
@@ -201,7 +198,8 @@ class State:
         return self.sim.bind(field)[:, columns.on(self.device)]
 
     def _write(self, field: str, columns: _Columns, mask: Tensor | None, value: Tensor) -> None:
-        live, where = self.sim.bind(field), columns.on(self.device)
+        live = self.sim.bind(field)
+        where = columns.on(self.device)
         value = value.to(live.dtype)
         if mask is not None:
             value = torch.where(mask[:, None], value, live[:, where])
@@ -218,10 +216,12 @@ class _Columns:
     """Columns of a field: a slice where they are in one piece, which is a live view, and else indices."""
 
     def __init__(self, ids: list[int]):
-        self._slice = (
-            slice(ids[0], ids[-1] + 1) if ids == list(range(ids[0], ids[-1] + 1)) else None
-        )
         self._ids = torch.tensor(ids)
+        self._slice = None
+        first = ids[0]
+        stop = ids[-1] + 1
+        if ids == list(range(first, stop)):
+            self._slice = slice(first, stop)
 
     def on(self, device: torch.device) -> slice | Tensor:
         """The columns, for tensors on a device."""
@@ -240,13 +240,11 @@ class _JointMap:
         actuators = {model.actuator(i).name: i for i in range(model.nu)}
         for name in names:
             if name not in joints:
-                raise DeftlyError(
-                    f"the scene has no joint '{name}', which the contract names: it has {[*joints]}"
-                )
+                missing = f"the scene has no joint '{name}', which the contract names"
+                raise DeftlyError(f"{missing}: it has {[*joints]}")
             if name not in actuators:
-                raise DeftlyError(
-                    f"the scene has no actuator '{name}', which the contract commands"
-                )
+                missing = f"the scene has no actuator '{name}', which the contract commands"
+                raise DeftlyError(missing)
         ids = [joints[name] for name in names]
         self.qpos = _Columns([int(model.jnt_qposadr[i]) for i in ids])
         self.dofs = _Columns([int(model.jnt_dofadr[i]) for i in ids])
@@ -273,24 +271,39 @@ def _single(kind: str):
 
 def _sensor(model: mujoco.MjModel, _: str, name: str) -> slice:
     sensor = _named(model, "sensor", name)
-    return slice(int(sensor.adr[0]), int(sensor.adr[0] + sensor.dim[0]))
+    first = int(sensor.adr[0])
+    return slice(first, first + int(sensor.dim[0]))
+
+
+def _joined_slice(model: mujoco.MjModel, names: tuple[str, ...]) -> slice | None:
+    """The columns of several sensors; None if they are not in one piece."""
+    slices = [_sensor(model, "", name) for name in names]
+    for before, after in pairwise(slices):
+        if before.stop != after.start:
+            return None
+    return slice(slices[0].start, slices[-1].stop)
 
 
 def _hinge(model: mujoco.MjModel, field: str, name: str) -> int:
     joint = _named(model, "joint", name)
-    if joint.type[0] not in (mujoco.mjtJoint.mjJNT_HINGE.value, mujoco.mjtJoint.mjJNT_SLIDE.value):
+    scalar = (mujoco.mjtJoint.mjJNT_HINGE.value, mujoco.mjtJoint.mjJNT_SLIDE.value)
+    if joint.type[0] not in scalar:
         raise DeftlyError(f"joint '{name}' is no hinge or slide: ask for the pose of its body")
-    return int((joint.qposadr if field == "qpos" else joint.dofadr)[0])
+    address = joint.qposadr if field == "qpos" else joint.dofadr
+    return int(address[0])
 
 
 def _free(model: mujoco.MjModel, field: str, name: str) -> slice:
     """The columns of a free body: 7 of qpos, 6 of qvel."""
     body = _named(model, "body", name)
-    first = int(body.jntadr[0])
-    if first < 0 or model.jnt_type[first] != mujoco.mjtJoint.mjJNT_FREE.value:
+    joint = int(body.jntadr[0])
+    if joint < 0 or model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_FREE.value:
         raise DeftlyError(f"body '{name}' is not free: State.body gives the position of any body")
-    start, size = (model.jnt_qposadr, 7) if field == "qpos" else (model.jnt_dofadr, 6)
-    return slice(int(start[first]), int(start[first]) + size)
+    if field == "qpos":
+        first = int(model.jnt_qposadr[joint])
+        return slice(first, first + 7)
+    first = int(model.jnt_dofadr[joint])
+    return slice(first, first + 6)
 
 
 _FIND: dict[str, Any] = {

@@ -10,7 +10,7 @@ import mujoco
 import numpy as np
 
 from deftly.contract import Inputs, PolicyContract
-from deftly.control.log import Ring
+from deftly.control.log import LogBuffer
 from deftly.control.loop import Runner
 from deftly.control.safety import Fault, Kernel, SafetyConfig, State
 from deftly.errors import DeftlyError
@@ -275,14 +275,14 @@ class MotionPolicy:
         """Nothing is held."""
 
 
-def on_simulated(policy: MotionPolicy, robot: LoneRobot, safety: SafetyConfig) -> Ring:
+def on_simulated(policy: MotionPolicy, robot: LoneRobot, safety: SafetyConfig) -> LogBuffer:
     """Send the motion through the safety kernel to a simulated robot, in its own time; the log.
 
     Raises DeftlyError if the kernel held it.
     """
     contract = robot.contract
     spare = round((safety.approach_s + 60.0) * contract.rate)
-    buffer = Ring(contract, len(policy.cmd) + spare)
+    buffer = LogBuffer(contract, len(policy.cmd) + spare)
     kernel = Kernel(contract.robot, contract.rate, safety)
     with Runner(policy, kernel, robot, buffer) as runner:
         while not policy.done:

@@ -11,7 +11,7 @@ import numpy as np
 from deftly import __version__
 from deftly.console import Finding
 from deftly.files import atomic_write, write_json
-from deftly.robots.actuators import Actuators, Figure
+from deftly.robots.actuators import Actuators, Identified
 from deftly.sysid.fit import Estimate, Fit, FitSettings
 from deftly.sysid.logs import MIN_MOTION, HandLog, jitter
 from deftly.sysid.model import UNITS
@@ -202,7 +202,7 @@ def write(path: Path, data: dict[str, Any]) -> None:
 
 def identified(fits: list[Fit]) -> Actuators:
     """What training should use: the parameters that were identified, and none that sits at its bound."""
-    joints: dict[str, dict[str, Figure]] = {}
+    joints: dict[str, dict[str, Identified]] = {}
     for fit in fits:
         for joint, estimates in fit.parameters().items():
             known = _identified(estimates)
@@ -214,14 +214,14 @@ def identified(fits: list[Fit]) -> Actuators:
     value = max(0.0, delay.value)
     low = max(0.0, min(delay.low, value))
     high = max(delay.high, value)
-    return Actuators(joints, Figure(value, low, high))
+    return Actuators(joints, Identified(value, low, high))
 
 
-def _identified(estimates: dict[str, Estimate]) -> dict[str, Figure]:
+def _identified(estimates: dict[str, Estimate]) -> dict[str, Identified]:
     known = {}
     for name, estimate in estimates.items():
         if estimate.identified and not estimate.at_bound:
-            known[name] = Figure(estimate.value, estimate.low, estimate.high)
+            known[name] = Identified(estimate.value, estimate.low, estimate.high)
     return known
 
 

@@ -18,7 +18,7 @@ from typing_extensions import Doc
 
 from deftly.config import SEEDS, RunsConfig, SimConfig
 from deftly.console import Progress
-from deftly.control.log import Ring
+from deftly.control.log import LogBuffer
 from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, SafetyConfig, State
 from deftly.evaluate.source import PolicyArgs
@@ -102,9 +102,9 @@ def run_episode(
     robot.reset(episode, state)
     contract, state0, end = robot.contract, robot.state, ""
     approach = math.ceil(APPROACH_S * contract.rate) if safety.approach_s else 0
-    ring = Ring(contract, 1 + robot.ready + robot.task.cfg.episode_steps + approach)
+    buffer = LogBuffer(contract, 1 + robot.ready + robot.task.cfg.episode_steps + approach)
     kernel = Kernel(contract.robot, contract.rate, safety)
-    runner = Runner(policy, kernel, robot, ring)
+    runner = Runner(policy, kernel, robot, buffer)
     runner.episode = episode
     each()
     for _ in range(robot.ready):
@@ -127,7 +127,7 @@ def run_episode(
     if not robot.steps:
         robot.task.update(robot.view)  # a task has its metrics from its first update on
     return EpisodeResult(
-        end, reason, success, robot.steps, kernel.clipped, state0, ring.rows(), robot.metrics
+        end, reason, success, robot.steps, kernel.clipped, state0, buffer.rows(), robot.metrics
     )
 
 
