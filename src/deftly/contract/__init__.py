@@ -6,7 +6,7 @@ mean. Both are frozen data with a hash, computed with numpy or torch and importi
 
 from deftly.contract.arrays import Array, Memory
 from deftly.contract.derive import Derive, DeriveKind
-from deftly.contract.policy import STATE, Act, ActKind, Input, Inputs, Observe, PolicyContract
+from deftly.contract.policy import PolicyContract
 from deftly.contract.robot import (
     ACTION,
     COMMAND,
@@ -21,6 +21,7 @@ from deftly.contract.robot import (
     Site,
 )
 from deftly.contract.schema import ContractError
+from deftly.contract.terms import STATE, Act, ActKind, Input, Inputs, Observe
 
 __all__ = [
     "ACTION",

@@ -9,7 +9,8 @@ from deftly.contract.arrays import Array, Like, Memory, clip, join, library, pic
 from deftly.contract.robot import ACTION, COMMAND, Coupling, Joint
 
 if TYPE_CHECKING:
-    from deftly.contract.policy import Act, PolicyContract
+    from deftly.contract.policy import PolicyContract
+    from deftly.contract.terms import Act
 
 START = "start"
 """Where the memory keeps the pose in which the episode began."""

@@ -23,7 +23,7 @@ import zmq
 
 from deftly.console import printable
 from deftly.contract import ContractError, PolicyContract
-from deftly.contract.policy import MAX_PROMPT, spread
+from deftly.contract.terms import MAX_PROMPT, spread
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import Policy
 from deftly.serving.counts import Counts

@@ -17,7 +17,7 @@ import numpy as np
 
 from deftly.console import printable
 from deftly.contract import PolicyContract, RobotInterface
-from deftly.contract.policy import MAX_PROMPT
+from deftly.contract.terms import MAX_PROMPT
 from deftly.errors import DeftlyError
 
 VERSION = 1
