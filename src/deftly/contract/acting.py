@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from deftly.contract.arrays import Array, Like, Memory, clip, join, library, pick
-from deftly.contract.robot import ACTION, COMMAND, Coupling, Joint
-
-if TYPE_CHECKING:
-    from deftly.contract.policy import PolicyContract
-    from deftly.contract.terms import Act
+from deftly.contract.robot import ACTION, COMMAND, Coupling, Joint, RobotInterface
+from deftly.contract.terms import Act
 
 START = "start"
 """Where the memory keeps the pose in which the episode began."""
@@ -36,10 +33,10 @@ class Actions:
     A constant that would change nothing is None, and its operation is left out: a control step is many small ones.
     """
 
-    def __init__(self, contract: PolicyContract, like: Like):
-        joints = contract.joints
-        elements = _elements(contract)
-        columns = [contract.joint_names.index(element.joint.name) for element in elements]
+    def __init__(self, robot: RobotInterface, acts: Sequence[Act], rate: float, like: Like):
+        joints = robot.joints
+        elements = _elements(joints, acts, rate)
+        columns = [robot.joint_names.index(element.joint.name) for element in elements]
         self.lower = like.numbers([joint.lower for joint in joints])
         self.upper = like.numbers([joint.upper for joint in joints])
         self._columns = _order(columns, len(joints), like)
@@ -48,8 +45,8 @@ class Actions:
         self._set_origins(elements, like)
         self._set_grippers(elements, like)
         self._couplings = None
-        if contract.robot.couplings:
-            self._couplings = _Couplings(contract, like)
+        if robot.couplings:
+            self._couplings = _Couplings(robot, like)
 
     def _set_gains(self, elements: Sequence[_Element], like: Like) -> None:
         gains = [element.gain for element in elements]
@@ -151,9 +148,9 @@ class Actions:
 class _Couplings:
     """Joints that follow others, as arrays."""
 
-    def __init__(self, contract: PolicyContract, like: Like):
-        couplings = contract.robot.couplings
-        index = {name: i for i, name in enumerate(contract.joint_names)}
+    def __init__(self, robot: RobotInterface, like: Like):
+        couplings = robot.couplings
+        index = {name: i for i, name in enumerate(robot.joint_names)}
         self._leaders = []
         for pairs in zip(*_padded(couplings)):
             columns = [index[joint] for joint, _ in pairs]
@@ -184,16 +181,16 @@ def _padded(couplings: Sequence[Coupling]) -> list[list[tuple[str, float]]]:
     return padded
 
 
-def _elements(contract: PolicyContract) -> list[_Element]:
+def _elements(joints: Sequence[Joint], acts: Sequence[Act], rate: float) -> list[_Element]:
     """The action's elements in order."""
-    joints = {joint.name: joint for joint in contract.joints}
+    named = {joint.name: joint for joint in joints}
     elements = []
-    for act in contract.act_terms:
+    for act in acts:
         for i, name in enumerate(act.joints):
-            joint = joints[name]
+            joint = named[name]
             gain = _scale(act, i, joint)
             if act.kind in PER_SECOND:
-                gain = gain / contract.rate
+                gain = gain / rate
             elements.append(_Element(act, joint, gain))
     return elements
 

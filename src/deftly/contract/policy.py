@@ -194,7 +194,7 @@ class PolicyContract(Document):
 
     @functools.cached_property
     def _actions(self) -> Constants:
-        return Constants(lambda like: Actions(self, like))
+        return Constants(lambda like: Actions(self.robot, self.act_terms, self.rate, like))
 
     @functools.cached_property
     def _observations(self) -> Constants:

@@ -214,7 +214,7 @@ def _body_name(model: mujoco.MjModel, body: int) -> str:
 
 
 def _inertia_problems(model: mujoco.MjModel) -> Iterator[str]:
-    for body in np.flatnonzero(model.body_mass > 0):
+    for body in map(int, np.flatnonzero(model.body_mass > 0)):
         name = _body_name(model, body)
         smallest, middle, largest = moments = np.sort(model.body_inertia[body])
         if smallest <= 0 or largest > (smallest + middle) * (1 + INERTIA_TOLERANCE):
