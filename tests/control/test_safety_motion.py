@@ -309,19 +309,19 @@ def test_a_policy_of_another_contract_never_drives():
 # ------------------------------------------------------------ bounds
 
 BAD = [
-    ({f.name: value}, f.name)
+    ({f.name: value}, f"safety.{f.name.replace('_', '-')} is ")
     for f in dataclasses.fields(SafetyConfig)
     for value in (float("nan"), float("inf"), -1.0, 1e9, True, "1", None)
     if (f.name, value) != ("lead", None)  # unset
 ]
 SENSELESS = [
-    ({"speed": 0.0}, "safety.speed is 0.0, but it must be within 0.001 .. 1.0"),
+    ({"speed": 0.0}, "safety.speed is 0.0, but it must be 0.001 or more and at most 1"),
     ({"margin": 0.5}, "safety.margin is 0.5"),
     ({"misses": 2.5}, "safety.misses is 2.5"),
-    ({"start_envelope": 0.0}, "safety.start_envelope"),
-    ({"miss_periods": 4.0}, "safety.miss_periods is 4.0, safety.stall_periods is 4.0"),
-    ({"miss_periods": 5.0}, "safety.miss_periods is 5.0, safety.stall_periods is 4.0"),
-    ({"lead": 0.05}, "safety.moved is 0.05, safety.lead is 0.05: moved must be the smaller"),
+    ({"start_envelope": 0.0}, "safety.start-envelope"),
+    ({"miss_periods": 4.0}, "safety.miss-periods is 4.0, safety.stall-periods is 4.0"),
+    ({"miss_periods": 5.0}, "safety.miss-periods is 5.0, safety.stall-periods is 4.0"),
+    ({"lead": 0.05}, "safety.moved is 0.05, safety.lead is 0.05: safety.moved must be the smaller"),
 ]
 
 

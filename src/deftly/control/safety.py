@@ -15,11 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Le
+from typing_extensions import Doc
 
+from deftly.config import Settings
 from deftly.contract import JOINT_POS, ContractError, PolicyContract, RobotInterface, Signal
 from deftly.control.drivers import Reading
 from deftly.control.drivers.buses import lead_of
@@ -78,85 +82,127 @@ LEAD = 0.5
 
 
 @dataclass(frozen=True)
-class SafetyConfig:
+class SafetyConfig(Settings, section="safety"):
     """Bounds of the safety kernel. They can only be tighter than the robot's limits and top speeds.
 
     Angles are in rad; for a joint that slides they are a fraction of its travel. Raises DeftlyError for values out of
     range, and for those that make no sense together.
     """
 
-    speed: float = 1.0
-    """Fraction of each joint's top speed that a command may reach."""
-    margin: float = 0.0
-    """Fraction of each joint's range that is kept free at either end; a gripper uses all of its own."""
-    start_envelope: float = 0.25
-    """Farthest that a joint may stand from home when the policy starts, rad."""
-    approach_s: float = 0.0
-    """Least time in which the robot is first brought to home, s; 0 does not: it must stand within the envelope."""
-    ramp_s: float = 1.0
-    """Time in which the allowed speed grows from nothing to full after a start, s."""
-    outside: float = 0.05
-    """Farthest that a measured position may be beyond its limits and its joint's slack, rad."""
-    jump: float = 3.0
-    """A joint measured to move at more than this many times its top speed is a fault of its sensor."""
-    moved: float = 0.05
-    """A joint that something moved further than this while the robot stood still keeps its place, rad."""
-    lead: float | None = None
-    """Farthest that a command may be from where its joint is measured, rad; unset: what is known of the robot's motors
-    (1.5 for LEAP hands), else 0.5. A gripper presses, it has no bound."""
-    signal_periods: float = 1.5
-    """Oldest measurement that is used, control periods."""
-    policy_periods: float = 1.5
-    """Longest time without a decision of the policy, control periods."""
-    miss_periods: float = 1.5
-    """A tick this long after the one before missed its deadline, control periods."""
-    misses: int = 3
-    """Consecutive missed deadlines that are a fault."""
-    stall_periods: float = 4.0
-    """A tick this long after the one before is a fault at once, control periods."""
+    speed: Annotated[
+        float, Ge(0.001), Le(1), Doc("Fraction of each joint's top speed that a command may reach.")
+    ] = 1.0
+    margin: Annotated[
+        float,
+        Ge(0),
+        Le(0.4),
+        Doc(
+            "Fraction of each joint's range that is kept free at either end; a gripper uses all of its own."
+        ),
+    ] = 0.0
+    start_envelope: Annotated[
+        float,
+        Ge(0.001),
+        Le(10),
+        Doc("Farthest that a joint may stand from home when the policy starts, rad."),
+    ] = 0.25
+    approach_s: Annotated[
+        float,
+        Ge(0),
+        Le(60),
+        Doc(
+            "Least time in which the robot is first brought to home, s; 0 does not: it must stand within the envelope."
+        ),
+    ] = 0.0
+    ramp_s: Annotated[
+        float,
+        Ge(0),
+        Le(60),
+        Doc("Time in which the allowed speed grows from nothing to full after a start, s."),
+    ] = 1.0
+    outside: Annotated[
+        float,
+        Ge(0),
+        Le(0.5),
+        Doc(
+            "Farthest that a measured position may be beyond its limits and its joint's slack, rad."
+        ),
+    ] = 0.05
+    jump: Annotated[
+        float,
+        Ge(1),
+        Le(1000000.0),
+        Doc(
+            "A joint measured to move at more than this many times its top speed is a fault of its sensor."
+        ),
+    ] = 3.0
+    moved: Annotated[
+        float,
+        Ge(0),
+        Le(0.5),
+        Doc(
+            "A joint that something moved further than this while the robot stood still keeps its place, rad."
+        ),
+    ] = 0.05
+    lead: Annotated[
+        float | None,
+        Ge(0.01),
+        Le(10),
+        Doc(
+            "Farthest that a command may be from where its joint is measured, rad; unset: what is known of the robot's "
+            "motors (1.5 for LEAP hands), else 0.5. A gripper presses, it has no bound."
+        ),
+    ] = None
+    signal_periods: Annotated[
+        float, Ge(1), Le(10), Doc("Oldest measurement that is used, control periods.")
+    ] = 1.5
+    policy_periods: Annotated[
+        float, Ge(1), Le(10), Doc("Longest time without a decision of the policy, control periods.")
+    ] = 1.5
+    miss_periods: Annotated[
+        float,
+        Ge(1.1),
+        Le(10),
+        Doc("A tick this long after the one before missed its deadline, control periods."),
+    ] = 1.5
+    misses: Annotated[
+        int, Ge(1), Le(100), Doc("Consecutive missed deadlines that are a fault.")
+    ] = 3
+    stall_periods: Annotated[
+        float,
+        Ge(1.1),
+        Le(100),
+        Doc("A tick this long after the one before is a fault at once, control periods."),
+    ] = 4.0
 
     def __post_init__(self) -> None:
-        for name in _RANGES:
-            self._require_range(name)
+        for item in fields(self):
+            self._require_number(item.name)
+        super().__post_init__()
         self._require_order("miss_periods", "stall_periods")
         self._require_order("moved", "lead")
 
-    def _require_range(self, name: str) -> None:
-        low, high = _RANGES[name]
+    def _require_number(self, name: str) -> None:
         value = getattr(self, name)
         if name == "lead" and value is None:
             return
         kinds = (int,) if name == "misses" else (int, float)
-        is_number = isinstance(value, kinds) and not isinstance(value, bool)
-        if not is_number or not low <= value <= high:
-            got = f"safety.{name} is {str(value)[:40]}"
-            raise DeftlyError(f"{got}, but it must be within {low} .. {high}")
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            wanted = "a whole number" if name == "misses" else "a number"
+            raise DeftlyError(f"{_flag(name)} is {str(value)[:40]}, but it must be {wanted}")
 
     def _require_order(self, less: str, more: str) -> None:
         smaller = getattr(self, less)
         larger = getattr(self, more)
         if larger is not None and smaller >= larger:
-            values = f"safety.{less} is {smaller}, safety.{more} is {larger}"
-            raise DeftlyError(f"{values}: {less} must be the smaller, or it is never reached")
+            values = f"{_flag(less)} is {smaller}, {_flag(more)} is {larger}"
+            raise DeftlyError(
+                f"{values}: {_flag(less)} must be the smaller, or it is never reached"
+            )
 
 
-_RANGES: dict[str, tuple[float, float]] = {
-    "speed": (0.001, 1.0),
-    "margin": (0.0, 0.4),
-    "start_envelope": (0.001, 10.0),
-    "approach_s": (0.0, 60.0),
-    "ramp_s": (0.0, 60.0),
-    "outside": (0.0, 0.5),
-    "jump": (1.0, 1e6),
-    "moved": (0.0, 0.5),
-    "lead": (0.01, 10.0),
-    "signal_periods": (1.0, 10.0),
-    "policy_periods": (1.0, 10.0),
-    "miss_periods": (1.1, 10.0),
-    "misses": (1, 100),
-    "stall_periods": (1.1, 100.0),
-}
-"""Lowest and highest value of each bound."""
+def _flag(name: str) -> str:
+    return f"safety.{name.replace('_', '-')}"
 
 
 class Kernel:
