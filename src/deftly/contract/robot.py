@@ -90,17 +90,14 @@ class Signal(Record):
 
     def check(self) -> None:
         """A vector of numbers, or an image of three channels."""
-        if self.is_image:
-            image = len(self.shape) == 3 and self.shape[2] == 3
-            self._need(
-                image, f"has shape {self.shape}: a uint8 signal is an image (height, width, 3)"
-            )
-            self._need(self.size <= MAX_IMAGE, f"has {self.size} bytes, at most {MAX_IMAGE}")
-        else:
-            self._need(
-                len(self.shape) == 1,
-                f"has shape {self.shape}: a signal of numbers is a vector (n,)",
-            )
+        shape = f"has shape {self.shape}"
+        if not self.is_image:
+            is_vector = len(self.shape) == 1
+            self._need(is_vector, f"{shape}: a signal of numbers is a vector (n,)")
+            return
+        has_channels = len(self.shape) == 3 and self.shape[2] == 3
+        self._need(has_channels, f"{shape}: a uint8 signal is an image (height, width, 3)")
+        self._need(self.size <= MAX_IMAGE, f"has {self.size} bytes, at most {MAX_IMAGE}")
 
 
 @dataclass(frozen=True)
@@ -121,11 +118,9 @@ class Motor(Record):
     offset: Number = 0.0
 
     def check(self) -> None:
-        """A sign is a sign."""
-        self._need(
-            abs(self.sign) == 1.0,
-            f"of {self.joint}: the sign of a motor is 1 or -1, not {self.sign}",
-        )
+        """The sign is 1 or -1."""
+        wrong = f"of {self.joint}: the sign of a motor is 1 or -1, not {self.sign}"
+        self._need(abs(self.sign) == 1.0, wrong)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class Sim(Protocol):
         ...
 
     def model_of(self, index: int) -> mujoco.MjModel:
-        """A model of one environment with its own values of the fields of `expand`, for pictures and dumps."""
+        """A model of one environment with its own values of the fields of `expand`, for images and dumps."""
         ...
 
     dump_dir: Path | None
