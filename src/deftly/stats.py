@@ -24,10 +24,12 @@ def wilson(count: int, total: int, z: float = 1.959963984540054) -> tuple[float,
     """
     if total == 0:
         return 0.0, 1.0
-    p, n = count / total, total
+    n = total
+    p = count / n
     scale = 1 + z * z / n
     middle = (p + z * z / (2 * n)) / scale
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / scale
+    variance = p * (1 - p) / n + z * z / (4 * n * n)
+    half = z * math.sqrt(variance) / scale
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
@@ -44,9 +46,10 @@ def fisher(count_a: int, total_a: int, count_b: int, total_b: int) -> float:
     return float(found.pvalue)
 
 
-def proportion(outcomes: np.ndarray) -> dict[str, Any]:
-    """Rate, count and 95 % interval of `outcomes`, `(n,)` of 0 and 1 or booleans; the rate of none is None."""
-    count, total = int(outcomes.sum()), len(outcomes)
+def proportion(results: np.ndarray) -> dict[str, Any]:
+    """Rate, count and 95 % interval of `results`, `(n,)` of 0 and 1 or booleans; the rate of none is None."""
+    count = int(results.sum())
+    total = len(results)
     rate = count / total if total else None
     return {"rate": rate, "count": count, "wilson95": list(wilson(count, total))}
 
@@ -58,11 +61,12 @@ def percentiles(
     import numpy as np
 
     ends = {0: "min", 100: "max"}
-    names = [ends.get(int(p), f"p{p:g}") for p in wanted]
-    known = values[np.isfinite(values)]
-    if not len(known):
+    names = [ends.get(int(rank), f"p{rank:g}") for rank in wanted]
+    finite = values[np.isfinite(values)]
+    if not len(finite):
         return dict.fromkeys(names)
-    return dict(zip(names, map(float, np.percentile(known, wanted))))
+    found = np.percentile(finite, wanted)
+    return {name: float(value) for name, value in zip(names, found)}
 
 
 def summarize(values: np.ndarray) -> dict[str, float | int | None]:
@@ -72,13 +76,16 @@ def summarize(values: np.ndarray) -> dict[str, float | int | None]:
     """
     import numpy as np
 
-    known = values[np.isfinite(values)]
-    mean, std = (float(known.mean()), float(known.std())) if len(known) else (None, None)
-    ranks = percentiles(known, (0, 5, 50, 95, 100))
+    finite = values[np.isfinite(values)]
+    mean = None
+    std = None
+    if len(finite):
+        mean = float(finite.mean())
+        std = float(finite.std())
     return {
         "mean": mean,
         "std": std,
-        **ranks,
-        "count": len(known),
-        "missing": len(values) - len(known),
+        **percentiles(finite, (0, 5, 50, 95, 100)),
+        "count": len(finite),
+        "missing": len(values) - len(finite),
     }

@@ -76,7 +76,7 @@ def test_limits_and_gains(model):
         assert model.actuator(joint.name).ctrlrange.tolist() == [joint.lower, joint.upper]
         assert model.actuator(joint.name).forcerange.tolist() == [-link[9], link[9]]
         kp, kv = model.actuator(joint.name).gainprm[0], -model.actuator(joint.name).biasprm[2]
-        assert kv == pytest.approx(jaka_zu5.LAG * kp)
+        assert kv == pytest.approx(jaka_zu5.TIME_CONSTANT * kp)
     assert jaka_zu5.joints()[6].upper == model.joint("gripper").range[1] == jaka_zu5.FINGER_TRAVEL
     assert {j.velocity for j in jaka_zu5.joints()[:6]} == {3.14}
 

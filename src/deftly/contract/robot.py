@@ -90,17 +90,14 @@ class Signal(Record):
 
     def check(self) -> None:
         """A vector of numbers, or an image of three channels."""
-        if self.is_image:
-            image = len(self.shape) == 3 and self.shape[2] == 3
-            self._need(
-                image, f"has shape {self.shape}: a uint8 signal is an image (height, width, 3)"
-            )
-            self._need(self.size <= MAX_IMAGE, f"has {self.size} bytes, at most {MAX_IMAGE}")
-        else:
-            self._need(
-                len(self.shape) == 1,
-                f"has shape {self.shape}: a signal of numbers is a vector (n,)",
-            )
+        shape = f"has shape {self.shape}"
+        if not self.is_image:
+            is_vector = len(self.shape) == 1
+            self._need(is_vector, f"{shape}: a signal of numbers is a vector (n,)")
+            return
+        has_channels = len(self.shape) == 3 and self.shape[2] == 3
+        self._need(has_channels, f"{shape}: a uint8 signal is an image (height, width, 3)")
+        self._need(self.size <= MAX_IMAGE, f"has {self.size} bytes, at most {MAX_IMAGE}")
 
 
 @dataclass(frozen=True)
@@ -121,11 +118,9 @@ class Motor(Record):
     offset: Number = 0.0
 
     def check(self) -> None:
-        """A sign is a sign."""
-        self._need(
-            abs(self.sign) == 1.0,
-            f"of {self.joint}: the sign of a motor is 1 or -1, not {self.sign}",
-        )
+        """The sign is 1 or -1."""
+        wrong = f"of {self.joint}: the sign of a motor is 1 or -1, not {self.sign}"
+        self._need(abs(self.sign) == 1.0, wrong)
 
 
 @dataclass(frozen=True)
@@ -197,39 +192,40 @@ class RobotInterface(Document):
     @property
     def gripping(self) -> tuple[str, ...]:
         """Names of the joints that grip, and of those that follow nothing else."""
-        grips = {joint.name for joint in self.joints if joint.grips}
-        follow = {
-            c.joint for c in self.couplings if c.of and all(lead in grips for lead, _ in c.of)
-        }
-        return tuple(name for name in self.joint_names if name in grips | follow)
+        gripping = {joint.name for joint in self.joints if joint.grips}
+        followers = set()
+        for coupling in self.couplings:
+            leaders = {leader for leader, _ in coupling.of}
+            if leaders and leaders <= gripping:
+                followers.add(coupling.joint)
+        return tuple(name for name in self.joint_names if name in gripping | followers)
 
     def signal(self, name: str) -> Signal:
         """The signal of this name. Raises ContractError if there is none."""
         for signal in self.signals:
             if signal.name == name:
                 return signal
-        raise ContractError(
-            f"{self.name} has no signal '{name}', but {sorted(s.name for s in self.signals)}"
-        )
+        known = sorted(signal.name for signal in self.signals)
+        raise ContractError(f"{self.name} has no signal '{name}', but {known}")
 
     def site(self, name: str) -> Site:
         """The site of this name. Raises ContractError if there is none."""
         for site in self.sites:
             if site.name == name:
                 return site
-        raise ContractError(
-            f"{self.name} has no site '{name}', but {sorted(s.name for s in self.sites)}"
-        )
+        known = sorted(site.name for site in self.sites)
+        raise ContractError(f"{self.name} has no site '{name}', but {known}")
 
     def to_motors(self, joints: Array) -> Array:
         """Joint positions `(..., num_joints)` as motor positions `(..., num_joints)`, in the order of `motors`."""
-        k = self._motor_constants.like(joints)
-        return pick(joints, k.joint_of_motor) * k.sign + k.offset
+        motors = self._motor_constants.like(joints)
+        return pick(joints, motors.joint_of_motor) * motors.sign + motors.offset
 
     def from_motors(self, positions: Array) -> Array:
         """The inverse of `to_motors`."""
-        k = self._motor_constants.like(positions)
-        return pick((positions - k.offset) * k.sign, k.motor_of_joint)
+        motors = self._motor_constants.like(positions)
+        joints = (positions - motors.offset) * motors.sign
+        return pick(joints, motors.motor_of_joint)
 
     @functools.cached_property
     def _motor_constants(self) -> Constants:
@@ -238,22 +234,9 @@ class RobotInterface(Document):
     def check(self) -> None:
         """Everything that must hold between the parts."""
         _require_unique(self)
-        self._need(
-            not {COMMAND, ACTION} & {s.name for s in self.signals},
-            f"no signal is '{COMMAND}' or '{ACTION}'",
-        )
-        measured = [s for s in self.signals if s.name == JOINT_POS]
-        shape = (len(self.joints),)
-        fits = bool(measured) and measured[0].shape == shape and not measured[0].is_image
-        self._need(fits, f"needs a signal '{JOINT_POS}' of shape {shape}")
-        images = sum(s.size for s in self.signals if s.is_image)
-        self._need(
-            images <= MAX_IMAGE, f"its images have {images} bytes together, at most {MAX_IMAGE}"
-        )
+        _require_signals(self)
         _require_couplings(self)
-        turned = [motor.joint for motor in self.motors]
-        each = sorted(turned) in ([], sorted(self.joint_names))
-        self._need(each, f"the motors turn {turned}, expected each joint once")
+        _require_motors(self)
         _require_sites(self)
         _require_limits(self)
 
@@ -278,17 +261,38 @@ def _require_unique(robot: RobotInterface) -> None:
         robot._need(len(set(names)) == len(names), f"a {kind} is named twice in {names}")
 
 
+def _require_signals(robot: RobotInterface) -> None:
+    """Joint positions are measured, no signal takes a reserved name, and the images are not too large."""
+    names = {signal.name for signal in robot.signals}
+    reserved = {COMMAND, ACTION}
+    robot._need(not names & reserved, f"no signal is '{COMMAND}' or '{ACTION}'")
+    shape = (len(robot.joints),)
+    measured = [signal for signal in robot.signals if signal.name == JOINT_POS]
+    fits = bool(measured) and measured[0].shape == shape and not measured[0].is_image
+    robot._need(fits, f"needs a signal '{JOINT_POS}' of shape {shape}")
+    images = sum(signal.size for signal in robot.signals if signal.is_image)
+    together = f"its images have {images} bytes together"
+    robot._need(images <= MAX_IMAGE, f"{together}, at most {MAX_IMAGE}")
+
+
+def _require_motors(robot: RobotInterface) -> None:
+    """There is no motor, or one for each joint."""
+    turned = [motor.joint for motor in robot.motors]
+    each = sorted(turned) in ([], sorted(robot.joint_names))
+    robot._need(each, f"the motors turn {turned}, expected each joint once")
+
+
 def _require_couplings(robot: RobotInterface) -> None:
     """Each joint follows once, and follows joints that follow nothing."""
     followers = [coupling.joint for coupling in robot.couplings]
     robot._need(len(set(followers)) == len(followers), f"a joint follows twice: {followers}")
     for coupling in robot.couplings:
-        for name in (coupling.joint, *(lead for lead, _ in coupling.of)):
+        leaders = [leader for leader, _ in coupling.of]
+        for name in (coupling.joint, *leaders):
             robot._need(name in robot.joint_names, f"a coupling names '{name}', which is no joint")
-        for lead, _ in coupling.of:
-            robot._need(
-                lead not in followers, f"{coupling.joint} follows {lead}, which follows others"
-            )
+        for leader in leaders:
+            follows = f"{coupling.joint} follows {leader}, which follows others"
+            robot._need(leader not in followers, follows)
 
 
 def _require_sites(robot: RobotInterface) -> None:
@@ -303,7 +307,5 @@ def _require_limits(robot: RobotInterface) -> None:
         signal = robot.signal(limit.signal)
         robot._need(not signal.is_image, f"a limit of the image '{signal.name}' makes no sense")
         within = limit.element is None or limit.element < signal.size
-        robot._need(
-            within,
-            f"a limit names element {limit.element} of '{signal.name}', which has {signal.size}",
-        )
+        element = f"element {limit.element} of '{signal.name}'"
+        robot._need(within, f"a limit names {element}, which has {signal.size}")

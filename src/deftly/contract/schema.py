@@ -59,9 +59,8 @@ class Record:
 
     def _need(self, condition: bool, message: str) -> None:
         if not condition:
-            raise ContractError(
-                f"{type(self).__name__} {getattr(self, 'name', '')}: {message}".replace(" :", ":")
-            )
+            what = f"{type(self).__name__} {getattr(self, 'name', '')}"
+            raise ContractError(f"{what}: {message}".replace(" :", ":"))
 
 
 class Document(Record):
@@ -71,7 +70,8 @@ class Document(Record):
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, numbers in their shortest exact form, every field written."""
-        tree = {"schema": self.SCHEMA} | {f.name: getattr(self, f.name) for f in fields(self)}
+        tree = {"schema": self.SCHEMA}
+        tree |= {field.name: getattr(self, field.name) for field in fields(self)}
         return msgspec.json.encode(tree, order="sorted").decode()
 
     @functools.cached_property
@@ -115,7 +115,10 @@ class Document(Record):
 def first_difference(here: Any, there: Any, path: str = "") -> str:
     """The first place at which two JSON values differ, in words; empty if nowhere."""
     for where, a, b in _pairs(here, there, path):
-        difference = first_difference(a, b, where) if _same_shape(a, b) else _in_words(a, b, where)
+        if _same_shape(a, b):
+            difference = first_difference(a, b, where)
+        else:
+            difference = _in_words(a, b, where)
         if difference:
             return difference
     return ""
@@ -163,7 +166,7 @@ def _shown(value: Any) -> str:
 def hints(cls: type) -> dict[str, Any]:
     """Type of each field of a record, with its bounds."""
     resolved = get_type_hints(cls, include_extras=True)
-    return {f.name: resolved[f.name] for f in fields(cls)}
+    return {field.name: resolved[field.name] for field in fields(cls)}
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
@@ -178,8 +181,9 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
 
 def _is_tuple(hint: Any) -> bool:
     """Whether a field holds a tuple of any length."""
-    bare = getattr(hint, "__origin__", hint) if get_origin(hint) is Annotated else hint
-    return get_origin(bare) is tuple
+    if get_origin(hint) is Annotated:
+        hint = hint.__origin__
+    return get_origin(hint) is tuple
 
 
 def _plain(value: Any) -> Any:
@@ -199,7 +203,9 @@ def _short(value: Any) -> str:
         text = repr(value)
     except ValueError:  # an integer of more digits than Python prints
         text = "a huge number"
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    if len(text) <= 80:
+        return text
+    return f"{text[:77]}..."
 
 
 def _lower(error: Exception) -> str:
@@ -216,9 +222,8 @@ def _decoded(text: str, what: str) -> dict[str, Any]:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ContractError(f"{what} is not JSON: {_lower(error)}") from None
     if not isinstance(tree, dict):
-        raise ContractError(
-            f"{what} is JSON of a {type(tree).__name__}, expected a mapping with a schema"
-        )
+        kind = type(tree).__name__
+        raise ContractError(f"{what} is JSON of a {kind}, expected a mapping with a schema")
     return tree
 
 

@@ -64,7 +64,8 @@ class Runner:
         self.inputs: dict[str, Any] = {}
         """What the operator says to the policy, by name of the contract's inputs; a missing one takes its default."""
         self._events: list[str] = []
-        self._fresh, self._closed = True, False
+        self._fresh = True
+        self._closed = False
         kernel.require(policy.contract)
         if log is not None:
             log.keep(kernel.snapshot())
@@ -99,13 +100,16 @@ class Runner:
         if self._closed:
             raise SafetyError("this control loop has ended: the robot was let go of")
         began = time.perf_counter()
-        reading, decision, inferred = self._read(), None, math.nan
+        reading = self._read()
+        decision = None
+        inferred = math.nan
         if reading is not None and self.kernel.wants_policy:
             decision = self._decide(reading)
             inferred = 1e3 * (time.perf_counter() - began)
         command = self.kernel.tick(now, reading, decision and decision.targets)
         written = command is None or self._write(command)
-        timing = {"now": now, "infer_ms": inferred, "tick_ms": 1e3 * (time.perf_counter() - began)}
+        took = 1e3 * (time.perf_counter() - began)
+        timing = {"now": now, "infer_ms": inferred, "tick_ms": took}
         self._keep(reading, decision, command=command, written=written, **timing)
         return Tick(self.kernel.state, reading, decision, command)
 
@@ -126,18 +130,16 @@ class Runner:
                 self.driver.stop()
             except Exception as error:
                 self._blame("stop", error)
-                raise DriverError(
-                    f"{self.problem}: the robot was not let go of, look after it"
-                ) from error
+                unsafe = f"{self.problem}: the robot was not let go of, look after it"
+                raise DriverError(unsafe) from error
             finally:
                 self._let_go_of_policy()
 
     def _read(self) -> Reading | None:
         try:
             signals, at = self.driver.read()
-            reading = Reading(
-                {str(name): _own(value) for name, value in signals.items()}, float(at)
-            )
+            own = {str(name): _own(value) for name, value in signals.items()}
+            reading = Reading(own, float(at))
             if not math.isfinite(reading.at):
                 raise DriverError(f"measured at {reading.at} s, which is no time")
         except Exception as error:
@@ -156,20 +158,22 @@ class Runner:
 
     def _keep(self, reading: Reading | None, decision: Decision | None, **row: object) -> None:
         """Log a tick. A robot whose record has a gap stands still."""
-        events, self._events = self._events, []
+        events = self._events
+        self._events = []
         if self.log is None:
             return
-        measured = (
-            {f"signal/{name}": value for name, value in reading.signals.items()} if reading else {}
-        )
-        row |= {
-            "at": reading.at if reading else None,
-            **measured,
-            **(decision._asdict() if decision else {}),
-        }
-        row |= {"state": self.kernel.state, "fault": self.kernel.fault, "event": "+".join(events)}
+        if reading is not None:
+            row["at"] = reading.at
+            for name, value in reading.signals.items():
+                row[f"signal/{name}"] = value
+        if decision is not None:
+            row |= decision._asdict()
+        row["state"] = self.kernel.state
+        row["fault"] = self.kernel.fault
+        row["event"] = "+".join(events)
         try:
-            row |= {f"input/{name}": np.ravel(value) for name, value in self.inputs.items()}
+            for name, value in self.inputs.items():
+                row[f"input/{name}"] = np.ravel(value)
             self.log.add(episode=self.episode, decided=decision is not None, **row)
             if self.log.wants_snapshot:
                 self.log.keep(self.kernel.snapshot())
@@ -179,9 +183,8 @@ class Runner:
 
     def _note(self, event: str) -> None:
         """Remember what the operator did for the log, at most four words; a key that repeats itself counts once."""
-        if (
-            event == "resume" and event in self._events
-        ):  # each leaves the kernel alike: the first one says it all
+        if event == "resume" and event in self._events:
+            # Each leaves the kernel alike: the first one is enough.
             del self._events[self._events.index(event) + 1 :]
         elif self._events[-1:] != [event]:
             self._events.append(event)
@@ -210,7 +213,8 @@ class Runner:
             said = " ".join(str(error).split())[:200]
         except Exception:
             said = "without a word"
-        self.problem = f"{what}: {'' if known else type(error).__name__ + ': '}{said}"
+        kind = "" if known else f"{type(error).__name__}: "
+        self.problem = f"{what}: {kind}{said}"
 
 
 class Ticker:
@@ -222,7 +226,9 @@ class Ticker:
         clock: Clock = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        self.period, self._clock, self._sleep = 1.0 / rate, clock, sleep
+        self.period = 1.0 / rate
+        self._clock = clock
+        self._sleep = sleep
         self._next: float | None = None
         self.overruns = 0
         """Periods left out because the one before took too long."""
@@ -280,6 +286,7 @@ def _own(value: object) -> np.ndarray:
         array = np.array(value)
     except Exception:  # a driver or a policy may give anything
         array = np.zeros(0, "?")
-    array = array if array.dtype.kind in "fiu" else np.zeros(0)
+    if array.dtype.kind not in "fiu":
+        array = np.zeros(0)
     array.setflags(write=False)
     return array

@@ -78,7 +78,7 @@ class Fault(StrEnum):
 
 
 LEAD = 0.5
-"""Farthest that a command may be from its joint, rad, where nobody says otherwise."""
+"""Default of the largest tracking error, rad: between a command and the measured position of its joint."""
 
 
 @dataclass(frozen=True)

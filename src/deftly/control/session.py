@@ -64,15 +64,16 @@ class Session:
         seconds: float = 0.0,
         log: Path | None = None,
     ):
-        self.runner, self.buffer, self.facts, self.seconds, self.log = (
-            runner,
-            buffer,
-            facts,
-            seconds,
-            log,
-        )
-        self.ticker, self.keys = Stopwatch(runner.kernel.rate), Keys()
-        self._to_start, self._began, self._done = start, 0.0, False
+        self.runner = runner
+        self.buffer = buffer
+        self.facts = facts
+        self.seconds = seconds
+        self.log = log
+        self.ticker = Stopwatch(runner.kernel.rate)
+        self.keys = Keys()
+        self._to_start = start
+        self._began = 0.0
+        self._done = False
         self._last = (State.INIT, Fault.NONE)
         self._failed = ""
         self._faults: list[tuple[float, str, str]] = []
@@ -90,44 +91,49 @@ class Session:
         finally:
             sys.setswitchinterval(before)
             gc.unfreeze()
-            if self.runner.refused:
-                self.screen.say(
-                    f"the robot did not take its last command, look after it: {self.runner.refused}"
-                )
-            for thread in self._dumps:
-                thread.join()
-            try:
-                self._save()
-            finally:
-                self.screen.say(
-                    f"{self.ticker.count} ticks | {self.figures()} | {len(self._faults) or 'no'} faults"
-                )
-                self.screen.close()
+            self._finish()
         return 1 if self._failed or self.runner.refused else 0
+
+    def _finish(self) -> None:
+        """After the loop: wait for the logs of faults, save the log, print what happened."""
+        if self.runner.refused:
+            refused = (
+                f"the robot did not take its last command, look after it: {self.runner.refused}"
+            )
+            self.screen.say(refused)
+        for thread in self._dumps:
+            thread.join()
+        try:
+            self._save()
+        finally:
+            ticks = f"{self.ticker.count} ticks"
+            faults = f"{len(self._faults) or 'no'} faults"
+            self.screen.say(f"{ticks} | {self.statistics()} | {faults}")
+            self.screen.close()
 
     def each(self, _: Tick) -> bool:
         """After every tick: say what changed, do what the operator asks; False ends the loop."""
-        now, kernel = self.ticker.lap(), self.runner.kernel
+        now = self.ticker.lap()
         self._began = self._began or now
+        elapsed = now - self._began
+        kernel = self.runner.kernel
         if (kernel.state, kernel.fault) != self._last:
             self._last = (kernel.state, kernel.fault)
             self._changed(now)
-        if not self._done and getattr(
-            self.runner.driver, "success", False
-        ):  # only a simulated robot can tell
+        succeeded = getattr(self.runner.driver, "success", False)  # only a simulated robot can tell
+        if succeeded and not self._done:
             self._done = True
-            self.screen.say(f"{now - self._began:8.2f} s  the task is done")
+            self.screen.say(f"{elapsed:8.2f} s  the task is done")
         asked = [self._obey(word) for word in self.keys.read()]
-        self._to_start &= (
-            not asked and kernel.state is not State.HOLD
-        )  # after that, the operator starts
+        if asked or kernel.state is State.HOLD:
+            self._to_start = False  # from now on, the operator starts
         if self._to_start and kernel.state is State.READY:
             self._to_start = False
             self._obey("s")
-        self._failed = self._failure(now - self._began)
+        self._failed = self._failure(elapsed)
         if self._failed:
             self.screen.say(f"ended: {self._failed}")
-        over = 0 < self.seconds <= now - self._began
+        over = 0 < self.seconds <= elapsed
         return not (self._failed or over or "quit" in asked)
 
     def _obey(self, word: str) -> str:
@@ -141,7 +147,8 @@ class Session:
         return verb
 
     def _changed(self, now: float) -> None:
-        kernel, state = self.runner.kernel, self._last[0]
+        kernel = self.runner.kernel
+        state, _ = self._last
         words = f"{now - self._began:8.2f} s  {state}"
         if kernel.fault is not Fault.NONE:
             words += f": {kernel.fault}: {self._reason()}"
@@ -153,42 +160,38 @@ class Session:
 
     def _reason(self) -> str:
         """The kernel's reason; where the kernel cannot know more, with the words of driver or policy."""
-        kernel, problem = self.runner.kernel, self.runner.problem
+        kernel = self.runner.kernel
+        problem = self.runner.problem
         heard = kernel.fault in (Fault.DRIVER, Fault.POLICY_STALE) or kernel.state is State.INIT
-        return (
-            f"{kernel.reason} ({problem})"
-            if heard and problem and problem not in kernel.reason
-            else kernel.reason
-        )
+        if heard and problem and problem not in kernel.reason:
+            return f"{kernel.reason} ({problem})"
+        return kernel.reason
 
     def _failure(self, elapsed: float) -> str:
         """Why the run is over with exit status 1, if it is."""
-        kernel, alone = self.runner.kernel, not self.keys.terminal
+        kernel = self.runner.kernel
+        alone = not self.keys.terminal
         if kernel.state is State.STOP:
             return f"{kernel.fault}: {kernel.reason}"
-        if (
-            alone
-            and kernel.state is State.HOLD
-            and (self.keys.closed or kernel.fault is not Fault.OPERATOR)
-        ):
-            return f"{kernel.fault}, and nobody at a terminal to resume"
-        if alone and kernel.state is State.INIT and elapsed > READY_S:
+        if kernel.state is State.HOLD and alone:
+            nobody_resumes = self.keys.closed or kernel.fault is not Fault.OPERATOR
+            if nobody_resumes:
+                return f"{kernel.fault}, and nobody at a terminal to resume"
+        if kernel.state is State.INIT and alone and elapsed > READY_S:
             return f"the robot was not ready in {READY_S:g} s: {self._reason()}"
-        if (
-            self.keys.closed
-            and kernel.state is State.READY
-            and not (self._to_start or self.seconds)
-        ):
-            return "nobody can start the robot: without a terminal, give --start"
+        if kernel.state is State.READY and self.keys.closed:
+            ends_by_itself = self._to_start or self.seconds
+            if not ends_by_itself:
+                return "nobody can start the robot: without a terminal, give --start"
         return ""
 
     def status(self) -> str:
         """State, times and counts in a line; the screen's thread asks for it."""
         kernel = self.runner.kernel
         fault = "" if kernel.fault is Fault.NONE else f" ({kernel.fault}: {kernel.reason})"
-        return f"{kernel.state}{fault} | {self.figures()}"
+        return f"{kernel.state}{fault} | {self.statistics()}"
 
-    def figures(self) -> str:
+    def statistics(self) -> str:
         """Times of the newest ticks, and counts of all."""
         p50, p99 = np.percentile(self.ticker.times(), (50, 99))
         counts = f"{self.ticker.overruns} overruns | {self.runner.kernel.clipped} targets clipped"
@@ -196,20 +199,21 @@ class Session:
 
     def _dump(self) -> None:
         """Save the log of a fault in a thread, while the loop goes on."""
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
-        path = (self.log.parent if self.log else Path()) / f"deftly-fault-{stamp}.npz"
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]  # to the millisecond
+        folder = self.log.parent if self.log else Path()
+        path = folder / f"deftly-fault-{stamp}.npz"
         thread = threading.Thread(target=self._write, args=(path, self._facts()))
         thread.start()
-        self._dumps = [*(each for each in self._dumps if each.is_alive()), thread]
+        self._dumps = [dump for dump in self._dumps if dump.is_alive()]
+        self._dumps.append(thread)
 
     def _write(self, path: Path, facts: Mapping[str, Any]) -> None:
         try:
             self.buffer.save(path, facts)
             self.screen.say(f"log of the fault: {path}")
         except (OSError, MemoryError, DeftlyError) as error:
-            self.screen.say(
-                f"cannot write the log of the fault, {path}: {' '.join(str(error).split())[:200]}"
-            )
+            words = " ".join(str(error).split())[:200]
+            self.screen.say(f"cannot write the log of the fault, {path}: {words}")
 
     def _save(self) -> None:
         if self.log:
@@ -232,7 +236,8 @@ class Stopwatch(Ticker):
 
     def __init__(self, rate: float):
         super().__init__(rate)
-        self._times, self._now = np.zeros(TIMES), 0.0
+        self._times = np.zeros(TIMES)  # ms, of the newest ticks
+        self._now = 0.0
         self.count = 0
         """Ticks so far."""
 
@@ -285,7 +290,8 @@ class Keys:
 
     def _over(self, fd: int) -> list[str]:
         """Input ended, or cannot be read: a terminal's robot holds, and its keys stay if it is still there."""
-        lines, self._rest = ["h"] if self.terminal else [], b""
+        lines = ["h"] if self.terminal else []
+        self._rest = b""
         self.terminal = self.terminal and os.isatty(fd)
         self._fd = fd if self.terminal else None
         return lines
@@ -295,7 +301,8 @@ class Screen:
     """Prints from a thread of its own: a terminal that was halted, or a full pipe, must not halt the robot."""
 
     def __init__(self, status: Callable[[], str]):
-        self._status, self._lines = status, queue.SimpleQueue[str | None]()
+        self._status = status
+        self._lines = queue.SimpleQueue[str | None]()
         self._terminal = sys.stdout.isatty()
         self._thread = threading.Thread(target=self._print, daemon=True)
         self._thread.start()
@@ -317,13 +324,16 @@ class Screen:
                     line = self._lines.get(timeout=STATUS_S[self._terminal])
                     text = f"{clear}{line}\n"
                 except queue.Empty:
-                    line, width = "", os.get_terminal_size().columns - 1 if self._terminal else 0
-                    text = (
-                        f"{clear}{self._status()[:width]}"
-                        if self._terminal
-                        else f"{self._status()}\n"
-                    )
+                    line = ""
+                    text = self._status_line(clear)
                 if line is None:
                     return
                 sys.stdout.write(text)
                 sys.stdout.flush()
+
+    def _status_line(self, clear: str) -> str:
+        """The status: on a terminal over the line before, as wide as fits; elsewhere a line of its own."""
+        if not self._terminal:
+            return f"{self._status()}\n"
+        width = os.get_terminal_size().columns - 1
+        return f"{clear}{self._status()[:width]}"

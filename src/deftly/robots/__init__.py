@@ -4,6 +4,7 @@ import functools
 import importlib
 import re
 import runpy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,14 +72,16 @@ def of(task: "Task") -> Robot:
 
 def branches(robot: Robot) -> list[tuple[str, ...]]:
     """The robot's joints by the branch of its tree that they are in, in the contract's order: the fingers of a hand."""
-    model, found = robot.spec().compile(), {}
-    bodies = {j.name: int(model.joint(j.name).bodyid[0]) for j in robot.joints}
-    forks = [b for b in range(model.nbody) if (model.body_parentid[1:] == b).sum() > 1]
-    for name, body in bodies.items():
-        while model.body_parentid[body] not in (0, *forks):
-            body = int(model.body_parentid[body])
-        found.setdefault(body, []).append(name)
-    return [tuple(names) for names in found.values()]
+    model = robot.spec().compile()
+    parents = model.body_parentid
+    children = Counter(parents[1:].tolist())
+    names_by_root: dict[int, list[str]] = {}
+    for joint in robot.joints:
+        body = int(model.joint(joint.name).bodyid[0])
+        while parents[body] != 0 and children[parents[body]] <= 1:
+            body = int(parents[body])
+        names_by_root.setdefault(body, []).append(joint.name)
+    return [tuple(names) for names in names_by_root.values()]
 
 
 def shipped() -> dict[str, str]:
@@ -96,13 +99,13 @@ def load(name: str) -> Robot:
     """The robot of a shipped robot's name, or of a Python file that defines `ROBOT`."""
     modules = shipped()
     if name in modules:
-        found = vars(importlib.import_module(modules[name])).values()
-        return next(robot for robot in found if isinstance(robot, Robot) and robot.name == name)
+        members = vars(importlib.import_module(modules[name])).values()
+        robots = [member for member in members if isinstance(member, Robot)]
+        return next(robot for robot in robots if robot.name == name)
     if not name.endswith(".py"):
         hint = suggest(name, modules) or ";"
-        raise DeftlyError(
-            f"no robot '{name}'{hint} `deftly robots` lists them, or give a file my_robot.py"
-        )
+        advice = "`deftly robots` lists them, or give a file my_robot.py"
+        raise DeftlyError(f"no robot '{name}'{hint} {advice}")
     if not Path(name).is_file():
         raise DeftlyError(
             f"no robot file {name}: give the path of a Python file that defines ROBOT = Robot(...)"

@@ -17,17 +17,16 @@ from deftly.robots.entity import Entity
 from deftly.sim.scene import add_camera, cylinder_inertia
 
 MASS_SCALE = 1 / 3.925
-WHITE, GREY, DARK, RED = (
-    (0.93, 0.94, 0.95, 1),
-    (0.62, 0.65, 0.68, 1),
-    (0.16, 0.17, 0.19, 1),
-    (0.83, 0.16, 0.14, 1),
-)
+WHITE = (0.93, 0.94, 0.95, 1)
+GREY = (0.62, 0.65, 0.68, 1)
+DARK = (0.16, 0.17, 0.19, 1)
+RED = (0.83, 0.16, 0.14, 1)
 # name, offset from the parent (m), axis, range (rad), URDF mass (kg), centre of mass (m), length and radius of the
-# inertia cylinder (m), its axis, torque limit (N m), kp (N m/rad). kv = LAG * kp: one lag for all joints, so that
-# joints coupled to each other stay in step while they move.
-LAG = 0.08
-TURN, LIFT = (-6.28, 6.28), (-1.48, 4.62)
+# inertia cylinder (m), its axis, torque limit (N m), kp (N m/rad). kv = TIME_CONSTANT * kp: the same for all joints, so
+# that joints coupled to each other have the same tracking error relative to their speed, and stay in step.
+TIME_CONSTANT = 0.08  # s
+TURN = (-6.28, 6.28)
+LIFT = (-1.48, 4.62)
 LINKS = [
     (
         "joint_1",
@@ -132,13 +131,18 @@ TUBES = [
     ("link_5", "neck_look", (0, -0.075, 0), (0, -0.03, 0), 0.036, WHITE),
     ("link_6", "flange_look", (0, 0, 0), (0, 0.032, 0), 0.036, GREY),
 ]
-SPEED, ARMATURE = 3.14, 0.1  # of all joints: rad/s (URDF), kg m2 (public Zu5 simulation)
-FINGER_TRAVEL, FINGER_CLOSED = (
-    0.04,
-    0.020,
-)  # m, of each finger; from the middle to the centre of a closed one
+SPEED = 3.14  # rad/s, of all joints (URDF)
+ARMATURE = 0.1  # kg m2, of all joints (public Zu5 simulation)
+FINGER_TRAVEL = 0.04  # m, of each finger
+FINGER_CLOSED = 0.020  # m, from the middle to the centre of a closed finger
 FINGER_HALF = (0.012, 0.008, 0.040)  # m
-GRIPPER_SPEED, GRIPPER_KP, GRIPPER_FORCE = 0.15, 2000.0, 60.0  # m/s (2F-85 class), N/m, N
+GRIPPER_SPEED = 0.15  # m/s (2F-85 class)
+GRIPPER_KP = 2000.0  # N/m
+GRIPPER_FORCE = 60.0  # N
+GRIPPER_MASS = 0.777  # kg, of a 2F-85's base
+GRIPPER_HALF = (0.032, 0.062, 0.03)  # m, of its housing
+GRIPPER_TIME_CONSTANT = 0.03  # s
+BASE_MASS = 1.029  # kg
 PINCH = 0.140  # m from the flange to the point between the fingertips
 # The pinch point is over (0.50, 0.00) m, 0.25 m above the base plane; the tool points down, the fingers move along y.
 HALF_PI = math.pi / 2
@@ -153,110 +157,178 @@ TOOL_DOWN = (
 
 def joints() -> tuple[Joint, ...]:
     """The arm's joints and the gripper (opening of one finger, m), in the order of the contract."""
-    arm = tuple(Joint(link[0], *link[3], home=q, velocity=SPEED) for link, q in zip(LINKS, HOME))
-    return (
-        *arm,
-        Joint(
-            "gripper",
-            0.0,
-            FINGER_TRAVEL,
-            home=FINGER_TRAVEL,
-            velocity=GRIPPER_SPEED,
-            units="m",
-            grips=True,
-        ),
+    arm = []
+    for link, q in zip(LINKS, HOME):
+        name, limits = link[0], link[3]
+        arm.append(Joint(name, *limits, home=q, velocity=SPEED))
+    gripper = Joint(
+        "gripper",
+        0.0,
+        FINGER_TRAVEL,
+        home=FINGER_TRAVEL,
+        velocity=GRIPPER_SPEED,
+        units="m",
+        grips=True,
     )
+    return (*arm, gripper)
 
 
 def spec() -> mujoco.MjSpec:
     """The arm on its base plate at the origin, z up, with actuators and a `pinch` site between the fingertips."""
     s = mujoco.MjSpec()
-    s.modelname, s.compiler.degree = "jaka_zu5", False
+    s.modelname = "jaka_zu5"
+    s.compiler.degree = False
     body = s.worldbody.add_body(
-        name="base", mass=1.029, inertia=cylinder_inertia(1.029, 0.08, 0.08, "z"), gravcomp=1
+        name="base",
+        mass=BASE_MASS,
+        inertia=cylinder_inertia(BASE_MASS, 0.08, 0.08, "z"),
+        gravcomp=1,
+        ipos=[0, 0, 0.03],
     )
-    body.ipos = [0, 0, 0.03]
-    for name, offset, axis, limits, mass, com, length, radius, along, torque, kp in LINKS:
-        mass *= MASS_SCALE
-        inertia = cylinder_inertia(mass, radius, length, along)
-        body = body.add_body(
-            name=f"link_{name[-1]}", pos=offset, mass=mass, ipos=com, inertia=inertia, gravcomp=1
-        )
-        body.add_joint(name=name, axis=axis, range=limits, armature=ARMATURE, damping=[1.0, 0, 0])
-        actuator = s.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
-        actuator.set_to_position(kp=kp, kv=LAG * kp)
-        actuator.ctrlrange, actuator.forcerange = limits, (-torque, torque)
-    for link in ("link_1", "link_2"):  # overlap the base by construction: capsules have round ends
-        s.add_exclude(bodyname1="base", bodyname2=link)
-    for link, name, *tube in TUBES:
-        _tube(s.body(link), f"{link}_{name}", *tube)
+    for link in LINKS:
+        body = _add_link(s, body, *link)
+    for name in ("link_1", "link_2"):  # overlap the base by construction: capsules have round ends
+        s.add_exclude(bodyname1="base", bodyname2=name)
+    for name, part, *tube in TUBES:
+        _add_tube(s.body(name), f"{name}_{part}", *tube)
     _add_gripper(s, body)
     return s
 
 
-def _tube(
+def _add_link(
+    s: mujoco.MjSpec,
+    parent: mujoco.MjsBody,
+    name: str,
+    offset: tuple,
+    axis: tuple,
+    limits: tuple[float, float],
+    urdf_mass: float,
+    com: tuple,
+    length: float,
+    radius: float,
+    along: str,
+    torque: float,
+    kp: float,
+) -> mujoco.MjsBody:
+    """A link with its joint and its position servo: a row of `LINKS`."""
+    mass = urdf_mass * MASS_SCALE
+    body = parent.add_body(
+        name=f"link_{name[-1]}",
+        pos=offset,
+        mass=mass,
+        ipos=com,
+        inertia=cylinder_inertia(mass, radius, length, along),
+        gravcomp=1,
+    )
+    body.add_joint(name=name, axis=axis, range=limits, armature=ARMATURE, damping=[1.0, 0, 0])
+    servo = s.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
+    servo.set_to_position(kp=kp, kv=TIME_CONSTANT * kp)
+    servo.ctrlrange = limits
+    servo.forcerange = (-torque, torque)
+    return body
+
+
+def _add_tube(
     body: mujoco.MjsBody, name: str, start: tuple, end: tuple, radius: float, colour: tuple
 ) -> None:
-    """A cylinder of the look and, unless its name ends in `_look`, a capsule of the same length that collides."""
+    """A visual cylinder and, unless its name ends in `_look`, a capsule of the same length that collides."""
     fromto = [*start, *end]
-    look = body.add_geom(
+    body.add_geom(
         name=f"{name}_visual",
         type=mujoco.mjtGeom.mjGEOM_CYLINDER,
         fromto=fromto,
         size=[radius, 0, 0],
+        rgba=colour,
+        group=2,
+        contype=0,
+        conaffinity=0,
+        mass=0,
     )
-    look.rgba, look.group, look.contype, look.conaffinity, look.mass = colour, 2, 0, 0, 0
-    if not name.endswith("_look"):
-        solid = body.add_geom(
-            name=name, type=mujoco.mjtGeom.mjGEOM_CAPSULE, fromto=fromto, size=[0.9 * radius, 0, 0]
-        )
-        solid.group, solid.mass, solid.rgba = 3, 0, colour
+    if name.endswith("_look"):
+        return
+    body.add_geom(
+        name=name,
+        type=mujoco.mjtGeom.mjGEOM_CAPSULE,
+        fromto=fromto,
+        size=[0.9 * radius, 0, 0],
+        rgba=colour,
+        group=3,
+        mass=0,
+    )
 
 
 def _add_gripper(s: mujoco.MjSpec, flange: mujoco.MjsBody) -> None:
     """The gripper on the flange: its z points out of the tool, its fingers move along y."""
-    mass, half = 0.777, (0.032, 0.062, 0.03)  # 2F-85 base mass; housing, m
     palm = flange.add_body(
-        name="gripper", quat=[0.5**0.5, 0.5**0.5, 0, 0], gravcomp=1, mass=mass, ipos=[0, 0, 0.04]
+        name="gripper",
+        quat=[0.5**0.5, 0.5**0.5, 0, 0],
+        gravcomp=1,
+        mass=GRIPPER_MASS,
+        ipos=[0, 0, 0.04],
+        inertia=_box_inertia(GRIPPER_MASS, GRIPPER_HALF),
     )
-    palm.inertia = [mass / 3 * (half[j] ** 2 + half[k] ** 2) for j, k in ((1, 2), (0, 2), (0, 1))]
-    _tube(palm, "coupling_look", (0, 0, 0), (0, 0, 0.015), 0.034, DARK)
+    _add_tube(palm, "coupling_look", (0, 0, 0), (0, 0, 0.015), 0.034, DARK)
     palm.add_geom(
         name="palm",
         type=mujoco.mjtGeom.mjGEOM_BOX,
         pos=[0, 0, 0.04],
-        size=half,
+        size=GRIPPER_HALF,
         mass=0,
         rgba=DARK,
         group=2,
     )
     palm.add_site(name="pinch", pos=[0, 0, PINCH], size=[0.005, 0, 0], rgba=(0, 0, 0, 0))
-    for side, sign, joint in (("left", 1, "gripper"), ("right", -1, "gripper_mimic")):
-        finger = palm.add_body(
-            name=f"finger_{side}", pos=[0, sign * FINGER_CLOSED, 0.115], gravcomp=1
-        )
-        slide = finger.add_joint(name=joint, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=[0, sign, 0])
-        slide.range, slide.armature, slide.damping = [0, FINGER_TRAVEL], 0.3, [10.0, 0, 0]
-        slide.solref_limit, slide.solimp_limit[:2] = [0.014, 1], [0.98, 0.995]
-        pad = finger.add_geom(
-            name=f"pad_{side}", type=mujoco.mjtGeom.mjGEOM_BOX, size=FINGER_HALF, mass=0.05
-        )
-        pad.rgba, pad.group, pad.friction, pad.condim, pad.priority = (
-            GREY,
-            2,
-            [1.0, 0.01, 0.0002],
-            4,
-            1,
-        )
-        pad.solref, pad.solimp[:2] = (
-            [0.014, 1],
-            [0.95, 0.99],
-        )  # as stiff as a substep of 6.7 ms allows
-    same = s.add_equality(type=mujoco.mjtEq.mjEQ_JOINT, name1="gripper_mimic", name2="gripper")
-    same.objtype, same.data[:5] = mujoco.mjtObj.mjOBJ_JOINT, [0, 1, 0, 0, 0]
+    _add_finger(palm, "left", 1, "gripper")
+    _add_finger(palm, "right", -1, "gripper_mimic")
+    mimic = s.add_equality(
+        type=mujoco.mjtEq.mjEQ_JOINT,
+        name1="gripper_mimic",
+        name2="gripper",
+        objtype=mujoco.mjtObj.mjOBJ_JOINT,
+    )
+    mimic.data[:5] = [0, 1, 0, 0, 0]  # the same position
     drive = s.add_actuator(name="gripper", target="gripper", trntype=mujoco.mjtTrn.mjTRN_JOINT)
-    drive.set_to_position(kp=GRIPPER_KP, kv=0.03 * GRIPPER_KP)
-    drive.ctrlrange, drive.forcerange = [0, FINGER_TRAVEL], [-GRIPPER_FORCE, GRIPPER_FORCE]
+    drive.set_to_position(kp=GRIPPER_KP, kv=GRIPPER_TIME_CONSTANT * GRIPPER_KP)
+    drive.ctrlrange = [0, FINGER_TRAVEL]
+    drive.forcerange = [-GRIPPER_FORCE, GRIPPER_FORCE]
+
+
+def _box_inertia(mass: float, half: tuple[float, float, float]) -> list[float]:
+    """Principal moments (kg m2) of a solid box about its centre, from its half extents (m)."""
+    x, y, z = half
+    return [
+        mass / 3 * (y**2 + z**2),
+        mass / 3 * (x**2 + z**2),
+        mass / 3 * (x**2 + y**2),
+    ]
+
+
+def _add_finger(palm: mujoco.MjsBody, side: str, sign: int, joint: str) -> None:
+    """A finger on a slide that opens along y times `sign`."""
+    finger = palm.add_body(name=f"finger_{side}", pos=[0, sign * FINGER_CLOSED, 0.115], gravcomp=1)
+    slide = finger.add_joint(
+        name=joint,
+        type=mujoco.mjtJoint.mjJNT_SLIDE,
+        axis=[0, sign, 0],
+        range=[0, FINGER_TRAVEL],
+        armature=0.3,
+        damping=[10.0, 0, 0],
+        solref_limit=[0.014, 1],
+    )
+    slide.solimp_limit[:2] = [0.98, 0.995]
+    pad = finger.add_geom(
+        name=f"pad_{side}",
+        type=mujoco.mjtGeom.mjGEOM_BOX,
+        size=FINGER_HALF,
+        mass=0.05,
+        rgba=GREY,
+        group=2,
+        friction=[1.0, 0.01, 0.0002],
+        condim=4,
+        priority=1,
+        solref=[0.014, 1],  # as stiff as a substep of 6.7 ms allows
+    )
+    pad.solimp[:2] = [0.95, 0.99]
 
 
 ROBOT = Robot(

@@ -209,8 +209,5 @@ def _ids(mask: Tensor | None) -> np.ndarray | None:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # derived fields are read-only: torch cannot say so, and warns
+    with warnings.catch_warnings(action="ignore"):  # torch has no read-only tensors, and warns
         return torch.from_numpy(array)

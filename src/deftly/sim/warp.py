@@ -120,9 +120,8 @@ class WarpSim:
         self._home = _home(model, self.device)
         self._delayed = _DelayedCommands(model, self.device)
         self._position_sensors = _position_sensors(model, self.device)
-        self._counts = torch.zeros(
-            2, dtype=torch.long, device=self.device
-        )  # broken, and of them without room
+        # Environments that broke, and of them those without room for their constraints.
+        self._counts = torch.zeros(2, dtype=torch.long, device=self.device)
         self.reset()
 
     # ------------------------------------------------------------------------------------------- live fields

@@ -84,15 +84,20 @@ class FakeDriver:
     ):
         if fault and fault not in FAULTS:
             raise DeftlyError(f"the fake robot has no fault '{fault}', it has {', '.join(FAULTS)}")
-        self.robot, self.rate = robot, rate
-        self._fault, self._at, self._clock, self._sleep = fault, at, clock, sleep
+        self.robot = robot
+        self.rate = rate
+        self._fault = fault
+        self._at = at
+        self._clock = clock
+        self._sleep = sleep
         self._lower, self._upper = np.array([(j.lower, j.upper) for j in robot.joints]).T
-        self._reach = np.array([j.velocity for j in robot.joints]) / rate
+        self._reach = np.array([joint.velocity for joint in robot.joints]) / rate
         self.position = np.array(robot.home())
         self.command: np.ndarray | None = None
         """The last command that was taken."""
         self.stopped = False
-        self._tick, self._last = 0, Reading({}, 0.0)
+        self._tick = 0
+        self._last = Reading({}, 0.0)
 
     @property
     def faulty(self) -> str:
@@ -102,7 +107,8 @@ class FakeDriver:
     def read(self) -> Reading:
         """Joint positions, and zeros for every other signal."""
         self._tick += 1
-        fault, now, position = self.faulty, self._clock(), self.position.copy()
+        fault = self.faulty
+        now = self._clock()
         if fault == "read":
             raise DriverError("the fake robot does not answer")
         if fault == "crash":
@@ -111,29 +117,40 @@ class FakeDriver:
             return self._last
         if fault == "slow":
             self._sleep(5 / self.rate)
-        if fault in ("beyond", "jump"):
-            span = self._upper - self._lower
-            leap = position[0] + 0.5 * span[0] * (
-                1 if position[0] < (self._lower + self._upper)[0] / 2 else -1
-            )
-            position[0] = self._upper[0] + span[0] if fault == "beyond" else leap
-        signals = {
-            s.name: np.zeros(s.shape, s.dtype if s.is_image else None) for s in self.robot.signals
-        }
-        signals[JOINT_POS] = position
-        broken = {"nan": np.full(len(position), np.nan), "shape": np.zeros(len(position) + 1)}
-        signals[JOINT_POS] = broken.get(fault, position)
+        signals = {}
+        for signal in self.robot.signals:
+            dtype = signal.dtype if signal.is_image else None
+            signals[signal.name] = np.zeros(signal.shape, dtype)
+        signals[JOINT_POS] = self._measured_position(fault)
         if fault == "missing":
             del signals[JOINT_POS]
-        self._last = Reading(signals, now - (10 / self.rate if fault == "late" else 0.0))
+        age = 10 / self.rate if fault == "late" else 0.0
+        self._last = Reading(signals, now - age)
         return self._last
+
+    def _measured_position(self, fault: str) -> np.ndarray:
+        """Joint positions, (num_joints,), with what a fault makes of them."""
+        position = self.position.copy()
+        span = self._upper[0] - self._lower[0]
+        middle = (self._lower[0] + self._upper[0]) / 2
+        if fault == "nan":
+            return np.full(len(position), np.nan)
+        if fault == "shape":
+            return np.zeros(len(position) + 1)
+        if fault == "beyond":
+            position[0] = self._upper[0] + span
+        if fault == "jump":
+            towards_middle = 1 if position[0] < middle else -1
+            position[0] += 0.5 * span * towards_middle
+        return position
 
     def write(self, targets: np.ndarray) -> None:
         """Go towards the targets for one control period."""
         if self.faulty == "write":
             raise DriverError("the fake robot takes no command")
         self.command = np.array(targets)
-        self.position += np.clip(self.command - self.position, -self._reach, self._reach)
+        way = self.command - self.position
+        self.position += np.clip(way, -self._reach, self._reach)
 
     def stop(self) -> None:
         """Note that it was called."""

@@ -17,7 +17,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from deftly.contract import JOINT_POS, RobotInterface
+from deftly.contract import JOINT_POS, RobotInterface, Signal
 from deftly.control.drivers import DriverError, Reading
 from deftly.control.drivers.buses import BUSES, LEAP
 from deftly.control.drivers.dynamixel_bus import BAUDS, Bus, NoAnswer
@@ -32,33 +32,61 @@ MODELS = {
 }
 MODELS |= {MODEL: "XC330-M288"}
 BAUD = 4_000_000
-P_GAIN, I_GAIN, D_GAIN = 1139, 0, 148
-"""Of the servo's position controller, in its own units: what robots/leap_hand.py simulates."""
+P_GAIN = 1139
+I_GAIN = 0
+D_GAIN = 148
+"""Gains of the servo's position controller, in its own units: what robots/leap_hand.py simulates."""
 CURRENT_MA = LEAP.current_ma
 """Likewise: 0.29 N m."""
 MOST_MA = 1200
 """Largest current that may be asked for: the makers of the hand found about 600 good; a motor at 5 V stalls at 1800."""
-TURN, ZERO = 4096, 2048
-RAD, SPEED = 2 * math.pi / TURN, 0.229 * 2 * math.pi / 60
-"""A tick, rad; a unit of velocity, rad/s."""
+TURN = 4096
+"""Ticks of a turn."""
+ZERO = 2048
+"""The tick of zero."""
+RAD = 2 * math.pi / TURN
+"""A tick, rad."""
+SPEED = 0.229 * 2 * math.pi / 60
+"""A unit of velocity, rad/s."""
 
-RETURN_DELAY, DRIVE_MODE, OPERATING_MODE = 9, 10, 11
-TORQUE, RETURN_LEVEL, HARDWARE_ERROR, GAINS, FEED_FORWARD = 64, 68, 70, 80, 88
-WATCHDOG, GOAL_CURRENT, PROFILE, GOAL_POSITION = 98, 102, 108, 116
-PRESENT, POSITION, INDIRECT_ADDRESS, INDIRECT_DATA = 126, 132, 168, 208
+# Addresses of registers.
+RETURN_DELAY = 9
+DRIVE_MODE = 10
+OPERATING_MODE = 11
+TORQUE = 64
+RETURN_LEVEL = 68
+HARDWARE_ERROR = 70
+GAINS = 80
+FEED_FORWARD = 88
+WATCHDOG = 98
+GOAL_CURRENT = 102
+PROFILE = 108
+GOAL_POSITION = 116
+PRESENT = 126
+POSITION = 132
+INDIRECT_ADDRESS = 168
+INDIRECT_DATA = 208
+
 CURRENT_BASED_POSITION = 5
+"""The operating mode."""
+REVERSE = 1
+"""Bit of the drive mode."""
 STATE = (TORQUE, RETURN_LEVEL, HARDWARE_ERROR, WATCHDOG, *range(PRESENT, PRESENT + 10))
 """Registers of a reading, byte by byte; the servo's indirect addresses bring them together."""
-STATE_FORMAT, SPARE = "<BBBBhii", (144, 145, 146)
+STATE_FORMAT = "<BBBBhii"
+SPARE = (144, 145, 146)
 """Readings in turn are up to three bytes longer: an answer that comes too late has another length, and is not used."""
 TRIPPED = 255
 ERRORS = {0: "input voltage", 2: "overheating", 3: "encoder", 4: "electrical shock", 5: "overload"}
 """Bits of Hardware Error Status (70)."""
 
-PING_S, SET_UP_S = 0.05, 0.1
-SHARE = 0.2
+PING_S = 0.05
+SET_UP_S = 0.1
+TIMEOUT_PERIODS = 0.2
 """Longest wait for the motors' answers, control periods. There may be two, and a ping: three fifths at worst."""
-WATCHDOG_S, WATCHDOG_UNIT_S, WATCHDOG_MOST = 0.5, 0.02, 127
+WATCHDOG_S = 0.5
+WATCHDOG_UNIT_S = 0.02
+WATCHDOG_MOST = 127
 WATCHDOG_PERIODS = 5
 """More than the control loop's own patience, `stall_periods`."""
 UNITS = {JOINT_POS: "rad", "joint_vel": "rad/s", "joint_current": "A"}
@@ -74,7 +102,7 @@ class Dynamixel:
         port: the serial port, such as /dev/ttyUSB0.
         baud: rate of the bus.
         current_ma: largest current of each motor, mA.
-        timeout: longest wait for an answer, s; unset: `SHARE` of the control period.
+        timeout: longest wait for an answer, s; unset: `TIMEOUT_PERIODS`.
     """
 
     approach_s = 3.0
@@ -93,11 +121,15 @@ class Dynamixel:
         if port is None:
             raise DriverError("--driver leap needs --port, such as /dev/ttyUSB0")
         bus = BUSES[robot.name]
-        self.robot, self.rate, self.port, self.baud = robot, rate, port, baud
-        self.lead, self._ids = bus.lead, list(bus.ids)
-        self.timeout = SHARE / rate if timeout is None else timeout
+        self.robot = robot
+        self.rate = rate
+        self.port = port
+        self.baud = baud
+        self.lead = bus.lead
+        self.timeout = TIMEOUT_PERIODS / rate if timeout is None else timeout
+        self._ids = list(bus.ids)
         self._names = {i: f"motor {i} ({motor.joint})" for i, motor in zip(bus.ids, robot.motors)}
-        self._offset = np.array([m.offset for m in robot.motors])
+        self._offset = np.array([motor.offset for motor in robot.motors])
         self._settings = {
             GAINS: struct.pack("<HHH", D_GAIN, I_GAIN, P_GAIN),
             FEED_FORWARD: bytes(4),
@@ -105,10 +137,14 @@ class Dynamixel:
             PROFILE: bytes(8),  # a profile would slow every command down
         }
         patience = max(WATCHDOG_S, WATCHDOG_PERIODS / rate)
-        self._watchdog = bytes([min(WATCHDOG_MOST, math.ceil(patience / WATCHDOG_UNIT_S))])
-        self._engaged, self._asked = False, 0
-        self.retries = self.lost = 0
-        """Questions that had to be asked twice; and those that had no answer then either."""
+        units = math.ceil(patience / WATCHDOG_UNIT_S)
+        self._watchdog = bytes([min(WATCHDOG_MOST, units)])
+        self._engaged = False
+        self._asked = 0
+        self.retries = 0
+        """Questions that had to be asked twice."""
+        self.lost = 0
+        """Questions that had no answer the second time either."""
         self._spare: Reading | None = None
         self._bus = Bus(port, baud)
         try:
@@ -127,26 +163,28 @@ class Dynamixel:
 
         The last reading stands in, at its own time, for one that is lost; not for a second one in a row.
         """
-        at, spare = time.monotonic(), self._spare
+        at = time.monotonic()
+        spare = self._spare
         self._spare = None
         try:
-            rows = np.array(
-                [struct.unpack_from(STATE_FORMAT, row) for row in self._twice(self._exchange)]
-            )
+            answers = self._twice(self._exchange)
         except NoAnswer as failed:
             self.lost += 1
             if spare is None:
                 raise DriverError(self._blame(failed)) from None
             return spare
+        rows = np.array([struct.unpack_from(STATE_FORMAT, answer) for answer in answers])
         torque, level, error, watchdog, current, velocity, ticks = rows.T
         self._require_well(torque, level, error, watchdog)
+        # from_motors takes the offset off, which speeds and currents do not have.
         measured = {
             JOINT_POS: (ticks - self._zero) * RAD,
-            "joint_vel": velocity * SPEED
-            + self._offset,  # from_motors takes the offset off, which a speed has not
+            "joint_vel": velocity * SPEED + self._offset,
             "joint_current": 1e-3 * current + self._offset,
         }
-        signals = {s.name: self.robot.from_motors(measured[s.name]) for s in self.robot.signals}
+        signals = {}
+        for signal in self.robot.signals:
+            signals[signal.name] = self.robot.from_motors(measured[signal.name])
         self._spare = Reading(signals, at)
         return self._spare
 
@@ -156,7 +194,8 @@ class Dynamixel:
         if not np.isfinite(motors).all():
             raise DriverError("a target is no number")
         ticks = np.rint(motors / RAD + self._zero).astype(np.int64)
-        self._bus.write(self._ids, GOAL_POSITION, [struct.pack("<i", int(t)) for t in ticks])
+        goals = [struct.pack("<i", int(tick)) for tick in ticks]
+        self._bus.write(self._ids, GOAL_POSITION, goals)
         if not self._engaged:
             self._engage()
 
@@ -195,15 +234,12 @@ class Dynamixel:
         """Who does not answer. Motors answer in turn, so behind one that is missing nobody does."""
         name = self._names[failed.motor]
         if failed.heard:
-            return (
-                f"the answer of {name} on {self.port} is damaged: cable, or two motors with one id?"
-            )
-        alone = failed.motor == self._ids[0] and self._bus.ping(self._ids[-1], self.timeout) is None
-        return (
-            f"no motor answers on {self.port}: cable or power?"
-            if alone
-            else f"{name} does not answer on {self.port}"
-        )
+            answer = f"the answer of {name} on {self.port}"
+            return f"{answer} is damaged: cable, or two motors with one id?"
+        is_first = failed.motor == self._ids[0]
+        if is_first and self._bus.ping(self._ids[-1], self.timeout) is None:
+            return f"no motor answers on {self.port}: cable or power?"
+        return f"{name} does not answer on {self.port}"
 
     def _require_well(
         self, torque: np.ndarray, level: np.ndarray, error: np.ndarray, watchdog: np.ndarray
@@ -211,89 +247,106 @@ class Dynamixel:
         """Raise DriverError unless each motor is as it was left."""
         if error.any():
             raise DriverError(self._ill(error))
-        gone = (level == 0) | (
-            self._engaged & (torque == 0)
-        )  # who restarted has forgotten what to tell, and says 0
-        if gone.any():
-            name = self._names[self._ids[int(gone.argmax())]]
-            raise DriverError(
-                f"{name} has restarted and let go: is the supply too weak? End the run, start it again"
-            )
+        # A motor that restarted has forgotten its indirect addresses, and answers 0.
+        restarted = (level == 0) | (self._engaged & (torque == 0))
+        if restarted.any():
+            name = self._names[self._ids[int(restarted.argmax())]]
+            advice = "is the supply too weak? End the run, start it again"
+            raise DriverError(f"{name} has restarted and let go: {advice}")
         if self._engaged and (watchdog == TRIPPED).any():
             self._engaged = False  # the next command takes them up again
             self._write(WATCHDOG, bytes(1))
-            raise DriverError(
-                f"the motors stopped by themselves: no packet for {self._watchdog[0] * WATCHDOG_UNIT_S:g} s"
-            )
+            seconds = self._watchdog[0] * WATCHDOG_UNIT_S
+            raise DriverError(f"the motors stopped by themselves: no packet for {seconds:g} s")
 
     def _ill(self, error: np.ndarray) -> str:
         """The first motor that reports a fault, and which."""
-        worst = int((error != 0).argmax())
-        words = [word for bit, word in ERRORS.items() if int(error[worst]) & 1 << bit] or [
-            f"error {error[worst]}"
-        ]
-        name = self._names[self._ids[worst]]
-        return f"{name} reports {' and '.join(words)}: switch its power off and on, and see docs/leap.md"
+        first = int((error != 0).argmax())
+        bits = int(error[first])
+        words = [word for bit, word in ERRORS.items() if bits & 1 << bit]
+        reported = " and ".join(words) or f"error {error[first]}"
+        name = self._names[self._ids[first]]
+        return f"{name} reports {reported}: switch its power off and on, and see docs/leap.md"
 
     # -------------------------------------------------------------- the start
 
     def _require_motors(self) -> None:
         """Raise DriverError unless every motor answers, is of the right model, and turns the usual way."""
-        found = {i: self._bus.ping(i, PING_S) or self._bus.ping(i, PING_S) for i in self._ids}
-        missing = [str(i) for i, model in found.items() if model is None]
-        if len(missing) == len(found):
-            raise DriverError(self._silent())
-        if missing:
-            verb = "motors {} do" if len(missing) > 1 else "motor {} does"
-            raise DriverError(
-                f"{verb.format(', '.join(missing))} not answer on {self.port}: check cable and ids"
-            )
-        for i, model in found.items():
+        models = {}
+        for i in self._ids:
+            models[i] = self._bus.ping(i, PING_S) or self._bus.ping(i, PING_S)
+        self._require_answers(models)
+        for i, model in models.items():
             if model != MODEL:
-                what = MODELS.get(model or 0, "unknown")
+                what = f"model {model} ({MODELS.get(model or 0, 'unknown')})"
                 raise DriverError(
-                    f"motor {i} is model {model} ({what}), but the hand has {MODELS[MODEL]} ({MODEL})"
+                    f"motor {i} is {what}, but the hand has {MODELS[MODEL]} ({MODEL})"
                 )
         for i, mode in zip(self._ids, self._read(DRIVE_MODE, 1)):
-            if mode[0] & 1:
-                raise DriverError(
-                    f"motor {i} is set to reverse: give it Drive Mode 0 with Dynamixel Wizard"
-                )
+            if mode[0] & REVERSE:
+                advice = "give it Drive Mode 0 with Dynamixel Wizard"
+                raise DriverError(f"motor {i} is set to reverse: {advice}")
         error = np.array([row[0] for row in self._read(HARDWARE_ERROR, 1)])
         if error.any():
             raise DriverError(self._ill(error))
+
+    def _require_answers(self, models: dict[int, int | None]) -> None:
+        """Raise DriverError for motors without an answer to a ping."""
+        missing = [str(i) for i, model in models.items() if model is None]
+        if not missing:
+            return
+        if len(missing) == len(models):
+            raise DriverError(self._silent())
+        who = f"motor {missing[0]} does"
+        if len(missing) > 1:
+            who = f"motors {', '.join(missing)} do"
+        raise DriverError(f"{who} not answer on {self.port}: check cable and ids")
 
     def _silent(self) -> str:
         """Why nobody answers: perhaps at another rate somebody does."""
         for baud in BAUDS:
             self._bus.set_baud(baud)
             if baud != self.baud and self._bus.ping(self._ids[0], PING_S) is not None:
-                return f"motor {self._ids[0]} on {self.port} speaks {baud} baud, not {self.baud}: give --baud {baud}"
+                motor = f"motor {self._ids[0]} on {self.port}"
+                return f"{motor} speaks {baud} baud, not {self.baud}: give --baud {baud}"
         return f"no motor answers on {self.port} at any rate: check power, cable and ids (docs/leap.md)"
 
     def _set_up(self) -> None:
         """Bring every register to what the simulation assumes. Torque is switched off only if it must be."""
         self._write(WATCHDOG, bytes(1))  # of a run that crashed: until then no goal is taken
-        fixed = {RETURN_DELAY: bytes(1), OPERATING_MODE: bytes([CURRENT_BASED_POSITION])}
-        fixed[INDIRECT_ADDRESS] = struct.pack(f"<{len(STATE + SPARE)}H", *STATE, *SPARE)
-        changed = {a: v for a, v in fixed.items() if any(row != v for row in self._read(a, len(v)))}
+        registers = STATE + SPARE
+        fixed = {
+            RETURN_DELAY: bytes(1),
+            OPERATING_MODE: bytes([CURRENT_BASED_POSITION]),
+            INDIRECT_ADDRESS: struct.pack(f"<{len(registers)}H", *registers),
+        }
+        changed = {
+            address: value for address, value in fixed.items() if not self._all_have(address, value)
+        }
         if changed:  # a motor with torque takes none of these; and its memory wears out by writing
             self._write(TORQUE, bytes(1))
         for address, value in {**changed, **self._settings}.items():
             self._write(address, value)
-            for i, row in zip(self._ids, self._read(address, len(value))):
-                if row != value:
-                    raise DriverError(
-                        f"{self._names[i]} does not take {value.hex()} at {address}: it has {row.hex()}"
-                    )
+            self._require_value(address, value)
+
+    def _all_have(self, address: int, value: bytes) -> bool:
+        """Whether each motor has these bytes."""
+        return all(row == value for row in self._read(address, len(value)))
+
+    def _require_value(self, address: int, value: bytes) -> None:
+        """Raise DriverError unless each motor has these bytes."""
+        for i, row in zip(self._ids, self._read(address, len(value))):
+            if row != value:
+                refused = f"{self._names[i]} does not take {value.hex()} at {address}"
+                raise DriverError(f"{refused}: it has {row.hex()}")
 
     def _find_zero(self) -> np.ndarray:
         """The tick of each motor's zero: of those a turn apart, the one that has the joint nearest to its range."""
-        middle = self.robot.to_motors(
-            np.array([(j.lower + j.upper) / 2 for j in self.robot.joints])
-        )
+        middle = np.array([(joint.lower + joint.upper) / 2 for joint in self.robot.joints])
+        middle_ticks = self.robot.to_motors(middle) / RAD
         ticks = np.array([struct.unpack("<i", row)[0] for row in self._read(POSITION, 4)])
-        return ZERO + TURN * np.rint((ticks - ZERO - middle / RAD) / TURN).astype(np.int64)
+        turns = np.rint((ticks - ZERO - middle_ticks) / TURN).astype(np.int64)
+        return ZERO + TURN * turns
 
     def _require_speed(self) -> None:
         """Raise DriverError if reading takes longer than the control loop can wait."""
@@ -304,12 +357,9 @@ class Dynamixel:
             least = min(least, time.monotonic() - began)
             if least <= self.timeout:
                 return
-        figures = (
-            f"{1e3 * least:.1f} ms, at {self.rate:g} Hz at most {1e3 * self.timeout:.1f} are left"
-        )
-        raise DriverError(
-            f"reading {self.port} takes {figures}: set its latency timer to 1 ms (docs/leap.md)"
-        )
+        allowed = f"at {self.rate:g} Hz at most {1e3 * self.timeout:.1f} are left"
+        takes = f"reading {self.port} takes {1e3 * least:.1f} ms, {allowed}"
+        raise DriverError(f"{takes}: set its latency timer to 1 ms (docs/leap.md)")
 
     def _read(self, address: int, length: int) -> list[bytes]:
         """Bytes of each motor, when there is time."""
@@ -333,18 +383,21 @@ def _require(robot: RobotInterface, rate: float, current_ma: int) -> None:
         raise DriverError(
             f"no bus is known for {robot.name}: --driver leap drives {', '.join(BUSES)}"
         )
-    odd = [j.name for j in robot.joints if j.units != "rad"]
-    if odd:
-        raise DriverError(
-            f"joint {odd[0]} of {robot.name} does not turn: the driver's motors only do"
-        )
+    for joint in robot.joints:
+        if joint.units != "rad":
+            slides = f"joint {joint.name} of {robot.name} does not turn"
+            raise DriverError(f"{slides}: the driver's motors only do")
     for signal in robot.signals:
-        if signal.size != len(robot.joints) or signal.units not in ("", UNITS.get(signal.name)):
-            known = ", ".join(f"{name} ({units})" for name, units in UNITS.items())
-            raise DriverError(
-                f"the hand does not measure '{signal.name}' ({signal.units or 'no unit'}), but {known}"
-            )
+        _require_signal(robot, signal)
     if not 1 <= current_ma <= MOST_MA:
         raise DriverError(f"--current-ma is {current_ma}, but it must be within 1 .. {MOST_MA}")
     if rate < WATCHDOG_PERIODS / (WATCHDOG_UNIT_S * WATCHDOG_MOST):
         raise DriverError(f"{robot.name} runs at {rate:g} Hz: too slow for the motors' watchdog")
+
+
+def _require_signal(robot: RobotInterface, signal: Signal) -> None:
+    has_units = signal.units in ("", UNITS.get(signal.name))
+    if signal.size != len(robot.joints) or not has_units:
+        known = ", ".join(f"{name} ({units})" for name, units in UNITS.items())
+        asked = f"'{signal.name}' ({signal.units or 'no unit'})"
+        raise DriverError(f"the hand does not measure {asked}, but {known}")

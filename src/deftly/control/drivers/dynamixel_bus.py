@@ -30,8 +30,10 @@ class NoAnswer(DriverError):
     """A motor did not answer in time, or what it said was damaged."""
 
     def __init__(self, motor: int, heard: bool):
-        super().__init__(f"motor {motor} {'gave a damaged answer' if heard else 'does not answer'}")
-        self.motor, self.heard = motor, heard
+        what = "gave a damaged answer" if heard else "does not answer"
+        super().__init__(f"motor {motor} {what}")
+        self.motor = motor
+        self.heard = heard
 
 
 class Bus:
@@ -60,18 +62,20 @@ class Bus:
     def read(self, motors: Sequence[int], address: int, length: int, timeout: float) -> list[bytes]:
         """`length` bytes from `address` of each motor, in one exchange of at most `timeout` s. Raises NoAnswer."""
         self._port.begin(timeout)
-        self._sent(
-            self._packets.syncReadTx(self._port, address, length, list(motors), len(motors), False)
-        )
+        ids = list(motors)
+        result = self._packets.syncReadTx(self._port, address, length, ids, len(ids), False)
+        self._require_sent(result)
         return [self._answer(motor, length) for motor in motors]
 
     def write(self, motors: Sequence[int], address: int, values: Sequence[bytes]) -> None:
         """Bytes, as many for each motor, to `address`. Nobody answers to that."""
         self._port.begin(WRITE_S)
-        body = [byte for motor, value in zip(motors, values) for byte in (motor, *value)]
-        self._sent(
-            self._packets.syncWriteTxOnly(self._port, address, len(values[0]), body, len(body))
-        )
+        body: list[int] = []
+        for motor, value in zip(motors, values):
+            body += [motor, *value]
+        length = len(values[0])
+        result = self._packets.syncWriteTxOnly(self._port, address, length, body, len(body))
+        self._require_sent(result)
 
     def settle(self, timeout: float) -> None:
         """Wait until nobody speaks any more: two who speak at once understand nothing."""
@@ -89,15 +93,16 @@ class Bus:
             packet, result = self._packets.rxPacket(self._port, False)
             if result != self._sdk.COMM_SUCCESS:
                 raise NoAnswer(motor, heard=result == self._sdk.COMM_RX_CORRUPT)
+            if packet[4] != motor:
+                continue
             size = packet[5] + (packet[6] << 8) - 4
-            if (
-                packet[4] == motor and packet[8] & 0x7F
-            ):  # the highest bit tells of a fault that is read elsewhere
-                raise DriverError(f"motor {motor} refuses to be read (error {packet[8] & 0x7F})")
-            if packet[4] == motor and size == length:
+            error = packet[8] & 0x7F  # the highest bit tells of a fault that is read elsewhere
+            if error:
+                raise DriverError(f"motor {motor} refuses to be read (error {error})")
+            if size == length:
                 return bytes(packet[9 : 9 + size])
 
-    def _sent(self, result: int) -> None:
+    def _require_sent(self, result: int) -> None:
         if result != self._sdk.COMM_SUCCESS:
             raise DriverError(f"{self._port.path} did not take a packet ({result})")
 
@@ -106,18 +111,18 @@ class _Port:
     """What the SDK's packet handler asks of a port, over pyserial."""
 
     def __init__(self, path: str, baud: int):
-        self.path, self.is_using, self._deadline = path, False, 0.0
+        self.path = path
+        self.is_using = False
+        self._deadline = 0.0
         self._serial = _open(path, baud)
-        with suppress(
-            OSError, ValueError, NotImplementedError, AttributeError
-        ):  # a pseudo-terminal has no such timer
-            self._serial.set_low_latency_mode(
-                True
-            )  # else an FTDI adapter keeps what it heard for 16 ms
+        # An FTDI adapter keeps what it heard for 16 ms otherwise; a pseudo-terminal has no such timer.
+        with suppress(OSError, ValueError, NotImplementedError, AttributeError):
+            self._serial.set_low_latency_mode(True)
 
     def begin(self, timeout: float) -> None:
         """The next exchange is over in `timeout` s."""
-        self.is_using, self._deadline = False, time.monotonic() + timeout
+        self.is_using = False
+        self._deadline = time.monotonic() + timeout
 
     def set_baud(self, baud: int) -> None:
         """Speak at another rate."""
@@ -133,7 +138,9 @@ class _Port:
         try:
             left = max(0.0, min(patience, self._deadline - time.monotonic()))
             ready, _, _ = select.select([self._serial.fileno()], [], [], left)
-            return self._serial.read(length) if ready else b""
+            if not ready:
+                return b""
+            return self._serial.read(length)
         except Exception as error:
             raise self._gone(error) from None
 
@@ -141,7 +148,9 @@ class _Port:
         """Send; gives the number of bytes that were: all, or the line is stuck."""
         try:
             _, ready, _ = select.select([], [self._serial.fileno()], [], WRITE_S)
-            return self._serial.write(bytes(packet)) if ready else 0
+            if not ready:
+                return 0
+            return self._serial.write(bytes(packet))
         except Exception as error:
             raise self._gone(error) from None
 
@@ -162,9 +171,8 @@ class _Port:
     def _gone(self, error: Exception) -> DriverError:
         """One line for whatever pyserial and the system raise: OSError, termios.error, TypeError of a closed port."""
         words = " ".join(str(error).split())[:100]
-        return DriverError(
-            f"{self.path} is gone: is the adapter unplugged? ({type(error).__name__}: {words})"
-        )
+        cause = f"{type(error).__name__}: {words}"
+        return DriverError(f"{self.path} is gone: is the adapter unplugged? ({cause})")
 
 
 def _sdk() -> ModuleType:
@@ -187,7 +195,8 @@ def _open(path: str, baud: int) -> Any:
     try:
         return serial.Serial(path, baud, timeout=0, write_timeout=0, exclusive=True)
     except Exception as error:  # SerialException, termios.error, ValueError
-        code, words = getattr(error, "errno", None), " ".join(str(error).split())[:150]
+        code = getattr(error, "errno", None)
+        words = " ".join(str(error).split())[:150]
     if code in (errno.EACCES, errno.EPERM):
         raise DriverError(
             f"no permission for {path}: sudo usermod -aG dialout $USER, then log out and in"
@@ -200,4 +209,6 @@ def _open(path: str, baud: int) -> Any:
 def _present() -> str:
     """The serial ports of this computer, in words."""
     found = sorted(glob("/dev/ttyUSB*") + glob("/dev/ttyACM*"))
-    return f"there are {', '.join(found)}" if found else "there is no /dev/ttyUSB* nor /dev/ttyACM*"
+    if found:
+        return f"there are {', '.join(found)}"
+    return "there is no /dev/ttyUSB* nor /dev/ttyACM*"

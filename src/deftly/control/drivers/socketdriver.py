@@ -33,10 +33,12 @@ class SocketDriver:
         timeout: float | None = None,
         patience: float = 3.0,
     ):
-        self.robot, self.endpoint, self._seq = robot, endpoint, 0
-        self.timeout = (
-            min(0.03, 0.2 / rate) if timeout is None else timeout
-        )  # others share the period
+        self.robot = robot
+        self.endpoint = endpoint
+        self._seq = 0
+        if timeout is None:
+            timeout = min(0.03, 0.2 / rate)  # policy, kernel and log need the rest of the period
+        self.timeout = timeout
         self.success = False
         """Whether the task is done, if the robot can tell."""
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
@@ -46,20 +48,19 @@ class SocketDriver:
         try:
             self._socket.connect(endpoint)
             hello = self._ask("hello", patience)
-            robot.require(
-                RobotInterface.from_json(str(hello.get("spec"))), f"the robot at {endpoint}"
-            )
+            driven = RobotInterface.from_json(str(hello.get("spec")))
+            robot.require(driven, f"the robot at {endpoint}")
             if hello.get("rate") != rate:
-                raise DriverError(
-                    f"its control rate is {hello.get('rate')!r:.20} Hz, the policy's {rate:g}"
-                )
+                got = f"its control rate is {hello.get('rate')!r:.20} Hz"
+                raise DriverError(f"{got}, the policy's {rate:g}")
         except (zmq.ZMQError, ContractError, DriverError) as error:
             self._socket.close()
             raise DriverError(f"no robot to drive at '{endpoint}': {error}") from None
 
     def read(self) -> Reading:
         """The newest measurement."""
-        reply, now = self._ask("read", self.timeout), time.monotonic()
+        reply = self._ask("read", self.timeout)
+        now = time.monotonic()
         age = reply.get("age_s")
         try:
             signals = read_signals(reply.get("signals"), self.robot)
@@ -85,17 +86,26 @@ class SocketDriver:
         """The answer to one message; one that comes late is never taken for another's."""
         if self._socket.closed:
             raise DriverError("the robot was let go of: it can be neither read nor commanded")
-        self._seq, deadline = self._seq + 1, time.monotonic() + timeout
+        self._seq += 1
+        deadline = time.monotonic() + timeout
         try:
             self._socket.send(pack({"type": kind, "seq": self._seq, **fields}), zmq.NOBLOCK)
-            while (left := deadline - time.monotonic()) > 0 and self._socket.poll(
-                max(1, round(1e3 * left))
-            ):
-                reply = unpack(self._socket.recv(), self._frame)
-                if reply.get("seq") == self._seq:
-                    if reply.get("ok") is not True:
-                        raise DriverError(f"{self.endpoint}: {str(reply.get('error'))[:200]}")
-                    return reply
+            reply = self._answer(deadline)
         except (zmq.ZMQError, WireError) as error:
             raise DriverError(f"{self.endpoint}: {error}") from None
-        raise DriverError(f"{self.endpoint} does not answer '{kind}' within {1e3 * timeout:g} ms")
+        if reply is None:
+            waited = f"within {1e3 * timeout:g} ms"
+            raise DriverError(f"{self.endpoint} does not answer '{kind}' {waited}")
+        if reply.get("ok") is not True:
+            raise DriverError(f"{self.endpoint}: {str(reply.get('error'))[:200]}")
+        return reply
+
+    def _answer(self, deadline: float) -> dict[str, Any] | None:
+        """The answer to the newest message; None if there is none by the deadline, s on the monotonic clock."""
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._socket.poll(max(1, round(1e3 * left))):
+                return None
+            reply = unpack(self._socket.recv(), self._frame)
+            if reply.get("seq") == self._seq:
+                return reply
