@@ -294,7 +294,7 @@ class PolicyContract(Document):
     def _scaled(self, i: int, value: Array) -> Array:
         """The value of a term as the policy sees it, of one step."""
         term = self.observe_terms[i]
-        if _is_uint8(value):
+        if term.group in self._image_groups:
             return value
         scale, offset = self._observations.like(value).terms[i]
         if offset is not None:
