@@ -146,7 +146,7 @@ def test_aliases_of_the_table_are_known():
 def test_presets_of_the_table():
     text = (ROOT / "docs/configuration.md").read_text()
     for name, p in PRESETS.items():
-        figures = [
+        cells = [
             f"{1e3 * p.timestep:.1f} ms",
             str(divide(15.0, name)),
             str(p.iterations),
@@ -154,7 +154,7 @@ def test_presets_of_the_table():
         ]
         row = re.search(rf"^\| `{name}` +\|(.*)\|$", text, re.MULTILINE)
         assert row is not None
-        assert [cell.strip() for cell in row[1].split("|")] == figures
+        assert [cell.strip() for cell in row[1].split("|")] == cells
 
 
 def test_two_link_passes_its_check(capsys):

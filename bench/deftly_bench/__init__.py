@@ -234,7 +234,7 @@ def call(job: Job) -> dict[str, Any]:
 
 
 def _case(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The repetitions of a case and their median; of other figures, the last."""
+    """The repetitions of a case and their median; of other numbers, the last."""
     rates = [part["rate"] for part in parts]
     other = {name: value for name, value in parts[-1].items() if name != "rate"}
     return {"unit": "control steps/s", "repetitions": rates, "median": median(rates), **other}

@@ -47,7 +47,7 @@ def tables(result: dict[str, Any]) -> list[Titled]:
         if name in result["ratios"]
     ]
     found.append(("Ratios within the run", ("ratio", "median"), rows))
-    found.append(("Memory and start", ("what", "figure"), _costs(result)))
+    found.append(("Memory and start", ("what", "measured"), _costs(result)))
     if result["presets"]:
         found.append(
             (
@@ -93,12 +93,12 @@ _PRESET_HEADS = (
 )
 
 
-def _preset(name: str, figures: dict[str, Any]) -> Row:
+def _preset(name: str, result: dict[str, Any]) -> Row:
     depth, slip = (
-        f"{1e3 * figures[k]:.2f} mm" if k in figures else "" for k in ("penetration_m", "slip_m")
+        f"{1e3 * result[k]:.2f} mm" if k in result else "" for k in ("penetration_m", "slip_m")
     )
-    rate = f"{figures['success']:.1%} of {figures['episodes']}" if "success" in figures else ""
-    return name, f"{figures['steps_per_second']:,.0f}", depth, slip, rate
+    rate = f"{result['success']:.1%} of {result['episodes']}" if "success" in result else ""
+    return name, f"{result['steps_per_second']:,.0f}", depth, slip, rate
 
 
 def summary(result: dict[str, Any]) -> list[RenderableType]:

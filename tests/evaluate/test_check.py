@@ -165,7 +165,7 @@ def test_a_home_that_is_not_held_is_named():
 
 
 def test_the_home_of_the_jaka():
-    """Its coupled joints hold home if their figures are those of the couplings, not rounded to four digits."""
+    """Its coupled joints hold home if their numbers are those of the couplings, not rounded to four digits."""
     cls = load("jaka-pick-cube")
     contract = cls(cls.Config()).contract()
     problems = [*check._home_problems(contract)]

@@ -1,4 +1,4 @@
-"""Evaluation: statistics against published figures, gates, comparison, the report and its page."""
+"""Evaluation: statistics against published numbers, gates, comparison, the report and its page."""
 
 import csv
 import ctypes.util

@@ -1,4 +1,4 @@
-"""What a task names for its report: figures, plots, a breakdown; and randomization wider than in training."""
+"""What a task names for its report: metrics, plots, a breakdown; and randomization wider than in training."""
 
 import json
 from dataclasses import dataclass, field
@@ -58,7 +58,7 @@ def test_breakdown():
     first, second, third = out["bins"]
     assert (first["low"], first["high"], first["episodes"]) == (1.0, 2.0, 2)
     assert first["success"] == {"rate": 0.5, "count": 1, "wilson95": list(wilson(1, 2))}
-    assert first["metrics"] == {"size": 1.25, "rate": 0.5}  # its own figures, not `return`
+    assert first["metrics"] == {"size": 1.25, "rate": 0.5}  # its own metrics, not `return`
     assert (second["episodes"], second["metrics"]["rate"]) == (
         1,
         2.0,
@@ -107,9 +107,9 @@ def test_table_of_the_breakdown():
 # ------------------------------------------------------------------------ page
 
 
-def page(figures, task):
-    data = json.loads((load_shipped() / "eval.json").read_text()) | report.divide(figures, task)
-    return report.html(data, figures, None, task)
+def page(values, task):
+    data = json.loads((load_shipped() / "eval.json").read_text()) | report.divide(values, task)
+    return report.html(data, values, None, task)
 
 
 def load_shipped():
@@ -174,7 +174,7 @@ def test_comparison_names_what_differs_in_the_disturbances():
 
 @pytest.fixture
 def drawn(slider, monkeypatch):
-    """Figures of a task's draws under `EvalArgs`: the fields of the model in 300 environments."""
+    """Draws of a task's draws under `EvalArgs`: the fields of the model in 300 environments."""
 
     def draw(*entries: Randomize, **flags):
         env = slider(1)

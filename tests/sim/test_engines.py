@@ -445,13 +445,13 @@ def test_what_warp_lacks_is_said(scenes):
 # ------------------------------------------------------------------------------------------------- agreement
 #
 # How far may a float32 engine be from a float64 one? Contacts amplify differences, so no constant is right for long.
-# The yardstick is the CPU engine itself, made as coarse as float32 is, in the two ways in which float32 is coarse:
+# The baseline is the CPU engine itself, made as coarse as float32 is, in the two ways in which float32 is coarse:
 #   - its solver stops at a tolerance of 1e-6 in place of 1e-8, as Warp's does (an improvement below 1e-6 of the cost's
 #     scale is about the last digits of float32, so mujoco_warp asks for no more);
 #   - positions, velocities and accelerations are rounded to float32 after every substep.
 # Its errors against the exact CPU engine say what float32 does to this motion. Warp's are to be no greater, in the
 # median and in the 90 % quantile over environments and time: contact or none at one instant is a matter of the last
-# digit, so single extremes say nothing. What the yardstick lacks is the rounding inside of a substep: poses are
+# digit, so single extremes say nothing. What the baseline lacks is the rounding inside of a substep: poses are
 # products of up to ten rotations and offsets, each rounded, hence 16 units in the last place of the largest value.
 
 COMPARED = ("qpos", "qvel", "xpos", "site_xpos", "sensordata", "actuator_force")
@@ -460,7 +460,7 @@ ENVS = 32
 
 
 class Trio:
-    """The exact engine, the yardstick and Warp, with the same randomized models and from the same states."""
+    """The exact engine, the baseline and Warp, with the same randomized models and from the same states."""
 
     def __init__(self, family: str):
         scene, rough = (
@@ -523,7 +523,7 @@ class Trio:
 
 
 class Errors:
-    """Errors of Warp and of the yardstick over many steps."""
+    """Errors of Warp and of the baseline over many steps."""
 
     def __init__(self, trio: Trio):
         self._trio = trio
@@ -541,12 +541,12 @@ class Errors:
             )
 
     def of(self, field: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Warp's and the yardstick's, `(steps, num_envs)`."""
+        """Warp's and the baseline's, `(steps, num_envs)`."""
         ours, theirs = self._found[field]
         return torch.stack(ours), torch.stack(theirs)
 
     def check(self) -> None:
-        """Warp's median and 90 % quantile are no greater than the yardstick's and rounding."""
+        """Warp's median and 90 % quantile are no greater than the baseline's and rounding."""
         for field in COMPARED:
             ours, theirs = (errors.flatten().quantile(QUANTILES) for errors in self.of(field))
             rounding = 16 * EPS * self._largest[field]
@@ -575,7 +575,7 @@ def test_a_control_period_agrees_as_far_as_float32_lets_it(family):
     errors.check()
     coarse, warp = np.mean(same, axis=0)
     assert warp >= coarse, (
-        "contacts that the exact engine has, the warp engine has less often than the yardstick"
+        "contacts that the exact engine has, the warp engine has less often than the baseline"
     )
 
 
@@ -583,8 +583,8 @@ def test_a_control_period_agrees_as_far_as_float32_lets_it(family):
 def test_an_episode_agrees_as_far_as_float32_lets_it(family):
     """The first second by quantiles, as above; the whole episode by statistics.
 
-    After a second or two the motions with contacts are as far apart as they can be, on the yardstick as well. Then
-    what can be asked is whether Warp's errors are drawn from larger ones than the yardstick's (Mann-Whitney over the
+    After a second or two the motions with contacts are as far apart as they can be, on the baseline as well. Then
+    what can be asked is whether Warp's errors are drawn from larger ones than the baseline's (Mann-Whitney over the
     environments, one-sided), and whether what happens to the cube is drawn from something else than on the exact
     engine (Kolmogorov-Smirnov). Either fails by chance once in a thousand if there is no difference.
     """

@@ -46,9 +46,9 @@ def turn(env: Env, rate: float, steps: int) -> None:
 def test_turning_counts_in_the_direction_of_the_hand(name, direction):
     env = make(name)
     turn(env, direction * 0.5, 400)  # 10 rad: more than a turn, past where angles wrap
-    figures = env.task.metrics(env.state)
-    assert figures["net_turns"] == pytest.approx(10 / (2 * math.pi), rel=1e-6)
-    assert figures["yaw_rate"] == pytest.approx(0.5, rel=1e-6)
+    metrics = env.task.metrics(env.state)
+    assert metrics["net_turns"] == pytest.approx(10 / (2 * math.pi), rel=1e-6)
+    assert metrics["yaw_rate"] == pytest.approx(0.5, rel=1e-6)
     assert env.task.success(env.state).all()
     turn(env, -direction * 0.5, 400)
     assert env.task.metrics(env.state)["net_turns"] == pytest.approx(0.0, abs=1e-6)

@@ -1,4 +1,4 @@
-"""`deftly gait TASK`: search for a periodic movement and clone it into a policy, to start a training from."""
+"""`deftly gait TASK`: search for a periodic movement, and train a student policy on it by behavioural cloning with DAgger."""
 
 import shlex
 import time
@@ -27,12 +27,12 @@ from deftly.recipes.in_hand.gait.search import (
 from deftly.tasks import Task, load
 
 EPISODES = 64
-"""Of the evaluation of the cloned policy."""
+"""Of the evaluation of the student."""
 
 
 @dataclass(frozen=True)
 class GaitArgs(GaitSettings):
-    """Search for a gait and clone it into a policy: `deftly gait TASK`."""
+    """Search for a gait, and train a policy on it (behavioural cloning with DAgger): `deftly gait TASK`."""
 
     runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
     name: Annotated[str | None, Doc("A word for the name of the run's folder.")] = "gait"
@@ -104,7 +104,7 @@ def main(argv: list[str]) -> int:
 
 
 def evaluate(task: Task, learner: PPO, args: GaitArgs, console: Console) -> None:
-    """Print the success rate and the selection metric of the cloned policy on the validation split."""
+    """Print the success rate and the selection metric of the student on the validation split."""
     values = run_episodes(
         task,
         learner.policy(),
@@ -114,7 +114,7 @@ def evaluate(task: Task, learner: PPO, args: GaitArgs, console: Console) -> None
         sim_cfg=args.sim,
         what="evaluating",
     ).values
-    text = f"cloned: success {values['success'].mean():.1%} of {EPISODES} episodes"
+    text = f"student: success {values['success'].mean():.1%} of {EPISODES} episodes"
     selection = task.report.selection
     if selection:
         text += f", {selection} {values[selection].nanmean():.3f}"
@@ -122,7 +122,7 @@ def evaluate(task: Task, learner: PPO, args: GaitArgs, console: Console) -> None
 
 
 def save(run: Path, task: Task, learner: PPO, args: GaitArgs) -> None:
-    """A checkpoint of the cloned policy, from which training starts."""
+    """A checkpoint of the student, from which training starts."""
     folder = run / "checkpoints" / "iter_000000"
     write_text(run / checkpoint.CONFIG, to_yaml(args))
     checkpoint.write(

@@ -81,7 +81,7 @@ def help_text() -> str:
     ]
     lines += [
         "  deftly train jaka-pick-cube env.num_envs=256",
-        "  deftly eval jaka-pick-cube checkpoint=latest",
+        "  deftly eval jaka-pick-cube policy=latest",
         "",
     ]
     return "\n".join(lines)

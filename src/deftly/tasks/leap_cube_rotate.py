@@ -25,7 +25,7 @@ from deftly.sim.state import State
 from deftly.tasks import Report, Task, task
 
 CUBE = "cube"
-HALF_EDGE = 0.0375  # m: the seed's cube of 75 mm
+HALF_EDGE = 0.0375  # m: the cube of 75 mm of the LEAP project
 TIPS = 0.088  # m: height at which fingertips push it
 SPAWN = (
     -0.010,
@@ -390,7 +390,7 @@ class CubeRotate(Task):
     def stable(self, s: State) -> Tensor:
         """Which cubes lie still and level in a hand near its home, where the safety kernel lets a policy start.
 
-        Stricter than the seed's 0.08 m/s, 1.2 rad/s, 5 cm and 14 cm.
+        Stricter than the LEAP project's 0.08 m/s, 1.2 rad/s, 5 cm and 14 cm.
         """
         velocity, position = s.velocity(CUBE), s.pose(CUBE)[:, :3]
         still = (velocity[:, :3].norm(dim=-1) < 0.05) & (velocity[:, 3:].norm(dim=-1) < 0.6)

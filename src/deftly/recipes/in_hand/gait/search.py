@@ -81,7 +81,7 @@ class GaitSettings(Settings):
         Ge(1),
         Doc("Rounds of DAgger; in each, the student drives a larger fraction of the robots."),
     ] = 10
-    std: Annotated[float, Gt(0), Doc("Exploration noise that the cloned policy starts with.")] = 0.2
+    std: Annotated[float, Gt(0), Doc("Exploration noise that the student starts with.")] = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
