@@ -280,7 +280,7 @@ def train_defaults() -> tuple[int, PPOConfig]:
 
 
 def sb3(job: Job) -> dict[str, Any]:
-    """Control steps a second of the JAKA project's way: Stable-Baselines3's PPO over one process for each environment."""
+    """Control steps a second of the JAKA project's way: Stable-Baselines3's PPO, a process for each environment."""
     from deftly_bench import peer
 
     rate = peer.learn(job.task, job.preset, job.peer_envs, job.peer_steps, job.seconds)

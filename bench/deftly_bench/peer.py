@@ -1,4 +1,4 @@
-"""The JAKA project's way to train, as a peer: Stable-Baselines3's PPO, one process and one plain MuJoCo loop per environment.
+"""The JAKA project's way to train, as a peer: Stable-Baselines3's PPO, a process with plain MuJoCo for each environment.
 
 Physics, observation, action and reset are those of `jaka-pick-cube`; reward and termination are a simple twin of
 its own, written in numpy as the seed wrote them. Nothing of Deftly's environment runs here.
@@ -104,7 +104,7 @@ def _limits(contract: PolicyContract) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def learn(task: str, preset: Preset, num_envs: int, steps: int, seconds: float) -> float:
-    """Control steps a second of SB3's PPO with that project's settings; the first rollout and update are not counted."""
+    """Control steps a second of SB3's PPO with that project's settings, without the first rollout and update."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import SubprocVecEnv

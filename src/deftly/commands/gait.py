@@ -1,4 +1,4 @@
-"""`deftly gait TASK`: search for a periodic movement, and train a student policy on it by behavioural cloning with DAgger."""
+"""`deftly gait TASK`: search for a periodic movement, and train a student on it by behavioural cloning with DAgger."""
 
 import shlex
 import time
