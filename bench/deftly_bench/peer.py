@@ -1,4 +1,4 @@
-"""The JAKA project's way to train, as a peer: Stable-Baselines3's PPO, a process with plain MuJoCo for each environment.
+"""How the JAKA project trains, as a peer: Stable-Baselines3's PPO, a process with plain MuJoCo for each environment.
 
 Physics, observation, action and reset are those of `jaka-pick-cube`; reward and termination are a simple twin of
 its own, written in numpy as the seed wrote them. Nothing of Deftly's environment runs here.
