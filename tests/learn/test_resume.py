@@ -116,7 +116,8 @@ def test_a_truncated_state_is_one_line(tiny):
     [
         (("--task.rate", "10"), r"rate is 20\.0 there, 10\.0 here|rate is 10\.0 there, 20\.0 here"),
         (("--env.num-envs", "4"), "use the saved configuration"),
-        (("--train.hidden", "9"), "the weights do not fit the network 'actor'"),
+        (("--train.hidden", "9"), "has hidden 8, this training 9: leave out --train.hidden"),
+        (("--train.activation", "relu"), "has activation elu, this training relu"),
     ],
 )
 def test_other_settings_that_are_another_training(tiny, flags, message):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from deftly import __version__, workspace
 from deftly.config import RunsConfig, suggest
+from deftly.config.constraints import show
 from deftly.console import printable
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
@@ -71,7 +72,7 @@ class Checkpoint:
 
     @property
     def label(self) -> str:
-        """What to type after --checkpoint: `shipped`, or the folder."""
+        """What to type after --policy: `shipped`, or the folder."""
         return "shipped" if self.path == shipped(self.task) else str(self.path)
 
     def policy(self) -> Policy:
@@ -87,8 +88,9 @@ class Checkpoint:
             raise DeftlyError(f"{self.path} is damaged: {reason}; {OTHER}") from None
 
     def load_into(self, networks: Mapping[str, nn.Module]) -> None:
-        """Write the weights into networks of the same shape."""
+        """Write the weights into networks of the same description. Raises DeftlyError for others."""
         for name, network in networks.items():
+            self._require_same_network(name, network)
             try:
                 network.load_state_dict(self._part(name))
             except RuntimeError as error:
@@ -96,6 +98,19 @@ class Checkpoint:
                 raise DeftlyError(
                     f"{self.path}: the weights do not fit the network '{name}': {reason}"
                 ) from None
+
+    def _require_same_network(self, name: str, network: nn.Module) -> None:
+        """Raise DeftlyError if a network differs from the saved one; other activations would fit the same weights."""
+        saved = self.networks.get(name)
+        if saved is None or not isinstance(network, Network):
+            return
+        for field in ("hidden", "activation"):
+            there, here = getattr(saved, field), getattr(network.spec, field)
+            if there != here:
+                raise DeftlyError(
+                    f"the network '{name}' of {self.path} has {field} {show(there)}, this training {show(here)}: "
+                    f"leave out --train.{field}, or set it to {show(there)}"
+                )
 
     def _part(self, name: str) -> dict[str, Tensor]:
         prefix = f"{name}/"
