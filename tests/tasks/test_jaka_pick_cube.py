@@ -191,6 +191,22 @@ def test_expert_never_presses_the_table(expert_run):
         assert (ended["peak_press"] == 0).all()
 
 
+def test_gripping_above_the_centre_earns_most():
+    """Of some heights of the pinch point over the cube, `grip_height` has the highest potential."""
+    env = make(1)
+    expert, cube = Expert(env), env.state.pose("cube")[0, :3].numpy().copy()
+    best = {}
+    for above in (-0.01, 0.0, 0.01, 0.02, 0.03):
+        env.reset()
+        cube = env.state.pose("cube")[0, :3].numpy().copy()
+        for height in (0.08, above):
+            for _ in range(25):
+                goal = cube + np.array([0, 0, height])
+                env.step(torch.tensor([[*expert.towards(0, goal), -1.0]], dtype=torch.float32))
+        best[above] = float(potential(env)[0, 0])
+    assert max(best, key=best.get) == env.task.cfg.grip_height
+
+
 def test_wrist_keeps_the_tool_down_while_the_arm_moves():
     env = make(8)
     generator = torch.Generator().manual_seed(0)

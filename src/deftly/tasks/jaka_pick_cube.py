@@ -67,6 +67,9 @@ class PickCubeConfig(TaskConfig):
         int, Ge(1), Doc("Consecutive steps for which the cube must be gripped at that height, and still.")
     ] = 15
     hold_speed: Annotated[float, Gt(0), Doc("Speed of the cube below which it counts as still, m/s.")] = 0.10
+    grip_height: Annotated[
+        float, Ge(0), Doc("In rewards alone: how far above the cube's centre the pinch point is to grip it, m.")
+    ] = 0.01
     press_limit: Annotated[
         float, Gt(0), Doc("Force on the table that is hard, N: what the gripper itself can exert, `GRIPPER_FORCE`.")
     ] = jaka_zu5.GRIPPER_FORCE
@@ -268,7 +271,7 @@ class PickCube(Task):
     def _potential(self, s: State, gripped: Tensor) -> Tensor:
         """How far the episode has come, `(num_envs, 4)`, each in 0 .. 1: reach, grasp, lift, hold."""
         cfg, cube, opening = self.cfg, _cube(s), s.joint("gripper")
-        away = ARM.tool(s) - cube
+        away = ARM.tool(s) - cube - s.tensor((0.0, 0.0, cfg.grip_height))
         aside = away[:, :2].norm(dim=-1)
         above = (1.5 * (aside - 0.01)).clip(0.0, 0.08)  # a funnel: off to the side, the place to be is higher up
         distance = (aside.square() + (away[:, 2] - above).square()).sqrt()
