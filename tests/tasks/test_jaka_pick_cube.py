@@ -207,6 +207,11 @@ def test_gripping_above_the_centre_earns_most():
     assert max(best, key=best.get) == env.task.cfg.grip_height
 
 
+def test_training_alone_has_short_episodes():
+    cls = load("jaka-pick-cube")
+    assert cls.defaults["env"]["episode_steps"] < cls.Config().episode_steps == make(1).episode_steps == 200
+
+
 def test_wrist_keeps_the_tool_down_while_the_arm_moves():
     env = make(8)
     generator = torch.Generator().manual_seed(0)
