@@ -8,6 +8,7 @@ from deftly.env import Env
 from deftly.robots import jaka_zu5
 from deftly.robots.jaka_zu5 import ARM
 from deftly.tasks import load
+from deftly.tasks.jaka_pick_cube import MAX_PRESS
 
 GAINS = ("reach", "grasp", "lift", "hold")
 COUPLED = np.array(
@@ -176,6 +177,65 @@ def test_grasping_and_letting_go_earns_nothing():
     assert ((sums[2] > 0.5) & (sums[2] <= 1)).all()
     assert sums[1].abs().max() < 1e-6
     assert sums[3].abs().max() < 1e-6
+
+
+def test_pressing_the_table_costs_by_the_largest_force_once():
+    """The cost follows the reported peak; it does not grow while the force lasts, nor when a lesser one follows."""
+    env = make(2)
+    expert, peaks, costs = Expert(env), [], []
+    for depth in (
+        0.14,
+        -0.10,
+        -0.10,
+        0.14,
+        -0.01,
+    ):  # m, of the pinch point: above, into the table, ..., a touch
+        for _ in range(20):
+            goal = np.array([0.5, 0.2, depth])
+            env.step(
+                torch.tensor(
+                    np.stack([[*expert.towards(i, goal), -1.0] for i in range(2)]),
+                    dtype=torch.float32,
+                )
+            )
+        peaks.append(env.state.store["peak_press"].clone())
+        costs.append(env.episode_rewards["press"] / env._weights["press"])
+    assert not peaks[0].any()
+    assert (peaks[1] > 60).all()
+    for peak, cost in zip(peaks, costs):
+        torch.testing.assert_close(cost.double(), peak.clip(max=MAX_PRESS) / 100, atol=1e-4, rtol=0)
+    assert torch.equal(peaks[4], peaks[2])
+
+
+def test_expert_never_presses_the_table(expert_run):
+    for *_, ended in expert_run.values():
+        assert (ended["peak_press"] == 0).all()
+
+
+def test_gripping_above_the_centre_earns_most():
+    """Of some heights of the pinch point over the cube, `grip_height` has the highest potential."""
+    env = make(1)
+    expert, cube = Expert(env), env.state.pose("cube")[0, :3].numpy().copy()
+    best = {}
+    for above in (-0.01, 0.0, 0.01, 0.02, 0.03):
+        env.reset()
+        cube = env.state.pose("cube")[0, :3].numpy().copy()
+        for height in (0.08, above):
+            for _ in range(25):
+                goal = cube + np.array([0, 0, height])
+                env.step(torch.tensor([[*expert.towards(0, goal), -1.0]], dtype=torch.float32))
+        best[above] = float(potential(env)[0, 0])
+    assert max(best, key=best.get) == env.task.cfg.grip_height
+
+
+def test_training_alone_has_short_episodes():
+    cls = load("jaka-pick-cube")
+    assert (
+        cls.defaults["env"]["episode_steps"]
+        < cls.Config().episode_steps
+        == make(1).episode_steps
+        == 200
+    )
 
 
 def test_wrist_keeps_the_tool_down_while_the_arm_moves():
