@@ -57,6 +57,11 @@ GOALS = range(100, 120)
 INDIRECT, DATA, SLOTS = 168, 208, 20
 TAU = 0.03  # s: of the position loop
 SPEED = 8.48 / (2 * 3.141592653589793) * TURN  # ticks/s: 81 rev/min without load
+FULL_PWM, STALL_MA = (
+    885,
+    1800,
+)  # PWM of all the voltage, which the current of a stalled motor is in proportion to
+BOOT_S = 0.1  # a motor that starts anew says nothing for so long
 FULL_MA, MA_PER_TICK = 550, 2.0  # current at which it gets there; current of an error of one tick
 
 
@@ -123,6 +128,10 @@ class Motor:
         )
         self.blocked = False
         """Something holds it where it is."""
+        self.lasting = 0
+        """Bits of a hardware error that is there again as soon as the motor starts anew."""
+        self.boots_until = 0.0
+        """It starts anew, and says nothing until then, s of the monotonic clock."""
         self.table, self._now, self.heard = bytearray(SIZE), now, now
         self._defaults(0)
 
@@ -147,7 +156,9 @@ class Motor:
     def restart(self) -> None:
         """As after a dip of the supply: torque off, everything volatile forgotten, the turn lost."""
         self._defaults(64)
+        self.put(100, 2, self.get(36, 2))
         self.position %= TURN
+        self.fail(self.lasting)
 
     def fail(self, bits: int) -> None:
         """A hardware error; those that Shutdown (63) lists take the torque away."""
@@ -174,10 +185,12 @@ class Motor:
         if not self.table[64]:
             return
         error, most = self.get(116, 4, True) - self.position, abs(self.get(102, 2, True))
+        voltage = abs(self.get(100, 2, True)) / FULL_PWM
+        most = min(most, STALL_MA * voltage)
         self.current = max(-most, min(most, MA_PER_TICK * error))
         if self.blocked or dt == 0.0:
             return
-        reach = SPEED * min(1.0, most / FULL_MA) * dt
+        reach = SPEED * min(1.0, most / FULL_MA) * voltage * dt
         step = max(-reach, min(reach, error * (1.0 - 2.718281828 ** (-dt / TAU))))
         self.position += step
         self.velocity = step / dt
@@ -197,6 +210,12 @@ class Motor:
             return BAD_ACCESS
         if self.table[98] == 255 and {*places} & {*GOALS}:
             return BAD_RANGE
+        if address == 36 and int.from_bytes(value[:2], "little") > FULL_PWM:
+            return BAD_LIMIT
+        if address == 100 and abs(int.from_bytes(value[:2], "little", signed=True)) > self.get(
+            36, 2
+        ):
+            return BAD_LIMIT
         if address == 102 and abs(int.from_bytes(value[:2], "little", signed=True)) > self.get(
             38, 2
         ):
@@ -284,6 +303,7 @@ class EmulatedBus:
             )
             for motor in self.motors.values():
                 motor.blocked = False
+                motor.lasting = 0
                 if motor.table[70]:
                     motor.restart()
 
@@ -319,7 +339,10 @@ class EmulatedBus:
 
     def _answers(self, number: int, instruction: int, body: bytes) -> Iterable[bytes]:
         """What the motors say to an instruction, in turn."""
-        there = {i: m for i, m in self.motors.items() if i not in self.unplugged}
+        now = time.monotonic()
+        there = {
+            i: m for i, m in self.motors.items() if i not in self.unplugged and now >= m.boots_until
+        }
         if instruction == SYNC_WRITE:
             address, size = struct.unpack_from("<HH", body)
             for at in range(4, len(body) - size, size + 1):
@@ -348,8 +371,10 @@ class EmulatedBus:
         if instruction == WRITE and len(body) > 2:
             return self._status(motor, motor.write(int.from_bytes(body[:2], "little"), body[2:]))
         if instruction == REBOOT:
+            answer = self._status(motor, 0)
             motor.restart()
-            return self._status(motor, 0)
+            motor.boots_until = time.monotonic() + BOOT_S
+            return answer
         return self._status(motor, BAD_INSTRUCTION)
 
     def _status(self, motor: Motor, error: int, body: bytes = b"") -> bytes:

@@ -17,7 +17,7 @@ ROBOT = RobotInterface(
         Joint("d", -1.0, 1.0, 0.0, 1.0),
     ),
     signals=(Signal("joint_pos", 4, "rad"), Signal("cube", 3, "m", "base")),
-    couplings=(Coupling("d", (("a", -0.5),), 0.1),),
+    couplings=(Coupling("d", (("a", -0.5),), 0.25),),
 )
 TOY = PolicyContract(
     robot=ROBOT,
@@ -52,8 +52,16 @@ class Bench:
         return self.kernel.tick(self.now, reading, targets)
 
     def ready(self):
+        """Two measurements that agree."""
+        self.tick()
         self.tick()
         return self
+
+    def resume(self):
+        """Two measurements that agree after a resume; the command after the second."""
+        self.kernel.resume()
+        assert self.tick() is None
+        return self.tick()
 
     def active(self):
         self.ready().kernel.start()

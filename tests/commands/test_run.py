@@ -39,6 +39,7 @@ EXPECTED = {
     "slow": Fault.STALLED,
 }
 PATIENT = ["--safety.misses", "100", "--safety.miss-periods", "9", "--safety.stall-periods", "90"]
+PATIENT += ["--safety.policy-periods", "10"]
 """Busy machines stall the loops of tests, which then must not fault for that."""
 ROBOT = """
 import json, time

@@ -137,6 +137,8 @@ def test_the_servos_are_set_up_as_they_are_simulated(bus, hand):
         (82, 2, 0),
         (80, 2, 148),
         (102, 2, 400),
+        (36, 2, 885),
+        (100, 2, 885),
     ):
         assert registers(bus, address, size) == [value] * 16
     assert registers(bus, 108, 4) == registers(bus, 112, 4) == [0] * 16
@@ -204,10 +206,13 @@ FAULTS = {
     "corrupt": (lambda bus: bus.corrupt.update({3: 9}), "the answer of motor 3 (if_dip) on "),
     "voltage": (
         lambda bus: bus.motors[1].fail(1),
-        "motor 1 (if_mcp) reports input voltage: switch its power off and on",
+        "motor 1 (if_mcp) reports input voltage: end the run, let it cool, start it again",
     ),
     "hot": (lambda bus: bus.motors[1].fail(4), "motor 1 (if_mcp) reports overheating"),
-    "encoder": (lambda bus: bus.motors[1].fail(8), "motor 1 (if_mcp) reports encoder"),
+    "encoder": (
+        lambda bus: bus.motors[1].fail(8),
+        "motor 1 (if_mcp) reports encoder: switch its power off and on, and see docs/leap.md",
+    ),
     "shock": (lambda bus: bus.motors[1].fail(16), "motor 1 (if_mcp) reports electrical shock"),
     "overload": (
         lambda bus: bus.motors[15].fail(36),
@@ -299,6 +304,7 @@ def test_a_motor_that_is_held_fast_is_a_fault_of_following(bus, hand):
     bus.motors[1].position = leap.tick("right", "if_mcp", 1.1)
     runner = Runner(Still(), kernel, driver)
     runner.step(time.monotonic())
+    runner.step(time.monotonic())
     runner.start()
     bus.motors[1].blocked = True
     for _ in range(100):
@@ -311,6 +317,7 @@ def test_a_motor_that_is_held_fast_is_a_fault_of_following(bus, hand):
 
 def test_an_adapter_that_is_pulled_is_a_hold_and_the_end_says_so(bus, hand):
     runner = Runner(Still(), Kernel(leap.contract().robot, leap.contract().rate, PATIENT), hand())
+    runner.step(time.monotonic())
     runner.step(time.monotonic())
     bus.close()
     runner.step(time.monotonic())
@@ -338,6 +345,58 @@ def test_a_target_that_is_no_number_is_not_written(bus, hand):
     assert registers(bus, 64, 1) == [0] * 16
 
 
+def ill(motor, bits):
+    """A hardware error that a reboot does not mend."""
+    motor.lasting = bits
+    motor.fail(bits)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 32, 36])
+def test_motors_that_let_go_are_rebooted_at_the_start(bus, hand, bits):
+    for i in (3, 12):
+        bus.motors[i].fail(bits)
+    driver = hand()
+    assert registers(bus, 70) == [0] * 16
+    np.testing.assert_allclose(driver.read().signals["joint_pos"], HOME, atol=1e-3)
+    driver.write(HOME)
+    wait(lambda: registers(bus, 64, 1) == [1] * 16)
+
+
+@pytest.mark.parametrize(("limit", "goal"), [(200, 200), (885, 100), (0, 0), (500, 300)])
+def test_a_hand_that_another_program_left_weak_has_all_of_its_voltage(bus, hand, limit, goal):
+    for motor in bus.motors.values():
+        motor.put(36, 2, limit)
+        motor.put(100, 2, goal)
+    driver = hand()
+    driver.write(HOME)
+    wait(lambda: registers(bus, 98, 1) == [50] * 16)
+    assert registers(bus, 36, 2) == registers(bus, 100, 2) == [885] * 16
+    for motor in bus.motors.values():
+        motor.blocked = True
+    driver.write(HOME + 0.5)
+    wait(lambda: bus.positions() and np.abs(registers(bus, 126, 2, True)).min() > 500)
+
+
+def test_the_emulated_motor_is_weak_and_slow_with_little_voltage(bus, hand):
+    driver = hand()
+    driver.write(HOME)
+    wait(lambda: registers(bus, 98, 1) == [50] * 16)
+    motor, now = bus.motors[1], time.monotonic() + 100
+    motor.put(98, 1, 0)  # no watchdog
+    found = {}
+    for pwm in (885, 100):
+        motor.put(100, 2, pwm)
+        motor.advance(now)
+        before = motor.position
+        motor.put(116, 4, round(before) + 1000)
+        motor.advance(now + 0.01)
+        found[pwm] = motor.position - before, motor.current
+        now += 0.01
+    assert found[100][0] < 0.15 * found[885][0]
+    assert found[100][1] < 210 < 549 < found[885][1]
+    assert motor.write(100, (900).to_bytes(2, "little")) == 6
+
+
 # ------------------------------------------------------------------- refused at the start
 
 
@@ -360,7 +419,15 @@ def put(address, size, value, motor=3):
             "motor 3 is model 1200 (XL330-M288), but the hand has XC330",
         ),
         (lambda bus: setattr(bus.motors[3], "model", 7), "motor 3 is model 7 (unknown)"),
-        (lambda bus: bus.motors[3].fail(32), "motor 3 (if_dip) reports overload"),
+        (
+            lambda bus: ill(bus.motors[3], 32),
+            "motor 3 (if_dip) reports overload, after a reboot too: let it cool",
+        ),
+        (
+            lambda bus: bus.motors[3].fail(40),
+            "motor 3 (if_dip) reports encoder and overload: switch its power off and on",
+        ),
+        (lambda bus: bus.motors[3].fail(16), "motor 3 (if_dip) reports electrical shock: switch"),
         (put(10, 1, 1), "motor 3 is set to reverse: give it Drive Mode 0"),
         (put(38, 2, 300), "motor 3 (if_dip) does not take 2602 at 102: it has 3009"),
     ],

@@ -79,7 +79,7 @@ def test_summary_and_replay(held, bundle, capsys):
     said = capsys.readouterr().out
     assert "fifty, contract " in said
     assert "120 ticks in 2.38 s, 50.00 Hz of 50; 0 ticks came half a period late" in said
-    assert "states: ready 0.14 s, active 1.66 s, hold 0.60 s" in said
+    assert "states: init 0.04 s, ready 0.10 s, active 1.66 s, hold 0.60 s" in said
     assert "fault at 0.80 s, tick 40: operator: the operator asked for it" in said
     assert re.search(r"fault at 2.00 s, tick 100: signals-bad: signal 'joint_pos' is missing", said)
     assert re.search(r"^ a +-?0\.\d+ +0\.5000 +rad +0\.\d+ +\d+\.\d%", said, re.MULTILINE)
@@ -105,7 +105,7 @@ def test_an_approach_replays(tmp_path, bundle, capsys):
 
 def test_a_recording_of_several_episodes_replays(tmp_path, bundle, capsys):
     parts = []
-    for episode, events in enumerate(({1: ["start"]}, {1: ["start"], 30: ["hold"]})):
+    for episode, events in enumerate(({2: ["start"]}, {2: ["start"], 30: ["hold"]})):
         made = Recorded(tmp_path / f"{episode}.npz", events, 40)
         parts.append({**made.runner.log.rows(), "episode": np.full(40, episode, "i4")})
     parts[1]["now"] -= 90.0  # every episode has a clock of its own
@@ -116,7 +116,7 @@ def test_a_recording_of_several_episodes_replays(tmp_path, bundle, capsys):
     assert cli.main(["inspect", str(tmp_path / "both.npz"), "--bundle", str(bundle)]) == 0
     said = capsys.readouterr().out
     assert "80 ticks in 1.58 s, 50.00 Hz of 50; 0 ticks came half a period late" in said
-    assert "states: ready 0.04 s, active 1.36 s, hold 0.20 s" in said
+    assert "states: init 0.04 s, ready 0.04 s, active 1.32 s, hold 0.20 s" in said
     assert "fault at 1.40 s, tick 70: operator" in said
     both = log.read(tmp_path / "both.npz")
     np.testing.assert_allclose(np.diff(inspection.timeline(both)), 0.02, atol=1e-9)
@@ -183,7 +183,7 @@ def test_what_was_tampered_with_is_found(held, tmp_path, bundle, capsys):
         ),
         (
             event,
-            "safety kernel: tick 50 differs: state is 'ready' in the log, 'hold' in the replay",
+            "safety kernel: tick 50 differs: state is 'init' in the log, 'hold' in the replay",
         ),
         (odd, "safety kernel: tick 30 differs: the operator's 'resume' is not possible"),
         (unknown, "safety kernel: tick 30 differs: the operator's '__init__' is not possible"),

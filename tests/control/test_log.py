@@ -77,8 +77,9 @@ def replayed(found, kernel):
         for event in filter(None, str(row["event"]).split("+")):
             getattr(kernel, event)()
         reading = None if np.isnan(row["at"]) else Reading(found.signals(i), float(row["at"]))
+        row["writes_at"] = None if np.isnan(row["writes_at"]) else float(row["writes_at"])
         command = kernel.tick(
-            float(row["now"]), reading, row["targets"] if row["decided"] else None
+            float(row["now"]), reading, row["targets"] if row["decided"] else None, row["writes_at"]
         )
         if not row["written"]:
             kernel.hold("", Fault.DRIVER)

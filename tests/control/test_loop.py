@@ -1,9 +1,12 @@
 import contextlib
+import dataclasses
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -11,10 +14,11 @@ import numpy as np
 import pytest
 from four_joints import HOME, PERIOD, TOY, Steady, Watched
 
-from deftly.control.drivers import DriverError, Reading
-from deftly.control.log import LogBuffer
+from deftly.control.drivers import DriverError, FakeDriver, Reading
+from deftly.control.log import Log, LogBuffer
 from deftly.control.loop import Runner, Ticker, run
 from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError, State
+from deftly.control.signals import ALWAYS, HALTS, OTHERS
 from deftly.policy.protocol import ContractPolicy, Decision, PolicyError
 
 
@@ -55,6 +59,14 @@ def looped(driver, policy=None, ticks=10, each=None, log=None, **cfg):
         return each(tick) if each else left[0] > 0
 
     run(runner, ticker, step)
+    return runner
+
+
+def made_ready(runner):
+    """Two measurements that agree; the runner."""
+    for _ in range(2):
+        runner.driver.sleep(PERIOD)
+        runner.step(runner.driver.time)
     return runner
 
 
@@ -184,8 +196,7 @@ def test_every_exit_commands_the_safe_target_and_stops_the_driver_once(where, er
 @pytest.mark.parametrize("where", ["write", "stop", "policy"])
 def test_what_fails_while_leaving_does_not_keep_the_rest_from_being_left_safe(where, error):
     driver, policy = Watched(), Steady(close=throws(error) if where == "policy" else None)
-    runner = Runner(policy, Kernel(TOY.robot, TOY.rate), driver)
-    runner.step(driver.time)
+    runner = made_ready(Runner(policy, Kernel(TOY.robot, TOY.rate), driver))
     if where != "policy":
         driver.broken[where] = throws(error)
     if where == "stop" and isinstance(error, Exception):
@@ -211,9 +222,7 @@ def test_a_robot_that_was_never_measured_is_stopped_and_not_commanded():
 
 def test_leaving_after_a_resume_commands_what_was_held():
     driver = Watched()
-    runner = Runner(Steady(), Kernel(TOY.robot, TOY.rate), driver)
-    driver.sleep(PERIOD)
-    runner.step(driver.time)
+    runner = made_ready(Runner(Steady(), Kernel(TOY.robot, TOY.rate), driver))
     runner.hold()
     runner.resume()
     runner.close()
@@ -250,7 +259,11 @@ PROGRAM = """
 """
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+ENDING = [name for name in (*ALWAYS, *OTHERS) if name not in ("SIGPIPE", "SIGXFSZ")]
+"""Those two are ignored by Python already."""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"])
 def test_a_signal_leaves_the_robot_safe_and_a_second_one_does_not_interrupt_that(name):
     paths = [str(Path(__file__).parents[1] / "assets"), str(Path(__file__).parents[2] / "src")]
     program = [sys.executable, "-c", textwrap.dedent(PROGRAM).format(paths=paths)]
@@ -273,10 +286,81 @@ def test_a_signal_leaves_the_robot_safe_and_a_second_one_does_not_interrupt_that
     assert code == (-signal.SIGINT if name == "SIGINT" else 128 + getattr(signal, name))
 
 
+@pytest.mark.parametrize("name", ENDING)
+def test_every_signal_that_would_kill_the_process_ends_the_loop(name):
+    driver, policy = Watched(), Steady()
+
+    def read():
+        if driver.calls.count("read") == 5:
+            os.kill(os.getpid(), getattr(signal, name))
+            time.sleep(0.001)  # a signal comes between two instructions
+        return super(Watched, driver).read()
+
+    driver.broken["read"] = read
+    with pytest.raises(KeyboardInterrupt if name == "SIGINT" else SystemExit) as ended:
+        looped(driver, policy, ticks=100)
+    assert name == "SIGINT" or ended.value.code == 128 + getattr(signal, name)
+    assert left_safe(driver, policy)
+    assert driver.calls.count("read") == 5
+
+
 def test_the_handlers_of_signals_are_put_back():
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    numbers = [getattr(signal, name) for name in (*ALWAYS, *OTHERS, *HALTS)]
+    before = [signal.getsignal(number) for number in numbers]
     looped(Watched())
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGQUIT", "SIGALRM"])
+@pytest.mark.parametrize("where", ["write", "stop", "policy"])
+def test_a_signal_while_the_loop_ends_by_itself_does_not_interrupt_that(where, name):
+    driver, policy, ended = Watched(), Steady(), []
+
+    def signalled(*_):
+        if driver.calls.count("write") == 10:  # the end, and not before
+            os.kill(os.getpid(), getattr(signal, name))
+            time.sleep(0.001)  # a signal comes between two instructions
+            ended.append(where)
+
+    if where == "policy":
+        policy = Steady(close=signalled)
+    else:
+        driver.broken[where] = signalled
+    looped(driver, policy, ticks=10, each=lambda tick: driver.calls.count("read") < 10)
+    assert left_safe(driver, policy)
+    assert ended
+
+
+def test_a_signal_that_somebodys_code_swallows_ends_the_loop_all_the_same():
+    driver = Watched()
+
+    def read():
+        if driver.calls.count("read") == 5:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
+            except BaseException:  # what `except:` does
+                pass
+        return super(Watched, driver).read()
+
+    driver.broken["read"] = read
+    with pytest.raises(SystemExit) as ended:
+        looped(driver, ticks=100)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert left_safe(driver)
+    assert driver.calls.count("read") == 5
+
+
+def test_handlers_that_somebody_else_has_are_left_alone():
+    heard = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: heard.append("user"))
+    try:
+        driver = Watched()
+        driver.broken["stop"] = lambda: os.kill(os.getpid(), signal.SIGUSR1)
+        looped(driver)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == ["user"]
 
 
 # ------------------------------------------------------------ what comes in
@@ -375,7 +459,7 @@ def test_a_driver_may_keep_and_change_its_arrays():
     runner = looped(driver, ticks=20, log=buffer)
     assert runner.kernel.fault is Fault.OPERATOR
     assert np.abs(buffer.rows()["signal/joint_pos"]).max() < 10
-    assert np.abs(buffer.rows()["command"]).max() < 10
+    assert np.nanmax(np.abs(buffer.rows()["command"])) < 10
 
 
 def test_the_log_holds_what_the_kernel_saw():
@@ -391,10 +475,10 @@ def test_the_log_holds_what_the_kernel_saw():
 def test_a_record_with_a_gap_makes_the_robot_stand_still():
     buffer = LogBuffer(TOY, 50)
     driver = Watched()
-    runner = Runner(Steady(), Kernel(TOY.robot, TOY.rate), driver, buffer)
-    runner.step(100.0)
+    runner = made_ready(Runner(Steady(), Kernel(TOY.robot, TOY.rate), driver, buffer))
     buffer.add = throws(MemoryError("full"))
-    runner.step(100.05)
+    driver.sleep(PERIOD)
+    runner.step(driver.time)
     assert (runner.kernel.state, runner.kernel.reason) == (State.HOLD, "log: MemoryError: full")
 
 
@@ -413,6 +497,7 @@ def test_the_policy_is_asked_only_while_active_and_reset_at_each_start():
         runner.step(driver.time)
         asked.append((before[0], before[1], policy.calls[before[2] :]))
         if i in (3, 63):
+            assert runner.kernel.state is State.READY
             runner.start()
         if i == 50:
             runner.hold()
@@ -441,6 +526,97 @@ def test_a_policy_that_fails_once_is_waited_for_and_then_held(error):
     assert runner.kernel.fault is Fault.POLICY_STALE
 
 
+@pytest.mark.parametrize("periods", [1.6, 2.0, 5.0])
+def test_the_age_of_a_measurement_is_judged_when_the_command_is_written(periods):
+    driver, buffer = Watched(), LogBuffer(TOY, 50)
+
+    def infer(signals, applied):
+        driver.time += periods * PERIOD
+        return Decision(np.zeros(3), HOME + 0.01)
+
+    runner = looped(driver, Steady(infer=infer), ticks=4, log=buffer)
+    rows = buffer.rows()
+    assert rows["fault"].tolist() == ["none", "none", *["signals-stale"] * 2]
+    assert f"the measurement is {1e3 * periods * PERIOD:.0f} ms old" in runner.kernel.reason
+    np.testing.assert_array_equal(rows["command"][2], rows["command"][1])
+    found = Log(TOY, TOY.robot, rows, {"safety": json.dumps(dataclasses.asdict(SafetyConfig()))})
+    assert replays(found)
+
+
+def replays(found):
+    kernel = Kernel(TOY.robot, TOY.rate)
+    for i, now in enumerate(found.rows["now"]):
+        for event in filter(None, str(found.rows["event"][i]).split("+")):
+            getattr(kernel, event)()
+        reading = Reading(found.signals(i), found.rows["at"][i])
+        targets = found.rows["targets"][i] if found.rows["decided"][i] else None
+        command = kernel.tick(now, reading, targets, found.rows["writes_at"][i])
+        assert command is None or np.array_equal(command, found.rows["command"][i])
+        assert (kernel.state, kernel.fault) == (found.rows["state"][i], found.rows["fault"][i])
+    return True
+
+
+def driven_in_real_time(infer, seconds=1.0, **cfg):
+    """A loop on the real clock with a policy; its log's rows, and the runner."""
+    driver, buffer = FakeDriver(TOY.robot, TOY.rate), LogBuffer(TOY, 400)
+    patient = {"misses": 100, "stall_periods": 50.0, "signal_periods": 10.0} | cfg
+    kernel = Kernel(TOY.robot, TOY.rate, SafetyConfig(**patient))
+    runner, end = Runner(Steady(infer=infer), kernel, driver, buffer), time.monotonic() + seconds
+
+    def each(tick):
+        if tick.state is State.READY and not buffer.rows()["decided"].any():
+            runner.start()
+        return time.monotonic() < end
+
+    run(runner, Ticker(TOY.rate), each)
+    return buffer.rows(), runner
+
+
+@pytest.mark.realtime
+@pytest.mark.parametrize("seconds", [0.11, 30.0])
+def test_a_policy_that_is_slow_or_hangs_is_a_fault_in_two_periods_and_the_loop_goes_on(seconds):
+    released = threading.Event()
+    asked = []
+
+    def infer(signals, applied):
+        asked.append(1)
+        if len(asked) > 5:
+            released.wait(seconds)
+        return Decision(np.zeros(3), HOME)
+
+    try:
+        began = time.monotonic()
+        rows, runner = driven_in_real_time(infer)
+        assert time.monotonic() - began < 5.0, "the end does not wait for it"
+    finally:
+        released.set()
+    active = rows["state"] == State.ACTIVE
+    assert rows["fault"][-1] == Fault.POLICY_STALE
+    last = int(np.flatnonzero(rows["decided"])[-1])
+    held = int(np.flatnonzero(rows["state"] == State.HOLD)[0])
+    assert held - last == 2
+    assert active[last]
+    assert len(rows["now"]) > held + 3, "it goes on"
+    assert "policy: no answer in time" in runner.problem or "left alone" in runner.problem
+
+
+@pytest.mark.realtime
+def test_a_policy_that_is_late_once_is_waited_for():
+    asked = []
+
+    def infer(signals, applied):
+        asked.append(1)
+        if len(asked) == 5:
+            time.sleep(1.2 * PERIOD)
+        return Decision(np.zeros(3), HOME)
+
+    rows, _ = driven_in_real_time(infer, policy_periods=5.0)
+    missing = np.flatnonzero((rows["state"] == State.ACTIVE) & ~rows["decided"])
+    assert len(missing) <= 2
+    assert rows["fault"][-1] == Fault.NONE
+    assert rows["decided"][-1]
+
+
 def test_a_local_policy_that_gives_nan_is_a_fault():
     policy = ContractPolicy(TOY, lambda obs: np.full((1, 3), np.nan, np.float32))
     assert looped(Watched(), policy, ticks=10).kernel.fault is Fault.POLICY_BAD
@@ -448,13 +624,13 @@ def test_a_local_policy_that_gives_nan_is_a_fault():
 
 def test_operators_who_lean_on_a_key_are_logged_once():
     buffer, driver = LogBuffer(TOY, 10), Watched()
-    runner = Runner(Steady(), Kernel(TOY.robot, TOY.rate), driver, buffer)
-    runner.step(100.0)
+    runner = made_ready(Runner(Steady(), Kernel(TOY.robot, TOY.rate), driver, buffer))
     runner.start()
     for _ in range(50):
         runner.hold()
     runner.resume()
     for _ in range(50):
         runner.hold()
-    runner.step(100.05)
-    assert buffer.rows()["event"].tolist() == ["", "start+hold+resume+hold"]
+    driver.sleep(PERIOD)
+    runner.step(driver.time)
+    assert buffer.rows()["event"].tolist() == ["", "", "start+hold+resume+hold"]

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import signal
 import time
 
 import fifty
@@ -109,5 +110,87 @@ def test_after_a_hold_the_operator_starts(looks, fault, monkeypatch, tmp_path):
 
 def test_without_a_hold_it_starts_by_itself():
     made, tick = sat_down()
-    assert tick() is State.ACTIVE
+    assert [tick(), tick()] == [State.INIT, State.ACTIVE]
     made.screen.close()
+
+
+def test_a_hold_of_the_operator_is_no_fault_and_writes_no_log(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    made, tick = sat_down([], [], [], ["h"], ["r"], [], [], ["s"], [""])
+    states = [tick() for _ in range(10)]
+    assert states.count(State.HOLD) >= 2
+    assert made._dumps == made._faults == list(tmp_path.iterdir()) == []
+    made.runner.driver._fault, made.runner.driver._at = "nan", 0
+    made.keys.looks += [["r"]]
+    tick()
+    tick()
+    for thread in made._dumps:
+        thread.join()
+    assert [fault for _, fault, _ in made._faults] == ["signals-bad"]
+    assert len(list(tmp_path.glob("deftly-fault-*.npz"))) == 1
+    made.screen.close()
+
+
+def begun(folder, seconds, start=True, fault="", policy=None):
+    """A session in real time with the fake robot and nobody at a terminal, its log in a folder."""
+    contract = fifty.CONTRACT
+    patient = SafetyConfig(
+        misses=100, miss_periods=9, stall_periods=90, signal_periods=10, policy_periods=10
+    )
+    kernel = Kernel(contract.robot, contract.rate, patient)
+    driver = FakeDriver(contract.robot, contract.rate, fault, at=0)
+    policy = policy or ContractPolicy(contract, lambda obs: np.zeros((1, 3), np.float32))
+    buffer = log.LogBuffer(contract, 500)
+    runner, more = Runner(policy, kernel, driver, buffer), {"start": start, "seconds": seconds}
+    return session.Session(runner, buffer, {}, **more, log=folder / "log.npz")
+
+
+@pytest.mark.parametrize("start", [True, False])
+@pytest.mark.parametrize("fault", ["read", "nan", "late", "frozen", "beyond"])
+def test_a_robot_that_was_never_ready_is_a_failure_however_short_the_run(
+    fault, start, tmp_path, capsys
+):
+    made = begun(tmp_path, 0.1, start, fault)
+    assert made.run() == 1
+    said = capsys.readouterr().out
+    assert "ended: the robot was not ready in 0.1 s: " in said
+    assert len(made._failed) > len("the robot was not ready in 0.1 s: ")
+
+
+def test_a_robot_that_was_ready_is_none(tmp_path):
+    assert begun(tmp_path, 0.2).run() == 0
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"])
+@pytest.mark.parametrize("first", [None, "SIGTERM"])
+def test_a_signal_after_the_loop_does_not_lose_the_log(first, name, tmp_path, monkeypatch):
+    """The loop ends by itself or by a signal; another one comes while its log is saved."""
+    made = begun(tmp_path, 0.2)
+    save, stop = made.buffer.save, made.runner.driver.stop
+    each = made.each
+
+    def signalled(tick):
+        if first and made.ticker.count == 3:
+            os.kill(os.getpid(), getattr(signal, first))
+        return each(tick)
+
+    def saving(*args):
+        os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(0.01)
+        save(*args)
+
+    def stopping():
+        os.kill(os.getpid(), getattr(signal, name))
+        stop()
+
+    monkeypatch.setattr(made, "each", signalled)
+    monkeypatch.setattr(made.buffer, "save", saving)
+    monkeypatch.setattr(made.runner.driver, "stop", stopping)
+    if first:
+        with pytest.raises(SystemExit) as ended:
+            made.run()
+        assert ended.value.code == 128 + signal.SIGTERM
+    else:
+        assert made.run() == 0
+    assert made.runner.driver.stopped
+    assert len(log.read(tmp_path / "log.npz")) >= 3

@@ -6,12 +6,10 @@ import importlib
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +27,7 @@ from deftly.control.log import LogBuffer, max_ticks
 from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, SafetyConfig
 from deftly.control.session import Session
+from deftly.control.signals import ending_on_signals
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import POLICY, PolicySource, policy_words, resolve, task_name
 from deftly.policy.protocol import Policy
@@ -99,7 +98,7 @@ def main(argv: list[str]) -> int:
     task, flags = split_task(argv)
     args = parse(RunArgs, policy_words(flags), prog="deftly run [TASK]")
     _require_folder(args.log)
-    with _ending_on_signals(), ExitStack() as stack:
+    with ending_on_signals(), ExitStack() as stack:
         with ExitStack() as unclaimed:
             source, like = find_source(task, args)
             print_unless_stuck(source.line)
@@ -290,20 +289,3 @@ def _require_folder(log: Path | None) -> None:
         raise DeftlyError(
             f"cannot write logs to '{folder}': {why}; give --log FILE.npz in another folder"
         ) from None
-
-
-@contextmanager
-def _ending_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the run as Ctrl-C does; no terminal halts it, for a halted loop guards nothing."""
-
-    def end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    handlers: dict[int, Any] = dict.fromkeys((signal.SIGTERM, signal.SIGHUP), end)
-    handlers |= dict.fromkeys((signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU), signal.SIG_IGN)
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -16,7 +16,7 @@ from deftly.console import printable
 from deftly.contract import JOINT_POS
 from deftly.control.drivers import Reading
 from deftly.control.log import Log
-from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError
+from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError, State
 from deftly.errors import DeftlyError
 from deftly.files import FileError, parse_json
 from deftly.policy import bundle
@@ -66,6 +66,9 @@ def replay(found: Log) -> tuple[str, list[np.ndarray | None]]:
         if begins[tick]:
             kernel = Kernel(found.robot, found.contract.rate, safety)
         snapshot = found.snapshot(tick)
+        is_first = snapshot is None and (tick == 0 or begins[tick])
+        if is_first and row["state"] != State.INIT and not np.isnan(row["at"]):
+            kernel.stood_still(float(row["now"]), Reading(found.signals(tick), float(row["at"])))
         if snapshot is not None:
             kernel.restore(snapshot)
         try:
@@ -94,7 +97,8 @@ def _repeat_events(kernel: Kernel, row: Mapping[str, Any]) -> None:
 def _tick_difference(kernel: Kernel, reading: Reading | None, row: Mapping[str, Any]) -> str:
     """What a kernel's tick does otherwise than a row of the log says; empty if nothing."""
     targets = row["targets"] if row["decided"] else None
-    command = kernel.tick(float(row["now"]), reading, targets)
+    writes_at = None if np.isnan(row["writes_at"]) else float(row["writes_at"])
+    command = kernel.tick(float(row["now"]), reading, targets, writes_at)
     if not row["written"]:
         kernel.hold("the robot took no command", Fault.DRIVER)
     for name, value in (("state", kernel.state), ("fault", kernel.fault)):

@@ -34,10 +34,11 @@ class Log:
     """A log read from disk.
 
     `rows` holds arrays of T ticks each: `now` (s, monotonic), `episode`, `state` and `fault` (text, after the tick),
-    `event` (what the operator asked before it), `at` (s, of the measurement; NaN: none), `signal/<name>` (T, size) of
-    each signal that is no image, `input/<name>` (T, size) of each input of numbers that the policy was given,
-    `decided` (whether the policy answered), `action` (T, action_size), `targets` and `command` (T, num_joints; NaN:
-    none), `written` (whether the robot took it), `infer_ms` and `tick_ms`.
+    `event` (what the operator asked before it), `at` (s, of the measurement; NaN: none), `writes_at` (s, when ages
+    were judged; NaN: at `now`), `signal/<name>` (T, size) of each signal that is no image, `input/<name>` (T, size)
+    of each input of numbers that the policy was given, `decided` (whether the policy answered), `action` (T,
+    action_size), `targets` and `command` (T, num_joints; NaN: none), `written` (whether the robot took it),
+    `infer_ms` and `tick_ms`.
     """
 
     contract: PolicyContract
@@ -222,6 +223,8 @@ def _checked(arrays: Mapping[str, np.ndarray]) -> Log:
     for name, value in arrays.items():
         part, _, key = name.partition("/")
         parts.get(part, {})[key] = value
+    if "now" in parts["row"]:  # older logs have none: ages were judged at `now`
+        parts["row"].setdefault("writes_at", np.full(parts["row"]["now"].shape, np.nan))
     _require_rows(parts["row"], _columns(contract, robot))
     _require_snapshots(parts["snapshot"])
     return Log(contract, robot, parts["row"], parts["fact"], parts["snapshot"])
@@ -274,6 +277,7 @@ def _columns(contract: PolicyContract, robot: RobotInterface) -> dict[str, Colum
     columns: dict[str, Column] = {
         "now": ((), "f8"),
         "at": ((), "f8"),
+        "writes_at": ((), "f8"),
         "infer_ms": ((), "f8"),
         "tick_ms": ((), "f8"),
         "state": ((), "U32"),

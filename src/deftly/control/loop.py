@@ -1,31 +1,27 @@
 """The control loop: read, decide, pass the safety kernel, write, at a fixed rate; the same for every robot.
 
 `Runner.step` is one control period, whoever keeps the time: `run` on the monotonic clock for hardware, a simulation on
-its own.
+its own. In real time the policy decides in a thread of its own, and one that takes longer than a control period, or
+hangs, gave no answer: the loop goes on.
 """
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from deftly.control.drivers import Driver, DriverError, Reading
 from deftly.control.log import LogBuffer
 from deftly.control.safety import Fault, Kernel, SafetyError, State
+from deftly.control.signals import ending_on_signals
+from deftly.control.worker import Worker
 from deftly.policy.protocol import Decision, OneRobot, Policy, PolicyError
 
 Clock = Callable[[], float]
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
 
 
 class Tick(NamedTuple):
@@ -63,6 +59,9 @@ class Runner:
         """What the driver said if it did not take the safe target when the loop was closed: look after the robot."""
         self.inputs: dict[str, Any] = {}
         """What the operator says to the policy, by name of the contract's inputs; a missing one takes its default."""
+        self.clock: Clock | None = None
+        """What says when a command is written, s; None: it is written when its period begins, as in a simulation."""
+        self._worker: Worker | None = None
         self._events: list[str] = []
         self._fresh = True
         self._closed = False
@@ -92,6 +91,12 @@ class Runner:
         self.kernel.hold()
         self._note("hold")
 
+    def keep_time(self, clock: Clock) -> None:
+        """Judge ages by a clock, s; on the real one, the policy has a control period from the start of its tick."""
+        self.clock = clock
+        if clock is time.monotonic and self._worker is None:
+            self._worker = Worker()
+
     def step(self, now: float) -> Tick:
         """One control period at `now`, s on the clock of the readings.
 
@@ -104,12 +109,13 @@ class Runner:
         decision = None
         inferred = math.nan
         if reading is not None and self.kernel.wants_policy:
-            decision = self._decide(reading)
+            decision = self._decide(reading, now)
             inferred = 1e3 * (time.perf_counter() - began)
-        command = self.kernel.tick(now, reading, decision and decision.targets)
+        writes_at = None if self.clock is None else max(now, self.clock())
+        command = self.kernel.tick(now, reading, decision and decision.targets, writes_at)
         written = command is None or self._write(command)
         took = 1e3 * (time.perf_counter() - began)
-        timing = {"now": now, "infer_ms": inferred, "tick_ms": took}
+        timing = {"now": now, "infer_ms": inferred, "tick_ms": took, "writes_at": writes_at}
         self._keep(reading, decision, command=command, written=written, **timing)
         return Tick(self.kernel.state, reading, decision, command)
 
@@ -191,20 +197,39 @@ class Runner:
 
     def _let_go_of_policy(self) -> None:
         try:
+            if self._worker is not None:
+                self._worker.close()
+                if self._worker.busy:  # what it is still at must not be taken from under it
+                    raise PolicyError("it still has not answered, and was left alone")
             self.policy.close()
         except Exception as error:
             self._blame("policy", error)
 
-    def _decide(self, reading: Reading) -> Decision | None:
-        try:
-            if self._fresh:
+    def _decide(self, reading: Reading, now: float) -> Decision | None:
+        fresh = self._fresh
+        command = self.kernel.command
+        inputs = dict(self.inputs)
+
+        def infer() -> tuple[np.ndarray, np.ndarray]:
+            if fresh:
                 self.policy.reset()
-                self._fresh = False
-            action, targets = self.policy.infer(reading.signals, self.kernel.command, self.inputs)
+            action, targets = self.policy.infer(reading.signals, command, inputs)
+            return action, targets
+
+        try:
+            action, targets = self._in_time(infer, now)
+            self._fresh = False
             return Decision(_own(action), _own(targets))
         except Exception as error:
             self._blame("policy", error)
             return None
+
+    def _in_time(self, infer: Callable[[], Any], now: float) -> Any:
+        """What the policy says; in real time, until the control period that began at `now` is over, or patience is."""
+        if self._worker is None:
+            return infer()
+        end = max(now + self.kernel.period, self.kernel.policy_due)
+        return self._worker.call(infer, lambda: end - time.monotonic())
 
     def _blame(self, what: str, error: Exception) -> None:
         """Note a failure in one line; what is no DriverError or PolicyError is a bug, and named as one."""
@@ -227,7 +252,7 @@ class Ticker:
         sleep: Callable[[float], None] = time.sleep,
     ):
         self.period = 1.0 / rate
-        self._clock = clock
+        self.clock = clock
         self._sleep = sleep
         self._next: float | None = None
         self.overruns = 0
@@ -235,12 +260,12 @@ class Ticker:
 
     def wait(self) -> float:
         """Sleep until the next period begins, and return the time then, s."""
-        now = self._clock()
+        now = self.clock()
         if self._next is None:
             self._next = now
         while now < self._next:
             self._sleep(self._next - now)
-            now = self._clock()
+            now = self.clock()
         late = now - self._next  # after the sleep: that too may have been stopped
         if late >= self.period:
             self.overruns += max(1, int(late / self.period))
@@ -252,32 +277,17 @@ class Ticker:
 def run(runner: Runner, ticker: Ticker, each: Callable[[Tick], bool]) -> None:
     """Step until `each`, called after every tick, says False; however this ends, the robot is left safe.
 
-    Ctrl-C raises KeyboardInterrupt, SIGTERM and SIGHUP raise SystemExit; while the robot is being left safe, they are
-    ignored.
+    Ctrl-C raises KeyboardInterrupt; SIGTERM, SIGHUP and all others that would end the process raise SystemExit. As soon
+    as the loop ends, by a signal or by itself, they change nothing any more.
     """
-    with _one_signal(), runner:
-        while each(runner.step(ticker.wait())):
-            pass
-
-
-@contextmanager
-def _one_signal() -> Iterator[None]:
-    """The first signal to end raises, more are ignored: nothing interrupts what the first one began."""
-
-    def end(number: int, _: FrameType | None) -> NoReturn:
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield
-        return
-    before = {number: signal.signal(number, end) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    runner.keep_time(ticker.clock)
+    with ending_on_signals() as ending, runner:
+        try:
+            while each(runner.step(ticker.wait())):
+                ending.require_none()
+        finally:
+            ending.begun = True
+        ending.require_none()
 
 
 def _own(value: object) -> np.ndarray:

@@ -4,7 +4,8 @@ Whatever comes in, `tick` raises nothing, and what goes out is finite, within th
 the last command than the joints' top speed allows in the time that has passed. It reads no clock and does no input or
 output: the caller says what time it is, so a log of what came in gives back what went out, bit for bit.
 
-    INIT    commands nothing. The first good measurement leads to READY; after a resume, a bad one leads back to HOLD.
+    INIT    commands nothing. Two good measurements in a row that agree lead to READY; after a resume, a bad one, or
+            two that do not agree, lead back to HOLD.
     READY   holds the pose that was measured. `start` leads to ACTIVE.
     ACTIVE  approaches home if asked to, then follows the policy, its speed ramped up from nothing.
     HOLD    a fault is latched: holds the last command. `resume`, by the operator alone, leads to INIT.
@@ -31,10 +32,12 @@ from deftly.errors import DeftlyError
 
 _TEXTS = ("state", "fault", "reason")
 _COUNTS = ("_misses", "clipped")
-_NUMBERS = ("_now", "_decided_at", "_active_s", "_approach_s", *_COUNTS)
-_ARRAYS = ("_pose", "_rest", "_origin")
+_NUMBERS = ("_now", "_found_at", "_decided_at", "_active_s", "_approach_s", "_lag", *_COUNTS)
+_ARRAYS = ("_pose", "_rest", "_sag", "_origin")
 _SOON = 1e-9
 """Rounding of a clock, s."""
+_MADE_UP = 0.1
+"""Share of a control period by which a loop that is behind catches up with each tick."""
 
 
 class SafetyError(DeftlyError):
@@ -141,7 +144,8 @@ class SafetyConfig(Settings, section="safety"):
         Ge(0),
         Le(0.5),
         Doc(
-            "A joint that something moved further than this while the robot stood still keeps its place, rad."
+            "A joint that something moved further than this while the robot stood still keeps its place, rad; two "
+            "measurements agree if no joint is further from where it was than this."
         ),
     ] = 0.05
     lead: Annotated[
@@ -166,7 +170,12 @@ class SafetyConfig(Settings, section="safety"):
         Doc("A tick this long after the one before missed its deadline, control periods."),
     ] = 1.5
     misses: Annotated[
-        int, Ge(1), Le(100), Doc("Consecutive missed deadlines that are a fault.")
+        int,
+        Ge(1),
+        Le(100),
+        Doc(
+            "Consecutive missed deadlines that are a fault; so is a loop this many times stall-periods behind its rate."
+        ),
     ] = 3
     stall_periods: Annotated[
         float,
@@ -230,13 +239,16 @@ class Kernel:
         self.clipped = 0
         """Ticks in which a target was beyond a limit or faster than allowed, and was clipped."""
         self._now = -math.inf  # of the last tick
+        self._found_at = -math.inf  # of the measurement in INIT that the next one must agree with
         self._decided_at = -math.inf  # the last decision of the policy
         self._pose = self._home  # measured last
         self._rest = self._home  # measured when a command was last given
+        self._sag = np.zeros_like(self._home)  # from a command to where its joint was found after
         self._origin = self._home  # commanded at the start
         self._active_s = 0.0  # in this part of ACTIVE, no more than a period for each tick
         self._approach_s = 0.0  # duration of the approach; 0 while there is none
         self._misses = 0
+        self._lag = 0.0  # behind the rate, s
 
     def _set_bounds(self) -> None:
         """Limits, speeds and tolerances of each joint, (num_joints,) float64 each."""
@@ -256,7 +268,27 @@ class Kernel:
         lead = self.cfg.lead or lead_of(self.robot.name) or LEAD
         self._lead = lead * self._unit
         self._home = np.array(self.robot.home(), np.float64)
+        self._set_couplings()
         self._require_home_within()
+
+    def _set_couplings(self) -> None:
+        """Followers as offset + ratios @ leaders, and which joints are coupled to one another."""
+        count = len(self._home)
+        index = {name: place for place, name in enumerate(self.robot.joint_names)}
+        couplings = self.robot.couplings
+        self._followers = np.array([index[each.joint] for each in couplings], np.intp)
+        self._offsets = np.array([each.offset for each in couplings], np.float64)
+        self._ratios = np.zeros((len(couplings), count))
+        linked = np.eye(count, dtype=bool)
+        for row, each in enumerate(couplings):
+            for leader, ratio in each.of:
+                self._ratios[row, index[leader]] = ratio
+                linked[index[leader], index[each.joint]] = True
+        linked |= linked.T
+        for _ in range(count.bit_length()):  # who is coupled to a neighbour's neighbour, too
+            linked = linked @ linked
+        self._linked = linked
+        """(num_joints, num_joints) bool, each joint with itself."""
 
     def _require_home_within(self) -> None:
         outside = "has its home outside"
@@ -277,14 +309,16 @@ class Kernel:
             return
         self._approach_s = self._approach_duration(self.command)
         self._origin = self.command
+        self._sag = np.zeros_like(self._home)
         self._decided_at = self._now
         self._active_s = 0.0
         self._misses = 0
+        self._lag = 0.0
         self.state = State.ACTIVE
 
     def _start_problem(self) -> str:
         """Why the policy may not start from the measured pose; empty if it may."""
-        moved = self._was_moved(self._pose)
+        moved = self._was_moved(self._pose) & ~self._sags(self._pose)
         if moved.any():
             name = self.robot.joint_names[int(moved.argmax())]
             return f"{name} was moved while the robot stood ready: resume, then start"
@@ -303,13 +337,14 @@ class Kernel:
     def resume(self) -> None:
         """Clear a latched fault: from HOLD to INIT. Raises SafetyError elsewhere.
 
-        The next tick leads to READY, or back to HOLD if what is wrong still is: a resume is never kept for later.
+        The next two ticks lead to READY, or back to HOLD if what is wrong still is: a resume is never kept for later.
         """
         self._require(State.HOLD, "resume")
         self.state = State.INIT
         self.fault = Fault.NONE
         self.reason = ""
         self._now = -math.inf  # one wrong time must not make all that follow wrong
+        self._found_at = -math.inf
 
     def hold(
         self, reason: str = "the operator asked for it", fault: Fault = Fault.OPERATOR
@@ -318,6 +353,7 @@ class Kernel:
         if self.state in (State.HOLD, State.STOP):
             return
         self.reason = reason
+        self._found_at = -math.inf
         if self.state is State.INIT and self.command is None:
             return
         self.state = State.HOLD
@@ -350,19 +386,33 @@ class Kernel:
         """Whether the next tick follows the policy."""
         return self.state is State.ACTIVE and not self._approach_s
 
+    @property
+    def policy_due(self) -> float:
+        """When the policy will have been silent for too long, s."""
+        return self._decided_at + self.cfg.policy_periods * self.period
+
     def tick(
-        self, now: float, reading: Reading | None, targets: np.ndarray | None = None
+        self,
+        now: float,
+        reading: Reading | None,
+        targets: np.ndarray | None = None,
+        writes_at: float | None = None,
     ) -> np.ndarray | None:
         """One control period: the command to write, (num_joints,) float64; None while nothing may be commanded.
 
-        `now` is a monotonic clock in s, `reading` the newest measurement (None: the driver failed), `targets` what the
-        policy decided on it (None: it gave no answer, or was not asked). Nothing of them is kept by reference.
+        Args:
+            now: When the period began, s of a monotonic clock.
+            reading: The newest measurement; None: the driver failed.
+            targets: What the policy decided on it, (num_joints,); None: it gave no answer, or was not asked.
+            writes_at: When the command is written, s: the age of the measurement is judged then; None: at `now`.
+
+        Nothing of them is kept by reference.
         """
         try:
             elapsed = self._clock(now)
-            position = self._measured(reading, elapsed)
+            position = self._measured(reading, elapsed, self._later(writes_at))
             if self.state is State.INIT:
-                self._settle(position)
+                self._find(position, float(reading.at) if reading else math.nan)
             elif self.state is State.ACTIVE:
                 self._rest = position
                 self._follow(position, min(elapsed, self.period), targets)
@@ -374,14 +424,20 @@ class Kernel:
             return None
         return self.command.copy()
 
+    def stood_still(self, now: float, reading: Reading) -> None:
+        """Take a robot's first measurement for that of the period before, too: a simulated robot stood still in it."""
+        before = Reading(reading.signals, reading.at - self.period)
+        self.tick(now - self.period, before)
+
     def _clock(self, now: float) -> float:
         """Time since the last tick, s."""
         last = self._now
-        try:
-            now = float(now)
-        except Exception:  # whatever a caller took for a time
-            now = math.nan
+        now = _time(now)
         if not math.isfinite(now) or now <= last:
+            if self.state is State.INIT:
+                self._now = (
+                    now if math.isfinite(now) else -math.inf
+                )  # the last may be the wrong one
             raise _Problem(Fault.CLOCK, f"the clock went from {last} to {now} s")
         self._now = now
         elapsed = now - last
@@ -389,8 +445,19 @@ class Kernel:
             self._check_deadline(elapsed)
         return elapsed
 
+    def _later(self, writes_at: float | None) -> float:
+        """When ages are judged, s: never before the tick began."""
+        if writes_at is None:
+            return self._now
+        judged = _time(writes_at)
+        if not judged >= self._now or judged == math.inf:
+            raise _Problem(Fault.CLOCK, f"the clock went from {self._now} to {judged} s")
+        return judged
+
     def _check_deadline(self, elapsed: float) -> None:
-        """Raise _Problem for a tick that came far too late, and for several in a row that missed their deadline."""
+        """Raise _Problem for a tick that came far too late, for several in a row that missed their deadline, and for a
+        loop that is slower than its rate for long.
+        """
         if elapsed > self.cfg.miss_periods * self.period:
             self._misses += 1
         else:
@@ -400,10 +467,14 @@ class Kernel:
             raise _Problem(Fault.STALLED, stood)
         if self._misses >= self.cfg.misses:
             raise _Problem(Fault.DEADLINES, f"{self._misses} deadlines missed in a row")
+        self._lag = max(0.0, self._lag + elapsed - (1.0 + _MADE_UP) * self.period)
+        if self._lag > self.cfg.misses * self.cfg.stall_periods * self.period:
+            behind = f"the control loop fell {self._lag / self.period:.0f} periods behind"
+            raise _Problem(Fault.DEADLINES, f"{behind}: it is slower than its {self.rate:g} Hz")
 
-    def _measured(self, reading: Reading | None, elapsed: float) -> np.ndarray:
-        """The measured pose, (num_joints,), a time `elapsed` after the one before."""
-        position = self._position(reading)
+    def _measured(self, reading: Reading | None, elapsed: float, judged: float) -> np.ndarray:
+        """The measured pose, (num_joints,), a time `elapsed` after the one before; its age is judged at a time, s."""
+        position = self._position(reading, judged)
         low, high = self._measurable
         outside = self.cfg.outside
         beyond = "is measured beyond its limits"
@@ -415,12 +486,13 @@ class Kernel:
             self._within(Fault.SIGNALS_BAD, position, low, high, outside, "jumped out of")
         return position
 
-    def _position(self, reading: Reading | None) -> np.ndarray:
+    def _position(self, reading: Reading | None, judged: float) -> np.ndarray:
         """The joint positions of a reading whose signals are complete, finite and fresh, (num_joints,)."""
         if reading is None:
             raise _Problem(Fault.DRIVER, "the robot could not be read")
         try:
-            age = self._now - float(reading.at)
+            age = judged - float(reading.at)
+            newer = float(reading.at) - self._now
             values = {}
             for signal in self.robot.signals:
                 values[signal.name] = _measurement(signal, reading.signals.get(signal.name))
@@ -428,7 +500,7 @@ class Kernel:
             wrong = f"the measurement is no Reading ({type(error).__name__})"
             raise _Problem(Fault.SIGNALS_BAD, wrong) from None
         oldest = self.cfg.signal_periods * self.period + _SOON
-        if not -self.period <= age <= oldest:  # it may be newer than the tick
+        if not (age <= oldest and newer <= self.period):  # it may be newer than the tick
             raise _Problem(Fault.SIGNALS_STALE, f"the measurement is {1e3 * age:.0f} ms old")
         position = values[JOINT_POS]
         bad = [name for name, value in values.items() if value is None]
@@ -437,16 +509,40 @@ class Kernel:
             raise _Problem(Fault.SIGNALS_BAD, wrong)
         return position
 
+    def _find(self, position: np.ndarray, at: float) -> None:
+        """Settle on a pose that was measured twice in a row: a single wrong measurement commands nothing."""
+        spare = "stands outside of what safety.margin leaves it,"
+        self._within(Fault.ENVELOPE, position, self._lower, self._upper, self.cfg.outside, spare)
+        if at == self._found_at:
+            return  # the same measurement once more
+        before = self._pose
+        is_first = self._found_at == -math.inf
+        self._pose = position
+        self._found_at = at
+        if is_first:
+            return
+        apart = np.abs(position - before) - self.cfg.moved * self._unit
+        worst = int(apart.argmax())
+        if apart[worst] > 0:
+            name = self.robot.joint_names[worst]
+            where = f"{name} was measured at {before[worst]:.4g}, then at {position[worst]:.4g}"
+            self.reason = f"{where}: two measurements in a row must agree"
+            if self.command is None:
+                return  # the next one may agree with this one
+            raise _Problem(Fault.SIGNALS_BAD, self.reason)
+        self._settle(position)
+
     def _settle(self, position: np.ndarray) -> None:
         """From INIT to READY: command the measured pose, but what was commanded where nothing moved in a hold.
 
-        A gripper goes on holding what it held, an arm does not sag; what somebody moved stays where it was put.
+        A gripper goes on holding what it held, an arm does not sag; what somebody moved stays where it was put, and so
+        do the joints that are coupled to it.
         """
-        spare = "stands outside of what safety.margin leaves it,"
-        self._within(Fault.ENVELOPE, position, self._lower, self._upper, self.cfg.outside, spare)
         command = np.clip(position, self._lower, self._upper)
         if self.command is not None:
-            give_up = self._was_moved(position) | self._leads(position)
+            displaced = self._was_moved(position) | self._leads(position)
+            give_up = self._linked @ (displaced & ~self._sags(position))
+            self._sag = np.where(give_up, position - self.command, self._sag)
             command = np.where(give_up, command, self.command)
         self._command(command)
         self._rest = position
@@ -479,7 +575,7 @@ class Kernel:
         """Move the command on its way home, along a smoothstep from where the start found it."""
         phase = min(1.0, self._active_s / self._approach_s)
         goal = self._origin + phase * phase * (3.0 - 2.0 * phase) * (self._home - self._origin)
-        self._move(goal, self._speed * period)
+        self._move(goal, goal, self._speed * period)
         if phase == 1.0:
             self._arrive(position)
 
@@ -491,7 +587,7 @@ class Kernel:
         ramp = 1.0
         if self.cfg.ramp_s:
             ramp = min(1.0, self._active_s / self.cfg.ramp_s)
-        self._move(goal, ramp * self._speed * period)
+        self._move(goal, self._coupled(goal), ramp * self._speed * period)
 
     def _check_silence(self) -> None:
         """Raise _Problem if the last decision of the policy is too old."""
@@ -500,11 +596,35 @@ class Kernel:
             wrong = f"no decision of the policy for {1e3 * silent:.0f} ms"
             raise _Problem(Fault.POLICY_STALE, wrong)
 
-    def _move(self, goal: np.ndarray, most: np.ndarray) -> None:
-        """Command the goal, or as near to it as limits and speed allow."""
-        assert self.command is not None
+    def _coupled(self, goal: np.ndarray) -> np.ndarray:
+        """The goal with its leaders within limits and its followers where these leaders put them, (num_joints,)."""
+        if not len(self._followers):
+            return goal
+        coupled = np.clip(goal, self._lower, self._upper)
+        coupled[self._followers] = self._offsets + self._ratios @ coupled
+        return coupled
+
+    def _allowed(self, goal: np.ndarray) -> np.ndarray:
+        """As far towards the goal as limits allow, (num_joints,); joints that are coupled by one fraction of their way.
+
+        So what the coupling was, it stays: the way between two coupled poses is coupled all along.
+        """
         allowed = np.clip(goal, self._lower, self._upper)
-        command = _towards(self.command, allowed, most)
+        if not len(self._followers) or np.array_equal(allowed, goal):
+            return allowed
+        assert self.command is not None
+        way = goal - self.command
+        fraction = np.divide(
+            allowed - self.command, way, out=np.ones_like(way), where=allowed != goal
+        )
+        shared = np.where(self._linked, fraction, 1.0).min(axis=1)
+        some = np.clip(self.command + shared * way, self._lower, self._upper)
+        return np.where(shared < 1.0, some, allowed)
+
+    def _move(self, goal: np.ndarray, coupled: np.ndarray, most: np.ndarray) -> None:
+        """Command the goal with its couplings kept, or as near to it as limits and speed allow."""
+        assert self.command is not None
+        command = _towards(self.command, self._allowed(coupled), most)
         command = np.clip(command, self._lower, self._upper)
         self.clipped += bool(np.abs(command - goal).max() > 1e-6)
         self._decided_at = self._now
@@ -558,6 +678,18 @@ class Kernel:
         high = np.maximum(self._rest, self.command)
         beyond = np.maximum(low - position, position - high)
         return beyond > self.cfg.moved * self._unit
+
+    def _sags(self, position: np.ndarray) -> np.ndarray:
+        """Which joints, (num_joints,) bool, hang off their command as they did off the one before.
+
+        That is their load, not somebody who moves them: to give their command up once more would lower them each time.
+        """
+        assert self.command is not None
+        hangs = position - self.command
+        tolerance = self.cfg.moved * self._unit
+        return (np.abs(self._sag) > tolerance) & (
+            np.abs(hangs - self._sag) <= np.maximum(tolerance, 0.5 * np.abs(self._sag))
+        )
 
     def _leads(self, position: np.ndarray) -> np.ndarray:
         """Which joints, (num_joints,) bool, have too large a tracking error; a gripper's has no bound."""
@@ -648,6 +780,14 @@ class Kernel:
         if np.isnan(command).all() and state in (State.INIT, State.STOP):
             return None
         raise _not_this_robot()
+
+
+def _time(value: object) -> float:
+    """A time, s; NaN for whatever else a caller took for one."""
+    try:
+        return float(value)  # pyright: ignore[reportArgumentType]
+    except Exception:
+        return math.nan
 
 
 def _not_this_robot() -> ValueError:

@@ -24,6 +24,7 @@ import numpy as np
 from deftly.control.log import LogBuffer
 from deftly.control.loop import Runner, Tick, Ticker, run
 from deftly.control.safety import Fault, SafetyError, State
+from deftly.control.signals import ending_on_signals
 from deftly.errors import DeftlyError
 
 KEYS = {"s": "start", "h": "hold", "r": "resume", "q": "quit"}
@@ -74,6 +75,7 @@ class Session:
         self._to_start = start
         self._began = 0.0
         self._done = False
+        self._was_ready = False
         self._last = (State.INIT, Fault.NONE)
         self._failed = ""
         self._faults: list[tuple[float, str, str]] = []
@@ -81,7 +83,14 @@ class Session:
         self.screen = Screen(self.status)
 
     def run(self) -> int:
-        """Drive until the end. Exit status 0: the time is over or the operator quit; 1: it failed."""
+        """Drive until the end. Exit status 0: the time is over or the operator quit; 1: it failed.
+
+        The first signal ends it; none interrupts what comes after the loop, the saving of the log above all.
+        """
+        with ending_on_signals():
+            return self._run()
+
+    def _run(self) -> int:
         gc.collect()
         gc.freeze()  # what is loaded now stays: to go through it again and again would hold ticks up
         before = sys.getswitchinterval()
@@ -130,10 +139,11 @@ class Session:
         if self._to_start and kernel.state is State.READY:
             self._to_start = False
             self._obey("s")
-        self._failed = self._failure(elapsed)
+        self._was_ready |= kernel.state in (State.READY, State.ACTIVE)
+        over = 0 < self.seconds <= elapsed
+        self._failed = self._failure(elapsed, over)
         if self._failed:
             self.screen.say(f"ended: {self._failed}")
-        over = 0 < self.seconds <= elapsed
         return not (self._failed or over or "quit" in asked)
 
     def _obey(self, word: str) -> str:
@@ -152,8 +162,9 @@ class Session:
         words = f"{now - self._began:8.2f} s  {state}"
         if kernel.fault is not Fault.NONE:
             words += f": {kernel.fault}: {self._reason()}"
-            self._faults.append((now, kernel.fault, self._reason()))
-            self._dump()
+            if kernel.fault is not Fault.OPERATOR:  # who holds the robot found no fault
+                self._faults.append((now, kernel.fault, self._reason()))
+                self._dump()
         if self.keys.terminal and state in HINTS:
             words += f"  ({HINTS[state]})"
         self.screen.say(words)
@@ -167,8 +178,8 @@ class Session:
             return f"{kernel.reason} ({problem})"
         return kernel.reason
 
-    def _failure(self, elapsed: float) -> str:
-        """Why the run is over with exit status 1, if it is."""
+    def _failure(self, elapsed: float, over: bool) -> str:
+        """Why the run is over with exit status 1, if it is; `over`: its time is."""
         kernel = self.runner.kernel
         alone = not self.keys.terminal
         if kernel.state is State.STOP:
@@ -179,6 +190,8 @@ class Session:
                 return f"{kernel.fault}, and nobody at a terminal to resume"
         if kernel.state is State.INIT and alone and elapsed > READY_S:
             return f"the robot was not ready in {READY_S:g} s: {self._reason()}"
+        if over and not self._was_ready:
+            return f"the robot was not ready in {self.seconds:g} s: {self._reason()}"
         if kernel.state is State.READY and self.keys.closed:
             ends_by_itself = self._to_start or self.seconds
             if not ends_by_itself:

@@ -104,6 +104,7 @@ def run_episode(
     approach = math.ceil(APPROACH_S * contract.rate) if safety.approach_s else 0
     buffer = LogBuffer(contract, 1 + robot.ready + robot.task.cfg.episode_steps + approach)
     kernel = Kernel(contract.robot, contract.rate, safety)
+    kernel.stood_still(robot.now, robot.read())
     runner = Runner(policy, kernel, robot, buffer)
     runner.episode = episode
     each()

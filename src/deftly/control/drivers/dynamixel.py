@@ -53,12 +53,14 @@ SPEED = 0.229 * 2 * math.pi / 60
 RETURN_DELAY = 9
 DRIVE_MODE = 10
 OPERATING_MODE = 11
+PWM_LIMIT = 36
 TORQUE = 64
 RETURN_LEVEL = 68
 HARDWARE_ERROR = 70
 GAINS = 80
 FEED_FORWARD = 88
 WATCHDOG = 98
+GOAL_PWM = 100
 GOAL_CURRENT = 102
 PROFILE = 108
 GOAL_POSITION = 116
@@ -69,6 +71,8 @@ INDIRECT_DATA = 208
 
 CURRENT_BASED_POSITION = 5
 """The operating mode."""
+FULL_PWM = struct.pack("<H", 885)
+"""All of the voltage (e-manual, PWM Limit): less makes a motor slow and weak, whatever its current may be."""
 REVERSE = 1
 """Bit of the drive mode."""
 STATE = (TORQUE, RETURN_LEVEL, HARDWARE_ERROR, WATCHDOG, *range(PRESENT, PRESENT + 10))
@@ -79,9 +83,13 @@ SPARE = (144, 145, 146)
 TRIPPED = 255
 ERRORS = {0: "input voltage", 2: "overheating", 3: "encoder", 4: "electrical shock", 5: "overload"}
 """Bits of Hardware Error Status (70)."""
+PASSING = 1 << 0 | 1 << 2 | 1 << 5
+"""Those after which a motor that is let start anew may go on: voltage, heat and load pass."""
 
 PING_S = 0.05
 SET_UP_S = 0.1
+REBOOT_S = 2.0
+"""Longest wait for a motor that starts anew."""
 TIMEOUT_PERIODS = 0.2
 """Longest wait for the motors' answers, control periods. There may be two, and a ping: three fifths at worst."""
 WATCHDOG_S = 0.5
@@ -133,6 +141,7 @@ class Dynamixel:
         self._settings = {
             GAINS: struct.pack("<HHH", D_GAIN, I_GAIN, P_GAIN),
             FEED_FORWARD: bytes(4),
+            GOAL_PWM: FULL_PWM,
             GOAL_CURRENT: struct.pack("<h", current_ma),
             PROFILE: bytes(8),  # a profile would slow every command down
         }
@@ -246,7 +255,7 @@ class Dynamixel:
     ) -> None:
         """Raise DriverError unless each motor is as it was left."""
         if error.any():
-            raise DriverError(self._ill(error))
+            raise DriverError(f"{self._ill(error)}: {self._cure(error)}")
         # A motor that restarted has forgotten its indirect addresses, and answers 0.
         restarted = (level == 0) | (self._engaged & (torque == 0))
         if restarted.any():
@@ -265,13 +274,21 @@ class Dynamixel:
         bits = int(error[first])
         words = [word for bit, word in ERRORS.items() if bits & 1 << bit]
         reported = " and ".join(words) or f"error {error[first]}"
-        name = self._names[self._ids[first]]
-        return f"{name} reports {reported}: switch its power off and on, and see docs/leap.md"
+        return f"{self._names[self._ids[first]]} reports {reported}"
+
+    def _cure(self, error: np.ndarray) -> str:
+        """What to do about the first motor that reports a fault."""
+        if int(error[error != 0][0]) & ~PASSING:
+            return "switch its power off and on, and see docs/leap.md"
+        return "end the run, let it cool, start it again: the start reboots it"
 
     # -------------------------------------------------------------- the start
 
     def _require_motors(self) -> None:
-        """Raise DriverError unless every motor answers, is of the right model, and turns the usual way."""
+        """Raise DriverError unless every motor answers, is of the right model, turns the usual way, and is well.
+
+        One that was too hot, overloaded or short of voltage has let go already: it is rebooted, once.
+        """
         models = {}
         for i in self._ids:
             models[i] = self._bus.ping(i, PING_S) or self._bus.ping(i, PING_S)
@@ -286,9 +303,31 @@ class Dynamixel:
             if mode[0] & REVERSE:
                 advice = "give it Drive Mode 0 with Dynamixel Wizard"
                 raise DriverError(f"motor {i} is set to reverse: {advice}")
-        error = np.array([row[0] for row in self._read(HARDWARE_ERROR, 1)])
+        error = self._errors()
+        if (error & ~PASSING).any():
+            broken = np.where(error & ~PASSING, error, 0)
+            raise DriverError(f"{self._ill(broken)}: {self._cure(broken)}")
         if error.any():
-            raise DriverError(self._ill(error))
+            self._reboot([i for i, bits in zip(self._ids, error) if bits])
+            error = self._errors()
+        if error.any():
+            advice = "let it cool, look at load and supply, and see docs/leap.md"
+            raise DriverError(f"{self._ill(error)}, after a reboot too: {advice}")
+
+    def _errors(self) -> np.ndarray:
+        """Hardware errors of each motor, bits."""
+        return np.array([row[0] for row in self._read(HARDWARE_ERROR, 1)])
+
+    def _reboot(self, motors: list[int]) -> None:
+        """Let motors start anew. Raises DriverError for one that does not come back."""
+        for i in motors:
+            self._bus.reboot(i, PING_S)
+        end = time.monotonic() + REBOOT_S
+        for i in motors:
+            while self._bus.ping(i, PING_S) is None:
+                if time.monotonic() > end:
+                    lost = f"{self._names[i]} does not answer after a reboot"
+                    raise DriverError(f"{lost}: switch its power off and on, and see docs/leap.md")
 
     def _require_answers(self, models: dict[int, int | None]) -> None:
         """Raise DriverError for motors without an answer to a ping."""
@@ -318,6 +357,7 @@ class Dynamixel:
         fixed = {
             RETURN_DELAY: bytes(1),
             OPERATING_MODE: bytes([CURRENT_BASED_POSITION]),
+            PWM_LIMIT: FULL_PWM,
             INDIRECT_ADDRESS: struct.pack(f"<{len(registers)}H", *registers),
         }
         changed = {

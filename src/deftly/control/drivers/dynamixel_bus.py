@@ -77,6 +77,11 @@ class Bus:
         result = self._packets.syncWriteTxOnly(self._port, address, length, body, len(body))
         self._require_sent(result)
 
+    def reboot(self, motor: int, timeout: float) -> None:
+        """Let a motor start anew, as after power-on. Whether it does, a ping tells."""
+        self._port.begin(timeout)
+        self._packets.reboot(self._port, motor)
+
     def settle(self, timeout: float) -> None:
         """Wait until nobody speaks any more: two who speak at once understand nothing."""
         self._port.begin(timeout)
