@@ -1,6 +1,7 @@
 """Logs as people have them: units of time, gaps, the LEAP API's convention, CSV."""
 
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_units_of_time_stamps_are_recognised(tmp_path, contract, arrays, unit, s
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 def test_every_rate_has_one_unit(rate, unit):
     stamps = np.arange(100) / rate / logs.TIME_UNITS[unit]
-    time, note = logs._time_stamps("log.npz", stamps, 100)
+    time, note = logs._time_stamps(Path("log.npz"), stamps, 100)
     np.testing.assert_allclose(time, np.arange(100) / rate)
     assert (unit == "s") == (not note)
 
@@ -138,15 +139,14 @@ def test_what_a_refusal_says_to_type_works(tmp_path, contract, arrays, hardware_
         arrays[name] = np.rad2deg(values) if units == "deg" else values
     path = save(tmp_path, arrays)
     flags = {}
-    for _ in range(2):
-        try:
-            found = logs.read(path, contract, **flags)
-        except DeftlyError as error:
-            said = str(error)
-            if "--units deg" in said:
-                flags["units"] = "deg"
-            if "--hardware-order True" in said:
-                flags["hardware_order"] = True
+    if units == "deg" or hardware_order:
+        with pytest.raises(DeftlyError) as error:
+            logs.read(path, contract)
+        if "--units deg" in str(error.value):
+            flags["units"] = "deg"
+        if "--hardware-order True" in str(error.value):
+            flags["hardware_order"] = True
+    found = logs.read(path, contract, **flags)
     np.testing.assert_allclose(found.cmd, expected, atol=1e-9)
 
 

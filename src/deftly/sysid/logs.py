@@ -281,14 +281,15 @@ class Convention(NamedTuple):
         values = values - self.zero
         return contract.robot.from_motors(values) if self.hardware_order else values
 
-    def others(self, contract: PolicyContract) -> list[Convention]:
-        """Other conventions that flags ask for, the likeliest first."""
-        flipped = "deg" if self.units == "rad" else "rad"
-        found = [self._replace(units=flipped)]
-        if contract.robot.motors:
-            reordered = self._replace(hardware_order=not self.hardware_order)
-            found += [reordered, reordered._replace(units=flipped)]
-        return found
+
+def _others(given: Convention, contract: PolicyContract) -> list[Convention]:
+    """Other conventions that flags ask for, the likeliest first."""
+    units = "deg" if given.units == "rad" else "rad"
+    found = [given._replace(units=units)]
+    if contract.robot.motors:
+        reordered = given._replace(hardware_order=not given.hardware_order)
+        found += [reordered, reordered._replace(units=units)]
+    return found
 
 
 def _as_joints(
@@ -310,7 +311,7 @@ def _as_joints(
             )
         return at_pi, note
     hint = "the log of another robot, or in an order or units of its own"
-    for other in convention.others(contract):
+    for other in _others(convention, contract):
         if _fits(contract, values, other):
             hint = _flags(convention, other)
             break
