@@ -4,6 +4,10 @@
 
 Each trial draws servos, a delay and a motion, lets the whole hand, at 0.05 ms steps, follow it under the safety kernel
 with noise, jitter and quantisation, fits one finger, and compares. The parameters drawn are those of `LIMITS`.
+
+With `--touch`, all four joints of a finger follow chirps at once, straight into palm, thumb and neighbours, by plain
+MuJoCo without the kernel: in trials 0 to 3 of one finger, the others at rest in the grasp, in trials 4 to 7 of
+the whole hand, and so on.
 """
 
 from __future__ import annotations
@@ -18,12 +22,14 @@ from typing import Any
 import numpy as np
 
 from deftly import tasks
+from deftly.contract import JOINT_POS, PolicyContract
 from deftly.control.safety import SafetyConfig
-from deftly.files import atomic_write
+from deftly.files import atomic_write, write_npz
 from deftly.robots import Robot, leap_hand
 from deftly.robots.actuators import PARAMETERS
 from deftly.sysid import excite, fit, logs
 from deftly.sysid.driver import LoneRobot
+from deftly.sysid.touch import find_touch
 
 TASK = "leap-right-cube-rotate"
 NOMINAL = (
@@ -42,6 +48,12 @@ NOISE = 0.001
 """Standard deviation of white noise, rad."""
 JITTER = 0.002
 """Standard deviation of the control period, s."""
+TOUCH_AMPLITUDE = 0.35
+"""Of the chirps of `--touch`, as a fraction of a joint's range, about its middle."""
+TOUCH_HZ = (0.1, 2.5)
+"""Their first and last frequency, Hz."""
+MIN_TOUCH = 0.03
+"""Fraction of the time in which the commanded finger goes into something; phases are drawn until it does."""
 QUANTUM = 2 * np.pi / 4096
 """Step of the servo's encoder, rad."""
 
@@ -86,6 +98,76 @@ def simulated_log(
     return robot, joints, logs.read(path, contract), parameters, delay
 
 
+def touching_log(
+    path: Path, seed: int, seconds: float, timestep: float = 0.0002
+) -> tuple[Robot, tuple[str, ...], logs.HandLog, dict[str, dict[str, float]], float]:
+    """As `simulated_log`, of a finger that touches what is in its way."""
+    cls = tasks.load(TASK)
+    task: Any = cls(cls.Config())
+    contract = task.contract()
+    robot = task.robot
+    fingers = list(excite.FINGERS)
+    joints = excite.groups(robot, fingers[seed % len(fingers)])[0]
+    whole_hand = seed // len(fingers) % 2
+    moved = contract.joint_names if whole_hand else joints
+    parameters, delay = draw(joints, seed)
+    driver = LoneRobot(
+        robot,
+        contract,
+        parameters,
+        delay=delay,
+        noise=NOISE,
+        quantum=QUANTUM,
+        jitter=JITTER,
+        seed=seed,
+        timestep=timestep,
+    )
+    cmd = _touching_chirps(robot, contract, joints, moved, seconds, seed)
+    readings = []
+    for row in cmd:
+        readings.append(driver.read())
+        driver.write(row)
+    state = np.array([reading.signals[JOINT_POS] for reading in readings])
+    stamps = np.array([reading.at for reading in readings])
+    write_npz(path, {logs.CMD: cmd, logs.STATE: state, logs.TIME: stamps})
+    return robot, joints, logs.read(path, contract), parameters, delay
+
+
+def _touching_chirps(
+    robot: Robot,
+    contract: PolicyContract,
+    joints: tuple[str, ...],
+    moved: tuple[str, ...],
+    seconds: float,
+    seed: int,
+) -> np.ndarray:
+    """The first chirps with which the finger of `joints` touches something often, (T, num_joints), rad."""
+    time = np.arange(round(seconds * contract.rate)) / contract.rate
+    rng = np.random.default_rng([11, seed])
+    while True:
+        cmd = _chirps(contract, moved, time, rng)
+        if find_touch(robot, joints, logs.HandLog(time, cmd, cmd)).fraction > MIN_TOUCH:
+            return cmd
+
+
+def _chirps(
+    contract: PolicyContract, moved: tuple[str, ...], time: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Chirps of some joints, each of its own phase, the others at home, (T, num_joints), rad."""
+    seconds = time[-1]
+    low, high = TOUCH_HZ
+    octaves = np.log(high / low)
+    turns = low * seconds / octaves * np.expm1(octaves * time / seconds)
+    cmd = np.repeat(np.array([contract.home()]), len(time), 0)
+    for column, joint in enumerate(contract.joints):
+        if joint.name in moved:
+            phase = 2 * np.pi * (turns + rng.uniform())
+            middle = (joint.lower + joint.upper) / 2
+            amplitude = TOUCH_AMPLITUDE * (joint.upper - joint.lower)
+            cmd[:, column] = middle + amplitude * np.sin(phase)
+    return cmd
+
+
 def compare(
     found: fit.Fit, parameters: dict[str, dict[str, float]], delay: float
 ) -> dict[str, list[dict[str, Any]]]:
@@ -127,20 +209,30 @@ def _statistics(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def run(
-    trials: int, settings: dict[str, Any], seconds: float, out: Path | None, first: int = 0
+    trials: int,
+    settings: dict[str, Any],
+    seconds: float,
+    out: Path | None,
+    first: int = 0,
+    touch: bool = False,
 ) -> dict[str, Any]:
     """The trials; after each, the results so far are written to `out`."""
     rows: dict[str, list[dict[str, Any]]] = {}
+    make_log = touching_log if touch else simulated_log
+    used: list[float] = []
+    touching: list[float] = []
     spent: list[dict[str, float]] = []
     scratch = (out or Path("sysid.json")).with_suffix(".npz")
     data: dict[str, Any] = {}
     for seed in range(first, first + trials):
-        robot, joints, log, parameters, delay = simulated_log(scratch, seed, seconds)
+        robot, joints, log, parameters, delay = make_log(scratch, seed, seconds)
         began = time.perf_counter()
         cpu_began = time.process_time()
         found = fit.fit(robot, joints, log, fit.FitSettings(seed=seed, **settings))
         total = time.perf_counter() - began
         cpu = time.process_time() - cpu_began
+        used.append(found.used)
+        touching.append(found.touch.fraction)
         spent.append({**found.cost, "total": total, "cpu": cpu})
         for name, more in compare(found, parameters, delay).items():
             rows.setdefault(name, []).extend(more)
@@ -148,6 +240,8 @@ def run(
             "log_seconds": seconds,
             "search": settings,
             "trials": len(spent),
+            "touching": touching,
+            "used": used,
             "cores": os.cpu_count(),
             "summary": summary(rows),
             "seconds": spent,
@@ -172,6 +266,7 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=12)
     parser.add_argument("--population", type=int, default=8192)
     parser.add_argument("--optimizer", default="cem")
+    parser.add_argument("--touch", action="store_true", help="logs in which fingers touch")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     settings = {
@@ -179,7 +274,7 @@ def main() -> None:
         "population": args.population,
         "optimizer": args.optimizer,
     }
-    run(args.trials, settings, args.seconds, args.out, args.first)
+    run(args.trials, settings, args.seconds, args.out, args.first, args.touch)
 
 
 if __name__ == "__main__":

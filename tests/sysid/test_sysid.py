@@ -111,7 +111,9 @@ def test_only_the_stretch_in_which_a_finger_moves_is_fitted(case):
 def test_random_search_gets_near_too(case):
     robot, joints, log, *_ = case
     chain = model.Chain(robot, joints, log, fit.SEARCH_DT, SETTINGS.delays)
-    windows = fit.informative(chain, fit._windows(log, 0, len(log.time), 1.5))[:4]
+    windows = fit.informative(
+        chain, fit._windows(log, [(0, len(log.time))], 0, len(log.time), 1.5)
+    )[:4]
     settings = dataclasses.replace(SETTINGS, optimizer="random", population=256, generations=2)
     theta, trace = fit.search(
         chain, [windows, windows], fit._bounds(chain, settings), settings, lambda _: None

@@ -33,7 +33,8 @@ class SysidArgs(Settings):
     log_file: Annotated[
         Path | None,
         Doc(
-            ".npz with hand_cmd and hand_state, (T, joints) rad, and perhaps time, (T,) s; or a log of `deftly run`."
+            ".npz with hand_cmd and hand_state, (T, joints) rad, and perhaps time, (T,); a .csv of such columns; "
+            "or a log of `deftly run`."
         ),
     ] = None
     output_file: Annotated[
@@ -193,7 +194,7 @@ def fit_log(task: Task, robot: Robot, contract: PolicyContract, args: SysidArgs)
     plot = output.with_suffix(".png")
     data = report.contents(task.name, robot.name, args.log_file, log, fits, settings, findings)
     report.write(output, data)
-    report.plot(plot, fits, args.held_out)
+    report.plot(plot, fits)
     console.show("\n".join(report.table(fits)), soft_wrap=True)
     status = console.report(findings)
     print(f"report: {output}, plot: {plot}")

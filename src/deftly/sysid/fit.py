@@ -4,6 +4,9 @@ Joints of one branch move each other little. So each joint is judged by its own 
 around its own best ones: a search over seven numbers for each joint at once, not one over all of them. The refinement
 then weighs all errors together, in logarithms, with a wide prior about the robot's file: a parameter that the log does
 not determine stays there, and its interval shows it.
+
+What touches is left out, as is what was not logged: the log is simulated in the segments between, each from the state
+measured at its start.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import numpy as np
 from deftly.errors import DeftlyError
 from deftly.robots import Robot
 from deftly.robots.actuators import PARAMETERS
-from deftly.sysid.logs import MIN_MOTION, HandLog, moving
+from deftly.sysid.logs import MIN_MOTION, HandLog, gaps, moving
 from deftly.sysid.model import DELAY_UNIT, Chain, Window
+from deftly.sysid.touch import Touch, find_touch
 
 PRIOR = dict(zip(PARAMETERS, (0.7, 0.7, 0.7, 0.5, 0.3, 0.3)))
 """Standard deviation of the logarithm of a parameter about the robot's file: what is known without a log."""
@@ -30,8 +34,12 @@ SEARCH_DT = 0.01
 SEARCH_WINDOW_S = 1.5
 LONG_WINDOW_S = 60.0
 BURN_IN_S = 0.25
+TOUCH_SPARE = 1
+"""Intervals beside one in which something touches that are left out with it: poses between samples are estimates."""
+MIN_COMPARED_S = 3.0
+"""Least part of a log that is left where nothing touches, without the beginnings of its segments, s."""
 FIRST_WINDOWS = 4
-"""Windows by which the first half of the generations is judged."""
+"""Windows' worth of samples by which the first half of the generations is judged."""
 LAST_WINDOWS = 8
 """Likewise the second half."""
 ELITE_FRACTION = 0.05
@@ -131,6 +139,12 @@ class Fit:
     """Of the search `candidates`, `steps`, `simulated_s`; and the times of it and of the refinement, wall and CPU."""
     trace: list[list[float]]
     """RMSE of each joint's best candidate, for each generation, rad."""
+    train_end: int
+    """The first sample held out."""
+    touch: Touch
+    """Which links touch, and when: this is left out."""
+    used: float
+    """Fraction of the samples that are fitted or held out."""
 
     def parameters(self) -> dict[str, dict[str, Estimate]]:
         """Estimates of the parameters, by joint and parameter."""
@@ -180,30 +194,34 @@ def fit(
 ) -> Fit:
     """Fit the servos of one branch of a robot to a log.
 
-    `progress` receives a line for each generation and step. Raises DeftlyError if the log is too short to hold a part
-    out.
+    `progress` receives a line for each generation and step. Raises DeftlyError if too little of the log is left where
+    nothing touches.
     """
+    started = _Clock()
     names = [joint.name for joint in robot.joints]
     columns = [names.index(name) for name in joints]
     log = moving(log, columns)
-    train_fraction = 1 - settings.held_out
-    train_end = round(len(log.time) * train_fraction)  # the first sample held out
-    started = _Clock()
+    touching = find_touch(robot, joints, log)
+    segments = free_segments(log, touching, settings.delays[1])
+    train_end = _train_end(segments, settings.held_out)
+    _require_enough(joints, log, segments, train_end, touching)
 
     chain = Chain(robot, joints, log, SEARCH_DT, settings.delays)
     nominal = chain.nominal()
     bounds = _bounds(chain, settings)
-    windows = informative(chain, _search_windows(log, train_end))
-    stages = [windows[:FIRST_WINDOWS], windows[:LAST_WINDOWS]]
+    windows = informative(chain, _windows(log, segments, 0, train_end, SEARCH_WINDOW_S))
+    stages = [_first(windows, log, count) for count in (FIRST_WINDOWS, LAST_WINDOWS)]
     theta, trace = search(chain, stages, bounds, settings, progress)
     searched = _Clock()
 
-    theta, sd = refine(robot, joints, log, train_end, theta, bounds, settings, progress)
+    train = _windows(log, segments, 0, train_end, LONG_WINDOW_S)
+    held_out = _windows(log, segments, train_end, len(log.time), LONG_WINDOW_S)
+    theta, sd = refine(robot, joints, log, train, theta, bounds, settings, progress)
 
     timestep = settings.timesteps[-1]
     fine = Chain(robot, joints, log, timestep, settings.delays)
     both = np.stack([nominal, theta])
-    predicted = _predict(fine, both, train_end)
+    predicted = _predict(fine, both, train + held_out)
     error = predicted - fine.state
     refined = _Clock()
     cost = {
@@ -229,6 +247,9 @@ def fit(
         predicted=predicted[1],
         cost=cost,
         trace=trace,
+        train_end=train_end,
+        touch=touching,
+        used=_count(segments) / len(log.time),
     )
 
 
@@ -250,35 +271,99 @@ def _bounds(chain: Chain, settings: FitSettings) -> np.ndarray:
     return bounds
 
 
-def _search_windows(log: HandLog, train_end: int) -> list[Window]:
-    """Short windows over the fitted part. Raises DeftlyError if there are less than two."""
-    windows = _windows(log, 0, train_end, SEARCH_WINDOW_S)
-    if len(windows) < 2:
-        seconds = log.time[train_end - 1]
+def free_segments(log: HandLog, touching: Touch, longest_delay: float) -> list[tuple[int, int]]:
+    """Segments of a log, first .. last samples of each, in which nothing touches and nothing is missing.
+
+    A segment begins `longest_delay` (s) after the log or a gap at the earliest: what was commanded before still acts.
+    """
+    left_out = touching.intervals.copy()
+    for _ in range(TOUCH_SPARE):
+        left_out[1:] |= left_out[:-1]
+        left_out[:-1] |= left_out[1:]
+    for gap in [-1, *np.flatnonzero(gaps(log))]:
+        end = np.searchsorted(log.time, log.time[gap + 1] + longest_delay)
+        left_out[max(0, gap) : end] = True
+    bounds = np.concatenate(([True], left_out, [True]))
+    starts = np.flatnonzero(bounds[:-1] & ~bounds[1:])
+    ends = np.flatnonzero(~bounds[:-1] & bounds[1:])
+    segments = [(int(start), int(end) + 1) for start, end in zip(starts, ends)]
+    burn_in = _burn_in(log)
+    return [(start, end) for start, end in segments if end - start > burn_in + 2]
+
+
+def _burn_in(log: HandLog) -> int:
+    """Samples that are simulated and not compared."""
+    return max(2, round(BURN_IN_S / log.period))
+
+
+def _count(segments: list[tuple[int, int]]) -> int:
+    return sum(end - start for start, end in segments)
+
+
+def _train_end(segments: list[tuple[int, int]], held_out: float) -> int:
+    """The first sample held out: before it is the same fraction of the samples of every log."""
+    if not segments:
+        return 0
+    samples = np.concatenate([np.arange(start, end) for start, end in segments])
+    train_fraction = 1 - held_out
+    last = len(samples) - 1
+    return int(samples[min(last, round(len(samples) * train_fraction))])
+
+
+def _require_enough(
+    joints: tuple[str, ...],
+    log: HandLog,
+    segments: list[tuple[int, int]],
+    train_end: int,
+    touching: Touch,
+) -> None:
+    """Raise DeftlyError unless enough of a log can be fitted, and some of it held out."""
+    train = _windows(log, segments, 0, train_end, SEARCH_WINDOW_S)
+    held_out = _windows(log, segments, train_end, len(log.time), SEARCH_WINDOW_S)
+    seconds = sum(window.last - window.first - window.burn_in for window in train) * log.period
+    if seconds >= MIN_COMPARED_S and held_out:
+        return
+    problem = (
+        f"{seconds:.2g} s of the motion of {', '.join(joints)} can be fitted, "
+        f"but {MIN_COMPARED_S:g} s are needed"
+    )
+    if touching.intervals.any():
         raise DeftlyError(
-            f"the fitted part of the log has {seconds:.3g} s, too few for windows: log longer"
+            f"{problem}: {touching}; move less far, the other fingers out of the way, as "
+            "'deftly sysid TASK --excite' does"
         )
-    return windows
+    raise DeftlyError(f"{problem}, in pieces of more than 0.5 s: log longer, without gaps")
 
 
-def _windows(log: HandLog, first: int, last: int, seconds: float) -> list[Window]:
-    """Windows over the samples first .. last, whose compared parts lie side by side."""
-    period = float(np.median(np.diff(log.time)))
-    burn_in = max(2, round(BURN_IN_S / period))
-    length = max(4, round(seconds / period))
+def _windows(
+    log: HandLog, segments: list[tuple[int, int]], first: int, last: int, seconds: float
+) -> list[Window]:
+    """Windows over the segments within the samples first .. last, whose compared parts lie side by side."""
+    burn_in = _burn_in(log)
+    length = max(4, round(seconds / log.period))
     windows = []
-    for start in range(first + burn_in, last - 2, length):
-        end = min(start + length, last)
-        windows.append(Window(start - burn_in, end, burn_in))
+    for begin, stop in segments:
+        begin = max(begin, first)
+        stop = min(stop, last)
+        for start in range(begin + burn_in, stop - 2, length):
+            end = min(start + length, stop)
+            windows.append(Window(start - burn_in, end, burn_in))
     return windows
 
 
-def _predict(chain: Chain, theta: np.ndarray, train_end: int) -> np.ndarray:
-    """Simulated positions of candidates over the log, (candidates, T, joints), rad; NaN where none."""
-    log = chain.log
-    train = _windows(log, 0, train_end, LONG_WINDOW_S)
-    held_out = _windows(log, train_end, len(log.time), LONG_WINDOW_S)
-    windows = train + held_out
+def _first(windows: list[Window], log: HandLog, count: int) -> list[Window]:
+    """The first of these windows that have as many samples as `count` windows of full length."""
+    wanted = count * max(4, round(SEARCH_WINDOW_S / log.period))
+    samples = 0
+    for i, window in enumerate(windows):
+        samples += window.last - window.first - window.burn_in
+        if samples >= wanted:
+            return windows[: i + 1]
+    return windows
+
+
+def _predict(chain: Chain, theta: np.ndarray, windows: list[Window]) -> np.ndarray:
+    """Simulated positions of candidates in the windows, (candidates, T, joints), rad; NaN elsewhere."""
     shape = (len(theta), *chain.state.shape)
     predicted = np.full(shape, np.nan)
     for window, path in zip(windows, chain.simulate(theta, windows)):
@@ -639,14 +724,13 @@ def refine(
     robot: Robot,
     joints: tuple[str, ...],
     log: HandLog,
-    train_end: int,
+    windows: list[Window],
     theta: np.ndarray,
     bounds: np.ndarray,
     settings: FitSettings,
     progress: Callable[[str], None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The least-squares candidate over the fitted part, and the standard deviations of its numbers, (size,) each."""
-    windows = _windows(log, 0, train_end, LONG_WINDOW_S)
+    """The least-squares candidate over the windows, and the standard deviations of its numbers, (size,) each."""
     coarse, middle, fine = (
         Chain(robot, joints, log, timestep, settings.delays) for timestep in settings.timesteps
     )

@@ -11,6 +11,7 @@ from deftly.contract import JOINT_POS, PolicyContract
 from deftly.control import log
 from deftly.errors import DeftlyError
 from deftly.files import read_npz
+from deftly.sysid import csv_log
 
 CMD, STATE, TIME, NAMES = "hand_cmd", "hand_state", "time", "joint_names"
 MIN_SECONDS = 5.0
@@ -19,10 +20,21 @@ MIN_MOTION = 0.02
 """A joint commanded over less than this has not moved, rad."""
 LIMIT_TOLERANCE = 0.3
 """A joint this far beyond its limits is not this robot's, or not in these units, rad."""
+FLAT_AT_PI = np.pi
+"""Where the LEAP API, and servos as they are mounted, read a flat hand, rad."""
+TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+MIN_RATE, MAX_RATE = 2.0, 2000.0
+"""Rates of a log, Hz; their ratio is that of two units of time, so that only one unit fits."""
+MAX_MOTION_S = 1800.0
+"""Longest log that is read, without its gaps, s: a fit of a minute takes minutes."""
+MAX_RADIANS = 2 * np.pi + LIMIT_TOLERANCE
+"""Columns with less than this are no degrees."""
 MAX_LAG = 8
 """Samples by which a joint may lag behind its command where they are correlated."""
 FOLLOWS, FOLLOWS_ANOTHER = 0.3, 0.6
 """Correlation above which a joint follows its command, and that of another joint."""
+GAP_PERIODS = 3.0
+"""Time stamps so many periods apart, or more, have a gap between them, in which anything may have been commanded."""
 MAX_BYTES = 1 << 30
 
 
@@ -37,6 +49,13 @@ class HandLog(NamedTuple):
     """(T, num_joints) rad, measured before the command of the same row was sent."""
     stamped: bool = True
     """Whether the log had time stamps; without them, samples are taken to be evenly spaced."""
+    notes: tuple[str, ...] = ()
+    """What was converted."""
+
+    @property
+    def period(self) -> float:
+        """Median time between samples, s."""
+        return float(np.median(np.diff(self.time)))
 
 
 def read(
@@ -46,7 +65,9 @@ def read(
     hardware_order: bool = False,
     units: Literal["rad", "deg"] = "rad",
 ) -> HandLog:
-    """Read a log of `deftly run` or `sysid --excite`, or an .npz of `hand_cmd`, `hand_state` and optional `time`.
+    """Read a log of `deftly run` or `sysid --excite`, an .npz of `hand_cmd`, `hand_state` and perhaps `time`, or CSV.
+
+    Units of time stamps are recognised, and joints that read pi where they are flat, as the LEAP API has it.
 
     Args:
         path: the file.
@@ -57,10 +78,13 @@ def read(
 
     Raises DeftlyError, one line, for anything that is no such log of this robot.
     """
-    arrays = _arrays(path)
+    if path.suffix.lower() in csv_log.SUFFIXES:
+        arrays = _table(path, contract, hardware_order, units)
+    else:
+        arrays = _arrays(path)
     if "schema" in arrays and str(arrays["schema"]) == log.SCHEMA:
         found = _read_run(path, contract)
-        _check(path, contract, found)
+        _check(path, found)
         return found
     cmd = _matrix(path, arrays, CMD, contract)
     state = _matrix(path, arrays, STATE, contract)
@@ -71,29 +95,42 @@ def read(
     if NAMES in arrays:
         names = [str(name) for name in np.atleast_1d(arrays[NAMES])]
         _require_names(path, contract, names, hardware_order)
-    if units == "deg":
-        cmd = np.deg2rad(cmd)
-        state = np.deg2rad(state)
-    if hardware_order:
-        if not contract.robot.motors:
-            raise DeftlyError(
-                f"{contract.robot.name} has no table of motors: leave --hardware-order out"
-            )
-        cmd = contract.robot.from_motors(cmd)
-        state = contract.robot.from_motors(state)
+    if hardware_order and not contract.robot.motors:
+        raise DeftlyError(
+            f"{contract.robot.name} has no table of motors: leave --hardware-order out"
+        )
+    convention = Convention(hardware_order, units)
+    cmd, cmd_note = _as_joints(path, contract, CMD, cmd, convention)
+    state, state_note = _as_joints(path, contract, STATE, state, convention)
+    notes = [cmd_note, state_note]
     stamped = TIME in arrays
     if stamped:
-        time = _time_stamps(path, arrays[TIME], len(cmd))
+        time, note = _time_stamps(path, arrays[TIME], len(cmd))
+        notes.append(note)
     else:
         time = np.arange(len(cmd)) / (command_hz or contract.rate)
-    found = HandLog(time, cmd, state, stamped)
-    _check(path, contract, found, units)
+    found = HandLog(time, cmd, state, stamped, tuple(note for note in notes if note))
+    _check(path, found, units)
     return found
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     what = f"a log of {CMD} and {STATE}"
     return read_npz(path, what, MAX_BYTES, advice="give --log-file FILE.npz")
+
+
+def _table(
+    path: Path, contract: PolicyContract, hardware_order: bool, units: str
+) -> dict[str, np.ndarray]:
+    """The arrays of a log as text, as those of an .npz: in the order of joints and in the units that were asked for."""
+    motors = [motor.joint for motor in contract.robot.motors]
+    names = motors if hardware_order and motors else list(contract.joint_names)
+    table = csv_log.read(path, names)
+    scale = np.rad2deg(1.0) if table.angles_named and units == "deg" else 1.0
+    arrays = {CMD: scale * table.cmd, STATE: scale * table.state}
+    if table.time is not None:
+        arrays[TIME] = table.time
+    return arrays
 
 
 def _matrix(
@@ -124,24 +161,35 @@ def _matrix(
     return values
 
 
-def _time_stamps(path: Path, time: np.ndarray, count: int) -> np.ndarray:
-    """Time stamps (count,), s from the first."""
+def _time_stamps(path: Path, time: np.ndarray, count: int) -> tuple[np.ndarray, str]:
+    """Time stamps (count,), s from the first, and what to say of their unit, if it is not s."""
     numeric = time.dtype.kind in "fiu"
     if time.shape != (count,) or not numeric or not np.isfinite(time).all():
         raise DeftlyError(
             f"{path}: '{TIME}' must be {count} finite numbers, s, one a row; it is {time.shape}"
         )
-    time = time.astype(np.float64)
-    backwards = np.flatnonzero(np.diff(time) <= 0)
+    backwards = np.flatnonzero(time[1:] <= time[:-1])
     if backwards.size:
         row = int(backwards[0])
-        earlier = time[row]
-        later = time[row + 1]
+        coarse = time.dtype == np.float32 and abs(float(time[row])) > 1e5
+        hint = "save it as float64, float32 is too coarse" if coarse else "sort the rows"
         raise DeftlyError(
-            f"{path}: '{TIME}' goes from {earlier:.9g} to {later:.9g} s in row {row + 1}, "
-            f"but it must increase: sort the rows, or leave '{TIME}' out and give --command-hz"
+            f"{path}: '{TIME}' goes from {time[row]:.9g} to {time[row + 1]:.9g} in row {row + 1}, "
+            f"but it must increase: {hint}, or leave '{TIME}' out and give --command-hz"
         )
-    return time - time[0]
+    # integers of ns since 1970 have more digits than a float
+    time = (time - time[:1]).astype(np.float64)
+    if count < 2:
+        return time, ""
+    period = float(np.median(np.diff(time)))
+    for unit, seconds in TIME_UNITS.items():
+        if 1 / MAX_RATE < period * seconds <= 1 / MIN_RATE:
+            note = f"'{TIME}' is taken for {unit}: samples every {1e3 * period * seconds:.3g} ms"
+            return seconds * time, "" if unit == "s" else note
+    raise DeftlyError(
+        f"{path}: '{TIME}' rises by {period:.3g} a row, which is no rate of {MIN_RATE:g} to "
+        f"{MAX_RATE:g} Hz in s, ms, us or ns: convert it to s, or leave it out and give --command-hz"
+    )
 
 
 def _require_names(
@@ -184,7 +232,9 @@ def _read_run(path: Path, contract: PolicyContract) -> HandLog:
     idle = np.flatnonzero(~driven[first:])
     count = int(idle[0]) if idle.size else len(driven) - first
     part = slice(first, first + count)
-    time = _time_stamps(path, rows["now"][part], count)
+    time, _ = _time_stamps(path, rows["now"][part], count)
+    _require_within_limits(path, contract, CMD, command[part])
+    _require_within_limits(path, contract, STATE, position[part])
     return HandLog(time, command[part], position[part])
 
 
@@ -195,15 +245,18 @@ def _require_same(path: Path, what: str, ours: Any, theirs: Any) -> None:
         )
 
 
-def _check(path: Path, contract: PolicyContract, found: HandLog, units: str = "rad") -> None:
-    """Raise DeftlyError unless the log may be this robot's."""
+def _check(path: Path, found: HandLog, units: str = "rad") -> None:
+    """Raise DeftlyError unless the log may be fitted."""
     seconds = found.time[-1] if len(found.time) else 0.0
     if len(found.time) < 2 or seconds < MIN_SECONDS:
         raise DeftlyError(
             f"{path} is {seconds:.3g} s long, but at least {MIN_SECONDS:g} s are needed, better 60 s"
         )
-    _require_within_limits(path, contract, CMD, found.cmd, units)
-    _require_within_limits(path, contract, STATE, found.state, units)
+    logged = float(np.diff(found.time)[~gaps(found)].sum())
+    if logged > MAX_MOTION_S:
+        raise DeftlyError(
+            f"{path} has {logged:.0f} s, but {MAX_MOTION_S:g} s at most are fitted: cut a part out, 60 s do"
+        )
     reach = np.ptp(found.cmd, axis=0).max()
     if units == "deg" and reach < MIN_MOTION:
         raise DeftlyError(
@@ -211,27 +264,115 @@ def _check(path: Path, contract: PolicyContract, found: HandLog, units: str = "r
         )
 
 
-def _require_within_limits(
-    path: Path, contract: PolicyContract, name: str, values: np.ndarray, units: str
-) -> None:
-    """Raise DeftlyError if a column of values, (T, num_joints) rad, is far beyond its joint's limits."""
+# --------------------------------------------------------------- conventions
+
+
+class Convention(NamedTuple):
+    """How the columns of a log are to be read."""
+
+    hardware_order: bool
+    units: str  # rad, deg
+    zero: float = 0.0  # what a column reads where its joint is at zero, rad
+
+    def joints(self, values: np.ndarray, contract: PolicyContract) -> np.ndarray:
+        """Columns (T, num_joints) as positions of the contract's joints, rad."""
+        if self.units == "deg":
+            values = np.deg2rad(values)
+        values = values - self.zero
+        return contract.robot.from_motors(values) if self.hardware_order else values
+
+
+def _others(given: Convention, contract: PolicyContract) -> list[Convention]:
+    """Other conventions that flags ask for, the likeliest first."""
+    units = "deg" if given.units == "rad" else "rad"
+    found = [given._replace(units=units)]
+    if contract.robot.motors:
+        reordered = given._replace(hardware_order=not given.hardware_order)
+        found += [reordered, reordered._replace(units=units)]
+    return found
+
+
+def _as_joints(
+    path: Path, contract: PolicyContract, name: str, values: np.ndarray, convention: Convention
+) -> tuple[np.ndarray, str]:
+    """Columns as positions of the contract's joints, (T, num_joints) rad, and what to say of their convention.
+
+    Raises DeftlyError with the flags under which they fit, if they do not under these.
+    """
+    at_zero = convention.joints(values, contract)
+    if _excess(contract, at_zero).max() <= LIMIT_TOLERANCE:
+        return at_zero, ""
+    at_pi = convention._replace(zero=FLAT_AT_PI).joints(values, contract)
+    if _excess(contract, at_pi).max() <= LIMIT_TOLERANCE:
+        note = f"'{name}' reads pi where joints are flat, as the LEAP API has it: pi was subtracted"
+        if contract.robot.motors and not convention.hardware_order:
+            note += (
+                "; if its columns are the API's motors in their order, add --hardware-order True"
+            )
+        return at_pi, note
+    hint = "the log of another robot, or in an order or units of its own"
+    for other in _others(convention, contract):
+        if _fits(contract, values, other):
+            hint = _flags(convention, other)
+            break
+    _refuse_limits(path, contract, name, at_zero, hint)
+    return at_zero, ""
+
+
+def _fits(contract: PolicyContract, values: np.ndarray, convention: Convention) -> bool:
+    """Whether columns, read so, are within the limits, wherever they read a flat joint."""
+    if convention.units == "deg" and np.abs(values).max() <= MAX_RADIANS:
+        return False  # any radians, read as degrees, are within the limits
+    for zero in (0.0, FLAT_AT_PI):
+        joints = convention._replace(zero=zero).joints(values, contract)
+        if _excess(contract, joints).max() <= LIMIT_TOLERANCE:
+            return True
+    return False
+
+
+def _flags(given: Convention, wanted: Convention) -> str:
+    """What to type for another convention."""
+    said = []
+    if wanted.units != given.units:
+        said.append("these look like degrees: add --units deg")
+        if given.units == "deg":
+            said[-1] = "these look like radians: leave --units deg out"
+    if wanted.hardware_order != given.hardware_order:
+        said.append("columns look like the motors' order: add --hardware-order True")
+        if given.hardware_order:
+            said[-1] = "columns look like the joints' order: leave --hardware-order out"
+    return "; ".join(said)
+
+
+def _excess(contract: PolicyContract, values: np.ndarray) -> np.ndarray:
+    """How far each joint of values (T, num_joints), rad, goes beyond its limits."""
     lower = np.array([joint.lower for joint in contract.joints])
     upper = np.array([joint.upper for joint in contract.joints])
-    beyond = np.maximum(lower - values, values - upper).max(0)
-    worst = int(beyond.argmax())
-    if beyond[worst] <= LIMIT_TOLERANCE:
-        return
+    return np.maximum(lower - values, values - upper).max(0, initial=0.0)
+
+
+def _require_within_limits(
+    path: Path, contract: PolicyContract, name: str, values: np.ndarray
+) -> None:
+    if _excess(contract, values).max() > LIMIT_TOLERANCE:
+        _refuse_limits(path, contract, name, values, "the log of another robot")
+
+
+def _refuse_limits(
+    path: Path, contract: PolicyContract, name: str, values: np.ndarray, hint: str
+) -> None:
+    """Raise DeftlyError of values (T, num_joints), rad, that are far beyond the limits of a joint."""
+    worst = int(_excess(contract, values).argmax())
     joint = contract.joints[worst]
     least = values[:, worst].min()
     most = values[:, worst].max()
-    hint = "the log of another hand, or its motors' order (--hardware-order True)"
-    turn = 2 * np.pi + LIMIT_TOLERANCE
-    if units == "rad" and np.abs(values).max() > turn:
-        hint = "these look like degrees: add --units deg"
     raise DeftlyError(
         f"{path}: '{name}' of {joint.name} spans {least:.3g} to {most:.3g} rad, "
         f"its limits are {joint.lower:.3g} to {joint.upper:.3g}: {hint}"
     )
+
+
+# --------------------------------------------------------------- motion
 
 
 def moving(found: HandLog, columns: list[int], spare: float = 1.0) -> HandLog:
@@ -244,12 +385,7 @@ def moving(found: HandLog, columns: list[int], spare: float = 1.0) -> HandLog:
     end = found.time[changed[-1] + 1] + spare
     first, stop = np.searchsorted(found.time, (begin, end))
     part = slice(first, stop)
-    return HandLog(
-        time=found.time[part],
-        cmd=found.cmd[part],
-        state=found.state[part],
-        stamped=found.stamped,
-    )
+    return found._replace(time=found.time[part], cmd=found.cmd[part], state=found.state[part])
 
 
 def require_motion(
@@ -309,12 +445,26 @@ def _correlation(state: np.ndarray, cmd: np.ndarray) -> float:
     return strongest
 
 
-def jitter(found: HandLog) -> dict[str, Any]:
-    """How regular the time stamps are: `period` (median), `std`, `longest` (all s), and whether there are any."""
+def gaps(found: HandLog) -> np.ndarray:
+    """(T - 1,) bool: whether samples are missing between a sample and the next."""
     steps = np.diff(found.time)
+    return steps > GAP_PERIODS * np.median(steps)
+
+
+def jitter(found: HandLog) -> dict[str, Any]:
+    """How regular the time stamps are, and whether there are any (`stamped`).
+
+    `period` (median), `std` and `longest` of the steps (s), without those that are gaps: `gaps`, how many, and
+    `missing`, how long they are in all (s).
+    """
+    steps = np.diff(found.time)
+    missing = gaps(found)
+    regular = steps[~missing]
     return {
         "stamped": found.stamped,
-        "period": float(np.median(steps)),
-        "std": float(steps.std()),
-        "longest": float(steps.max()),
+        "period": found.period,
+        "std": float(regular.std()),
+        "longest": float(regular.max()),
+        "gaps": int(missing.sum()),
+        "missing": float(steps[missing].sum()),
     }

@@ -29,6 +29,10 @@ MAX_ENVS = 2048
 """Environments stepped at once: their commands and records stay within some 100 MB."""
 MAX_COMMANDS = 16_000_000
 """Commands held at once."""
+LIKE_LENGTH = 0.7
+"""Windows are simulated together where the shortest is at least this fraction of the longest."""
+MAX_GROUP_S = 150.0
+"""Windows that are simulated together have this length in all, or little more, s."""
 DELAY_SLACK = 0.002
 """A delay may be so far beyond its bounds, where a slope is measured at one of them, s."""
 MAX_DIVISIONS = 8
@@ -197,6 +201,29 @@ class Chain:
 
     def simulate(self, theta: np.ndarray, windows: list[Window]) -> list[np.ndarray]:
         """Positions at the log's samples, for each window (candidates, samples, joints), rad."""
+        paths: dict[int, np.ndarray] = {}
+        for group in self._of_like_length(windows):
+            found = self._simulate(theta, [windows[i] for i in group])
+            paths |= zip(group, found)
+        return [paths[i] for i in range(len(windows))]
+
+    def _of_like_length(self, windows: list[Window]) -> list[list[int]]:
+        """Indices of windows that are simulated together, as far as the longest of them."""
+        seconds = [float(self._times(window)[-1]) for window in windows]
+        order = sorted(range(len(windows)), key=lambda i: -seconds[i])
+        groups: list[list[int]] = []
+        longest = room = 0.0
+        for i in order:
+            if not groups or seconds[i] < LIKE_LENGTH * longest or room < longest:
+                groups.append([])
+                longest = seconds[i]
+                room = MAX_GROUP_S
+            groups[-1].append(i)
+            room -= longest
+        return groups
+
+    def _simulate(self, theta: np.ndarray, windows: list[Window]) -> list[np.ndarray]:
+        """As `simulate`, all windows for as long as the longest."""
         times = [self._times(window) for window in windows]
         longest = max(time[-1] for time in times)
         steps = _ceil(longest / self.timestep - 1e-9)

@@ -12,7 +12,7 @@ from deftly import __version__
 from deftly.console import Finding
 from deftly.files import atomic_write, write_json
 from deftly.robots.actuators import Actuators, Identified
-from deftly.sysid.fit import Estimate, Fit, FitSettings
+from deftly.sysid.fit import IQR_PER_STD, MIN_NOISE, Estimate, Fit, FitSettings
 from deftly.sysid.logs import MIN_MOTION, HandLog, jitter
 from deftly.sysid.model import UNITS
 
@@ -21,6 +21,12 @@ JITTER = 0.02
 """Standard deviation of the periods between time stamps, in periods, above which a finding warns."""
 GAP = 1.5
 """Likewise their longest gap."""
+WORSE, WORSE_RAD = 1.1, 2e-4
+"""Held-out error, over that of the robot's file and above it (rad), from which a fit is worse than none."""
+OUTLIER = 6.0
+"""Error of a sample in standard deviations (of the middle half of the errors) that the model does not explain."""
+MAX_OUTLIERS = 0.02
+"""Fraction of such samples above which a finding warns."""
 OVERFIT = 1.5
 """Held-out error over that of the fitted part above which a finding warns."""
 
@@ -53,11 +59,15 @@ def pooled(fits: list[Fit]) -> Estimate:
 def findings(log: HandLog, fits: list[Fit], settings: FitSettings) -> Iterator[Finding]:
     """What the user should know before using the parameters."""
     yield _time_stamps(log)
+    for note in log.notes:
+        yield Finding("convention", "warn", note)
     for fit in fits:
+        yield from _touch(fit)
         for name, estimates in fit.parameters().items():
             yield from _parameters(name, estimates, settings.bound)
         for joint in range(len(fit.joints)):
             yield _error(fit, joint)
+            yield from _outliers(fit, joint)
     yield from _excitation(fits)
     yield _delay(pooled(fits))
 
@@ -74,10 +84,38 @@ def _time_stamps(log: HandLog) -> Finding:
         f"samples every {1e3 * period:.2f} ms, "
         f"standard deviation {1e3 * std:.2f} ms, longest gap {1e3 * longest:.1f} ms"
     )
+    if found["gaps"]:
+        text += (
+            f"; {found['gaps']} gaps, {found['missing']:.1f} s in all: the parts between are fitted"
+        )
+        return Finding("time", "warn", text)
     if std > JITTER * period or longest > GAP * period:
         text = f"the time stamps jitter: {text}; they are taken at their word"
         return Finding("time", "warn", text)
     return Finding("time", "ok", text)
+
+
+def _touch(fit: Fit) -> Iterator[Finding]:
+    """What touched and was left out."""
+    if fit.touch.fraction == 0.0:
+        return
+    text = f"{fit.touch}; that is left out, and {fit.used:.0%} of the samples are used"
+    yield Finding("+".join(fit.joints), "warn", text)
+
+
+def _outliers(fit: Fit, joint: int) -> Iterator[Finding]:
+    """Errors that nothing in the model explains, where no links of the robot touch."""
+    error = (fit.predicted - fit.measured)[: fit.train_end, joint]
+    error = error[np.isfinite(error)]
+    low, middle, high = np.percentile(error, [25, 50, 75])
+    std = max((high - low) / IQR_PER_STD, MIN_NOISE)
+    fraction = float((np.abs(error - middle) > OUTLIER * std).mean())
+    if fraction > MAX_OUTLIERS:
+        text = (
+            f"{fraction:.0%} of the fitted samples are more than {OUTLIER:g} standard deviations off, where no "
+            "links touch: did something else touch, a table, an object, a cable?"
+        )
+        yield Finding(fit.joints[joint], "warn", text)
 
 
 def _parameters(joint: str, estimates: dict[str, Estimate], bound: float) -> Iterator[Finding]:
@@ -104,7 +142,7 @@ def _error(fit: Fit, joint: int) -> Finding:
     fitted = fit.held_out["fitted"][joint]
     train = fit.train["fitted"][joint]
     text = f"held-out error {1e3 * fitted:.2f} mrad, with the robot's file {1e3 * nominal:.2f}"
-    if fitted > nominal:
+    if fitted > WORSE * nominal + WORSE_RAD:
         return Finding(name, "fail", f"{text}: the fit is worse than no fit; do not use it")
     if fitted > OVERFIT * train + 1e-3:
         hint = f"where fitted {1e3 * train:.2f}: the rest of the log is unlike it"
@@ -154,10 +192,13 @@ def contents(
     joints: dict[str, Any] = {}
     by_branch: dict[str, Any] = {}
     trace: dict[str, Any] = {}
+    touch: dict[str, Any] = {}
     cost: dict[str, float] = dict.fromkeys(fits[0].cost, 0)
     for fit in fits:
         joints |= _joints(fit)
         branch = "+".join(fit.joints)
+        pairs = {" and ".join(pair): value for pair, value in fit.touch.pairs.items()}
+        touch[branch] = {"touching": fit.touch.fraction, "pairs": pairs, "used": fit.used}
         by_branch[branch] = fit.delay()._asdict()
         trace[branch] = fit.trace
         for name, value in fit.cost.items():
@@ -170,6 +211,7 @@ def contents(
         "log": path.name,
         "seconds": float(log.time[-1]),
         "time": jitter(log),
+        "touch": touch,
         "joints": joints,
         "delay": {**pooled(fits)._asdict(), "unit": "s"},
         "delay_by_branch": by_branch,
@@ -247,7 +289,7 @@ def _cell(estimate: Estimate) -> str:
     return f"{estimate.value:.3g} ({interval}){mark}"
 
 
-def plot(path: Path, fits: list[Fit], held_out: float) -> None:
+def plot(path: Path, fits: list[Fit]) -> None:
     """Write a PNG with command, measured and simulated position of each joint; what was held out is shaded."""
     from matplotlib import figure
 
@@ -256,14 +298,14 @@ def plot(path: Path, fits: list[Fit], held_out: float) -> None:
     axes = iter(np.atleast_1d(fig.subplots(count, sharex=True)))
     for fit in fits:
         for joint in range(len(fit.joints)):
-            _plot_joint(next(axes), fit, joint, held_out)
+            _plot_joint(next(axes), fit, joint)
     fig.axes[0].legend(loc="upper left", ncols=4, fontsize=8)
     fig.axes[-1].set_xlabel("s")
     with atomic_write(path) as scratch:
         fig.savefig(scratch, format="png", dpi=110)
 
 
-def _plot_joint(axes: Any, fit: Fit, joint: int, held_out: float) -> None:
+def _plot_joint(axes: Any, fit: Fit, joint: int) -> None:
     time = fit.time
     command = fit.commands[:, joint]
     measured = fit.measured[:, joint]
@@ -271,9 +313,7 @@ def _plot_joint(axes: Any, fit: Fit, joint: int, held_out: float) -> None:
     axes.step(time, command, where="post", color="0.7", lw=1.0, label="command")
     axes.plot(time, measured, color="C0", lw=1.2, label="measured")
     axes.plot(time, predicted, "--", color="C1", lw=1.0, label="simulated, fitted")
-    train_fraction = 1 - held_out
-    train_end = round((len(time) - 1) * train_fraction)
-    axes.axvspan(time[train_end], time[-1], color="0.93", zorder=0, label="held out")
+    axes.axvspan(time[fit.train_end], time[-1], color="0.93", zorder=0, label="held out")
     error = 1e3 * fit.held_out["fitted"][joint]
     axes.set_ylabel(f"{fit.joints[joint]}, rad")
     axes.set_title(f"held-out error {error:.2f} mrad", fontsize=9, loc="right")

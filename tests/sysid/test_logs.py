@@ -1,0 +1,246 @@
+"""Logs as people have them: units of time, gaps, the LEAP API's convention, CSV."""
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deftly import tasks
+from deftly.errors import DeftlyError
+from deftly.sysid import logs
+from deftly_bench import sysid as trials
+
+
+@pytest.fixture(scope="module")
+def contract():
+    cls = tasks.load(trials.TASK)
+    return cls(cls.Config()).contract()
+
+
+@pytest.fixture
+def arrays(contract):
+    """12 s of all joints about their middles, at 20 Hz."""
+    time = np.arange(240) / 20
+    lower = np.array([joint.lower for joint in contract.joints])
+    upper = np.array([joint.upper for joint in contract.joints])
+    phase = 2 * np.pi * (0.5 * time[:, None] + np.linspace(0, 1, len(lower)))
+    cmd = (lower + upper) / 2 + 0.4 * (upper - lower) * np.sin(phase)
+    state = np.concatenate((cmd[:1], cmd[:-1]))
+    return {"hand_cmd": cmd, "hand_state": state, "time": time}
+
+
+def save(folder, arrays):
+    path = folder / "log.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def write_csv(path, names, columns, delimiter=","):
+    rows = [delimiter.join(f"{value:.9g}" for value in row) for row in np.column_stack(columns)]
+    path.write_text("\n".join([delimiter.join(names), *rows]) + "\n")
+    return path
+
+
+# --------------------------------------------------------------- time
+
+
+@pytest.mark.parametrize(("unit", "seconds"), [("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9)])
+@pytest.mark.parametrize("start", [0, 1_700_000_000])
+def test_units_of_time_stamps_are_recognised(tmp_path, contract, arrays, unit, seconds, start):
+    expected = arrays["time"]
+    arrays["time"] = np.round((start + expected) / seconds).astype(np.int64)
+    tracemalloc.start()
+    found = logs.read(save(tmp_path, arrays), contract)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_allclose(found.time, expected, atol=1e-6)
+    assert f"taken for {unit}: samples every 50 ms" in found.notes[0]
+    assert peak < 20e6
+
+
+@pytest.mark.parametrize("rate", [2.5, 20.0, 50.0, 333.0, 1000.0, 1900.0])
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_every_rate_has_one_unit(rate, unit):
+    stamps = np.arange(100) / rate / logs.TIME_UNITS[unit]
+    time, note = logs._time_stamps(Path("log.npz"), stamps, 100)
+    np.testing.assert_allclose(time, np.arange(100) / rate)
+    assert (unit == "s") == (not note)
+
+
+@pytest.mark.parametrize("factor", [1e-4, 1e12])
+def test_time_stamps_of_no_unit_are_refused(tmp_path, contract, arrays, factor):
+    arrays["time"] = arrays["time"] * factor
+    with pytest.raises(DeftlyError, match=r"no rate of 2 to 2000 Hz in s, ms, us or ns"):
+        logs.read(save(tmp_path, arrays), contract)
+
+
+def test_coarse_time_stamps_are_said_to_be_coarse(tmp_path, contract, arrays):
+    arrays["time"] = (arrays["time"] + 1.7e9).astype(np.float32)
+    with pytest.raises(DeftlyError, match="float32 is too coarse"):
+        logs.read(save(tmp_path, arrays), contract)
+
+
+def test_an_hour_is_refused_but_not_an_hours_gap(tmp_path, contract, arrays):
+    arrays["time"][120:] += 3600
+    found = logs.read(save(tmp_path, arrays), contract)
+    assert logs.gaps(found).sum() == 1
+    long = {name: np.tile(values.T, 400).T for name, values in arrays.items()}
+    long["time"] = np.arange(len(long["time"])) / 20
+    with pytest.raises(DeftlyError, match="has 4800 s, but 1800 s at most"):
+        logs.read(save(tmp_path, long), contract)
+
+
+def test_a_gap_is_a_gap_and_no_jitter(tmp_path, contract, arrays):
+    arrays["time"][100:] += 3.0
+    found = logs.read(save(tmp_path, arrays), contract)
+    jitter = logs.jitter(found)
+    assert np.flatnonzero(logs.gaps(found)).tolist() == [99]
+    assert jitter["gaps"] == 1
+    assert jitter["missing"] == pytest.approx(3.05)
+    assert jitter["std"] < 1e-9
+    assert jitter["longest"] == pytest.approx(0.05)
+
+
+# --------------------------------------------------------------- the LEAP API's convention
+
+
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("hardware_order", [True, False])
+@pytest.mark.parametrize("units", ["rad", "deg"])
+def test_a_log_that_is_flat_at_pi_is_converted(
+    tmp_path, contract, arrays, both, hardware_order, units
+):
+    expected = arrays["hand_state"]
+    for name in ("hand_cmd", "hand_state"):
+        values = arrays[name]
+        if hardware_order:
+            values = contract.robot.to_motors(values)
+        if both or name == "hand_state":
+            values = values + np.pi
+        arrays[name] = np.rad2deg(values) if units == "deg" else values
+    path = save(tmp_path, arrays)
+    found = logs.read(path, contract, hardware_order=hardware_order, units=units)
+    np.testing.assert_allclose(found.state, expected, atol=1e-9)
+    assert "'hand_state' reads pi where joints are flat" in found.notes[-1]
+    assert len(found.notes) == 1 + both
+
+
+@pytest.mark.parametrize("hardware_order", [True, False])
+@pytest.mark.parametrize("units", ["rad", "deg"])
+@pytest.mark.parametrize("zero", [0.0, np.pi])
+def test_what_a_refusal_says_to_type_works(tmp_path, contract, arrays, hardware_order, units, zero):
+    expected = arrays["hand_cmd"]
+    for name in ("hand_cmd", "hand_state"):
+        values = arrays[name]
+        if hardware_order:
+            values = contract.robot.to_motors(values)
+        values = values + zero
+        arrays[name] = np.rad2deg(values) if units == "deg" else values
+    path = save(tmp_path, arrays)
+    flags = {}
+    if units == "deg" or hardware_order:
+        with pytest.raises(DeftlyError) as error:
+            logs.read(path, contract)
+        if "--units deg" in str(error.value):
+            flags["units"] = "deg"
+        if "--hardware-order True" in str(error.value):
+            flags["hardware_order"] = True
+    found = logs.read(path, contract, **flags)
+    np.testing.assert_allclose(found.cmd, expected, atol=1e-9)
+
+
+def test_a_log_that_no_convention_explains_is_of_another_robot(tmp_path, contract, arrays):
+    arrays["hand_cmd"] += 100.0
+    with pytest.raises(DeftlyError, match="the log of another robot"):
+        logs.read(save(tmp_path, arrays), contract)
+
+
+# --------------------------------------------------------------- CSV
+
+
+def names_of(contract, style):
+    joints = contract.joint_names
+    return {
+        "prefix": ["time", *(f"cmd_{j}" for j in joints), *(f"state_{j}" for j in joints)],
+        "units": [
+            "Time [ms]",
+            *(f"{j} target (deg)" for j in joints),
+            *(f"{j} position (deg)" for j in joints),
+        ],
+        "numbers": [
+            "timestamp_us",
+            *(f"goal_position[{i}]" for i in range(len(joints))),
+            *(f"present_position[{i}]" for i in range(len(joints))),
+        ],
+        "from one": [
+            "t",
+            *(f"hand_cmd_{i + 1}" for i in range(len(joints))),
+            *(f"hand_state_{i + 1}" for i in range(len(joints))),
+        ],
+    }[style]
+
+
+@pytest.mark.parametrize(
+    ("style", "angle", "second", "delimiter"),
+    [
+        ("prefix", 1.0, 1.0, ","),
+        ("units", np.pi / 180, 1e-3, ";"),
+        ("numbers", 1.0, 1e-6, "\t"),
+        ("from one", 1.0, 1e-3, ","),
+    ],
+)
+def test_a_csv_log_is_the_same_log(tmp_path, contract, arrays, style, angle, second, delimiter):
+    columns = [arrays["time"] / second, arrays["hand_cmd"] / angle, arrays["hand_state"] / angle]
+    names = names_of(contract, style)
+    path = write_csv(tmp_path / "log.csv", names, columns, delimiter)
+    for units in ("rad", "deg") if style == "units" else ("rad",):
+        found = logs.read(path, contract, units=units)
+        np.testing.assert_allclose(found.time, arrays["time"], atol=1e-6)
+        np.testing.assert_allclose(found.cmd, arrays["hand_cmd"], atol=1e-6)
+        np.testing.assert_allclose(found.state, arrays["hand_state"], atol=1e-6)
+
+
+def test_columns_of_a_csv_are_found_by_name_whatever_their_order(tmp_path, contract, arrays):
+    names = [*names_of(contract, "prefix"), *(f"{j}_velocity" for j in contract.joint_names)]
+    table = np.column_stack(
+        (*(arrays[n] for n in ("time", "hand_cmd", "hand_state")), 9 * arrays["hand_cmd"])
+    )
+    order = np.random.default_rng(0).permutation(len(names))
+    path = write_csv(tmp_path / "log.csv", [names[i] for i in order], [table[:, order]])
+    found = logs.read(path, contract)
+    np.testing.assert_allclose(found.cmd, arrays["hand_cmd"], atol=1e-6)
+
+
+def test_numbered_columns_of_a_csv_may_be_the_motors(tmp_path, contract, arrays):
+    motors = [contract.robot.to_motors(arrays[name]) for name in ("hand_cmd", "hand_state")]
+    path = write_csv(
+        tmp_path / "log.csv", names_of(contract, "numbers"), [arrays["time"] * 1e6, *motors]
+    )
+    found = logs.read(path, contract, hardware_order=True)
+    np.testing.assert_allclose(found.state, arrays["hand_state"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "begins without names of columns"),
+        ("0.0,1.0,2.0\n0.1,1.0,2.0\n", "begins without names of columns"),
+        ("time,cmd_if_mcp\n0,1\n", "no column of cmd of if_rot"),
+        ("time,{cmd}\n", "no column of state of if_mcp"),
+        ("time,t,{cmd},{state}\n" + "0," * 33 + "0\n", "2 columns of time"),
+        ("time,cmd_if_mcp,{cmd},{state}\n" + "0," * 33 + "0\n", "two columns of cmd of 'if_mcp'"),
+        ("time,{cmd},{state}\n0,1,2\n", "33 names of columns, but 3 numbers"),
+        ("time,{cmd},{state}\n" + "0," * 32 + "x\n", "each line after the names has 33 numbers"),
+        ("time,{cmd},{state} deg\n" + "0," * 32 + "0\n", "name all or none"),
+    ],
+)
+def test_a_bad_csv_is_refused_in_one_line(tmp_path, contract, text, said):
+    path = tmp_path / "log.csv"
+    cmd = ",".join(f"cmd_{joint}" for joint in contract.joint_names)
+    state = ",".join(f"state_{joint}" for joint in contract.joint_names)
+    path.write_text(text.format(cmd=cmd, state=state))
+    with pytest.raises(DeftlyError) as error:
+        logs.read(path, contract)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
