@@ -20,7 +20,7 @@ pytestmark = pytest.mark.realtime
 
 bus, registers = leap.bus, leap.registers
 PATIENT = ["--safety.misses", "100", "--safety.miss-periods", "9", "--safety.stall-periods", "90"]
-PATIENT += ["--safety.policy-periods", "10"]
+PATIENT += ["--safety.policy-periods", "10", "--safety.signal-periods", "9"]
 QUICK = ["--start", "--safety.approach-s", "0.2", *PATIENT]
 
 

@@ -24,7 +24,7 @@ from deftly.tasks import load
 pytestmark = pytest.mark.realtime
 
 PATIENT = ["--safety.misses", "100", "--safety.miss-periods", "9", "--safety.stall-periods", "90"]
-PATIENT += ["--safety.policy-periods", "10"]
+PATIENT += ["--safety.policy-periods", "10", "--safety.signal-periods", "9"]
 PAGE = (Path(__file__).parents[2] / "docs/run.md").read_text()
 
 

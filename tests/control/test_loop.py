@@ -19,7 +19,7 @@ from deftly.control.log import Log, LogBuffer
 from deftly.control.loop import Runner, Ticker, run
 from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError, State
 from deftly.control.signals import ALWAYS, HALTS, OTHERS
-from deftly.policy.protocol import ContractPolicy, Decision, PolicyError
+from deftly.policy.protocol import ContractPolicy, Decision, OnnxNetwork, PolicyError
 
 
 class Clock:
@@ -598,6 +598,61 @@ def test_a_policy_that_is_slow_or_hangs_is_a_fault_in_two_periods_and_the_loop_g
     assert active[last]
     assert len(rows["now"]) > held + 3, "it goes on"
     assert "policy: no answer in time" in runner.problem or "left alone" in runner.problem
+
+
+@pytest.mark.realtime
+def test_a_network_that_loops_for_ever_is_held_and_ends_with_the_loop():
+    network = OnnxNetwork(endless_network(), TOY)
+    driver, policy = FakeDriver(TOY.robot, TOY.rate), ContractPolicy(TOY, network)
+    patient = SafetyConfig(misses=100, stall_periods=50.0, signal_periods=10.0)
+    runner, states = Runner(policy, Kernel(TOY.robot, TOY.rate, patient), driver), []
+
+    def each(tick):
+        states.append(tick.state)
+        if tick.state is State.READY:
+            runner.start()
+        return states.count(State.HOLD) < 5 and len(states) < 100
+
+    run(runner, Ticker(TOY.rate), each)
+    assert State.HOLD in states
+    assert states.count(State.ACTIVE) <= 2
+    assert not [each for each in threading.enumerate() if each.name == "policy"]
+
+
+def endless_network():
+    """An ONNX model that loops 2^62 times, for a policy of TOY."""
+    onnx = pytest.importorskip("onnx")
+    make, kinds = onnx.helper, onnx.TensorProto
+    value = make.make_tensor_value_info
+    obs = TOY.group_shape("state")
+    body = make.make_graph(
+        [make.make_node("Identity", ["c"], ["d"]), make.make_node("Add", ["x", "x"], ["y"])],
+        "body",
+        [
+            value("i", kinds.INT64, []),
+            value("c", kinds.BOOL, []),
+            value("x", kinds.FLOAT, ["n", *obs]),
+        ],
+        [value("d", kinds.BOOL, []), value("y", kinds.FLOAT, ["n", *obs])],
+    )
+    graph = make.make_graph(
+        [
+            make.make_node("Loop", ["count", "go", "observation"], ["end"], body=body),
+            make.make_node("Slice", ["end", "zero", "three", "one"], ["action"]),
+        ],
+        "endless",
+        [value("observation", kinds.FLOAT, ["n", *obs])],
+        [value("action", kinds.FLOAT, ["n", TOY.action_size])],
+        [
+            make.make_tensor("count", kinds.INT64, [], [2**62]),
+            make.make_tensor("go", kinds.BOOL, [], [True]),
+            make.make_tensor("zero", kinds.INT64, [1], [0]),
+            make.make_tensor("three", kinds.INT64, [1], [TOY.action_size]),
+            make.make_tensor("one", kinds.INT64, [1], [1]),
+        ],
+    )
+    opsets = [make.make_opsetid("", 17)]
+    return make.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
 
 
 @pytest.mark.realtime

@@ -22,6 +22,8 @@ from deftly.control.worker import Worker
 from deftly.policy.protocol import Decision, OneRobot, Policy, PolicyError
 
 Clock = Callable[[], float]
+CANCEL_S = 1.0
+"""Longest wait for a network that hangs to end when it is told to; the robot was let go of before."""
 
 
 class Tick(NamedTuple):
@@ -199,6 +201,10 @@ class Runner:
         try:
             if self._worker is not None:
                 self._worker.close()
+                if self._worker.busy:
+                    network = getattr(self.policy.policy, "network", None)
+                    getattr(network, "cancel", lambda: None)()
+                    self._worker.wait(CANCEL_S)
                 if self._worker.busy:  # what it is still at must not be taken from under it
                     raise PolicyError("it still has not answered, and was left alone")
             self.policy.close()

@@ -46,6 +46,11 @@ class Worker:
             raise error
         return value
 
+    def wait(self, seconds: float) -> None:
+        """Wait for calls that were given up, no longer than so."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
     def close(self) -> None:
         """End the thread, after the call that it may be in."""
         self._calls.put(None)

@@ -118,6 +118,7 @@ class OnnxNetwork:
     def __init__(self, model: bytes, contract: PolicyContract, what: str = "policy.onnx"):
         import onnxruntime as ort
 
+        self._running = ort.RunOptions()
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
@@ -134,11 +135,15 @@ class OnnxNetwork:
             what,
         )
 
+    def cancel(self) -> None:
+        """End a call that another thread is in, before its next operator; no call succeeds any more."""
+        self._running.terminate = True
+
     def __call__(self, obs: Observation) -> np.ndarray:
         """Actions (n, action_size) float32. Raises PolicyError if it fails."""
         fed = obs if isinstance(obs, dict) else {OBSERVATION: obs}
         try:
-            return np.asarray(self._session.run([ACTION], fed)[0])
+            return np.asarray(self._session.run([ACTION], fed, self._running)[0])
         except Exception as error:  # as above
             raise PolicyError(f"the network failed: {' '.join(str(error).split())[:160]}") from None
 
