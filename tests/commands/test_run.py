@@ -187,7 +187,8 @@ def test_what_the_driver_said_is_shown(fault, words, faulty):
 
 def test_a_killed_server_is_a_fault(server, start, tmp_path):
     child, endpoint = server(20.0)
-    process = start("--server-endpoint", endpoint, "--driver", "fake", "--start", *PATIENT)
+    words = ["--policy", endpoint, "--driver", "fake", "--start", *PATIENT]
+    process = start(*words, "--safety.policy-periods", "1.5")
     process.until("active")
     os.kill(child.pid, signal.SIGKILL)
     assert process.end() == 1
@@ -543,14 +544,12 @@ def test_what_was_opened_is_closed_when_the_rest_fails(bundle, monkeypatch, tmp_
 
 def test_a_log_that_cannot_be_written_does_not_stop_the_loop(bundle, start, terminal, tmp_path):
     words = ["--bundle", bundle, "--driver", "fake", "--start", "--log", "logs/log.npz", *PATIENT]
-    process = start(*words, stdin=terminal[1])
+    process = start(*words, "--fault", "read", "--fault-at", "60", stdin=terminal[1])
     process.until("active")
     (tmp_path / "logs").rmdir()
     (tmp_path / "logs").touch()
-    os.write(terminal[0], b"\n")
     process.until("cannot write the log of the fault")
-    os.write(terminal[0], b"r\n")
-    process.until("ready", 2)
+    process.until("hold (driver: ")  # it goes on, and says so
     os.write(terminal[0], b"q\n")
     assert process.end() == 1
     assert process.text.splitlines()[-1].startswith("error: cannot write 'logs/log.npz'")
