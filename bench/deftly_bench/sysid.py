@@ -81,7 +81,23 @@ def simulated_log(
     parameters, delay = draw(joints, seed)
     excitation = excite.Excitation(seconds=seconds, seed=seed)
     motion = excite.motion(robot, contract, [joints], excitation)
-    driver = LoneRobot(
+    driver = _driver(robot, contract, parameters, delay, seed, timestep)
+    policy = excite.MotionPolicy(contract, motion.cmd)
+    buffer = excite.on_simulated(policy, driver, SafetyConfig(lead=1.5))
+    buffer.save(path, {})
+    return robot, joints, logs.read(path, contract), parameters, delay
+
+
+def _driver(
+    robot: Robot,
+    contract: PolicyContract,
+    parameters: dict[str, dict[str, float]],
+    delay: float,
+    seed: int,
+    timestep: float,
+) -> LoneRobot:
+    """The robot of a trial, with these servos, measured as hardware is."""
+    return LoneRobot(
         robot,
         contract,
         parameters,
@@ -92,10 +108,6 @@ def simulated_log(
         seed=seed,
         timestep=timestep,
     )
-    policy = excite.MotionPolicy(contract, motion.cmd)
-    buffer = excite.on_simulated(policy, driver, SafetyConfig(lead=1.5))
-    buffer.save(path, {})
-    return robot, joints, logs.read(path, contract), parameters, delay
 
 
 def touching_log(
@@ -111,17 +123,7 @@ def touching_log(
     whole_hand = seed // len(fingers) % 2
     moved = contract.joint_names if whole_hand else joints
     parameters, delay = draw(joints, seed)
-    driver = LoneRobot(
-        robot,
-        contract,
-        parameters,
-        delay=delay,
-        noise=NOISE,
-        quantum=QUANTUM,
-        jitter=JITTER,
-        seed=seed,
-        timestep=timestep,
-    )
+    driver = _driver(robot, contract, parameters, delay, seed, timestep)
     cmd = _touching_chirps(robot, contract, joints, moved, seconds, seed)
     readings = []
     for row in cmd:
