@@ -6,7 +6,8 @@ from toy_robot import CONTRACT, LOOPBACK, network, running, signals
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import ContractPolicy, OneRobot, PolicyError
 from deftly.serving.client import Client
-from deftly.serving.keys import is_local, new_keys
+from deftly.serving.endpoint import read_endpoint
+from deftly.serving.keys import new_keys
 from deftly.serving.server import Server
 
 
@@ -21,7 +22,7 @@ def server():
     ["tcp://0.0.0.0:0", "tcp://*:*", "tcp://[::]:5555", "tcp://lo:*", "tcp://10.0.0.1:1"],
 )
 def test_other_addresses_need_keys(endpoint):
-    assert not is_local(endpoint)
+    assert not read_endpoint(endpoint).is_local
     with pytest.raises(DeftlyError, match="give --keys DIR, or bind to 127"):
         Server(ContractPolicy(CONTRACT, network), endpoint)
 

@@ -22,6 +22,7 @@ from toy_robot import CONTRACT, LOOPBACK, network, running, signals
 
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import ContractPolicy, OneRobot, PolicyError
+from deftly.serving import server as server_module
 from deftly.serving.client import Client
 from deftly.serving.server import Server
 from deftly.serving.wire import MAX_FRAME, pack, unpack
@@ -283,15 +284,61 @@ def test_idle_sessions_are_dropped():
         assert call(peer, "status")["sessions"] == 1
 
 
-def test_the_limit_refuses_a_robot_but_not_for_sessions_that_were_never_used():
+def infer(peer, session, seq):
+    """The answer to a step, after a reset."""
+    call(peer, "reset", seq, session=session, signals=signals(0))
+    return call(peer, "infer", seq + 1, session=session, signals=signals(0))
+
+
+def test_the_limit_refuses_a_robot_while_all_others_are_driven():
     with running(max_sessions=2) as server, raw(server.endpoint) as peer:
-        used, unused = open_session(peer), open_session(peer)
-        call(peer, "reset", 1, session=used, signals=signals(0))
-        other = open_session(peer)
-        assert call(peer, "reset", 1, session=unused, signals=signals(0))["code"] == "no-session"
-        assert call(peer, "reset", 1, session=other, signals=signals(0))["ok"]
+        one, two, three = (open_session(peer) for _ in range(3))
+        assert infer(peer, one, 1)["ok"]
+        assert infer(peer, two, 1)["ok"]
+        assert call(peer, "reset", 1, session=three, signals=signals(0))["code"] == (
+            "too-many-sessions"
+        )
         assert call(peer, "init")["code"] == "too-many-sessions"
-        assert call(peer, "infer", 2, session=used, signals=signals(0))["ok"]
+        assert call(peer, "infer", 3, session=one, signals=signals(0))["ok"]
+        assert call(peer, "status")["sessions"] == 2
+
+
+@pytest.mark.parametrize("kept_by", ["reset", "repeated infer", "old seq", "bad signals"])
+def test_sessions_that_are_not_driven_lock_no_robot_out(monkeypatch, kept_by):
+    monkeypatch.setattr(server_module, "PAUSE_S", 0.2)
+    with running(max_sessions=4) as server, raw(server.endpoint) as peer:
+        robot = open_session(peer)
+        assert infer(peer, robot, 1)["ok"]
+        taken = [open_session(peer) for _ in range(3)]
+        for session in taken:
+            call(peer, "reset", 5, session=session, signals=signals(0))
+            if kept_by != "reset":
+                call(peer, "infer", 6, session=session, signals=signals(0))
+        for seq in range(3, 9):  # one robot goes on, the others only keep their sessions alive
+            time.sleep(0.05)
+            assert call(peer, "infer", seq, session=robot, signals=signals(0))["ok"]
+            for session in taken:
+                if kept_by == "reset":
+                    call(peer, "reset", 6 + seq, session=session, signals=signals(0))
+                elif kept_by == "repeated infer":
+                    call(peer, "infer", 6, session=session, signals=signals(0))
+                elif kept_by == "old seq":
+                    call(peer, "infer", 1, session=session, signals=signals(0))
+                else:
+                    call(peer, "infer", 6 + seq, session=session, signals={})
+        new = OneRobot(Client(server.endpoint, CONTRACT, timeout=2))
+        new.infer(signals(0))
+        new.close()
+        assert call(peer, "infer", 20, session=robot, signals=signals(0))["ok"]
+
+
+def test_sessions_without_an_episode_are_bounded_and_take_no_place(monkeypatch):
+    monkeypatch.setattr(server_module, "MAX_WAITING", 3)
+    with running(max_sessions=1) as server, raw(server.endpoint) as peer:
+        sessions = [open_session(peer) for _ in range(5)]
+        assert call(peer, "status")["sessions"] == 0
+        assert infer(peer, sessions[0], 1)["code"] == "no-session"
+        assert infer(peer, sessions[-1], 1)["ok"]
 
 
 def test_another_contract_is_refused_by_name(server, peer):

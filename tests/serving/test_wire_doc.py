@@ -10,8 +10,17 @@ from toy_robot import CONTRACT, network, signals
 
 from deftly.policy.protocol import ContractPolicy, OneRobot
 from deftly.serving import server as server_module
-from deftly.serving.server import _HANDLERS, IDLE_S, MAX_ROUND, MAX_SESSIONS, QUEUE, Server
+from deftly.serving.server import (
+    _HANDLERS,
+    IDLE_S,
+    MAX_BATCH,
+    MAX_SESSIONS,
+    MAX_WAITING,
+    PAUSE_S,
+    Server,
+)
 from deftly.serving.wire import MAX_FRAME, MAX_LIST, MAX_MAP
+from deftly.serving.zmtp import HANDSHAKE_S, MAX_FRAMES, MAX_PEERS, STALL_S
 
 PAGE = (Path(__file__).parents[2] / "docs/wire.md").read_text()
 
@@ -114,7 +123,12 @@ def test_figures_of_the_page():
         f"\n{MAX_LIST} elements",
         f"{MAX_MAP}, at any",
         f"for {IDLE_S:.0f} s",
-        f"most {QUEUE} ",
+        f"for {PAUSE_S:.0f} s",
+        f"{MAX_WAITING} sessions",
+        f"{MAX_FRAMES} frames",
+        f"{MAX_PEERS} connections",
+        f"{HANDSHAKE_S:.0f} s",
+        f"{STALL_S:.0f} s",
     ]
-    for text in (*figures, f"most {MAX_SESSIONS} (", f"most {MAX_ROUND}."):
+    for text in (*figures, f"most {MAX_SESSIONS} (", f"most {MAX_BATCH}."):
         assert text in PAGE, text

@@ -159,12 +159,12 @@ class Client:
         ours = {} if contract is None else {"contract": contract.hash, "spec": contract.to_json()}
         replies = self._link.ask_all("init", self.patience, [ours] * len(robots))
         try:
-            theirs = PolicyContract.from_json(str(replies[0].get("spec")))
+            theirs = PolicyContract.from_json(_text(replies[0], "spec"))
             (contract or theirs).require(theirs, f"the policy at {self._link.endpoint}")
         except ContractError as error:
             raise PolicyError(str(error)) from None
         for robot, reply in zip(robots, replies):
-            robot.session = str(reply.get("session"))
+            robot.session = _text(reply, "session")
         self._link.most = max_frame(theirs.robot)
         return theirs
 
@@ -193,6 +193,12 @@ class Client:
             self._in_session("close", self.timeout, there, [{}] * len(there))
         for robot in there:
             robot.session = None
+
+
+def _text(reply: Mapping[str, Any], name: str) -> str:
+    """A text of a reply; empty if it is none: whoever listens there may answer anything."""
+    said = reply.get(name)
+    return said if isinstance(said, str) else ""
 
 
 def _row(signals: Mapping[str, np.ndarray], inputs: Inputs, place: int) -> dict[str, Any]:

@@ -9,9 +9,11 @@ FOLDER/robot/server.key             whom the robot trusts
 
 from __future__ import annotations
 
-import ipaddress
 import logging
+import os
+import shlex
 import shutil
+import stat
 from pathlib import Path
 
 import zmq
@@ -24,18 +26,6 @@ from deftly.files import KB, FileError, atomic_folder, require_plain
 
 MAX_BYTES = 64 * KB
 """Largest file of a key that is read."""
-
-
-def is_local(endpoint: str) -> bool:
-    """Whether only this computer can reach an endpoint. Raises DeftlyError for what is neither tcp nor ipc."""
-    scheme, _, address = endpoint.partition("://")
-    if scheme not in ("tcp", "ipc", "inproc") or not address:
-        raise DeftlyError(f"cannot serve on '{endpoint}': write it as tcp://127.0.0.1:5555")
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return scheme != "tcp" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False  # `*`, or an interface's name
 
 
 def new_keys(folder: Path) -> None:
@@ -60,9 +50,23 @@ def new_keys(folder: Path) -> None:
 
 
 def load_key(path: Path) -> tuple[bytes, bytes | None]:
-    """The public and the secret key (if it holds one) in a file. Raises FileError unless it is a small plain file."""
+    """The public and the secret key (if it holds one) in a file.
+
+    Raises FileError unless it is a small plain file, DeftlyError if it holds a secret that others can read.
+    """
     require_plain(path, "a key", MAX_BYTES)
-    return zmq.auth.load_certificate(path)
+    public, secret = zmq.auth.load_certificate(path)
+    if secret is not None and _mode(path) & 0o077:
+        raise DeftlyError(
+            f"'{printable(path)}' is a secret that other users can read: make new keys, or if nobody did, "
+            f"chmod 600 {shlex.quote(str(path))}"
+        )
+    return public, secret
+
+
+def _mode(path: Path) -> int:
+    """Permissions of a file or folder; where the system has none, those of a secret."""
+    return stat.S_IMODE(path.stat().st_mode) if os.name == "posix" else 0o600
 
 
 def lock(socket: zmq.Socket, folder: Path) -> ThreadAuthenticator:
@@ -73,6 +77,12 @@ def lock(socket: zmq.Socket, folder: Path) -> ThreadAuthenticator:
     own, clients = folder / "server.key_secret", folder / "clients"
     try:
         public, secret = load_key(own)
+        for file in [clients, *clients.glob("*.key")]:
+            if _mode(file) & 0o002:
+                raise DeftlyError(
+                    f"everybody may write to '{file}', and thus allow robots: "
+                    f"chmod o-w {shlex.quote(str(file))}"
+                )
         for file in clients.glob("*.key"):
             load_key(file)
         allowed = zmq.auth.load_certificates(clients)
@@ -82,6 +92,8 @@ def lock(socket: zmq.Socket, folder: Path) -> ThreadAuthenticator:
         raise DeftlyError(
             f"--keys: {printable(error)}; 'deftly serve --new-keys DIR' makes keys"
         ) from None
+    except DeftlyError as error:
+        raise DeftlyError(f"--keys: {printable(error)}") from None
     if not allowed:
         raise DeftlyError(
             f"--keys: '{clients}' holds no robot's key (NAME.key), so none could be answered"

@@ -14,7 +14,8 @@ import zmq.auth
 from deftly.console import printable
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import PolicyError
-from deftly.serving.keys import is_local, load_key
+from deftly.serving.endpoint import read_endpoint
+from deftly.serving.keys import load_key
 from deftly.serving.wire import MAX_FRAME, VERSION, WireError, pack, unpack
 
 OPTIONS = {zmq.LINGER: 0, zmq.IMMEDIATE: 1, zmq.SNDHWM: 1, zmq.RCVHWM: 4, zmq.MAXMSGSIZE: MAX_FRAME}
@@ -47,7 +48,10 @@ class Connection:
         self.most = MAX_FRAME
         """Bytes of the longest message that the server reads; more once it is known which images a robot sends."""
         try:
-            if keys is None and not is_local(endpoint):  # who answers tells the robot its limits
+            where = read_endpoint(endpoint)
+            if where.scheme == "tcp" and not where.port:
+                raise ValueError("it has no port: a server prints its own when it starts")
+            if keys is None and not where.is_local:  # who answers tells the robot its limits
                 raise ValueError(
                     "anybody could answer there: give --keys FOLDER, which 'deftly serve --new-keys' makes"
                 )

@@ -1,4 +1,4 @@
-"""A policy server: a ZeroMQ ROUTER that answers every message of many robots, each with a memory of its own.
+"""A policy server: answers every message of many robots, each with a memory of its own.
 
 One thread reads what is waiting, answers it, and makes one network call for all the `infer` requests among it. What a
 peer sends is checked before it meets another's: it can spoil nothing but its own answer. docs/wire.md has the messages.
@@ -6,20 +6,21 @@ peer sends is checked before it meets another's: it can spoil nothing but its ow
 
 from __future__ import annotations
 
+import errno
 import logging
+import math
+import os
 import secrets
 import signal
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zmq
 
 from deftly.console import printable
 from deftly.contract import ContractError, PolicyContract
@@ -27,7 +28,8 @@ from deftly.contract.terms import MAX_PROMPT, spread
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import Policy
 from deftly.serving.counts import Counts
-from deftly.serving.keys import is_local, lock
+from deftly.serving.endpoint import EXAMPLE, LOCALHOST, Endpoint, read_endpoint
+from deftly.serving.router import Router
 from deftly.serving.wire import (
     MAX_FRAME,
     VERSION,
@@ -39,14 +41,19 @@ from deftly.serving.wire import (
     read_signals,
     unpack,
 )
+from deftly.serving.zmtp import Listener
 
 IDLE_S, MAX_SESSIONS = 60.0, 64
-MAX_ROUND, ROUND_S = 64, 0.002
-"""Messages and seconds after which reading stops and what was read is answered."""
-WAIT_MS = 100
+MAX_BATCH = 64
+"""Steps that are decided by one call of the network."""
+MAX_WAITING = 4096
+"""Sessions without an episode; the oldest makes room for the next."""
+PAUSE_S = 2.0
+"""Time without a decision after which a session may lose its place to a new robot."""
+WAIT_S = 0.1
 """How long the server sleeps before it looks for idle sessions and whether it shall stop."""
-QUEUE = 16
-"""Messages kept for each peer and direction; more wait at the sender, or are dropped if it does not read."""
+MIN_REPLIES = 128
+"""Replies that wait for a peer with keys before some are dropped: twice as many as its robots, and at least these."""
 log = logging.getLogger("deftly.serve")
 
 
@@ -63,10 +70,10 @@ class _Session:
     """What the server remembers of one robot."""
 
     seen: float
-    robot: int
-    """The policy's number for it."""
-    driven: bool = False
-    """Whether an episode was started."""
+    robot: int | None = None
+    """The policy's number for it, from its first episode on."""
+    decided: float = -math.inf
+    """When the policy decided for it last."""
     seq: int = -1
     reply: bytes = b""
     """Answer to the message `seq`, given again if it is repeated."""
@@ -76,7 +83,10 @@ class _Session:
 class _Request:
     """A message on its way to its answer."""
 
-    envelope: list[bytes]
+    peer: Any
+    """Who sent it, as the listener knows it."""
+    delimited: bool
+    """Whether an empty frame came before it, as a REQ socket sends it."""
     at: float
     echo: dict[str, Any] = field(
         default_factory=lambda: {"v": VERSION, "type": "error", "seq": None, "time": None}
@@ -122,60 +132,42 @@ class Server:
                 f"the contract of {name} does not fit into messages of {MAX_FRAME} bytes"
             )
         self._sessions: OrderedDict[str, _Session] = OrderedDict()  # the longest idle first
+        self._waiting: OrderedDict[str, _Session] = OrderedDict()  # those without an episode
         self._batch: list[_Request] = []
         self._stop, self.counts = threading.Event(), Counts()
-        self._context, self._auth = zmq.Context(), None
-        try:
-            self._bind(endpoint, keys)
-        except BaseException:
-            self.close()
-            raise
-        self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT)
+        self._link = self._bind(endpoint, keys)
+        self.endpoint = self._link.endpoint
         """Where it answers, with the port that was free if the port asked for was `*`."""
 
-    def _bind(self, endpoint: str, keys: Path | None) -> None:
-        if not is_local(endpoint) and keys is None:
+    def _bind(self, endpoint: str, keys: Path | None) -> Listener | Router:
+        try:
+            where = read_endpoint(endpoint)
+        except DeftlyError as error:
+            raise DeftlyError(f"cannot serve: {error}") from None
+        if not where.is_local and keys is None:
             raise DeftlyError(
                 f"'{endpoint}' may be reached from other machines: give --keys DIR, or bind to 127.0.0.1"
             )
-        self._socket = self._context.socket(zmq.ROUTER)
-        options = {
-            zmq.LINGER: 0,
-            zmq.MAXMSGSIZE: self._frame,
-            zmq.RCVHWM: QUEUE,
-            zmq.SNDHWM: QUEUE,
-            zmq.HEARTBEAT_IVL: 2000,
-            zmq.HEARTBEAT_TIMEOUT: 6000,
-            zmq.HANDSHAKE_IVL: 5000,
-            zmq.IPV6: int("[" in endpoint),
-        }
-        for option, value in options.items():
-            self._socket.set(option, value)
-        if keys is not None:
-            self._auth = lock(self._socket, keys)
         try:
-            self._socket.bind(endpoint)
-        except zmq.ZMQError as error:
+            if keys is None:
+                return Listener(where, self._frame)
+            replies = max(MIN_REPLIES, 2 * self.max_sessions)
+            return Router(_numeric(endpoint, where), self._frame, keys, replies)
+        except OSError as error:  # ZMQError is one
             hint = (
-                "; choose another port"
-                if error.errno == zmq.EADDRINUSE
-                else ", as in tcp://127.0.0.1:5555"
+                "; choose another port" if error.errno == errno.EADDRINUSE else f", as in {EXAMPLE}"
             )
-            raise DeftlyError(
-                f"cannot serve on '{endpoint}': {zmq.strerror(error.errno or 0)}{hint}"
-            ) from None
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise DeftlyError(f"cannot serve on '{endpoint}': {reason}{hint}") from None
 
     def run(self) -> None:
         """Answer until `stop` is called, then close."""
         try:
-            poller = zmq.Poller()
-            poller.register(self._socket, zmq.POLLIN)
-            with np.errstate(
-                all="ignore"
-            ):  # what a peer's numbers overflow is refused, not printed
+            # What a peer's numbers overflow is refused, not printed.
+            with np.errstate(all="ignore"):
                 while not self._stop.is_set():
-                    if poller.poll(WAIT_MS):
-                        self._round()
+                    self._link.wait(WAIT_S)
+                    self._round()
                     self._drop_idle()
         finally:
             self.close()
@@ -197,10 +189,7 @@ class Server:
 
     def close(self) -> None:
         """Let go of the socket; for a server that never ran."""
-        if self._auth:
-            self._auth.stop()
-            self._auth = None
-        self._context.destroy(linger=0)
+        self._link.close()
 
     def status(self) -> dict[str, Any]:
         """What `deftly serve --status` shows."""
@@ -214,31 +203,14 @@ class Server:
 
     def _round(self) -> None:
         """Answer what is waiting, within bounds."""
-        end = time.monotonic() + ROUND_S
-        for _ in range(MAX_ROUND):
-            try:
-                frames = self._receive()
-            except zmq.Again:
-                break
-            now = time.monotonic()
-            extra = len(frames) > 2 and frames[1] == b""
-            self._handle(_Request(frames[: 2 if extra else 1], now), frames)
-            if now > end:
-                break
+        for peer, frames in self._link.messages():
+            delimited = len(frames) > 1 and frames[0] == b""
+            self._handle(_Request(peer, delimited, time.monotonic()), frames[delimited:])
         self._decide()
 
-    def _receive(self) -> list[bytes]:
-        """The frames of one message; of those beyond four, none is kept."""
-        frames = [self._socket.recv(zmq.NOBLOCK)]
-        while self._socket.rcvmore:
-            frame = self._socket.recv()
-            if len(frames) < 4:
-                frames.append(frame)
-        return frames
-
-    def _handle(self, request: _Request, frames: list[bytes]) -> None:
+    def _handle(self, request: _Request, payload: list[bytes]) -> None:
         try:
-            self._read(request, frames[len(request.envelope) :])
+            self._read(request, payload)
             _HANDLERS[request.echo["type"]](self, request)
         except Exception as error:
             self._refuse(request, error)
@@ -282,16 +254,16 @@ class Server:
             if self.counts.errors[code] < 10:  # a log must not grow with what peers send
                 log.error("%s failed", request.echo["type"], exc_info=error)
         self.counts.errors[code] += 1
+        self._link.doubt(request.peer)
         self._send(request, {"ok": False, "code": code, "error": message})
 
     def _send(self, request: _Request, reply: dict[str, Any]) -> None:
-        """Answer; if the peer has gone, or does not read, the answer is dropped."""
+        """Answer; if the peer has gone, the answer is dropped."""
         frame = pack({**request.echo, **reply})
         self.counts.answered += 1
         if request.session is not None:
             request.session.reply = frame
-        with suppress(zmq.ZMQError):
-            self._socket.send_multipart([*request.envelope, frame], zmq.NOBLOCK)
+        self._link.send(request.peer, frame, request.delimited)
 
     def _ping(self, request: _Request) -> None:
         self._send(request, {"ok": True})
@@ -322,16 +294,11 @@ class Server:
                 "contract-mismatch",
                 f"the policy has contract {self._hash[:12]}, the robot {theirs[:12]}",
             )
-        if len(self._sessions) >= self.max_sessions:
-            unused = next((t for t, s in self._sessions.items() if not s.driven), None)
-            if unused is None:
-                raise Refusal(
-                    "too-many-sessions",
-                    f"{self.max_sessions} robots are served, which is the limit",
-                )
-            self._drop(unused)
+        self._require_place(request.at)
+        if len(self._waiting) >= MAX_WAITING:
+            self._waiting.popitem(last=False)
         token = secrets.token_hex(16)
-        self._sessions[token] = _Session(request.at, self._free_robot())
+        self._waiting[token] = _Session(request.at)
         facts = {
             "contract": self._hash,
             "spec": self._spec,
@@ -342,8 +309,9 @@ class Server:
 
     def _enter(self, request: _Request) -> _Session | None:
         """The session of a message that it has not seen; None if the answer was given again."""
-        token = request.body.get("session")
-        session = self._sessions.get(token) if isinstance(token, str) else None
+        token = str(request.body.get("session"))
+        sessions = self._waiting if token in self._waiting else self._sessions
+        session = sessions.get(token)
         if session is None:
             raise Refusal(
                 "no-session",
@@ -352,13 +320,12 @@ class Server:
         if any(waiting.session is session for waiting in self._batch):
             self._decide()
         seq, session.seen = request.echo["seq"], request.at
-        self._sessions.move_to_end(str(token))
+        sessions.move_to_end(token)
         if seq < session.seq:
             raise Refusal("old-seq", f"'seq' is {seq}, after {session.seq}: late, and not used")
         if seq == session.seq:
             self.counts.answered += 1
-            with suppress(zmq.ZMQError):
-                self._socket.send_multipart([*request.envelope, session.reply], zmq.NOBLOCK)
+            self._link.send(request.peer, session.reply, request.delimited)
             return None
         session.seq, request.session = seq, session
         return session
@@ -369,14 +336,38 @@ class Server:
                 request.body.get("inputs"), self.contract
             )  # what is wrong is said before the episode starts
             read_signals(request.body.get("signals"), self.contract.robot)
+            if session.robot is None:
+                self._seat(str(request.body["session"]), request.at)
             self.policy.reset([session.robot])
-            session.driven = True
             self._send(request, {"ok": True})
+
+    def _require_place(self, now: float) -> str | None:
+        """The session that has to go before another robot can be driven; None if there is a free place.
+
+        It is the one without a decision for the longest time. Raises Refusal if all robots are being driven.
+        """
+        if len(self._sessions) < self.max_sessions:
+            return None
+        token = min(self._sessions, key=lambda t: self._sessions[t].decided)
+        if now - self._sessions[token].decided < PAUSE_S:
+            raise Refusal(
+                "too-many-sessions",
+                f"{self.max_sessions} robots are served, which is the limit",
+            )
+        return token
+
+    def _seat(self, token: str, now: float) -> None:
+        """Give a session its place among those with episodes, and its robot a number."""
+        leaving = self._require_place(now)
+        if leaving is not None:
+            self._drop(leaving)
+        session = self._sessions[token] = self._waiting.pop(token)
+        session.robot = self._free_robot()
 
     def _infer(self, request: _Request) -> None:
         """Check a step, and let it wait for those that came with it."""
         if session := self._enter(request):
-            if not session.driven:
+            if session.robot is None:
                 raise Refusal("needs-reset", "the policy decides only in an episode: reset first")
             signals = read_signals(request.body.get("signals"), self.contract.robot)
             applied = request.body.get("applied")
@@ -387,6 +378,8 @@ class Server:
             request.inputs = inputs
             request.applied = applied
             self._batch.append(request)
+            if len(self._batch) == MAX_BATCH:
+                self._decide()
 
     def _close(self, request: _Request) -> None:
         if self._enter(request):
@@ -413,7 +406,11 @@ class Server:
 
     def _infer_all(self, batch: list[_Request]) -> list[Any]:
         """Action and targets of each. Raises if the policy fails, or decides for others."""
-        robots = [request.session.robot for request in batch if request.session]
+        robots = [
+            request.session.robot
+            for request in batch
+            if request.session and request.session.robot is not None
+        ]
         signals = {
             s.name: np.stack([request.signals[s.name] for request in batch])
             for s in self.contract.signals
@@ -464,23 +461,34 @@ class Server:
                 raise Refusal(
                     "no-answer", f"the policy gave no {name} of {len(array)} finite numbers"
                 )
+        if request.session:
+            request.session.decided = time.monotonic()
+        self._link.trust(request.peer)
         self._send(request, {"ok": True, "action": action, "targets": targets})
         self.counts.add_latency(time.monotonic() - request.at)
 
     def _drop_idle(self) -> None:
         oldest = time.monotonic() - self.idle_s
-        while self._sessions and next(iter(self._sessions.values())).seen < oldest:
-            self._drop(next(iter(self._sessions)))
+        for sessions in (self._sessions, self._waiting):
+            while sessions and next(iter(sessions.values())).seen < oldest:
+                self._drop(next(iter(sessions)))
 
     def _drop(self, token: str) -> None:
         """End a session; the policy forgets its robot."""
-        session = self._sessions.pop(token)
-        self.policy.forget([session.robot])
+        session = self._waiting.pop(token, None) or self._sessions.pop(token)
+        if session.robot is not None:
+            self.policy.forget([session.robot])
 
     def _free_robot(self) -> int:
         """The lowest number that no session's robot has."""
         taken = {session.robot for session in self._sessions.values()}
         return next(number for number in range(len(taken) + 1) if number not in taken)
+
+
+def _numeric(endpoint: str, where: Endpoint) -> str:
+    """An endpoint as libzmq binds to it, which does not know `localhost`."""
+    host = where.host.lower()
+    return endpoint.lower().replace(host, "127.0.0.1", 1) if host == LOCALHOST else endpoint
 
 
 _HANDLERS: dict[str, Callable[[Server, _Request], None]] = {
