@@ -3,9 +3,11 @@
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
+import zmq
 
 from deftly.commands import main as cli
 from deftly.commands import serve
@@ -14,6 +16,7 @@ from deftly.errors import DeftlyError
 from deftly.learn import checkpoint
 from deftly.policy.protocol import OneRobot
 from deftly.serving.client import Client
+from deftly.serving.wire import pack, unpack
 
 TASK = "jaka-pick-cube"
 ANY_PORT = ("--bind", "tcp://127.0.0.1:*")
@@ -71,6 +74,76 @@ def server(tmp_path_factory):
     yield process.stdout.readline(), process
     process.kill()
     process.communicate()
+
+
+DEEP: list = []
+for _ in range(3000):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize("field", list(STATUS))
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "\x1b[2J\nerror: no",
+        b"\xff\x1b",
+        DEEP,
+        2**63,
+        -1.0,
+        float("nan"),
+        float("inf"),
+        [["\x1b[31m", "\u202e"]],
+        {"\x1b[2J": "\r"},
+        {"p50": 1e308, "p99": DEEP, "max": "\x07"},
+    ],
+    ids=lambda value: str(type(value).__name__),
+)
+def test_whatever_a_status_holds_it_is_a_table_or_one_line(field, value, capsys):
+    try:
+        serve.print_status({**STATUS, field: value})
+    except DeftlyError as error:
+        assert "no policy server of this Deftly" in str(error)
+        assert str(error).isprintable()
+    out = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in out)
+    assert out.count("\n") in (0, 7)
+
+
+def test_a_hostile_reply_over_the_wire_is_one_line(capsys):
+    socket = zmq.Context.instance().socket(zmq.ROUTER)
+    socket.linger = 0
+    port = socket.bind_to_random_port("tcp://127.0.0.1")
+    deep = b"\x91" * 900 + b"\xc0"
+    bad = [
+        {"ok": True},
+        {"ok": False, "error": "\x1b[2J\n\u202e" * 500, "code": ["\x07"]},
+        {"ok": False, "error": [["\x1b"]]},
+        {"ok": 1},
+        {"ok": True, **STATUS, "robot": "\x1b]0;x\x07"},
+    ]
+
+    def answer() -> None:
+        for fields in [*bad, None]:
+            *envelope, frame = socket.recv_multipart()
+            head = {key: value for key, value in unpack(frame).items() if key in ("type", "seq")}
+            body = pack({**head, **(fields or {"ok": True, **STATUS})})
+            if fields is None:  # a list in a list in a list
+                body = body.replace(pack({"x": "arm"})[3:], deep)
+            socket.send_multipart([*envelope, body])
+
+    server = threading.Thread(target=answer)
+    server.start()
+    try:
+        for _ in [*bad, None]:
+            status = cli.main(["serve", "--status", f"tcp://127.0.0.1:{port}"])
+            said = capsys.readouterr()
+            assert all(c.isprintable() or c == "\n" for c in said.out + said.err)
+            assert "Traceback" not in said.err
+            assert status == 0 or said.err.count("\n") == 1
+    finally:
+        server.join(10)
+        socket.close()
 
 
 def endpoint(line: str) -> str:

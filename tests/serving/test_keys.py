@@ -1,6 +1,7 @@
 """Addresses beyond this computer need keys, and only robots on the list are answered."""
 
 import pytest
+import zmq
 from toy_robot import CONTRACT, LOOPBACK, network, running, signals
 
 from deftly.errors import DeftlyError
@@ -9,6 +10,7 @@ from deftly.serving.client import Client
 from deftly.serving.endpoint import read_endpoint
 from deftly.serving.keys import new_keys
 from deftly.serving.server import Server
+from deftly.serving.wire import pack, unpack
 
 
 @pytest.fixture
@@ -25,6 +27,39 @@ def test_other_addresses_need_keys(endpoint):
     assert not read_endpoint(endpoint).is_local
     with pytest.raises(DeftlyError, match="give --keys DIR, or bind to 127"):
         Server(ContractPolicy(CONTRACT, network), endpoint)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["tcp://localhost:1", "tcp://LocalHost:*", "tcp://127.8.9.1:1", "tcp://[::1]:1", "ipc:///x"],
+)
+def test_addresses_of_this_computer(endpoint):
+    assert read_endpoint(endpoint).is_local
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["tcp://localhost.evil.org:1", "tcp://127.0.0.1.evil.org:1", "tcp://[::]:1"]
+)
+def test_addresses_that_only_look_like_it(endpoint):
+    assert not read_endpoint(endpoint).is_local
+
+
+PORTS = ["65536", "99999", "131072", "-1", "+1", "0x10", "1e3", "١٢", "5_5", " 5", "9" * 5000]
+
+
+@pytest.mark.parametrize("port", PORTS)
+def test_ports_that_are_none_are_refused_and_never_wrapped(port):
+    endpoint = f"tcp://127.0.0.1:{port}"
+    with pytest.raises(DeftlyError, match=r"has no port: it is a number up to 65535"):
+        Server(ContractPolicy(CONTRACT, network), endpoint)
+    with pytest.raises(PolicyError, match=r"has no port: it is a number up to 65535"):
+        Client(endpoint)
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:*", "tcp://127.0.0.1:0"])
+def test_a_robot_needs_a_port(endpoint):
+    with pytest.raises(PolicyError, match="it has no port"):
+        Client(endpoint)
 
 
 @pytest.mark.parametrize(
@@ -96,3 +131,47 @@ def test_folders_without_keys_are_one_line(tmp_path, broken):
     with pytest.raises(DeftlyError, match="--keys: ") as error:
         Server(ContractPolicy(CONTRACT, network), LOOPBACK, keys=keys)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620, 0o601, 0o666])
+def test_a_secret_that_others_can_read_is_refused_at_both_ends(tmp_path, mode):
+    new_keys(tmp_path / "keys")
+    server, robot = tmp_path / "keys/server", tmp_path / "keys/robot"
+    (server / "server.key_secret").chmod(mode)
+    with pytest.raises(DeftlyError, match=r"--keys: .*server.key_secret' is a secret.*chmod 600"):
+        Server(ContractPolicy(CONTRACT, network), LOOPBACK, keys=server)
+    (server / "server.key_secret").chmod(0o600)
+    (robot / "client.key_secret").chmod(mode)
+    with running(keys=server) as running_server:
+        with pytest.raises(PolicyError, match=r"client.key_secret' is a secret.*chmod 600"):
+            Client(running_server.endpoint, keys=robot)
+        (robot / "client.key_secret").chmod(0o400)
+        OneRobot(Client(running_server.endpoint, keys=robot, timeout=5)).infer(signals(0))
+
+
+@pytest.mark.parametrize("part", ["clients", "clients/robot.key"])
+def test_a_list_that_everybody_can_write_to_is_refused(tmp_path, part):
+    new_keys(tmp_path / "keys")
+    (tmp_path / "keys/server" / part).chmod(0o777)
+    with pytest.raises(DeftlyError, match=r"--keys: everybody may write to .*chmod o-w"):
+        Server(ContractPolicy(CONTRACT, network), LOOPBACK, keys=tmp_path / "keys/server")
+
+
+def test_a_keyed_server_at_localhost_and_many_robots_through_one_connection(tmp_path):
+    new_keys(tmp_path / "keys")
+    with running(endpoint="tcp://localhost:*", keys=tmp_path / "keys/server") as server:
+        client = Client(server.endpoint, CONTRACT, timeout=5, keys=tmp_path / "keys/robot")
+        link = client._link
+        sessions = [reply["session"] for reply in link.ask_all("init", 5, [{}] * 64)]
+        rows = [{"session": session, "signals": signals(0)} for session in sessions]
+        link.ask_all("reset", 5, rows)
+        link._socket.set(zmq.SNDHWM, 0)
+        for seq in range(500, 510):
+            for row in rows:
+                message = {"v": 1, "type": "infer", "seq": seq, "time": 1.0, **row}
+                link._socket.send_multipart([b"", pack(message)])
+            replies = []
+            while len(replies) < len(rows) and link._socket.poll(5000):
+                replies.append(unpack(link._socket.recv_multipart()[-1]))
+            assert [reply["ok"] for reply in replies] == [True] * 64
+        client.close()

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgpack
@@ -18,6 +17,7 @@ import pytest
 import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from raw_peer import ask, call, message, open_session, raw
 from toy_robot import CONTRACT, LOOPBACK, network, running, signals
 
 from deftly.errors import DeftlyError
@@ -30,14 +30,6 @@ from deftly.serving.wire import MAX_FRAME, pack, unpack
 SCRIPT = Path(__file__).parents[1] / "assets/toy_robot.py"
 
 
-@contextmanager
-def raw(endpoint: str, kind: int = zmq.DEALER):
-    with zmq.Context.instance().socket(kind) as peer:
-        peer.linger, peer.rcvtimeo = 0, 5000
-        peer.connect(endpoint)
-        yield peer
-
-
 @pytest.fixture(scope="module")
 def server():
     with running() as server:
@@ -48,33 +40,6 @@ def server():
 def peer(server):
     with raw(server.endpoint) as peer:
         yield peer
-
-
-def message(kind="ping", seq=1, **fields):
-    return {"v": 1, "type": kind, "seq": seq, "time": 1.5, **fields}
-
-
-def ask(peer, *frames):
-    """Send frames, and return the answer, without the empty frame."""
-    peer.send_multipart(frames)
-    return unpack(peer.recv_multipart()[-1])
-
-
-def call(peer, kind, seq=1, **fields):
-    return ask(peer, b"", pack(message(kind, seq, **fields)))
-
-
-def open_session(peer) -> str:
-    reply = call(peer, "init")
-    assert reply["ok"]
-    return reply["session"]
-
-
-def wait_for(condition, seconds=5.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.01)
 
 
 # ------------------------------------------------------------------ envelopes and garbage

@@ -403,12 +403,14 @@ class Listener:
         if len(inbox) < 2:
             return None
         flags, size, head = inbox[0], inbox[1], 2
+        if flags > MORE | LONG | COMMAND or (flags & COMMAND and flags & MORE):
+            raise ProtocolError
         if flags & LONG:
             head = 9
             if len(inbox) < head:
                 return None
             size = int.from_bytes(inbox[1:head], "big")
-        if flags > 7 or (flags & COMMAND and flags & MORE) or size > self._max_frame:
+        if size > self._max_frame:
             raise ProtocolError
         if len(inbox) < head + size:
             return None
