@@ -281,6 +281,36 @@ def test_what_a_log_says_does_nothing_to_the_terminal(held, tmp_path, capsys):
     assert not any(line.startswith("last line") for line in out.splitlines())
 
 
+@pytest.mark.parametrize("name", ["fault", "state"])
+def test_text_of_a_log_is_no_formula_and_no_line_of_a_plot(held, tmp_path, capsys, name):
+    def change(rows):
+        rows[name][20] = "$\\frac{$\x1b[2J\nlast"
+
+    path, png = tampered(held, tmp_path, change), tmp_path / "log.png"
+    assert cli.main(["inspect", str(path), "--png", str(png)]) == 1  # it does not replay
+    assert png.read_bytes().startswith(b"\x89PNG")
+    said = capsys.readouterr()
+    assert all(c.isprintable() or c == "\n" for c in said.out + said.err)
+    assert not any(line.startswith("last") for line in said.out.splitlines())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["now", "tick_ms", "command", "targets"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e308])
+def test_whatever_numbers_a_log_holds_there_is_no_traceback(held, tmp_path, capsys, name, value):
+    def change(rows):
+        with np.errstate(over="ignore"):
+            rows[name][10:] = value
+
+    path = tampered(held, tmp_path, change)
+    png = ["--png", str(tmp_path / "log.png")] if value == 1e308 else []
+    assert cli.main(["inspect", str(path), *png]) in (0, 1, 2)
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    assert said.err.count("\n") <= 1
+    assert "ticks in" in said.out
+
+
 DEEP = "[" * 100_000
 
 

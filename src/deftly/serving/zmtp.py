@@ -45,7 +45,7 @@ HANDSHAKE_S, STALL_S = 5.0, 10.0
 """Time for the greeting; time to send a message that was begun, or to take a reply."""
 CREDIT = 64
 """Messages of a robot that are served first, from each decision on."""
-BACKLOG, ACCEPTS = 1024, 64
+BACKLOG, ACCEPTS = 1024, 16
 
 
 class Share(NamedTuple):
@@ -63,7 +63,7 @@ RANKS = 8
 """A robot has rank 0, another peer 1 to 7: the more often it was served, the later it is its turn."""
 SHARES = (
     Share((0,), 64, 16, 0.010),
-    Share(tuple(range(1, RANKS - 1)), 1, 1, 0.003),
+    Share(tuple(range(1, RANKS - 1)), 1, 1, 0.002),
     Share((RANKS - 1,), 1, 1, 0.001),
 )
 CHUNK = 16 * 2**10
