@@ -346,7 +346,17 @@ def show(result: dict[str, Any]) -> None:
                 str(case.get("attack", "")),
             ]
         )
-    columns = ["case", "requests", "p50_ms", "p99_ms", "max_ms", "missed", "new_robot_ms", "added_mb", "attack"]
+    columns = [
+        "case",
+        "requests",
+        "p50_ms",
+        "p99_ms",
+        "max_ms",
+        "missed",
+        "new_robot_ms",
+        "added_mb",
+        "attack",
+    ]
     say(table(columns, lines))
     for name, holds in result["targets"].items():
         say(f"{'ok    ' if holds else 'MISSED'} {name}")

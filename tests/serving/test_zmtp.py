@@ -264,7 +264,7 @@ FLOODS = {
 @pytest.mark.parametrize("flood", FLOODS)
 def test_a_good_robot_and_a_new_one_among_peers_that_flood_and_never_read(flood):
     with running() as server, ExitStack() as stack:
-        good = OneRobot(Client(server.endpoint, CONTRACT, timeout=2))
+        good = OneRobot(Client(server.endpoint, CONTRACT, timeout=5))
         good.infer(signals(0))
         peers = []
         for _ in range(20):
@@ -276,7 +276,7 @@ def test_a_good_robot_and_a_new_one_among_peers_that_flood_and_never_read(flood)
                 with suppress(BlockingIOError, ConnectionError):
                     peer.send(FLOODS[flood])
             good.infer(signals(step))
-        new = OneRobot(Client(server.endpoint, CONTRACT, timeout=2))
+        new = OneRobot(Client(server.endpoint, CONTRACT, timeout=5))
         new.infer(signals(0))
         for peer in server._link._peers:
             assert len(peer.inbox) <= MAX_FRAME + zmtp.CHUNK
@@ -289,7 +289,7 @@ def test_incomplete_frames_of_all_peers_together_are_bounded(monkeypatch):
     monkeypatch.setattr(zmtp, "MAX_HELD", 500_000)
     half = encode(bytes(MAX_FRAME))[:-1]
     with running() as server, ExitStack() as stack:
-        good = OneRobot(Client(server.endpoint, CONTRACT, timeout=2))
+        good = OneRobot(Client(server.endpoint, CONTRACT, timeout=5))
         good.infer(signals(0))
         peers = [stack.enter_context(connected(server, GREETING, READY, half)) for _ in range(20)]
         assert is_closed(peers[0])  # the oldest
@@ -297,17 +297,17 @@ def test_incomplete_frames_of_all_peers_together_are_bounded(monkeypatch):
         held = sum(len(peer.inbox) for peer in server._link._peers)
         assert held == server._link._held <= 500_000
         good.infer(signals(1))
-        OneRobot(Client(server.endpoint, CONTRACT, timeout=2)).infer(signals(0))
+        OneRobot(Client(server.endpoint, CONTRACT, timeout=5)).infer(signals(0))
 
 
 def test_a_full_table_of_connections_takes_new_ones_and_keeps_robots(monkeypatch):
     monkeypatch.setattr(zmtp, "MAX_PEERS", 10)
     with running() as server, ExitStack() as stack:
-        good = OneRobot(Client(server.endpoint, CONTRACT, timeout=2))
+        good = OneRobot(Client(server.endpoint, CONTRACT, timeout=5))
         good.infer(signals(0))
         others = [stack.enter_context(connected(server, GREETING, READY)) for _ in range(30)]
         assert is_closed(others[0])
-        new = OneRobot(Client(server.endpoint, CONTRACT, timeout=2))
+        new = OneRobot(Client(server.endpoint, CONTRACT, timeout=5))
         for step in range(5):
             good.infer(signals(step))
             new.infer(signals(step))

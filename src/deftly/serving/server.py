@@ -336,9 +336,10 @@ class Server:
                 request.body.get("inputs"), self.contract
             )  # what is wrong is said before the episode starts
             read_signals(request.body.get("signals"), self.contract.robot)
-            if session.robot is None:
-                self._seat(str(request.body["session"]), request.at)
-            self.policy.reset([session.robot])
+            robot = session.robot
+            if robot is None:
+                robot = self._seat(str(request.body["session"]), request.at)
+            self.policy.reset([robot])
             self._send(request, {"ok": True})
 
     def _require_place(self, now: float) -> str | None:
@@ -356,13 +357,15 @@ class Server:
             )
         return token
 
-    def _seat(self, token: str, now: float) -> None:
-        """Give a session its place among those with episodes, and its robot a number."""
+    def _seat(self, token: str, now: float) -> int:
+        """Give a session its place among those with episodes; returns the number of its robot."""
         leaving = self._require_place(now)
         if leaving is not None:
             self._drop(leaving)
+        number = self._free_robot()
         session = self._sessions[token] = self._waiting.pop(token)
-        session.robot = self._free_robot()
+        session.robot = number
+        return number
 
     def _infer(self, request: _Request) -> None:
         """Check a step, and let it wait for those that came with it."""
