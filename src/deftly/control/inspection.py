@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -52,6 +53,7 @@ JOINT_COLUMNS = {"measured": f"signal/{JOINT_POS}", "target": "targets", "comman
 # ------------------------------------------------------------------------ replay
 
 
+@np.errstate(all="ignore")  # a log may hold any number
 def replay(found: Log) -> tuple[str, list[np.ndarray | None]]:
     """The first tick at which a safety kernel, given what came in, does otherwise than the log says; empty if none.
 
@@ -74,7 +76,8 @@ def replay(found: Log) -> tuple[str, list[np.ndarray | None]]:
         try:
             _repeat_events(kernel, row)
         except (SafetyError, KeyError) as error:
-            impossible = f"the operator's '{row['event']}' is not possible ({error})"
+            event = printable(row["event"], 60)
+            impossible = f"the operator's '{event}' is not possible ({printable(error)})"
             return f"tick {tick} differs: {impossible}", asked
         reading = None
         if not np.isnan(row["at"]):
@@ -103,7 +106,7 @@ def _tick_difference(kernel: Kernel, reading: Reading | None, row: Mapping[str, 
         kernel.hold("the robot took no command", Fault.DRIVER)
     for name, value in (("state", kernel.state), ("fault", kernel.fault)):
         if value != row[name]:
-            return f"{name} is '{row[name]}' in the log, '{value}' in the replay"
+            return f"{name} is '{printable(row[name], 60)}' in the log, '{value}' in the replay"
     if command is None:
         command = np.full_like(row["command"], np.nan)
     if not same(command, row["command"]):
@@ -111,6 +114,7 @@ def _tick_difference(kernel: Kernel, reading: Reading | None, row: Mapping[str, 
     return ""
 
 
+@np.errstate(all="ignore")
 def replay_policy(found: Log, asked: Sequence[np.ndarray | None], path: Path) -> str:
     """The first tick at which the bundle's policy decides otherwise than the log says; empty if none.
 
@@ -171,6 +175,7 @@ def _begins(found: Log) -> np.ndarray:
     return np.diff(episode, prepend=episode[:1]) != 0
 
 
+@np.errstate(all="ignore")
 def timeline(found: Log) -> np.ndarray:
     """Time since the first tick, (T,), s. Each episode's clock is its own: it begins a period after the one before."""
     now = found.rows["now"]
@@ -197,6 +202,7 @@ def _distance(a: np.ndarray, b: np.ndarray) -> str:
 # ----------------------------------------------------------------------- summary
 
 
+@np.errstate(all="ignore")
 def summary(found: Log) -> list[Any]:
     """Lines and tables that say what a log holds."""
     lines: list[Any] = [_title_line(found), _rate_line(found), _states_line(found)]
@@ -207,7 +213,7 @@ def summary(found: Log) -> list[Any]:
 
 def _title_line(found: Log) -> str:
     """Robot and contract, and the facts that identify a run."""
-    parts = [f"{found.robot.name}, contract {found.contract.hash[:12]}"]
+    parts = [f"{printable(found.robot.name, 60)}, contract {found.contract.hash[:12]}"]
     for name in ("task", "policy", "driver", "began"):
         fact = found.facts.get(name)
         if fact is not None and not np.ndim(fact) and str(fact):
@@ -269,12 +275,12 @@ def _joints_table(found: Log) -> Table:
             highest = f"{commanded.max():.4f}"
         largest = moved.max() if len(moved) else 0.0
         of_allowed = largest * found.contract.rate / joint.velocity
-        table.add_row(
-            joint.name, lowest, highest, joint.units, f"{largest:.5f}", f"{of_allowed:.1%}"
-        )
+        name, units = printable(joint.name, 60), printable(joint.units, 60)
+        table.add_row(name, lowest, highest, units, f"{largest:.5f}", f"{of_allowed:.1%}")
     return table
 
 
+@np.errstate(all="ignore")
 def durations(found: Log) -> dict[str, float]:
     """Time in each state, s, in the order in which they came; a tick counts until the next."""
     period = 1.0 / found.contract.rate
@@ -327,7 +333,20 @@ def rows_csv(found: Log) -> str:
 
 
 def plot(found: Log, title: str) -> bytes:
-    """A PNG: each joint measured, as a target and as commanded, the states behind, and the time of the ticks."""
+    """A PNG: each joint measured, as a target and as commanded, the states behind, and the time of the ticks.
+
+    Raises DeftlyError if the log's numbers are such that nothing can be drawn.
+    """
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _draw(found, title)
+    except (ArithmeticError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        reason = printable(error, 100) or type(error).__name__
+        raise DeftlyError(f"the numbers of this log cannot be plotted: {reason}") from None
+
+
+def _draw(found: Log, title: str) -> bytes:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -350,13 +369,17 @@ def plot(found: Log, title: str) -> bytes:
         _mark_states(axis, found)
     _label_faults(tick_axis, found)
     handles = axes[0].get_legend_handles_labels()[0] + _state_patches(found)
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8, title=title
-    )
+    where = {"loc": "outside upper center", "ncols": len(handles)}
+    figure.legend(handles=handles, fontsize=8, title=_label(title), **where)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     plt.close(figure)
     return file.getvalue()
+
+
+def _label(text: object) -> str:
+    """Text of a file in a plot: one short line, in which matplotlib sees no formula."""
+    return printable(text, 60).replace("$", r"\$")
 
 
 def _plot_joint(axis: Axes, found: Log, i: int) -> None:
@@ -369,7 +392,8 @@ def _plot_joint(axis: Axes, found: Log, i: int) -> None:
     axis.plot(now, measured, color="#3182bd", lw=3, alpha=0.6, label="measured")
     axis.plot(now, targets, color="#000000", lw=0.7, label="target")
     axis.plot(now, command, color="#d94801", lw=1.2, label="command")
-    axis.set_ylabel(f"{joint.name}\n{joint.units}", rotation=0, ha="right", va="center", fontsize=8)
+    name = f"{_label(joint.name)}\n{_label(joint.units)}"
+    axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
 
 
 def _plot_tick_times(axis: Axes, found: Log) -> None:
@@ -397,7 +421,7 @@ def _mark_states(axis: Axes, found: Log) -> None:
 def _label_faults(axis: Axes, found: Log) -> None:
     style = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 7, "color": FAULT}
     for _, at, fault, _ in faults(found):
-        axis.text(at, 0.97, fault, transform=axis.get_xaxis_transform(), **style)
+        axis.text(at, 0.97, _label(fault), transform=axis.get_xaxis_transform(), **style)
 
 
 def _state_patches(found: Log) -> list[Any]:
