@@ -10,6 +10,7 @@ from toy_robot import CONTRACT, network, signals
 
 from deftly.policy.protocol import ContractPolicy, OneRobot
 from deftly.serving import server as server_module
+from deftly.serving.listener import HANDSHAKE_S, MAX_PEERS, STALL_S
 from deftly.serving.server import (
     _HANDLERS,
     IDLE_S,
@@ -20,7 +21,7 @@ from deftly.serving.server import (
     Server,
 )
 from deftly.serving.wire import MAX_FRAME, MAX_LIST, MAX_MAP
-from deftly.serving.zmtp import HANDSHAKE_S, MAX_FRAMES, MAX_PEERS, STALL_S
+from deftly.serving.zmtp import MAX_FRAMES
 
 PAGE = (Path(__file__).parents[2] / "docs/wire.md").read_text()
 

@@ -9,16 +9,16 @@ FOLDER/robot/server.key             whom the robot trusts
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import shutil
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 import zmq
 import zmq.auth
-from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils import z85
 
 from deftly.console import printable
 from deftly.errors import DeftlyError
@@ -26,6 +26,16 @@ from deftly.files import KB, FileError, atomic_folder, require_plain
 
 MAX_BYTES = 64 * KB
 """Largest file of a key that is read."""
+KEY_BYTES = 32
+
+
+class ServerKeys(NamedTuple):
+    """The long-term keys that a server needs, of `KEY_BYTES` each (Curve25519)."""
+
+    secret: bytes
+    public: bytes
+    robots: frozenset[bytes]
+    """Public keys of the robots that are answered."""
 
 
 def new_keys(folder: Path) -> None:
@@ -69,39 +79,48 @@ def _mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode) if os.name == "posix" else 0o600
 
 
-def lock(socket: zmq.Socket, folder: Path) -> ThreadAuthenticator:
-    """Let a server's socket, not yet bound, speak only with the robots whose keys are in `folder`/clients.
-
-    Returns what checks them, to be stopped with the socket. Raises DeftlyError if a key cannot be read.
-    """
-    own, clients = folder / "server.key_secret", folder / "clients"
+def read_server_keys(folder: Path) -> ServerKeys:
+    """The keys of a server and of the robots in `folder`/clients. Raises DeftlyError if one is wrong or not safe."""
+    clients = folder / "clients"
     try:
-        public, secret = load_key(own)
-        for file in [clients, *clients.glob("*.key")]:
-            if _mode(file) & 0o002:
-                raise DeftlyError(
-                    f"everybody may write to '{file}', and thus allow robots: "
-                    f"chmod o-w {shlex.quote(str(file))}"
-                )
-        for file in clients.glob("*.key"):
-            load_key(file)
-        allowed = zmq.auth.load_certificates(clients)
-        if secret is None or zmq.curve_public(secret) != public:
-            raise ValueError(f"no pair of keys in {own}")
+        secret, public = _server_pair(folder / "server.key_secret")
+        _require_safe(clients)
+        robots = [_robot_key(file) for file in sorted(clients.glob("*.key"))]
     except (OSError, ValueError, zmq.ZMQError, FileError) as error:
         raise DeftlyError(
             f"--keys: {printable(error)}; 'deftly serve --new-keys DIR' makes keys"
         ) from None
     except DeftlyError as error:
-        raise DeftlyError(f"--keys: {printable(error)}") from None
-    if not allowed:
+        raise DeftlyError(f"--keys: {error}") from None
+    if not robots:
         raise DeftlyError(
             f"--keys: '{clients}' holds no robot's key (NAME.key), so none could be answered"
         )
-    authenticator = ThreadAuthenticator(socket.context, log=logging.getLogger("deftly.serve.keys"))
-    authenticator.start()
-    authenticator.configure_curve("deftly", clients)
-    socket.set(zmq.ZAP_DOMAIN, b"deftly")
-    socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # were the authenticator gone, nobody is answered
-    socket.curve_publickey, socket.curve_secretkey, socket.curve_server = public, secret, True
-    return authenticator
+    return ServerKeys(secret, public, frozenset(robots))
+
+
+def _server_pair(file: Path) -> tuple[bytes, bytes]:
+    """Secret and public key of a server, 32 bytes each."""
+    public, secret = load_key(file)
+    if secret is None or zmq.curve_public(secret) != public:
+        raise ValueError(f"no pair of keys in {file}")
+    return z85.decode(secret), z85.decode(public)
+
+
+def _robot_key(file: Path) -> bytes:
+    """The public key of a robot, 32 bytes."""
+    _require_safe(file)
+    public, _ = load_key(file)
+    key = z85.decode(public)
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"no key in {file}")
+    return key
+
+
+def _require_safe(path: Path) -> None:
+    """Raise DeftlyError if everybody could allow robots there."""
+    if _mode(path) & 0o002:
+        raise DeftlyError(
+            f"everybody may write to '{printable(path)}', and thus allow robots: "
+            f"chmod o-w {shlex.quote(str(path))}"
+        )

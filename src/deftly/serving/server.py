@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import math
-import os
 import secrets
 import signal
 import threading
@@ -28,8 +27,9 @@ from deftly.contract.terms import MAX_PROMPT, spread
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import Policy
 from deftly.serving.counts import Counts
-from deftly.serving.endpoint import EXAMPLE, LOCALHOST, Endpoint, read_endpoint
-from deftly.serving.router import Router
+from deftly.serving.endpoint import EXAMPLE, read_endpoint
+from deftly.serving.keys import read_server_keys
+from deftly.serving.listener import Listener, Peer
 from deftly.serving.wire import (
     MAX_FRAME,
     VERSION,
@@ -41,7 +41,7 @@ from deftly.serving.wire import (
     read_signals,
     unpack,
 )
-from deftly.serving.zmtp import Listener
+from deftly.serving.zmtp import Mechanism, Null
 
 IDLE_S, MAX_SESSIONS = 60.0, 64
 MAX_BATCH = 64
@@ -52,8 +52,6 @@ PAUSE_S = 2.0
 """Time without a decision after which a session may lose its place to a new robot."""
 WAIT_S = 0.1
 """How long the server sleeps before it looks for idle sessions and whether it shall stop."""
-MIN_REPLIES = 128
-"""Replies that wait for a peer with keys before some are dropped: twice as many as its robots, and at least these."""
 log = logging.getLogger("deftly.serve")
 
 
@@ -83,8 +81,8 @@ class _Session:
 class _Request:
     """A message on its way to its answer."""
 
-    peer: Any
-    """Who sent it, as the listener knows it."""
+    peer: Peer
+    """Who sent it."""
     delimited: bool
     """Whether an empty frame came before it, as a REQ socket sends it."""
     at: float
@@ -139,7 +137,7 @@ class Server:
         self.endpoint = self._link.endpoint
         """Where it answers, with the port that was free if the port asked for was `*`."""
 
-    def _bind(self, endpoint: str, keys: Path | None) -> Listener | Router:
+    def _bind(self, endpoint: str, keys: Path | None) -> Listener:
         try:
             where = read_endpoint(endpoint)
         except DeftlyError as error:
@@ -148,16 +146,13 @@ class Server:
             raise DeftlyError(
                 f"'{endpoint}' may be reached from other machines: give --keys DIR, or bind to 127.0.0.1"
             )
+        mechanism = Null if keys is None else _with_keys(keys)
         try:
-            if keys is None:
-                return Listener(where, self._frame)
-            replies = max(MIN_REPLIES, 2 * self.max_sessions)
-            return Router(_numeric(endpoint, where), self._frame, keys, replies)
-        except OSError as error:  # ZMQError is one
-            hint = (
-                "; choose another port" if error.errno == errno.EADDRINUSE else f", as in {EXAMPLE}"
-            )
-            reason = os.strerror(error.errno) if error.errno else str(error)
+            return Listener(where, self._frame, mechanism)
+        except OSError as error:
+            in_use = error.errno == errno.EADDRINUSE
+            hint = "; choose another port" if in_use else f", as in {EXAMPLE}"
+            reason = error.strerror or str(error)
             raise DeftlyError(f"cannot serve on '{endpoint}': {reason}{hint}") from None
 
     def run(self) -> None:
@@ -202,11 +197,12 @@ class Server:
         }
 
     def _round(self) -> None:
-        """Answer what is waiting, within bounds."""
-        for peer, frames in self._link.messages():
-            delimited = len(frames) > 1 and frames[0] == b""
-            self._handle(_Request(peer, delimited, time.monotonic()), frames[delimited:])
-        self._decide()
+        """Answer what is waiting, within bounds; robots need not wait for the others."""
+        for messages in (self._link.robots(), self._link.others()):
+            for peer, frames in messages:
+                delimited = len(frames) > 1 and frames[0] == b""
+                self._handle(_Request(peer, delimited, time.monotonic()), frames[delimited:])
+            self._decide()
 
     def _handle(self, request: _Request, payload: list[bytes]) -> None:
         try:
@@ -263,7 +259,10 @@ class Server:
         self.counts.answered += 1
         if request.session is not None:
             request.session.reply = frame
-        self._link.send(request.peer, frame, request.delimited)
+        self._reply(request, frame)
+
+    def _reply(self, request: _Request, frame: bytes) -> None:
+        self._link.send(request.peer, [b"", frame] if request.delimited else [frame])
 
     def _ping(self, request: _Request) -> None:
         self._send(request, {"ok": True})
@@ -325,7 +324,7 @@ class Server:
             raise Refusal("old-seq", f"'seq' is {seq}, after {session.seq}: late, and not used")
         if seq == session.seq:
             self.counts.answered += 1
-            self._link.send(request.peer, session.reply, request.delimited)
+            self._reply(request, session.reply)
             return None
         session.seq, request.session = seq, session
         return session
@@ -488,10 +487,14 @@ class Server:
         return next(number for number in range(len(taken) + 1) if number not in taken)
 
 
-def _numeric(endpoint: str, where: Endpoint) -> str:
-    """An endpoint as libzmq binds to it, which does not know `localhost`."""
-    host = where.host.lower()
-    return endpoint.lower().replace(host, "127.0.0.1", 1) if host == LOCALHOST else endpoint
+def _with_keys(folder: Path) -> Callable[[], Mechanism]:
+    """What makes the encrypted end of a new connection."""
+    keys = read_server_keys(folder)
+    try:
+        from deftly.serving.curve import Curve
+    except ImportError:
+        raise DeftlyError('--keys needs PyNaCl: pip install "deftly[keys]"') from None
+    return lambda: Curve(keys)
 
 
 _HANDLERS: dict[str, Callable[[Server, _Request], None]] = {

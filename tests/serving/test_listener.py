@@ -1,4 +1,4 @@
-"""The listener of a policy server without keys: every form of ZMTP, and peers that mean harm."""
+"""The listener of a policy server: every form of ZMTP, and peers that mean harm."""
 
 import socket
 import struct
@@ -12,13 +12,14 @@ from toy_robot import CONTRACT, network, running, signals
 
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import ContractPolicy, OneRobot
-from deftly.serving import zmtp
+from deftly.serving import listener
 from deftly.serving.client import Client
 from deftly.serving.endpoint import Endpoint
 from deftly.serving.server import Server
 from deftly.serving.wire import MAX_FRAME, pack, unpack
-from deftly.serving.zmtp import COMMAND, GREETING, LONG, MORE, encode
+from deftly.serving.zmtp import COMMAND, LONG, MORE, ROUTER_METADATA, Null, encode, greeting
 
+GREETING = greeting(b"NULL")
 READY = encode(b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER", COMMAND)
 PING = encode(b"", MORE) + encode(pack(message()))
 
@@ -79,7 +80,7 @@ def test_greeting_handshake_and_reply_byte_for_byte(server):
         for byte in GREETING + READY + PING:  # however it is cut
             peer.sendall(bytes((byte,)))
         flags, body = read_frame(peer)
-        assert (flags, body) == (COMMAND, zmtp.READY)
+        assert (flags, body) == (COMMAND, b"\x05READY" + ROUTER_METADATA)
         assert read_frame(peer) == (MORE, b"")
         flags, body = read_frame(peer)
         assert flags == 0
@@ -144,8 +145,8 @@ def test_a_message_of_1000_frames_is_answered_and_the_next_too(server):
 
 
 def test_a_greeting_and_a_message_have_their_time(monkeypatch):
-    monkeypatch.setattr(zmtp, "HANDSHAKE_S", 0.2)
-    monkeypatch.setattr(zmtp, "STALL_S", 0.2)
+    monkeypatch.setattr(listener, "HANDSHAKE_S", 0.2)
+    monkeypatch.setattr(listener, "STALL_S", 0.2)
     halves = (
         b"",
         GREETING[:30],
@@ -279,14 +280,14 @@ def test_a_good_robot_and_a_new_one_among_peers_that_flood_and_never_read(flood)
         new = OneRobot(Client(server.endpoint, CONTRACT, timeout=5))
         new.infer(signals(0))
         for peer in server._link._peers:
-            assert len(peer.inbox) <= MAX_FRAME + zmtp.CHUNK
+            assert len(peer.engine.inbox) <= MAX_FRAME + listener.CHUNK
             assert len(peer.outbox) < 100_000
         good.close()
         new.close()
 
 
 def test_incomplete_frames_of_all_peers_together_are_bounded(monkeypatch):
-    monkeypatch.setattr(zmtp, "MAX_HELD", 500_000)
+    monkeypatch.setattr(listener, "MAX_HELD", 500_000)
     half = encode(bytes(MAX_FRAME))[:-1]
     with running() as server, ExitStack() as stack:
         good = OneRobot(Client(server.endpoint, CONTRACT, timeout=5))
@@ -294,14 +295,14 @@ def test_incomplete_frames_of_all_peers_together_are_bounded(monkeypatch):
         peers = [stack.enter_context(connected(server, GREETING, READY, half)) for _ in range(20)]
         assert is_closed(peers[0])  # the oldest
         wait_for(lambda: server._link._held > 400_000)
-        held = sum(len(peer.inbox) for peer in server._link._peers)
+        held = sum(len(peer.engine.inbox) for peer in server._link._peers)
         assert held == server._link._held <= 500_000
         good.infer(signals(1))
         OneRobot(Client(server.endpoint, CONTRACT, timeout=5)).infer(signals(0))
 
 
 def test_a_full_table_of_connections_takes_new_ones_and_keeps_robots(monkeypatch):
-    monkeypatch.setattr(zmtp, "MAX_PEERS", 10)
+    monkeypatch.setattr(listener, "MAX_PEERS", 10)
     with running() as server, ExitStack() as stack:
         good = OneRobot(Client(server.endpoint, CONTRACT, timeout=5))
         good.infer(signals(0))
@@ -315,9 +316,9 @@ def test_a_full_table_of_connections_takes_new_ones_and_keeps_robots(monkeypatch
 
 
 def test_robots_come_before_others():
-    listener = zmtp.Listener(Endpoint("tcp", "127.0.0.1", 0), MAX_FRAME)
+    link = listener.Listener(Endpoint("tcp", "127.0.0.1", 0), MAX_FRAME, Null)
     try:
-        host, _, port = listener.endpoint.removeprefix("tcp://").rpartition(":")
+        host, _, port = link.endpoint.removeprefix("tcp://").rpartition(":")
         peers = []
         for _ in range(4):
             peers.append(socket.create_connection((host, int(port))))
@@ -325,19 +326,20 @@ def test_robots_come_before_others():
         answered = []
         end = time.monotonic() + 5
         while len(answered) < 4 and time.monotonic() < end:
-            listener.wait(0.1)
-            answered += [peer for peer, _ in listener.messages()]
-        listener.trust(answered[2])
+            link.wait(0.1)
+            answered += [peer for peer, _ in link.others()]
+        link.trust(answered[2])
         for peer in peers:
             peer.sendall(PING)
         time.sleep(0.05)
         first = []
         while len(first) < 4 and time.monotonic() < end:
-            listener.wait(0.1)
-            first += [peer for peer, _ in listener.messages()]
+            link.wait(0.1)
+            first += [peer for peer, _ in link.robots()]
+            first += [peer for peer, _ in link.others()]
         assert first[0] is answered[2]
         assert sorted(map(id, first)) == sorted(map(id, answered))
     finally:
-        listener.close()
+        link.close()
         for peer in peers:
             peer.close()

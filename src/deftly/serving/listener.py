@@ -1,0 +1,418 @@
+"""Connections of many peers in one thread, with memory and work bounded for each: what a policy server reads from.
+
+libzmq bounds neither the number of frames in a message nor the memory of many peers that flood, and serves all of them
+alike (docs/decisions.md). Here a peer is read only while it takes its replies, and peers are served by rank: first the
+robots, those whose requests a policy answered, then the others, and of these those first that were served least.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import socket
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from deftly.serving.endpoint import LOCALHOST, Endpoint
+from deftly.serving.zmtp import Engine, Mechanism, ProtocolError
+
+MAX_PEERS = 2048
+"""Connections; the oldest that is no robot's makes room for the next."""
+MAX_HELD = 32 * 2**20
+"""Bytes of incomplete frames that are kept for all peers together."""
+BUFFER = 256 * 2**10
+"""Bytes that the system keeps for each connection and direction."""
+HANDSHAKE_S, STALL_S = 5.0, 10.0
+"""Time for the handshake; time to send a message that was begun, or to take a reply."""
+SWEEP_S = 1.0
+"""Between two looks for peers whose time is over."""
+CREDIT, CREDIT_PER_DECISION = 64, 2
+"""Messages of a robot that are served first: at most, and by how many each decision adds to them."""
+BACKLOG, ACCEPTS = 1024, 16
+CHUNK = 16 * 2**10
+"""Bytes that are read at one time."""
+RANKS = 8
+"""A robot has rank 0, another peer 1 to 7: the more often it was served, the later it is its turn."""
+
+
+class Share(NamedTuple):
+    """How much of a round the peers of some ranks get."""
+
+    ranks: tuple[int, ...]
+    messages: int
+    """Of one peer."""
+    reads: int
+    """Of one peer, each of at most `CHUNK` bytes."""
+    seconds: float
+
+
+ROBOTS = Share((0,), 64, 16, 0.010)
+OTHERS = (
+    Share(tuple(range(1, RANKS - 1)), 1, 1, 0.002),
+    Share((RANKS - 1,), 1, 1, 0.001),
+)
+MIN_PAUSE_S, MAX_PAUSE_S = 0.001, 0.005
+"""Others wait as long as they were served, within these bounds: half of the time stays the robots'."""
+
+
+class Peer:
+    """A connection."""
+
+    def __init__(self, connection: socket.socket, engine: Engine, now: float):
+        self.socket = connection
+        self.engine = engine
+        self.outbox = bytearray()
+        """What the system did not take yet; until it does, nothing more is read."""
+        self.held = 0
+        """Bytes in the engine's inbox when they were counted."""
+        self.began = now
+        """Since when it is in its handshake, or its message, or does not read."""
+        self.watched = 0
+        """Events that the selector waits for."""
+        self.may_have_data = False
+        """Whether there may be something to read, from the system or in the inbox."""
+        self.is_queued = False
+        self.is_closed = False
+        self.visits = 0
+        self.credit = 0
+
+    @property
+    def rank(self) -> int:
+        """Which queue it waits in."""
+        return 0 if self.credit > 0 else min(1 + self.visits.bit_length(), RANKS - 1)
+
+
+class Listener:
+    """Messages of many peers, and replies to them. Raises OSError if it cannot bind to the endpoint.
+
+    `mechanism` makes what a new connection begins with; no frame may be longer than `max_frame` bytes.
+    """
+
+    def __init__(self, endpoint: Endpoint, max_frame: int, mechanism: Callable[[], Mechanism]):
+        self._max_frame = max_frame
+        self._mechanism = mechanism
+        self._peers: dict[Peer, None] = {}  # the oldest first
+        self._queues: tuple[deque[Peer], ...] = tuple(deque() for _ in range(RANKS))
+        self._held = 0
+        self._spent = 0.0
+        """Time in which others were served since the last pause, s."""
+        self._others_at = 0.0
+        """When the pause ends."""
+        self._next_sweep = 0.0
+        self._path: Path | None = None
+        self._selector = selectors.DefaultSelector()
+        try:
+            self._socket = self._bind(endpoint)
+        except BaseException:
+            self._selector.close()
+            raise
+        self._selector.register(self._socket, selectors.EVENT_READ, None)
+        self.endpoint = self._name(endpoint)
+        """Where it listens, with the port that was free."""
+
+    def _bind(self, endpoint: Endpoint) -> socket.socket:
+        address: str | tuple[str, int]
+        if endpoint.scheme == "ipc":
+            family, address = socket.AF_UNIX, endpoint.host
+            if address.startswith("@"):
+                address = "\0" + address[1:]
+            else:
+                self._path = _free_path(address)
+        else:
+            host = _numeric(endpoint.host)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            address = (host, endpoint.port)
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listening.setblocking(False)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                listening.setsockopt(socket.SOL_SOCKET, buffer, BUFFER)
+            listening.bind(address)
+            listening.listen(BACKLOG)
+        except BaseException:
+            listening.close()
+            raise
+        return listening
+
+    def _name(self, endpoint: Endpoint) -> str:
+        if endpoint.scheme == "ipc":
+            return f"ipc://{endpoint.host}"
+        host, port = self._socket.getsockname()[:2]
+        return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+    # -------------------------------------------------------------------- for the server
+
+    def wait(self, seconds: float) -> None:
+        """Return when something may have come, or after `seconds`."""
+        if self._queues[0]:
+            seconds = 0.0
+        elif any(self._queues):
+            seconds = max(0.0, self._others_at - time.monotonic())
+        for key, events in self._selector.select(seconds):
+            peer = key.data
+            if peer is None:
+                self._accept()
+            elif not peer.is_closed:
+                self._on_event(peer, events)
+        now = time.monotonic()
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_S
+            self._close_stalled(now)
+
+    def robots(self) -> Iterator[tuple[Peer, list[bytes]]]:
+        """Messages that came from robots, each as its peer and its frames; of wrong ones, three frames."""
+        return self._serve(ROBOTS)
+
+    def others(self) -> Iterator[tuple[Peer, list[bytes]]]:
+        """Messages of the other peers, unless it is time for a pause."""
+        begin = time.monotonic()
+        if begin < self._others_at:
+            return
+        for share in OTHERS:
+            yield from self._serve(share)
+        now = time.monotonic()
+        self._spent += now - begin
+        if self._spent > MIN_PAUSE_S:
+            self._others_at = now + min(self._spent, MAX_PAUSE_S)
+            self._spent = 0.0
+
+    def send(self, peer: Peer, frames: list[bytes]) -> None:
+        """Reply with a message; a peer that has gone gets none."""
+        if not peer.is_closed:
+            self._write(peer, peer.engine.encode_message(frames))
+
+    def trust(self, peer: Peer) -> None:
+        """The peer is a robot: a policy answered it."""
+        peer.credit = min(peer.credit + CREDIT_PER_DECISION, CREDIT)
+
+    def doubt(self, peer: Peer) -> None:
+        """The peer sent something wrong."""
+        peer.credit //= 2
+
+    def close(self) -> None:
+        """Let go of all sockets."""
+        for peer in [*self._peers]:
+            self._close(peer)
+        self._socket.close()
+        self._selector.close()
+        if self._path:
+            self._path.unlink(missing_ok=True)
+            self._path = None
+
+    # -------------------------------------------------------------------- connections
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS):
+            if len(self._peers) >= MAX_PEERS:
+                self._make_room()
+            try:
+                connection, _ = self._socket.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE) and self._peers:
+                    self._make_room()
+                    continue
+                return
+            connection.setblocking(False)
+            with suppress(OSError):  # a connection that has gone already
+                _detect_dead_peers(connection)
+            engine = Engine(self._mechanism(), self._max_frame)
+            peer = Peer(connection, engine, time.monotonic())
+            self._peers[peer] = None
+            self._watch(peer, selectors.EVENT_READ)
+            self._send_pending(peer)
+
+    def _make_room(self) -> None:
+        """Close the oldest connection that is no robot's, as far as is known."""
+        oldest = next(iter(self._peers))
+        self._close(next((peer for peer in self._peers if peer.rank), oldest))
+
+    def _close(self, peer: Peer) -> None:
+        if peer.is_closed:
+            return
+        self._watch(peer, 0)
+        peer.is_closed = True
+        peer.engine.inbox.clear()
+        peer.outbox.clear()
+        self._count_held(peer)
+        peer.socket.close()
+        del self._peers[peer]
+
+    def _close_stalled(self, now: float) -> None:
+        for peer in [*self._peers]:
+            is_ready = peer.engine.is_ready
+            allowed = STALL_S if is_ready else HANDSHAKE_S
+            is_due = peer.outbox or peer.engine.is_amid_message or not is_ready
+            if is_due and not peer.is_queued and now - peer.began > allowed:
+                self._close(peer)
+
+    def _watch(self, peer: Peer, events: int) -> None:
+        """Hear of these events of a peer, if it is not so already."""
+        if events == peer.watched:
+            return
+        if not events:
+            self._selector.unregister(peer.socket)
+        elif peer.watched:
+            self._selector.modify(peer.socket, events, peer)
+        else:
+            self._selector.register(peer.socket, events, peer)
+        peer.watched = events
+
+    def _on_event(self, peer: Peer, events: int) -> None:
+        if events & selectors.EVENT_WRITE:
+            self._flush(peer)
+        elif peer.is_queued:
+            self._watch(peer, 0)  # it waits for its turn: do not hear of it again
+        else:
+            peer.may_have_data = True
+            self._queue(peer)
+
+    def _queue(self, peer: Peer) -> None:
+        """Let a peer wait for its turn if there is something to read, else for the system to say so."""
+        if peer.is_closed or peer.is_queued or peer.outbox:
+            return
+        if peer.may_have_data:
+            peer.is_queued = True
+            self._queues[peer.rank].append(peer)
+        else:
+            self._watch(peer, selectors.EVENT_READ)
+
+    # -------------------------------------------------------------------- bytes
+
+    def _serve(self, share: Share) -> Iterator[tuple[Peer, list[bytes]]]:
+        """Each peer of some ranks once, as far as there is time."""
+        end = time.monotonic() + share.seconds
+        for rank in share.ranks:
+            queue = self._queues[rank]
+            for _ in range(len(queue)):
+                if time.monotonic() > end:
+                    return
+                yield from self._visit(queue.popleft(), share)
+
+    def _visit(self, peer: Peer, share: Share) -> Iterator[tuple[Peer, list[bytes]]]:
+        """Messages of one peer, up to its share."""
+        peer.is_queued = False
+        peer.visits += 1
+        messages = reads = 0
+        while messages < share.messages and not peer.is_closed and not peer.outbox:
+            try:
+                message = peer.engine.next_message()
+            except ProtocolError:
+                self._close(peer)
+                return
+            self._count_held(peer)
+            if message is not None:
+                messages += 1
+                peer.began = time.monotonic()
+                self._send_pending(peer)
+                if message:
+                    peer.credit = max(0, peer.credit - 1)
+                    yield peer, message
+            elif reads < share.reads and peer.may_have_data:
+                reads += 1
+                self._read(peer)
+            else:
+                break
+        else:
+            peer.may_have_data = True  # as far as is known: there may be more in the inbox
+        self._queue(peer)
+
+    def _read(self, peer: Peer) -> None:
+        try:
+            data = peer.socket.recv(CHUNK)
+        except BlockingIOError:
+            peer.may_have_data = False
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close(peer)
+            return
+        peer.may_have_data = len(data) == CHUNK
+        if peer.engine.is_ready and not peer.engine.is_amid_message:
+            peer.began = time.monotonic()
+        peer.engine.inbox += data
+        self._count_held(peer)
+        if self._held > MAX_HELD:
+            holders = (other for other in self._peers if other.rank and other.held >= CHUNK)
+            self._close(next(holders, peer))  # the oldest connection
+
+    def _count_held(self, peer: Peer) -> None:
+        held = len(peer.engine.inbox)
+        self._held += held - peer.held
+        peer.held = held
+
+    def _send_pending(self, peer: Peer) -> None:
+        if peer.engine.pending:
+            self._write(peer, bytes(peer.engine.pending))
+            peer.engine.pending.clear()
+
+    def _write(self, peer: Peer, data: bytes) -> None:
+        if peer.outbox:
+            peer.outbox += data
+            return
+        try:
+            sent = peer.socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._close(peer)
+            return
+        if sent < len(data):
+            peer.outbox += data[sent:]
+            peer.began = time.monotonic()
+            self._watch(peer, selectors.EVENT_WRITE)
+
+    def _flush(self, peer: Peer) -> None:
+        try:
+            sent = peer.socket.send(peer.outbox)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._close(peer)
+            return
+        del peer.outbox[:sent]
+        peer.began = time.monotonic()
+        if not peer.outbox:
+            peer.may_have_data = True  # as far as is known
+            self._watch(peer, selectors.EVENT_READ)
+            self._queue(peer)
+
+
+def _numeric(host: str) -> str:
+    """An address; that of `localhost` is not looked up."""
+    return "127.0.0.1" if host.lower() == LOCALHOST else "0.0.0.0" if host == "*" else host
+
+
+def _detect_dead_peers(connection: socket.socket) -> None:
+    """Let the system notice within some seconds that the computer at the other end has gone."""
+    if connection.family == socket.AF_UNIX:
+        return
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 3), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _free_path(name: str) -> Path:
+    """The path of a socket, after that of a server that has gone was removed. Raises OSError if one listens there."""
+    path = Path(name)
+    in_use = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise in_use
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(name)
+            except ConnectionRefusedError:
+                path.unlink()
+            else:
+                raise in_use
+    return path
