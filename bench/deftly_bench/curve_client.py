@@ -26,13 +26,13 @@ class CurveClient:
         self.box: Box | None = None
         """Between the short-term keys, once WELCOME came."""
 
-    @classmethod
-    def of_folder(cls, folder: Path) -> CurveClient:
-        """The robot whose keys lie in a folder of `deftly serve --new-keys`."""
+    @staticmethod
+    def keys_of(folder: Path) -> tuple[bytes, bytes]:
+        """The server's public and the robot's secret key, from the robot's folder of `deftly serve --new-keys`."""
         server, _ = load_key(folder / "server.key")
         _, secret = load_key(folder / "client.key_secret")
         assert secret
-        return cls(z85.decode(server), z85.decode(secret))
+        return z85.decode(server), z85.decode(secret)
 
     def hello(self) -> bytes:
         """The first command."""

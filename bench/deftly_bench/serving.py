@@ -134,15 +134,25 @@ def run_robot(
     period: float,
     count: int = 0,
     until: Callable[[], bool] = lambda: False,
+    keys: Path | None = None,
 ) -> list[float]:
     """Waits of one robot in s, infinite where no answer came; `count` requests, or as many until `until()`."""
-    client, waits, seen = (
-        OneRobot(Client(endpoint, contract, timeout=1.0)),
-        [],
-        some_signals(contract, count),
-    )
+    client = OneRobot(Client(endpoint, contract, timeout=1.0, keys=keys))
     client.reset()
-    client.infer(seen)  # the session and the episode are opened with it
+    client.infer(some_signals(contract, count))  # the session and the episode are opened with it
+    return drive(client, contract, period, count, until)
+
+
+def drive(
+    client: OneRobot,
+    contract: PolicyContract,
+    period: float,
+    count: int = 0,
+    until: Callable[[], bool] = lambda: False,
+) -> list[float]:
+    """Waits of a robot that has begun, as `run_robot`; then it leaves."""
+    waits: list[float] = []
+    seen = some_signals(contract, count)
     due = time.perf_counter()
     while len(waits) < count or (not count and not until()):
         start = time.perf_counter()

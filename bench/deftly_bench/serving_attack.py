@@ -1,7 +1,7 @@
 """How a policy server answers a good robot while peers attack it: `python -m deftly_bench.serving_attack`.
 
-Server and attackers each run in a process of their own. An attack has `--peers` connections, none of which ever reads;
-one that is closed is opened again.
+Server and attackers each run in a process of their own. An attack has `--peers` connections, none of which ever reads
+more than a handshake; one that is closed is opened again. With `--keys` the attackers are robots on the server's list.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import json
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,17 +24,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zmq
+import zmq.auth
 
 from deftly.config import parse, split_task
 from deftly.contract import PolicyContract
-from deftly.policy.protocol import PolicyError
+from deftly.policy.protocol import OneRobot, PolicyError
 from deftly.serving.client import Client
-from deftly.serving.wire import pack
-from deftly.serving.zmtp import COMMAND, GREETING, MORE, encode
+from deftly.serving.keys import load_key, new_keys
+from deftly.serving.wire import pack, unpack
+from deftly.serving.zmtp import COMMAND, MORE, encode, greeting
+from deftly_bench.curve_client import METADATA, CurveClient
 from deftly_bench.serving import (
     ANY_PORT,
     MANY_MS,
     TASK,
+    drive,
     figures,
     process,
     resident,
@@ -40,7 +47,7 @@ from deftly_bench.serving import (
     some_signals,
 )
 
-READY = encode(b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER", COMMAND)
+READY = encode(b"\x05READY" + METADATA, COMMAND)
 MAX_ADDED_MB = 105.0
 """Target: 100 MiB."""
 PERIOD = 0.05
@@ -61,6 +68,8 @@ class AttackArgs:
     """Duration of each attack."""
     only: str = ""
     """One attack alone."""
+    keys: bool = False
+    """Serve with keys."""
     out: Path | None = None
     """Write the results to this JSON file."""
 
@@ -71,12 +80,17 @@ def main(argv: list[str]) -> int:
     args = parse(AttackArgs, rest, prog="deftly_bench.serving_attack")
     what = ["--bundle", str(args.bundle)] if args.bundle else [task or TASK]
     command = [sys.executable, "-m", "deftly", "serve", *what, "--bind", ANY_PORT]
-    with process(command) as (server, line):
-        endpoint = next(word.rstrip(",") for word in line.split() if word.startswith("tcp://"))
-        result = measure(endpoint, server.pid, args)
-        alive = server.poll() is None
-        server.send_signal(signal.SIGTERM)
-        result["server_exit"] = server.wait(10) if alive else server.returncode
+    with tempfile.TemporaryDirectory() as scratch:
+        keys = None
+        if args.keys:
+            keys = make_keys(Path(scratch))
+            command += ["--keys", str(keys / "server")]
+        with process(command) as (server, line):
+            endpoint = next(word.rstrip(",") for word in line.split() if word.startswith("tcp://"))
+            result = measure(endpoint, server.pid, args, keys)
+            alive = server.poll() is None
+            server.send_signal(signal.SIGTERM)
+            result["server_exit"] = server.wait(10) if alive else server.returncode
     result["targets"]["the server lives"] = alive and result["server_exit"] == 0
     show(result)
     if args.out:
@@ -84,16 +98,28 @@ def main(argv: list[str]) -> int:
     return 0 if all(result["targets"].values()) else 1
 
 
-def measure(endpoint: str, pid: int, args: AttackArgs) -> dict[str, Any]:
+def make_keys(scratch: Path) -> Path:
+    """Keys of a server and two robots on its list, the good one (`robot`) and the one that attacks (`attacker`)."""
+    new_keys(scratch / "keys")
+    attacker = scratch / "keys/attacker"
+    shutil.copytree(scratch / "keys/robot", attacker)
+    zmq.auth.create_certificates(attacker, "client")
+    (attacker / "client.key_secret").chmod(0o600)
+    shutil.move(attacker / "client.key", scratch / "keys/server/clients/attacker.key")
+    return scratch / "keys"
+
+
+def measure(endpoint: str, pid: int, args: AttackArgs, keys: Path | None) -> dict[str, Any]:
     """All attacks against a running server, and 32 robots behind one connection."""
-    contract = Client(endpoint).contract
-    run_robot(endpoint, contract, 0.0, count=200)  # warm
+    robot = keys and keys / "robot"
+    contract = Client(endpoint, keys=robot).contract
+    run_robot(endpoint, contract, 0.0, count=200, keys=robot)  # warm
     targets: dict[str, bool] = {}
     cases: dict[str, Any] = {}
-    cases["no attack"] = figures(run_robot(endpoint, contract, PERIOD, count=100))
+    cases["no attack"] = figures(run_robot(endpoint, contract, PERIOD, count=100, keys=robot))
     base = resident(pid)
     for name in [args.only] if args.only else ATTACKS:
-        case = cases[name] = run_attack(name, endpoint, pid, contract, args)
+        case = cases[name] = run_attack(name, endpoint, pid, contract, args, keys)
         case["added_mb"] = case.pop("peak_mb") - base
         what = f"{name}, {args.peers} peers, {args.seconds:g} s"
         targets[f"{what}: every wait < {MANY_MS:g} ms"] = (
@@ -101,11 +127,11 @@ def measure(endpoint: str, pid: int, args: AttackArgs) -> dict[str, Any]:
         )
         targets[f"{what}: a new robot starts"] = case["new_robot_ms"] is not None
         targets[f"{what}: adds < {MAX_ADDED_MB:g} MB"] = case["added_mb"] < MAX_ADDED_MB
-    bridge = cases[f"{BRIDGED} robots, one connection"] = run_bridge(endpoint, contract)
+    bridge = cases[f"{BRIDGED} robots, one connection"] = run_bridge(endpoint, contract, robot)
     targets[f"{BRIDGED} robots through one connection: no reply lost"] = not bridge["missed"]
     return {
         "schema": "deftly.bench.serving_attack/1",
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "settings": {"peers": args.peers, "seconds": args.seconds, "keys": args.keys},
         "cores": os.cpu_count(),
         "robot": contract.robot.name,
         "memory_before_mb": base,
@@ -115,31 +141,41 @@ def measure(endpoint: str, pid: int, args: AttackArgs) -> dict[str, Any]:
 
 
 def run_attack(
-    name: str, endpoint: str, pid: int, contract: PolicyContract, args: AttackArgs
+    name: str,
+    endpoint: str,
+    pid: int,
+    contract: PolicyContract,
+    args: AttackArgs,
+    keys: Path | None,
 ) -> dict[str, Any]:
     """Waits of a robot that was there before the attack, the first decision of one that comes then, peak memory."""
-    script = [sys.executable, "-m", __spec__.name if __spec__ else __file__, "attack"]
+    script = [sys.executable, "-m", "deftly_bench.serving_attack", "attack", name, endpoint]
+    script += [str(args.peers), str(args.seconds), *([str(keys / "attacker")] if keys else [])]
+    own_keys = keys and keys / "robot"
     case: dict[str, Any] = {}
+    robot = OneRobot(Client(endpoint, contract, timeout=1.0, keys=own_keys))
+    robot.infer(some_signals(contract, 0))
     with (
         sampled_memory(pid) as peak,
-        process([*script, name, endpoint, str(args.peers), str(args.seconds)]) as (attack, _),
+        process(script) as (attack, _),
     ):
         newcomer = threading.Timer(
-            args.seconds / 2, lambda: case.update(new_robot_ms=start_robot(endpoint, contract))
+            args.seconds / 2,
+            lambda: case.update(new_robot_ms=start_robot(endpoint, contract, own_keys)),
         )
         newcomer.start()
-        waits = run_robot(endpoint, contract, PERIOD, until=lambda: attack.poll() is not None)
+        waits = drive(robot, contract, PERIOD, until=lambda: attack.poll() is not None)
         newcomer.join()
         assert attack.stdout
         case["attack"] = json.loads(attack.stdout.read() or "{}")
     return {**figures(waits), **case, "peak_mb": peak()}
 
 
-def start_robot(endpoint: str, contract: PolicyContract) -> float | None:
+def start_robot(endpoint: str, contract: PolicyContract, keys: Path | None) -> float | None:
     """Time from nothing to the first decision of a new robot, ms; None if there was none."""
     begin = time.perf_counter()
     try:
-        client = Client(endpoint, contract, timeout=1.0)
+        client = Client(endpoint, contract, timeout=1.0, keys=keys)
         seen = {name: value[None] for name, value in some_signals(contract, 1).items()}
         client.infer(seen)
         client.close()
@@ -149,15 +185,16 @@ def start_robot(endpoint: str, contract: PolicyContract) -> float | None:
     return None
 
 
-def run_bridge(endpoint: str, contract: PolicyContract, steps: int = 100) -> dict[str, Any]:
+def run_bridge(
+    endpoint: str, contract: PolicyContract, keys: Path | None, steps: int = 100
+) -> dict[str, Any]:
     """Steps of many robots that ask at once through one connection."""
-    import zmq
-
-    from deftly.serving.wire import unpack
-
     seen = some_signals(contract, 0)
     with zmq.Context.instance().socket(zmq.DEALER) as peer:
         peer.linger, peer.rcvtimeo = 0, 3000
+        if keys:
+            peer.curve_serverkey, _ = load_key(keys / "server.key")
+            peer.curve_publickey, peer.curve_secretkey = load_key(keys / "client.key_secret")
         peer.connect(endpoint)
         sessions: list[str] = []
         waits: list[float] = []
@@ -207,49 +244,62 @@ def sampled_memory(pid: int) -> Iterator[Callable[[], float]]:
 
 # ----------------------------------------------------------------------- attacks
 
+Frames = list[tuple[int, bytes]]
+"""Flags and body of each."""
+Burst = bytes | tuple[Frames, int]
+"""What goes out as it is, or frames and how often they are sent."""
 
-def flood(rng: random.Random) -> Iterator[bytes]:
+
+def flood(rng: random.Random) -> Iterator[Burst]:
     """Messages of all kinds, whose replies are never read."""
     made = [message(kind, rng) for kind in ("ping", "status", "init", "infer", "reset")]
-    made += [encode(rng.randbytes(100)), encode(bytes(60_000)), message("x", rng)]
+    made += [[(0, rng.randbytes(100))], [(0, bytes(60_000))], message("x", rng)]
     while True:
-        yield b"".join(rng.choices(made, [8, 8, 8, 4, 4, 4, 1, 1], k=20))
+        chosen = rng.choices(made, [8, 8, 8, 4, 4, 4, 1, 1], k=20)
+        yield [frame for frames in chosen for frame in frames], 1
 
 
-def many_frames(rng: random.Random) -> Iterator[bytes]:
+def many_frames(rng: random.Random) -> Iterator[Burst]:
     """Messages of a million frames, and such as never end."""
     endless = rng.random() < 0.5
-    body = encode(rng.randbytes(rng.choice([0, 0, 200])), MORE)
+    frames = [(MORE, rng.randbytes(rng.choice([0, 0, 200])))]
     while True:
         for _ in range(100):
-            yield body * (1_000_000 // 100)
+            yield frames, 1_000_000 // 100
         if not endless:
-            yield encode(b"")
+            yield [(0, b"")], 1
 
 
-def half_frames(rng: random.Random) -> Iterator[bytes]:
+def half_frames(rng: random.Random) -> Iterator[Burst]:
     """The largest frame that is allowed, all but its last byte."""
     yield (encode(bytes(65_536), rng.choice([0, MORE])))[:-1]
     while True:
         yield b""
 
 
-def sessions(rng: random.Random) -> Iterator[bytes]:
+def sessions(rng: random.Random) -> Iterator[Burst]:
     """New sessions, as fast as they can be had."""
     while True:
-        yield message("init", rng) * 20
+        yield message("init", rng), 20
 
 
-def reconnections(rng: random.Random) -> Iterator[bytes]:
+def reconnections(rng: random.Random) -> Iterator[Burst]:
     """Connections that come, ask and go."""
-    yield message("status", rng)
+    yield message("status", rng), 1
     raise ConnectionError
 
 
-def message(kind: str, rng: random.Random) -> bytes:
-    """The bytes of a request."""
+def handshakes(rng: random.Random) -> Iterator[Burst]:
+    """Connections that go after their first command, which with keys costs the server the most."""
+    del rng
+    raise ConnectionError
+    yield b""
+
+
+def message(kind: str, rng: random.Random) -> Frames:
+    """The frames of a request."""
     fields = {"session": rng.randbytes(16).hex(), "signals": {"joint_pos": [0.0] * 8}}
-    return encode(b"", MORE) + encode(pack({"v": 1, "type": kind, "seq": 1, "time": 1.0, **fields}))
+    return [(MORE, b""), (0, pack({"v": 1, "type": kind, "seq": 1, "time": 1.0, **fields}))]
 
 
 ATTACKS = {
@@ -258,16 +308,22 @@ ATTACKS = {
     "half frames": half_frames,
     "sessions": sessions,
     "reconnections": reconnections,
+    "handshakes": handshakes,
 }
+SEALED_AT_ONCE = 200
+"""Frames that an attacker with keys makes at one time: each costs some 10 us."""
 
 
 class Attacker:
-    """A connection that sends what an attack makes, and never reads."""
+    """A connection that sends what an attack makes, and reads no more than a handshake."""
 
-    def __init__(self, address: tuple[str, int], attack: str, seed: int):
+    def __init__(
+        self, address: tuple[str, int], attack: str, seed: int, keys: tuple[bytes, bytes] | None
+    ):
         self.address = address
         self.attack = attack
         self.seed = seed
+        self.keys = keys
         self.opened = 0
         self.sent = 0
         self.open()
@@ -276,44 +332,88 @@ class Attacker:
         """Connect, and begin anew."""
         rng = random.Random(1000 * self.seed + self.opened)
         self.source = ATTACKS[self.attack](rng)
-        self.left = GREETING + READY
+        self.curve = CurveClient(*self.keys) if self.keys else None
+        self.left = greeting(b"NULL") + READY
+        self.inbox = b""
+        self.is_met = self.curve is None or self.attack == "handshakes"
+        """Whether there is nothing more to read."""
+        if self.curve:
+            self.left = greeting(b"CURVE") + encode(self.curve.hello(), COMMAND)
         self.opened += 1
         self.socket = socket.socket()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.socket.setblocking(False)
         self.socket.connect_ex(self.address)
 
-    def push(self) -> None:
-        """Send until the system takes no more. Raises OSError if the connection is gone."""
+    @property
+    def events(self) -> int:
+        """What it waits for."""
+        return select.EPOLLOUT if self.left or self.is_met else select.EPOLLIN
+
+    def step(self) -> None:
+        """Go on, until the system takes no more. Raises OSError if the connection is gone."""
+        if self.events == select.EPOLLIN:
+            self.meet()
         for _ in range(4):
-            if not self.left:
-                self.left = next(self.source)
+            if not self.left and self.is_met:
+                self.left = self.encode(next(self.source))
             if not self.left:
                 return
             count = self.socket.send(self.left)
             self.sent += count
             self.left = self.left[count:]
 
+    def meet(self) -> None:
+        """Answer WELCOME, the command of 168 bytes after the greeting."""
+        data = self.socket.recv(64 + 170 - len(self.inbox))
+        if not data:
+            raise ConnectionError
+        self.inbox += data
+        if len(self.inbox) == 64 + 170:
+            assert self.curve
+            self.left = encode(self.curve.initiate(self.inbox[66:]), COMMAND)
+            self.is_met = True
 
-def attack(name: str, host: str, port: int, peers: int, seconds: float) -> dict[str, Any]:
+    def encode(self, burst: Burst) -> bytes:
+        """The bytes of what an attack makes."""
+        if isinstance(burst, bytes):
+            return burst
+        frames, count = burst
+        if self.curve is None:
+            return b"".join(encode(body, flags) for flags, body in frames) * count
+        seal = self.curve.frame
+        count = min(count, SEALED_AT_ONCE)
+        return b"".join(seal(body, flags) for _ in range(count) for flags, body in frames)
+
+
+def attack(
+    name: str,
+    address: tuple[str, int],
+    peers: int,
+    seconds: float,
+    keys: tuple[bytes, bytes] | None,
+) -> dict[str, Any]:
     """Attack a server; how much was sent, and how many connections were made."""
     poller, end = select.epoll(), time.monotonic() + seconds
     by_number: dict[int, Attacker] = {}
 
     def add(attacker: Attacker) -> None:
         by_number[attacker.socket.fileno()] = attacker
-        poller.register(attacker.socket, select.EPOLLOUT)
+        poller.register(attacker.socket, attacker.events)
 
     attackers = []
     for seed in range(peers):
-        attackers.append(Attacker((host, port), name, seed))
+        attackers.append(Attacker(address, name, seed, keys))
         add(attackers[-1])
     while time.monotonic() < end:
         for number, _ in poller.poll(0.05, 100):
             attacker = by_number[number]
             try:
-                attacker.push()
-                if not attacker.left and name == "half frames":
+                before = attacker.events
+                attacker.step()
+                if attacker.events != before:
+                    poller.modify(number, attacker.events)
+                elif not attacker.left and attacker.is_met:  # it has nothing more to send
                     poller.unregister(number)
             except BlockingIOError:
                 continue
@@ -362,11 +462,17 @@ def show(result: dict[str, Any]) -> None:
         say(f"{'ok    ' if holds else 'MISSED'} {name}")
 
 
+def attack_by_words(name: str, endpoint: str, peers: str, seconds: str, keys: str = "") -> None:
+    """Attack as the arguments of this process say."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    pair = CurveClient.keys_of(Path(keys)) if keys else None
+    print("attacking", flush=True)
+    found = attack(name, (host, int(port)), int(peers), float(seconds), pair)
+    print(json.dumps(found))
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["attack"]:
-        where, _, number = sys.argv[3].removeprefix("tcp://").rpartition(":")
-        print("attacking", flush=True)
-        found = attack(sys.argv[2], where, int(number), int(sys.argv[4]), float(sys.argv[5]))
-        print(json.dumps(found))
+        attack_by_words(*sys.argv[2:])
     else:
         sys.exit(main(sys.argv[1:]))

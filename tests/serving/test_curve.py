@@ -196,7 +196,9 @@ def test_an_authorised_robot_that_floods_and_never_reads_harms_nobody(tmp_path):
         good = OneRobot(Client(server.endpoint, CONTRACT, 5, robot))
         good.infer(signals(0))
         floods = [pack(message("status")), b"", bytes(60_000)]
-        peers = [flooding(server.endpoint, CurveClient.of_folder(robot)) for _ in floods]
+        peers = [
+            flooding(server.endpoint, CurveClient(*CurveClient.keys_of(robot))) for _ in floods
+        ]
         for step in range(20):
             for (peer, client), flood in zip(peers, floods):
                 flags = 0 if flood.startswith(b"\x84") else MORE  # the others never end

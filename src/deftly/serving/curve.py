@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from collections.abc import Callable
 from typing import ClassVar
 
 from nacl.exceptions import CryptoError
@@ -49,12 +50,15 @@ class Curve:
     is_server: ClassVar[bool] = True
     overhead: ClassVar[int] = len(MESSAGE) + SHORT_NONCE + TAG + 1
 
-    def __init__(self, keys: ServerKeys):
+    def __init__(self, keys: ServerKeys, secret: PrivateKey | None = None):
+        """Args: `secret` is that of the keys, if it was read before: a new connection shall cost little."""
         self.is_ready = False
+        self.peer_key = b""
         self._keys = keys
+        self._secret = secret or PrivateKey(keys.secret)
         self._robot_short = b""
         """The robot's short-term public key; empty until HELLO came."""
-        self._short_secret = b""
+        self._short_secret: PrivateKey | None = None
         self._cookie = b""
         self._box: Box | None = None
         """Between the short-term keys."""
@@ -92,14 +96,14 @@ class Curve:
             raise ProtocolError
         robot_short, nonce, box = _split(hello[HELLO_SIZE - 120 :], KEY_BYTES, SHORT_NONCE)
         self._receive(nonce)
-        long_box = _box(self._keys.secret, robot_short)
+        long_box = _box(self._secret, robot_short)
         plain = _open(long_box, b"CurveZMQHELLO---" + nonce, box)
         if plain != bytes(64):
             raise ProtocolError
         short = PrivateKey.generate()
         self._robot_short = robot_short
-        self._short_secret = bytes(short)
-        self._box = _box(self._short_secret, robot_short)
+        self._short_secret = short
+        self._box = _box(short, robot_short)
         self._cookie = secrets.token_bytes(COOKIE)  # this connection remembers, so it may be opaque
         nonce = secrets.token_bytes(LONG_NONCE)
         plain = bytes(short.public_key) + self._cookie
@@ -117,11 +121,13 @@ class Curve:
         )
         if robot not in self._keys.robots:
             raise ProtocolError
+        assert self._short_secret
         vouched = _open(_box(self._short_secret, robot), b"VOUCH---" + vouch_nonce, vouch)
         if vouched != self._robot_short + self._keys.public:
             raise ProtocolError
         require_peer_type(metadata, b"")
         self.is_ready = True
+        self.peer_key = robot
         return b"\x05READY" + self._seal_short(b"CurveZMQREADY---", ROUTER_METADATA)
 
     def _open_short(self, prefix: bytes, nonce: bytes, box: bytes) -> bytes:
@@ -144,10 +150,16 @@ class Curve:
         self._last_received = number
 
 
-def _box(secret: bytes, public: bytes) -> Box:
+def curve(keys: ServerKeys) -> Callable[[], Curve]:
+    """What makes a server's end of a new connection."""
+    secret = PrivateKey(keys.secret)
+    return lambda: Curve(keys, secret)
+
+
+def _box(secret: PrivateKey, public: bytes) -> Box:
     """The box between two keys. Raises ProtocolError for a public key that is none."""
     try:
-        return Box(PrivateKey(secret), PublicKey(public))
+        return Box(secret, PublicKey(public))
     except CryptoError:  # too short, or of low order
         raise ProtocolError from None
 

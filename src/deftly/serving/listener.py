@@ -2,12 +2,14 @@
 
 libzmq bounds neither the number of frames in a message nor the memory of many peers that flood, and serves all of them
 alike (docs/decisions.md). Here a peer is read only while it takes its replies, and peers are served by rank: first the
-robots, those whose requests a policy answered, then the others, and of these those first that were served least.
+robots, those whose requests a policy answered, then the others, by how long each was served so far. Peers with the same
+key are one in this.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import selectors
 import socket
@@ -34,31 +36,43 @@ SWEEP_S = 1.0
 """Between two looks for peers whose time is over."""
 CREDIT, CREDIT_PER_DECISION = 64, 2
 """Messages of a robot that are served first: at most, and by how many each decision adds to them."""
-BACKLOG, ACCEPTS = 1024, 16
+BACKLOG, ACCEPTS = 1024, 64
 CHUNK = 16 * 2**10
 """Bytes that are read at one time."""
-RANKS = 8
-"""A robot has rank 0, another peer 1 to 7: the more often it was served, the later it is its turn."""
+RANKS, RANK_S, HALF_LIFE_S = 8, 0.0002, 30.0
+"""A robot has rank 0, another peer 1 until it was served for `RANK_S` s, then 2, and one more whenever that doubles.
+
+What it was served is forgotten by half in `HALF_LIFE_S`.
+"""
 
 
 class Share(NamedTuple):
-    """How much of a round the peers of some ranks get."""
+    """How much of a round some peers get."""
 
-    ranks: tuple[int, ...]
     messages: int
     """Of one peer."""
     reads: int
     """Of one peer, each of at most `CHUNK` bytes."""
     seconds: float
+    """Of all together."""
 
 
-ROBOTS = Share((0,), 64, 16, 0.010)
-OTHERS = (
-    Share(tuple(range(1, RANKS - 1)), 1, 1, 0.002),
-    Share((RANKS - 1,), 1, 1, 0.001),
-)
+ROBOTS, OTHERS = Share(64, 16, 0.010), Share(1, 1, 0.003)
 MIN_PAUSE_S, MAX_PAUSE_S = 0.001, 0.005
 """Others wait as long as they were served, within these bounds: half of the time stays the robots'."""
+
+
+class Account:
+    """What peers without a robot's rank were served: one, or all of one key."""
+
+    def __init__(self):
+        self.served = 0.0
+        """s"""
+
+    @property
+    def rank(self) -> int:
+        """Which queue these peers wait in."""
+        return min(1 + int(self.served / RANK_S).bit_length(), RANKS - 1)
 
 
 class Peer:
@@ -77,15 +91,17 @@ class Peer:
         """Events that the selector waits for."""
         self.may_have_data = False
         """Whether there may be something to read, from the system or in the inbox."""
-        self.is_queued = False
+        self.queued: int | None = None
+        """The rank in whose queue it waits for its turn."""
         self.is_closed = False
-        self.visits = 0
+        self.account = Account()
         self.credit = 0
+        """Messages that are served first."""
 
     @property
     def rank(self) -> int:
         """Which queue it waits in."""
-        return 0 if self.credit > 0 else min(1 + self.visits.bit_length(), RANKS - 1)
+        return 0 if self.credit > 0 else self.account.rank
 
 
 class Listener:
@@ -98,6 +114,8 @@ class Listener:
         self._max_frame = max_frame
         self._mechanism = mechanism
         self._peers: dict[Peer, None] = {}  # the oldest first
+        self._accounts: dict[bytes, Account] = {}
+        """By key."""
         self._queues: tuple[deque[Peer], ...] = tuple(deque() for _ in range(RANKS))
         self._held = 0
         self._spent = 0.0
@@ -134,6 +152,7 @@ class Listener:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):
                 listening.setsockopt(socket.SOL_SOCKET, buffer, BUFFER)
+            _detect_dead_peers(listening)
             listening.bind(address)
             listening.listen(BACKLOG)
         except BaseException:
@@ -165,18 +184,33 @@ class Listener:
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_S
             self._close_stalled(now)
+            self._forget()
 
     def robots(self) -> Iterator[tuple[Peer, list[bytes]]]:
         """Messages that came from robots, each as its peer and its frames; of wrong ones, three frames."""
-        return self._serve(ROBOTS)
+        end = time.monotonic() + ROBOTS.seconds
+        for _ in range(len(self._queues[0])):
+            if time.monotonic() > end:
+                return
+            yield from self._visit_next(0, ROBOTS)
 
     def others(self) -> Iterator[tuple[Peer, list[bytes]]]:
-        """Messages of the other peers, unless it is time for a pause."""
+        """Messages of the other peers, unless it is time for a pause.
+
+        Half of the turns are of the lowest rank, so that who was served least comes first; the others are of each rank
+        in turn, so that new connections without end do not keep the next step from those that came before.
+        """
         begin = time.monotonic()
         if begin < self._others_at:
             return
-        for share in OTHERS:
-            yield from self._serve(share)
+        end = begin + OTHERS.seconds
+        for rank in itertools.cycle(range(1, RANKS)):
+            if time.monotonic() > end or not any(self._queues[1:]):
+                break
+            lowest = next(r for r in range(1, RANKS) if self._queues[r])
+            yield from self._visit_next(lowest, OTHERS)
+            if rank > lowest:
+                yield from self._visit_next(rank, OTHERS)
         now = time.monotonic()
         self._spent += now - begin
         if self._spent > MIN_PAUSE_S:
@@ -191,6 +225,8 @@ class Listener:
     def trust(self, peer: Peer) -> None:
         """The peer is a robot: a policy answered it."""
         peer.credit = min(peer.credit + CREDIT_PER_DECISION, CREDIT)
+        if peer.queued:  # among others
+            self._put(peer)
 
     def doubt(self, peer: Peer) -> None:
         """The peer sent something wrong."""
@@ -220,8 +256,6 @@ class Listener:
                     continue
                 return
             connection.setblocking(False)
-            with suppress(OSError):  # a connection that has gone already
-                _detect_dead_peers(connection)
             engine = Engine(self._mechanism(), self._max_frame)
             peer = Peer(connection, engine, time.monotonic())
             self._peers[peer] = None
@@ -249,8 +283,13 @@ class Listener:
             is_ready = peer.engine.is_ready
             allowed = STALL_S if is_ready else HANDSHAKE_S
             is_due = peer.outbox or peer.engine.is_amid_message or not is_ready
-            if is_due and not peer.is_queued and now - peer.began > allowed:
+            if is_due and peer.queued is None and now - peer.began > allowed:
                 self._close(peer)
+
+    def _forget(self) -> None:
+        """Let time pass for all accounts."""
+        for account in {*self._accounts.values(), *(peer.account for peer in self._peers)}:
+            account.served *= 0.5 ** (SWEEP_S / HALF_LIFE_S)
 
     def _watch(self, peer: Peer, events: int) -> None:
         """Hear of these events of a peer, if it is not so already."""
@@ -267,7 +306,7 @@ class Listener:
     def _on_event(self, peer: Peer, events: int) -> None:
         if events & selectors.EVENT_WRITE:
             self._flush(peer)
-        elif peer.is_queued:
+        elif peer.queued is not None:
             self._watch(peer, 0)  # it waits for its turn: do not hear of it again
         else:
             peer.may_have_data = True
@@ -275,31 +314,35 @@ class Listener:
 
     def _queue(self, peer: Peer) -> None:
         """Let a peer wait for its turn if there is something to read, else for the system to say so."""
-        if peer.is_closed or peer.is_queued or peer.outbox:
+        if peer.is_closed or peer.queued is not None or peer.outbox:
             return
         if peer.may_have_data:
-            peer.is_queued = True
-            self._queues[peer.rank].append(peer)
+            self._put(peer)
         else:
             self._watch(peer, selectors.EVENT_READ)
 
+    def _put(self, peer: Peer) -> None:
+        peer.queued = peer.rank
+        self._queues[peer.rank].append(peer)
+
     # -------------------------------------------------------------------- bytes
 
-    def _serve(self, share: Share) -> Iterator[tuple[Peer, list[bytes]]]:
-        """Each peer of some ranks once, as far as there is time."""
-        end = time.monotonic() + share.seconds
-        for rank in share.ranks:
-            queue = self._queues[rank]
-            for _ in range(len(queue)):
-                if time.monotonic() > end:
-                    return
-                yield from self._visit(queue.popleft(), share)
+    def _visit_next(self, rank: int, share: Share) -> Iterator[tuple[Peer, list[bytes]]]:
+        """Messages of the peer that waits the longest, unless it has changed its rank meanwhile."""
+        queue = self._queues[rank]
+        peer = queue.popleft() if queue else None
+        if peer and peer.queued == rank and not peer.is_closed:
+            begin = time.monotonic()
+            yield from self._visit(peer, share)
+            if rank:
+                self._charge(peer, time.monotonic() - begin)
 
     def _visit(self, peer: Peer, share: Share) -> Iterator[tuple[Peer, list[bytes]]]:
         """Messages of one peer, up to its share."""
-        peer.is_queued = False
-        peer.visits += 1
+        peer.queued = None
         messages = reads = 0
+        if peer.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._close(peer)  # it has gone, and what it sent before is not worth reading
         while messages < share.messages and not peer.is_closed and not peer.outbox:
             try:
                 message = peer.engine.next_message()
@@ -320,8 +363,14 @@ class Listener:
             else:
                 break
         else:
-            peer.may_have_data = True  # as far as is known: there may be more in the inbox
+            peer.may_have_data |= bool(peer.held)  # there may be another message in the inbox
         self._queue(peer)
+
+    def _charge(self, peer: Peer, seconds: float) -> None:
+        key = peer.engine.peer_key
+        if key and peer.account is not self._accounts.get(key):
+            peer.account = self._accounts.setdefault(key, peer.account)
+        peer.account.served += seconds
 
     def _read(self, peer: Peer) -> None:
         try:
@@ -390,15 +439,18 @@ def _numeric(host: str) -> str:
     return "127.0.0.1" if host.lower() == LOCALHOST else "0.0.0.0" if host == "*" else host
 
 
-def _detect_dead_peers(connection: socket.socket) -> None:
-    """Let the system notice within some seconds that the computer at the other end has gone."""
-    if connection.family == socket.AF_UNIX:
+def _detect_dead_peers(listening: socket.socket) -> None:
+    """Let the system notice within some seconds that the computer at the other end of a connection has gone.
+
+    Connections inherit these options, and that replies are sent at once.
+    """
+    if listening.family == socket.AF_UNIX:
         return
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 3), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _free_path(name: str) -> Path:

@@ -491,10 +491,10 @@ def _with_keys(folder: Path) -> Callable[[], Mechanism]:
     """What makes the encrypted end of a new connection."""
     keys = read_server_keys(folder)
     try:
-        from deftly.serving.curve import Curve
+        from deftly.serving.curve import curve
     except ImportError:
         raise DeftlyError('--keys needs PyNaCl: pip install "deftly[keys]"') from None
-    return lambda: Curve(keys)
+    return curve(keys)
 
 
 _HANDLERS: dict[str, Callable[[Server, _Request], None]] = {

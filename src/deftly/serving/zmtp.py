@@ -13,7 +13,7 @@ MORE, LONG, COMMAND = 1, 2, 4
 GREETING_SIZE = 64
 MAX_FRAMES = 1000
 """Frames of the longest message that is answered, with an error; more close the connection."""
-FRAMES_AT_ONCE = 64
+FRAMES_AT_ONCE = 16
 """Frames that are taken apart at one time."""
 KEPT_FRAMES = 3
 """Frames that are kept of one message: they tell what to answer."""
@@ -36,6 +36,8 @@ class Mechanism(Protocol):
     """Bytes by which a frame is longer on the wire than its body."""
     is_ready: bool
     """Whether the handshake is over."""
+    peer_key: bytes
+    """The peer's public key; empty before the handshake is over, or if it has none."""
 
     def handshake(self, command: bytes) -> bytes:
         """The command that answers one of the peer's. Raises ProtocolError."""
@@ -59,6 +61,7 @@ class Null:
 
     def __init__(self):
         self.is_ready = False
+        self.peer_key = b""
 
     def handshake(self, command: bytes) -> bytes:
         """READY is answered with READY."""
@@ -96,6 +99,11 @@ class Engine:
     def is_ready(self) -> bool:
         """Whether greeting and handshake are over."""
         return self._mechanism.is_ready
+
+    @property
+    def peer_key(self) -> bytes:
+        """The peer's public key; empty before the handshake is over, or if it has none."""
+        return self._mechanism.peer_key
 
     @property
     def is_amid_message(self) -> bool:
