@@ -19,6 +19,8 @@ from deftly.sim.randomize import Randomize
 from deftly.stats import wilson
 from deftly.tasks import Report, Task, load, shipped
 
+HOSTILE = "a\x1b[2Jb\nerror: no"
+
 HAND = "leap-right-cube-rotate"
 
 
@@ -170,6 +172,15 @@ def test_comparison_names_what_differs_in_the_disturbances():
     _, lines = report.compare(old, new)
     assert lines[0].startswith("warning: disturbances differs, {'randomize': True, ")
     assert "'wider': 1.5, 'only_outside': False} now" in lines[0]
+
+
+def test_comparison_with_a_hostile_report_does_nothing_to_the_terminal():
+    old = json.loads((load_shipped() / "eval.json").read_text())
+    old["metrics"] = {**old["metrics"], HOSTILE: next(iter(old["metrics"].values()))}
+    side, lines = report.compare(old | {"task": HOSTILE, "disturbances": HOSTILE}, old)
+    cells = [*side.columns[0]._cells, *lines]
+    assert all(text.isprintable() for text in cells), cells
+    assert any("a?[2Jb error: no" in text for text in cells)
 
 
 @pytest.fixture

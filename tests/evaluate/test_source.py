@@ -1,12 +1,14 @@
 """Which policy is meant: the same words in every command, said in the first line, and the same whatever form it has."""
 
 import importlib
+import shutil
 from contextlib import suppress
 
 import numpy as np
 import pytest
 from toy_robot import running
 
+from deftly.commands import main as cli
 from deftly.config import RunsConfig, SimConfig
 from deftly.contract import JOINT_POS
 from deftly.errors import DeftlyError
@@ -95,6 +97,16 @@ def test_serve_finds_what_the_others_find(exported):
             find(exported.task, ServeArgs(policy=word, runs=runs)).line
             == resolve(word, "rail", runs).line
         )
+
+
+def test_a_hostile_folder_does_nothing_to_the_terminal(exported, tmp_path, capsys):
+    folder = shutil.copytree(exported.bundle, tmp_path / "a\x1b[2Jb\x07 c\u202e")
+    assert resolve(str(folder), None, RunsConfig(root=tmp_path)).line.isprintable()
+    for argv in (["check", str(folder)], ["check", f"{folder}/nothing"], ["check", f"{folder}.x"]):
+        cli.main(argv)
+        said = capsys.readouterr()
+        assert all(c.isprintable() or c == "\n" for c in said.out + said.err)
+        assert "a?[2Jb" in said.out + said.err
 
 
 def test_the_shipped_policy_is_one_in_both_forms():

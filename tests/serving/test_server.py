@@ -430,6 +430,19 @@ def test_a_batch_that_fails_is_answered_one_by_one(gated, caplog):
     assert [targets(r) for (r,) in replies[1:]] == [targets_of(i, i) for i in range(1, 5)]
 
 
+def test_the_log_of_a_fault_does_nothing_to_the_terminal(caplog):
+    def fails(obs):
+        raise RuntimeError("a\x1b[2Jb\x07\u202e")
+
+    with running(ContractPolicy(CONTRACT, fails)) as server, raw(server.endpoint) as peer:
+        session = open_session(peer)
+        assert call(peer, "reset", 1, session=session, signals=signals(0))["ok"]
+        reply = call(peer, "infer", 2, session=session, signals=signals(0))
+    assert reply["code"] == "internal"
+    assert "RuntimeError: a?[2Jb??" in caplog.text
+    assert all(c.isprintable() or c == "\n" for c in caplog.text)
+
+
 def test_steps_of_one_robot_that_come_together_are_taken_in_order(gated):
     server, gate, peers, sessions = gated
     frames = [

@@ -8,7 +8,7 @@ from typing_extensions import Doc
 
 from deftly import workspace
 from deftly.config import parse, split_word
-from deftly.console import report
+from deftly.console import printable, report
 from deftly.errors import DeftlyError
 from deftly.evaluate.check import CheckSettings, examine
 from deftly.evaluate.source import resolve
@@ -59,7 +59,7 @@ def _folder(word: str | None, args: CheckArgs) -> Path:
         raise DeftlyError("check needs one bundle: a folder, or --policy")
     given = word if is_folder else args.policy
     if given is not None and _may_be_bundle(Path(given)):
-        print(f"policy: bundle {given}", flush=True)
+        print(f"policy: bundle {printable(given)}", flush=True)
         return Path(given)
     source = resolve(args.policy, word, args.runs, "bundle")
     print(source.line, flush=True)
@@ -81,5 +81,5 @@ def _may_be_bundle(path: Path) -> bool:
 def show(folder: Path, settings: CheckSettings) -> int:
     """Check a bundle and print what was found; 1 if anything failed."""
     failed = report(examine(folder, settings))
-    print(f"{folder} {'fails' if failed else 'is fine'}")
+    print(f"{printable(folder)} {'fails' if failed else 'is fine'}")
     return failed

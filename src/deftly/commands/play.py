@@ -21,6 +21,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from deftly.config import SEEDS, EnvConfig, RunsConfig, SimConfig
+from deftly.console import printable
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import PolicyArgs, PolicySource, prepare, resolve
 from deftly.learn.policy import NetworkPolicy
@@ -146,7 +147,7 @@ class Reloaded:
                 print(source.line, flush=True)
         except (DeftlyError, OSError) as error:
             if str(error) != self._warned:  # once, while it stays as it is
-                print(f"warning: kept the policy, {error}", file=sys.stderr, flush=True)
+                print(f"warning: kept the policy, {printable(error)}", file=sys.stderr, flush=True)
             self._warned = str(error)
 
     def _use(self, source: PolicySource) -> None:

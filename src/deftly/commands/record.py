@@ -9,6 +9,7 @@ from annotated_types import Ge
 from typing_extensions import Doc
 
 from deftly.config import Suffix
+from deftly.console import printable
 from deftly.control import log
 from deftly.data import record
 from deftly.errors import DeftlyError
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> int:
     rows = {name: np.concatenate([o.rows[name] for o in results]) for name in results[0].rows}
     log.write(args.out, robot.contract, rows, record.facts(task, args, origin, results))
     for i, o in enumerate(results):
-        print(f"episode {i}: {o.end} after {o.steps} steps{f' ({o.reason})' if o.reason else ''}")
+        reason = f" ({printable(o.reason)})" if o.reason else ""
+        print(f"episode {i}: {o.end} after {o.steps} steps{reason}")
     print(f"recording: {args.out}, {len(rows['now'])} ticks")
     return 0

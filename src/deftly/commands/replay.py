@@ -12,6 +12,7 @@ from typing_extensions import Doc
 
 from deftly import render
 from deftly.config import Settings, parse, split_word
+from deftly.console import printable
 from deftly.control import log
 from deftly.data import replay
 from deftly.data.replay import Frames, open_robot
@@ -91,7 +92,7 @@ def serve(frames: Frames, args: ReplayArgs, path: Path) -> int:
     server = Server(frames, args.serve, keys=args.keys)
     end = "again and again" if args.loop else "and holds the last"
     print(
-        f"serving episode {args.episode} of {path} at {server.endpoint}: {len(frames)} commands, {end}",
+        f"serving episode {args.episode} of {printable(path)} at {server.endpoint}: {len(frames)} commands, {end}",
         flush=True,
     )
     server.run_until_signal()

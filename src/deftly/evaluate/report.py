@@ -130,10 +130,11 @@ def compare(old: Report, new: Report) -> tuple[Table, list[str]]:
     before, now = means(old), means(new)
     for name in (name for name in now if name in before):
         a, b = before[name], now[name]
-        side.add_row(name, number(a), number(b), "" if a is None or b is None else f"{b - a:+.4g}")
+        difference = "" if a is None or b is None else f"{b - a:+.4g}"
+        side.add_row(printable(name, 60), number(a), number(b), difference)
     apart = (name for name in CONDITIONS if old[name] != new[name])
     lines = [
-        f"warning: {name} differs, {old[name]!s:.120} before and {new[name]!s:.120} now"
+        f"warning: {name} differs, {printable(old[name], 120)} before and {printable(new[name], 120)} now"
         for name in apart
     ]
     p = fisher(old["success"]["count"], old["episodes"], new["success"]["count"], new["episodes"])
@@ -154,7 +155,8 @@ def headline(report: Report) -> str:
     success = report["success"]
     low, high = success["wilson95"]
     count = f"{success['count']} of {report['episodes']}"
-    return f"{report['task']}: success {success['rate']:.1%} ({count}), 95 % interval {low:.1%} to {high:.1%}"
+    task = printable(report["task"], 60)
+    return f"{task}: success {success['rate']:.1%} ({count}), 95 % interval {low:.1%} to {high:.1%}"
 
 
 def metrics_table(report: Report) -> list[tuple[str, ...]]:

@@ -22,6 +22,7 @@ from typing_extensions import Doc
 
 from deftly import workspace
 from deftly.config import RunsConfig, Settings, SimConfig, parse, split_task, suggest, with_task
+from deftly.console import printable
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.files import sha256
@@ -83,7 +84,9 @@ class PolicySource:
             name = f"run {run.name}"
         elif self.kind in ("checkpoint", "bundle"):
             name = f"{self.kind} {self.label}"
-        return f"policy: {name}" + ("" if self.loaded is None else f" (iteration {self.iteration})")
+        return f"policy: {printable(name)}" + (
+            "" if self.loaded is None else f" (iteration {self.iteration})"
+        )
 
     @property
     def place(self) -> str:
@@ -291,10 +294,9 @@ def _saved(found: Checkpoint, task: type[Task]) -> dict[str, Any]:
     for section, kind in kinds.items():
         unknown = found.unknown_settings(section, kind)
         if unknown:
-            names = ", ".join(unknown[:5])
-            print(
-                f"{found.path / checkpoint.CONFIG}: {names} left out: {kind.__name__} has no such setting (any more)"
-            )
+            names = printable(", ".join(unknown[:5]))
+            file = printable(found.path / checkpoint.CONFIG)
+            print(f"{file}: {names} left out: {kind.__name__} has no such setting (any more)")
     return {section: found.known_settings(section, kind) for section, kind in kinds.items()}
 
 

@@ -13,6 +13,7 @@ import secrets
 import signal
 import threading
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from deftly.console import printable
+from deftly.console import clean, printable
 from deftly.contract import ContractError, PolicyContract
 from deftly.contract.terms import MAX_PROMPT, spread
 from deftly.errors import DeftlyError
@@ -248,7 +249,7 @@ class Server:
         else:
             code, message = "internal", "the server failed at this message; its log says why"
             if self.counts.errors[code] < 10:  # a log must not grow with what peers send
-                log.error("%s failed", request.echo["type"], exc_info=error)
+                log.error("%s failed: %s", request.echo["type"], clean(_traceback(error)))
         self.counts.errors[code] += 1
         self._link.doubt(request.peer)
         self._send(request, {"ok": False, "code": code, "error": message})
@@ -485,6 +486,10 @@ class Server:
         """The lowest number that no session's robot has."""
         taken = {session.robot for session in self._sessions.values()}
         return next(number for number in range(len(taken) + 1) if number not in taken)
+
+
+def _traceback(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))
 
 
 def _with_keys(folder: Path) -> Callable[[], Mechanism]:
