@@ -315,31 +315,75 @@ def test_a_full_table_of_connections_takes_new_ones_and_keeps_robots(monkeypatch
         assert len(server._link._peers) <= 10
 
 
-def test_robots_come_before_others():
-    link = listener.Listener(Endpoint("tcp", "127.0.0.1", 0), MAX_FRAME, Null)
+@contextmanager
+def listening(mechanism=Null):
+    """A listener, and a function that reads what came until there are so many messages: of robots, of others."""
+    link = listener.Listener(Endpoint("tcp", "127.0.0.1", 0), MAX_FRAME, mechanism)
+
+    def collect(count: int):
+        robots, others, end = [], [], time.monotonic() + 5
+        while len(robots) + len(others) < count:
+            assert time.monotonic() < end
+            link.wait(0.1)
+            robots += [peer for peer, _ in link.robots()]
+            others += [peer for peer, _ in link.others()]
+        return robots, others
+
     try:
-        host, _, port = link.endpoint.removeprefix("tcp://").rpartition(":")
-        peers = []
-        for _ in range(4):
-            peers.append(socket.create_connection((host, int(port))))
-            peers[-1].sendall(GREETING + READY + PING)
-        answered = []
-        end = time.monotonic() + 5
-        while len(answered) < 4 and time.monotonic() < end:
-            link.wait(0.1)
-            answered += [peer for peer, _ in link.others()]
-        link.trust(answered[2])
-        for peer in peers:
-            peer.sendall(PING)
-        time.sleep(0.05)
-        first = []
-        while len(first) < 4 and time.monotonic() < end:
-            link.wait(0.1)
-            first += [peer for peer, _ in link.robots()]
-            first += [peer for peer, _ in link.others()]
-        assert first[0] is answered[2]
-        assert sorted(map(id, first)) == sorted(map(id, answered))
+        yield link, collect
     finally:
         link.close()
+
+
+def test_robots_come_before_others_as_long_as_decisions_are_made():
+    with listening() as (link, collect), ExitStack() as stack:
+        peers = [stack.enter_context(connected(link, GREETING, READY, PING)) for _ in range(4)]
+        _, answered = collect(4)
+        robot = answered[2]
+        link.trust(robot)
         for peer in peers:
-            peer.close()
+            peer.sendall(PING * 3)
+        robots, others = collect(12)
+        assert robots == [robot] * listener.CREDIT_PER_DECISION  # the third was not earned
+        assert sorted(map(id, others)) == sorted(
+            map(id, [robot] + 3 * [*answered[:2], answered[3]])
+        )
+
+
+def test_a_robot_that_waits_among_others_comes_first_once_a_decision_is_made():
+    with listening() as (link, collect), connected(link, GREETING, READY, PING * 3):
+        _, (robot,) = collect(1)
+        assert robot.queued
+        link.trust(robot)
+        assert robot.queued == 0
+        robots, _ = collect(2)
+        assert robots == [robot, robot]
+
+
+def test_what_one_key_was_served_counts_for_all_its_connections():
+    class Keyed(Null):
+        peer_key = b""
+
+        def handshake(self, command):
+            self.peer_key = b"attacker" if b"attacker" in command else b"robot"
+            return super().handshake(command)
+
+        def __init__(self):
+            self.is_ready = False
+
+    property_of = b"\x04Name" + struct.pack(">I", 8) + b"attacker"
+    attacker = encode(
+        b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER" + property_of, COMMAND
+    )
+    with listening(Keyed) as (link, collect), ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(connected(link, GREETING, attacker, PING))
+        stack.enter_context(connected(link, GREETING, READY, PING))
+        _, found = collect(4)
+        accounts = {peer.engine.peer_key: peer.account for peer in found}
+        assert all(peer.account is accounts[peer.engine.peer_key] for peer in found)
+        assert accounts[b"robot"] is not accounts[b"attacker"]
+        before = accounts[b"attacker"].served
+        for _ in range(round(listener.HALF_LIFE_S)):
+            link._forget()
+        assert accounts[b"attacker"].served == pytest.approx(before / 2)

@@ -36,7 +36,8 @@ SWEEP_S = 1.0
 """Between two looks for peers whose time is over."""
 CREDIT, CREDIT_PER_DECISION = 64, 2
 """Messages of a robot that are served first: at most, and by how many each decision adds to them."""
-BACKLOG, ACCEPTS = 1024, 64
+BACKLOG, ACCEPTS = 1024, 16
+"""Connections that the system keeps until they are accepted, and that are accepted at one time."""
 CHUNK = 16 * 2**10
 """Bytes that are read at one time."""
 RANKS, RANK_S, HALF_LIFE_S = 8, 0.0002, 30.0
@@ -63,7 +64,7 @@ MIN_PAUSE_S, MAX_PAUSE_S = 0.001, 0.005
 
 
 class Account:
-    """What peers without a robot's rank were served: one, or all of one key."""
+    """What peers without a robot's rank were served, in processor time: one, or all of one key."""
 
     def __init__(self):
         self.served = 0.0
@@ -119,10 +120,12 @@ class Listener:
         self._queues: tuple[deque[Peer], ...] = tuple(deque() for _ in range(RANKS))
         self._held = 0
         self._spent = 0.0
-        """Time in which others were served since the last pause, s."""
+        """Processor time for others since the last pause, s: what other programs take is not held against them."""
         self._others_at = 0.0
         """When the pause ends."""
         self._next_sweep = 0.0
+        self._is_called = False
+        """Whether there are connections to accept; the selector does not wait for more until then."""
         self._path: Path | None = None
         self._selector = selectors.DefaultSelector()
         try:
@@ -172,12 +175,13 @@ class Listener:
         """Return when something may have come, or after `seconds`."""
         if self._queues[0]:
             seconds = 0.0
-        elif any(self._queues):
+        elif self._is_called or any(self._queues):
             seconds = max(0.0, self._others_at - time.monotonic())
         for key, events in self._selector.select(seconds):
             peer = key.data
             if peer is None:
-                self._accept()
+                self._is_called = True
+                self._selector.unregister(self._socket)
             elif not peer.is_closed:
                 self._on_event(peer, events)
         now = time.monotonic()
@@ -203,6 +207,9 @@ class Listener:
         begin = time.monotonic()
         if begin < self._others_at:
             return
+        processor = time.thread_time()
+        if self._is_called:
+            self._accept()
         end = begin + OTHERS.seconds
         for rank in itertools.cycle(range(1, RANKS)):
             if time.monotonic() > end or not any(self._queues[1:]):
@@ -211,10 +218,9 @@ class Listener:
             yield from self._visit_next(lowest, OTHERS)
             if rank > lowest:
                 yield from self._visit_next(rank, OTHERS)
-        now = time.monotonic()
-        self._spent += now - begin
+        self._spent += time.thread_time() - processor
         if self._spent > MIN_PAUSE_S:
-            self._others_at = now + min(self._spent, MAX_PAUSE_S)
+            self._others_at = time.monotonic() + min(self._spent, MAX_PAUSE_S)
             self._spent = 0.0
 
     def send(self, peer: Peer, frames: list[bytes]) -> None:
@@ -245,22 +251,25 @@ class Listener:
     # -------------------------------------------------------------------- connections
 
     def _accept(self) -> None:
+        """Accept some of those that call."""
         for _ in range(ACCEPTS):
             if len(self._peers) >= MAX_PEERS:
                 self._make_room()
             try:
                 connection, _ = self._socket.accept()
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE) and self._peers:
-                    self._make_room()
-                    continue
-                return
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._peers:
+                    break
+                self._make_room()
+                continue
             connection.setblocking(False)
             engine = Engine(self._mechanism(), self._max_frame)
             peer = Peer(connection, engine, time.monotonic())
             self._peers[peer] = None
             self._watch(peer, selectors.EVENT_READ)
             self._send_pending(peer)
+        self._is_called = False
+        self._selector.register(self._socket, selectors.EVENT_READ, None)
 
     def _make_room(self) -> None:
         """Close the oldest connection that is no robot's, as far as is known."""
@@ -332,18 +341,19 @@ class Listener:
         queue = self._queues[rank]
         peer = queue.popleft() if queue else None
         if peer and peer.queued == rank and not peer.is_closed:
-            begin = time.monotonic()
+            begin = time.thread_time()
             yield from self._visit(peer, share)
             if rank:
-                self._charge(peer, time.monotonic() - begin)
+                self._charge(peer, time.thread_time() - begin)
 
     def _visit(self, peer: Peer, share: Share) -> Iterator[tuple[Peer, list[bytes]]]:
         """Messages of one peer, up to its share."""
         peer.queued = None
         messages = reads = 0
+        most = min(share.messages, max(1, peer.credit))
         if peer.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._close(peer)  # it has gone, and what it sent before is not worth reading
-        while messages < share.messages and not peer.is_closed and not peer.outbox:
+        while messages < most and not peer.is_closed and not peer.outbox:
             try:
                 message = peer.engine.next_message()
             except ProtocolError:
