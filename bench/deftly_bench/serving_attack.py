@@ -133,6 +133,7 @@ def measure(endpoint: str, pid: int, args: AttackArgs, keys: Path | None) -> dic
         "schema": "deftly.bench.serving_attack/1",
         "settings": {"peers": args.peers, "seconds": args.seconds, "keys": args.keys},
         "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
         "robot": contract.robot.name,
         "memory_before_mb": base,
         "cases": cases,

@@ -351,13 +351,17 @@ def test_robots_come_before_others_as_long_as_decisions_are_made():
 
 
 def test_a_robot_that_waits_among_others_comes_first_once_a_decision_is_made():
-    with listening() as (link, collect), connected(link, GREETING, READY, PING * 3):
+    with listening() as (link, collect), connected(link, GREETING, READY, PING) as peer:
         _, (robot,) = collect(1)
-        assert robot.queued
-        link.trust(robot)
+        peer.sendall(PING)
+        end = time.monotonic() + 5
+        while not robot.queued:
+            assert time.monotonic() < end
+            link.wait(0.1)
+        link.trust(robot)  # as when a decision comes after its next message
         assert robot.queued == 0
-        robots, _ = collect(2)
-        assert robots == [robot, robot]
+        assert [who for who, _ in link.robots()] == [robot]
+        assert [*link.others()] == []
 
 
 def test_what_one_key_was_served_counts_for_all_its_connections():

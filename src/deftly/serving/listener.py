@@ -36,7 +36,7 @@ SWEEP_S = 1.0
 """Between two looks for peers whose time is over."""
 CREDIT, CREDIT_PER_DECISION = 64, 2
 """Messages of a robot that are served first: at most, and by how many each decision adds to them."""
-BACKLOG, ACCEPTS = 1024, 16
+BACKLOG, ACCEPTS = 1024, 64
 """Connections that the system keeps until they are accepted, and that are accepted at one time."""
 CHUNK = 16 * 2**10
 """Bytes that are read at one time."""
