@@ -154,8 +154,7 @@ def run_attack(
     script += [str(args.peers), str(args.seconds), *([str(keys / "attacker")] if keys else [])]
     own_keys = keys and keys / "robot"
     case: dict[str, Any] = {}
-    robot = OneRobot(Client(endpoint, contract, timeout=1.0, keys=own_keys))
-    robot.infer(some_signals(contract, 0))
+    robot = begin_robot(endpoint, contract, own_keys)
     with (
         sampled_memory(pid) as peak,
         process(script) as (attack, _),
@@ -170,6 +169,19 @@ def run_attack(
         assert attack.stdout
         case["attack"] = json.loads(attack.stdout.read() or "{}")
     return {**figures(waits), **case, "peak_mb": peak()}
+
+
+def begin_robot(endpoint: str, contract: PolicyContract, keys: Path | None) -> OneRobot:
+    """A robot in its first episode; it has time, since the attack before may still fill the queues."""
+    end = time.monotonic() + 30.0
+    while True:
+        try:
+            robot = OneRobot(Client(endpoint, contract, timeout=1.0, keys=keys))
+            robot.infer(some_signals(contract, 0))
+            return robot
+        except PolicyError:
+            if time.monotonic() > end:
+                raise
 
 
 def start_robot(endpoint: str, contract: PolicyContract, keys: Path | None) -> float | None:
