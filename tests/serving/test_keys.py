@@ -114,6 +114,25 @@ def test_only_robots_on_the_list_are_answered(tmp_path, monkeypatch):
         good.close()
 
 
+@pytest.mark.parametrize("endpoint", ["tcp://*:*", "tcp://[::]:0", "tcp://localhost:0"])
+def test_all_addresses_with_keys(endpoint, tmp_path):
+    new_keys(tmp_path / "keys")
+    with running(endpoint=endpoint, keys=tmp_path / "keys/server") as server:
+        port = server.endpoint.rpartition(":")[2]
+        there = f"tcp://127.0.0.1:{port}"
+        OneRobot(Client(there, CONTRACT, 5, tmp_path / "keys/robot")).infer(signals(0))
+
+
+def test_a_name_that_is_none_is_one_line(tmp_path):
+    new_keys(tmp_path / "keys")
+    with pytest.raises(DeftlyError, match=r"cannot serve on 'tcp://no\.such\.host\.invalid:1': "):
+        Server(
+            ContractPolicy(CONTRACT, network),
+            "tcp://no.such.host.invalid:1",
+            keys=tmp_path / "keys/server",
+        )
+
+
 @pytest.mark.parametrize("broken", ["missing", "no clients", "no secret", "another secret"])
 def test_folders_without_keys_are_one_line(tmp_path, broken):
     keys = tmp_path / "keys/server"

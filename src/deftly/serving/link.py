@@ -26,7 +26,7 @@ OPTIONS |= {
 
 
 WINDOW = 8
-"""Requests that are on their way at one time: fewer than the server keeps of one peer."""
+"""Requests that are on their way at one time."""
 
 
 class Refused(PolicyError):
