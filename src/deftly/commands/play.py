@@ -189,8 +189,8 @@ def pick_viewer(wanted: str) -> str:
 def _native(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
     import mujoco.viewer
 
-    index = camera_index(env.model, args.camera)
-    with mujoco.viewer.launch_passive(env.model, data) as window:
+    index = camera_index(env.drawn, args.camera)
+    with mujoco.viewer.launch_passive(env.drawn, data) as window:
         if args.camera:
             window.cam.type, window.cam.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, index
         yield View(lambda _: window.sync(), window.is_running, lambda: args.speed)
@@ -206,7 +206,7 @@ def _web(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
     import viser
     from mjviser import ViserMujocoScene
 
-    model, index = env.model, camera_index(env.model, args.camera)
+    model, index = env.drawn, camera_index(env.drawn, args.camera)
     with contextlib.redirect_stdout(io.StringIO()):  # its banner, whatever `verbose` says
         server = viser.ViserServer(host=LOOPBACK, port=args.port, label=f"deftly: {env.task.name}")
     try:
@@ -261,7 +261,7 @@ def play(env: Env, policy: Policy, args: PlayArgs, view: View, data: mujoco.MjDa
                 seconds = ended["steps"] / env.contract.rate
                 print(f"{how} after {seconds:.1f} s, return {ended['return']:.2f}", flush=True)
                 episodes += 1
-            pose(env.model, env.sim.state_of(0), data)
+            pose(env.drawn, env.sim.state_of(0), data)
         view.show(data)
         poll()
         due = max(due + 1 / (env.contract.rate * (speed or 1.0)), time.perf_counter() - 0.2)
@@ -273,7 +273,7 @@ def _live(task: Task, policy: Policy, args: PlayArgs) -> None:
 
     open_view = {"native": _native, "web": _web}[pick_viewer(args.viewer)]
     env = Env(task, replace(args.env, num_envs=1), args.sim, args.seed, "play")
-    data = pose(env.model, env.sim.state_of(0))
+    data = pose(env.drawn, env.sim.state_of(0))
     with contextlib.suppress(KeyboardInterrupt), open_view(env, data, args) as view:
         play(env, policy, args, view, data)
 

@@ -1,0 +1,116 @@
+"""What makes a robot of this package out of somebody else's MJCF: servos, joints, and XML that finds its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import mujoco
+import numpy as np
+
+from deftly.config import suggest
+from deftly.contract import Joint
+from deftly.errors import DeftlyError
+
+UNITS = {mujoco.mjtJoint.mjJNT_HINGE: "rad", mujoco.mjtJoint.mjJNT_SLIDE: "m"}
+
+
+def read(path: Path) -> mujoco.MjSpec:
+    """A robot's MJCF or URDF, with what it includes. Raises DeftlyError, one line, if it is none."""
+    if not path.is_file():
+        raise DeftlyError(f"no file {path}: give the robot's MJCF, its meshes beside it")
+    try:
+        return mujoco.MjSpec.from_file(str(path))
+    except (ValueError, mujoco.FatalError) as error:
+        said = " ".join(str(error).split())
+        raise DeftlyError(f"{path} is no MJCF that MuJoCo reads: {said}") from None
+
+
+def set_servo(
+    spec: mujoco.MjSpec, joint: str, kp: float, kv: float, force: float
+) -> mujoco.MjsActuator:
+    """Give a joint the position servo of its name, in place of whatever drives it: directly, or by a tendon.
+
+    Its targets may be anywhere within the joint's limits.
+
+    Args:
+        spec: the robot's.
+        joint: name of a hinge or slide with a range.
+        kp: N m/rad, or N/m.
+        kv: N m s/rad, or N s/m.
+        force: limit of the motor, N m or N.
+    """
+    limits = _limits(spec, joint)
+    for actuator in list(spec.actuators):
+        if joint in _targets(spec, actuator):
+            spec.delete(actuator)
+    servo = spec.add_actuator(name=joint, target=joint, trntype=mujoco.mjtTrn.mjTRN_JOINT)
+    servo.set_to_position(kp=kp, kv=kv)
+    servo.ctrlrange = limits
+    servo.forcerange = (-force, force)
+    return servo
+
+
+def joints(
+    spec: mujoco.MjSpec, home: Mapping[str, float], velocity: Mapping[str, float]
+) -> tuple[Joint, ...]:
+    """The contract's joints with the limits of the model, in the order of `home`.
+
+    Args:
+        spec: the robot's.
+        home: where each joint stands at home, rad or m; of a keyframe: `at_key`.
+        velocity: their top speeds, rad/s or m/s, which no MJCF has.
+    """
+    made = []
+    for name, q in home.items():
+        lower, upper = _limits(spec, name)
+        if name not in velocity:
+            raise DeftlyError(f"joint '{name}' has no top speed: give velocity={{'{name}': ...}}")
+        units = UNITS[spec.joint(name).type]
+        made.append(Joint(name, lower, upper, home=q, velocity=velocity[name], units=units))
+    return tuple(made)
+
+
+def at_key(spec: mujoco.MjSpec, key: str, names: tuple[str, ...]) -> dict[str, float]:
+    """Where joints stand in a keyframe of the model, rad or m, by name. Raises DeftlyError for an unknown keyframe."""
+    model = spec.compile()
+    keys = [model.key(i).name for i in range(model.nkey)]
+    if key not in keys:
+        raise DeftlyError(f"the MJCF has no keyframe '{key}'{suggest(key, keys)}; it has {keys}")
+    qpos = model.key(key).qpos
+    return {name: float(qpos[model.joint(name).qposadr[0]]) for name in names}
+
+
+def to_xml(spec: mujoco.MjSpec) -> str:
+    """The MJCF of a spec, compiled here, that finds its meshes and textures from any folder."""
+    spec.compile()
+    folder = Path(spec.modelfiledir or ".").resolve()
+    spec.meshdir = str(folder / spec.meshdir)
+    spec.texturedir = str(folder / spec.texturedir)
+    return spec.to_xml()
+
+
+def _limits(spec: mujoco.MjSpec, name: str) -> tuple[float, float]:
+    """Range of a joint, rad or m. Raises DeftlyError for a joint that no contract can have."""
+    joint = spec.joint(name)
+    if joint is None:
+        names = [joint.name for joint in spec.joints]
+        raise DeftlyError(f"the MJCF has no joint '{name}'{suggest(name, names)}; it has {names}")
+    if joint.type not in UNITS:
+        raise DeftlyError(f"joint '{name}' is neither a hinge nor a slide: it cannot be commanded")
+    in_degrees = spec.compiler.degree and joint.type == mujoco.mjtJoint.mjJNT_HINGE
+    lower, upper = np.radians(joint.range) if in_degrees else joint.range
+    if not (joint.limited and lower < upper):
+        advice = f"give s.joint('{name}').range = lower, upper"
+        raise DeftlyError(f"joint '{name}' has no range: {advice}")
+    return float(lower), float(upper)
+
+
+def _targets(spec: mujoco.MjSpec, actuator: mujoco.MjsActuator) -> list[str]:
+    """Names of the joints that an actuator drives: its own, or those that its tendon winds."""
+    if actuator.trntype == mujoco.mjtTrn.mjTRN_JOINT:
+        return [actuator.target]
+    if actuator.trntype != mujoco.mjtTrn.mjTRN_TENDON:
+        return []
+    tendon = spec.tendon(actuator.target)
+    return [wrap.target.name for wrap in tendon.path if wrap.type == mujoco.mjtWrap.mjWRAP_JOINT]
