@@ -75,7 +75,10 @@ class PlayArgs(PolicyArgs):
     seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides which episodes are played.")] = 0
     speed: Annotated[float, Ge(0.01), Le(100), Doc("Simulated seconds in a second.")] = 1.0
     camera: Annotated[
-        str | None, Doc("Camera of the video and of the first view; unset: the scene's first.")
+        str | None,
+        Doc(
+            "Camera of the video and of the first view; unset: the first that stands in the scene."
+        ),
     ] = None
     port: Annotated[
         int,
@@ -191,7 +194,7 @@ def _native(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
 
     index = camera_index(env.drawn, args.camera)
     with mujoco.viewer.launch_passive(env.drawn, data) as window:
-        if args.camera:
+        if args.camera and index >= 0:
             window.cam.type, window.cam.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, index
         yield View(lambda _: window.sync(), window.is_running, lambda: args.speed)
 

@@ -31,7 +31,8 @@ def set_servo(
 ) -> mujoco.MjsActuator:
     """Give a joint the position servo of its name, in place of whatever drives it: directly, or by a tendon.
 
-    Its targets may be anywhere within the joint's limits.
+    Its targets may be anywhere within the joint's limits. Keyframes go, since their `ctrl` is of the actuators before:
+    read them first, with `at_key`.
 
     Args:
         spec: the robot's.
@@ -41,6 +42,8 @@ def set_servo(
         force: limit of the motor, N m or N.
     """
     limits = _limits(spec, joint)
+    for key in list(spec.keys):
+        spec.delete(key)
     for actuator in list(spec.actuators):
         if joint in _targets(spec, actuator):
             spec.delete(actuator)

@@ -54,15 +54,16 @@ def prepare(s: mujoco.MjSpec) -> None:
     s.visual.map.shadowclip = 2.0
     s.visual.quality.shadowsize = 4096
     s.visual.quality.offsamples = 8
-    s.add_texture(
-        name="sky",
-        type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
-        builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
-        rgb1=[0.55, 0.66, 0.78],
-        rgb2=[0.93, 0.95, 0.97],
-        width=64,
-        height=256,
-    )
+    if s.texture("sky") is None:  # a robot's MJCF may bring its own
+        s.add_texture(
+            name="sky",
+            type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
+            builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+            rgb1=[0.55, 0.66, 0.78],
+            rgb2=[0.93, 0.95, 0.97],
+            width=64,
+            height=256,
+        )
     s.worldbody.add_light(
         type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
         pos=[0.3, -0.6, 2.2],
@@ -82,9 +83,11 @@ def prepare(s: mujoco.MjSpec) -> None:
 
 
 def add_floor(s: mujoco.MjSpec, z: float) -> None:
-    """A checkered floor at height z (m), only drawn: nothing collides with it."""
+    """A checkered floor at height z (m), only drawn: nothing collides with it. What has one of its own keeps that."""
+    if s.geom("floor") is not None:
+        return
     s.add_texture(
-        name="checker",
+        name="deftly_checker",
         type=mujoco.mjtTexture.mjTEXTURE_2D,
         builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
         rgb1=[0.55, 0.57, 0.60],
@@ -92,14 +95,14 @@ def add_floor(s: mujoco.MjSpec, z: float) -> None:
         width=256,
         height=256,
     )
-    material = s.add_material(name="floor", texrepeat=[12, 12], specular=0.1)
-    material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "checker"
+    material = s.add_material(name="deftly_floor", texrepeat=[12, 12], specular=0.1)
+    material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "deftly_checker"
     s.worldbody.add_geom(
         name="floor",
         type=mujoco.mjtGeom.mjGEOM_PLANE,
         size=[4, 4, 0.1],
         pos=[0, 0, z],
-        material="floor",
+        material="deftly_floor",
         contype=0,
         conaffinity=0,
     )
