@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -251,24 +251,27 @@ def play(env: Env, policy: Policy, args: PlayArgs, view: View, data: mujoco.MjDa
             if env.ended:
                 policy.reset()
                 ended = {name: float(value[0]) for name, value in env.ended.items()}
-                failures = [
-                    name[7:]
-                    for name, value in ended.items()
-                    if name.startswith("failed/") and value > 0
-                ]
-                how = (
-                    "success"
-                    if ended["success"] > 0
-                    else f"failed: {', '.join(failures) or 'time is up'}"
-                )
                 seconds = ended["steps"] / env.contract.rate
-                print(f"{how} after {seconds:.1f} s, return {ended['return']:.2f}", flush=True)
+                print(
+                    f"{outcome(ended)} after {seconds:.1f} s, return {ended['return']:.2f}",
+                    flush=True,
+                )
                 episodes += 1
             pose(env.drawn, env.sim.state_of(0), data)
         view.show(data)
         poll()
         due = max(due + 1 / (env.contract.rate * (speed or 1.0)), time.perf_counter() - 0.2)
         time.sleep(max(0.0, due - time.perf_counter()))
+
+
+def outcome(ended: Mapping[str, float]) -> str:
+    """How an episode ended, by its metrics: `success`, or why it failed."""
+    if ended["success"] > 0:
+        return "success"
+    prefix = "failed/"
+    failures = [name.removeprefix(prefix) for name in ended if name.startswith(prefix)]
+    met = [name for name in failures if ended[prefix + name] > 0]
+    return f"failed: {', '.join(met) or 'time is up'}"
 
 
 def _live(task: Task, policy: Policy, args: PlayArgs) -> None:
@@ -306,6 +309,9 @@ def record(task: Task, policy: Policy, args: PlayArgs, path: Path) -> None:
     print(
         f"{path}: {count} episodes, success {ran.success_rate:.0%}, {frames / ran.rate / args.speed:.1f} s"
     )
+    for i in range(count):
+        ended = {name: float(values[i]) for name, values in ran.values.items()}
+        print(f"episode {i + 1}: {outcome(ended)} after {ended['steps'] / ran.rate:.1f} s")
 
 
 def main(argv: list[str]) -> int:

@@ -52,8 +52,9 @@ def prepare(s: mujoco.MjSpec) -> None:
     s.visual.global_.elevation = -20
     s.visual.map.znear = 0.02
     s.visual.map.shadowclip = 2.0
-    s.visual.quality.shadowsize = 4096
-    s.visual.quality.offsamples = 8
+    s.visual.quality.shadowsize = (
+        2048  # half of MuJoCo's own: software draws an image a third faster
+    )
     if s.texture("sky") is None:  # a robot's MJCF may bring its own
         s.add_texture(
             name="sky",
@@ -68,7 +69,7 @@ def prepare(s: mujoco.MjSpec) -> None:
         type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
         pos=[0.3, -0.6, 2.2],
         dir=[-0.25, 0.45, -1],
-        diffuse=[0.48] * 3,
+        diffuse=[0.52] * 3,
         specular=[0.25] * 3,
         castshadow=True,
     )
