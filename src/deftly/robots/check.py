@@ -276,7 +276,8 @@ def _mjcf_problems(robot: Robot, model: mujoco.MjModel) -> Iterator[str]:
     try:
         read_back = mujoco.MjModel.from_xml_string(mjcf.to_xml(robot.spec()))
     except (ValueError, mujoco.FatalError) as error:
-        yield f"its XML cannot be read back: {' '.join(str(error).split())}"
+        said = " ".join(str(error).split())
+        yield f"its XML cannot be read back: {said}; read files with mjcf.read(path)"
         return
     if _sizes(read_back) != _sizes(model):
         yield "read back from its XML, the model has other bodies, joints or actuators"

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import mujoco
-import numpy as np
 
 from deftly.config import suggest
 from deftly.contract import Joint
@@ -16,14 +15,34 @@ UNITS = {mujoco.mjtJoint.mjJNT_HINGE: "rad", mujoco.mjtJoint.mjJNT_SLIDE: "m"}
 
 
 def read(path: Path) -> mujoco.MjSpec:
-    """A robot's MJCF or URDF, with what it includes. Raises DeftlyError, one line, if it is none."""
+    """A robot's MJCF or URDF, with what it includes; it may be attached to another, whose files are elsewhere.
+
+    Raises DeftlyError, one line, if it is none.
+    """
     if not path.is_file():
         raise DeftlyError(f"no file {path}: give the robot's MJCF, its meshes beside it")
     try:
-        return mujoco.MjSpec.from_file(str(path))
+        spec = mujoco.MjSpec.from_file(str(path))
     except (ValueError, mujoco.FatalError) as error:
         said = " ".join(str(error).split())
         raise DeftlyError(f"{path} is no MJCF that MuJoCo reads: {said}") from None
+    _use_whole_paths(spec)
+    return spec
+
+
+def _use_whole_paths(spec: mujoco.MjSpec) -> None:
+    """Let meshes, height fields, skins and textures name their files from the root on."""
+    folder = Path(spec.modelfiledir or ".").resolve()
+    for asset in (*spec.meshes, *spec.hfields, *spec.skins):
+        if asset.file:
+            asset.file = str(folder / spec.meshdir / asset.file)
+    textures = folder / spec.texturedir
+    for texture in spec.textures:
+        if texture.file:
+            texture.file = str(textures / texture.file)
+        sides = [name and str(textures / name) for name in texture.cubefiles]
+        for i, name in enumerate(sides):
+            texture.cubefiles[i] = name
 
 
 def set_servo(
@@ -41,7 +60,7 @@ def set_servo(
         kv: N m s/rad, or N s/m.
         force: limit of the motor, N m or N.
     """
-    limits = _limits(spec, joint)
+    _require_range(spec, joint)
     for key in list(spec.keys):
         spec.delete(key)
     for actuator in list(spec.actuators):
@@ -49,7 +68,7 @@ def set_servo(
             spec.delete(actuator)
     servo = spec.add_actuator(name=joint, target=joint, trntype=mujoco.mjtTrn.mjTRN_JOINT)
     servo.set_to_position(kp=kp, kv=kv)
-    servo.ctrlrange = limits
+    servo.inheritrange = 1.0  # of the joint, whatever the unit of its file
     servo.forcerange = (-force, force)
     return servo
 
@@ -64,9 +83,12 @@ def joints(
         home: where each joint stands at home, rad or m; of a keyframe: `at_key`.
         velocity: their top speeds, rad/s or m/s, which no MJCF has.
     """
+    for name in home:
+        _require_range(spec, name)
+    model = spec.compile()
     made = []
     for name, q in home.items():
-        lower, upper = _limits(spec, name)
+        lower, upper = map(float, model.joint(name).range)
         if name not in velocity:
             raise DeftlyError(f"joint '{name}' has no top speed: give velocity={{'{name}': ...}}")
         units = UNITS[spec.joint(name).type]
@@ -86,27 +108,23 @@ def at_key(spec: mujoco.MjSpec, key: str, names: tuple[str, ...]) -> dict[str, f
 
 def to_xml(spec: mujoco.MjSpec) -> str:
     """The MJCF of a spec, compiled here, that finds its meshes and textures from any folder."""
+    _use_whole_paths(spec)
     spec.compile()
-    folder = Path(spec.modelfiledir or ".").resolve()
-    spec.meshdir = str(folder / spec.meshdir)
-    spec.texturedir = str(folder / spec.texturedir)
     return spec.to_xml()
 
 
-def _limits(spec: mujoco.MjSpec, name: str) -> tuple[float, float]:
-    """Range of a joint, rad or m. Raises DeftlyError for a joint that no contract can have."""
+def _require_range(spec: mujoco.MjSpec, name: str) -> None:
+    """Raise DeftlyError for a joint that no contract can have."""
     joint = spec.joint(name)
     if joint is None:
         names = [joint.name for joint in spec.joints]
         raise DeftlyError(f"the MJCF has no joint '{name}'{suggest(name, names)}; it has {names}")
     if joint.type not in UNITS:
         raise DeftlyError(f"joint '{name}' is neither a hinge nor a slide: it cannot be commanded")
-    in_degrees = spec.compiler.degree and joint.type == mujoco.mjtJoint.mjJNT_HINGE
-    lower, upper = np.radians(joint.range) if in_degrees else joint.range
+    lower, upper = joint.range
     if not (joint.limited and lower < upper):
         advice = f"give s.joint('{name}').range = lower, upper"
         raise DeftlyError(f"joint '{name}' has no range: {advice}")
-    return float(lower), float(upper)
 
 
 def _targets(spec: mujoco.MjSpec, actuator: mujoco.MjsActuator) -> list[str]:
