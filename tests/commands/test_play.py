@@ -262,7 +262,21 @@ def test_video(task, tmp_path, name, capsys):
     path = tmp_path / "a.mp4"
     play.record(task, play._untrained(name, task.contract()), replace(FEW, episodes=2), path)
     assert path.stat().st_size > 500
-    assert capsys.readouterr().out.startswith(f"{path}: 2 episodes, success ")
+    first, *episodes = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{path}: 2 episodes, success ")
+    assert [line.split(":")[0] for line in episodes] == ["episode 1", "episode 2"]
+
+
+@pytest.mark.parametrize(
+    ("ended", "said"),
+    [
+        ({"success": 1.0, "failed/dropped": 0.0}, "success"),
+        ({"success": 0.0, "failed/dropped": 1.0, "failed/tipped": 1.0}, "failed: dropped, tipped"),
+        ({"success": 0.0, "failed/dropped": 0.0, "time_out": 1.0}, "failed: time is up"),
+    ],
+)
+def test_an_episode_that_failed_says_why(ended, said):
+    assert play.outcome(ended) == said
 
 
 def test_a_video_needs_its_folder(task, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ from deftly.commands import main as cli
 from deftly.commands import run
 from deftly.control import inspection, log
 from deftly.control.drivers import DriverError, FakeDriver
+from deftly.control.drivers.socketdriver import SocketDriver
 from deftly.control.log import LogBuffer
 from deftly.control.loop import Runner
 from deftly.control.safety import Fault, Kernel, State
@@ -89,6 +91,64 @@ def test_a_simulated_robot_is_driven_and_ends_with_the_run(monkeypatch, tmp_path
     assert "  active" in capsys.readouterr().out
     assert children[0][0].poll() is not None
     assert cli.main(["inspect", "log.npz", "--bundle", "pick"]) == 0
+
+
+def test_a_computer_that_is_too_slow_makes_a_simulated_robot_slow(monkeypatch, tmp_path, capsys):
+    """Its process stands still for 0.4 s, six control periods, again and again: no fault, and numbers at the end."""
+    simserver = pytest.importorskip("deftly.twin.server")
+    launch, over = simserver.launch, threading.Event()
+    threads = []
+
+    def disturbed(argv):
+        process, endpoint = launch(argv)
+
+        def stall():
+            while not over.wait(0.3) and process.poll() is None:
+                process.send_signal(signal.SIGSTOP)
+                over.wait(0.4)
+                process.send_signal(signal.SIGCONT)
+
+        threads.append(threading.Thread(target=stall))
+        threads[0].start()
+        return process, endpoint
+
+    monkeypatch.setattr(simserver, "launch", disturbed)
+    monkeypatch.chdir(tmp_path)
+    cls = load("jaka-pick-cube")
+    fifty.write_bundle(tmp_path / "pick", cls(cls.Config()).contract(), "jaka-pick-cube", size=0.01)
+    words = ["--bundle", "pick", "--driver", "sim", "--start", "--seconds", "2"]
+    try:
+        assert cli.main(["run", *words]) == 0
+    finally:
+        over.set()
+        threads[0].join()
+    said = capsys.readouterr().out
+    assert "| no faults" in said
+    assert re.search(r"this computer was too slow: simulated time ran at \d\d% of real time", said)
+
+
+def test_a_simulated_robot_that_hangs_is_a_fault(monkeypatch, tmp_path, capsys):
+    """Its process stands still for ever after 20 ticks: after 2 s, that is no slow computer."""
+    simserver = pytest.importorskip("deftly.twin.server")
+    children, launch, write = [], simserver.launch, SocketDriver.write
+    monkeypatch.setattr(
+        simserver, "launch", lambda argv: children.append(launch(argv)) or children[0]
+    )
+    written = []
+
+    def write_or_hang(driver, targets):
+        write(driver, targets)
+        written.append(targets)
+        if len(written) == 20:
+            children[0][0].send_signal(signal.SIGSTOP)
+
+    monkeypatch.setattr(SocketDriver, "write", write_or_hang)
+    monkeypatch.chdir(tmp_path)
+    cls = load("jaka-pick-cube")
+    fifty.write_bundle(tmp_path / "pick", cls(cls.Config()).contract(), "jaka-pick-cube", size=0.01)
+    assert cli.main(["run", "--bundle", "pick", "--driver", "sim", "--start", *PATIENT]) == 1
+    assert re.search("does not answer '(read|write)' within 2000 ms", capsys.readouterr().out)
+    assert children[0][0].poll() is not None
 
 
 def test_the_page_names_every_state_fault_and_key():

@@ -16,7 +16,7 @@ from four_joints import HOME, PERIOD, TOY, Steady, Watched
 
 from deftly.control.drivers import DriverError, FakeDriver, Reading
 from deftly.control.log import Log, LogBuffer
-from deftly.control.loop import Runner, Ticker, run
+from deftly.control.loop import HANGS_S, PatientClock, Runner, Ticker, run
 from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError, State
 from deftly.control.signals import ALWAYS, HALTS, OTHERS
 from deftly.policy.protocol import ContractPolicy, Decision, OnnxNetwork, PolicyError
@@ -689,3 +689,63 @@ def test_operators_who_lean_on_a_key_are_logged_once():
     driver.sleep(PERIOD)
     runner.step(driver.time)
     assert buffer.rows()["event"].tolist() == ["", "", "start+hold+resume+hold"]
+
+
+# ---------------------------------------------------------------- a computer that is too slow for a simulated robot
+
+
+def patient(clock):
+    """A patient clock over a test's, and the ticker on it, 20 Hz."""
+    patient = PatientClock(0.05, clock, clock.sleep)
+    return patient, Ticker(20, patient, patient.sleep)
+
+
+def test_a_patient_clock_is_the_monotonic_one_on_a_computer_that_keeps_up():
+    clock = Clock()
+    slow, ticker = patient(clock)
+    ticker.wait()
+    for _ in range(100):
+        clock.now += 0.02
+        assert slow() == pytest.approx(clock.now)
+        ticker.wait()
+    assert slow() == pytest.approx(clock.now) == pytest.approx(55.0)
+    assert (slow.lost, ticker.overruns, slow.shortfall()) == (0.0, 0, "")
+
+
+def test_time_of_a_simulated_robot_stands_still_while_the_computer_is_late():
+    clock = Clock()
+    slow, ticker = patient(clock)
+    before = ticker.wait()
+    for _ in range(40):
+        clock.now += 0.2  # four periods
+        assert before < slow() < before + 0.05
+        now = ticker.wait()
+        assert now - before == pytest.approx(0.05)
+        before = now
+    assert ticker.overruns == 0
+    assert slow.lost == pytest.approx(40 * 0.15)
+    assert "simulated time ran at 25% of real time, 6.0 s were lost in 8.0 s" in slow.shortfall()
+    assert slow.shortfall().startswith("this computer was too slow")
+
+
+def test_a_patient_clock_goes_on_while_something_hangs():
+    clock = Clock()
+    slow, ticker = patient(clock)
+    before = ticker.wait()
+    assert slow.until(before + 0.05) == pytest.approx(HANGS_S, abs=0.1)
+    clock.now += slow.until(before + 0.05)
+    assert slow() == pytest.approx(before + 0.05)
+    clock.now += 1.0
+    assert slow() == pytest.approx(before + 1.05)
+    assert ticker.wait() - before == pytest.approx(1.05)
+    assert ticker.overruns > 10
+
+
+def test_sleeps_that_are_a_little_late_lose_no_time():
+    clock = Clock()
+    late = PatientClock(0.05, clock, lambda seconds: clock.sleep(seconds + 0.002))
+    ticker = Ticker(20, late, late.sleep)
+    for _ in range(100):
+        ticker.wait()
+        assert late() == pytest.approx(clock.now)
+    assert late.lost == 0.0

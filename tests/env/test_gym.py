@@ -334,6 +334,6 @@ def test_the_renderer_is_made_at_the_first_render(monkeypatch):
     envs.reset(seed=0)
     assert made == []
     assert len(envs.render() or ()) == len(envs.render() or ()) == 2
-    assert made == [envs.batch.model]
+    assert made == [envs.batch.drawn]
     envs.close()
     assert made[-1] == "closed"

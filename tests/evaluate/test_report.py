@@ -315,3 +315,27 @@ def test_shipped_tasks_explain_what_they_measure(name):
     assert cls.report.metrics
     assert all(plot in {**cls.report.metrics, "seconds": ""} for plot, _ in cls.report.plots)
     assert not cls.report.breakdown or cls.report.breakdown[0] in cls.report.metrics
+
+
+@pytest.mark.parametrize("value", [0.0, 20.0, 2.95, -1.7e-3, 1e6, 0.3])
+def test_the_histogram_of_a_constant_is_a_bar_in_the_middle(value):
+    """Not one block: an evaluation whose episodes all last 20 s, say."""
+    edges = report._bins(np.full(50, value), 0.05)
+    low, high = report._limits(edges)
+    assert len(edges) == 2
+    assert edges[0] < value < edges[1]
+    assert (edges[1] - edges[0]) / (high - low) < 0.1
+    assert (low + high) / 2 == pytest.approx(value, abs=1e-3 * (high - low))
+
+
+def test_the_histogram_of_many_values_fills_its_axis():
+    edges = report._bins(np.linspace(0, 1, 50) ** 2, 0.05)
+    assert report._limits(edges) == (edges[0], edges[-1])
+    assert (edges[0], edges[-1]) == (0.0, 1.0)
+
+
+def test_two_neighbouring_times_are_two_bars():
+    edges = report._bins(np.array([1.0, 1.05, 1.0]), 0.05)
+    low, high = report._limits(edges)
+    assert edges == pytest.approx([0.975, 1.025, 1.075])
+    assert (edges[1] - edges[0]) / (high - low) < 0.1

@@ -230,3 +230,17 @@ def test_one_line_where_the_driver_fails(setting):
     assert ran.stdout.startswith("NoGLError no OpenGL to render with: apt-get install libegl1")
     assert ran.stdout.count("\n") == 1
     assert not ran.stderr
+
+
+@needs_gl
+def test_what_is_only_in_a_hidden_group_is_seen():
+    """A robot whose geoms are all in group 3, by convention what collides, and which has no looks."""
+    from deftly.sim import looks
+
+    xml = BALL.replace("/>\n    {camera}", ' group="3"/>').replace('name="ball"', "")
+    model = mujoco.MjModel.from_xml_string(xml)
+    looks.show_hidden(model)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    with Renderer(model, size=(64, 48)) as renderer:
+        assert redness(renderer.image(model, data)) > 0.1

@@ -175,3 +175,53 @@ def test_robot_file(tmp_path):
     file.write_text("import nothing_of_that_name\n")
     with pytest.raises(DeftlyError, match="does not import"):
         robots.load(str(file))
+
+
+def test_geoms_that_touch_exactly_do_not_collide():
+    """Two surfaces that meet come out as penetrating by rounding, 2e-14 mm say."""
+
+    def touch(depth):
+        def change(s):
+            box = {"type": mujoco.mjtGeom.mjGEOM_BOX, "size": [0.05] * 3}
+            s.body("link_one").add_geom(pos=[0, 0.5, 0], mass=0, **box)
+            s.worldbody.add_geom(pos=[0.3, 0.6 - depth, 0], **box)
+
+        return arm(change, homes=(0.0, 0.0))
+
+    assert level(touch(2e-17), "self-collision") == "ok"
+    assert level(touch(1e-12), "self-collision") == "ok"
+    assert level(touch(1e-5), "self-collision") == "fail"
+
+
+def test_joints_that_nothing_commands_may_be_between():
+    """The links of a gripper that follow by constraints."""
+
+    def change(s):
+        s.body("link_one").add_joint(name="passive", axis=[0, 0, 1], range=(-1e-3, 1e-3))
+
+    robot = arm(change)
+    model = robot.spec().compile()
+    assert [model.joint(i).name for i in range(3)] == ["one", "passive", "two"]
+    assert level(robot, "joint order") == "ok"
+
+
+def test_an_actuator_of_another_name_is_named():
+    def change(s):
+        s.actuator("one").name = "motor_1"
+
+    (found,) = (f for f in check(arm(change)) if f.name == "actuators")
+    assert found.level == "fail"
+    assert "no actuator 'one', but 'motor_1' drives that joint: mjcf.set_servo" in found.text
+    assert "nothing would command" not in found.text
+
+
+def test_a_keyframe_of_the_models_own_does_not_stand_in_the_way():
+    def change(s):
+        s.add_key(name="home", qpos=[1.0, 1.0])
+        s.add_key(name="other", qpos=[-1.0, 1.0])
+
+    assert {finding.level for finding in check(arm(change))} == {"ok"}
+    from deftly.robots.check import at_home
+
+    _, data, addresses = at_home(arm(change))
+    assert data.qpos[addresses].tolist() == [0.3, 0.4]

@@ -91,6 +91,34 @@ def test_simulated_time_is_the_clocks(robot, contract):
     assert min(ages) < 0.03  # a substep, and the way here
 
 
+def test_a_robot_that_follows_has_the_time_of_its_messages(contract):
+    process, endpoint = simserver.launch([TASK, "--follow", "True"])
+    now = [100.0]
+    driver = SocketDriver(
+        contract.robot, contract.rate, endpoint, timeout=PATIENCE, clock=lambda: now[0]
+    )
+    try:
+        first = driver.read()
+        time.sleep(0.3)  # however long nobody asks
+        driver.write(np.array([0.4, -0.3]))
+        again = driver.read()
+        assert first.at == again.at == 100.0
+        np.testing.assert_array_equal(first.signals[JOINT_POS], again.signals[JOINT_POS])
+        now[0] += 2.0
+        there = driver.read()
+        assert there.at == pytest.approx(102.0, abs=0.03)  # a substep
+        np.testing.assert_allclose(there.signals[JOINT_POS], (0.4, -0.3), atol=0.02)
+        now[0] += 1e6
+        assert driver.read().at == pytest.approx(now[0], abs=0.03)
+        driver.clock = None
+        with pytest.raises(DriverError, match="'at' must be the time"):
+            driver.read()
+    finally:
+        driver.stop()
+        process.kill()
+        process.wait()
+
+
 CLIENT = """
 import sys, numpy as np
 from deftly.contract import RobotInterface

@@ -38,7 +38,10 @@ class EvalArgs(PolicyArgs, EvalSettings):
         ),
     ] = None
     video_episodes: Annotated[int, Ge(1), Doc("How many episodes the video shows.")] = 4
-    camera: Annotated[str | None, Doc("Camera of the video; unset: the scene's first.")] = None
+    camera: Annotated[
+        str | None,
+        Doc("Camera of the video; unset: the first that stands in the scene; free: all in view."),
+    ] = None
     runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
 
     def __post_init__(self) -> None:

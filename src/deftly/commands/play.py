@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -76,7 +76,10 @@ class PlayArgs(PolicyArgs):
     seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides which episodes are played.")] = 0
     speed: Annotated[float, Ge(0.01), Le(100), Doc("Simulated seconds in a second.")] = 1.0
     camera: Annotated[
-        str | None, Doc("Camera of the video and of the first view; unset: the scene's first.")
+        str | None,
+        Doc(
+            "Camera of the video and of the first view; unset: the first that stands in the scene."
+        ),
     ] = None
     port: Annotated[
         int,
@@ -190,9 +193,9 @@ def pick_viewer(wanted: str) -> str:
 def _native(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
     import mujoco.viewer
 
-    index = camera_index(env.model, args.camera)
-    with mujoco.viewer.launch_passive(env.model, data) as window:
-        if args.camera:
+    index = camera_index(env.drawn, args.camera)
+    with mujoco.viewer.launch_passive(env.drawn, data) as window:
+        if args.camera and index >= 0:
             window.cam.type, window.cam.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, index
         yield View(lambda _: window.sync(), window.is_running, lambda: args.speed)
 
@@ -207,7 +210,7 @@ def _web(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
     import viser
     from mjviser import ViserMujocoScene
 
-    model, index = env.model, camera_index(env.model, args.camera)
+    model, index = env.drawn, camera_index(env.drawn, args.camera)
     with contextlib.redirect_stdout(io.StringIO()):  # its banner, whatever `verbose` says
         server = viser.ViserServer(host=LOOPBACK, port=args.port, label=f"deftly: {env.task.name}")
     try:
@@ -249,24 +252,27 @@ def play(env: Env, policy: Policy, args: PlayArgs, view: View, data: mujoco.MjDa
             if env.ended:
                 policy.reset()
                 ended = {name: float(value[0]) for name, value in env.ended.items()}
-                failures = [
-                    name[7:]
-                    for name, value in ended.items()
-                    if name.startswith("failed/") and value > 0
-                ]
-                how = (
-                    "success"
-                    if ended["success"] > 0
-                    else f"failed: {', '.join(failures) or 'time is up'}"
-                )
                 seconds = ended["steps"] / env.contract.rate
-                print(f"{how} after {seconds:.1f} s, return {ended['return']:.2f}", flush=True)
+                print(
+                    f"{outcome(ended)} after {seconds:.1f} s, return {ended['return']:.2f}",
+                    flush=True,
+                )
                 episodes += 1
-            pose(env.model, env.sim.state_of(0), data)
+            pose(env.drawn, env.sim.state_of(0), data)
         view.show(data)
         poll()
         due = max(due + 1 / (env.contract.rate * (speed or 1.0)), time.perf_counter() - 0.2)
         time.sleep(max(0.0, due - time.perf_counter()))
+
+
+def outcome(ended: Mapping[str, float]) -> str:
+    """How an episode ended, by its metrics: `success`, or why it failed."""
+    if ended["success"] > 0:
+        return "success"
+    prefix = "failed/"
+    failures = [name.removeprefix(prefix) for name in ended if name.startswith(prefix)]
+    met = [name for name in failures if ended[prefix + name] > 0]
+    return f"failed: {', '.join(met) or 'time is up'}"
 
 
 def _live(task: Task, policy: Policy, args: PlayArgs) -> None:
@@ -274,7 +280,7 @@ def _live(task: Task, policy: Policy, args: PlayArgs) -> None:
 
     open_view = {"native": _native, "web": _web}[pick_viewer(args.viewer)]
     env = Env(task, replace(args.env, num_envs=1), args.sim, args.seed, "play")
-    data = pose(env.model, env.sim.state_of(0))
+    data = pose(env.drawn, env.sim.state_of(0))
     with contextlib.suppress(KeyboardInterrupt), open_view(env, data, args) as view:
         play(env, policy, args, view, data)
 
@@ -304,6 +310,9 @@ def record(task: Task, policy: Policy, args: PlayArgs, path: Path) -> None:
     print(
         f"{path}: {count} episodes, success {ran.success_rate:.0%}, {frames / ran.rate / args.speed:.1f} s"
     )
+    for i in range(count):
+        ended = {name: float(values[i]) for name, values in ran.values.items()}
+        print(f"episode {i + 1}: {outcome(ended)} after {ended['steps'] / ran.rate:.1f} s")
 
 
 def main(argv: list[str]) -> int:

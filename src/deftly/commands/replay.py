@@ -27,7 +27,10 @@ class ReplayArgs(Settings):
     episode: Annotated[int, Ge(0), Doc("Which episode of the recording.")] = 0
     png: Annotated[Path | None, Doc("Plot of each joint: commanded, recorded, replayed.")] = None
     video: Annotated[Path | None, Doc("Write an mp4 of the replay to this file.")] = None
-    camera: Annotated[str | None, Doc("Camera of the video; unset: the scene's first.")] = None
+    camera: Annotated[
+        str | None,
+        Doc("Camera of the video; unset: the first that stands in the scene; free: all in view."),
+    ] = None
     task: Annotated[
         str | None, Doc("File of the recording's task, if that is none of Deftly's.")
     ] = None

@@ -1,6 +1,5 @@
 """`deftly robots`: list the robots, or check one and show its joints."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -42,9 +41,9 @@ def main(argv: list[str]) -> int:
     elif args.png:
         _write_image(name, args.png)
     elif args.xml:
-        spec = robots.load(name).spec()
-        spec.compile()
-        print(spec.to_xml())
+        from deftly.robots import mjcf
+
+        print(mjcf.to_xml(robots.load(name).spec()))
     else:
         from deftly.robots.check import check
 
@@ -66,12 +65,9 @@ def _write_image(name: str, path: Path) -> None:
             f"--png: there is no folder {path.parent}; make it, or choose another place"
         )
     render.choose_gl()  # before MuJoCo is imported
-    from deftly.robots.check import at_home
+    from deftly.robots.check import on_floor
 
-    model, data, _ = at_home(robots.load(name), floor=True)
-    low, high = data.geom_xpos.min(0), data.geom_xpos.max(0)
-    model.stat.center, model.stat.extent = (low + high) / 2, 1.1 * math.dist(low, high)
-    model.vis.global_.azimuth, model.vis.global_.elevation = 130, -20
-    with render.Renderer(model, size=(960, 720)) as renderer:
+    model, data = on_floor(robots.load(name))
+    with render.Renderer(model, render.FREE, size=(960, 720)) as renderer:
         render.write_png(path, renderer.image(model, data))
     print(f"wrote {path}")

@@ -24,7 +24,7 @@ from deftly.console import print_unless_stuck
 from deftly.contract import PolicyContract, RobotInterface
 from deftly.control.drivers import Driver, FakeDriver
 from deftly.control.log import LogBuffer, max_ticks
-from deftly.control.loop import Runner
+from deftly.control.loop import HANGS_S, PatientClock, Runner
 from deftly.control.safety import Kernel, SafetyConfig
 from deftly.control.session import Session
 from deftly.control.signals import ending_on_signals
@@ -214,9 +214,10 @@ def _simulated(
     words = [task or (like.task if like else "")]
     if like is not None:
         words += ["--policy", like.place, "--runs.root", str(args.runs.root)]
-    process, endpoint = launch([*words, "--seed", str(args.seed)])
+    process, endpoint = launch([*words, "--seed", str(args.seed), "--follow", "True"])
     stack.callback(_end, process)
-    return SocketDriver(contract.robot, contract.rate, endpoint)
+    clock = PatientClock(1 / contract.rate)
+    return SocketDriver(contract.robot, contract.rate, endpoint, HANGS_S, clock=clock)
 
 
 def _bounds(safety: SafetyConfig, driver: Driver) -> SafetyConfig:

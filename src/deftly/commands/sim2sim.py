@@ -42,7 +42,8 @@ class Sim2SimArgs(LoopArgs):
     video_episodes: Annotated[int, Ge(1), Doc("How many episodes the video shows.")] = 3
     render: Annotated[bool, Doc("Watch in a window, in real time.")] = False
     camera: Annotated[
-        str | None, Doc("Camera of the video and the window; unset: the scene's first.")
+        str | None,
+        Doc("Camera of the video and the window; unset: the first that stands in the scene."),
     ] = None
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,14 @@ from deftly.control.worker import Worker
 from deftly.policy.protocol import Decision, OneRobot, Policy, PolicyError
 
 Clock = Callable[[], float]
+IN_TICK = 0.9
+"""How far a patient clock goes in one tick, control periods: the rest of it is for the next one to begin."""
+LATE = 0.1
+"""How late a tick may be without that a patient clock stands still for it, control periods: no sleep is exact."""
+HANGS_S = 2.0
+"""What takes longer than this in one tick hangs, on a computer however slow, s."""
+KEPT_UP = 0.98
+"""Fraction of real time from which on a simulated robot kept up with it."""
 CANCEL_S = 1.0
 """Longest wait for a network that hangs to end when it is told to; the robot was let go of before."""
 
@@ -96,7 +105,8 @@ class Runner:
     def keep_time(self, clock: Clock) -> None:
         """Judge ages by a clock, s; on the real one, the policy has a control period from the start of its tick."""
         self.clock = clock
-        if clock is time.monotonic and self._worker is None:
+        in_real_time = clock is time.monotonic or isinstance(clock, PatientClock)
+        if in_real_time and self._worker is None:
             self._worker = Worker()
 
     def step(self, now: float) -> Tick:
@@ -235,6 +245,8 @@ class Runner:
         if self._worker is None:
             return infer()
         end = max(now + self.kernel.period, self.kernel.policy_due)
+        if isinstance(self.clock, PatientClock):
+            return self._worker.call(infer, partial(self.clock.until, end))
         return self._worker.call(infer, lambda: end - time.monotonic())
 
     def _blame(self, what: str, error: Exception) -> None:
@@ -246,6 +258,68 @@ class Runner:
             said = "without a word"
         kind = "" if known else f"{type(error).__name__}: "
         self.problem = f"{what}: {kind}{said}"
+
+
+class PatientClock:
+    """The clock of a simulated robot: the monotonic one, but for what this computer is late.
+
+    A tick that takes longer than its control period, or comes late, would be a fault on hardware; here the time of
+    robot and loop stands still meanwhile. What hangs for longer than `HANGS_S` is waited for no more: time goes on.
+
+    Args:
+        period: control period, s.
+        wall: the monotonic clock, s.
+        rest: what sleeps on it.
+    """
+
+    def __init__(
+        self,
+        period: float,
+        wall: Clock = time.monotonic,
+        rest: Callable[[float], None] = time.sleep,
+    ):
+        self._period = period
+        self._wall = wall
+        self._rest = rest
+        self._began = self._tick = wall()  # of this tick, on the monotonic clock and on this
+        self.lost = 0.0
+        """For how long it stood still so far, s."""
+        self.passed = 0.0
+        """Time that passed on it in all ticks so far, s."""
+
+    def __call__(self) -> float:
+        """The time, s."""
+        passed = self._wall() - self._began
+        return self._tick + min(passed, IN_TICK * self._period) + max(0.0, passed - HANGS_S)
+
+    def until(self, then: float) -> float:
+        """How long it takes until this clock says `then`, s on the monotonic one, if nothing sleeps."""
+        ahead = then - self._tick
+        if ahead > IN_TICK * self._period:
+            ahead += HANGS_S - IN_TICK * self._period
+        return self._began + ahead - self._wall()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep; a new tick begins then. If that is late, it was not."""
+        then = self() + seconds
+        due = self._began + then - self._tick
+        left = due - self._wall()
+        if left > 0:
+            self._rest(left)
+        late = self._wall() - due
+        self.passed += then - self._tick
+        self._tick, self._began = then, due
+        if late > LATE * self._period:
+            self.lost += late
+            self._began += late
+
+    def shortfall(self) -> str:
+        """In a line what this computer could not do; empty if it kept up."""
+        if self.lost == 0.0 or self.passed > KEPT_UP * (self.passed + self.lost):
+            return ""
+        share = self.passed / (self.passed + self.lost)
+        lost = f"{self.lost:.1f} s were lost in {self.passed + self.lost:.1f} s"
+        return f"this computer was too slow: simulated time ran at {share:.0%} of real time, {lost}"
 
 
 class Ticker:

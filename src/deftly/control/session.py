@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from deftly.control.log import LogBuffer
-from deftly.control.loop import Runner, Tick, Ticker, run
+from deftly.control.loop import PatientClock, Runner, Tick, Ticker, run
 from deftly.control.safety import Fault, SafetyError, State
 from deftly.control.signals import ending_on_signals
 from deftly.errors import DeftlyError
@@ -70,7 +70,7 @@ class Session:
         self.facts = facts
         self.seconds = seconds
         self.log = log
-        self.ticker = Stopwatch(runner.kernel.rate)
+        self.ticker = Stopwatch(runner.kernel.rate, getattr(runner.driver, "clock", None))
         self.keys = Keys()
         self._to_start = start
         self._began = 0.0
@@ -118,6 +118,8 @@ class Session:
             ticks = f"{self.ticker.count} ticks"
             faults = f"{len(self._faults) or 'no'} faults"
             self.screen.say(f"{ticks} | {self.statistics()} | {faults}")
+            if isinstance(self.ticker.clock, PatientClock) and self.ticker.clock.shortfall():
+                self.screen.say(self.ticker.clock.shortfall())
             self.screen.close()
 
     def each(self, _: Tick) -> bool:
@@ -247,8 +249,12 @@ class Session:
 class Stopwatch(Ticker):
     """A ticker that notes how long the ticks take."""
 
-    def __init__(self, rate: float):
-        super().__init__(rate)
+    def __init__(self, rate: float, patient: PatientClock | None = None):
+        if patient is None:
+            super().__init__(rate)
+        else:
+            super().__init__(rate, patient, patient.sleep)
+        self._woke = time.monotonic()
         self._times = np.zeros(TIMES)  # ms, of the newest ticks
         self._now = 0.0
         self.count = 0
@@ -257,11 +263,12 @@ class Stopwatch(Ticker):
     def wait(self) -> float:
         """Sleep until the next period begins, and return the time then, s."""
         self._now = super().wait()
+        self._woke = time.monotonic()
         return self._now
 
     def lap(self) -> float:
         """The tick is over: note how long it took, and return when it began."""
-        self._times[self.count % TIMES] = 1e3 * (time.monotonic() - self._now)
+        self._times[self.count % TIMES] = 1e3 * (time.monotonic() - self._woke)
         self.count += 1
         return self._now
 

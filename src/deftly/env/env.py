@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from deftly.env.metrics import (
     means,
 )
 from deftly.errors import DeftlyError
-from deftly.sim import make_sim
+from deftly.sim import looks, make_sim
 from deftly.sim.pushes import Pushes
 from deftly.sim.randomize import Randomize, Randomizer, prepare
 from deftly.sim.rows import Rows
@@ -29,6 +30,9 @@ from deftly.sim.scene import compile_scene
 from deftly.sim.sensors import Sensors
 from deftly.sim.state import State
 from deftly.tasks import Task
+
+if TYPE_CHECKING:
+    import mujoco
 
 Obs = dict[str, Tensor]
 _EPISODE = (
@@ -78,7 +82,7 @@ class Env:
         purpose: str = "train",
         dump_dir: Path | None = None,
     ):
-        sim = sim or SimConfig()
+        self._sim_cfg = sim = sim or SimConfig()
         self.task = task
         self.cfg = cfg
         self.contract: PolicyContract = task.contract()
@@ -87,9 +91,7 @@ class Env:
         self.episode_steps = cfg.episode_steps or task.cfg.episode_steps
         self.substeps = sim.substeps_at(self.contract.rate)
         entries = self._randomization()
-        spec = task.scene()
-        prepare(spec, entries, 1 / (self.contract.rate * self.substeps))
-        self.model = compile_scene(spec, self.contract.rate, sim)
+        self.model = self._compile(entries, with_looks=False)
         self.sim = make_sim(
             sim.engine, self.model, cfg.num_envs, sim.threads, cfg.device, dump_dir, sim.contacts
         )
@@ -114,6 +116,21 @@ class Env:
         self._ended: dict[str, Tensor] | None = None
         self.auto_reset = True
         self.reset()
+
+    def _compile(self, entries: tuple[Randomize, ...], with_looks: bool) -> mujoco.MjModel:
+        """The task's scene, prepared for what differs between episodes."""
+        spec = self.task.scene()
+        prepare(spec, entries, 1 / (self.contract.rate * self.substeps))
+        return compile_scene(spec, self.contract.rate, self._sim_cfg, with_looks)
+
+    @cached_property
+    def drawn(self) -> mujoco.MjModel:
+        """The scene for images: `model` is without geoms that are only drawn. States fit both."""
+        return self._compile(self._randomization(), with_looks=True)
+
+    def drawn_of(self, index: int) -> mujoco.MjModel:
+        """`drawn`, with one environment's own values of what differs between them."""
+        return looks.restored(self.drawn, self.sim.model_of(index))
 
     def _randomization(self) -> tuple[Randomize, ...]:
         """What differs between episodes: the task's entries and the latency of commands, as `cfg` has them."""

@@ -182,7 +182,7 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
         if self.render_mode is None:
             return None
         if self._renderer is None:
-            self._renderer = Renderer(self.batch.model)
+            self._renderer = Renderer(self.batch.drawn)
         renderer = self._renderer
         return tuple(renderer.environment(self.batch, i) for i in range(self.num_envs))
 

@@ -341,6 +341,8 @@ def _table(title: str, rows: Sequence[Sequence[str]], task: Task | type[Task]) -
 ACCENT, GOOD, BAD = "#2f6fde", "#1a8f4c", "#cc3a34"
 PAINT = {"#000000": "currentColor", ACCENT: "var(--accent)", GOOD: "var(--good)", BAD: "var(--bad)"}
 """Colours of the plots, and what the page has in their place, so that they follow its theme."""
+FEWEST_BINS = 15
+"""Bins that have room on the axis of a histogram, even if there are fewer."""
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9, "legend.frameon": False}
 STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
 
@@ -406,24 +408,38 @@ def _reward_terms(cards: list[str], report: Report) -> None:
 def _histogram(
     cards: list[str], title: str, metric: np.ndarray, success: np.ndarray, step: float
 ) -> None:
-    """Successes apart from failures; times, which are whole control steps (`step`, s), in bins of whole steps."""
+    """Successes apart from failures; see `_bins`."""
     known = np.isfinite(metric)
     if not known.any():
         return
-    least, most = float(metric[known].min()), float(metric[known].max())
-    if np.allclose(metric[known] / step, np.rint(metric[known] / step)):
-        low, high = round(least / step), round(most / step)
-        width = math.ceil((high - low + 1) / 30)
-        bins = (step * np.arange(low - 0.5, high + width, width)).tolist()
-    else:
-        bins = np.linspace(least, most, 25).tolist() if most - least > 1e-9 else 1
+    edges = _bins(metric[known], step)
     parts = [metric[known & success], metric[known & ~success]]
     names = ["success", "failure"]
     with _plot(cards, title) as axes:
-        axes.hist(parts, bins, stacked=True, color=[ACCENT, BAD], label=names, rwidth=0.92)
+        axes.hist(parts, edges, stacked=True, color=[ACCENT, BAD], label=names, rwidth=0.92)
+        axes.set_xlim(*_limits(edges))
         axes.set_ylabel("episodes")
         if len(parts[1]):
             axes.legend()
+
+
+def _bins(values: np.ndarray, step: float) -> list[float]:
+    """Edges of a histogram's bins; times, which are whole control steps (`step`, s), are in bins of whole steps."""
+    least, most = float(values.min()), float(values.max())
+    if np.allclose(values / step, np.rint(values / step)):
+        low, high = round(least / step), round(most / step)
+        width = math.ceil((high - low + 1) / 30)
+        return (step * np.arange(low - 0.5, high + width, width)).tolist()
+    if most - least > 1e-9 * max(1.0, abs(most)):
+        return np.linspace(least, most, 25).tolist()
+    half = 0.01 * max(1.0, abs(most))
+    return [least - half, most + half]
+
+
+def _limits(edges: list[float]) -> tuple[float, float]:
+    """Ends of a histogram's axis: of all bins, or wider, so that a constant is a bar and not one block."""
+    margin = max(0.0, FEWEST_BINS - len(edges)) * (edges[1] - edges[0]) / 2
+    return edges[0] - margin, edges[-1] + margin
 
 
 def _by_bin(cards: list[str], breakdown: Mapping[str, Any], task: Task | type[Task]) -> None:

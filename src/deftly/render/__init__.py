@@ -21,6 +21,7 @@ from deftly.config import suggest
 from deftly.console import Progress
 from deftly.errors import DeftlyError
 from deftly.files import atomic_write
+from deftly.render import framing
 
 if TYPE_CHECKING:
     import mujoco
@@ -41,6 +42,8 @@ WINDOW = (
     "1",
 )  # MuJoCo's words for what needs a display
 OFF = ("0", "off", "false", "disable", "disabled")
+FREE = "free"
+"""Name of the camera that is placed so that an image shows all bodies, wherever the scene's own cameras are."""
 SIZE = (640, 480)  # width and height of an image in pixels; even, as h264 wants
 
 
@@ -65,7 +68,9 @@ def choose_gl() -> str:
 
 
 class Renderer(contextlib.ExitStack):
-    """Renders one environment, or any model and data, from a camera: unless named, the scene's first or a free one.
+    """Renders one environment, or any model and data, from a camera: unless named, see `camera_index`.
+
+    Where the scene has no camera that is meant, a free one is placed so that the first image shows all that moves.
 
     DeftlyError: an unknown camera; NoGLError: no OpenGL. `mujoco.Renderer` draws only the model that it was made for,
     and fails if MuJoCo was imported before MUJOCO_GL was set, as by a user of `deftly.env.gym`.
@@ -77,14 +82,8 @@ class Renderer(contextlib.ExitStack):
         import mujoco
 
         super().__init__()
-        self._camera, index = mujoco.MjvCamera(), camera_index(model, camera)
-        if index < 0:
-            mujoco.mjv_defaultFreeCamera(model, self._camera)
-        else:
-            self._camera.type, self._camera.fixedcamid = (
-                mujoco.mjtCamera.mjCAMERA_FIXED.value,
-                index,
-            )
+        index = camera_index(model, camera)
+        self._camera = None if index < 0 else framing.fixed_camera(index)
         self._rect, self._option = mujoco.MjrRect(0, 0, *size), mujoco.MjvOption()
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
         buffer = model.vis.global_
@@ -120,6 +119,8 @@ class Renderer(contextlib.ExitStack):
         """The scene as `(height, width, 3)` uint8; the positions in `data` must be fresh (`mj_forward`)."""
         import mujoco
 
+        if self._camera is None:
+            self._camera = framing.free_camera(model, data, self._rect.width / self._rect.height)
         every = mujoco.mjtCatBit.mjCAT_ALL.value
         mujoco.mjv_updateScene(model, data, self._option, None, self._camera, every, self._scene)
         self._gl.make_current()
@@ -130,7 +131,7 @@ class Renderer(contextlib.ExitStack):
 
     def environment(self, env: Env, index: int = 0) -> np.ndarray:
         """One environment as it is now, `(height, width, 3)` uint8."""
-        model = env.sim.model_of(index)
+        model = env.drawn_of(index)
         return self.image(model, pose(model, env.sim.state_of(index)))
 
 
@@ -144,9 +145,9 @@ class Recorder:
     def watch(self, env: Env, running: Tensor) -> None:
         """Keep the states of environments in their first episode; without OpenGL it raises before the first step."""
         if not self._episodes:
-            self._env, self._renderer = env, Renderer(env.model, self._camera, self._size)
+            self._env, self._renderer = env, Renderer(env.drawn, self._camera, self._size)
             count = min(self._count, env.num_envs)
-            self._episodes = [(env.sim.model_of(i), []) for i in range(count)]
+            self._episodes = [(env.drawn_of(i), []) for i in range(count)]
         for i, (_, states) in enumerate(self._episodes):
             if env is self._env and running[i]:
                 states.append(env.sim.state_of(i))
@@ -176,11 +177,19 @@ def pose(
 
 
 def camera_index(model: mujoco.MjModel, name: str | None) -> int:
-    """Index of a named camera; None takes the first, or -1. Raises DeftlyError for an unknown name."""
+    """Index of a named camera, -1 a free one; None takes the first that stands in the scene and not on a robot, or -1.
+
+    Raises DeftlyError for an unknown name.
+    """
     known = [model.camera(i).name for i in range(model.ncam)]
-    if name is not None and name not in known:
+    if name is None:
+        standing = np.flatnonzero(model.cam_bodyid == 0)
+        return int(standing[0]) if len(standing) else -1
+    if name == FREE and FREE not in known:
+        return -1
+    if name not in known:
         raise DeftlyError(f"no camera '{name}' in the scene{suggest(name, known)}; it has {known}")
-    return known.index(name) if name else min(0, len(known) - 1)
+    return known.index(name)
 
 
 def has_display() -> bool:

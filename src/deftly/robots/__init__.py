@@ -113,7 +113,8 @@ def load(name: str) -> Robot:
     try:
         robot = runpy.run_path(name).get("ROBOT")
     except Exception as error:
-        raise DeftlyError(f"{name} does not import: {type(error).__name__}: {error}") from error
+        said = " ".join(str(error).split())
+        raise DeftlyError(f"{name} does not import: {type(error).__name__}: {said}") from error
     if not isinstance(robot, Robot):
         raise DeftlyError(
             f"{name} defines no robot: end the file with ROBOT = Robot(name=..., ...)"

@@ -7,8 +7,8 @@ import numpy as np
 
 from deftly.console import Finding, failed, judge
 from deftly.contract import Joint
-from deftly.robots import Robot
-from deftly.sim import scene
+from deftly.robots import Robot, mjcf
+from deftly.sim import looks, scene
 
 LIMIT_TOLERANCE = 1e-6  # rad or m, between the limits of model and contract
 ROUNDING = 1e-4  # of MJCF, written with six digits
@@ -18,9 +18,14 @@ LIGHTEST = 0.001  # kg, of one body
 HEAVIEST = 100.0  # kg, of one body
 HOLD_SECONDS = 5.0
 RANDOM_POSES = 200
+TOUCHING = 1e-6
+"""Depth, m, up to which geoms only touch. Surfaces that meet exactly come out 1e-17 m deep by rounding, and soft
+contacts let what rests on something sink by more than this."""
 DRIFT = {"rad": 0.02, "m": 0.001}
 """Largest distance of a joint from home while it holds it, by its units."""
 SATURATED = 0.99  # of an actuator's force limit
+SERVO = "mjcf.set_servo(spec, joint, kp, kv, force) makes a position servo"
+"""What to type where an actuator is none that the contract can command."""
 COMPARED_FIELDS = (
     "body_pos",
     "body_quat",
@@ -53,23 +58,38 @@ def check(robot: Robot) -> list[Finding]:
 
 
 def at_home(
-    robot: Robot, held: bool = False, floor: bool = False
+    robot: Robot, held: bool = False, floor: float | None = None
 ) -> tuple[mujoco.MjModel, mujoco.MjData, list[int]]:
-    """The robot alone, or on a floor, at home, and where its joints are in qpos; `held` fixes a floating base."""
+    """The robot at home, and where its joints are in qpos.
+
+    Args:
+        robot: whose spec is built.
+        held: fix a floating base.
+        floor: height of a floor that is only drawn, m; None: the robot alone.
+    """
     spec = robot.spec()
     if held:
         free_joints = [joint for joint in spec.joints if joint.type == mujoco.mjtJoint.mjJNT_FREE]
         for joint in free_joints:
             spec.delete(joint)
-    if floor:
-        scene.add_floor(spec, 0.0)
+    if floor is not None:
+        scene.add_floor(spec, floor)
     scene.prepare(spec)
     scene.add_home(spec, {joint.name: joint.home for joint in robot.joints})
     model = spec.compile()
+    looks.show_hidden(model)
     data = mujoco.MjData(model)
     mujoco.mj_resetDataKeyframe(model, data, 0)
     mujoco.mj_forward(model, data)
     return model, data, _qpos_addresses(robot, model)
+
+
+def on_floor(robot: Robot) -> tuple[mujoco.MjModel, mujoco.MjData]:
+    """The robot at home, to look at, on a floor at the height of its base or of its lowest point."""
+    model, data, _ = at_home(robot)
+    low = looks.corners(model, data)[:, 2].min(initial=0.0)
+    model, data, _ = at_home(robot, floor=float(low))
+    return model, data
 
 
 def _qpos_addresses(robot: Robot, model: mujoco.MjModel) -> list[int]:
@@ -85,14 +105,14 @@ def _model_findings(robot: Robot, model: mujoco.MjModel, missing: list[str]) -> 
     actuators = _actuator_problems(robot, model)
     velocities = _velocity_problems(robot)
     inertias = _inertia_problems(model)
-    mjcf = _mjcf_problems(robot, model)
+    differences = _mjcf_problems(robot, model)
     return [
         judge("model", missing, f"compiles: {size}"),
         judge("actuators", actuators, "each joint takes a position target"),
         judge("velocity", velocities, "top speeds are positive"),
         _masses(model),
         judge("inertia", inertias, "positive, triangle inequality holds, size plausible"),
-        judge("MJCF", mjcf, "self-contained: read back, it is the same robot"),
+        judge("MJCF", differences, "read back from its XML, it is the same robot"),
     ]
 
 
@@ -110,29 +130,46 @@ def _velocity_problems(robot: Robot) -> Iterator[str]:
 
 
 def _joint_order(robot: Robot, model: mujoco.MjModel) -> Finding:
-    """The joints of the contract are side by side in qpos, in its order."""
+    """The joints of the contract are in qpos in its order; joints that nothing commands may be between them."""
     addresses = _qpos_addresses(robot, model)
-    first = min(addresses)
-    last = first + len(addresses) - 1
     problems = []
-    if addresses != list(range(first, last + 1)):
+    if addresses != sorted(addresses):
         order = ", ".join(robot.joints[i].name for i in np.argsort(addresses))
         problems.append(f"the model's is {order}: reorder `joints` or bodies")
-    return judge("joint order", problems, f"qpos {first} to {last} in the order of the contract")
+    span = f"qpos {addresses[0]} to {addresses[-1]}"
+    return judge("joint order", problems, f"{span} in the order of the contract")
 
 
 def _actuator_problems(robot: Robot, model: mujoco.MjModel) -> Iterator[str]:
     actuators = {model.actuator(i).name for i in range(model.nu)}
     joints = {joint.name for joint in robot.joints}
+    drivers = {joint: name for name in actuators - joints for joint in _driven(model, name)}
     for name in sorted(joints - actuators):
-        yield f"no actuator '{name}': add one of the joint's name"
-    for name in sorted(actuators - joints):
+        if name in drivers:
+            yield f"no actuator '{name}', but '{drivers[name]}' drives that joint: {SERVO}"
+        else:
+            yield f"no actuator '{name}': add one of the joint's name, {SERVO}"
+    for name in sorted(actuators - joints - set(drivers.values())):
         yield f"actuator '{name}' is no joint of the contract: nothing would command it"
     for name in sorted(actuators & joints):
         if not _drives_its_joint(model, name):
             yield f"actuator '{name}' does not drive joint '{name}'"
         elif not _takes_position(model, name):
-            yield f"actuator '{name}' takes no position target: use set_to_position(kp, kv) and gear 1"
+            yield f"actuator '{name}' takes no position target: {SERVO}"
+
+
+def _driven(model: mujoco.MjModel, name: str) -> list[str]:
+    """Joints that an actuator drives: its own, or those that its tendon winds."""
+    actuator = model.actuator(name)
+    target = int(actuator.trnid[0])
+    if actuator.trntype[0] == mujoco.mjtTrn.mjTRN_JOINT:
+        return [model.joint(target).name]
+    if actuator.trntype[0] != mujoco.mjtTrn.mjTRN_TENDON:
+        return []
+    first = int(model.tendon_adr[target])
+    wraps = range(first, first + int(model.tendon_num[target]))
+    joint = mujoco.mjtWrap.mjWRAP_JOINT
+    return [model.joint(model.wrap_objid[i]).name for i in wraps if model.wrap_type[i] == joint]
 
 
 def _drives_its_joint(model: mujoco.MjModel, name: str) -> bool:
@@ -236,12 +273,11 @@ def _geom_extent(model: mujoco.MjModel, body: int) -> float:
 
 def _mjcf_problems(robot: Robot, model: mujoco.MjModel) -> Iterator[str]:
     """How the model's XML, read back alone, differs."""
-    spec = robot.spec()
-    spec.compile()
     try:
-        read_back = mujoco.MjModel.from_xml_string(spec.to_xml())
-    except ValueError as error:
-        yield f"not self-contained: {' '.join(str(error).split())}"
+        read_back = mujoco.MjModel.from_xml_string(mjcf.to_xml(robot.spec()))
+    except (ValueError, mujoco.FatalError) as error:
+        said = " ".join(str(error).split())
+        yield f"its XML cannot be read back: {said}; read files with mjcf.read(path)"
         return
     if _sizes(read_back) != _sizes(model):
         yield "read back from its XML, the model has other bodies, joints or actuators"
@@ -270,7 +306,7 @@ def _differing(model: mujoco.MjModel, other: mujoco.MjModel, field: str) -> Iter
 
 def _penetrations(model: mujoco.MjModel, data: mujoco.MjData) -> Iterator[str]:
     for contact in data.contact[: data.ncon]:
-        if contact.dist < 0:
+        if contact.dist < -TOUCHING:
             first, second = (_geom_name(model, geom) for geom in contact.geom)
             depth = -1e3 * contact.dist
             yield f"'{first}' and '{second}' penetrate by {depth:.2g} mm at home"

@@ -14,13 +14,15 @@ import mujoco
 from deftly.contract import Coupling, Joint
 from deftly.robots import Robot
 from deftly.robots.entity import Entity
+from deftly.sim import looks
 from deftly.sim.scene import add_camera, cylinder_inertia
 
 MASS_SCALE = 1 / 3.925
-WHITE = (0.93, 0.94, 0.95, 1)
-GREY = (0.62, 0.65, 0.68, 1)
-DARK = (0.16, 0.17, 0.19, 1)
-RED = (0.83, 0.16, 0.14, 1)
+WHITE = looks.Paint("jaka_white", (0.86, 0.87, 0.89, 1), specular=0.4, shininess=0.5)
+GREY = looks.Paint("jaka_grey", (0.58, 0.61, 0.64, 1), specular=0.6, shininess=0.6)
+DARK = looks.Paint("jaka_dark", (0.13, 0.14, 0.16, 1), specular=0.3, shininess=0.4)
+RED = looks.Paint("jaka_red", (0.76, 0.13, 0.11, 1), specular=0.4, shininess=0.5)
+RUBBER = looks.Paint("jaka_rubber", (0.20, 0.21, 0.22, 1), specular=0.05, shininess=0.1)
 # name, offset from the parent (m), axis, range (rad), URDF mass (kg), centre of mass (m), length and radius of the
 # inertia cylinder (m), its axis, torque limit (N m), kp (N m/rad). kv = TIME_CONSTANT * kp: the same for all joints, so
 # that joints coupled to each other have the same tracking error relative to their speed, and stay in step.
@@ -107,29 +109,69 @@ LINKS = [
         200,
     ),
 ]
-# Tubes of each body in its own frame: body, name, from, to, radius, colour. Names that end in _look do not collide.
+# Links that collide, as slimmer capsules than the cylinders that are drawn: body, name, from, to, radius (m), paint.
 TUBES = [
     ("base", "foot", (0, 0, 0), (0, 0, 0.03), 0.085, DARK),
     ("base", "body", (0, 0, 0.03), (0, 0, 0.065), 0.072, WHITE),
     ("link_1", "shoulder", (0, 0, -0.055), (0, 0, 0.05), 0.066, WHITE),
-    ("link_1", "cap_look", (0, 0, 0.05), (0, 0, 0.064), 0.06, GREY),
     ("link_2", "motor", (0, 0.068, 0), (0, 0.205, 0), 0.066, WHITE),
-    ("link_2", "motor_cap_look", (0, 0.205, 0), (0, 0.218, 0), 0.06, RED),
     ("link_2", "arm", (0.05, 0.14315, 0), (0.38, 0.14315, 0), 0.05, WHITE),
     ("link_2", "elbow", (0.43, 0.075, 0), (0.43, 0.195, 0), 0.056, WHITE),
-    ("link_2", "elbow_cap_look", (0.43, 0.195, 0), (0.43, 0.207, 0), 0.051, RED),
     ("link_3", "elbow", (0, -0.055, 0), (0, 0.073, 0), 0.054, WHITE),
-    ("link_3", "elbow_cap_look", (0, -0.067, 0), (0, -0.055, 0), 0.049, GREY),
     ("link_3", "arm", (0.05, 0.0106, 0), (0.33, 0.0106, 0), 0.041, WHITE),
     ("link_3", "wrist", (0.3685, -0.045, 0), (0.3685, 0.066, 0), 0.042, WHITE),
-    ("link_3", "wrist_cap_look", (0.3685, -0.056, 0), (0.3685, -0.045, 0), 0.038, GREY),
     ("link_4", "wrist", (0, -0.046, 0), (0, 0.045, 0), 0.041, WHITE),
-    ("link_4", "wrist_cap_look", (0, 0.045, 0), (0, 0.056, 0), 0.037, RED),
-    ("link_4", "neck_look", (0, 0, -0.065), (0, 0, -0.03), 0.036, WHITE),
     ("link_5", "wrist", (0, 0, -0.045), (0, 0, 0.046), 0.041, WHITE),
-    ("link_5", "wrist_cap_look", (0, 0, -0.056), (0, 0, -0.045), 0.037, RED),
-    ("link_5", "neck_look", (0, -0.075, 0), (0, -0.03, 0), 0.036, WHITE),
-    ("link_6", "flange_look", (0, 0, 0), (0, 0.032, 0), 0.036, GREY),
+]
+# What is drawn besides, and does not collide: body, from, to, radius (m), paint.
+LOOKS = [
+    ("base", (0, 0, 0.0300), (0, 0, 0.0330), 0.0735, GREY),
+    ("base", (0.1150, 0, 0.045), (0.0600, 0, 0.045), 0.0110, DARK),  # the cable's socket
+    ("link_1", (0, 0, -0.0575), (0, 0, -0.0540), 0.0675, DARK),
+    ("link_1", (0, 0, 0.0500), (0, 0, 0.0540), 0.0660, DARK),
+    ("link_1", (0, 0, 0.0540), (0, 0, 0.0640), 0.0630, RED),
+    ("link_1", (0, 0.0500, 0), (0, 0.0690, 0), 0.0600, GREY),
+    ("link_2", (0, 0.0665, 0), (0, 0.0705, 0), 0.0675, DARK),
+    ("link_2", (0, 0.2050, 0), (0, 0.2085, 0), 0.0660, DARK),
+    ("link_2", (0, 0.2085, 0), (0, 0.2190, 0), 0.0630, RED),
+    ("link_2", (0.0480, 0.14315, 0), (0.0760, 0.14315, 0), 0.0540, WHITE),
+    ("link_2", (0.0760, 0.14315, 0), (0.0790, 0.14315, 0), 0.0520, GREY),
+    ("link_2", (0.3580, 0.14315, 0), (0.3850, 0.14315, 0), 0.0530, WHITE),
+    ("link_2", (0.3550, 0.14315, 0), (0.3580, 0.14315, 0), 0.0515, GREY),
+    ("link_2", (0.43, 0.1950, 0), (0.43, 0.1980, 0), 0.0560, DARK),
+    ("link_2", (0.43, 0.1980, 0), (0.43, 0.2070, 0), 0.0530, RED),
+    ("link_3", (0, 0.0715, 0), (0, 0.0755, 0), 0.0555, DARK),
+    ("link_3", (0, -0.0580, 0), (0, -0.0550, 0), 0.0540, DARK),
+    ("link_3", (0, -0.0670, 0), (0, -0.0580, 0), 0.0510, RED),
+    ("link_3", (0.0420, 0.0106, 0), (0.0680, 0.0106, 0), 0.0440, WHITE),
+    ("link_3", (0.0680, 0.0106, 0), (0.0710, 0.0106, 0), 0.0425, GREY),
+    ("link_3", (0.3685, -0.0480, 0), (0.3685, -0.0450, 0), 0.0420, DARK),
+    ("link_3", (0.3685, -0.0560, 0), (0.3685, -0.0480, 0), 0.0390, RED),
+    ("link_3", (0.3685, 0.0645, 0), (0.3685, 0.0695, 0), 0.0430, DARK),
+    ("link_4", (0, 0.0450, 0), (0, 0.0480, 0), 0.0410, DARK),
+    ("link_4", (0, 0.0480, 0), (0, 0.0560, 0), 0.0380, RED),
+    ("link_4", (0, 0, -0.0660), (0, 0, -0.0300), 0.0370, WHITE),
+    ("link_4", (0, 0, -0.0695), (0, 0, -0.0660), 0.0390, DARK),
+    ("link_5", (0, 0, -0.0480), (0, 0, -0.0450), 0.0410, DARK),
+    ("link_5", (0, 0, -0.0560), (0, 0, -0.0480), 0.0380, RED),
+    ("link_5", (0, -0.0750, 0), (0, -0.0300, 0), 0.0360, WHITE),
+    ("link_5", (0, -0.0785, 0), (0, -0.0750, 0), 0.0380, DARK),
+    ("link_6", (0, 0, 0), (0, 0.0280, 0), 0.0360, GREY),
+    ("link_6", (0, 0.0280, 0), (0, 0.0320, 0), 0.0315, DARK),
+    ("gripper", (0, 0, 0), (0, 0, 0.0150), 0.0360, DARK),
+]
+# The same of boxes: body, centre, half sizes (m), paint.
+BOX_LOOKS = [
+    ("base", (0, 0, 0.006), (0.105, 0.105, 0.006), GREY),
+    ("gripper", (0, 0, 0.0360), (0.0315, 0.0610, 0.0250), DARK),
+    ("gripper", (0, 0, 0.0655), (0.0250, 0.0600, 0.0050), GREY),
+    ("gripper", (0, 0, 0.0400), (0.0328, 0.0250, 0.0070), RED),
+    ("finger_left", (0, 0.0020, -0.0360), (0.0150, 0.0110, 0.0080), GREY),
+    ("finger_left", (0, 0.0035, 0.0040), (0.0105, 0.0042, 0.0350), GREY),
+    ("finger_left", (0, -0.0035, 0.0080), (0.0118, 0.0044, 0.0318), RUBBER),
+    ("finger_right", (0, -0.0020, -0.0360), (0.0150, 0.0110, 0.0080), GREY),
+    ("finger_right", (0, -0.0035, 0.0040), (0.0105, 0.0042, 0.0350), GREY),
+    ("finger_right", (0, 0.0035, 0.0080), (0.0118, 0.0044, 0.0318), RUBBER),
 ]
 SPEED = 3.14  # rad/s, of all joints (URDF)
 ARMATURE = 0.1  # kg m2, of all joints (public Zu5 simulation)
@@ -190,8 +232,12 @@ def spec() -> mujoco.MjSpec:
     for name in ("link_1", "link_2"):  # overlap the base by construction: capsules have round ends
         s.add_exclude(bodyname1="base", bodyname2=name)
     for name, part, *tube in TUBES:
-        _add_tube(s.body(name), f"{name}_{part}", *tube)
+        _add_tube(s, s.body(name), f"{name}_{part}", *tube)
     _add_gripper(s, body)
+    for name, *tube in LOOKS:
+        looks.tube(s, s.body(name), *tube)
+    for name, *box in BOX_LOOKS:
+        looks.box(s, s.body(name), *box)
     return s
 
 
@@ -229,29 +275,21 @@ def _add_link(
 
 
 def _add_tube(
-    body: mujoco.MjsBody, name: str, start: tuple, end: tuple, radius: float, colour: tuple
+    s: mujoco.MjSpec,
+    body: mujoco.MjsBody,
+    name: str,
+    start: tuple,
+    end: tuple,
+    radius: float,
+    paint: looks.Paint,
 ) -> None:
-    """A visual cylinder and, unless its name ends in `_look`, a capsule of the same length that collides."""
-    fromto = [*start, *end]
-    body.add_geom(
-        name=f"{name}_visual",
-        type=mujoco.mjtGeom.mjGEOM_CYLINDER,
-        fromto=fromto,
-        size=[radius, 0, 0],
-        rgba=colour,
-        group=2,
-        contype=0,
-        conaffinity=0,
-        mass=0,
-    )
-    if name.endswith("_look"):
-        return
+    """A cylinder that is drawn, and a capsule of the same length that collides."""
+    looks.tube(s, body, start, end, radius, paint)
     body.add_geom(
         name=name,
         type=mujoco.mjtGeom.mjGEOM_CAPSULE,
-        fromto=fromto,
+        fromto=[*start, *end],
         size=[0.9 * radius, 0, 0],
-        rgba=colour,
         group=3,
         mass=0,
     )
@@ -267,15 +305,13 @@ def _add_gripper(s: mujoco.MjSpec, flange: mujoco.MjsBody) -> None:
         ipos=[0, 0, 0.04],
         inertia=_box_inertia(GRIPPER_MASS, GRIPPER_HALF),
     )
-    _add_tube(palm, "coupling_look", (0, 0, 0), (0, 0, 0.015), 0.034, DARK)
     palm.add_geom(
         name="palm",
         type=mujoco.mjtGeom.mjGEOM_BOX,
         pos=[0, 0, 0.04],
         size=GRIPPER_HALF,
         mass=0,
-        rgba=DARK,
-        group=2,
+        group=3,
     )
     palm.add_site(name="pinch", pos=[0, 0, PINCH], size=[0.005, 0, 0], rgba=(0, 0, 0, 0))
     _add_finger(palm, "left", 1, "gripper")
@@ -321,8 +357,7 @@ def _add_finger(palm: mujoco.MjsBody, side: str, sign: int, joint: str) -> None:
         type=mujoco.mjtGeom.mjGEOM_BOX,
         size=FINGER_HALF,
         mass=0.05,
-        rgba=GREY,
-        group=2,
+        group=3,
         friction=[1.0, 0.01, 0.0002],
         condim=4,
         priority=1,
@@ -348,15 +383,17 @@ class JakaZu5(Entity):
     pads = ("pad_left", "pad_right")
 
     def add_wrist_camera(self, s: mujoco.MjSpec) -> None:
-        """A camera `wrist` on the gripper that looks along the tool."""
+        """A camera `wrist` on the gripper that looks along the tool, with the fingertips low in its image."""
+        looks.box(s, s.body("gripper"), (-0.090, 0, 0.028), (0.012, 0.030, 0.011), DARK)
+        looks.box(s, s.body("gripper"), (-0.055, 0, 0.026), (0.026, 0.014, 0.005), GREY)
         add_camera(
             s,
             "wrist",
-            eye=(0.12, 0, 0.03),
-            target=(0, 0, 0.17),
-            fovy=65,
+            eye=(-0.090, 0, 0.045),
+            target=(-0.020, 0, 0.200),
+            fovy=62,
             body="gripper",
-            up=(0, 1, 0),
+            up=(-1, 0, 0),
         )
 
 

@@ -21,8 +21,9 @@ from typing import NamedTuple
 import mujoco
 
 from deftly.contract import Joint, Motor
-from deftly.robots import Robot
+from deftly.robots import Robot, leap_looks
 from deftly.robots.entity import Entity
+from deftly.sim import looks
 
 Point = tuple[float, float, float]
 
@@ -38,6 +39,7 @@ FRICTIONLOSS = 0.02915  # N m
 DAMPING = 0.01  # N m s/rad
 SPEED = 8.48  # rad/s: 81 rev/min without load at 5 V
 FINGERS = {"if": -0.0454, "mf": 0.0, "rf": 0.0454}  # m, along y from the middle finger
+STAND = leap_looks.STAND
 THUMB_OUT = 0.0285  # m, by which the thumb of left-custom sits further out
 
 # Of the middle finger and the thumb: joint, parent, anchor (m), axis, range (rad), mass (kg), moments (kg m2).
@@ -151,9 +153,13 @@ def spec(side: float, thumb_out: float = 0.0) -> mujoco.MjSpec:
         anchors = _add_links(s, name, FINGER, (0.0, aside, 0.0), side)
         _add_boxes(s, name, FINGER_BOXES, anchors, side)
         _add_capsules(s, name, FINGER_CAPSULES, anchors, side)
+        _add_looks(s, name, leap_looks.FINGER_BOXES, leap_looks.FINGER_TUBES, anchors, side)
     anchors = _add_links(s, "th", THUMB, (0.0, -thumb_out, 0.0), side)
     _add_boxes(s, "th", THUMB_BOXES, anchors, side)
     _add_capsules(s, "th", THUMB_CAPSULES, anchors, side)
+    _add_looks(s, "th", leap_looks.THUMB_BOXES, leap_looks.THUMB_TUBES, anchors, side)
+    root = {"palm": Anchor((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))}
+    _add_looks(s, "", leap_looks.PALM_BOXES, leap_looks.FOREARM_TUBES, root, side)
     _exclude_contacts(s)
     return s
 
@@ -263,11 +269,30 @@ def _add_capsules(
         )
 
 
+def _add_looks(
+    s: mujoco.MjSpec,
+    name: str,
+    boxes: list[tuple],
+    tubes: list[tuple],
+    anchors: dict[str, Anchor],
+    side: float,
+) -> None:
+    """What is drawn of a finger, of the palm where it begins, or of the forearm."""
+    for joint, centre, half, paint in boxes:
+        body = s.body("palm" if joint == "palm" else f"{name}_{joint}")
+        looks.box(s, body, anchors[joint].local(centre, side), half, paint)
+    for joint, start, end, radius, paint, round_ends in tubes:
+        body = s.body("palm" if joint == "palm" else f"{name}_{joint}")
+        local_start = anchors[joint].local(start, side)
+        local_end = anchors[joint].local(end, side)
+        looks.tube(s, body, local_start, local_end, radius, paint, round_ends)
+
+
 def _add_solid(body: mujoco.MjsBody, name: str, colour: tuple, **shape: object) -> None:
-    """A geom that is drawn and collides; the mass is its body's."""
+    """A geom that collides, in the group that is not drawn; the mass is its body's."""
     geom = body.add_geom(name=name, mass=0, **shape)
     geom.rgba = colour
-    geom.group = 2
+    geom.group = 3
     geom.friction = [1.0, 0.005, 0.0001]
     geom.priority = 1
 

@@ -5,6 +5,7 @@ import numpy as np
 
 from deftly.config import SimConfig
 from deftly.config.presets import PRESETS
+from deftly.sim import looks
 
 Point = tuple[float, float, float]
 Colour = tuple[float, float, float, float]
@@ -14,65 +15,95 @@ FRICTION = [
     0.01,
     0.0002,
 ]  # sliding, torsional (m), rolling (m): of the table and the boxes on it
-WOOD = (0.80, 0.70, 0.56, 1)
-STEEL = (0.35, 0.36, 0.38, 1)
+WOOD = looks.Paint("wood", (0.72, 0.60, 0.46, 1), specular=0.1, shininess=0.2)
+STEEL = looks.Paint("steel", (0.35, 0.36, 0.38, 1))
+TABLE_THICKNESS = 0.03  # m
 LEG_INSET = 0.04  # of a table's legs from its edges, m
 
 
-def compile_scene(spec: mujoco.MjSpec, rate: float, sim: SimConfig) -> mujoco.MjModel:
-    """Compile a task's scene with the timestep and solver that the settings want at a control rate, Hz."""
+def compile_scene(
+    spec: mujoco.MjSpec, rate: float, sim: SimConfig, with_looks: bool = True
+) -> mujoco.MjModel:
+    """Compile a task's scene with the timestep and solver that the settings want at a control rate, Hz.
+
+    Without looks, geoms that are only drawn are taken out of the spec, see `deftly.sim.looks`.
+    """
     physics = PRESETS[sim.preset]
     spec.option.timestep = 1 / (rate * sim.substeps_at(rate))
     spec.option.iterations = physics.iterations
     spec.option.impratio = physics.impratio
-    return spec.compile()
+    if not with_looks:
+        looks.remove(spec)
+    model = spec.compile()
+    looks.show_hidden(model)
+    return model
 
 
 def prepare(s: mujoco.MjSpec) -> None:
     """Give a robot's spec what every scene shares: implicit integration, elliptic friction cones, sky and light."""
     s.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     s.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
-    s.visual.headlight.ambient = [0.35] * 3
-    s.visual.headlight.diffuse = [0.45] * 3
+    s.visual.headlight.ambient = [0.28] * 3
+    s.visual.headlight.diffuse = [0.16] * 3
+    s.visual.headlight.specular = [0.10] * 3
     s.visual.global_.offwidth = 1280
     s.visual.global_.offheight = 960
+    s.visual.global_.azimuth = 130  # of the free camera: from the side, a little in front
+    s.visual.global_.elevation = -20
     s.visual.map.znear = 0.02
-    s.add_texture(
-        name="sky",
-        type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
-        builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
-        rgb1=[0.55, 0.66, 0.78],
-        rgb2=[0.93, 0.95, 0.97],
-        width=64,
-        height=256,
+    s.visual.map.shadowclip = 2.0
+    s.visual.quality.shadowsize = (
+        2048  # half of MuJoCo's own: software draws an image a third faster
     )
+    if s.texture("sky") is None:  # a robot's MJCF may bring its own
+        s.add_texture(
+            name="sky",
+            type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
+            builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+            rgb1=[0.55, 0.66, 0.78],
+            rgb2=[0.93, 0.95, 0.97],
+            width=64,
+            height=256,
+        )
     s.worldbody.add_light(
+        type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
         pos=[0.3, -0.6, 2.2],
-        dir=[0.05, 0.25, -1],
-        diffuse=[0.5] * 3,
+        dir=[-0.25, 0.45, -1],
+        diffuse=[0.52] * 3,
+        specular=[0.25] * 3,
         castshadow=True,
+    )
+    s.worldbody.add_light(  # from the other side, so that shadows are not black
+        type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
+        pos=[-0.8, 0.9, 1.6],
+        dir=[0.6, -0.6, -0.7],
+        diffuse=[0.20] * 3,
+        specular=[0.05] * 3,
+        castshadow=False,
     )
 
 
 def add_floor(s: mujoco.MjSpec, z: float) -> None:
-    """A checkered floor at height z (m), only drawn: nothing collides with it."""
+    """A checkered floor at height z (m), only drawn: nothing collides with it. What has one of its own keeps that."""
+    if s.geom("floor") is not None:
+        return
     s.add_texture(
-        name="checker",
+        name="deftly_checker",
         type=mujoco.mjtTexture.mjTEXTURE_2D,
         builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
-        rgb1=[0.72] * 3,
-        rgb2=[0.66] * 3,
+        rgb1=[0.55, 0.57, 0.60],
+        rgb2=[0.50, 0.52, 0.55],
         width=256,
         height=256,
     )
-    material = s.add_material(name="floor", texrepeat=[6, 6], reflectance=0.05)
-    material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "checker"
+    material = s.add_material(name="deftly_floor", texrepeat=[12, 12], specular=0.1)
+    material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "deftly_checker"
     s.worldbody.add_geom(
         name="floor",
         type=mujoco.mjtGeom.mjGEOM_PLANE,
         size=[4, 4, 0.1],
         pos=[0, 0, z],
-        material="floor",
+        material="deftly_floor",
         contype=0,
         conaffinity=0,
     )
@@ -82,29 +113,43 @@ def add_table(
     s: mujoco.MjSpec, centre: tuple[float, float], half: tuple[float, float], height: float
 ) -> None:
     """A table whose top is the plane z = 0, `height` (m) above the floor, on four legs that are only drawn."""
-    thickness = 0.03
     s.worldbody.add_geom(
         name="table",
         type=mujoco.mjtGeom.mjGEOM_BOX,
-        size=[*half, thickness / 2],
-        pos=[*centre, -thickness / 2],
-        rgba=WOOD,
+        size=[*half, TABLE_THICKNESS / 2],
+        pos=[*centre, -TABLE_THICKNESS / 2],
+        rgba=WOOD.rgba,
         friction=FRICTION,
     )
-    leg_half_length = (height - thickness) / 2
-    leg_z = -(height + thickness) / 2
-    for i, (x_side, y_side) in enumerate(((1, 1), (1, -1), (-1, 1), (-1, -1))):
+    s.geom("table").material = looks.material(s, WOOD)
+    _draw_legs(s, centre, half, -TABLE_THICKNESS, -height)
+
+
+def draw_table(
+    s: mujoco.MjSpec,
+    centre: tuple[float, float],
+    half: tuple[float, float],
+    top: float,
+    floor: float,
+) -> None:
+    """A table between two heights, m, that is only drawn: what falls, falls through."""
+    middle = (*centre, top - TABLE_THICKNESS / 2)
+    looks.box(s, s.worldbody, middle, (*half, TABLE_THICKNESS / 2), WOOD)
+    _draw_legs(s, centre, half, top - TABLE_THICKNESS, floor)
+
+
+def _draw_legs(
+    s: mujoco.MjSpec,
+    centre: tuple[float, float],
+    half: tuple[float, float],
+    top: float,
+    bottom: float,
+) -> None:
+    leg_half = (0.025, 0.025, (top - bottom) / 2)
+    for x_side, y_side in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
         x = centre[0] + x_side * (half[0] - LEG_INSET)
         y = centre[1] + y_side * (half[1] - LEG_INSET)
-        s.worldbody.add_geom(
-            name=f"leg_{i}",
-            type=mujoco.mjtGeom.mjGEOM_BOX,
-            size=[0.025, 0.025, leg_half_length],
-            pos=[x, y, leg_z],
-            rgba=STEEL,
-            contype=0,
-            conaffinity=0,
-        )
+        looks.box(s, s.worldbody, (x, y, (top + bottom) / 2), leg_half, STEEL)
 
 
 def add_box(s: mujoco.MjSpec, name: str, half: float, mass: float, rgba: Colour) -> None:
@@ -138,7 +183,12 @@ def add_contact_force(s: mujoco.MjSpec, name: str, geom: str, body: str) -> None
 
 
 def add_home(s: mujoco.MjSpec, joints: dict[str, float]) -> None:
-    """Give the scene its keyframe `home`: the named joints at these positions and their actuators holding them."""
+    """Give the scene its keyframe `home`: the named joints at these positions and their actuators holding them.
+
+    It is the only one: episodes start from the first, and those of a robot's own MJCF do not know of the objects here.
+    """
+    for key in list(s.keys):
+        s.delete(key)
     model = s.compile()
     qpos = model.qpos0.copy()
     ctrl = [0.0] * model.nu

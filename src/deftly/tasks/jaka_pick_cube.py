@@ -193,7 +193,7 @@ class PickCube(Task):
         ARM.add_touch(s, "cube")
         ARM.add_touch(s, "world")
         ARM.add_wrist_camera(s)
-        scene.add_camera(s, "front", eye=(1.25, -0.85, 0.65), target=(0.35, 0.0, 0.15), fovy=40)
+        scene.add_camera(s, "front", eye=(1.45, -1.0, 0.75), target=(0.28, 0.0, 0.24), fovy=40)
         scene.add_home(s, {j.name: j.home for j in jaka_zu5.ROBOT.joints})
         return s
 

@@ -206,7 +206,8 @@ class CubeRotate(Task):
         s, side = self.robot.spec(), self.side
         actuators.apply(s, self._fitted())
         scene.prepare(s)
-        scene.add_floor(s, -0.3)
+        scene.add_floor(s, -0.95)
+        scene.draw_table(s, (-0.1, side * 0.03), (0.6, 0.4), -leap_hand.STAND, -0.95)
         scene.add_box(s, CUBE, HALF_EDGE, self.cfg.mass, rgba=(0.90, 0.45, 0.15, 1.0))
         s.body(CUBE).pos = self._spawn()
         _add_mark(s.body(CUBE))
@@ -364,7 +365,7 @@ class CubeRotate(Task):
     def randomize(self) -> tuple[Randomize, ...]:
         """Cube, friction, links and servos."""
         names = tuple(j.name for j in self._joints)
-        shapes = tuple(g.name for g in self.robot.spec().geoms)
+        shapes = tuple(g.name for g in self.robot.spec().geoms if g.name)
         entries = (
             Randomize("size", *self.cfg.size, (CUBE,)),
             Randomize("mass", 0.7, 1.3, (CUBE,)),

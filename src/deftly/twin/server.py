@@ -34,6 +34,8 @@ READY = "simulated robot at "
 """What the line begins with that is printed once it answers; the endpoint follows."""
 MAX_BEHIND_S = 0.25
 """What physics lags behind the clock by more than this is left out, not caught up with."""
+MAX_AHEAD_S = 5.0
+"""Likewise of a robot that follows the clock of its messages: farther ahead than this is another clock."""
 START_S = 90.0
 """How long `launch` waits for a process to answer."""
 
@@ -46,19 +48,24 @@ class SimServerArgs(SceneArgs):
     """Where to answer, on this machine only; port * takes a free one."""
     episode: int = 0
     """With the seed, decides how the task starts."""
+    follow: bool = False
+    """Let time go on as the messages' `at` says, not by itself: a computer that is too slow makes the robot slow."""
     parent: int = 0
     """End when the process of this number has; 0: never mind."""
 
 
 class RobotServer:
-    """A `SimRobot` that runs with the clock and answers on a socket bound at `bind`."""
+    """A `SimRobot` that answers on a socket bound at `bind`; it runs with the clock, or follows that of messages."""
 
-    def __init__(self, robot: SimRobot, bind: str):
+    def __init__(self, robot: SimRobot, bind: str, follow: bool = False):
         if not bind.startswith(("tcp://127.0.0.1:", "ipc://")):
             raise DeftlyError(
                 f"'{bind}' may be reached from other machines: bind to tcp://127.0.0.1:PORT"
             )
-        self.robot, self.running = robot, True
+        self.robot, self.running, self._follow = robot, True, follow
+        self._judged = robot.now
+        self._substep = float(robot.model.opt.timestep)
+        self._started = False
         self._socket = zmq.Context.instance().socket(zmq.ROUTER)
         for option, value in {
             zmq.LINGER: 200,
@@ -77,21 +84,42 @@ class RobotServer:
 
     def run(self, parent: int = 0) -> None:
         """Until `running` is False, or the parent gone."""
-        robot, substep = self.robot, float(self.robot.model.opt.timestep)
-        self._zero = time.monotonic() - robot.now
-        judged = robot.now
+        self._zero = time.monotonic() - self.robot.now
         while self.running and not (parent and os.getppid() != parent):
-            behind = time.monotonic() - self._zero - robot.now
-            if behind > MAX_BEHIND_S:
-                self._zero += behind
-            elif behind >= substep:
-                robot.step(1)
-                if robot.now - judged >= robot.substeps * substep - 1e-9:
-                    judged = robot.now
-                    robot.judge()
-                    self.done = self.done or robot.success
-            self._answer_all(0.0 if behind >= substep else 1e3 * (substep - behind))
+            wait_ms = 1e3 * MAX_BEHIND_S if self._follow else self._catch_up()
+            self._answer_all(wait_ms)
         self._socket.close()
+
+    def _catch_up(self) -> float:
+        """A substep, if the clock is that far; the time until the next, ms."""
+        behind = time.monotonic() - self._zero - self.robot.now
+        if behind > MAX_BEHIND_S:
+            self._zero += behind
+        elif behind >= self._substep:
+            self._step()
+        return 0.0 if behind >= self._substep else 1e3 * (self._substep - behind)
+
+    def _step(self) -> None:
+        """One substep; the task looks on once in a control period."""
+        robot = self.robot
+        robot.step(1)
+        if robot.now - self._judged >= robot.substeps * self._substep - 1e-9:
+            self._judged = robot.now
+            robot.judge()
+            self.done = self.done or robot.success
+
+    def _age(self, at: object) -> float:
+        """How old the newest measurement is, s, after a robot that follows went on to a message's time."""
+        if not self._follow:
+            return max(0.0, time.monotonic() - self._zero - self.robot.now)
+        if not isinstance(at, float) or not abs(at) < 1e12:
+            raise WireError("'at' must be the time, s: this robot follows that of its messages")
+        if not self._started or at - self._zero - self.robot.now > MAX_AHEAD_S:
+            self._started = True
+            self._zero = at - self.robot.now
+        while at - self._zero - self.robot.now >= self._substep - 1e-9:
+            self._step()
+        return max(0.0, at - self._zero - self.robot.now)
 
     def _answer_all(self, wait_ms: float) -> None:
         """Answer what is there, or comes within the time until the next substep."""
@@ -116,13 +144,10 @@ class RobotServer:
     def _do(self, kind: object, message: dict[str, Any]) -> dict[str, Any]:
         robot = self.robot
         if kind == "read":
-            signals, at = robot.read()
-            return {
-                "signals": signals,
-                "age_s": max(0.0, time.monotonic() - self._zero - at),
-                "success": self.done,
-            }
+            age = self._age(message.get("at"))
+            return {"signals": robot.read().signals, "age_s": age, "success": self.done}
         if kind == "write":
+            self._age(message.get("at"))
             robot.write(read_array(message.get("targets"), len(robot.contract.joints), "targets"))
         elif kind == "hello":
             return {"spec": robot.contract.robot.to_json(), "rate": robot.contract.rate}
@@ -140,7 +165,7 @@ def main(argv: list[str]) -> int:
     task, args, _ = prepare(SimServerArgs, "sim", argv, "bundle", scene_only=True)
     robot = SimRobot(task, args.sim, args.seed, args.noise, args.latency_ms)
     robot.reset(args.episode)
-    server = RobotServer(robot, args.bind)
+    server = RobotServer(robot, args.bind, args.follow)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: setattr(server, "running", False))
     print(f"{READY}{server.endpoint}", flush=True)

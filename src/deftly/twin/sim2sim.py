@@ -248,7 +248,7 @@ def window(robot: SimRobot, camera: str | None) -> Iterator[Callable[[], None]]:
 
     index, due = render.camera_index(robot.model, camera), [time.perf_counter()]
     with viewer.launch_passive(robot.model, robot.data) as shown:
-        if camera:
+        if camera and index >= 0:
             shown.cam.type, shown.cam.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, index
 
         def show() -> None:

@@ -2,12 +2,14 @@
 
 Each message is a msgpack map with `type` (`hello`, `read`, `write`, `stop`) and a number `seq`, which the answer
 repeats. An answer says `ok`; that to `hello` brings the robot's interface as `spec` and its `rate`, that to `read`
-`signals` and `age_s`, how long ago they were measured.
+`signals` and `age_s`, how long ago they were measured. `read` and `write` may say `at`, the time on the loop's clock,
+s: a simulated robot that follows it goes on until then, and `age_s` is that of the measurement at that time.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +24,9 @@ from deftly.serving.wire import WireError, max_frame, pack, read_signals, unpack
 class SocketDriver:
     """The robot at `endpoint`, which must have this interface and rate; `read` and `write` wait at most `timeout` s.
 
+    With a clock, each message says what time it is there, and the robot's time goes on until then: of a simulated robot
+    that waits for the loop.
+
     Raises DriverError if it does not answer, within `patience` s the first time.
     """
 
@@ -32,6 +37,7 @@ class SocketDriver:
         endpoint: str,
         timeout: float | None = None,
         patience: float = 3.0,
+        clock: Callable[[], float] | None = None,
     ):
         self.robot = robot
         self.endpoint = endpoint
@@ -39,6 +45,7 @@ class SocketDriver:
         if timeout is None:
             timeout = min(0.03, 0.2 / rate)  # policy, kernel and log need the rest of the period
         self.timeout = timeout
+        self.clock = clock
         self.success = False
         """Whether the task is done, if the robot can tell."""
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
@@ -59,8 +66,9 @@ class SocketDriver:
 
     def read(self) -> Reading:
         """The newest measurement."""
-        reply = self._ask("read", self.timeout)
-        now = time.monotonic()
+        asked = self._clock_now()
+        reply = self._ask("read", self.timeout, **asked)
+        now = asked.get("at", time.monotonic())
         age = reply.get("age_s")
         try:
             signals = read_signals(reply.get("signals"), self.robot)
@@ -73,7 +81,8 @@ class SocketDriver:
 
     def write(self, targets: np.ndarray) -> None:
         """Command joint targets, (num_joints,)."""
-        self._ask("write", self.timeout, targets=np.asarray(targets, np.float64))
+        values = np.asarray(targets, np.float64)
+        self._ask("write", self.timeout, targets=values, **self._clock_now())
 
     def stop(self) -> None:
         """End the robot's process, whose servos hold what they hold until then; if it is gone, that is that."""
@@ -81,6 +90,10 @@ class SocketDriver:
             with suppress(DriverError):
                 self._ask("stop", self.timeout)
             self._socket.close()
+
+    def _clock_now(self) -> dict[str, float]:
+        """What a message says of the time, if the robot follows a clock."""
+        return {} if self.clock is None else {"at": self.clock()}
 
     def _ask(self, kind: str, timeout: float, **fields: Any) -> dict[str, Any]:
         """The answer to one message; one that comes late is never taken for another's."""

@@ -159,7 +159,7 @@ def _image(env: Env, index: int) -> list[np.ndarray]:
     from deftly.render import NoGLError, Renderer
 
     try:
-        with Renderer(env.model, size=(320, 240)) as renderer:
+        with Renderer(env.drawn, size=(320, 240)) as renderer:
             return [renderer.environment(env, index)]
     except NoGLError as error:
         print(f"no images: {error}")
