@@ -54,8 +54,8 @@ def prepare(s: mujoco.MjSpec) -> None:
     )
 
 
-def add_floor(s: mujoco.MjSpec, z: float) -> None:
-    """A checkered floor at height z (m), only drawn: nothing collides with it."""
+def add_floor(s: mujoco.MjSpec, z: float, collides: bool = False) -> None:
+    """A checkered floor at height z (m): only drawn, or for robots that stand on it."""
     s.add_texture(
         name="checker",
         type=mujoco.mjtTexture.mjTEXTURE_2D,
@@ -73,8 +73,9 @@ def add_floor(s: mujoco.MjSpec, z: float) -> None:
         size=[4, 4, 0.1],
         pos=[0, 0, z],
         material="floor",
-        contype=0,
-        conaffinity=0,
+        friction=FRICTION,
+        contype=int(collides),
+        conaffinity=int(collides),
     )
 
 

@@ -74,6 +74,10 @@ class Task:
         """What the robot could measure now, by signal name: `(num_envs, size)`."""
         raise NotImplementedError
 
+    def inputs(self, s: State) -> dict[str, Tensor]:
+        """What an operator or planner says now, by name of the contract's inputs: `(num_envs, size)`; none: defaults."""
+        return {}
+
     def privileged(self, s: State) -> Tensor | None:
         """What only the critic sees, `(num_envs, k)`, or None."""
         return None
