@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import mujoco
 import torch
 
-from deftly.contract.derive import heading_frame, projected_gravity
+from deftly.contract.derive import heading_frame, projected_gravity, yaw
 from deftly.robots.entity import Entity
+from deftly.sim import scene
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +17,14 @@ if TYPE_CHECKING:
     from deftly.sim.state import State
 
 WORLD = "world"
+SATURATED = 0.95
+"""Fraction of its torque above which a servo counts as saturated."""
+SERVO_METRICS = {
+    "peak_torque": "largest torque of a servo, as it is at the end of each control period, N m",
+    "saturated": "fraction of the time at more than 95 % of the torque, mean over the servos",
+    "peak_speed": "largest speed of a joint, as it is at the end of each control period, rad/s",
+    "power": "mean mechanical power that the servos put in, W",
+}
 
 
 class Legged(Entity):
@@ -23,10 +33,22 @@ class Legged(Entity):
     Attributes:
         base: the free body, whose frame is that of the inertial sensor: x forward, y left, z up.
         feet: sites under the feet, left before right.
+        torque: of every servo at most, N m.
     """
 
     base: str = ""
     feet: tuple[str, ...] = ()
+    torque: float = 0.0
+
+    def stand_on_floor(self, spec: mujoco.MjSpec) -> None:
+        """Put the robot's spec on a floor that it touches, with sensors of the force on each pad, and a camera.
+
+        Friction cones are pyramids: on flat soles as good as elliptic ones, and half as fast again to solve.
+        """
+        scene.prepare(spec)
+        spec.option.cone = mujoco.mjtCone.mjCONE_PYRAMIDAL
+        scene.add_floor(spec, 0.0, collides=True)
+        self.add_touch(spec, WORLD)
 
     def orientation(self, s: State) -> Tensor:
         """Of the base in the world, `(num_envs, 4)`, quaternion w x y z."""
@@ -39,6 +61,10 @@ class Legged(Entity):
     def linear_velocity(self, s: State) -> Tensor:
         """Of the base in its heading frame (x forward, y left, z up), `(num_envs, 3)`, m/s."""
         return heading_frame(s.velocity(self.base)[:, :3], self.orientation(s))
+
+    def heading(self, s: State) -> Tensor:
+        """Angle of the base's forward axis about the vertical, `(num_envs,)`, rad in -pi .. pi."""
+        return yaw(self.orientation(s))[:, 0]
 
     def height(self, s: State) -> Tensor:
         """Of the base above the ground, `(num_envs,)`, m."""
@@ -63,3 +89,51 @@ class Legged(Entity):
     def foot_forces(self, s: State) -> Tensor:
         """Force of the ground on each foot, `(num_envs, feet)`, N."""
         return self.sole_forces(s).unflatten(1, (len(self.feet), -1)).sum(-1)
+
+    def watch_feet(self, s: State) -> None:
+        """Bring what the feet do up to date; called once after each step, before what follows is asked for.
+
+        In `s.store`: `foot_pos` in the world, m, and `foot_vel`, m/s, `(num_envs, feet, 3)` each, the latter the mean
+        over the step.
+        """
+        now = self.foot_pos(s)
+        before = s.zeros("foot_pos", len(self.feet), 3)
+        s.zeros("foot_vel", len(self.feet), 3)[:] = (now - before) / s.dt
+        before[:] = now
+
+    def start_feet(self, s: State, mask: Tensor) -> None:
+        """Where the feet are when an episode starts."""
+        s.remember("foot_pos", mask, self.foot_pos(s))
+
+    def slip(self, s: State, loaded: Tensor) -> Tensor:
+        """Squared horizontal speed of the feet that are `loaded (num_envs, feet)`, summed, `(num_envs,)`, (m/s)2."""
+        speed = s.zeros("foot_vel", len(self.feet), 3)[..., :2].square().sum(-1)
+        return (speed * loaded).sum(-1)
+
+    def stance_width(self, s: State) -> Tensor:
+        """Distance of the feet across the base's heading, `(num_envs,)`, m; negative if they are crossed."""
+        left, right = s.zeros("foot_pos", len(self.feet), 3).unbind(1)
+        apart = left - right
+        return heading_frame(apart, self.orientation(s))[:, 1]
+
+    def saturated(self, s: State) -> Tensor:
+        """Whether each servo gives more than `SATURATED` of its torque, `(num_envs, num_joints)` bool."""
+        return s.joint_torque.abs() > SATURATED * self.torque
+
+    def watch_servos(self, s: State) -> None:
+        """Keep, in `s.store`, what `servo_metrics` tells of an episode; called once after each step."""
+        torque, speed = s.zeros("peak_torque"), s.zeros("peak_speed")
+        torque[:] = torch.maximum(torque, s.joint_torque.abs().amax(-1))
+        speed[:] = torch.maximum(speed, s.joint_vel.abs().amax(-1))
+        s.zeros("sum_saturated")[:] += self.saturated(s).to(s.dtype).mean(-1)
+        s.zeros("sum_power")[:] += (s.joint_torque * s.joint_vel).clip(min=0.0).sum(-1)
+
+    def servo_metrics(self, s: State) -> dict[str, Tensor]:
+        """Of the episode so far: `peak_torque`, N m; `saturated`; `peak_speed`, rad/s; `power`, W."""
+        steps = s.steps.clip(min=1)
+        return {
+            "peak_torque": s.zeros("peak_torque"),
+            "saturated": s.zeros("sum_saturated") / steps,
+            "peak_speed": s.zeros("peak_speed"),
+            "power": s.zeros("sum_power") / steps,
+        }

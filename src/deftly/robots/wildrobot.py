@@ -20,14 +20,23 @@ strides of different length on slipping feet.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import mujoco
+import torch
 
-from deftly.contract import Joint, Motor
+from deftly.contract import Act, Derive, Joint, Motor, Observe, RobotInterface, Signal
 from deftly.robots import Robot
-from deftly.robots.legged import WORLD, Legged
+from deftly.robots.legged import Legged
+from deftly.sim import scene
 from deftly.sim.scene import Colour, Point
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deftly.sim.randomize import Randomize
+    from deftly.sim.sensors import Noise
+    from deftly.sim.state import State
 
 KP = 21.1  # N m/rad
 TORQUE = 4.0  # N m
@@ -36,6 +45,7 @@ ARMATURE = 0.024992  # kg m2
 FRICTIONLOSS = 0.022275  # N m
 DAMPING = TORQUE / SPEED  # N m s/rad, of the motor
 KD = 0.5 + 0.08516 - DAMPING  # N m s/rad: what is left of the published damping of servo and joint
+WEIGHT = 3.2972 * 9.81  # N
 IMU = (0.0, 0.0, 0.1672)  # m, in the frame of the waist
 SWITCH_FORCE = 2.0  # N, at which a foot switch closes
 HOME_HEIGHT = 0.4567  # m, of the waist when the robot stands at home
@@ -289,12 +299,119 @@ ROBOT = Robot(
 )
 
 
+ANGULAR_SPEED = 5.0  # rad/s, by which observed angular velocities are divided
+DERIVE = (
+    Derive("gravity", "projected_gravity", ("orientation",)),
+    Derive("world_angular_velocity", "world_frame", ("angular_velocity", "orientation")),
+    Derive("heading_angular_velocity", "heading_frame", ("world_angular_velocity", "orientation")),
+    Derive("joint_vel", "rate", ("joint_pos",)),
+)
+
+
 class WildRobot(Legged):
-    """The robot in a scene."""
+    """The robot in a scene, and what every policy of it senses and does."""
 
     base = "waist"
     feet = ("left_foot", "right_foot")
     pads = ("left_toe", "left_heel", "right_toe", "right_heel")
+    torque = TORQUE
+
+    def scene(self) -> mujoco.MjSpec:
+        """The robot at home on a floor, and a camera `front` that follows it."""
+        s = spec()
+        self.stand_on_floor(s)
+        scene.add_camera(s, "front", eye=(1.1, -0.9, 0.25), target=(0, 0, -0.08), body="waist", fovy=45)
+        s.camera("front").mode = mujoco.mjtCamLight.mjCAMLIGHT_TRACK
+        scene.add_home(s, {joint.name: joint.home for joint in ROBOT.joints})
+        return s
+
+    def interface(self) -> RobotInterface:
+        """Joint positions, inertial sensor and foot switches."""
+        return ROBOT.interface(
+            Signal("orientation", 4, frame="world"),
+            Signal("angular_velocity", 3, "rad/s", "chest_imu"),
+            Signal("foot_switches", 4),
+        )
+
+    def observe(self) -> tuple[Observe, ...]:
+        """What every policy sees, 34 numbers: joints relative to home, in halves of their ranges."""
+        half = tuple(2.0 / (joint.upper - joint.lower) for joint in ROBOT.joints)
+        home = tuple(joint.home for joint in ROBOT.joints)
+        return (
+            Observe("gravity"),
+            Observe("heading_angular_velocity", (1.0 / ANGULAR_SPEED,)),
+            Observe("joint_pos", half, home),
+            Observe("joint_vel", (1.0 / SPEED,), clip=(-1.0, 1.0)),
+            Observe("foot_switches"),
+            Observe("action"),
+        )
+
+    def act(self, reach: dict[str, float], lowpass: float) -> tuple[Act, ...]:
+        """Joint targets about home: `reach` (rad) is how far an action of 1 moves each joint of a leg."""
+        names = tuple(joint.name for joint in ROBOT.joints)
+        scale = tuple(reach[link.joint] for _ in SIDES for link in LEG)
+        return (Act(names, "relative", scale, lowpass),)
+
+    def within(self, s: State, joints: Tensor) -> Tensor:
+        """Joint positions `(num_envs, 8)` within their limits, rad."""
+        limits = tuple((joint.lower, joint.upper) for joint in ROBOT.joints)
+        lower, upper = s.tensor(limits).unbind(-1)
+        return joints.clip(lower, upper)
+
+    def signals(self, s: State) -> dict[str, Tensor]:
+        """What the sensors would measure without noise."""
+        return {
+            "joint_pos": s.joint_pos,
+            "orientation": self.orientation(s),
+            "angular_velocity": self.angular_velocity(s),
+            "foot_switches": (self.sole_forces(s) > SWITCH_FORCE).to(s.dtype),
+        }
+
+    def privileged(self, s: State) -> Tensor:
+        """What only a simulation knows: true motion, torques, forces of ground and pushes, `(num_envs, 32)`."""
+        pushes = s.sim.bind("xfrc_applied")[:, int(s.sim.model.body(self.base).id), :2]
+        return torch.cat(
+            (
+                self.linear_velocity(s),
+                self.angular_velocity(s),
+                self.gravity(s),
+                10 * (self.height(s)[:, None] - HOME_HEIGHT),
+                0.1 * s.joint_vel,
+                s.joint_torque / TORQUE,
+                0.05 * self.sole_forces(s),
+                0.2 * pushes,
+            ),
+            -1,
+        )
+
+    def noise(self) -> dict[str, Noise]:
+        """Servo encoders of 0.24 degrees read over a slow bus, a BNO085, and switches that bounce."""
+        from deftly.sim.sensors import Noise
+
+        return {
+            "joint_pos": Noise(uniform=0.004, delay=1),
+            "orientation": Noise(gaussian=0.003, bias=0.008),
+            "angular_velocity": Noise(gaussian=0.03, bias=0.02, delay=1),
+            "foot_switches": Noise(dropout=0.05),
+        }
+
+    def randomize(self) -> tuple[Randomize, ...]:
+        """Links, servos, their mounting, and the ground."""
+        from deftly.sim.randomize import Randomize
+
+        names = tuple(joint.name for joint in ROBOT.joints)
+        return (
+            Randomize("mass", 0.9, 1.1, ("waist", *names)),
+            Randomize("com", -0.01, 0.01, ("waist",), op="add"),
+            Randomize("friction", 0.6, 1.3, self.pads, shared=True),
+            Randomize("joint_offset", -0.02, 0.02, names, op="add"),
+            Randomize("frictionloss", 0.5, 2.0, names),
+            Randomize("damping", 0.8, 1.4, names),
+            Randomize("armature", 0.9, 1.1, names),
+            Randomize("kp", 0.9, 1.1, names),
+            Randomize("torque", 0.9, 1.0, names),
+            Randomize("latency", 0.0, 0.02, names, op="add", shared=True),
+        )
 
 
 WILD = WildRobot()
