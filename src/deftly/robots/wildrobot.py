@@ -352,6 +352,12 @@ class WildRobot(Legged):
         scale = tuple(reach[link.joint] for _ in SIDES for link in LEG)
         return (Act(names, "relative", scale, lowpass),)
 
+    def action_for(self, s: State, targets: Tensor, reach: dict[str, float]) -> Tensor:
+        """The action, before the low-pass, that leads to joint targets `(num_envs, 8)` under `act`."""
+        home = s.tensor(tuple(joint.home for joint in ROBOT.joints))
+        scale = s.tensor(tuple(reach[link.joint] for _ in SIDES for link in LEG))
+        return (targets - home) / scale
+
     def within(self, s: State, joints: Tensor) -> Tensor:
         """Joint positions `(num_envs, 8)` within their limits, rad."""
         limits = tuple((joint.lower, joint.upper) for joint in ROBOT.joints)

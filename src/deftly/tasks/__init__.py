@@ -78,6 +78,10 @@ class Task:
         """What an operator or planner says now, by name of the contract's inputs: `(num_envs, size)`; none: defaults."""
         return {}
 
+    def teacher(self, s: State) -> Tensor | None:
+        """The action of a controller that solves the task roughly, `(num_envs, action_size)`: to clone at first."""
+        return None
+
     def privileged(self, s: State) -> Tensor | None:
         """What only the critic sees, `(num_envs, k)`, or None."""
         return None

@@ -93,7 +93,7 @@ class WildRobotStand(Task):
     defaults = {
         "env": {"num_envs": 512},
         "sim": {"preset": "fast"},
-        "train": {"gamma": 0.98, "init_std": 0.4, "steps": 24, "max_iterations": 300},
+        "train": {"init_std": 0.3, "steps": 24, "epochs": 4, "max_iterations": 300},
     }
     cfg: StandConfig
     report = Report(

@@ -75,11 +75,11 @@ class WalkConfig(TaskConfig):
     ] = (0.2, 0.6)
     turn: Annotated[float, Ge(0), Le(MAX_TURN), Doc("Largest commanded yaw rate, rad/s.")] = 0.0
     hold_s: Annotated[float, Gt(0), Doc("Mean time for which a command is held, s.")] = 10.0
-    period: Annotated[float, Gt(0), Doc("Period of the gait, two steps, s.")] = 0.6
+    period: Annotated[float, Gt(0), Doc("Period of the gait, two steps, s.")] = 0.7
     lift: Annotated[float, Ge(0), Doc("How high the gait lifts a foot, m.")] = 0.035
     swing: Annotated[
         float, Gt(0), Le(0.5), Doc("Fraction of the period for which each foot is in the air.")
-    ] = 0.4
+    ] = 0.42
     push_force: Annotated[
         tuple[float, float], RANGE, Doc("Range of the force of a push on the waist, N.")
     ] = (1.0, 3.0)
@@ -198,6 +198,17 @@ class WildRobotWalk(Task):
     def inputs(self, s: State) -> dict[str, Tensor]:
         """The commands."""
         return {"speed": s.zeros("speed")[:, None], "turn": s.zeros("turn")[:, None]}
+
+    def teacher(self, s: State) -> Tensor:
+        """The action that the reference gait would take."""
+        targets = GAIT.targets(
+            s.zeros("phase"),
+            s.zeros("speed"),
+            WILD.gravity(s),
+            WILD.angular_velocity(s),
+            self._heading_error(s),
+        )
+        return WILD.action_for(s, targets, REACH)
 
     def privileged(self, s: State) -> Tensor:
         """The true motion, its means, and what the ground exerts."""
@@ -367,7 +378,8 @@ class WildRobotWalk(Task):
         legs = torch.stack((phase, (phase + 0.5) % 1.0), -1)
         first = (0.5 - self.cfg.swing) / 2  # swing in the middle of the leg's half
         part = ((legs - first) / self.cfg.swing).clip(0.0, 1.0)
-        return self.cfg.lift * (math.pi * part).sin().square()
+        in_air = (part > 0.0) & (part < 1.0)
+        return self.cfg.lift * (math.pi * part).sin().square() * in_air
 
     def _fell(self, s: State) -> Tensor:
         return (WILD.height(s) < self.cfg.lowest) | (WILD.tilt(s) > self.cfg.max_tilt)
