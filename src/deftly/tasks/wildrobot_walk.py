@@ -15,7 +15,7 @@ from deftly.contract import Derive, Input, Observe, PolicyContract
 from deftly.contract.derive import angle_between
 from deftly.robots import wildrobot
 from deftly.robots.legged import SERVO_METRICS
-from deftly.robots.wildrobot import WILD
+from deftly.robots.wildrobot import GAIT, WILD
 from deftly.sim.pushes import Push
 from deftly.sim.randomize import Randomize
 from deftly.sim.sensors import Noise
@@ -34,15 +34,15 @@ MAX_TURN = 0.3
 class Weights:
     """Weights of the reward terms, each multiplied by the control period: terms are per second."""
 
-    track: Annotated[float, Doc("exp(-(error of the mean speed / 0.1 m/s)2).")] = 2.0
-    speed: Annotated[float, Doc("exp(-(error of the speed / 0.25 m/s)2).")] = 1.0
+    track: Annotated[float, Doc("exp(-error of the mean speed / 0.15 m/s).")] = 3.0
+    speed: Annotated[float, Doc("exp(-(error of the speed / 0.25 m/s)2).")] = 0.5
     heading: Annotated[float, Doc("exp(-(error of the heading / 0.2 rad)2).")] = 1.0
     lateral: Annotated[float, Doc("Squared mean speed across the commanded heading, (m/s)2.")] = (
         -5.0
     )
     swing: Annotated[
-        float, Doc("exp(-(distances of the feet from the heights of the gait / 0.02 m)2).")
-    ] = 1.0
+        float, Doc("exp(-distances of the feet from the heights of the gait / 0.015 m).")
+    ] = 2.0
     contact: Annotated[float, Doc("Feet that touch the ground as the gait has it, of two.")] = 0.5
     upright: Annotated[float, Doc("Squared tilt of the waist, rad2.")] = -3.0
     angular_velocity: Annotated[float, Doc("Squared roll and pitch rate, (rad/s)2.")] = -0.03
@@ -75,7 +75,7 @@ class WalkConfig(TaskConfig):
     ] = (0.2, 0.6)
     turn: Annotated[float, Ge(0), Le(MAX_TURN), Doc("Largest commanded yaw rate, rad/s.")] = 0.0
     hold_s: Annotated[float, Gt(0), Doc("Mean time for which a command is held, s.")] = 10.0
-    period: Annotated[float, Gt(0), Doc("Period of the gait, two steps, s.")] = 0.7
+    period: Annotated[float, Gt(0), Doc("Period of the gait, two steps, s.")] = 0.6
     lift: Annotated[float, Ge(0), Doc("How high the gait lifts a foot, m.")] = 0.035
     swing: Annotated[
         float, Gt(0), Le(0.5), Doc("Fraction of the period for which each foot is in the air.")
@@ -284,11 +284,11 @@ class WildRobotWalk(Task):
         over = (forces / wildrobot.WEIGHT - 1.5).clip(min=0.0)
         load = s.joint_torque / wildrobot.TORQUE
         terms = {
-            "track": _near(self._speed_error(s), 0.1),
+            "track": torch.exp(-self._speed_error(s).abs() / 0.15),
             "speed": _near(velocity[:, 0] - s.zeros("speed"), 0.25),
             "heading": _near(self._heading_error(s), 0.2),
             "lateral": mean[:, 1].square(),
-            "swing": torch.exp(-((heights - wanted) / 0.02).square().sum(-1)),
+            "swing": torch.exp(-(heights - wanted).abs().sum(-1) / 0.015),
             "contact": (loaded == (wanted <= 0.0)).to(s.dtype).mean(-1),
             "upright": WILD.tilt(s).square(),
             "angular_velocity": rates.square().sum(-1),
