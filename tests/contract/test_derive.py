@@ -157,9 +157,7 @@ def test_a_batch_remembers_as_one_robot_does():
     yaws = torch.tensor([[0.0, 3.0], [0.3, -3.0]])
     memory = None
     for row in yaws:
-        orientation = torch.stack(
-            ((row / 2).cos(), 0 * row, 0 * row, (row / 2).sin()), -1
-        )
+        orientation = torch.stack(((row / 2).cos(), 0 * row, 0 * row, (row / 2).sin()), -1)
         signals = {"joint_pos": row[:, None], "orientation": orientation}
         memory = memory or contract.reset(signals)
         obs, memory = contract.observe(signals, memory)

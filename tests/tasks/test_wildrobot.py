@@ -85,7 +85,6 @@ def test_falling_over_ends_the_episode_and_costs():
     env = make("wildrobot-stand", 1)
     env.auto_reset = False
     action = torch.tensor([[0.0, 0.0, 0.0, 1.0] * 2])
-    total = 0.0
     for _ in range(200):
         step = env.step(action)
         if step.terminated:
@@ -97,7 +96,9 @@ def test_falling_over_ends_the_episode_and_costs():
 
 
 def test_pushes_are_on_the_waist_for_as_long_as_they_say():
-    env = make("wildrobot-stand", 64, env={"pushes": True}, push_force=(3.0, 3.0), push_interval=0.5)
+    env = make(
+        "wildrobot-stand", 64, env={"pushes": True}, push_force=(3.0, 3.0), push_interval=0.5
+    )
     waist = env.model.body("waist").id
     lasted, longest = torch.zeros(64), 0.0
     for _ in range(60):

@@ -277,7 +277,9 @@ def _robot(task: tasks.Task) -> Iterator[Finding]:
         robot = robots.of(task)
     except DeftlyError:
         name = task.contract().robot.name
-        unknown = f"'{name}' is no shipped robot: give the task an attribute `robot` to have it checked"
+        unknown = (
+            f"'{name}' is no shipped robot: give the task an attribute `robot` to have it checked"
+        )
         yield Finding("robot", "warn", unknown)
         return
     for finding in check(robot):

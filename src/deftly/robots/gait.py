@@ -1,7 +1,7 @@
 """A walking gait for legs of hip pitch, hip roll, knee and ankle pitch: a clock, and feedback of tilt and heading.
 
-Feet are lifted in turn and kept level, swing forward while in the air and backward on the ground, and the hips sway over
-the foot that stands. Rough as it is, it walks; a policy learns from it where to begin.
+Feet are lifted in turn and kept level, swing forward while in the air and backward on the ground, and the hips sway
+over the foot that stands. Rough as it is, it walks; a policy learns from it where to begin.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Gait:
     pitch_damping: float  # rad for each rad/s
     roll_gain: float  # of the hips for the tilt to the right
     roll_damping: float  # rad for each rad/s
-    heading_gain: float  # of the strides, against each other, for the angle to the commanded heading
+    heading_gain: (
+        float  # of the strides, against each other, for the angle to the commanded heading
+    )
 
     def targets(
         self, phase: Tensor, speed: Tensor, gravity: Tensor, rates: Tensor, heading_error: Tensor

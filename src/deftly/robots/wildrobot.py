@@ -1,21 +1,21 @@
 """WildRobot: a humanoid of 3.3 kg on eight bus servos, hip pitch, hip roll, knee and ankle pitch of each leg.
 
-Masses, centres of mass, moments of inertia, joint anchors and ranges are those of the public model (`leeygang/wildrobot`,
-assets/wildrobot.xml at 5344fe2), each body turned so that all are aligned with the world when all joints are zero. Its
-CAD differs by up to 2 mm between left and right; here the right leg is the exact mirror image of the left, and the trunk
-is symmetric. The published home is a straight leg, from which no foot can be lifted by the knee; here it is the
+Masses, centres of mass, moments of inertia, joint anchors and ranges are those of the public model
+(`leeygang/wildrobot`, assets/wildrobot.xml at 5344fe2), each body turned so that all are aligned with the world when
+all joints are zero. Its CAD differs by up to 2 mm between left and right; here the right leg is the mirror image of
+the left, and the trunk is symmetric. The published home is a straight leg, with the knee at its stop; here it is the
 slight crouch of the makers' later robot, with level feet.
 
-Equal joint values of both legs are mirrored poses: positive hip pitch swings a leg forward, positive hip roll swings it
-inward, positive knee bends it, positive ankle pitch points the toe down. The public model turns hip pitch and hip roll of
-the right leg the other way. That is said once, by the signs of the motors; observations and actions know no signs.
+Equal joint values of both legs are mirrored poses: positive hip pitch swings a leg forward, positive hip roll swings
+it inward, positive knee bends it, positive ankle pitch points the toe down. The public model turns hip pitch and hip
+roll of the right leg the other way. That is said once, by the signs of the motors; observations and actions know none.
 
-Servo (Hiwonder HTD-45H, as the makers identified it): 21.1 N m/rad, 4 N m, armature, friction loss, and 0.585 N m s/rad of
-damping in all. Of this the torque at standstill over the speed without load, 0.4 N m s/rad, is the motor's own (back
+Servo (Hiwonder HTD-45H, as the makers identified it): 21.1 N m/rad, 4 N m, armature, friction loss, and 0.585 N m s/rad
+of damping in all. Of this the torque at standstill over the speed without load, 0.4 N m s/rad, is the motor's own (back
 electromotive force), outside of its force limit: so no more than 4 N m (1 - speed / 10 rad/s) reach the joint.
 
-There is no hip yaw and no ankle roll: a foot on the ground is level only while its leg is upright, and the robot turns by
-strides of different length on slipping feet.
+There is no hip yaw and no ankle roll: a foot on the ground is level only while its leg is upright, and the robot turns
+by strides of different length on slipping feet.
 """
 
 from __future__ import annotations
@@ -53,7 +53,14 @@ HOME_HEIGHT = 0.4567  # m, of the waist when the robot stands at home
 
 TRUNK_MASS = 1.28083  # kg
 TRUNK_COM = (0.00207, 0.0, 0.07853)  # m
-TRUNK_INERTIA = (0.00602084, 0.00549671, 0.00162867, 0.0, -0.00020739, 0.0)  # kg m2: xx yy zz xy xz yz
+TRUNK_INERTIA = (
+    0.00602084,
+    0.00549671,
+    0.00162867,
+    0.0,
+    -0.00020739,
+    0.0,
+)  # kg m2: xx yy zz xy xz yz
 
 DARK = (0.15, 0.16, 0.18, 1)
 GREY = (0.42, 0.45, 0.49, 1)
@@ -126,7 +133,7 @@ TOE_X = 0.0956  # m, of the front edge
 HEEL_X = -0.0602  # m, of the rear edge
 EDGE = 0.035  # m, half the length of an edge between its rounded ends
 FRICTION = (0.8, 0.005, 0.0001)  # sliding, torsional (m), rolling (m): rubber on a floor
-# Drawn parts of the left leg in the frame of the waist, legs straight: link, shape, centre or ends (m), size (m), colour.
+# Drawn parts in the frame of the waist, legs straight: (link,) part, shape, centre or ends (m), size (m), colour.
 BOX = mujoco.mjtGeom.mjGEOM_BOX
 CAPSULE = mujoco.mjtGeom.mjGEOM_CAPSULE
 CYLINDER = mujoco.mjtGeom.mjGEOM_CYLINDER
@@ -147,7 +154,14 @@ LOOKS = [
     ("hip_roll", "thigh", CAPSULE, (0.002, 0.0902, -0.070, 0.001, 0.0902, -0.205), (0.022,), WHITE),
     ("knee", "servo", CYLINDER, (0.001, 0.062, -0.226, 0.001, 0.118, -0.226), (0.024,), DARK),
     ("knee", "shin", CAPSULE, (0.001, 0.0902, -0.245, 0.001, 0.0902, -0.385), (0.021,), WHITE),
-    ("ankle_pitch", "servo", CYLINDER, (0.001, 0.064, -0.406, 0.001, 0.118, -0.406), (0.020,), DARK),
+    (
+        "ankle_pitch",
+        "servo",
+        CYLINDER,
+        (0.001, 0.064, -0.406, 0.001, 0.118, -0.406),
+        (0.020,),
+        DARK,
+    ),
     ("ankle_pitch", "ankle", BOX, (0.004, 0.0909, -0.436), (0.020, 0.024, 0.018), GREY),
     ("ankle_pitch", "foot", BOX, (0.0177, 0.0909, -0.4593), (0.0829, 0.040, 0.008), DARK),
 ]
@@ -340,7 +354,9 @@ class WildRobot(Legged):
         """The robot at home on a floor, and a camera `front` that follows it."""
         s = spec()
         self.stand_on_floor(s)
-        scene.add_camera(s, "front", eye=(1.1, -0.9, 0.25), target=(0, 0, -0.08), body="waist", fovy=45)
+        scene.add_camera(
+            s, "front", eye=(1.1, -0.9, 0.25), target=(0, 0, -0.08), body="waist", fovy=45
+        )
         s.camera("front").mode = mujoco.mjtCamLight.mjCAMLIGHT_TRACK
         scene.add_home(s, {joint.name: joint.home for joint in ROBOT.joints})
         return s

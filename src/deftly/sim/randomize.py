@@ -35,10 +35,10 @@ class Randomize:
     """One parameter of the model, drawn uniformly for each episode.
 
     Quantities and what `names` name: mass (with the inertia), com (m) of bodies; friction (sliding), size of geoms
-    (boxes, spheres, capsules; the mass stays); damping, armature, frictionloss of joints; joint_offset
-    (rad or m: how far a joint's zero is from where it should be, for its sensor and its servo alike) of joints; kp, kd, torque (limit) and
-    latency (s) of actuators; gravity (its magnitude; no names). What is added to a mass, a first half extent, a kp, kd
-    or gravity scales the numbers that go with it.
+    (boxes, spheres, capsules; the mass stays); damping, armature, frictionloss of joints, and joint_offset (rad or m:
+    by how much the link is off where sensor and servo of the joint have it); kp, kd, torque (limit) and latency (s) of
+    actuators; gravity (its magnitude; no names). What is added to a mass, a first half extent, a kp, kd or gravity
+    scales the numbers that go with it.
     """
 
     quantity: Quantity

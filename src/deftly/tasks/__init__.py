@@ -75,7 +75,7 @@ class Task:
         raise NotImplementedError
 
     def inputs(self, s: State) -> dict[str, Tensor]:
-        """What an operator or planner says now, by name of the contract's inputs: `(num_envs, size)`; none: defaults."""
+        """What an operator says now, by name of the contract's inputs: `(num_envs, size)`; their defaults if left out."""
         return {}
 
     def teacher(self, s: State) -> Tensor | None:

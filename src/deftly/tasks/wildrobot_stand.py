@@ -31,9 +31,9 @@ class Weights:
     upright: Annotated[float, Doc("exp(-(tilt / 0.15 rad)2).")] = 1.0
     still: Annotated[float, Doc("exp(-(speed / 0.15 m/s)2), of the waist over the ground.")] = 0.5
     height: Annotated[float, Doc("exp(-((height - home) / 0.03 m)2), of the waist.")] = 0.5
-    angular_velocity: Annotated[float, Doc("Squared angular velocity of the waist, (rad/s)2.")] = (
-        -0.02
-    )
+    angular_velocity: Annotated[
+        float, Doc("Squared angular velocity of the waist, (rad/s)2.")
+    ] = -0.02
     pose: Annotated[float, Doc("Squared distance of the joints from home, rad2.")] = -0.3
     torque: Annotated[float, Doc("Squared torques, as fractions of the servo's, summed.")] = -0.05
     saturation: Annotated[float, Doc("Servos at more than 95 % of their torque.")] = -0.2
@@ -102,7 +102,11 @@ class WildRobotStand(Task):
             "sway": "mean tilt of the waist, rad",
             **SERVO_METRICS,
         },
-        plots=(("seconds", "Time on the feet, s"), ("drift", "Drift, m"), ("sway", "Mean tilt, rad")),
+        plots=(
+            ("seconds", "Time on the feet, s"),
+            ("drift", "Drift, m"),
+            ("sway", "Mean tilt, rad"),
+        ),
     )
 
     def scene(self) -> mujoco.MjSpec:

@@ -37,9 +37,9 @@ class Weights:
     track: Annotated[float, Doc("exp(-error of the mean speed / 0.15 m/s).")] = 3.0
     speed: Annotated[float, Doc("exp(-(error of the speed / 0.25 m/s)2).")] = 0.5
     heading: Annotated[float, Doc("exp(-(error of the heading / 0.2 rad)2).")] = 1.0
-    lateral: Annotated[float, Doc("Squared mean speed across the commanded heading, (m/s)2.")] = (
-        -5.0
-    )
+    lateral: Annotated[
+        float, Doc("Squared mean speed across the commanded heading, (m/s)2.")
+    ] = -5.0
     swing: Annotated[
         float, Doc("exp(-distances of the feet from the heights of the gait / 0.015 m).")
     ] = 2.0
@@ -47,9 +47,9 @@ class Weights:
     upright: Annotated[float, Doc("Squared tilt of the waist, rad2.")] = -3.0
     angular_velocity: Annotated[float, Doc("Squared roll and pitch rate, (rad/s)2.")] = -0.03
     bounce: Annotated[float, Doc("Squared vertical speed of the waist, (m/s)2.")] = -1.0
-    height: Annotated[float, Doc("Squared distance from the home height, in units of 0.05 m.")] = (
-        -0.2
-    )
+    height: Annotated[
+        float, Doc("Squared distance from the home height, in units of 0.05 m.")
+    ] = -0.2
     torque: Annotated[float, Doc("Squared torques, as fractions of the servo's, summed.")] = -0.05
     saturation: Annotated[float, Doc("Servos at more than 95 % of their torque.")] = -0.3
     action_rate: Annotated[float, Doc("Squared change of the action, summed.")] = -0.05
@@ -250,7 +250,9 @@ class WildRobotWalk(Task):
         s.zeros("before", 2)[:] = position
         s.zeros("velocity", 2)[:] = _in_heading(moved, along)
         rate = s.dt / self.cfg.average_s
-        s.zeros("mean_velocity", 2)[:] += rate * (s.zeros("velocity", 2) - s.zeros("mean_velocity", 2))
+        s.zeros("mean_velocity", 2)[:] += rate * (
+            s.zeros("velocity", 2) - s.zeros("mean_velocity", 2)
+        )
         s.zeros("mean_command")[:] += rate * (speed - s.zeros("mean_command"))
         self._add_up(s)
         self._command(s, self._draw_change(s))
