@@ -36,6 +36,8 @@ from deftly.learn.ranks import Ranks
 
 CRITIC_RATE = 1e-3
 """Step size while the critic learns alone, or the actor clones."""
+CLONE_PASSES = 4
+"""By how many times more passes over a rollout the actor clones: its samples do not become stale."""
 MIN_RATE, MAX_RATE, RATE_FACTOR = 1e-5, 1e-2, 1.5
 """Bounds of the adaptive step size and the factor of a change, as in rsl-rl."""
 PRIVILEGED = "critic"
@@ -222,7 +224,9 @@ class PPO:
         self.actor.requires_grad_(not self.critic_only)
         old_std = self.actor.bounded_std().detach().clone()
         totals = torch.zeros(4, device=self.device)
+        count = 0
         for batch in self._minibatches(samples):
+            count += 1
             std = self.actor.bounded_std()
             means = self.actor.layers(batch.actor_inputs)
             values = self.critic.layers(batch.critic_inputs).squeeze(-1)
@@ -243,9 +247,7 @@ class PPO:
                 loss = loss + policy_loss
             self._step(loss)
             totals += torch.stack((value_loss, surrogate_loss, entropy, kl)).detach()
-        value, surrogate, entropy, kl = (
-            totals / (self.settings.epochs * self.settings.minibatches)
-        ).tolist()
+        value, surrogate, entropy, kl = (totals / count).tolist()
         return {"loss/value": value, "loss/surrogate": surrogate, "loss/entropy": entropy, "kl": kl}
 
     def _minibatches(self, samples: Samples) -> Iterator[Samples]:
@@ -255,7 +257,8 @@ class PPO:
             Samples(*columns)
             for columns in zip(*(value.split(size) for value in samples), strict=True)
         ]
-        for _ in range(self.settings.epochs):
+        passes = self.settings.epochs * (CLONE_PASSES if self.clones else 1)
+        for _ in range(passes):
             yield from parts[: self.settings.minibatches]
 
     def _set_learning_rate(self, kl: Tensor, fixed: bool) -> None:

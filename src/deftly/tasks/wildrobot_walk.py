@@ -41,9 +41,9 @@ class Weights:
         float, Doc("Squared mean speed across the commanded heading, (m/s)2.")
     ] = -5.0
     swing: Annotated[
-        float, Doc("exp(-distances of the feet from the heights of the gait / 0.015 m).")
-    ] = 2.0
-    contact: Annotated[float, Doc("Feet that touch the ground as the gait has it, of two.")] = 0.5
+        float, Doc("Height of the foot that the gait has in the air, up to the gait's, in lifts.")
+    ] = 3.0
+    contact: Annotated[float, Doc("Feet that touch the ground as the gait has it, of two.")] = 1.0
     upright: Annotated[float, Doc("Squared tilt of the waist, rad2.")] = -3.0
     angular_velocity: Annotated[float, Doc("Squared roll and pitch rate, (rad/s)2.")] = -0.03
     bounce: Annotated[float, Doc("Squared vertical speed of the waist, (m/s)2.")] = -1.0
@@ -290,7 +290,7 @@ class WildRobotWalk(Task):
             "speed": _near(velocity[:, 0] - s.zeros("speed"), 0.25),
             "heading": _near(self._heading_error(s), 0.2),
             "lateral": mean[:, 1].square(),
-            "swing": torch.exp(-(heights - wanted).abs().sum(-1) / 0.015),
+            "swing": torch.minimum(heights.clip(min=0.0), wanted).sum(-1) / cfg.lift,
             "contact": (loaded == (wanted <= 0.0)).to(s.dtype).mean(-1),
             "upright": WILD.tilt(s).square(),
             "angular_velocity": rates.square().sum(-1),
