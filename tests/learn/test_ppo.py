@@ -93,29 +93,6 @@ def test_the_critic_learns_alone_at_first(slider):
     assert torch.equal(ppo.actor.state_dict()["normalizer.mean"], actor["normalizer.mean"])
 
 
-def test_it_clones_the_tasks_teacher_at_first(slider):
-    """Against a teacher that always gives the same action; the student drives more from iteration to iteration."""
-    env = slider(32)
-    wanted = torch.tensor([0.5, -0.3])
-    env.task.teacher = lambda s: wanted.expand(s.num_envs, -1)
-    ppo = PPO(env, replace(CFG, clone=40, init_std=0.1, hidden=(32,), epochs=5))
-    driven = []
-    for _ in range(40):
-        driven.append(float(ppo._drives().float().mean()))
-        last = ppo.iterate()
-    assert driven[0] == 0.0
-    assert driven[-1] > 0.6
-    assert last["loss/surrogate"] < 0.02
-    assert torch.allclose(ppo.policy()(env.obs).mean(0), wanted, atol=0.1)
-    assert not ppo.clones
-    assert ppo.iterate()["kl"] >= 0
-
-
-def test_to_clone_a_task_without_a_teacher_is_refused(slider):
-    with pytest.raises(DeftlyError, match=r"train\.clone is 3, but 'slider' has no teacher"):
-        PPO(slider(2), replace(CFG, clone=3)).iterate()
-
-
 def test_more_minibatches_than_samples_are_refused(slider):
     with pytest.raises(
         DeftlyError, match=r"train\.minibatches is 9, but a rollout has only 8 samples"

@@ -168,13 +168,6 @@ class PPOConfig(LearnerConfig):
             "First iterations in which the critic alone learns, so that it does not spoil what --init brings."
         ),
     ] = 0
-    clone: Annotated[
-        int,
-        Ge(0),
-        Doc(
-            "First iterations in which the actor learns by behavioural cloning of the task's teacher, with DAgger."
-        ),
-    ] = 0
     init_std: Annotated[float, Gt(0), Doc("Initial standard deviation of the action noise.")] = 1.0
     max_grad_norm: Annotated[
         float, Gt(0), Doc("Largest gradient norm; longer gradients are scaled down.")

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from deftly.config import PPOConfig
 from deftly.env import Env
-from deftly.errors import DeftlyError
 from deftly.learn.networks import (
     Network,
     NetworkSpec,
@@ -35,9 +34,7 @@ from deftly.learn.networks import (
 from deftly.learn.ranks import Ranks
 
 CRITIC_RATE = 1e-3
-"""Step size while the critic learns alone, or the actor clones."""
-CLONE_PASSES = 4
-"""By how many times more passes over a rollout the actor clones: its samples do not become stale."""
+"""Step size while the critic learns alone."""
 MIN_RATE, MAX_RATE, RATE_FACTOR = 1e-5, 1e-2, 1.5
 """Bounds of the adaptive step size and the factor of a change, as in rsl-rl."""
 PRIVILEGED = "critic"
@@ -49,7 +46,7 @@ class Rollout(NamedTuple):
 
     actor_inputs: Tensor  # (..., size of the actor's input), not normalized
     critic_inputs: Tensor
-    means: Tensor  # (..., action_size) of the policy's distribution; while it clones, what the teacher would do
+    means: Tensor  # (..., action_size) of the policy's distribution
     actions: Tensor  # (..., action_size) drawn from it
     rewards: Tensor  # (...)
     ended: Tensor  # (...) bool: the next row of this environment belongs to another episode
@@ -109,10 +106,11 @@ class PPO:
     def iterate(self) -> dict[str, float]:
         """One rollout and one update."""
         start = time.perf_counter()
+        critic_only = self.iterations < self.settings.critic_warmup
         rollout, finals = self._collect()
         collected = time.perf_counter()
         samples = self._samples(rollout, finals)
-        losses = self._update(samples)
+        losses = self._update(samples, critic_only)
         self._normalize_with(rollout)
         self.iterations += 1
         ended = time.perf_counter()
@@ -123,16 +121,6 @@ class PPO:
             "time/update": ended - collected,
             **losses,
         }
-
-    @property
-    def clones(self) -> bool:
-        """Whether the actor imitates the task's teacher in this iteration."""
-        return self.iterations < self.settings.clone
-
-    @property
-    def critic_only(self) -> bool:
-        """Whether the critic learns alone in this iteration."""
-        return self.iterations < self.settings.critic_warmup
 
     # ---------------------------------------------------------------------- rollout
 
@@ -146,12 +134,9 @@ class PPO:
         for t in range(self.settings.steps):
             rows.actor_inputs[t] = actor.gather(env.obs)
             rows.critic_inputs[t] = critic.gather(env.obs)
-            mean = rows.means[t] = actor(rows.actor_inputs[t])
-            if self.clones:
-                rows.means[t] = self._teach()
-                mean = torch.where(self._drives(), mean, rows.means[t])
-            noise = torch.randn(mean.shape, generator=self.generator, device=self.device)
-            rows.actions[t] = mean + std * noise
+            rows.means[t] = actor(rows.actor_inputs[t])
+            noise = torch.randn(rows.means[t].shape, generator=self.generator, device=self.device)
+            rows.actions[t] = rows.means[t] + std * noise
             step = env.step(rows.actions[t])
             rows.rewards[t] = step.reward
             rows.ended[t] = step.terminated | step.truncated
@@ -159,22 +144,6 @@ class PPO:
             if len(late):
                 finals.add(t, late, critic.gather(step.final_obs)[late])
         return rows, finals
-
-    def _teach(self) -> Tensor:
-        """What the task's teacher would do now, `(num_envs, action_size)`."""
-        action = self.env.task.teacher(self.env.state)
-        if action is None:
-            name = self.env.task.name
-            raise DeftlyError(f"train.clone is {self.settings.clone}, but '{name}' has no teacher")
-        return action.clip(-1.0, 1.0).float()
-
-    def _drives(self) -> Tensor:
-        """Whom the student drives in this step, `(num_envs, 1)` bool: a fraction that grows from none to all (DAgger,
-        Ross et al. 2011, arXiv:1011.0686).
-        """
-        fraction = self.iterations / self.settings.clone
-        shape = (self.env.num_envs, 1)
-        return torch.rand(shape, generator=self.generator, device=self.device) < fraction
 
     @torch.no_grad()
     def _samples(self, rollout: Rollout, finals: Finals) -> Samples:
@@ -219,35 +188,29 @@ class PPO:
 
     # ----------------------------------------------------------------------- update
 
-    def _update(self, samples: Samples) -> dict[str, float]:
+    def _update(self, samples: Samples, critic_only: bool) -> dict[str, float]:
         """Take gradient steps, `epochs` times through the samples; returns mean losses and divergence."""
-        self.actor.requires_grad_(not self.critic_only)
+        self.actor.requires_grad_(not critic_only)
         old_std = self.actor.bounded_std().detach().clone()
         totals = torch.zeros(4, device=self.device)
-        count = 0
         for batch in self._minibatches(samples):
-            count += 1
             std = self.actor.bounded_std()
             means = self.actor.layers(batch.actor_inputs)
             values = self.critic.layers(batch.critic_inputs).squeeze(-1)
             kl = gaussian_kl(batch.means, old_std, means.detach(), std.detach()).mean()
-            self._set_learning_rate(kl, fixed=self.critic_only or self.clones)
+            self._set_learning_rate(kl, critic_only)
             entropy = gaussian_entropy(std)
+            surrogate_loss = self._surrogate_loss(batch, means, std)
             value_loss = self._value_loss(batch, values)
-            surrogate_loss = (
-                (means - batch.means).square().mean()
-                if self.clones
-                else self._surrogate_loss(batch, means, std)
-            )
-            policy_loss = surrogate_loss
-            if not self.clones:
-                policy_loss = policy_loss - self.settings.entropy * entropy
+            policy_loss = surrogate_loss - self.settings.entropy * entropy
             loss = self.settings.value_coef * value_loss
-            if not self.critic_only:
+            if not critic_only:
                 loss = loss + policy_loss
             self._step(loss)
             totals += torch.stack((value_loss, surrogate_loss, entropy, kl)).detach()
-        value, surrogate, entropy, kl = (totals / count).tolist()
+        value, surrogate, entropy, kl = (
+            totals / (self.settings.epochs * self.settings.minibatches)
+        ).tolist()
         return {"loss/value": value, "loss/surrogate": surrogate, "loss/entropy": entropy, "kl": kl}
 
     def _minibatches(self, samples: Samples) -> Iterator[Samples]:
@@ -257,14 +220,13 @@ class PPO:
             Samples(*columns)
             for columns in zip(*(value.split(size) for value in samples), strict=True)
         ]
-        passes = self.settings.epochs * (CLONE_PASSES if self.clones else 1)
-        for _ in range(passes):
+        for _ in range(self.settings.epochs):
             yield from parts[: self.settings.minibatches]
 
-    def _set_learning_rate(self, kl: Tensor, fixed: bool) -> None:
-        """Adapt the step size so that a step changes the policy by about `desired_kl`, unless it is `fixed`."""
+    def _set_learning_rate(self, kl: Tensor, critic_only: bool) -> None:
+        """Adapt the step size so that a step changes the policy by about `desired_kl`."""
         rate = CRITIC_RATE
-        if not fixed:
+        if not critic_only:
             distance = float(self.ranks.mean_(kl.clone()))
             desired = self.settings.desired_kl
             if distance > 2 * desired:

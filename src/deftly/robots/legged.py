@@ -30,6 +30,9 @@ SERVO_METRICS = {
 class Legged(Entity):
     """A robot on feet, as a task meets it. Its `pads` are the soles, foot by foot, and touch the ground alone.
 
+    A task calls `start` when episodes start and `watch` once after each step; what a step needs several times is
+    computed then, once, and kept in `s.store`.
+
     Attributes:
         base: the free body, whose frame is that of the inertial sensor: x forward, y left, z up.
         feet: sites under the feet, left before right.
@@ -60,7 +63,7 @@ class Legged(Entity):
 
     def linear_velocity(self, s: State) -> Tensor:
         """Of the base in its heading frame (x forward, y left, z up), `(num_envs, 3)`, m/s."""
-        return heading_frame(s.velocity(self.base)[:, :3], self.orientation(s))
+        return s.zeros("linear_velocity", 3)
 
     def heading(self, s: State) -> Tensor:
         """Angle of the base's forward axis about the vertical, `(num_envs,)`, rad in -pi .. pi."""
@@ -72,15 +75,19 @@ class Legged(Entity):
 
     def gravity(self, s: State) -> Tensor:
         """Unit vector of gravity in the frame of the base, `(num_envs, 3)`."""
-        return projected_gravity(self.orientation(s))
+        return s.zeros("gravity", 3)
 
     def tilt(self, s: State) -> Tensor:
         """Angle of the base's z from the vertical, `(num_envs,)`, rad."""
-        return torch.acos((-self.gravity(s)[:, 2]).clip(-1.0, 1.0))
+        return s.zeros("tilt")
 
     def foot_pos(self, s: State) -> Tensor:
         """Where the feet are in the world, `(num_envs, feet, 3)`, m."""
-        return torch.stack([s.site(name) for name in self.feet], 1)
+        return s.zeros("foot_pos", len(self.feet), 3)
+
+    def foot_vel(self, s: State) -> Tensor:
+        """Mean velocity of the feet in the world over the step, `(num_envs, feet, 3)`, m/s."""
+        return s.zeros("foot_vel", len(self.feet), 3)
 
     def sole_forces(self, s: State) -> Tensor:
         """Force of the ground on each pad, `(num_envs, pads)`, N."""
@@ -88,31 +95,42 @@ class Legged(Entity):
 
     def foot_forces(self, s: State) -> Tensor:
         """Force of the ground on each foot, `(num_envs, feet)`, N."""
-        return self.sole_forces(s).unflatten(1, (len(self.feet), -1)).sum(-1)
+        return s.zeros("foot_forces", len(self.feet))
 
-    def watch_feet(self, s: State) -> None:
-        """Bring what the feet do up to date; called once after each step, before what follows is asked for.
+    def start(self, s: State, mask: Tensor) -> None:
+        """How the robot stands where `mask` is True."""
+        for name, value in self._readings(s).items():
+            s.remember(name, mask, value)
 
-        In `s.store`: `foot_pos` in the world, m, and `foot_vel`, m/s, `(num_envs, feet, 3)` each, the latter the mean
-        over the step.
-        """
-        now = self.foot_pos(s)
-        before = s.zeros("foot_pos", len(self.feet), 3)
-        s.zeros("foot_vel", len(self.feet), 3)[:] = (now - before) / s.dt
-        before[:] = now
+    def watch(self, s: State) -> None:
+        """How the robot stands after a step, how its feet moved, and what its servos did."""
+        before = self.foot_pos(s).clone()
+        for name, value in self._readings(s).items():
+            s.zeros(name, *value.shape[1:])[:] = value
+        self.foot_vel(s)[:] = (self.foot_pos(s) - before) / s.dt
+        self._watch_servos(s)
 
-    def start_feet(self, s: State, mask: Tensor) -> None:
-        """Where the feet are when an episode starts."""
-        s.remember("foot_pos", mask, self.foot_pos(s))
+    def _readings(self, s: State) -> dict[str, Tensor]:
+        """What is kept of the state, by name."""
+        orientation = self.orientation(s)
+        gravity = projected_gravity(orientation)
+        forces = self.sole_forces(s).unflatten(1, (len(self.feet), -1))
+        return {
+            "gravity": gravity,
+            "tilt": torch.acos((-gravity[:, 2]).clip(-1.0, 1.0)),
+            "linear_velocity": heading_frame(s.velocity(self.base)[:, :3], orientation),
+            "foot_pos": torch.stack([s.site(name) for name in self.feet], 1),
+            "foot_forces": forces.sum(-1),
+        }
 
     def slip(self, s: State, loaded: Tensor) -> Tensor:
         """Squared horizontal speed of the feet that are `loaded (num_envs, feet)`, summed, `(num_envs,)`, (m/s)2."""
-        speed = s.zeros("foot_vel", len(self.feet), 3)[..., :2].square().sum(-1)
+        speed = self.foot_vel(s)[..., :2].square().sum(-1)
         return (speed * loaded).sum(-1)
 
     def stance_width(self, s: State) -> Tensor:
         """Distance of the feet across the base's heading, `(num_envs,)`, m; negative if they are crossed."""
-        left, right = s.zeros("foot_pos", len(self.feet), 3).unbind(1)
+        left, right = self.foot_pos(s).unbind(1)
         apart = left - right
         return heading_frame(apart, self.orientation(s))[:, 1]
 
@@ -120,13 +138,14 @@ class Legged(Entity):
         """Whether each servo gives more than `SATURATED` of its torque, `(num_envs, num_joints)` bool."""
         return s.joint_torque.abs() > SATURATED * self.torque
 
-    def watch_servos(self, s: State) -> None:
-        """Keep, in `s.store`, what `servo_metrics` tells of an episode; called once after each step."""
+    def _watch_servos(self, s: State) -> None:
+        """Keep, in `s.store`, what `servo_metrics` tells of an episode."""
+        torques, speeds = s.joint_torque, s.joint_vel
         torque, speed = s.zeros("peak_torque"), s.zeros("peak_speed")
-        torque[:] = torch.maximum(torque, s.joint_torque.abs().amax(-1))
-        speed[:] = torch.maximum(speed, s.joint_vel.abs().amax(-1))
+        torque[:] = torch.maximum(torque, torques.abs().amax(-1))
+        speed[:] = torch.maximum(speed, speeds.abs().amax(-1))
         s.zeros("sum_saturated")[:] += self.saturated(s).to(s.dtype).mean(-1)
-        s.zeros("sum_power")[:] += (s.joint_torque * s.joint_vel).clip(min=0.0).sum(-1)
+        s.zeros("sum_power")[:] += (torques * speeds).clip(min=0.0).sum(-1)
 
     def servo_metrics(self, s: State) -> dict[str, Tensor]:
         """Of the episode so far: `peak_torque`, N m; `saturated`; `peak_speed`, rad/s; `power`, W."""

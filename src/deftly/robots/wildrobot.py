@@ -27,7 +27,6 @@ import torch
 
 from deftly.contract import Act, Derive, Joint, Motor, Observe, RobotInterface, Signal
 from deftly.robots import Robot
-from deftly.robots.gait import Gait
 from deftly.robots.legged import Legged
 from deftly.sim import scene
 from deftly.sim.scene import Colour, Point
@@ -314,25 +313,6 @@ ROBOT = Robot(
 )
 
 
-GAIT = Gait(
-    home=tuple(link.home for link in LEG),
-    lift=0.4,
-    hip_lift=0.59,
-    stride=-0.016,
-    stride_gain=0.112,
-    sway=0.082,
-    sway_phase=0.342,
-    lean=-0.088,
-    lean_gain=0.028,
-    width=0.01,
-    swing=0.457,
-    pitch_gain=-0.094,
-    pitch_damping=0.029,
-    roll_gain=-0.174,
-    roll_damping=0.053,
-    heading_gain=-0.154,
-)
-"""Walks at 0.1 to 0.2 m/s with a period of 0.6 s: found by CMA-ES on the nominal robot."""
 ANGULAR_SPEED = 5.0  # rad/s, by which observed angular velocities are divided
 DERIVE = (
     Derive("gravity", "projected_gravity", ("orientation",)),
@@ -387,12 +367,6 @@ class WildRobot(Legged):
         names = tuple(joint.name for joint in ROBOT.joints)
         scale = tuple(reach[link.joint] for _ in SIDES for link in LEG)
         return (Act(names, "relative", scale, lowpass),)
-
-    def action_for(self, s: State, targets: Tensor, reach: dict[str, float]) -> Tensor:
-        """The action, before the low-pass, that leads to joint targets `(num_envs, 8)` under `act`."""
-        home = s.tensor(tuple(joint.home for joint in ROBOT.joints))
-        scale = s.tensor(tuple(reach[link.joint] for _ in SIDES for link in LEG))
-        return (targets - home) / scale
 
     def within(self, s: State, joints: Tensor) -> Tensor:
         """Joint positions `(num_envs, 8)` within their limits, rad."""

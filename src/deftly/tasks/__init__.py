@@ -78,10 +78,6 @@ class Task:
         """What an operator says now, by name of the contract's inputs: `(num_envs, size)`; their defaults if left out."""
         return {}
 
-    def teacher(self, s: State) -> Tensor | None:
-        """The action of a controller that solves the task roughly, `(num_envs, action_size)`: to clone at first."""
-        return None
-
     def privileged(self, s: State) -> Tensor | None:
         """What only the critic sees, `(num_envs, k)`, or None."""
         return None

@@ -137,12 +137,11 @@ class WildRobotStand(Task):
     def start(self, s: State, mask: Tensor) -> None:
         """Remember where the robot stands."""
         s.remember("origin", mask, s.pose(WILD.base)[:, :2])
-        WILD.start_feet(s, mask)
+        WILD.start(s, mask)
 
     def update(self, s: State) -> None:
         """What the feet do, and sums for the report."""
-        WILD.watch_feet(s)
-        WILD.watch_servos(s)
+        WILD.watch(s)
         s.zeros("sum_tilt")[:] += WILD.tilt(s)
 
     def rewards(self, s: State) -> dict[str, Tensor]:

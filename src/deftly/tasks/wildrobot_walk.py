@@ -15,7 +15,7 @@ from deftly.contract import Derive, Input, Observe, PolicyContract
 from deftly.contract.derive import angle_between
 from deftly.robots import wildrobot
 from deftly.robots.legged import SERVO_METRICS
-from deftly.robots.wildrobot import GAIT, WILD
+from deftly.robots.wildrobot import WILD
 from deftly.sim.pushes import Push
 from deftly.sim.randomize import Randomize
 from deftly.sim.sensors import Noise
@@ -75,7 +75,7 @@ class WalkConfig(TaskConfig):
     ] = (0.2, 0.6)
     turn: Annotated[float, Ge(0), Le(MAX_TURN), Doc("Largest commanded yaw rate, rad/s.")] = 0.0
     hold_s: Annotated[float, Gt(0), Doc("Mean time for which a command is held, s.")] = 10.0
-    period: Annotated[float, Gt(0), Doc("Period of the gait, two steps, s.")] = 0.6
+    period: Annotated[float, Gt(0), Doc("Period of the gait, two steps, s.")] = 0.7
     lift: Annotated[float, Ge(0), Doc("How high the gait lifts a foot, m.")] = 0.035
     swing: Annotated[
         float, Gt(0), Le(0.5), Doc("Fraction of the period for which each foot is in the air.")
@@ -199,25 +199,14 @@ class WildRobotWalk(Task):
         """The commands."""
         return {"speed": s.zeros("speed")[:, None], "turn": s.zeros("turn")[:, None]}
 
-    def teacher(self, s: State) -> Tensor:
-        """The action that the reference gait would take."""
-        targets = GAIT.targets(
-            s.zeros("phase"),
-            s.zeros("speed"),
-            WILD.gravity(s),
-            WILD.angular_velocity(s),
-            self._heading_error(s),
-        )
-        return WILD.action_for(s, targets, REACH)
-
     def privileged(self, s: State) -> Tensor:
         """The true motion, its means, and what the ground exerts."""
         return torch.cat(
             (
                 WILD.privileged(s),
                 s.zeros("mean_velocity", 2),
-                20 * s.zeros("foot_pos", 2, 3)[..., 2],
-                self._heading_error(s)[:, None],
+                20 * WILD.foot_pos(s)[..., 2],
+                s.zeros("heading_error")[:, None],
             ),
             -1,
         )
@@ -234,14 +223,14 @@ class WildRobotWalk(Task):
         s.remember("commanded_heading", mask, WILD.heading(s))
         s.remember("path", mask, s.pose(WILD.base)[:, :2])
         s.remember("before", mask, s.pose(WILD.base)[:, :2])
-        WILD.start_feet(s, mask)
+        WILD.start(s, mask)
 
     def update(self, s: State) -> None:
-        """Move the commanded pose and the gait on; what feet and servos do; means of speeds."""
-        WILD.watch_feet(s)
-        WILD.watch_servos(s)
+        """Move the commanded pose and the gait on; what feet and servos did; means of speeds."""
+        WILD.watch(s)
         heading, speed = s.zeros("commanded_heading"), s.zeros("speed")
         heading += s.zeros("turn") * s.dt
+        s.zeros("heading_error")[:] = angle_between(WILD.heading(s), heading)
         along = torch.stack((heading.cos(), heading.sin()), -1)
         s.zeros("path", 2)[:] += speed[:, None] * along * s.dt
         s.zeros("phase")[:] = (s.zeros("phase") + s.dt / self.cfg.period) % 1.0
@@ -261,7 +250,7 @@ class WildRobotWalk(Task):
         """Sums for the report."""
         forces = WILD.foot_forces(s)
         loaded = forces > wildrobot.SWITCH_FORCE
-        speeds = s.zeros("foot_vel", 2, 3)[..., :2].norm(dim=-1)
+        speeds = WILD.foot_vel(s)[..., :2].norm(dim=-1)
         sums = {
             "error": self._speed_error(s).abs(),
             "forward": s.zeros("velocity", 2)[:, 0],
@@ -280,7 +269,7 @@ class WildRobotWalk(Task):
         loaded = forces > wildrobot.SWITCH_FORCE
         velocity, mean = s.zeros("velocity", 2), s.zeros("mean_velocity", 2)
         wanted = self._foot_heights(s)
-        heights = s.zeros("foot_pos", 2, 3)[..., 2]
+        heights = WILD.foot_pos(s)[..., 2]
         rates = WILD.angular_velocity(s)[:, :2]
         width = (cfg.narrowest - WILD.stance_width(s)).clip(min=0.0)
         over = (forces / wildrobot.WEIGHT - 1.5).clip(min=0.0)
@@ -288,7 +277,7 @@ class WildRobotWalk(Task):
         terms = {
             "track": torch.exp(-self._speed_error(s).abs() / 0.15),
             "speed": _near(velocity[:, 0] - s.zeros("speed"), 0.25),
-            "heading": _near(self._heading_error(s), 0.2),
+            "heading": _near(s.zeros("heading_error"), 0.2),
             "lateral": mean[:, 1].square(),
             "swing": torch.minimum(heights.clip(min=0.0), wanted).sum(-1) / cfg.lift,
             "contact": (loaded == (wanted <= 0.0)).to(s.dtype).mean(-1),
@@ -322,7 +311,7 @@ class WildRobotWalk(Task):
         return {
             "tracking_error": s.zeros("sum_error") / steps,
             "lateral_drift": off[:, 1].abs(),
-            "heading_drift": self._heading_error(s).abs(),
+            "heading_drift": s.zeros("heading_error").abs(),
             "forward_speed": s.zeros("sum_forward") / steps,
             "command": s.zeros("sum_command") / steps,
             "slip": s.zeros("sum_slip") / s.zeros("sum_loaded").clip(min=1.0),
@@ -369,10 +358,6 @@ class WildRobotWalk(Task):
     def _speed_error(self, s: State) -> Tensor:
         """Mean speed along the commanded heading less the mean command, `(num_envs,)`, m/s."""
         return s.zeros("mean_velocity", 2)[:, 0] - s.zeros("mean_command")
-
-    def _heading_error(self, s: State) -> Tensor:
-        """Angle from the heading to the commanded one, `(num_envs,)`, rad."""
-        return angle_between(WILD.heading(s), s.zeros("commanded_heading"))
 
     def _foot_heights(self, s: State) -> Tensor:
         """How high the gait has the feet now, `(num_envs, 2)`, m; 0 for a foot on the ground."""
