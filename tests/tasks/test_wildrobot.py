@@ -175,18 +175,23 @@ def test_tracking_error_compares_like_with_like():
     assert float(env.task.metrics(env.state)["tracking_error"]) == pytest.approx(0.36, abs=0.04)
 
 
-def test_faster_commands_come_with_success():
+def test_faster_commands_come_with_success_and_care_with_tracking():
     env = make("wildrobot-walk", 256, speed=(0.2, 0.6))
     task, s = env.task, env.state
     everyone = torch.ones(256, dtype=torch.bool)
-    task.curriculum(s, {"success": 0.0})
+    nothing = {"success": 0.0, "steps": 500.0, "reward/track": 0.0}
+    task.curriculum(s, nothing)
     task._command(s, everyone)
     assert float(s.zeros("speed").max()) == pytest.approx(0.2)
     for _ in range(200):
-        task.curriculum(s, {"success": 1.0})
+        task.curriculum(s, {**nothing, "success": 1.0})
     task._command(s, everyone)
     assert float(s.zeros("speed").max()) > 0.55
-    assert s.scale["torque"] > 0.99
+    assert s.scale["torque"] == pytest.approx(task.cfg.leniency, abs=1e-3)
+    half = 0.5 * task.cfg.weights.track * 10.0
+    for _ in range(200):
+        task.curriculum(s, {**nothing, "success": 1.0, "reward/track": half})
+    assert s.scale["torque"] == pytest.approx(1.0, abs=1e-3)
 
 
 def test_speed_is_held_where_nothing_is_random():

@@ -75,7 +75,7 @@ class Task:
         raise NotImplementedError
 
     def inputs(self, s: State) -> dict[str, Tensor]:
-        """What an operator says now, by name of the contract's inputs: `(num_envs, size)`; their defaults if left out."""
+        """What an operator says now, by name of an input of the contract: `(num_envs, size)`; left out: its default."""
         return {}
 
     def privileged(self, s: State) -> Tensor | None:
