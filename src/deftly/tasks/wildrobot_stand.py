@@ -97,6 +97,7 @@ class WildRobotStand(Task):
     }
     cfg: StandConfig
     report = Report(
+        selection="return",
         metrics={
             "drift": "distance of the waist from where it started, over the ground, m",
             "sway": "mean tilt of the waist, rad",

@@ -147,12 +147,19 @@ class WildRobotWalk(Task):
 
     Config = WalkConfig
     defaults = {
-        "env": {"num_envs": 1024},
+        "env": {"num_envs": 512},
         "sim": {"preset": "fast"},
-        "train": {"gamma": 0.98, "init_std": 0.5, "steps": 24, "max_iterations": 1200},
+        "train": {
+            "init_std": 0.4,
+            "entropy": 0.003,
+            "steps": 24,
+            "epochs": 4,
+            "max_iterations": 2000,
+        },
     }
     cfg: WalkConfig
     report = Report(
+        selection="return",
         metrics={
             "tracking_error": "mean distance of the mean speed along the commanded heading from the command, m/s",
             "lateral_drift": "distance from the commanded path across its heading, at the end, m",
