@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import mujoco
 import torch
 
-from deftly.contract.derive import heading_frame, projected_gravity, yaw
+from deftly.contract.derive import angle_between, heading_frame, projected_gravity, yaw
 from deftly.robots.entity import Entity
 from deftly.sim import scene
 
@@ -123,6 +123,40 @@ class Legged(Entity):
             "foot_forces": forces.sum(-1),
         }
 
+    def start_path(self, s: State, mask: Tensor) -> None:
+        """Where `mask` is True, the commanded path begins where the robot stands."""
+        position = s.pose(self.base)[:, :2]
+        s.remember("commanded_heading", mask, self.heading(s))
+        s.remember("path", mask, position)
+        s.remember("before", mask, position)
+
+    def follow_path(self, s: State, speed: Tensor, turn: Tensor, average_s: float) -> None:
+        """Move the commanded path on by a step, and compare the base with it.
+
+        `speed (num_envs,)`, m/s, and `turn (num_envs,)`, rad/s, are commanded. `average_s` is a time constant, s: as
+        long as a period of the gait, in which the speed of a base swings. Kept in `s.store`: `commanded_heading`, rad;
+        `path (num_envs, 2)`, m, where the commands would have brought the base; `heading_error`, rad, from the
+        heading to the commanded one; `velocity` and `mean_velocity (num_envs, 2)`, m/s, along the commanded heading
+        and to its left; `mean_command`, m/s, with the same time constant.
+        """
+        heading = s.zeros("commanded_heading")
+        heading += turn * s.dt
+        s.zeros("heading_error")[:] = angle_between(self.heading(s), heading)
+        along = _direction(heading)
+        s.zeros("path", 2)[:] += speed[:, None] * along * s.dt
+        position, before = s.pose(self.base)[:, :2], s.zeros("before", 2)
+        velocity, mean = s.zeros("velocity", 2), s.zeros("mean_velocity", 2)
+        velocity[:] = _in_direction((position - before) / s.dt, along)
+        before[:] = position
+        part = s.dt / average_s
+        mean += part * (velocity - mean)
+        s.zeros("mean_command")[:] += part * (speed - s.zeros("mean_command"))
+
+    def off_path(self, s: State) -> Tensor:
+        """How far the base is ahead of the commanded path, and to its left, `(num_envs, 2)`, m: in the world."""
+        off = s.pose(self.base)[:, :2] - s.zeros("path", 2)
+        return _in_direction(off, _direction(s.zeros("commanded_heading")))
+
     def slip(self, s: State, loaded: Tensor) -> Tensor:
         """Squared horizontal speed of the feet that are `loaded (num_envs, feet)`, summed, `(num_envs,)`, (m/s)2."""
         speed = self.foot_vel(s)[..., :2].square().sum(-1)
@@ -156,3 +190,15 @@ class Legged(Entity):
             "peak_speed": s.zeros("peak_speed"),
             "power": s.zeros("sum_power") / steps,
         }
+
+
+def _direction(angle: Tensor) -> Tensor:
+    """The horizontal unit vector of an angle, `(num_envs, 2)`."""
+    return torch.stack((angle.cos(), angle.sin()), -1)
+
+
+def _in_direction(vector: Tensor, along: Tensor) -> Tensor:
+    """A horizontal vector along a direction and to its left, `(num_envs, 2)` each."""
+    forward = (vector * along).sum(-1)
+    left = along[:, 0] * vector[:, 1] - along[:, 1] * vector[:, 0]
+    return torch.stack((forward, left), -1)

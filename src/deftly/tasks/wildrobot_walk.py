@@ -12,7 +12,6 @@ from typing_extensions import Doc
 
 from deftly.config import RANGE, TaskConfig
 from deftly.contract import Derive, Input, Observe, PolicyContract
-from deftly.contract.derive import angle_between
 from deftly.robots import wildrobot
 from deftly.robots.legged import SERVO_METRICS
 from deftly.robots.wildrobot import WILD
@@ -232,29 +231,14 @@ class WildRobotWalk(Task):
     def start(self, s: State, mask: Tensor) -> None:
         """Command something, and remember where the robot stands."""
         self._command(s, mask)
-        s.remember("commanded_heading", mask, WILD.heading(s))
-        s.remember("path", mask, s.pose(WILD.base)[:, :2])
-        s.remember("before", mask, s.pose(WILD.base)[:, :2])
         WILD.start(s, mask)
+        WILD.start_path(s, mask)
 
     def update(self, s: State) -> None:
-        """Move the commanded pose and the gait on; what feet and servos did; means of speeds."""
+        """What feet and servos did; the commanded path and the gait go on; commands change."""
         WILD.watch(s)
-        heading, speed = s.zeros("commanded_heading"), s.zeros("speed")
-        heading += s.zeros("turn") * s.dt
-        s.zeros("heading_error")[:] = angle_between(WILD.heading(s), heading)
-        along = torch.stack((heading.cos(), heading.sin()), -1)
-        s.zeros("path", 2)[:] += speed[:, None] * along * s.dt
+        WILD.follow_path(s, s.zeros("speed"), s.zeros("turn"), self.cfg.average_s)
         s.zeros("phase")[:] = (s.zeros("phase") + s.dt / self.cfg.period) % 1.0
-        position = s.pose(WILD.base)[:, :2]
-        moved = (position - s.zeros("before", 2)) / s.dt
-        s.zeros("before", 2)[:] = position
-        s.zeros("velocity", 2)[:] = _in_heading(moved, along)
-        rate = s.dt / self.cfg.average_s
-        s.zeros("mean_velocity", 2)[:] += rate * (
-            s.zeros("velocity", 2) - s.zeros("mean_velocity", 2)
-        )
-        s.zeros("mean_command")[:] += rate * (speed - s.zeros("mean_command"))
         self._add_up(s)
         self._command(s, self._draw_change(s))
 
@@ -317,12 +301,10 @@ class WildRobotWalk(Task):
 
     def metrics(self, s: State) -> dict[str, Tensor]:
         """What `report` explains."""
-        steps, heading = s.steps.clip(min=1), s.zeros("commanded_heading")
-        along = torch.stack((heading.cos(), heading.sin()), -1)
-        off = _in_heading(s.pose(WILD.base)[:, :2] - s.zeros("path", 2), along)
+        steps = s.steps.clip(min=1)
         return {
             "tracking_error": s.zeros("sum_error") / steps,
-            "lateral_drift": off[:, 1].abs(),
+            "lateral_drift": WILD.off_path(s)[:, 1].abs(),
             "heading_drift": s.zeros("heading_error").abs(),
             "forward_speed": s.zeros("sum_forward") / steps,
             "command": s.zeros("sum_command") / steps,
@@ -381,13 +363,6 @@ class WildRobotWalk(Task):
 
     def _fell(self, s: State) -> Tensor:
         return (WILD.height(s) < self.cfg.lowest) | (WILD.tilt(s) > self.cfg.max_tilt)
-
-
-def _in_heading(vector: Tensor, along: Tensor) -> Tensor:
-    """A horizontal vector along and to the left of a direction, `(num_envs, 2)` each."""
-    forward = (vector * along).sum(-1)
-    left = along[:, 0] * vector[:, 1] - along[:, 1] * vector[:, 0]
-    return torch.stack((forward, left), -1)
 
 
 def _near(value: Tensor, scale: float) -> Tensor:
