@@ -7,6 +7,8 @@ import torch
 
 from deftly.config import EnvConfig, SimConfig
 from deftly.env import Env
+from deftly.evaluate.rollout import decide
+from deftly.learn.policy import NetworkPolicy
 from deftly.robots import wildrobot
 from deftly.robots.wildrobot import WILD
 from deftly.tasks import load
@@ -124,6 +126,25 @@ def test_the_policy_sees_the_command_and_its_heading():
     for _ in range(25):
         env.step(torch.zeros(8, 8))
     assert env.obs["policy"][:, 35] == pytest.approx(0.5 * turn, abs=0.03)
+
+
+def test_a_policy_that_decides_from_signals_and_commands_sees_what_training_sees():
+    """As evaluation and a robot run it: readings with noise, inputs, commands that change."""
+    env = make("wildrobot-walk", 3, env={"noise": True}, turn=0.3, hold_s=0.2)
+    seen = []
+
+    def network(obs, stochastic=False):
+        seen.append(obs)
+        return 0.3 * torch.sin(7.0 * obs[:, :8])
+
+    policy = NetworkPolicy(env.contract, network)
+    policy.reset()
+    for _ in range(30):
+        known = env.obs["policy"].clone()
+        action = decide(env, policy)
+        assert torch.allclose(seen[-1], known, atol=1e-5)
+        env.step(action)
+    assert env.inputs["speed"].shape == (3, 1)
 
 
 def test_the_task_and_the_contract_agree_on_gait_and_heading():
