@@ -69,6 +69,46 @@ def test_task_is_sound(capsys, quick):
         assert part in out
 
 
+def test_robot_signals_and_start_are_checked_in_seconds(capsys, quick):
+    assert cli.main(["doctor", "wildrobot-walk"]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        "robot masses",
+        "3.3 kg in all",
+        "robot joint order",
+        "robot gravity hold",
+        "foot_switches 4",
+        "held by the servos",
+    ):
+        assert part in out
+
+
+def test_a_home_that_does_not_hold_itself_fails(tmp_path):
+    """The robot starts with its knees bent and its hips straight, and falls back."""
+    file = tmp_path / "squat.py"
+    file.write_text(
+        textwrap.dedent("""
+            from deftly.tasks import task
+            from deftly.tasks.wildrobot_stand import WILD, WildRobotStand
+
+            @task("squat")
+            class Squat(WildRobotStand):
+                def reset(self, s, mask):
+                    s.set_joint_pos(mask, s.joint_pos + s.tensor((-0.3, 0, 0.9, -0.4) * 2))
+        """)
+    )
+    found = of(doctor.examine(load(str(file))), "hold")
+    assert found.level == "fail"
+    assert "fell after" in found.text
+
+
+def test_a_robot_that_nobody_knows_is_said(tmp_path):
+    file = Path(__file__).parents[1] / "assets" / "floating.py"
+    found = of(doctor.examine(load(str(file))), "robot")
+    assert found.level == "warn"
+    assert "give the task an attribute `robot`" in found.text
+
+
 def test_unknown_task(capsys, quick):
     assert cli.main(["doctor", "jaka-pick-cubes"]) == 2
     assert "did you mean 'jaka-pick-cube'" in capsys.readouterr().err

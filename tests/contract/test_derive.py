@@ -3,11 +3,22 @@
 import mujoco
 import numpy as np
 import pytest
+import torch
 from contracts import ARM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deftly.contract import derive
+from deftly.contract import (
+    Act,
+    Derive,
+    Input,
+    Joint,
+    Observe,
+    PolicyContract,
+    RobotInterface,
+    Signal,
+    derive,
+)
 from deftly.contract.arrays import Like
 from deftly.contract.kinematics import Kinematics
 from deftly.errors import DeftlyError
@@ -70,6 +81,89 @@ def test_relative_pose_leads_from_a_to_b(seed):
     assert rotation(a[3:]) @ seen[:3] + a[:3] == pytest.approx(b[:3], abs=1e-12)
     assert rotation(a[3:]) @ rotation(seen[3:]) == pytest.approx(rotation(b[3:]), abs=1e-12)
     assert seen[3] >= 0
+
+
+@given(seeds)
+@settings(max_examples=50, deadline=None)
+def test_world_frame_turns_a_bodys_vector(seed):
+    rng = np.random.default_rng(seed)
+    quat, vector = quaternion(rng), rng.normal(size=3)
+    assert derive.world_frame(vector, quat) == pytest.approx(rotation(quat) @ vector, abs=1e-12)
+
+
+@given(st.floats(-7, 7), st.floats(-7, 7))
+def test_angle_between_is_the_short_way(start, end):
+    turn = derive.angle_between(np.array([start]), np.array([end]))
+    assert -np.pi <= turn[0] <= np.pi
+    assert np.exp(1j * (start + turn[0])) == pytest.approx(np.exp(1j * end))
+
+
+# ------------------------------------------------------------------ what a step before decides
+
+
+def walker() -> PolicyContract:
+    """Sees the rate of its joint and the error of its heading, at 50 Hz."""
+    joint = Joint("hip", -1.0, 1.0, 0.0, 5.0)
+    signals = (Signal("joint_pos", 1, "rad"), Signal("orientation", 4))
+    return PolicyContract(
+        RobotInterface("walker", (joint,), signals),
+        50.0,
+        (Observe("speed"), Observe("off")),
+        (Act(("hip",), "relative", (0.5,)),),
+        inputs=(Input("turn", 1, "rad/s", lower=(-2.0,), upper=(2.0,)),),
+        derive=(
+            Derive("speed", "rate", ("joint_pos",)),
+            Derive("off", "heading_error", ("orientation", "turn")),
+        ),
+    )
+
+
+def facing(yaw: float) -> np.ndarray:
+    return np.array([np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)])
+
+
+def seen_by_walker(yaws, joints, turn=0.0):
+    """What the walker sees, (steps, 2), with these headings and joint positions."""
+    contract = walker()
+    memory, seen = None, []
+    for yaw, joint in zip(yaws, joints):
+        signals = {"joint_pos": np.array([float(joint)]), "orientation": facing(yaw)}
+        said = {"turn": np.array([turn])}
+        memory = memory or contract.reset(signals, said)
+        obs, memory = contract.observe(signals, memory, said)
+        seen.append(obs["state"])
+    return np.array(seen)
+
+
+def test_rate_is_the_change_per_second_and_zero_at_first():
+    seen = seen_by_walker([0, 0, 0, 0], [0.1, 0.2, 0.2, -0.1])
+    assert seen[:, 0] == pytest.approx([0.0, 5.0, 0.0, -15.0])
+
+
+@pytest.mark.parametrize("start", [0.0, 2.0, -3.1])
+def test_heading_error_counts_from_the_first_heading_across_the_turn(start):
+    seen = seen_by_walker(start + np.array([0.0, 0.1, -0.2, 0.0]), [0] * 4)
+    assert seen[:, 1] == pytest.approx([0.0, -0.1, 0.2, 0.0], abs=1e-9)
+
+
+def test_the_commanded_heading_turns_with_the_commanded_rate():
+    seen = seen_by_walker([0.5] * 201, [0] * 201, turn=1.0)
+    assert seen[:3, 1] == pytest.approx([0.0, 0.02, 0.04])
+    assert seen[200, 1] == pytest.approx(4.0 - 2 * np.pi)
+
+
+def test_a_batch_remembers_as_one_robot_does():
+    contract = walker()
+    yaws = torch.tensor([[0.0, 3.0], [0.3, -3.0]])
+    memory = None
+    for row in yaws:
+        orientation = torch.stack(((row / 2).cos(), 0 * row, 0 * row, (row / 2).sin()), -1)
+        signals = {"joint_pos": row[:, None], "orientation": orientation}
+        memory = memory or contract.reset(signals)
+        obs, memory = contract.observe(signals, memory)
+    assert obs["state"].numpy() == pytest.approx(
+        np.array([[15.0, -0.3], [-300.0, -(2 * np.pi - 6.0)]]), abs=1e-4
+    )
 
 
 # ------------------------------------------------------------------ forward kinematics

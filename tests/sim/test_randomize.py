@@ -291,3 +291,15 @@ def test_each_environment_has_its_own_nominal_values(slider):
     for _ in range(2):  # a second draw does not start from the first
         randomizer.draw(Rows(torch.tensor([True, True, False])), torch.Generator())
         assert mass[:, block].tolist() == [1.5, 3.0, 4.0]
+
+
+def test_joint_offset_turns_the_link_and_not_the_reading(drawn):
+    """A servo mounted askew: sensor and command agree, the link is elsewhere."""
+    env, fields = drawn(Randomize("joint_offset", -0.1, 0.1, ("x",), op="add"))
+    column = int(env.model.joint("x").qposadr[0])
+    qpos0 = fields["qpos0"].view(N, -1)
+    assert covers(qpos0[:, column], -0.1, 0.1)
+    others = [i for i in range(env.model.nq) if i != column]
+    assert (qpos0[:, others] == torch.tensor(env.model.qpos0)[others]).all()
+    block = env.state.body("block")[:, 0]
+    assert torch.allclose(block, env.state.joint("x") - qpos0[:, column], atol=1e-9)

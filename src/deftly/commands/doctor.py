@@ -25,6 +25,7 @@ from typing_extensions import Doc
 from deftly import tasks
 from deftly.config import EnvConfig, PPOConfig, RunsConfig, Settings, parse, split_task
 from deftly.console import Finding, judge, report
+from deftly.errors import DeftlyError
 
 if TYPE_CHECKING:
     from deftly.env import Env
@@ -36,6 +37,7 @@ BROKEN = {
 MEMORY_GB = 2.0  # that 1024 environments and the learner find comfortable
 DISK_GB = 1.0
 TASK_ENVS, TASK_STEPS, ROLLOUT = 16, 5, 8
+HOLD_SECONDS = 2.0  # for which a robot must stand where episodes start, held by its servos
 SCENE = """<mujoco><worldbody><geom type="plane" size="1 1 1" rgba="1 0 0 1"/>
 <body pos="0 0 1"><freejoint/><geom type="box" size="0.1 0.1 0.1"/></body></worldbody></mujoco>"""
 RENDER = f"""
@@ -236,7 +238,10 @@ def examine(cls: type[tasks.Task]) -> Iterator[Finding]:
 
         task = cls(cls.Config())
         yield from _scene(task)
+        yield from _robot(task)
         env = Env(task, EnvConfig(num_envs=TASK_ENVS))
+        yield _signals(env)
+        yield _hold(task)
         rewards = _rewards(task, env)
         yield rewards
         if rewards.level != "ok":
@@ -261,6 +266,50 @@ def _scene(task: tasks.Task) -> Iterator[Finding]:
     first = [model.key(i).name for i in range(model.nkey)][:1]
     wrong = [] if first == ["home"] else [f"the first is {first}: scene.add_home"]
     yield judge("keyframe", wrong, "home")
+
+
+def _robot(task: tasks.Task) -> Iterator[Finding]:
+    """The check of the task's robot: masses, joint order, limits, actuators, self-collision."""
+    from deftly import robots
+    from deftly.robots.check import check
+
+    try:
+        robot = robots.of(task)
+    except DeftlyError:
+        name = task.contract().robot.name
+        unknown = (
+            f"'{name}' is no shipped robot: give the task an attribute `robot` to have it checked"
+        )
+        yield Finding("robot", "warn", unknown)
+        return
+    for finding in check(robot):
+        yield finding._replace(name=f"robot {finding.name}")
+
+
+def _signals(env: Env) -> Finding:
+    """Every signal of the contract was measured, in its shape; the environment refuses any other."""
+    sizes = ", ".join(f"{name} {value.shape[-1]}" for name, value in env.signals.items())
+    return Finding("signals", "ok", sizes)
+
+
+def _hold(task: tasks.Task) -> Finding:
+    """Without disturbances, a robot whose servos hold the pose in which episodes start does not fail."""
+    from deftly.env import Env
+
+    env = Env(task, EnvConfig(1, randomize=False, noise=False, pushes=False), purpose="doctor")
+    held = env.state.joint_pos.float()
+    wrong: list[str] = []
+    for i in range(round(HOLD_SECONDS * env.contract.rate)):
+        env.state.set_targets(held)
+        broken = env.sim.step(env.substeps)
+        task.update(env.state)
+        failures = {**task.failed(env.state), "physics": broken}
+        wrong = [name for name, failed in failures.items() if bool(failed)]
+        if wrong:
+            seconds = (i + 1) / env.contract.rate
+            wrong = [f"{wrong[0]} after {seconds:.2g} s: the home pose does not hold itself"]
+            break
+    return judge("hold", wrong, f"{HOLD_SECONDS:g} s where an episode starts, held by the servos")
 
 
 def _rewards(task: tasks.Task, env: Env) -> Finding:

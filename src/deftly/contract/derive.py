@@ -22,7 +22,10 @@ DeriveKind = Literal[
     "norm",
     "projected_gravity",
     "heading_frame",
+    "world_frame",
     "relative_pose",
+    "rate",
+    "heading_error",
     "phase_clock",
     "forward_kinematics",
 ]
@@ -36,7 +39,12 @@ class Derive(Record):
     norm                length of a vector; 1 number.
     projected_gravity   of an orientation: the unit vector of gravity in the body's frame; 3 numbers.
     heading_frame       of a world vector and an orientation: the vector in the frame that shares the body's yaw alone.
+    world_frame         of a vector in a body's frame and the body's orientation: the vector in the world's frame.
     relative_pose       of the poses a and b: b as seen from a; 7 numbers, its quaternion with w >= 0.
+    rate                change of a value since the step before, per second; 0 at the first step of an episode.
+    heading_error       of an orientation and a commanded yaw rate, rad/s: the angle from the body's heading to the
+                        commanded one, rad, in -pi .. pi; 1 number. The commanded heading is the measured one at the
+                        first step of an episode, and turns with the commanded yaw rate.
     phase_clock         of nothing: sine and cosine of a phase that takes `period` seconds for a turn; it is 0 at the
                         first step of an episode.
     forward_kinematics  of `joint_pos`: where the interface's `site` is in the robot's base; 3 numbers, with `pose` 7.
@@ -73,7 +81,10 @@ ARGUMENTS: dict[str, tuple[int, ...]] = {
     "norm": (0,),
     "projected_gravity": (4,),
     "heading_frame": (3, 4),
+    "world_frame": (3, 4),
     "relative_pose": (7, 7),
+    "rate": (0,),
+    "heading_error": (4, 1),
     "phase_clock": (),
     "forward_kinematics": (0,),
 }
@@ -82,7 +93,9 @@ SIZES = {
     "norm": 1,
     "projected_gravity": 3,
     "heading_frame": 3,
+    "world_frame": 3,
     "relative_pose": 7,
+    "heading_error": 1,
     "phase_clock": 2,
 }
 
@@ -119,6 +132,8 @@ def _require_arguments(value: Derive, known: Mapping[str, int]) -> None:
 def _size(value: Derive, known: Mapping[str, int], robot: RobotInterface) -> int:
     if value.kind == "difference":
         return _common_size(value, known)
+    if value.kind == "rate":
+        return known[value.of[0]]
     if value.kind == "forward_kinematics":
         robot.site(value.site)
         return 7 if value.pose else 3
@@ -180,6 +195,26 @@ def heading_frame(vector: Array, orientation: Array) -> Array:
     return xp.stack((forward, left, vz), -1)
 
 
+def world_frame(vector: Array, orientation: Array) -> Array:
+    """A vector in a body's frame in the world's frame, `(..., 3)`."""
+    return rotate(orientation, vector)
+
+
+def yaw(orientation: Array) -> Array:
+    """Angle of the body's forward axis about the vertical, rad in -pi .. pi, `(..., 1)`."""
+    w, x, y, z = _components(orientation)
+    forward_x = 1.0 - 2.0 * (y * y + z * z)
+    forward_y = 2.0 * (w * z + x * y)
+    return library(orientation).arctan2(forward_y, forward_x)[..., None]
+
+
+def angle_between(start: Array, end: Array) -> Array:
+    """The angle by which one turns from `start` to `end`, rad in -pi .. pi."""
+    xp = library(start)
+    turn = end - start
+    return xp.arctan2(xp.sin(turn), xp.cos(turn))
+
+
 def relative_pose(a: Array, b: Array) -> Array:
     """The pose `b` as seen from the pose `a`, `(..., 7)`; both in one frame. Its quaternion has w >= 0."""
     inverse = join((a[..., 3:4], -a[..., 4:7]))
@@ -238,5 +273,6 @@ FUNCTIONS: dict[str, Callable[..., Array]] = {
     "norm": norm,
     "projected_gravity": projected_gravity,
     "heading_frame": heading_frame,
+    "world_frame": world_frame,
     "relative_pose": relative_pose,
 }

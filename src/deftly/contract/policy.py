@@ -33,7 +33,13 @@ from deftly.contract.arrays import (
     library,
     require_float,
 )
-from deftly.contract.derive import FUNCTIONS, Derive, derived_sizes
+from deftly.contract.derive import (
+    FUNCTIONS,
+    Derive,
+    angle_between,
+    derived_sizes,
+    yaw,
+)
 from deftly.contract.kinematics import Kinematics
 from deftly.contract.robot import ACTION, COMMAND, JOINT_POS, Joint, RobotInterface, Signal
 from deftly.contract.schema import (
@@ -53,6 +59,10 @@ MAX_OBSERVATION = 1 << 20
 """Elements of the largest group of numbers, and of all that the memory keeps of the past."""
 PHASE = "phase"
 """Prefix of the memory's keys that hold the phases of clocks."""
+LAST = "last"
+"""Prefix of the memory's keys that hold what a rate was computed from in the step before."""
+HEADING = "heading"
+"""Prefix of the memory's keys that hold commanded headings."""
 HISTORY = "history"
 """Prefix of the memory's keys that hold the past of terms."""
 
@@ -145,8 +155,11 @@ class PolicyContract(Document):
         memory = self._actions.like(measured).reset(measured)
         for clock in self._clocks:
             memory[_phase_key(clock)] = 0.0 * memory[COMMAND][..., :1]
-        if any(term.frames > 1 for term in self.observe_terms):
-            self._fill_histories(self._values(signals, memory, inputs), memory)
+        has_history = any(term.frames > 1 for term in self.observe_terms)
+        if has_history or self._remembering:
+            values = self._values(signals, memory, inputs)
+            self._begin_derived(values, memory)
+            self._fill_histories(values, memory)
         return memory
 
     def observe(
@@ -165,6 +178,7 @@ class PolicyContract(Document):
                 value = _remember(memory, i, term, value)
             parts[term.group].append(value)
         self._advance_clocks(memory)
+        self._advance_derived(values, memory)
         obs = {group: self._joined(group, values) for group, values in parts.items()}
         return obs, memory
 
@@ -233,6 +247,11 @@ class PolicyContract(Document):
     def _clocks(self) -> tuple[Derive, ...]:
         return tuple(derived for derived in self.derive if derived.kind == "phase_clock")
 
+    @functools.cached_property
+    def _remembering(self) -> tuple[Derive, ...]:
+        """Derived values that depend on the steps before, clocks apart."""
+        return tuple(each for each in self.derive if each.kind in ("rate", "heading_error"))
+
     def _values(
         self, signals: Mapping[str, Array], memory: Memory, inputs: Inputs | None
     ) -> dict[str, Array]:
@@ -282,6 +301,12 @@ class PolicyContract(Document):
             if derived.pose:
                 return kinematics.pose(joint_pos)
             return kinematics.position(joint_pos)
+        if derived.kind == "rate":
+            value = values[derived.of[0]]
+            return (value - memory.get(_last_key(derived), value)) * self.rate
+        if derived.kind == "heading_error":
+            heading = yaw(values[derived.of[0]])
+            return angle_between(heading, memory.get(_heading_key(derived), heading))
         arguments = [values[name] for name in derived.of]
         return FUNCTIONS[derived.kind](*arguments)
 
@@ -290,6 +315,25 @@ class PolicyContract(Document):
             key = _phase_key(clock)
             turns = 1.0 / (self.rate * clock.period)
             memory[key] = (memory[key] + turns) % 1.0
+
+    def _begin_derived(self, values: Mapping[str, Array], memory: Memory) -> None:
+        """What derived values remember when an episode starts: nothing has changed, the heading is as commanded."""
+        for derived in self._remembering:
+            value = values[derived.of[0]]
+            if derived.kind == "rate":
+                memory[_last_key(derived)] = value
+            else:
+                memory[_heading_key(derived)] = yaw(value)
+
+    def _advance_derived(self, values: Mapping[str, Array], memory: Memory) -> None:
+        """What derived values remember for the next step."""
+        for derived in self._remembering:
+            if derived.kind == "rate":
+                memory[_last_key(derived)] = values[derived.of[0]]
+            else:
+                key = _heading_key(derived)
+                turn = values[derived.of[1]] / self.rate
+                memory[key] = (memory[key] + turn) % (2.0 * math.pi)
 
     def _scaled(self, i: int, value: Array) -> Array:
         """The value of a term as the policy sees it, of one step."""
@@ -382,6 +426,16 @@ def _is_uint8(value: Array) -> bool:
 def _phase_key(clock: Derive) -> str:
     """Where the memory keeps the phase of a clock, `(..., 1)` in turns."""
     return f"{PHASE}.{clock.name}"
+
+
+def _last_key(derived: Derive) -> str:
+    """Where the memory keeps the value of the step before, of which a rate is."""
+    return f"{LAST}.{derived.name}"
+
+
+def _heading_key(derived: Derive) -> str:
+    """Where the memory keeps a commanded heading, `(..., 1)` in rad."""
+    return f"{HEADING}.{derived.name}"
 
 
 def _history_key(i: int, place: int) -> str:

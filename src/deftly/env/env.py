@@ -70,6 +70,7 @@ class Env:
     Attributes:
         obs: the newest observation.
         signals: the sensor readings that it was made of.
+        inputs: what the task's operator says with them, by name; empty if the contract has none.
         auto_reset: start the next episode in the step that ends one; without it the caller resets.
     """
 
@@ -163,6 +164,7 @@ class Env:
             return self.obs
         self.obs: Obs = {}
         self.signals: dict[str, Tensor] = {}
+        self.inputs: dict[str, Tensor] = {}
         self._memory: Memory = {}
         self._start(self._everyone)
         if not self._metrics.names:
@@ -322,10 +324,12 @@ class Env:
         self.signals = {
             name: rows.merge(self.signals.get(name), value) for name, value in signals.items()
         }
-        memory = self.contract.reset(signals)
+        self.inputs = self._said()
+        said = {name: rows.take(value) for name, value in self.inputs.items()}
+        memory = self.contract.reset(signals, said)
         if held is not None:
             memory = self.contract.follow(held, memory)
-        observed, memory = self.contract.observe(signals, memory)
+        observed, memory = self.contract.observe(signals, memory, said)
         self._memory = {
             name: rows.merge(self._memory.get(name), value) for name, value in memory.items()
         }
@@ -360,9 +364,14 @@ class Env:
             return value
         return self._nan.clean(f"signal/{name}", value.float(), broken)
 
+    def _said(self) -> dict[str, Tensor]:
+        """What the task's operator says now, by name: float32."""
+        return {name: value.float() for name, value in self.task.inputs(self.state).items()}
+
     def _observe(self, broken: Tensor) -> Obs:
         """Observations of the newest signals."""
-        observed, self._memory = self.contract.observe(self.signals, self._memory)
+        self.inputs = self._said()
+        observed, self._memory = self.contract.observe(self.signals, self._memory, self.inputs)
         groups = {_group(name): value for name, value in observed.items()}
         return {**groups, "critic": self._critic(groups["policy"], broken)}
 

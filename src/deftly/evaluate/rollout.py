@@ -137,7 +137,7 @@ def _as_policy(task: Task, policy: Policy | Network, stochastic: bool) -> Policy
 
 def decide(env: Env, policy: Policy) -> Tensor:
     """The action of each environment, `(num_envs, action_size)`, by a policy that sees signals and nothing else."""
-    decision = policy.infer(env.signals, applied=env.state.command)
+    decision = policy.infer(env.signals, env.inputs, applied=env.state.command)
     return torch.as_tensor(decision.action)
 
 

@@ -21,6 +21,7 @@ Quantity = Literal[
     "damping",
     "armature",
     "frictionloss",
+    "joint_offset",
     "kp",
     "kd",
     "torque",
@@ -34,9 +35,10 @@ class Randomize:
     """One parameter of the model, drawn uniformly for each episode.
 
     Quantities and what `names` name: mass (with the inertia), com (m) of bodies; friction (sliding), size of geoms
-    (boxes, spheres, capsules; the mass stays); damping, armature, frictionloss of joints; kp, kd, torque (limit) and
-    latency (s) of actuators; gravity (its magnitude; no names). What is added to a mass, a first half extent, a kp, kd
-    or gravity scales the numbers that go with it.
+    (boxes, spheres, capsules; the mass stays); damping, armature, frictionloss of joints, and joint_offset (rad or m:
+    by how much the link is off where sensor and servo of the joint have it); kp, kd, torque (limit) and latency (s) of
+    actuators; gravity (its magnitude; no names). What is added to a mass, a first half extent, a kp, kd or gravity
+    scales the numbers that go with it.
     """
 
     quantity: Quantity
@@ -74,6 +76,7 @@ _FIELDS: dict[str, tuple[str, bool, dict[str, slice]]] = {
     "damping": ("joint", False, {"dof_damping": _ALL}),
     "armature": ("joint", True, {"dof_armature": _ALL}),
     "frictionloss": ("joint", False, {"dof_frictionloss": _ALL}),
+    "joint_offset": ("joint position", False, {"qpos0": _ALL}),
     "kp": ("actuator", False, {"actuator_gainprm": slice(0, 1), "actuator_biasprm": slice(1, 2)}),
     "kd": ("actuator", False, {"actuator_biasprm": slice(2, 3)}),
     "torque": ("actuator", False, {"actuator_forcerange": _ALL}),
@@ -208,10 +211,11 @@ def _elements(model: mujoco.MjModel, kind: str, entry: Randomize) -> Tensor:
     """Indices of the bodies, geoms or actuators that an entry names; of joints, those of their degrees of freedom."""
     if not kind:
         return torch.tensor([0])
-    known = _names(model, kind)
+    named = kind.split()[0]
+    known = _names(model, named)
     for name in entry.names:
         if name not in known:
-            missing = f"no {kind} '{name}' in the scene, it has {known}"
+            missing = f"no {named} '{name}' in the scene, it has {known}"
             raise DeftlyError(f"randomize {entry.quantity}: {missing}")
     if entry.names:
         ids = [known.index(name) for name in entry.names]
@@ -219,6 +223,8 @@ def _elements(model: mujoco.MjModel, kind: str, entry: Randomize) -> Tensor:
         ids = [i for i, name in enumerate(known) if name != "world"]
     if kind == "joint":
         ids = _degrees_of_freedom(model, ids)
+    elif kind == "joint position":
+        ids = model.jnt_qposadr[ids].tolist()
     return torch.tensor(ids)
 
 

@@ -83,8 +83,11 @@ def prepare(s: mujoco.MjSpec) -> None:
     )
 
 
-def add_floor(s: mujoco.MjSpec, z: float) -> None:
-    """A checkered floor at height z (m), only drawn: nothing collides with it. What has one of its own keeps that."""
+def add_floor(s: mujoco.MjSpec, z: float, collides: bool = False) -> None:
+    """A checkered floor at height z (m): only drawn, or for robots that stand on it.
+
+    A scene that has a floor of its own keeps that.
+    """
     if s.geom("floor") is not None:
         return
     s.add_texture(
@@ -104,8 +107,9 @@ def add_floor(s: mujoco.MjSpec, z: float) -> None:
         size=[4, 4, 0.1],
         pos=[0, 0, z],
         material="deftly_floor",
-        contype=0,
-        conaffinity=0,
+        friction=FRICTION,
+        contype=int(collides),
+        conaffinity=int(collides),
     )
 
 

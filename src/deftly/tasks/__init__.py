@@ -74,6 +74,10 @@ class Task:
         """What the robot could measure now, by signal name: `(num_envs, size)`."""
         raise NotImplementedError
 
+    def inputs(self, s: State) -> dict[str, Tensor]:
+        """What an operator says now, by name of an input of the contract: `(num_envs, size)`; left out: its default."""
+        return {}
+
     def privileged(self, s: State) -> Tensor | None:
         """What only the critic sees, `(num_envs, k)`, or None."""
         return None
@@ -144,6 +148,14 @@ SHIPPED = {
     "leap-left-cube-rotate": ("deftly.tasks.leap_cube_rotate", _TURN),
     "leap-left-custom-cube-rotate": ("deftly.tasks.leap_cube_rotate", _TURN),
     "leap-right-cube-rotate": ("deftly.tasks.leap_cube_rotate", _TURN),
+    "wildrobot-stand": (
+        "deftly.tasks.wildrobot_stand",
+        "Stand a WildRobot on its feet while it is pushed.",
+    ),
+    "wildrobot-walk": (
+        "deftly.tasks.wildrobot_walk",
+        "Walk with a WildRobot at a commanded speed and yaw rate.",
+    ),
 }
 """Shipped tasks: module and description. Written down, since importing is slow and needs torch; a test compares."""
 

@@ -1,0 +1,205 @@
+"""Stand a WildRobot on its feet while it is pushed."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import mujoco
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+from typing_extensions import Doc
+
+from deftly.config import RANGE, TaskConfig
+from deftly.contract import PolicyContract
+from deftly.robots import wildrobot
+from deftly.robots.legged import SERVO_METRICS
+from deftly.robots.wildrobot import WILD
+from deftly.sim.pushes import Push
+from deftly.sim.randomize import Randomize
+from deftly.sim.sensors import Noise
+from deftly.sim.state import State
+from deftly.tasks import Report, Task, task
+
+REACH = {"hip_pitch": 0.5, "hip_roll": 0.3, "knee": 0.5, "ankle_pitch": 0.4}
+"""How far an action of 1 moves each joint from home, rad."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the reward terms, each multiplied by the control period: terms are per second."""
+
+    upright: Annotated[float, Doc("exp(-(tilt / 0.15 rad)2).")] = 1.0
+    still: Annotated[float, Doc("exp(-(speed / 0.15 m/s)2), of the waist over the ground.")] = 0.5
+    height: Annotated[float, Doc("exp(-((height - home) / 0.03 m)2), of the waist.")] = 0.5
+    angular_velocity: Annotated[
+        float, Doc("Squared angular velocity of the waist, (rad/s)2.")
+    ] = -0.02
+    pose: Annotated[float, Doc("Squared distance of the joints from home, rad2.")] = -0.3
+    torque: Annotated[float, Doc("Squared torques, as fractions of the servo's, summed.")] = -0.05
+    saturation: Annotated[float, Doc("Servos at more than 95 % of their torque.")] = -0.2
+    action_rate: Annotated[float, Doc("Squared change of the action, summed.")] = -0.2
+    slip: Annotated[float, Doc("Squared speed of feet on the ground, (m/s)2.")] = -1.0
+    contact: Annotated[float, Doc("Feet off the ground.")] = -0.2
+    fell: Annotated[float, Doc("Once, when the robot falls.")] = -200.0
+
+
+@dataclass(frozen=True)
+class StandConfig(TaskConfig):
+    """Parameters of the task."""
+
+    rate: float = 50.0
+    episode_steps: int = 500
+    stop_on_success: Annotated[bool, Doc("Standing ends with the episode.")] = False
+    lowpass: Annotated[float, Ge(0), Lt(1), Doc("Weight of the previous action.")] = 0.6
+    joint_noise: Annotated[float, Ge(0), Doc("Joints start within this much of home, rad.")] = 0.05
+    push_force: Annotated[
+        tuple[float, float], RANGE, Doc("Range of the force of a push on the waist, N.")
+    ] = (2.0, 5.0)
+    push_steps: Annotated[int, Ge(1), Doc("Control steps for which a push lasts.")] = 6
+    push_interval: Annotated[float, Gt(0), Doc("Mean time between pushes, s.")] = 3.0
+    lowest: Annotated[float, Gt(0), Doc("Height of the waist below which it fell, m.")] = 0.36
+    max_tilt: Annotated[float, Gt(0), Doc("Tilt of the waist beyond which it fell, rad.")] = 0.8
+    weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(
+        default_factory=Weights
+    )
+
+
+@task("wildrobot-stand")
+class WildRobotStand(Task):
+    """Stand a WildRobot on its feet while it is pushed.
+
+    Observation (34):
+
+    | index | term                     | meaning                                          | unit             |
+    |-------|--------------------------|--------------------------------------------------|------------------|
+    | 0-2   | gravity                  | direction of gravity in the frame of the chest   |                  |
+    | 3-5   | heading_angular_velocity | in the frame that shares the chest's yaw alone   | 5 rad/s          |
+    | 6-13  | joint_pos                | left leg from hip to ankle, right leg; from home | half the range   |
+    | 14-21 | joint_vel                | change of joint_pos since the last step          | 10 rad/s         |
+    | 22-25 | foot_switches            | left toe, left heel, right toe, right heel       | 1: pressed       |
+    | 26-33 | action                   | the last action after the low-pass               |                  |
+
+    Action (8), in [-1, 1], low-passed: targets of the joints about home, times `REACH`. Equal actions of both legs are
+    mirrored poses, as equal positions are.
+
+    Success: still on its feet after the 10 s of the episode. Failure: the waist below `lowest` or tilted by more than
+    `max_tilt`; it ends the episode.
+
+    Randomization: that of every WildRobot task (`WildRobot.randomize`, `WildRobot.noise`); joints at the start; pushes
+    of `push_force` in a horizontal direction for `push_steps`, at random times.
+    """
+
+    Config = StandConfig
+    defaults = {
+        "env": {"num_envs": 512},
+        "sim": {"preset": "fast"},
+        "train": {"init_std": 0.3, "steps": 24, "epochs": 4, "max_iterations": 300},
+    }
+    cfg: StandConfig
+    report = Report(
+        selection="return",
+        metrics={
+            "drift": "distance of the waist from where it started, over the ground, m",
+            "sway": "mean tilt of the waist, rad",
+            **SERVO_METRICS,
+        },
+        plots=(
+            ("seconds", "Time on the feet, s"),
+            ("drift", "Drift, m"),
+            ("sway", "Mean tilt, rad"),
+        ),
+    )
+
+    def scene(self) -> mujoco.MjSpec:
+        """The robot on a floor; camera `front`."""
+        return WILD.scene()
+
+    def contract(self) -> PolicyContract:
+        """What every policy of the robot sees, and targets about home."""
+        act = WILD.act(REACH, self.cfg.lowpass)
+        return PolicyContract(
+            WILD.interface(), self.cfg.rate, WILD.observe(), act, derive=wildrobot.DERIVE
+        )
+
+    def signals(self, s: State) -> dict[str, Tensor]:
+        """Joint positions, inertial sensor, foot switches."""
+        return WILD.signals(s)
+
+    def privileged(self, s: State) -> Tensor:
+        """The true motion, and what ground and pushes exert."""
+        return WILD.privileged(s)
+
+    def reset(self, s: State, mask: Tensor) -> None:
+        """Joints near home."""
+        noise = self.cfg.joint_noise
+        count = len(wildrobot.ROBOT.joints)
+        s.set_joint_pos(mask, WILD.within(s, s.joint_pos + s.uniform(mask, -noise, noise, count)))
+
+    def start(self, s: State, mask: Tensor) -> None:
+        """Remember where the robot stands."""
+        s.remember("origin", mask, s.pose(WILD.base)[:, :2])
+        WILD.start(s, mask)
+
+    def update(self, s: State) -> None:
+        """What the feet do, and sums for the report."""
+        WILD.watch(s)
+        s.zeros("sum_tilt")[:] += WILD.tilt(s)
+
+    def rewards(self, s: State) -> dict[str, Tensor]:
+        """See `Weights`."""
+        loaded = WILD.foot_forces(s) > wildrobot.SWITCH_FORCE
+        speed = s.velocity(WILD.base)[:, :2].norm(dim=-1)
+        away = s.joint_pos - s.tensor(wildrobot.ROBOT.interface().home())
+        load = s.joint_torque / wildrobot.TORQUE
+        terms = {
+            "upright": _near(WILD.tilt(s), 0.15),
+            "still": _near(speed, 0.15),
+            "height": _near(WILD.height(s) - wildrobot.HOME_HEIGHT, 0.03),
+            "angular_velocity": WILD.angular_velocity(s).square().sum(-1),
+            "pose": away.square().sum(-1),
+            "torque": load.square().sum(-1),
+            "saturation": WILD.saturated(s).sum(-1),
+            "action_rate": (s.action - s.last_action).square().sum(-1),
+            "slip": WILD.slip(s, loaded),
+            "contact": (~loaded).sum(-1),
+            "fell": self._fell(s),
+        }
+        return {name: value * s.dt for name, value in terms.items()}
+
+    def failed(self, s: State) -> dict[str, Tensor]:
+        """It fell."""
+        return {"fell": self._fell(s)}
+
+    def success(self, s: State) -> Tensor:
+        """On its feet when the time is up."""
+        return (s.steps >= s.episode_steps) & ~self._fell(s)
+
+    def metrics(self, s: State) -> dict[str, Tensor]:
+        """What `report` explains."""
+        moved = s.pose(WILD.base)[:, :2] - s.zeros("origin", 2)
+        return {
+            "drift": moved.norm(dim=-1),
+            "sway": s.zeros("sum_tilt") / s.steps.clip(min=1),
+            **WILD.servo_metrics(s),
+        }
+
+    def randomize(self) -> tuple[Randomize, ...]:
+        """Links, servos, mounting and ground."""
+        return WILD.randomize()
+
+    def noise(self) -> dict[str, Noise]:
+        """Encoders, inertial sensor, foot switches."""
+        return WILD.noise()
+
+    def pushes(self) -> tuple[Push, ...]:
+        """Forces on the waist."""
+        cfg = self.cfg
+        return (Push(WILD.base, cfg.push_force, cfg.push_interval, cfg.push_steps / cfg.rate),)
+
+    def _fell(self, s: State) -> Tensor:
+        return (WILD.height(s) < self.cfg.lowest) | (WILD.tilt(s) > self.cfg.max_tilt)
+
+
+def _near(value: Tensor, scale: float) -> Tensor:
+    """1 where the value is 0, 0.37 where it is one `scale` away."""
+    return torch.exp(-(value / scale).square())
