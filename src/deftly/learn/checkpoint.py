@@ -332,6 +332,8 @@ def _checkpoint(
     """Put together what the files say. Raises ValueError, KeyError or TypeError for what no checkpoint says."""
     if not isinstance(config, dict):
         raise TypeError(f"{CONFIG} holds no sections")
+    if "actor" not in about["networks"]:
+        raise ValueError("it has no network 'actor', which is the policy")
     if len(about["networks"]) > MAX_NETWORKS:
         raise ValueError(f"{len(about['networks'])} networks")
     task = about["task"]

@@ -20,6 +20,7 @@ from rich.table import Table
 from deftly.errors import DeftlyError
 from deftly.files import atomic_write
 from deftly.learn.learner import Metrics
+from deftly.workspace import read_metrics
 
 
 def _nothing() -> None:
@@ -55,11 +56,9 @@ def sturdy(writer: Writer, what: str) -> Writer:
 
 def metrics(path: Path, columns: list[str], resume_at: int) -> Writer:
     """`metrics.csv`: a row an iteration, flushed when written. A resumed run keeps the rows up to its checkpoint."""
-    kept = []
-    if resume_at and path.is_file():
-        with path.open(newline="") as old:
-            rows = [row for row in csv.DictReader(old) if row.get("iteration", "").isdigit()]
-            kept = [row for row in rows if int(row["iteration"]) <= resume_at]
+    known = {str(iteration) for iteration in range(1, resume_at + 1)}
+    rows = read_metrics(path) if resume_at else []
+    kept = [row for row in rows if row.get("iteration") in known]
     with atomic_write(path) as scratch:
         file = scratch.open("w", newline="")
         writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
