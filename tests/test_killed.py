@@ -23,7 +23,7 @@ TINY = (
     *("--env.num-envs", "4", "--env.episode-steps", "4", "--sim.threads", "1", "--eval-every", "2"),
     *("--train.steps", "4", "--train.hidden", "8", "--train.epochs", "1", "--eval-episodes", "2"),
     *("--train.minibatches", "1", "--tensorboard", "False", "--log-level", "warning"),
-    *("--save-every", "1", "--keep-checkpoints", "2", "--train.max-iterations", "12"),
+    *("--save-every", "1", "--keep-checkpoints", "2", "--train.max-iterations", "8"),
 )
 
 
@@ -102,7 +102,7 @@ def test_a_training_that_is_killed_loads_and_goes_on(victims, tmp_path):
     train = ["train", TASK, *TINY, "--runs.root", root]
     assert kill_often(victims, train, 30, lambda: require_whole(root), rng) > 10
     for kept in range(20):  # resumed again and again, killed again and again
-        more = [*train[:2], "--resume", "latest", "--train.max-iterations", 24 + kept]
+        more = [*train[:2], "--resume", "latest", "--train.max-iterations", 16 + kept]
         status, _ = victims.run([*more, "--runs.root", root], rng.uniform(0, 3))
         assert status in (0, -signal.SIGKILL)
         require_whole(root)

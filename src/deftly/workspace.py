@@ -7,7 +7,6 @@ Where a file system has no symbolic links, a text file stands in for each: `deft
 """
 
 import csv
-import errno
 import fcntl
 import io
 import math
@@ -47,10 +46,10 @@ from deftly.files import (
 Kind = Literal["train", "test"]
 WEIGHTS, FACTS, METRICS, LOCK = "weights.safetensors", "run.json", "metrics.csv", ".lock"
 LATEST: dict[str, Kind] = {"latest": "train", "latest_train": "train", "latest_test": "test"}
+UNPACKED = re.compile(r"(\.\./)*[\w.-]+(/[\w.-]+)*")
+"""What a file holds that an archive held as a link, where the unpacking made no link of it."""
 POINTER = "deftly.link/1 "
 """First words of the text file that stands in for a link."""
-NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What the system answers where there are no symbolic links."""
 ELSEWHERE = "choose another place with --runs.root DIR"
 LAST_ORDER = 1e11
 """Largest `order` that is believed: the year 5138."""
@@ -176,9 +175,7 @@ def link(place: Path, target: Path) -> None:
     scratch = scratch_for(place)
     try:
         scratch.symlink_to(relative)
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
+    except OSError:  # each file system without links says so with another number
         write_text(place, f"{POINTER}{relative}\n")
     else:
         os.replace(scratch, place)
@@ -199,6 +196,8 @@ def _target(place: Path) -> Path | None:
             text = read_text(place, "a link", 4096).rstrip("\n")
             if text.startswith(POINTER) and text.isprintable():
                 return place.parent / text.removeprefix(POINTER)
+            if text.isprintable() and UNPACKED.fullmatch(text) and (place.parent / text).is_dir():
+                return place.parent / text
     return None
 
 

@@ -10,6 +10,14 @@ import signal
 import sys
 import time
 
+import torch
+
+import deftly.data.record
+import deftly.evaluate.export
+import deftly.evaluate.handover
+import deftly.evaluate.validation
+import deftly.learn.train
+import deftly.twin.robot  # noqa: F401  (all that the commands would import, once for all of them)
 from deftly.commands import export, record, train
 
 MAINS = {"train": train.main, "export": export.main, "record": record.main}
@@ -27,6 +35,7 @@ def run(name: str, words: list[str]) -> int:
 
 def main() -> None:
     """Answer until the input ends."""
+    torch.set_num_threads(1)
     for line in sys.stdin:
         seconds, name, *words = json.loads(line)
         started = time.monotonic()

@@ -144,7 +144,7 @@ def typed_settings(argv: Sequence[str]) -> list[Setting]:
 
 def read_file(name: str) -> list[Setting]:
     """The settings of a YAML file."""
-    return list(settings_of(yaml.read_mapping(Path(name).expanduser()), name))
+    return list(settings_of(yaml.read_mapping(Path(os.path.expanduser(name))), name))
 
 
 def settings_of(tree: Mapping[str, Any], place: str, section: str = "") -> Iterator[Setting]:
