@@ -136,7 +136,7 @@ def load(path: Path, verify_golden: bool = True) -> Bundle:
     contract = _read_contract(path / SPEC, files[SPEC])
     if contract.hash != manifest["contract"]:
         raise BundleError(f"{path / SPEC} is not the contract that {MANIFEST} names; {AGAIN}")
-    network = _read_network(path / NETWORK, files[NETWORK], contract)
+    network = read_network(files[NETWORK], contract, str(path / NETWORK))
     golden = _read_golden(path / GOLDEN, files[GOLDEN], contract)
     report = _mapping(path / REPORT, files[REPORT], parse_json)
     robot = _mapping(path / ROBOT, files[ROBOT], parse_yaml)
@@ -148,6 +148,17 @@ def load(path: Path, verify_golden: bool = True) -> Bundle:
                 f"{TOLERANCE:g}): do not use it; export it again, or install another onnxruntime"
             )
     return bundle
+
+
+def read_network(model: bytes, contract: PolicyContract, what: str = NETWORK) -> OnnxNetwork:
+    """The network of a bundle. Raises BundleError if it is too large, or may run long or take much memory."""
+    if len(model) > LIMITS[NETWORK]:
+        raise BundleError(f"{what} has {len(model)} bytes, at most {LIMITS[NETWORK]} are read")
+    try:
+        require_bounded(model, what)
+    except UnboundedError as error:
+        raise BundleError(str(error)) from None
+    return OnnxNetwork(model, contract, what)
 
 
 def replay(contract: PolicyContract, network: Network, signals: Signals) -> dict[str, np.ndarray]:
@@ -364,14 +375,6 @@ def _read_contract(file: Path, data: bytes) -> PolicyContract:
     if contract.to_json().encode() != data:
         raise BundleError(f"{file} is not in the contract's canonical form; {AGAIN}")
     return contract
-
-
-def _read_network(file: Path, data: bytes, contract: PolicyContract) -> OnnxNetwork:
-    try:
-        require_bounded(data, str(file))
-    except UnboundedError as error:
-        raise BundleError(str(error)) from None
-    return OnnxNetwork(data, contract, str(file))
 
 
 def _read_golden(file: Path, data: bytes, contract: PolicyContract) -> dict[str, np.ndarray]:
