@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import zip_longest
 from math import isnan, nan
 from pathlib import Path
@@ -35,7 +36,10 @@ class Writer(NamedTuple):
 
 
 def sturdy(writer: Writer, what: str) -> Writer:
-    """A writer that a full disk does not end: it says so once and writes no more; the training goes on."""
+    """A writer that a full disk, or a terminal that was closed, does not end: it says so once and writes no more.
+
+    The training goes on.
+    """
     working = True
 
     def guard(action: Callable[[], None]) -> None:
@@ -46,10 +50,9 @@ def sturdy(writer: Writer, what: str) -> Writer:
             action()
         except OSError as error:
             working = False
-            print(
-                f"warning: {what} is not written any more: {error.strerror or error}",
-                file=sys.stderr,
-            )
+            reason = error.strerror or error
+            with suppress(OSError):  # nobody may be there to read it
+                print(f"warning: {what} is not written any more: {reason}", file=sys.stderr)
 
     return Writer(lambda row: guard(lambda: writer.write(row)), lambda: guard(writer.close))
 
