@@ -358,6 +358,42 @@ def test_where_links_are_forbidden_text_files_stand_in(cfg, clock, monkeypatch):
     assert [item.pinned for item in list_runs(cfg)] == [False, False]
 
 
+@pytest.mark.parametrize("name", ["EPERM", "ENOSYS", "EROFS", "EINVAL", "EACCES", "EPROTO", "EIO"])
+def test_however_a_file_system_says_that_it_has_no_links(cfg, monkeypatch, name):
+    """VirtualBox's shared folders say EROFS and EPROTO, for instance."""
+    number = getattr(errno, name)
+
+    def refused(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    run = create("leap", "train", cfg)
+    folder = save(run, "iter_000100")
+    workspace.link(folder.with_name("last"), folder)
+    assert find_checkpoint("latest:last", "leap", cfg) == folder.resolve()
+
+
+def test_links_that_an_archive_made_files_are_links(cfg, clock):
+    """Python's zipfile unpacks a link as a file that holds its target, and gives all files the age of the unpacking."""
+    first, run = create("leap", "train", cfg), create("leap", "train", cfg)
+    pin(first.name, "good", cfg)
+    for age, iteration in enumerate((100, 1_000_000, 50)):
+        folder = save(run, f"iter_{iteration:06d}")
+        os.utime(folder / WEIGHTS, (age, age))
+        for name in ("last", "best"):
+            workspace.link(folder.with_name(name), folder.with_name("iter_000100"))
+    for path in [path for path in cfg.root.rglob("*") if path.is_symlink()]:
+        target = os.readlink(path)
+        path.unlink()
+        path.write_text(target)
+    assert len(list_runs(cfg)) == 2
+    assert find_run("good", None, cfg) == first
+    for spec in ("latest", "latest:last", run, f"{run}/checkpoints/best", "runs/latest"):
+        assert find_checkpoint(spec, "leap", cfg).name == "iter_000100"
+    workspace.link(run / "checkpoints/last", folder)
+    assert find_checkpoint("latest:last", "leap", cfg).resolve() == folder
+
+
 def test_where_links_are_forbidden_pruning_works(tmp_path, clock, monkeypatch):
     monkeypatch.setattr(Path, "symlink_to", no_links)
     cfg = RunsConfig(root=tmp_path, max_train_runs=1)

@@ -18,6 +18,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import secrets
@@ -49,6 +50,8 @@ MAX_MERGED = 10_000
 """Most keys that the merges (`<<`) of a YAML file make."""
 MAX_VALUES = 250_000
 """Most values of a JSON or YAML file, with those that aliases repeat."""
+MAX_WORD = 200
+"""Most characters of an array of short texts."""
 BRANCHES = (dict, list, tuple, set)
 """What JSON and YAML nest."""
 SCRATCH = re.compile(r"\.tmp-(old-)?[0-9a-f]{16}-(.+)")
@@ -242,18 +245,36 @@ def read_npz(
     max_bytes: int,
     *,
     names: Iterable[str] = (),
+    numbers: Mapping[str, int] = {},
+    texts: Mapping[str, int] = {},
     links: bool = True,
     advice: str = "",
 ) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` by name, without pickle.
 
-    `max_bytes` bounds the file and what it unpacks to, which is known from its directory before anything is unpacked.
-    `names` are the arrays that it must hold; it may hold more. Raises FileError as `read_bytes` does.
+    Args:
+        path: The file.
+        what: What it should be, for the message.
+        max_bytes: Bounds the file and what it unpacks to, which its directory says before anything is unpacked.
+        names: Arrays that it must hold, of any kind; it may hold more.
+        numbers: Those that must be finite numbers, and how many axes each has.
+        texts: Those that must be short texts, and how many axes each has.
+        links: Whether the file may be a link.
+        advice: What to do instead, put at the end of the message.
+
+    Raises FileError as `read_bytes` does.
     """
+
+    def load(file: BinaryIO) -> dict[str, np.ndarray]:
+        arrays = _unpack(file, max_bytes, (*names, *numbers, *texts))
+        for name, axes in numbers.items():
+            _require_numbers(name, arrays[name], axes)
+        for name, axes in texts.items():
+            _require_texts(name, arrays[name], axes)
+        return arrays
+
     with _opened(path, what, max_bytes, links, advice) as file:
-        return _parsed(
-            lambda opened: _unpack(opened, max_bytes, tuple(names)), file, what, path, advice
-        )
+        return _parsed(load, file, what, path, advice)
 
 
 def parse_json(data: bytes | str, what: str, path: Path | str = "", advice: str = "") -> Any:
@@ -481,7 +502,7 @@ def _parsed(load: Callable[[Any], Any], data: Any, what: str, path: Path | str, 
 
 def _load_json(data: bytes | str) -> Any:
     try:
-        value = json.loads(data, parse_constant=_refuse_constant)
+        value = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error}") from None
     _require_tree(value)
@@ -490,6 +511,14 @@ def _load_json(data: bytes | str) -> Any:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"it holds {name}, which is no number")
+
+
+def _finite(text: str) -> float:
+    """A number of a JSON file; what is too large for a float would be infinite."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"it holds {text:.40}, which is too large a number")
+    return number
 
 
 def _load_yaml(data: bytes | str) -> Any:
@@ -581,6 +610,22 @@ def _unpack(file: BinaryIO, max_bytes: int, names: tuple[str, ...]) -> dict[str,
         if missing := [name for name in names if name not in by_name]:
             raise ValueError(f"it holds no '{missing[0]}'")
         return {name: _unpack_array(archive, part) for name, part in by_name.items()}
+
+
+def _require_numbers(name: str, array: np.ndarray, axes: int) -> None:
+    import numpy as np
+
+    if array.dtype.kind not in "fiu" or array.ndim != axes:
+        raise ValueError(
+            f"'{name}' in it is {array.shape} of {array.dtype}, not numbers of {axes} axes"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"'{name}' in it holds numbers that are not finite")
+
+
+def _require_texts(name: str, array: np.ndarray, axes: int) -> None:
+    if array.dtype.kind != "U" or array.ndim != axes or array.itemsize > 4 * MAX_WORD:
+        raise ValueError(f"'{name}' in it is no text, or a long one")
 
 
 def _require_small_directory(file: BinaryIO) -> None:

@@ -7,7 +7,6 @@ Where a file system has no symbolic links, a text file stands in for each: `deft
 """
 
 import csv
-import errno
 import fcntl
 import io
 import math
@@ -21,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from deftly.config import RunsConfig, suggest
 from deftly.console import printable, table
 from deftly.errors import DeftlyError
 from deftly.files import (
+    KB,
     MB,
     FileError,
     atomic_write,
@@ -37,22 +38,25 @@ from deftly.files import (
     read_text,
     remove_folder,
     scratch_for,
+    sweep,
     write_json,
     write_text,
 )
 
 Kind = Literal["train", "test"]
-WEIGHTS, FACTS, LOCK = "weights.safetensors", "run.json", ".lock"
+WEIGHTS, FACTS, METRICS, LOCK = "weights.safetensors", "run.json", "metrics.csv", ".lock"
 LATEST: dict[str, Kind] = {"latest": "train", "latest_train": "train", "latest_test": "test"}
+UNPACKED = re.compile(r"(\.\./)*[\w.-]+(/[\w.-]+)*")
+"""What a file holds that an archive held as a link, where the unpacking made no link of it."""
 POINTER = "deftly.link/1 "
 """First words of the text file that stands in for a link."""
-NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What the system answers where there are no symbolic links."""
 ELSEWHERE = "choose another place with --runs.root DIR"
 LAST_ORDER = 1e11
 """Largest `order` that is believed: the year 5138."""
 MAX_METRICS = 64 * MB
 """Largest `metrics.csv` that is read."""
+MAX_ROWS, MAX_LINE = 200_000, 64 * KB
+"""Most iterations in one, and most characters of a line."""
 NAME = re.compile(
     r"(?P<task>.+?)_(?P<kind>train|test)_(.+_)?(?P<stamp>\d{8}_\d{6})(_(?P<again>\d+))?"
 )
@@ -74,7 +78,7 @@ class Run:
 
     def metrics(self) -> tuple[float | None, float | None, float | None]:
         """Iterations so far, success rate (0 to 1; the highest evaluated) and minutes; None where there is none yet."""
-        rows = _metrics(self.path)
+        rows = read_metrics(self.path / METRICS)
         columns = [_curve(rows, name, name) for name in ("iteration", "eval_success", "seconds")]
         iterations, success, seconds = (
             max((x for x, _ in column), default=None) for column in columns
@@ -88,6 +92,7 @@ def create(task: str, kind: Kind, cfg: RunsConfig, name: str | None = None) -> P
     """Make the folder of a new run and link it; safe when several start in the same second."""
     stem = "_".join(filter(None, (task, kind, name, time.strftime("%Y%m%d_%H%M%S"))))
     _check_name(stem)
+    _sweep(cfg)
     try:
         run = _new_folder(cfg.root / ("runs_all" if cfg.workspace else "runs"), stem)
         facts: dict[str, Any] = {
@@ -113,6 +118,15 @@ def create(task: str, kind: Kind, cfg: RunsConfig, name: str | None = None) -> P
             f"cannot write '{error.filename or cfg.root}': {error.strerror}; {ELSEWHERE}"
         ) from error
     return run
+
+
+def _sweep(cfg: RunsConfig) -> None:
+    """Delete what killed processes left among the runs, also in those that nobody will write again."""
+    for name in ("runs", "runs/pinned", "runs_all"):
+        sweep(cfg.root / name)
+    for run in set(_folders(cfg).values()):
+        sweep(run)
+        sweep(run / "checkpoints")
 
 
 def _next_order(cfg: RunsConfig) -> float:
@@ -161,9 +175,7 @@ def link(place: Path, target: Path) -> None:
     scratch = scratch_for(place)
     try:
         scratch.symlink_to(relative)
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
+    except OSError:  # each file system without links says so with another number
         write_text(place, f"{POINTER}{relative}\n")
     else:
         os.replace(scratch, place)
@@ -184,6 +196,8 @@ def _target(place: Path) -> Path | None:
             text = read_text(place, "a link", 4096).rstrip("\n")
             if text.startswith(POINTER) and text.isprintable():
                 return place.parent / text.removeprefix(POINTER)
+            if text.isprintable() and UNPACKED.fullmatch(text) and (place.parent / text).is_dir():
+                return place.parent / text
     return None
 
 
@@ -406,11 +420,19 @@ def _at(seconds: float) -> datetime:
     return datetime.fromtimestamp(0).astimezone()
 
 
-def _metrics(run: Path) -> list[dict[str, str]]:
-    with suppress(FileError, csv.Error):
-        data = read_bytes(run / "metrics.csv", "the metrics of a training", MAX_METRICS)
-        return list(csv.DictReader(io.StringIO(data.decode(errors="replace"), newline="")))
-    return []
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of a `metrics.csv` by column, the first `MAX_ROWS`; none of a file that is none.
+
+    A row that a killed process cut off has what it got; lines that are too long are left out.
+    """
+    try:
+        data = read_bytes(path, "the metrics of a training", MAX_METRICS)
+        text = io.StringIO(data.decode(errors="replace"), newline="")
+        table = csv.DictReader(line for line in text if len(line) < MAX_LINE)
+        rows = list(islice(table, MAX_ROWS))
+    except (FileError, csv.Error):
+        return []
+    return [{name: value for name, value in row.items() if name and value} for row in rows]
 
 
 def _evaluated(run: Path) -> tuple[float | None, float | None]:
@@ -464,11 +486,11 @@ def compare(specs: Sequence[str], column: str, out_png: Path, cfg: RunsConfig) -
     axes = figure.subplots()
     lines: list[tuple[str, ...]] = []
     for run in (find_run(spec, None, cfg) for spec in specs):
-        rows = _metrics(run)
+        rows = read_metrics(run / METRICS)
         points = _curve(rows, "steps", column)
         if not points:
             near = suggest(column, rows[0] if rows else [])
-            raise DeftlyError(f"'{run / 'metrics.csv'}' has no numbers in column '{column}'{near}")
+            raise DeftlyError(f"'{run / METRICS}' has no numbers in column '{column}'{near}")
         steps, values = zip(*points)
         axes.plot(steps, values, label=run.name)
         lines.append(

@@ -113,6 +113,11 @@ def test_a_repeatable_setting_adds_up(argv, gates):
     assert read(*argv).gate == gates
 
 
+def test_the_home_folder_of_nobody_is_one_line():
+    with pytest.raises(DeftlyError, match=r"cannot read .~nobody-at-all/c\.yaml. as a config"):
+        read("--config", "~nobody-at-all/c.yaml")
+
+
 def test_the_home_folder_is_expanded():
     home = Path.home()
     found = read("runs.root=~/x", "--task.grasps", "~/g.npz", "name=~")

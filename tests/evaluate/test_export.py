@@ -19,7 +19,9 @@ from deftly.evaluate import export
 from deftly.evaluate.evaluate import EvalSettings, measure
 from deftly.evaluate.handover import drive, rebuild
 from deftly.learn import checkpoint
+from deftly.learn.networks import Network, NetworkSpec, Policy
 from deftly.policy import bundle
+from deftly.policy.onnx_bounds import require_bounded
 from deftly.policy.protocol import OnnxNetwork
 
 
@@ -100,6 +102,29 @@ def test_a_network_that_differs_is_not_exported(exported, monkeypatch, tmp_path)
             [exported.task, "--runs.root", str(exported.root), "--out", str(tmp_path / "b")]
         )
     assert not (tmp_path / "b").exists()
+
+
+def test_a_network_that_no_bundle_holds_is_refused_before_it_is_evaluated(
+    source, exported, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(export, "measure", lambda *_: pytest.fail("evaluated"))
+    monkeypatch.setitem(bundle.LIMITS, bundle.NETWORK, 100)
+    task, sim = rebuild(exported.task, bundle_settings(exported))
+    with pytest.raises(
+        bundle.BundleError, match=r"policy\.onnx has \d+ bytes, at most 100 are read"
+    ):
+        export.export(task, source, tmp_path / "b", EvalSettings(episodes=1, sim=sim), "deftly")
+    assert not (tmp_path / "b").exists()
+
+
+def bundle_settings(exported):
+    return json.loads((exported.bundle / bundle.MANIFEST).read_text())["settings"]
+
+
+@pytest.mark.parametrize("activation", ["gelu", "mish", "silu", "softplus"])
+def test_networks_of_several_operators_to_an_activation_are_run(activation):
+    spec = NetworkSpec({"policy": 8}, 4, (16,), activation)
+    require_bounded(export.to_onnx(Policy(Network(spec))), "x.onnx")
 
 
 def test_the_report_is_a_fresh_one_of_this_policy(exported, found, source):

@@ -173,6 +173,27 @@ def test_a_checkpoint_of_an_older_deftly_is_refused_by_name(copy):
     assert "an older Deftly made it: train again" in refused(copy)
 
 
+def header(tensors) -> bytes:
+    text = json.dumps(tensors).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+HEADERS = {
+    "strides beyond all numbers": ({"a": {**EMPTY, "shape": [0, 2**63 - 1, 8]}}, "overflowed"),
+    "tensors without end": ({f"a{i}": EMPTY for i in range(20_000)}, "at most 1048576 are read"),
+    "another type": ({"a": {**EMPTY, "dtype": "C64"}}, "safetensors"),
+    "a list": ([1], "invalid"),
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_hostile_header_of_weights_is_refused_in_one_line(copy, kind):
+    tensors, reason = HEADERS[kind]
+    (copy / "weights.safetensors").write_bytes(header(tensors))
+    assert reason in refused(copy)
+
+
 def test_a_foreign_file_is_no_checkpoint(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
     assert "truncated or no safetensors" in refused(tmp_path)

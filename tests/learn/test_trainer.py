@@ -1,6 +1,7 @@
 """The trainer: callbacks, writers, signals, what a refused training leaves behind."""
 
 import csv
+import os
 import signal
 import subprocess
 import sys
@@ -195,7 +196,7 @@ def test_the_older_names_of_resume(tiny, word):
 # --------------------------------------------------------------------- signals
 
 
-def start(tiny, *more: str) -> subprocess.Popen:
+def start(tiny, *more: str, output: int = subprocess.PIPE) -> subprocess.Popen:
     words = [
         sys.executable,
         "-m",
@@ -206,7 +207,7 @@ def start(tiny, *more: str) -> subprocess.Popen:
         "1000000",
         *more,
     ]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(words, stdout=output, stderr=output, text=True)
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120.0) -> None:
@@ -232,6 +233,25 @@ def test_a_signal_ends_the_training_saved(tiny, number):
         process.kill()
         process.communicate()
     assert tiny.checkpoint().iteration >= 2
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_a_terminal_that_is_closed_does_not_lose_the_training(tiny, level):
+    """What is printed then fails (EIO), and the training goes on; the hang-up ends it, saved."""
+    ours, theirs = os.openpty()
+    process = start(tiny, "--log-level", level, "--save-every", "1000000", output=theirs)
+    os.close(theirs)
+    try:
+        wait_for(lambda: rows_of(tiny) > 2, process)
+        os.close(ours)
+        seen = rows_of(tiny)
+        wait_for(lambda: rows_of(tiny) > seen + 2, process)
+        process.send_signal(signal.SIGHUP)
+        process.wait(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert tiny.checkpoint().iteration > seen
 
 
 def test_kill_9_while_checkpoints_are_written(tiny):

@@ -4,10 +4,12 @@ import hashlib
 import io
 import json
 import os
+import time
 import zipfile
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -319,7 +321,69 @@ def test_shipped(tmp_path, monkeypatch):
 @pytest.mark.parametrize("weights", ["w.bin", "/etc/passwd", "../w.bin"])
 def test_weights_in_other_files(folder, weights):
     put(folder, NETWORK, model(weights=weights))
-    refused(folder, "policy.onnx takes weights from other files")
+    refused(folder, "policy.onnx .* takes weights from other files")
+
+
+def with_nodes(nodes, constants=()) -> bytes:
+    """The linear network, after operators that lead nowhere."""
+    found = onnx.load_from_string(model())
+    found.graph.node.extend(nodes)
+    found.graph.initializer.extend(
+        onnx.numpy_helper.from_array(value, name) for name, value in constants
+    )
+    return found.SerializeToString()
+
+
+def test_a_network_that_loops_is_refused_before_it_is_prepared(folder, monkeypatch):
+    """Also one that passes its golden vectors: the loop computes nothing that is asked for."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["c"], ["d"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("d", TensorProto.BOOL, [])],
+    )
+    loop = helper.make_node("Loop", ["count", "go"], [], body=body)
+    constants = [("count", np.int64(2**62)), ("go", np.bool_(True))]
+    put(folder, NETWORK, with_nodes([loop], [(n, np.array(v)) for n, v in constants]))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("prepared"))
+    refused(folder, "policy.onnx is no ONNX model that runs here: .*'Loop'")
+
+
+def test_a_network_that_takes_gigabytes_is_refused_before_it_is_prepared(folder, monkeypatch):
+    nodes = [helper.make_node("Expand", ["observation", "sizes"], ["huge"])]
+    put(folder, NETWORK, with_nodes(nodes, [("sizes", np.array([2**30, 1, SEEN]))]))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("prepared"))
+    refused(folder, "policy.onnx is no ONNX model that runs here: 'huge' has more than")
+
+
+def test_a_tensor_may_be_named_location(folder):
+    nodes = [helper.make_node("Identity", ["observation"], ["location"])]
+    put(folder, NETWORK, with_nodes(nodes))
+    assert load(folder).task == "two"
+
+
+def test_golden_vectors_that_take_too_long(folder, monkeypatch):
+    """Whatever the bounds let pass ends before its next operator."""
+    found = load(folder)
+    whole = bundle.OnnxNetwork.__call__
+
+    def slow(network, obs):
+        time.sleep(0.3)
+        return whole(network, obs)
+
+    monkeypatch.setattr(bundle, "GOLDEN_SECONDS", 0.1)
+    monkeypatch.setattr(bundle.OnnxNetwork, "__call__", slow)
+    with pytest.raises(BundleError, match=r"its golden vectors take more than 0\.1 s"):
+        found.golden_errors()
+
+
+def test_golden_vectors_without_end(folder):
+    arrays = {name: np.repeat(value, 200, axis=0) for name, value in golden().items()}
+    put(folder, GOLDEN, npz(arrays))
+    refused(folder, "golden.npz has 1200 steps, at most 1000 are computed again")
 
 
 @pytest.mark.parametrize("sizes", [{"outputs": 3}, {"inputs": CONTRACT.obs_size() + 1}])

@@ -19,6 +19,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from deftly.console import printable
 from deftly.errors import DeftlyError
 
 
@@ -53,6 +54,8 @@ BOUNDS: dict[type, Bound] = {
     Le: Bound("le", operator.le, "at most {}", "<="),
     Lt: Bound("lt", operator.lt, "below {}", "<"),
 }
+MOST_SHOWN = 200
+"""Most characters of a value that a message shows."""
 HUGE = 100_000
 """Bounds from here on guard against typing errors, and are not worth a line of the help."""
 RISING = Must("'LOW HIGH' with 0 <= LOW <= HIGH", lambda pair: 0 <= pair[0] <= pair[1])
@@ -83,7 +86,8 @@ def check(settings: Any, section: str = "") -> None:
     """Raise DeftlyError if a field of a dataclass, or of a dataclass inside it, is not what it must be."""
     for flag, hint, value in _leaves(settings, section):
         if wanted := violated(hint, value):
-            raise DeftlyError(f"{flag} is {show(value)}, but it must be {wanted}")
+            shown = printable(show(value), MOST_SHOWN) or "empty"
+            raise DeftlyError(f"{flag} is {shown}, but it must be {wanted}")
 
 
 def _leaves(settings: Any, section: str) -> Iterator[tuple[str, Any, Any]]:

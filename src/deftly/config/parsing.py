@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from deftly.config import yaml
-from deftly.config.constraints import check, kebab
+from deftly.config.constraints import MOST_SHOWN, check, kebab
 from deftly.config.fields import Flag, flags
 from deftly.config.help import help_text
 from deftly.config.older_names import HEADLESS, SHOWN, resolve
 from deftly.config.sections import ALGORITHMS, TaskConfig
+from deftly.console import printable
 from deftly.errors import DeftlyError
 
 T = TypeVar("T")
@@ -143,7 +144,7 @@ def typed_settings(argv: Sequence[str]) -> list[Setting]:
 
 def read_file(name: str) -> list[Setting]:
     """The settings of a YAML file."""
-    return list(settings_of(yaml.read_mapping(Path(name).expanduser()), name))
+    return list(settings_of(yaml.read_mapping(Path(os.path.expanduser(name))), name))
 
 
 def settings_of(tree: Mapping[str, Any], place: str, section: str = "") -> Iterator[Setting]:
@@ -244,11 +245,9 @@ def _joined(before: Setting, now: Setting) -> Setting:
 
 
 def _unknown(setting: Setting, name: str, known: Mapping[str, Flag], prog: str) -> str:
-    written = (
-        setting.key
-        if kebab(setting.key.removeprefix("--")) == name
-        else f"{setting.key} (--{name})"
-    )
+    written = printable(setting.key, MOST_SHOWN)
+    if kebab(setting.key.removeprefix("--")) != name:
+        written += f" (--{printable(name, MOST_SHOWN)})"
     dashes = "--" if setting.key.startswith("--") else ""
     near = suggest(dashes + name, [dashes + flag for flag in known])
     if setting.place:
@@ -301,7 +300,7 @@ def _unread(said: str, chosen: Mapping[str, Setting], known: Mapping[str, Flag])
 
 
 def _misread(setting: Setting, flag: Flag) -> str:
-    value = " ".join(setting.words) or "empty"
+    value = printable(" ".join(setting.words), MOST_SHOWN) or "empty"
     near = suggest(value, map(str, get_args(flag.kind))) if get_origin(flag.kind) is Literal else ""
     return f"{flag.name} is {value}, but it must be {flag.wanted}{near}"
 

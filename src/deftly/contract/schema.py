@@ -210,7 +210,7 @@ def _short(value: Any) -> str:
 
 def _lower(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return text[:1].lower() + text[1:]
+    return text[:1].lower() + text[1:300]
 
 
 def _decoded(text: str, what: str) -> dict[str, Any]:

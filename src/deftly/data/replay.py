@@ -9,7 +9,6 @@ command: what servos and load make of it. Replay is the replayed position less t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deftly.config import SimConfig, parse
+from deftly.console import printable
 from deftly.contract import JOINT_POS, Inputs, PolicyContract
 from deftly.control.log import Log
 from deftly.control.safety import SafetyConfig
 from deftly.errors import DeftlyError
-from deftly.files import atomic_write
+from deftly.files import atomic_write, parse_json
 from deftly.policy.protocol import NO_INPUTS, Decision, Signals
 from deftly.twin.loop import EpisodeResult
 
@@ -112,14 +112,16 @@ def open_robot(path: Path, recording: Log, task_file: str | None) -> tuple[SimRo
 
     cls = load_task(task_file, str(facts["task"]), str(path))
     try:
-        settings, safety = (json.loads(str(facts[name])) for name in ("settings", "safety"))
+        settings = parse_json(str(facts["settings"]), "the settings of a recording")
+        safety = parse_json(str(facts["safety"]), "the bounds of a safety kernel")
         task = cls(_config(cls.Config, settings["task"]))
         sim = _config(SimConfig, settings["sim"])
         noise, latency = bool(facts["noise"]), float(facts["latency_ms"])
         seed, bounds = int(facts["seed"]), SafetyConfig(**safety)
-    except (ValueError, TypeError, KeyError, DeftlyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, DeftlyError) as error:
+        reason = printable(error, 200) or type(error).__name__
         raise DeftlyError(
-            f"{path} was recorded under settings that {cls.name} no longer has: {error!r:.100}"
+            f"{path} was recorded under settings that {cls.name} no longer has: {reason}"
         ) from None
     task.contract().require(recording.contract, str(path))
     return SimRobot(task, sim, seed, noise, latency), bounds

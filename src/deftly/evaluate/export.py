@@ -62,7 +62,7 @@ def export(
     bundle.require_place(folder)
     policy, contract = found.policy(), found.contract
     model = to_onnx(policy)
-    network = OnnxNetwork(model, contract)
+    network = bundle.read_network(model, contract)
     error = compare(policy, network, contract.obs_size())
     if not error <= bundle.TOLERANCE:
         raise DeftlyError(

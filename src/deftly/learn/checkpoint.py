@@ -49,6 +49,8 @@ ABOUT, CONTRACT, CONFIG = "checkpoint.json", "contract.json", "config.yaml"
 TEXTS = (ABOUT, CONTRACT, CONFIG)
 MAX_TEXT, MAX_WEIGHTS, MAX_STATE = 4 * MB, 4096 * MB, 65_536 * MB
 """Largest files that are read: networks of a billion parameters, states of a million environments."""
+MAX_HEADER = MB
+"""Longest description of the tensors in a file; that of a training has some kB."""
 MAX_NETWORKS = 32
 OTHER = "use another checkpoint"
 
@@ -332,6 +334,8 @@ def _checkpoint(
     """Put together what the files say. Raises ValueError, KeyError or TypeError for what no checkpoint says."""
     if not isinstance(config, dict):
         raise TypeError(f"{CONFIG} holds no sections")
+    if "actor" not in about["networks"]:
+        raise ValueError("it has no network 'actor', which is the policy")
     if len(about["networks"]) > MAX_NETWORKS:
         raise ValueError(f"{len(about['networks'])} networks")
     task = about["task"]
@@ -368,11 +372,20 @@ def _read_tensors(path: Path, max_bytes: int) -> tuple[dict[str, Tensor], dict[s
     """The tensors and the metadata of a safetensors file."""
     require_plain(path, "a safetensors file of a checkpoint", max_bytes, advice=OTHER)
     try:
+        _require_short_header(path)
         with safe_open(path, "pt") as file:
             return load_file(path), file.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         reason = f"truncated or no safetensors file ({printable(error, 200)})"
         raise FileError(f"{path} is {reason}; {OTHER}") from None
+
+
+def _require_short_header(path: Path) -> None:
+    """Raise ValueError for a header that describes more tensors than any training has: each costs time and memory."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > MAX_HEADER:
+        raise ValueError(f"its header has {size} bytes, at most {MAX_HEADER} are read")
 
 
 def _unknown(values: Any, kind: type, prefix: str) -> list[str]:

@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import zip_longest
 from math import isnan, nan
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.table import Table
 from deftly.errors import DeftlyError
 from deftly.files import atomic_write
 from deftly.learn.learner import Metrics
+from deftly.workspace import read_metrics
 
 
 def _nothing() -> None:
@@ -34,7 +36,10 @@ class Writer(NamedTuple):
 
 
 def sturdy(writer: Writer, what: str) -> Writer:
-    """A writer that a full disk does not end: it says so once and writes no more; the training goes on."""
+    """A writer that a full disk, or a terminal that was closed, does not end: it says so once and writes no more.
+
+    The training goes on.
+    """
     working = True
 
     def guard(action: Callable[[], None]) -> None:
@@ -45,21 +50,18 @@ def sturdy(writer: Writer, what: str) -> Writer:
             action()
         except OSError as error:
             working = False
-            print(
-                f"warning: {what} is not written any more: {error.strerror or error}",
-                file=sys.stderr,
-            )
+            reason = error.strerror or error
+            with suppress(OSError):  # nobody may be there to read it
+                print(f"warning: {what} is not written any more: {reason}", file=sys.stderr)
 
     return Writer(lambda row: guard(lambda: writer.write(row)), lambda: guard(writer.close))
 
 
 def metrics(path: Path, columns: list[str], resume_at: int) -> Writer:
     """`metrics.csv`: a row an iteration, flushed when written. A resumed run keeps the rows up to its checkpoint."""
-    kept = []
-    if resume_at and path.is_file():
-        with path.open(newline="") as old:
-            rows = [row for row in csv.DictReader(old) if row.get("iteration", "").isdigit()]
-            kept = [row for row in rows if int(row["iteration"]) <= resume_at]
+    known = {str(iteration) for iteration in range(1, resume_at + 1)}
+    rows = read_metrics(path) if resume_at else []
+    kept = [row for row in rows if row.get("iteration") in known]
     with atomic_write(path) as scratch:
         file = scratch.open("w", newline="")
         writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")

@@ -132,4 +132,5 @@ def _files(trainer: Trainer, args: TrainArgs) -> Iterator[log.Writer]:
         yield log.sturdy(events, "TensorBoard")
     if args.wandb:
         yield log.wandb(trainer.run, asdict(args))
-    yield log.progress(console, trainer.env.task.name, trainer.max_iterations, args.log_level)
+    shown = log.progress(console, trainer.env.task.name, trainer.max_iterations, args.log_level)
+    yield log.sturdy(shown, "progress")

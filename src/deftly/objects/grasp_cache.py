@@ -15,12 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deftly.console import printable
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.files import read_npz
 
 SCHEMA = "deftly.grasps/1"
-ARRAYS = ("cube_half", "joint_pos", "cube_pose")
+ARRAYS = {"cube_half": 1, "joint_pos": 2, "cube_pose": 2}
+"""The numbers of a cache, and how many axes each array has."""
+TEXTS = {"schema": 0, "hand": 0, "joint_names": 1}
 MAX_BYTES = 256 << 20
 """Largest cache that is read, unpacked: a million grasps of 16 joints."""
 HELP = "collect one: deftly grasps {task} --out FILE, and give it as --task.grasps FILE"
@@ -38,17 +41,18 @@ class Grasps:
     def load(cls, path: Path | None, task: str, contract: PolicyContract) -> Grasps:
         """Read a cache, or the one shipped for the task. DeftlyError if it is missing, corrupt or foreign."""
         path, advice = path or shipped(task), HELP.format(task=task)
-        names = ("schema", "hand", "joint_names", *ARRAYS)
-        found = read_npz(path, "a grasp cache", MAX_BYTES, names=names, advice=advice)
+        found = read_npz(
+            path, "a grasp cache", MAX_BYTES, numbers=ARRAYS, texts=TEXTS, advice=advice
+        )
         if str(found["schema"]) != SCHEMA:
             raise DeftlyError(
-                f"{path} has schema '{found['schema']}', this Deftly reads {SCHEMA}: {advice}"
+                f"{path} has schema '{printable(found['schema'])}', this Deftly reads {SCHEMA}: {advice}"
             )
         if str(found["hand"]) != contract.robot.name or [*map(str, found["joint_names"])] != [
             *contract.joint_names
         ]:
             raise DeftlyError(
-                f"{path} holds grasps of '{found['hand']}', the task has {contract.robot.name}: {advice}"
+                f"{path} holds grasps of '{printable(found['hand'])}', the task has {contract.robot.name}: {advice}"
             )
         half, joint_pos, pose = (found[name] for name in ARRAYS)
         shapes = (half.shape, joint_pos.shape, pose.shape)
@@ -56,11 +60,8 @@ class Grasps:
             half
         ):
             raise DeftlyError(f"{path} is corrupt: arrays of shape {shapes}: {advice}")
-        if (
-            not all(np.isfinite(array).all() for array in (half, joint_pos, pose))
-            or (half <= 0).any()
-        ):
-            raise DeftlyError(f"{path} is corrupt: it holds numbers that are not finite: {advice}")
+        if (half <= 0).any():
+            raise DeftlyError(f"{path} is corrupt: it holds sizes that are not positive: {advice}")
         order = torch.from_numpy(np.argsort(half, kind="stable"))
         return cls(*(torch.from_numpy(array).double()[order] for array in (half, joint_pos, pose)))
 

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,14 @@ import yaml
 from deftly.contract import ContractError, PolicyContract
 from deftly.errors import DeftlyError
 from deftly.files import FileError, atomic_folder, parse_json, parse_npz, parse_yaml, read_bytes
+from deftly.policy.onnx_bounds import UnboundedError, require_bounded
 from deftly.policy.protocol import (
     ACTION,
     OBSERVATION,
     ContractPolicy,
     Network,
     OnnxNetwork,
+    PolicyError,
     Signals,
     seen,
     single_input,
@@ -49,6 +52,10 @@ REPORT_SCHEMA = "deftly.eval/2"
 KB, MB = 1 << 10, 1 << 20
 LIMITS = {NETWORK: 64 * MB, SPEC: MB, ROBOT: 256 * KB, GOLDEN: 16 * MB, REPORT: MB}
 """The files of a bundle, and the most bytes each is read of."""
+GOLDEN_SECONDS = 60.0
+"""Longest time for all golden vectors; an exported bundle has 32 steps of a control loop."""
+MAX_GOLDEN = 1000
+"""Most steps of golden vectors."""
 TOLERANCE = 1e-5
 """Largest difference from a golden vector."""
 SHAPE: dict[str, Any] = {
@@ -92,13 +99,28 @@ class Bundle:
     def golden_errors(self) -> dict[str, float]:
         """Largest difference from the golden vectors by name: `observation`, `action`, `targets`."""
         signals = {s.name: self.golden[f"signal/{s.name}"] for s in self.contract.signals}
-        again = replay(self.contract, self.network, signals)
+        with self._in_time():
+            again = replay(self.contract, self.network, signals)
         errors = {
             name: np.abs(value.astype(float) - self.golden[name]) for name, value in again.items()
         }
         return {
             name: float(np.nan_to_num(error, nan=np.inf).max()) for name, error in errors.items()
         }
+
+    @contextlib.contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """End what the network computes in this block if it takes too long. Raises BundleError then."""
+        timer = threading.Timer(GOLDEN_SECONDS, self.network.cancel)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except PolicyError as error:
+            slow = f"its golden vectors take more than {GOLDEN_SECONDS:g} s"
+            raise BundleError(f"{self.path}: {error if timer.is_alive() else slow}") from None
+        finally:
+            timer.cancel()
 
 
 def load(path: Path, verify_golden: bool = True) -> Bundle:
@@ -114,13 +136,7 @@ def load(path: Path, verify_golden: bool = True) -> Bundle:
     contract = _read_contract(path / SPEC, files[SPEC])
     if contract.hash != manifest["contract"]:
         raise BundleError(f"{path / SPEC} is not the contract that {MANIFEST} names; {AGAIN}")
-    if (
-        b"location" in files[NETWORK]
-    ):  # the key under which ONNX names a file of weights; no export of ours says it
-        raise BundleError(
-            f"{path / NETWORK} takes weights from other files (external data), which are not read"
-        )
-    network = OnnxNetwork(files[NETWORK], contract, str(path / NETWORK))
+    network = read_network(files[NETWORK], contract, str(path / NETWORK))
     golden = _read_golden(path / GOLDEN, files[GOLDEN], contract)
     report = _mapping(path / REPORT, files[REPORT], parse_json)
     robot = _mapping(path / ROBOT, files[ROBOT], parse_yaml)
@@ -132,6 +148,17 @@ def load(path: Path, verify_golden: bool = True) -> Bundle:
                 f"{TOLERANCE:g}): do not use it; export it again, or install another onnxruntime"
             )
     return bundle
+
+
+def read_network(model: bytes, contract: PolicyContract, what: str = NETWORK) -> OnnxNetwork:
+    """The network of a bundle. Raises BundleError if it is too large, or may run long or take much memory."""
+    if len(model) > LIMITS[NETWORK]:
+        raise BundleError(f"{what} has {len(model)} bytes, at most {LIMITS[NETWORK]} are read")
+    try:
+        require_bounded(model, what)
+    except UnboundedError as error:
+        raise BundleError(str(error)) from None
+    return OnnxNetwork(model, contract, what)
 
 
 def replay(contract: PolicyContract, network: Network, signals: Signals) -> dict[str, np.ndarray]:
@@ -365,6 +392,8 @@ def _read_golden(file: Path, data: bytes, contract: PolicyContract) -> dict[str,
         raise BundleError(
             f"{file} does not hold finite arrays of one length that fit the contract; {AGAIN}"
         )
+    if steps[0] > MAX_GOLDEN:
+        raise BundleError(f"{file} has {steps[0]} steps, at most {MAX_GOLDEN} are computed again")
     return golden
 
 

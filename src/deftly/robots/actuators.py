@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deftly.config import suggest
+from deftly.console import printable
 from deftly.errors import DeftlyError
 from deftly.files import read_json, write_json
 
@@ -55,7 +56,8 @@ def load(path: Path | None, robot: str, joints: tuple[str, ...]) -> Actuators:
     data = read_json(path, "identified actuators", advice=f"'deftly sysid --write {path}' makes it")
     _require_schema(path, data)
     if data.get("robot") != robot:
-        raise DeftlyError(f"{path} was identified on {str(data.get('robot'))[:40]}, not on {robot}")
+        other = printable(data.get("robot"), 40)
+        raise DeftlyError(f"{path} was identified on {other}, not on {robot}")
     identified: dict[str, dict[str, Identified]] = {}
     for joint, values in _mapping(path, "joints", data.get("joints")).items():
         if joint not in joints:
@@ -99,7 +101,7 @@ def _identified(path: Path, what: str, given: Any, least: float) -> Identified:
     """A value and its interval, at least `least`."""
     try:
         value, low, high = (float(given[key]) for key in Identified._fields)
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         raise DeftlyError(f"{path}: {what} must have the numbers value, low and high") from None
     identified = Identified(value, low, high)
     finite = all(map(math.isfinite, identified))

@@ -24,6 +24,8 @@ from deftly.console import printable
 from deftly.errors import DeftlyError
 from deftly.files import KB, FileError, atomic_folder, require_plain
 
+KEY_LENGTH = 40
+"""Characters of a key of 32 bytes (Z85, ZeroMQ RFC 32)."""
 MAX_BYTES = 64 * KB
 """Largest file of a key that is read."""
 KEY_BYTES = 32
@@ -62,10 +64,17 @@ def new_keys(folder: Path) -> None:
 def load_key(path: Path) -> tuple[bytes, bytes | None]:
     """The public and the secret key (if it holds one) in a file.
 
-    Raises FileError unless it is a small plain file, DeftlyError if it holds a secret that others can read.
+    Raises FileError unless it is a small plain file of keys, DeftlyError if it holds a secret that others can read.
     """
     require_plain(path, "a key", MAX_BYTES)
-    public, secret = zmq.auth.load_certificate(path)
+    try:
+        public, secret = zmq.auth.load_certificate(path)
+    except Exception as error:  # of a file that is cut off, or none of ZeroMQ's: several kinds
+        raise FileError(f"cannot read '{printable(path)}' as a key: {printable(error, 160)}") from None
+    if len(public) != KEY_LENGTH or len(secret or public) != KEY_LENGTH:
+        raise FileError(
+            f"cannot read '{printable(path)}' as a key: keys have {KEY_LENGTH} characters"
+        )
     if secret is not None and _mode(path) & 0o077:
         raise DeftlyError(
             f"'{printable(path)}' is a secret that other users can read: make new keys, or if nobody did, "

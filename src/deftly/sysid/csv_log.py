@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,9 @@ from deftly.files import read_text
 
 SUFFIXES = (".csv", ".tsv", ".txt")
 MAX_BYTES = 128 << 20
+MAX_SAMPLES = 4_000_000
+"""Most lines that are read: half an hour at 2,000 Hz."""
+MAX_COLUMNS = 1000
 DELIMITERS = ("\t", ";", ",")
 TIME_WORDS = {"time", "times", "timestamp", "timestamps", "stamp", "t", "now"}
 CMD_WORDS = {
@@ -85,8 +90,7 @@ def read(path: Path, joints: list[str]) -> Table:
     A column is found by its name, in any order: `time_ms`, `cmd_if_mcp`, `if_mcp position [deg]`, `hand_state_0`.
     Raises DeftlyError, one line, if a joint has no column, or two.
     """
-    text = read_text(path, "a log as text", MAX_BYTES)
-    lines = [line for line in text.lstrip("\ufeff").splitlines() if line.strip()]
+    lines = _lines(path, read_text(path, "a log as text", MAX_BYTES))
     names, delimiter = _header(path, lines)
     columns = [_column(name, joints) for name in names]
     cmd = _angles(path, names, columns, "cmd", joints)
@@ -106,10 +110,21 @@ def read(path: Path, joints: list[str]) -> Table:
     return Table(cmd.of(values), state.of(values), time, cmd.named)
 
 
+def _lines(path: Path, text: str) -> list[str]:
+    """The lines that are not empty, so many at most: each takes ten times its length in memory."""
+    text_lines = io.StringIO(text.lstrip("\ufeff"), newline=None)
+    found = [line for line in islice(text_lines, MAX_SAMPLES) if line.strip()]
+    if text_lines.readline():
+        raise DeftlyError(f"{path} has more than {MAX_SAMPLES} lines: cut it into parts")
+    return found
+
+
 def _header(path: Path, lines: list[str]) -> tuple[list[str], str]:
     """The names of the columns, and what separates them."""
     first = lines[0].lstrip("# ") if lines else ""
     delimiter = max(DELIMITERS, key=first.count)
+    if first.count(delimiter) >= MAX_COLUMNS:
+        raise DeftlyError(f"{path} has more than {MAX_COLUMNS} columns: give those of the joints")
     names = [printable(name.strip().strip("\"'"), 60) for name in first.split(delimiter)]
     if len(names) < 2 or any(_is_number(name) for name in names):
         raise DeftlyError(

@@ -17,6 +17,8 @@ from deftly.tasks import Task
 
 MAX_BYTES = 1 << 20
 """Largest file of gaits that is read."""
+FREQUENCIES = (0.01, 100.0)
+"""Slowest and fastest gait of a file, Hz: a period has so many steps of the control loop."""
 SCHEMA = "deftly.gait/2"
 SCALE = (0.15, 0.15, 0.15, 0.05, 0.05)
 """What 1 stands for in a parameter vector, rad: of the centre, sine and cosine, and of their second harmonic."""
@@ -120,9 +122,9 @@ class Gaits:
     @classmethod
     def load(cls, path: Path, task: Task) -> Gaits:
         """Read what `save` wrote. Raises DeftlyError if it is no gait of this task's joints."""
-        names = ("schema", "joint_names", "frequency", "shape")
         advice = "give the gait.npz of a run of 'deftly gait'"
-        found = read_npz(path, "a gait", MAX_BYTES, names=names, advice=advice)
+        numbers, texts = {"frequency": 1, "shape": 3}, {"schema": 0, "joint_names": 1}
+        found = read_npz(path, "a gait", MAX_BYTES, numbers=numbers, texts=texts, advice=advice)
         joint_names = tuple(str(name) for name in found["joint_names"])
         wanted = tuple(task.contract().joint_names)
         if str(found["schema"]) != SCHEMA or joint_names != wanted:
@@ -134,4 +136,7 @@ class Gaits:
         size = (*frequency.shape, len(SCALE), len(joint_names))
         if len(frequency) not in (1, 2) or shape.shape != size:
             raise DeftlyError(f"{path} is corrupt: its shape has the size {tuple(shape.shape)}")
+        slowest, fastest = FREQUENCIES
+        if not ((frequency >= slowest) & (frequency <= fastest)).all():
+            raise DeftlyError(f"{path} is corrupt: a gait has {slowest:g} to {fastest:g} Hz")
         return cls(frequency, shape)
