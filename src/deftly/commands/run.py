@@ -22,7 +22,7 @@ from deftly import __version__
 from deftly.config import SEEDS, RunsConfig, Settings, Suffix, parse, split_task
 from deftly.console import print_unless_stuck
 from deftly.contract import PolicyContract, RobotInterface
-from deftly.control.drivers import Driver, FakeDriver
+from deftly.control.drivers import Driver, FakeDriver, lacking
 from deftly.control.log import LogBuffer, max_ticks
 from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, SafetyConfig
@@ -249,9 +249,7 @@ def custom_driver(spec: str, robot: RobotInterface, rate: float, port: str | Non
         sys.path.append(os.getcwd())
     try:
         cls = getattr(importlib.import_module(module), name)
-        missing = [
-            verb for verb in ("read", "write", "stop") if not callable(getattr(cls, verb, None))
-        ]
+        missing = lacking(cls, robot)
         if not missing:
             return cls(robot, rate) if port is None else cls(robot, rate, port=port)
     except DeftlyError:
@@ -260,7 +258,8 @@ def custom_driver(spec: str, robot: RobotInterface, rate: float, port: str | Non
         said = " ".join(str(error).split())[:200]
         raise DeftlyError(f"--driver {spec}: {type(error).__name__}: {said}") from error
     raise DeftlyError(
-        f"--driver {spec} has no method {missing[0]}(): a driver has read, write and stop (docs/run.md)"
+        f"--driver {spec} has no method {missing[0]}(): a driver has read, write, stop and, for a robot "
+        "that is damped, damp (docs/run.md)"
     )
 
 

@@ -98,9 +98,14 @@ def _tick_difference(kernel: Kernel, reading: Reading | None, row: Mapping[str, 
     """What a kernel's tick does otherwise than a row of the log says; empty if nothing."""
     targets = row["targets"] if row["decided"] else None
     writes_at = None if np.isnan(row["writes_at"]) else float(row["writes_at"])
-    command = kernel.tick(float(row["now"]), reading, targets, writes_at)
+    heard_at = None if np.isnan(row["heard_at"]) else float(row["heard_at"])
+    found_another = row["fault"] == Fault.WRITER
+    if reading is None and found_another:
+        kernel.hold("somebody else commands the robot", Fault.WRITER)
+    command = kernel.tick(float(row["now"]), reading, targets, writes_at, heard_at)
     if not row["written"]:
-        kernel.hold("the robot took no command", Fault.DRIVER)
+        fault = Fault.WRITER if found_another else Fault.DRIVER
+        kernel.hold("the robot took no command", fault)
     for name, value in (("state", kernel.state), ("fault", kernel.fault)):
         if value != row[name]:
             return f"{name} is '{row[name]}' in the log, '{value}' in the replay"

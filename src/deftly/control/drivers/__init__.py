@@ -17,6 +17,10 @@ class DriverError(DeftlyError):
     """The robot could not be read or commanded."""
 
 
+class OtherWriterError(DriverError):
+    """Somebody else commands the robot too."""
+
+
 class Reading(NamedTuple):
     """What a robot measured."""
 
@@ -29,13 +33,22 @@ class Reading(NamedTuple):
 class Driver(Protocol):
     """A robot. A class outside the package is one too: `deftly run --driver my_robot:Driver`.
 
-    A driver may say more than it must, by attributes: `robot`, the RobotInterface that it really has; `approach_s`, the
-    time in which its robot is brought home before a policy drives, s; `lead`, how far a command may be ahead of its
-    joint, rad; `success`, whether the task is done, which only a simulated robot can tell.
+    A class that names this one as its base has what is given here as a default. One that does not may leave out the
+    attributes, and `damp` if its robot is never damped.
 
-    Every method returns within a fraction of the control period, and raises DriverError if it cannot do its work. What
-    it is given and what it gives back is copied: a driver may keep its own arrays and change them.
+    Every method returns within a fraction of the control period, and raises DriverError if it cannot do its work,
+    OtherWriterError if somebody else commands the robot. What it is given and what it gives back is copied: a driver
+    may keep its own arrays and change them.
     """
+
+    robot: RobotInterface | None = None
+    """The interface of the robot that it really has, which is believed; None: the policy's."""
+    approach_s: float = 0.0
+    """Time in which the robot is brought home before a policy drives, s, unless the user says one."""
+    lead: float | None = None
+    """How far a command may be ahead of its joint, rad, unless the user says so."""
+    success: bool = False
+    """Whether the task is done, which only a simulated robot can tell."""
 
     def read(self) -> Reading:
         """The newest measurement."""
@@ -45,9 +58,25 @@ class Driver(Protocol):
         """Command joint targets, (num_joints,) float64 in the robot interface's order, rad (m)."""
         ...
 
-    def stop(self) -> None:
-        """The last call, made once: leave the robot safe, holding what it holds, and let go of the connection."""
+    def damp(self) -> None:
+        """Let the motors brake and follow no target, until the next `write`: for a robot that would fall stiffly.
+
+        Called in each control period of the state DAMP. A robot that holds what it holds safely, such as an arm or a
+        hand, is never damped: the `damps` of its interface are empty.
+        """
         ...
+
+    def stop(self) -> None:
+        """The last call, made once: leave the robot as it is, held or damped, and let go of the connection."""
+        ...
+
+
+def lacking(cls: object, robot: RobotInterface) -> list[str]:
+    """Names of the methods of a driver that a class does not have, and this robot needs."""
+    verbs = ["read", "write", "stop"]
+    if robot.damps:
+        verbs.append("damp")
+    return [verb for verb in verbs if not callable(getattr(cls, verb, None))]
 
 
 FAULTS = (
@@ -65,7 +94,7 @@ FAULTS = (
 )
 
 
-class FakeDriver:
+class FakeDriver(Driver):
     """A robot made of nothing: its joints go where they are told at top speed, its other signals are zero.
 
     From its tick `at` on it has one fault: `late` (measurements ten periods old), `frozen` (the same measurement again
@@ -151,6 +180,10 @@ class FakeDriver:
         self.command = np.array(targets)
         way = self.command - self.position
         self.position += np.clip(way, -self._reach, self._reach)
+
+    def damp(self) -> None:
+        """Stay where it is."""
+        self.command = None
 
     def stop(self) -> None:
         """Note that it was called."""

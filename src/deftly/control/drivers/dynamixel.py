@@ -18,7 +18,7 @@ from contextlib import suppress
 import numpy as np
 
 from deftly.contract import JOINT_POS, RobotInterface, Signal
-from deftly.control.drivers import DriverError, Reading
+from deftly.control.drivers import Driver, DriverError, Reading
 from deftly.control.drivers.buses import BUSES, LEAP
 from deftly.control.drivers.dynamixel_bus import BAUDS, Bus, NoAnswer
 
@@ -101,7 +101,7 @@ UNITS = {JOINT_POS: "rad", "joint_vel": "rad/s", "joint_current": "A"}
 """Signals that the hand can give, of the size of its joints."""
 
 
-class Dynamixel:
+class Dynamixel(Driver):
     """The motors of a robot. Raises DriverError, one line, unless each of them is there, well, and set up.
 
     Args:
@@ -207,6 +207,9 @@ class Dynamixel:
         self._bus.write(self._ids, GOAL_POSITION, goals)
         if not self._engaged:
             self._engage()
+
+    def damp(self) -> None:
+        """Hold: a hand cannot fall, and would drop what it holds."""
 
     def stop(self) -> None:
         """Let go of the port. The motors hold their last target within their current; nothing watches them any more."""

@@ -1,7 +1,7 @@
 """A robot in another process, over a socket: `Driver` for the simulated robot of `deftly.twin.server`, or one like it.
 
-Each message is a msgpack map with `type` (`hello`, `read`, `write`, `stop`) and a number `seq`, which the answer
-repeats. An answer says `ok`; that to `hello` brings the robot's interface as `spec` and its `rate`, that to `read`
+Each message is a msgpack map with `type` (`hello`, `read`, `write`, `damp`, `stop`) and a number `seq`, which the
+answer repeats. An answer says `ok`; that to `hello` brings the robot's interface as `spec` and its `rate`, that to `read`
 `signals` and `age_s`, how long ago they were measured.
 """
 
@@ -15,11 +15,11 @@ import numpy as np
 import zmq
 
 from deftly.contract import ContractError, RobotInterface
-from deftly.control.drivers import DriverError, Reading
+from deftly.control.drivers import Driver, DriverError, Reading
 from deftly.serving.wire import WireError, max_frame, pack, read_signals, unpack
 
 
-class SocketDriver:
+class SocketDriver(Driver):
     """The robot at `endpoint`, which must have this interface and rate; `read` and `write` wait at most `timeout` s.
 
     Raises DriverError if it does not answer, within `patience` s the first time.
@@ -74,6 +74,10 @@ class SocketDriver:
     def write(self, targets: np.ndarray) -> None:
         """Command joint targets, (num_joints,)."""
         self._ask("write", self.timeout, targets=np.asarray(targets, np.float64))
+
+    def damp(self) -> None:
+        """Let the motors brake."""
+        self._ask("damp", self.timeout)
 
     def stop(self) -> None:
         """End the robot's process, whose servos hold what they hold until then; if it is gone, that is that."""
