@@ -115,8 +115,9 @@ class Stand:
 
 XML = """
 <mujoco>
+  <compiler angle="radian"/>
   <option timestep="0.005" integrator="implicitfast"/>
-  <default><joint damping=".2" armature=".02"/><position kp="21" kv=".5" forcerange="-4 4"/></default>
+  <default><joint damping=".2" armature=".02"/><position kp="80" kv="2" forcerange="-15 15"/></default>
   <worldbody>
     <geom name="floor" type="plane" size="5 5 .1"/>
     <body name="trunk" pos="0 0 .42">
@@ -124,7 +125,7 @@ XML = """
       <geom type="box" size=".05 .08 .06" mass="1.5"/>
       <body name="left_thigh" pos="0 .06 -.05">
         <joint name="left_hip" axis="0 1 0" range="-.8 .8"/>
-        <geom type="capsule" fromto="0 0 0 0 0 -.16" size=".02" mass=".3"/>
+        <geom type="capsule" fromto="0 0 -.03 0 0 -.13" size=".02" mass=".3"/>
         <body name="left_shin" pos="0 0 -.16">
           <joint name="left_knee" axis="0 1 0" range="-.8 .8"/>
           <geom type="capsule" fromto="0 0 0 0 0 -.16" size=".02" mass=".2"/>
@@ -133,7 +134,7 @@ XML = """
       </body>
       <body name="right_thigh" pos="0 -.06 -.05">
         <joint name="right_hip" axis="0 1 0" range="-.8 .8"/>
-        <geom type="capsule" fromto="0 0 0 0 0 -.16" size=".02" mass=".3"/>
+        <geom type="capsule" fromto="0 0 -.03 0 0 -.13" size=".02" mass=".3"/>
         <body name="right_shin" pos="0 0 -.16">
           <joint name="right_knee" axis="0 1 0" range="-.8 .8"/>
           <geom type="capsule" fromto="0 0 0 0 0 -.16" size=".02" mass=".2"/>
@@ -154,19 +155,23 @@ XML = """
 
 @dataclass(frozen=True)
 class LeggedConfig(TaskConfig):
-    """Stand for a while."""
+    """Stand for a while, or hang by the trunk."""
 
     episode_steps: int = 100
+    hangs: bool = True
 
 
 @task("legged")
 class Legged(Task):
-    """Two legs that stand where they are put."""
+    """Two legs that stand where they are put, or swing freely."""
 
     Config = LeggedConfig
 
     def scene(self):
-        spec = mujoco.MjSpec.from_string(XML)
+        xml = XML
+        if self.cfg.hangs:
+            xml = XML.replace('<freejoint name="base"/>', "").replace("0 0 .42", "0 0 .8")
+        spec = mujoco.MjSpec.from_string(xml)
         scene.add_home(spec, dict.fromkeys(NAMES, 0.0))
         return spec
 
@@ -174,20 +179,23 @@ class Legged(Task):
         return dataclasses.replace(CONTRACT, rate=self.cfg.rate)
 
     def signals(self, s):
-        trunk = s.pose("trunk")
-        count = len(trunk)
+        count = len(s.joint_pos)
         still = {
             name: torch.as_tensor(value).expand(count, -1) for name, value in measured().items()
         }
-        return still | {"joint_pos": s.joint_pos, "orientation": trunk[:, 3:]}
+        if not self.cfg.hangs:
+            still["orientation"] = s.pose("trunk")[:, 3:]
+        return still | {"joint_pos": s.joint_pos}
 
     def reset(self, s, mask):
         s.set_joint_pos(mask, torch.zeros(4, dtype=s.dtype))
 
     def rewards(self, s):
-        return {"up": s.pose("trunk")[:, 2]}
+        return {"still": -s.joint_pos.square().sum(-1)}
 
     def success(self, s):
+        if self.cfg.hangs:
+            return s.joint_pos[:, 0] < 9.0
         return s.pose("trunk")[:, 2] > 0.3
 
     def failed(self, s):

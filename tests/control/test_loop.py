@@ -18,7 +18,7 @@ from deftly.contract import FAULTS, Input, Observe
 from deftly.control.drivers import DriverError, FakeDriver, OtherWriterError, Reading
 from deftly.control.log import Log, LogBuffer
 from deftly.control.loop import Runner, Ticker, run
-from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError, State
+from deftly.control.safety import Fault, Kernel, Missing, SafetyConfig, SafetyError, State
 from deftly.control.signals import ALWAYS, HALTS, OTHERS
 from deftly.policy.protocol import ContractPolicy, Decision, OnnxNetwork, PolicyError
 
@@ -557,16 +557,15 @@ def replays(found, kernel=None):
         targets = found.rows["targets"][i] if found.rows["decided"][i] else None
         if np.isnan(found.rows["at"][i]):
             reading = None
-        another = found.rows["fault"][i] == Fault.WRITER
-        if reading is None and another:
-            kernel.hold("another", Fault.WRITER)
+        if reading is None and found.rows["read_fault"][i]:
+            reading = Missing(Fault(found.rows["read_fault"][i]), "another")
         writes_at, heard_at = (
             None if np.isnan(found.rows[name][i]) else found.rows[name][i]
             for name in ("writes_at", "heard_at")
         )
         command = kernel.tick(now, reading, targets, writes_at, heard_at)
         if not found.rows["written"][i]:
-            kernel.hold("not taken", Fault.WRITER if another else Fault.DRIVER)
+            kernel.hold("not taken", Fault(found.rows["write_fault"][i]))
         assert command is None or np.array_equal(command, found.rows["command"][i])
         assert (kernel.state, kernel.fault) == (found.rows["state"][i], found.rows["fault"][i])
     return True

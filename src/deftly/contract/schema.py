@@ -72,7 +72,7 @@ class Document(Record):
     SCHEMA = ""
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no spaces, numbers in their shortest exact form, but for unset `LATER` fields all."""
+        """Canonical JSON: sorted keys, no spaces, numbers in their shortest exact form, no unset `LATER` fields."""
         tree = {"schema": self.SCHEMA, **_tree(self)}
         return msgspec.json.encode(tree, order="sorted").decode()
 

@@ -39,6 +39,7 @@ class Log:
     `signal/<name>` (T, size) of each signal that is no image, `input/<name>` (T, size)
     of each input of numbers that the policy was given, `decided` (whether the policy answered), `action` (T,
     action_size), `targets` and `command` (T, num_joints; NaN: none), `written` (whether the robot took it),
+    `read_fault` and `write_fault` (text, if the driver said more than that it failed, and why it took nothing),
     `infer_ms` and `tick_ms`.
     """
 
@@ -227,6 +228,8 @@ def _checked(arrays: Mapping[str, np.ndarray]) -> Log:
     if "now" in parts["row"]:  # older logs do not have all
         for later in ("writes_at", "heard_at"):
             parts["row"].setdefault(later, np.full(parts["row"]["now"].shape, np.nan))
+        for later in ("read_fault", "write_fault"):
+            parts["row"].setdefault(later, np.full(parts["row"]["now"].shape, "", "U32"))
     _require_rows(parts["row"], _columns(contract, robot))
     _require_snapshots(parts["snapshot"])
     return Log(contract, robot, parts["row"], parts["fact"], parts["snapshot"])
@@ -286,6 +289,8 @@ def _columns(contract: PolicyContract, robot: RobotInterface) -> dict[str, Colum
         "state": ((), "U32"),
         "fault": ((), "U32"),
         "event": ((), "U32"),
+        "read_fault": ((), "U32"),
+        "write_fault": ((), "U32"),
         "episode": ((), "i4"),
         "decided": ((), "?"),
         "written": ((), "?"),

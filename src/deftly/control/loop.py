@@ -16,7 +16,7 @@ import numpy as np
 
 from deftly.control.drivers import Driver, DriverError, OtherWriterError, Reading
 from deftly.control.log import LogBuffer
-from deftly.control.safety import Fault, Kernel, SafetyError, State
+from deftly.control.safety import Fault, Kernel, Missing, SafetyError, State
 from deftly.control.signals import ending_on_signals
 from deftly.control.worker import Worker
 from deftly.policy.protocol import Decision, OneRobot, Policy, PolicyError
@@ -66,6 +66,7 @@ class Runner:
         self.clock: Clock | None = None
         """What says when a command is written, s; None: it is written when its period begins, as in a simulation."""
         self._worker: Worker | None = None
+        self._refusal = Fault.NONE  # why the robot did not do what it was told last
         self._events: list[str] = []
         self._fresh = True
         self._closed = False
@@ -114,7 +115,8 @@ class Runner:
         if self._closed:
             raise SafetyError("this control loop has ended: the robot was let go of")
         began = time.perf_counter()
-        reading = self._read()
+        measured = self._read()
+        reading = measured if isinstance(measured, Reading) else None
         decision = None
         inferred = math.nan
         if reading is not None and self.kernel.wants_policy:
@@ -122,11 +124,13 @@ class Runner:
             inferred = 1e3 * (time.perf_counter() - began)
         writes_at = None if self.clock is None else max(now, self.clock())
         targets = decision and decision.targets
-        command = self.kernel.tick(now, reading, targets, writes_at, self.heard_at)
+        command = self.kernel.tick(now, measured, targets, writes_at, self.heard_at)
         written = self._command(command)
         took = 1e3 * (time.perf_counter() - began)
         timing = {"now": now, "infer_ms": inferred, "tick_ms": took, "writes_at": writes_at}
         timing["heard_at"] = self.heard_at
+        timing["read_fault"] = measured.fault if isinstance(measured, Missing) else ""
+        timing["write_fault"] = "" if written else self._refusal
         self._keep(reading, decision, command=command, written=written, **timing)
         return Tick(self.kernel.state, reading, decision, command)
 
@@ -152,7 +156,7 @@ class Runner:
             finally:
                 self._let_go_of_policy()
 
-    def _read(self) -> Reading | None:
+    def _read(self) -> Reading | Missing | None:
         try:
             signals, at = self.driver.read()
             own = {str(name): _own(value) for name, value in signals.items()}
@@ -160,8 +164,8 @@ class Runner:
             if not math.isfinite(reading.at):
                 raise DriverError(f"measured at {reading.at} s, which is no time")
         except OtherWriterError as error:
-            self._fail("read", error)
-            return None
+            self._blame("read", error)
+            return Missing(Fault.WRITER, self.problem)
         except Exception as error:
             self._blame("read", error)
             return None
@@ -194,8 +198,9 @@ class Runner:
     def _fail(self, what: str, error: Exception) -> None:
         """The robot did not do what it was told: a fault."""
         self._blame(what, error)
-        fault = Fault.WRITER if isinstance(error, OtherWriterError) else Fault.DRIVER
-        self.kernel.hold(self.problem, fault)
+        another = isinstance(error, OtherWriterError)
+        self._refusal = Fault.WRITER if another else Fault.DRIVER
+        self.kernel.hold(self.problem, self._refusal)
 
     def _keep(self, reading: Reading | None, decision: Decision | None, **row: object) -> None:
         """Log a tick. A robot whose record has a gap stands still."""

@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -62,6 +62,13 @@ class _Problem(Exception):
     def __init__(self, fault: Fault, reason: str):
         super().__init__(reason)
         self.fault = fault
+
+
+class Missing(NamedTuple):
+    """Why there is no measurement, if it is more than that the robot could not be read."""
+
+    fault: Fault
+    reason: str
 
 
 class State(StrEnum):
@@ -405,7 +412,7 @@ class Kernel:
     def tick(
         self,
         now: float,
-        reading: Reading | None,
+        reading: Reading | Missing | None,
         targets: np.ndarray | None = None,
         writes_at: float | None = None,
         heard_at: float | None = None,
@@ -414,7 +421,7 @@ class Kernel:
 
         Args:
             now: When the period began, s of a monotonic clock.
-            reading: The newest measurement; None: the driver failed.
+            reading: The newest measurement; None: the driver failed, or why it did.
             targets: What the policy decided on it, (num_joints,); None: it gave no answer, or was not asked.
             writes_at: When the command is written, s: the age of the measurement is judged then; None: at `now`.
             heard_at: When the operator said last what the policy acts on, s; None: nobody says anything.
@@ -426,7 +433,7 @@ class Kernel:
             judged = self._later(writes_at)
             position = self._measured(reading, elapsed, judged)
             if self.state is State.INIT:
-                self._find(position, float(reading.at) if reading else math.nan)
+                self._find(position, _time(getattr(reading, "at", None)))
             elif self.state is State.ACTIVE:
                 self._rest = position
                 self._check_operator(heard_at, judged)
@@ -487,7 +494,9 @@ class Kernel:
             behind = f"the control loop fell {self._lag / self.period:.0f} periods behind"
             raise _Problem(Fault.DEADLINES, f"{behind}: it is slower than its {self.rate:g} Hz")
 
-    def _measured(self, reading: Reading | None, elapsed: float, judged: float) -> np.ndarray:
+    def _measured(
+        self, reading: Reading | Missing | None, elapsed: float, judged: float
+    ) -> np.ndarray:
         """The measured pose, (num_joints,), a time `elapsed` after the one before; its age is judged at a time, s."""
         signals = self._signals(reading, judged)
         position = signals[JOINT_POS]
@@ -505,10 +514,12 @@ class Kernel:
             raise _Problem(Fault.LIMIT, broken)
         return position
 
-    def _signals(self, reading: Reading | None, judged: float) -> dict[str, np.ndarray]:
+    def _signals(self, reading: Reading | Missing | None, judged: float) -> dict[str, np.ndarray]:
         """The signals of a reading, complete, finite and fresh, (size,) float64 each, and images as they are."""
         if reading is None:
             raise _Problem(Fault.DRIVER, "the robot could not be read")
+        if isinstance(reading, Missing):
+            raise _Problem(reading.fault, reading.reason)
         try:
             age = judged - float(reading.at)
             newer = float(reading.at) - self._now

@@ -1,8 +1,8 @@
 """A robot in another process, over a socket: `Driver` for the simulated robot of `deftly.twin.server`, or one like it.
 
 Each message is a msgpack map with `type` (`hello`, `read`, `write`, `damp`, `stop`) and a number `seq`, which the
-answer repeats. An answer says `ok`; that to `hello` brings the robot's interface as `spec` and its `rate`, that to `read`
-`signals` and `age_s`, how long ago they were measured.
+answer repeats. An answer says `ok`; that to `hello` brings the robot's interface as `spec` and its `rate`, that to
+`read` `signals` and `age_s`, how long ago they were measured.
 """
 
 from __future__ import annotations
