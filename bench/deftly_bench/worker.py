@@ -72,7 +72,8 @@ def main(argv: list[str]) -> int:
     result |= {"hertz": args.hertz, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     late = result["given up late"]["p99_ms"]
     result["targets"] = {
-        f"hand-over: p99 < {HAND_OVER_MS:g} ms": result["nothing"]["added"]["p99_ms"] < HAND_OVER_MS,
+        f"hand-over: p99 < {HAND_OVER_MS:g} ms": result["nothing"]["added"]["p99_ms"]
+        < HAND_OVER_MS,
         f"given up: p99 < {GIVEN_UP_MS:g} ms late": late < GIVEN_UP_MS,
     }
     print(json.dumps(result, indent=2))

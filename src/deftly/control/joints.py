@@ -81,15 +81,15 @@ class JointCheck:
         if applied is None:
             raise PolicyError("nobody says what was commanded")
         command = np.asarray(applied, np.float64)[0]
-        if self._base is None:
-            self._base = command
+        base = command if self._base is None else self._base
+        self._base = base
         place, phase = divmod(self._tick, self._ticks)
         if phase == 0:
             self._before = measured
-        targets = self._base.copy()
+        targets = base.copy()
         if place < len(self._joints):
             joint = self._joints[place]
-            way = 1.0 if self._base[joint] < self._middle[joint] else -1.0
+            way = 1.0 if base[joint] < self._middle[joint] else -1.0
             targets[joint] += way * self._amplitude[joint] * self._there(phase)
             if phase == self._ticks // 2 - 1:
                 self._judge(joint, command, measured)
@@ -139,7 +139,7 @@ def _verdicts(move: Move, names: Sequence[str], sent: np.ndarray, least: np.ndar
     lines = []
     along = move.measured * np.sign(move.sent)
     strays = (np.abs(move.measured - move.sent) > least) & ~sent
-    for i in np.flatnonzero(sent):
+    for i in np.flatnonzero(sent).tolist():
         where = f"{names[i]} was sent {move.sent[i]:+.3f}, and"
         if along[i] > least[i]:
             continue

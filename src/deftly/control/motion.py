@@ -158,7 +158,7 @@ class Motion:
 
     def _all_coupled(self, fine: np.ndarray) -> np.ndarray:
         """Whether it is fine for all that each joint is coupled to, bool."""
-        return (fine | ~self.linked).all(axis=1)
+        return np.logical_and.reduce(fine | ~self.linked, axis=1)
 
     def _braked(self, velocity: np.ndarray, dt: float) -> np.ndarray:
         """The velocity after braking for a time `dt`: it stops before the limits, since it could before."""

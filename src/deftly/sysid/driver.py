@@ -6,12 +6,12 @@ import mujoco
 import numpy as np
 
 from deftly.contract import JOINT_POS, PolicyContract
-from deftly.control.drivers import Reading
+from deftly.control.drivers import Driver, Reading
 from deftly.robots import Robot
 from deftly.sim import scene
 
 
-class LoneRobot:
+class LoneRobot(Driver):
     """A `Driver` in lock-step: `write` lets one control period pass.
 
     Args:

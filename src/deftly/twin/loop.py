@@ -104,15 +104,16 @@ class Injector:
 
     Args:
         robot: The simulated robot.
-        injection: Which fault, and when.
+        injection: Which fault, and when; None: none.
     """
 
-    def __init__(self, robot: SimRobot, injection: Injection):
-        self.injection = injection
+    def __init__(self, robot: SimRobot, injection: Injection | None):
+        self.injection = injection or Injection("", math.inf)
         rate = robot.contract.rate
         self._robot = robot
-        self._due = round(injection.at * rate)
-        self._saboteur = Saboteur(robot.contract.robot, rate, injection.name, self._stand_still)
+        self._due = self.injection.at * rate - 0.5
+        name = self.injection.name
+        self._saboteur = Saboteur(robot.contract.robot, rate, name, self._stand_still)
         self._struck = 0
 
     def _stand_still(self, seconds: float) -> None:
@@ -122,15 +123,17 @@ class Injector:
 
     def driver(self) -> Driver:
         """The robot with its fault."""
-        return Faulty(self._robot, self._saboteur)
+        return Faulty(self._robot, self._saboteur) if self.injection.name else self._robot
 
     def policy(self, policy: Policy) -> Policy:
         """A policy with its fault."""
-        return FaultyPolicy(policy, self._saboteur)
+        return FaultyPolicy(policy, self._saboteur) if self.injection.name else policy
 
     def step(self, runner: Runner) -> Tick:
         """One control period, with the fault if it is due."""
         name = self.injection.name
+        if not name:
+            return runner.step(self._robot.now)
         self._saboteur.strikes = self._robot.steps >= self._due and runner.kernel.wants_policy
         strikes = self._saboteur.strikes
         self._struck += strikes and self._shows(runner)
@@ -179,11 +182,8 @@ def run_episode(
     buffer = LogBuffer(contract, 1 + robot.ready + robot.task.cfg.episode_steps + approach)
     kernel = Kernel(contract.robot, contract.rate, safety)
     kernel.stood_still(robot.now, robot.read())
-    injector = Injector(robot, injection) if injection else None
-    if injector:
-        runner = Runner(injector.policy(policy), kernel, injector.driver(), buffer)
-    else:
-        runner = Runner(policy, kernel, robot, buffer)
+    injector = Injector(robot, injection)
+    runner = Runner(injector.policy(policy), kernel, injector.driver(), buffer)
     runner.episode = episode
     each()
     for _ in range(robot.ready):
@@ -193,10 +193,7 @@ def run_episode(
         runner.start()
     while kernel.state is State.ACTIVE and not end and not robot.broken:
         driven = kernel.wants_policy
-        if injector:
-            injector.step(runner)
-        else:
-            runner.step(robot.now)
+        injector.step(runner)
         if kernel.state is State.ACTIVE:
             robot.advance(judge=driven)
             each()
@@ -217,7 +214,7 @@ def run_episode(
         state0,
         buffer.rows(),
         robot.metrics,
-        injector.result(kernel) if injector else None,
+        injector.result(kernel),
     )
 
 

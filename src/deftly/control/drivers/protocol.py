@@ -39,8 +39,8 @@ class Driver(Protocol):
     may keep its own arrays and change them.
     """
 
-    robot: RobotInterface | None = None
-    """The interface of the robot that it really has, which is believed; None: the policy's."""
+    robot: RobotInterface
+    """The interface of the robot that it really has, which is believed; without it, the policy's is."""
     approach_s: float = 0.0
     """Time in which the robot is brought home before a policy drives, s, unless the user says one."""
     lead: float | None = None
