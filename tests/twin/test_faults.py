@@ -13,8 +13,10 @@ from deftly.control.safety import Kernel, SafetyConfig, State
 from deftly.errors import DeftlyError
 from deftly.evaluate.report import read_report
 from deftly.policy.protocol import ContractPolicy
+from deftly.serving.wire import pack
 from deftly.twin.loop import run_episode
 from deftly.twin.robot import SimRobot
+from deftly.twin.server import RobotServer
 
 CFG = Legged.Config(rate=50.0, episode_steps=100, stop_on_success=False)
 BOUNDS = SafetyConfig(ramp_s=0.2, start_envelope=0.5)
@@ -109,6 +111,20 @@ def test_a_robot_that_falls_by_itself_is_damped_on_its_way_and_does_not_get_up()
         kernel.tick(robot.now, robot.read())
     assert kernel.state is State.INIT
     assert "the tilt of orientation is " in kernel.reason
+
+
+def test_a_robot_in_another_process_is_damped_by_a_message():
+    robot = legs()
+    server = RobotServer(robot, "tcp://127.0.0.1:*")
+    try:
+        answer = server._answer(pack({"type": "damp", "seq": 7}))
+        assert (answer["seq"], answer["ok"]) == (7, True)
+        robot.write(np.full(4, 0.5))
+        robot.damp()
+        robot.advance()
+        np.testing.assert_allclose(robot.data.ctrl, robot.view.joint_pos[0].numpy(), atol=0.05)
+    finally:
+        server._socket.close()
 
 
 @pytest.mark.parametrize(

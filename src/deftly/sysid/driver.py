@@ -55,6 +55,7 @@ class LoneRobot(Driver):
         joints = [self.model.joint(name) for name in names]
         self._act = [actuator.id for actuator in actuators]
         self._qpos = [int(joint.qposadr[0]) for joint in joints]
+        self.robot = contract.robot
         home = np.array(contract.home())
         self.data.qpos[self._qpos] = home
         self.data.ctrl[self._act] = home

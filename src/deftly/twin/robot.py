@@ -172,6 +172,7 @@ class SimRobot(Driver):
             )
         sim = sim or SimConfig()
         self.task, self.contract, self.seed = task, task.contract(), seed
+        self.robot = self.contract.robot
         self.substeps = sim.substeps_at(self.contract.rate)
         self.model = compile_scene(task.scene(), self.contract.rate, sim)
         self.sim = OneSim(self.model)

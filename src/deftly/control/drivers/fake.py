@@ -35,6 +35,7 @@ class FakeDriver(Driver):
             raise DeftlyError(f"the fake robot has no fault '{fault}', it has {', '.join(FAULTS)}")
         self.robot = robot
         self.rate = rate
+        self._fault = fault
         self._at = at
         self._clock = clock
         self._saboteur = Saboteur(robot, rate, fault, sleep, "the fake robot")
@@ -48,12 +49,12 @@ class FakeDriver(Driver):
     @property
     def faulty(self) -> str:
         """The fault of this tick; empty while there is none."""
-        return self._saboteur.fault if self._saboteur.strikes else ""
+        return self._fault if self._tick > self._at else ""
 
     def read(self) -> Reading:
         """Joint positions, and every other signal at rest."""
         self._tick += 1
-        self._saboteur.strikes = self._tick > self._at
+        self._strike()
         return self._saboteur.read(self._measure)
 
     def _measure(self) -> Reading:
@@ -61,7 +62,12 @@ class FakeDriver(Driver):
 
     def write(self, targets: np.ndarray) -> None:
         """Go towards the targets for one control period."""
+        self._strike()
         self._saboteur.write(np.array(targets), self._go)
+
+    def _strike(self) -> None:
+        self._saboteur.fault = self.faulty
+        self._saboteur.strikes = bool(self.faulty)
 
     def _go(self, targets: np.ndarray) -> None:
         self.command = targets

@@ -158,8 +158,8 @@ class Saboteur:
             raise ZeroDivisionError(f"a bug of {self.who}")
         if fault == "writer":
             raise OtherWriterError("the motors have a goal that is not ours")
-        if fault == "frozen" and self._last is not None:
-            return self._last
+        if fault == "frozen":
+            return self._last or Reading({}, 0.0)
         reading = read()
         if fault == "slow":
             self._sleep(5 / self.rate)
@@ -222,6 +222,7 @@ class Faulty(Driver):
 
     def __init__(self, driver: Driver, saboteur: Saboteur):
         self.driver = driver
+        self.robot = saboteur.robot
         self.saboteur = saboteur
 
     def read(self) -> Reading:

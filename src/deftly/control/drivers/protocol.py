@@ -70,8 +70,14 @@ class Driver(Protocol):
 
 
 def lacking(cls: object, robot: RobotInterface) -> list[str]:
-    """Names of the methods of a driver that a class does not have, and this robot needs."""
+    """Names of the methods of a driver that a class, or an object, does not have, and this robot needs."""
     verbs = ["read", "write", "stop"]
     if robot.damps:
         verbs.append("damp")
-    return [verb for verb in verbs if not callable(getattr(cls, verb, None))]
+    return [verb for verb in verbs if not _has(cls, verb)]
+
+
+def _has(cls: object, verb: str) -> bool:
+    """Whether there is a method of a class's, or an object's, own: what `Driver` has does nothing."""
+    found = getattr(cls, verb, None)
+    return callable(found) and getattr(found, "__func__", found) is not vars(Driver)[verb]
