@@ -519,18 +519,19 @@ def _log_ticks(contract: PolicyContract, seconds: float) -> int:
 
 def _made(driver: Any, contract: PolicyContract) -> Driver:
     """The driver of a class of the user's. Raises DeftlyError unless it has what a driver has."""
+    from deftly.control.drivers import lacking
+
     try:
         made = driver(contract.robot, contract.rate)
     except TypeError as error:
         raise DeftlyError(
             f"{driver} does not make a driver of a robot interface and a rate: {error}"
         ) from error
-    missing = [
-        verb for verb in ("read", "write", "stop") if not callable(getattr(made, verb, None))
-    ]
+    missing = lacking(made, contract.robot)
     if missing:
         raise DeftlyError(
-            f"{driver} has no method {missing[0]}(): a driver has read, write and stop (docs/run.md)"
+            f"{driver} has no method {missing[0]}(): a driver has read, write, stop and, for a robot "
+            "that is damped, damp (docs/run.md)"
         )
     return made
 

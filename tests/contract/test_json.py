@@ -19,6 +19,7 @@ from deftly.contract import (
     ContractError,
     Coupling,
     Derive,
+    Fault,
     Input,
     Joint,
     Limit,
@@ -358,3 +359,53 @@ def test_an_image_is_alone_in_its_group_and_unchanged(terms, said):
 def test_no_value_is_derived_from_an_image():
     with pytest.raises(ContractError, match="is of 'front', which is not known there"):
         dataclasses.replace(PLAIN, robot=SEEING, derive=(Derive("x", "norm", ("front",)),))
+
+
+# ------------------------------------------------------------ fields that came later
+
+LEGS = dataclasses.replace(
+    ROBOT,
+    joints=(dataclasses.replace(JOINTS[0], acceleration=90.0, lead=0.4, frozen=0.1), *JOINTS[1:]),
+    signals=(*ROBOT.signals, Signal("chest", 4), Signal("gyro", 3, "rad/s")),
+    limits=(Limit("chest", 0.0, 0.8, of="tilt"), Limit("gyro", 0.0, 8.0, of="norm")),
+    damps=(Fault.LIMIT, Fault.SIGNALS_BAD),
+)
+
+
+def test_fields_that_came_later_are_written_only_when_they_say_something():
+    assert not any(word in ROBOT.to_json() for word in ("damps", "acceleration", "frozen", "lead"))
+    assert '"damps":["limit","signals-bad"]' in LEGS.to_json()
+    assert LEGS.to_json().count('"acceleration"') == 1
+    again = RobotInterface.from_json(LEGS.to_json())
+    assert again == LEGS
+    assert again.hash == LEGS.hash != ROBOT.hash
+    assert dataclasses.replace(LEGS, damps=()).hash != LEGS.hash
+
+
+def test_a_default_that_is_written_out_is_refused():
+    tree = json.loads(ROBOT.to_json())
+    tree["damps"] = []
+    with pytest.raises(ContractError, match="is not as Deftly writes it: damps is"):
+        RobotInterface.from_json(json.dumps(tree, sort_keys=True, separators=(",", ":")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"damps": ("limp",)}, "invalid enum value 'limp'"),
+        ({"damps": (Fault.LIMIT, Fault.LIMIT)}, "expected faults, each once"),
+        ({"damps": (Fault.NONE,)}, "expected faults, each once"),
+        (
+            {"limits": (Limit("gyro", 0.0, 1.0, of="tilt"),)},
+            "a tilt is of a quaternion, 'gyro' has",
+        ),
+    ],
+)
+def test_what_a_robot_cannot_promise_is_refused_in_one_line(changes, said):
+    with pytest.raises(ContractError, match=said):
+        dataclasses.replace(LEGS, **changes)
+
+
+def test_an_element_is_of_values_alone():
+    with pytest.raises(ContractError, match="of the norm of 'gyro' has no element"):
+        Limit("gyro", 0.0, 8.0, element=1, of="norm")

@@ -1,8 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from four_joints import HOME, LOWER, PERIOD, TOP, TOY, UPPER, Watched
 
-from deftly.control.drivers import FAULTS, DriverError, FakeDriver
+from deftly import contract
+from deftly.control.drivers import FAULTS, Driver, DriverError, FakeDriver, Reading, lacking
 from deftly.errors import DeftlyError
 
 
@@ -73,3 +76,19 @@ def test_robots_that_fail():
 def test_an_unknown_fault_is_refused_by_name():
     with pytest.raises(DeftlyError, match="has no fault 'gremlin', it has late, frozen"):
         FakeDriver(TOY.robot, TOY.rate, "gremlin")
+
+
+def test_a_driver_that_inherits_what_does_nothing_lacks_it():
+    class Half(Driver):
+        def read(self):
+            return Reading({}, 0.0)
+
+        def stop(self):
+            pass
+
+    damped = dataclasses.replace(TOY.robot, damps=contract.FAULTS)
+    assert lacking(Half, TOY.robot) == ["write"]
+    assert lacking(Half(), damped) == ["write", "damp"]
+    assert lacking(FakeDriver, damped) == []
+    assert lacking(FakeDriver(damped, 20.0), damped) == []
+    assert lacking(3, TOY.robot) == ["read", "write", "stop"]

@@ -12,7 +12,7 @@ import pytest
 from one_row import OneRow
 
 from deftly.contract import Signal
-from deftly.control.drivers import DriverError
+from deftly.control.drivers import DriverError, OtherWriterError
 from deftly.control.drivers.dynamixel import Dynamixel
 from deftly.control.drivers.dynamixel_bus import Bus
 from deftly.control.loop import Runner
@@ -499,3 +499,32 @@ def test_what_the_motors_cannot_be_is_refused_before_the_port_is_opened(contract
     with pytest.raises(DriverError) as found:
         Dynamixel(contract.robot, contract.rate, "/dev/ttyNONE", **more)
     assert words in str(found.value)
+
+
+# ----------------------------------------------------------------------- another program
+
+
+def test_another_program_that_commands_a_motor_is_found_by_its_goal(bus, hand):
+    driver = hand()
+    for i in range(4):
+        driver.write(HOME + 0.01 * i)
+        driver.read()
+    expected = registers(bus, 116, 4, True)
+    bus.change(lambda b: b.motors[5].put(116, 4, b.motors[5].get(116, 4, True) + 300))
+    with pytest.raises(OtherWriterError, match=r"^motor 5 \(mf_mcp\) has a goal that is not ours"):
+        driver.read()
+    driver.write(HOME)
+    driver.write(HOME + 0.01)
+    wait(lambda: registers(bus, 116, 4, True) != expected)
+    driver.read()
+
+
+def test_a_command_that_got_lost_is_no_other_program(bus, hand):
+    driver = hand()
+    for i in range(4):
+        driver.write(HOME + 0.01 * i)
+        driver.read()
+    before = {i: bus.motors[i].get(116, 4, True) for i in range(16)}
+    driver.write(HOME + 0.3)
+    bus.change(lambda b: [b.motors[i].put(116, 4, goal) for i, goal in before.items()])
+    driver.read()

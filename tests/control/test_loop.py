@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from four_joints import HOME, PERIOD, TOY, Steady, Watched
+from four_joints import HOME, PERIOD, ROBOT, TOY, Steady, Watched
 
-from deftly.control.drivers import DriverError, FakeDriver, Reading
+from deftly.contract import FAULTS, Input, Observe
+from deftly.control.drivers import DriverError, FakeDriver, OtherWriterError, Reading
 from deftly.control.log import Log, LogBuffer
 from deftly.control.loop import HANGS_S, PatientClock, Runner, Ticker, run
-from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError, State
+from deftly.control.safety import Fault, Kernel, Missing, SafetyConfig, SafetyError, State
 from deftly.control.signals import ALWAYS, HALTS, OTHERS
 from deftly.policy.protocol import ContractPolicy, Decision, OnnxNetwork, PolicyError
 
@@ -286,26 +287,30 @@ def test_a_signal_leaves_the_robot_safe_and_a_second_one_does_not_interrupt_that
     assert code == (-signal.SIGINT if name == "SIGINT" else 128 + getattr(signal, name))
 
 
-@pytest.mark.parametrize("name", ENDING)
+REAL_TIME = [int(signal.SIGRTMIN), signal.SIGRTMIN + 1, signal.SIGRTMAX - 1, int(signal.SIGRTMAX)]
+
+
+@pytest.mark.parametrize("name", [*ENDING, *REAL_TIME])
 def test_every_signal_that_would_kill_the_process_ends_the_loop(name):
     driver, policy = Watched(), Steady()
+    number = name if isinstance(name, int) else int(getattr(signal, name))
 
     def read():
         if driver.calls.count("read") == 5:
-            os.kill(os.getpid(), getattr(signal, name))
+            os.kill(os.getpid(), number)
             time.sleep(0.001)  # a signal comes between two instructions
         return super(Watched, driver).read()
 
     driver.broken["read"] = read
     with pytest.raises(KeyboardInterrupt if name == "SIGINT" else SystemExit) as ended:
         looped(driver, policy, ticks=100)
-    assert name == "SIGINT" or ended.value.code == 128 + getattr(signal, name)
+    assert name == "SIGINT" or ended.value.code == 128 + number
     assert left_safe(driver, policy)
     assert driver.calls.count("read") == 5
 
 
 def test_the_handlers_of_signals_are_put_back():
-    numbers = [getattr(signal, name) for name in (*ALWAYS, *OTHERS, *HALTS)]
+    numbers = [getattr(signal, name) for name in (*ALWAYS, *OTHERS, *HALTS)] + REAL_TIME
     before = [signal.getsignal(number) for number in numbers]
     looped(Watched())
     assert [signal.getsignal(number) for number in numbers] == before
@@ -543,14 +548,24 @@ def test_the_age_of_a_measurement_is_judged_when_the_command_is_written(periods)
     assert replays(found)
 
 
-def replays(found):
-    kernel = Kernel(TOY.robot, TOY.rate)
+def replays(found, kernel=None):
+    kernel = kernel or Kernel(TOY.robot, TOY.rate)
     for i, now in enumerate(found.rows["now"]):
         for event in filter(None, str(found.rows["event"][i]).split("+")):
             getattr(kernel, event)()
         reading = Reading(found.signals(i), found.rows["at"][i])
         targets = found.rows["targets"][i] if found.rows["decided"][i] else None
-        command = kernel.tick(now, reading, targets, found.rows["writes_at"][i])
+        if np.isnan(found.rows["at"][i]):
+            reading = None
+        if reading is None and found.rows["read_fault"][i]:
+            reading = Missing(Fault(found.rows["read_fault"][i]), "another")
+        writes_at, heard_at = (
+            None if np.isnan(found.rows[name][i]) else found.rows[name][i]
+            for name in ("writes_at", "heard_at")
+        )
+        command = kernel.tick(now, reading, targets, writes_at, heard_at)
+        if not found.rows["written"][i]:
+            kernel.hold("not taken", Fault(found.rows["write_fault"][i]))
         assert command is None or np.array_equal(command, found.rows["command"][i])
         assert (kernel.state, kernel.fault) == (found.rows["state"][i], found.rows["fault"][i])
     return True
@@ -749,3 +764,122 @@ def test_sleeps_that_are_a_little_late_lose_no_time():
         ticker.wait()
         assert late() == pytest.approx(clock.now)
     assert late.lost == 0.0
+
+
+# ------------------------------------------------------------ damped, heard, alone
+
+LIMP = dataclasses.replace(TOY, robot=dataclasses.replace(ROBOT, damps=FAULTS))
+"""The robot of four joints, damped on every fault."""
+
+
+class LimpPolicy(Steady):
+    contract = LIMP
+
+
+class Limp(Watched):
+    """A fake robot that can be damped; `damped` counts how often it was."""
+
+    damped = 0
+
+    def damp(self):
+        self.damped += 1
+        return self._do("damp", super().damp)
+
+
+def limp_looped(driver, ticks=10, each=None, log=None):
+    """A loop of a robot that is damped, started when it is ready; the runner, not yet closed."""
+    runner = Runner(LimpPolicy(), Kernel(LIMP.robot, LIMP.rate), driver, log)
+    for _ in range(ticks):
+        driver.sleep(PERIOD)
+        tick = runner.step(driver.time)
+        if tick.state is State.READY:
+            runner.start()
+        if each:
+            each(runner)
+    return runner
+
+
+def test_a_robot_that_is_damped_is_damped_in_each_period_and_at_the_end():
+    driver, buffer = Limp("nan", at=5), LogBuffer(LIMP, 50)
+    runner = limp_looped(driver, ticks=10, log=buffer)
+    assert runner.kernel.state is State.DAMP
+    assert driver.calls[-10:] == ["read", "damp"] * 5
+    runner.close()
+    assert driver.calls[-2:] == ["damp", "stop"]
+    assert "write" not in driver.calls[-12:]
+    rows = buffer.rows()
+    assert rows["state"][-5:].tolist() == ["damp"] * 5
+    assert np.isnan(rows["command"][-5:]).all()
+    facts = {"safety": json.dumps(dataclasses.asdict(SafetyConfig()))}
+    found = Log(LIMP, LIMP.robot, rows, facts)
+    kernel = Kernel(LIMP.robot, LIMP.rate)
+    assert replays(found, kernel)
+
+
+def test_a_command_that_is_not_taken_damps_in_the_same_period():
+    driver = Limp("write", at=5)
+    limp_looped(driver, ticks=6)
+    assert driver.calls[-3:] == ["read", "write", "damp"]
+
+
+def test_a_damping_that_fails_is_said_and_tried_again():
+    driver = Limp("nan", at=5)
+    driver.broken["damp"] = throws(DriverError("no answer"))
+    runner = limp_looped(driver, ticks=8)
+    assert runner.problem == "damp: no answer"
+    assert driver.damped == 3
+    runner.close()
+    assert runner.refused == "damp: no answer"
+    assert driver.calls.count("stop") == 1
+
+
+def test_another_writer_is_a_fault_of_its_own():
+    for verb in ("read", "write"):
+        driver = Watched()
+        count = [0]
+
+        def other(*_, verb=verb, driver=driver, count=count):
+            count[0] += 1
+            if count[0] > 4:
+                raise OtherWriterError("motor 3 has a goal that is not ours")
+            return getattr(super(Watched, driver), verb)(*_)
+
+        driver.broken[verb] = other
+        buffer = LogBuffer(TOY, 50)
+        runner = looped(driver, ticks=20, log=buffer)
+        assert runner.kernel.fault is Fault.WRITER
+        assert runner.kernel.reason == f"{verb}: motor 3 has a goal that is not ours"
+        rows = buffer.rows()
+        assert rows["fault"].tolist().index("writer") <= count[0]
+        assert replays(Log(TOY, TOY.robot, rows, {}))
+
+
+WALK = dataclasses.replace(
+    TOY,
+    inputs=(Input("velocity", 1, "m/s"),),
+    observe_terms=(*TOY.observe_terms, Observe("velocity")),
+)
+
+
+def test_a_policy_acts_on_what_the_operator_says_only_while_he_is_heard():
+    driver, buffer, given = Watched(), LogBuffer(WALK, 200), []
+    policy = Steady()
+    policy.contract = WALK
+    policy.infer = lambda signals, inputs, applied, ids=None: (  # type: ignore[method-assign]
+        given.append(dict(inputs)),
+        Decision(np.zeros((1, 3)), HOME[None]),
+    )[1]
+    runner = Runner(policy, Kernel(WALK.robot, WALK.rate), driver, buffer)
+    made_ready(runner).start()
+    held_after = None
+    for i in range(60):
+        driver.sleep(PERIOD)
+        if i < 20:
+            runner.hear(driver.time, velocity=[0.1 * i])
+        tick = runner.step(driver.time)
+        if tick.state is State.HOLD and held_after is None:
+            held_after = driver.time - runner.heard_at
+    assert given[5]["velocity"] == [[0.5]]
+    assert runner.kernel.fault is Fault.INPUT_STALE
+    assert 0.5 < held_after <= 0.5 + 2 * PERIOD
+    assert replays(Log(WALK, WALK.robot, buffer.rows(), {}))

@@ -1,5 +1,6 @@
 import ast
 import dataclasses
+import functools
 import re
 from pathlib import Path
 
@@ -9,8 +10,10 @@ HERE = Path(__file__).parent
 DOC = (HERE.parents[1] / "docs" / "safety.md").read_text()
 
 
-def names(path):
+@functools.cache
+def names(file):
     """Functions, classes and plain names at the top of a test file."""
+    path = next(HERE.parent.rglob(file), HERE / file)
     body = ast.parse(path.read_text()).body
     assigned = [
         t.id
@@ -28,11 +31,7 @@ def names(path):
 def test_every_test_that_the_page_names_exists():
     named = re.findall(r"`(test_\w+\.py)::(\w+)`", DOC)
     assert len(named) > 40
-    assert [
-        f"{file}::{name}"
-        for file, name in named
-        if name not in names(next(HERE.parent.rglob(file), HERE / file))
-    ] == []
+    assert [f"{file}::{name}" for file, name in named if name not in names(file)] == []
 
 
 def test_every_promise_names_a_test():

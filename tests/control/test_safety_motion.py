@@ -12,7 +12,7 @@ from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError, Stat
 from deftly.errors import DeftlyError
 from deftly.tasks import load
 
-INIT, READY, ACTIVE, HOLD, STOP = State
+INIT, READY, ACTIVE, HOLD, DAMP, STOP = State
 OTHER = dataclasses.replace(TOY, rate=25)
 
 
@@ -27,14 +27,11 @@ def test_speed_is_a_limit_in_real_time(periods):
     most = 0.5 * TOP * PERIOD * min(periods, 1.0)
     assert bench.kernel.state is ACTIVE
     assert (np.abs(out - before) <= most * (1 + 1e-9) + 1e-15).all()
-    on_its_way = np.arange(4) < 2  # the gripper is there, and the last joint follows the first
-    step, way = (out - before)[on_its_way], (UPPER - before)[on_its_way]
-    assert (step / most[on_its_way]).max() == pytest.approx(
-        1.0, rel=1e-3
-    )  # what limits moves as far as it may,
-    assert step / way == pytest.approx(
-        np.full(len(way), step[0] / way[0]), rel=1e-3, abs=0
-    )  # and all keep their direction
+    step = out - before
+    for group in ([0, 3], [1]):  # the gripper is there, and the last joint follows the first
+        fractions = np.abs(step / most)[group]
+        assert fractions.max() == pytest.approx(1.0, rel=1e-3)  # as far as it may, each group alone
+    assert step[3] == pytest.approx(-0.5 * step[0], rel=1e-3, abs=0)  # and they keep their way
 
 
 def test_the_speed_grows_from_nothing_and_again_after_a_resume():
@@ -164,7 +161,7 @@ def test_a_gripper_that_was_closing_when_the_fault_struck_keeps_its_grip():
 def test_an_arm_that_is_blocked_stops_and_lets_go_when_resumed():
     bench = Bench(ramp_s=0.0, lead=0.2).active()
     while bench.kernel.state is ACTIVE:
-        bench.tick(UPPER)
+        bench.tick([HOME[0], UPPER[1], HOME[2], HOME[3]])
     assert bench.kernel.fault is Fault.FOLLOWING
     assert bench.kernel.reason.startswith("b is at 0, sent to 0.")
     assert np.abs(bench.kernel.command - HOME)[1] <= 0.2 + TOP[1] * PERIOD
@@ -501,6 +498,20 @@ def test_joints_that_are_coupled_are_given_up_together():
     bench.pose = np.array([0.9, 0.0, 0.04, -0.2])  # somebody moves both; the follower by less
     np.testing.assert_allclose(bench.resume(), bench.pose)
     assert off_coupling(bench.kernel.command) < 1e-9
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.2, 0.4])
+@pytest.mark.parametrize("margin", [0.0, 0.05, 0.2])
+def test_a_follower_at_its_limit_stops_its_own_group_alone(limit, margin):
+    """The follower has next to no room: its leader waits for it, the other joints get where they should."""
+    joints = (*ROBOT.joints[:3], dataclasses.replace(ROBOT.joints[3], lower=-limit, upper=limit))
+    robot = dataclasses.replace(ROBOT, joints=joints)
+    bench = Bench(robot, ramp_s=0.0, lead=10.0, margin=margin).active()
+    goal = np.array([UPPER[0], -1.2, 0.0, 0.0])
+    for _ in range(60):
+        bench.pose = bench.tick(goal)
+    room = limit * (1 - 2 * margin)
+    np.testing.assert_allclose(bench.pose, [0.5 + 2 * room, -1.2, 0.0, -room], atol=1e-9)
 
 
 # ------------------------------------------------------------ a loop that is too slow

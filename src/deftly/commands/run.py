@@ -22,9 +22,10 @@ from deftly import __version__
 from deftly.config import SEEDS, RunsConfig, Settings, Suffix, parse, split_task
 from deftly.console import print_unless_stuck
 from deftly.contract import PolicyContract, RobotInterface
-from deftly.control.drivers import Driver, FakeDriver
+from deftly.control.drivers import Driver, FakeDriver, lacking
+from deftly.control.joints import JointCheck
 from deftly.control.log import LogBuffer, max_ticks
-from deftly.control.loop import HANGS_S, PatientClock, Runner
+from deftly.control.loop import HANGS_S, PatientClock, Runner, Tick
 from deftly.control.safety import Kernel, SafetyConfig
 from deftly.control.session import Session
 from deftly.control.signals import ending_on_signals
@@ -33,6 +34,8 @@ from deftly.evaluate.source import POLICY, PolicySource, policy_words, resolve, 
 from deftly.policy.protocol import Policy
 from deftly.serving.client import Client
 
+HANGING: dict[str, Any] = {"start_envelope": 10.0, "approach_s": 0.0}
+"""Bounds of a check of the joints: a robot that hangs is anywhere, and is not brought home."""
 PERIOD_FRACTION = 0.8
 """Longest wait for a server's answer, in control periods, unless one is asked for."""
 
@@ -74,6 +77,12 @@ class RunArgs(Settings):
     seconds: Annotated[
         float, Ge(0), Le(1e9), Doc("End after this time; 0: when the operator quits.")
     ] = 0.0
+    check_joints: Annotated[
+        bool,
+        Doc(
+            "Let no policy drive: move each joint a little, while the robot hangs, and say which is wrong."
+        ),
+    ] = False
     start: Annotated[bool, Doc("Start as soon as the robot is ready, without a key.")] = False
     log: Annotated[
         Path | None,
@@ -107,6 +116,10 @@ def main(argv: list[str]) -> int:
             driver = find_driver(task, args, contract, stack, like)
             unclaimed.callback(driver.stop)
             args = replace(args, safety=_bounds(args.safety, driver))
+            if args.check_joints:
+                policy.close()
+                policy = JointCheck(contract)
+                args = replace(args, safety=replace(args.safety, **HANGING))
             robot = getattr(
                 driver, "robot", contract.robot
             )  # a driver that knows its robot is believed
@@ -119,15 +132,39 @@ def main(argv: list[str]) -> int:
             runner = stack.enter_context(Runner(policy, kernel, driver, buffer))
             unclaimed.pop_all()  # the runner lets go of policy and robot
         facts = _facts((like.task if like else "") or task, args, source)
-        session = Session(
+        session = CheckSession if args.check_joints else Session
+        return session(
             runner,
             buffer,
             facts,
             start=args.start,
             seconds=args.seconds,
             log=args.log,
-        )
-        return session.run()
+        ).run()
+
+
+class CheckSession(Session):
+    """Ends when each joint was moved, and says what was found."""
+
+    def each(self, _: Tick) -> bool:
+        """As a session does; False when all joints were moved."""
+        return super().each(_) and not self._check.done
+
+    @property
+    def _check(self) -> JointCheck:
+        check = self.runner.policy.policy
+        assert isinstance(check, JointCheck)
+        return check
+
+    def run(self) -> int:
+        """Exit status 0: every joint went where it was sent."""
+        status = super().run()
+        for line in self._check.verdicts():
+            print_unless_stuck(line)
+            status = 1
+        count = len(self._check.moves)
+        print_unless_stuck(f"{count} joints were moved" + ("" if status else ", all are in order"))
+        return status
 
 
 # --------------------------------------------------------------- policy and robot
@@ -250,9 +287,7 @@ def custom_driver(spec: str, robot: RobotInterface, rate: float, port: str | Non
         sys.path.append(os.getcwd())
     try:
         cls = getattr(importlib.import_module(module), name)
-        missing = [
-            verb for verb in ("read", "write", "stop") if not callable(getattr(cls, verb, None))
-        ]
+        missing = lacking(cls, robot)
         if not missing:
             return cls(robot, rate) if port is None else cls(robot, rate, port=port)
     except DeftlyError:
@@ -261,7 +296,8 @@ def custom_driver(spec: str, robot: RobotInterface, rate: float, port: str | Non
         said = " ".join(str(error).split())[:200]
         raise DeftlyError(f"--driver {spec}: {type(error).__name__}: {said}") from error
     raise DeftlyError(
-        f"--driver {spec} has no method {missing[0]}(): a driver has read, write and stop (docs/run.md)"
+        f"--driver {spec} has no method {missing[0]}(): a driver has read, write, stop and, for a robot "
+        "that is damped, damp (docs/run.md)"
     )
 
 

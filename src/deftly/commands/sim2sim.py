@@ -34,6 +34,12 @@ class Sim2SimArgs(LoopArgs):
             "Conditions such as 'success>=0.95' 'faults<=0' 'agrees>=1'; the exit status is 1 unless all hold."
         ),
     ] = ()
+    fault: Annotated[
+        str,
+        Doc(
+            "Inject a fault, NAME[@seconds after the start], such as nan@0.5; any: another one in each episode."
+        ),
+    ] = ""
     compare: Annotated[
         Path | None, Doc("Earlier report (eval.json or sim2sim.json) to compare with.")
     ] = None
@@ -53,7 +59,7 @@ class Sim2SimArgs(LoopArgs):
 
 
 def main(argv: list[str]) -> int:
-    """Run `deftly sim2sim`. The exit status is 1 if a gate fails, or a command was beyond a limit."""
+    """Run `deftly sim2sim`. The exit status is 1 if a gate fails, a command was beyond a limit or a fault missed."""
     with contextlib.suppress(render.NoGLError):
         render.choose_gl()  # before anything imports MuJoCo
     words = policy_words(argv)
@@ -74,7 +80,9 @@ def main(argv: list[str]) -> int:
     with contextlib.ExitStack() as stack:
         if args.render:
             hooks.append(stack.enter_context(sim2sim.window(robot, args.camera)))
-        result, values = sim2sim.run_sim2sim(robot, source, args, gates=args.gate, hooks=hooks)
+        result, values = sim2sim.run_sim2sim(
+            robot, source, args, gates=args.gate, hooks=hooks, fault=args.fault
+        )
     result["command"] = shlex.join(["deftly", "sim2sim", *words])
     file = report.write(args.out, result, values, task) if args.out else None
     if earlier:
@@ -88,5 +96,6 @@ def main(argv: list[str]) -> int:
     if file:
         show(f"report: {file}")
     sys.stdout.flush()
-    fine = all(gate["holds"] for gate in result["gates"]) and not result["twin"]["violation"]
+    unsafe = result["twin"]["violation"] or result["twin"].get("missed")
+    fine = all(gate["holds"] for gate in result["gates"]) and not unsafe
     return 0 if fine else 1

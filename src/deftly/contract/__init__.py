@@ -6,6 +6,7 @@ mean. Both are frozen data with a hash, computed with numpy or torch and importi
 
 from deftly.contract.arrays import Array, Memory
 from deftly.contract.derive import Derive, DeriveKind
+from deftly.contract.faults import FAULTS, Fault
 from deftly.contract.policy import PolicyContract
 from deftly.contract.robot import (
     ACTION,
@@ -26,6 +27,7 @@ from deftly.contract.terms import STATE, Act, ActKind, Input, Inputs, Observe
 __all__ = [
     "ACTION",
     "COMMAND",
+    "FAULTS",
     "JOINT_POS",
     "STATE",
     "Act",
@@ -35,6 +37,7 @@ __all__ = [
     "Coupling",
     "Derive",
     "DeriveKind",
+    "Fault",
     "Input",
     "Inputs",
     "Joint",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta
 
 from deftly.contract.arrays import Array, Constants, Like, pick
+from deftly.contract.faults import Fault
 from deftly.contract.schema import (
     SMALLEST,
     ContractError,
@@ -47,6 +48,10 @@ class Joint(Record):
     `slack` is how far beyond the limits of its commands the joint can be, as a hand's that something pushes; 0 if those
     are its mechanical stops. A joint that `grips` closes on what it holds, lower limit closed: it presses, so its
     command may be any distance ahead of it.
+
+    What the safety kernel may expect of it, 0: nothing. `acceleration`: the largest of its commands, rad/s^2. `lead`:
+    how far its command may be from where it is measured, rad. `frozen`: how far its command may move while its encoder
+    gives the very same number, rad.
     """
 
     name: Name
@@ -57,6 +62,11 @@ class Joint(Record):
     units: Text = "rad"
     slack: NotNegative = 0.0
     grips: bool = False
+    acceleration: NotNegative = 0.0
+    lead: NotNegative = 0.0
+    frozen: NotNegative = 0.0
+
+    LATER = frozenset(("acceleration", "lead", "frozen"))
 
     def check(self) -> None:
         """Limits in order, home within them."""
@@ -154,15 +164,25 @@ class Site(Record):
 
 @dataclass(frozen=True)
 class Limit(Record):
-    """Bounds of a signal, such as a tilt, a temperature or a voltage; of one element, or of each."""
+    """Bounds of a signal, such as a tilt, a temperature or a voltage; of one element, or of each.
+
+    They are bounds of each `value`; of the `norm` of a vector, such as an angular velocity; or of the `tilt` that an
+    orientation (w x y z, the body's frame to the world's) has: the angle between the vertical axes of body and world,
+    rad, 0 upright and pi upside down.
+    """
 
     signal: Name
     lower: Number
     upper: Number
     element: Annotated[int, Meta(ge=0, le=MAX_SIZE)] | None = None
+    of: Literal["value", "norm", "tilt"] = "value"
+
+    LATER = frozenset(("of",))
 
     def check(self) -> None:
-        """Bounds in order."""
+        """Bounds in order; an element only of values."""
+        one = self.element is None or self.of == "value"
+        self._need(one, f"of the {self.of} of '{self.signal}' has no element")
         self._need(self.lower < self.upper, f"of '{self.signal}' is {self.lower} .. {self.upper}")
 
 
@@ -179,6 +199,10 @@ class RobotInterface(Document):
     motors: Annotated[tuple[Motor, ...], Meta(max_length=256)] = ()
     sites: Annotated[tuple[Site, ...], Meta(max_length=64)] = ()
     limits: Annotated[tuple[Limit, ...], Meta(max_length=256)] = ()
+    damps: Annotated[tuple[Fault, ...], Meta(max_length=64)] = ()
+    """Faults on which the motors are damped, as it is safe for a robot on legs; on all others the robot holds."""
+
+    LATER = frozenset(("damps",))
 
     @property
     def joint_names(self) -> tuple[str, ...]:
@@ -239,6 +263,7 @@ class RobotInterface(Document):
         _require_motors(self)
         _require_sites(self)
         _require_limits(self)
+        _require_damps(self)
 
 
 class _MotorConstants:
@@ -309,3 +334,12 @@ def _require_limits(robot: RobotInterface) -> None:
         within = limit.element is None or limit.element < signal.size
         element = f"element {limit.element} of '{signal.name}'"
         robot._need(within, f"a limit names {element}, which has {signal.size}")
+        turns = limit.of != "tilt" or signal.size == 4
+        robot._need(turns, f"a tilt is of a quaternion, '{signal.name}' has {signal.size} elements")
+
+
+def _require_damps(robot: RobotInterface) -> None:
+    """Each fault once, and it is one."""
+    damps = [str(fault) for fault in robot.damps]
+    once = len(set(damps)) == len(damps) and Fault.NONE not in robot.damps
+    robot._need(once, f"damps on {damps}, expected faults, each once")

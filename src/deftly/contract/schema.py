@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Self, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -47,6 +47,9 @@ class Record:
     Raises ContractError, one line that names the field, for a value that is not of the field's type or out of bounds.
     """
 
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Fields that an older Deftly did not know: not written while they have their default, so that hashes stay."""
+
     def __post_init__(self) -> None:
         for name, hint in hints(type(self)).items():
             value = getattr(self, name)
@@ -69,9 +72,8 @@ class Document(Record):
     SCHEMA = ""
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no spaces, numbers in their shortest exact form, every field written."""
-        tree = {"schema": self.SCHEMA}
-        tree |= {field.name: getattr(self, field.name) for field in fields(self)}
+        """Canonical JSON: sorted keys, no spaces, numbers in their shortest exact form, no unset `LATER` fields."""
+        tree = {"schema": self.SCHEMA, **_tree(self)}
         return msgspec.json.encode(tree, order="sorted").decode()
 
     @functools.cached_property
@@ -110,6 +112,20 @@ class Document(Record):
         difference = first_difference(json.loads(self.to_json()), tree)
         if difference:
             raise ContractError(f"{type(self).__name__} is not as Deftly writes it: {difference}")
+
+
+def _tree(value: Any) -> Any:
+    """The record, and those within it, as mappings of the fields that are written."""
+    if isinstance(value, tuple):
+        return [_tree(part) for part in value]
+    if not isinstance(value, Record):
+        return value
+    written = {}
+    for field in fields(value):
+        found = getattr(value, field.name)
+        if field.name not in value.LATER or found != field.default:
+            written[field.name] = _tree(found)
+    return written
 
 
 def first_difference(here: Any, there: Any, path: str = "") -> str:

@@ -17,7 +17,7 @@ from deftly.console import printable
 from deftly.contract import JOINT_POS
 from deftly.control.drivers import Reading
 from deftly.control.log import Log
-from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError, State
+from deftly.control.safety import Fault, Kernel, Missing, SafetyConfig, SafetyError, State
 from deftly.errors import DeftlyError
 from deftly.files import FileError, parse_json
 from deftly.policy import bundle
@@ -101,9 +101,13 @@ def _tick_difference(kernel: Kernel, reading: Reading | None, row: Mapping[str, 
     """What a kernel's tick does otherwise than a row of the log says; empty if nothing."""
     targets = row["targets"] if row["decided"] else None
     writes_at = None if np.isnan(row["writes_at"]) else float(row["writes_at"])
-    command = kernel.tick(float(row["now"]), reading, targets, writes_at)
+    heard_at = None if np.isnan(row["heard_at"]) else float(row["heard_at"])
+    missing = None
+    if row["read_fault"]:
+        missing = Missing(_fault(row["read_fault"]), "the robot could not be read")
+    command = kernel.tick(float(row["now"]), reading or missing, targets, writes_at, heard_at)
     if not row["written"]:
-        kernel.hold("the robot took no command", Fault.DRIVER)
+        kernel.hold("the robot took no command", _fault(row["write_fault"]))
     for name, value in (("state", kernel.state), ("fault", kernel.fault)):
         if value != row[name]:
             return f"{name} is '{printable(row[name], 60)}' in the log, '{value}' in the replay"
@@ -112,6 +116,11 @@ def _tick_difference(kernel: Kernel, reading: Reading | None, row: Mapping[str, 
     if not same(command, row["command"]):
         return f"the command, by {_distance(command, row['command'])}"
     return ""
+
+
+def _fault(text: str) -> Fault:
+    """The fault of this name; what a file may say beside is one of the driver."""
+    return next((fault for fault in Fault if fault == text), Fault.DRIVER)
 
 
 @np.errstate(all="ignore")

@@ -35,9 +35,11 @@ class Log:
 
     `rows` holds arrays of T ticks each: `now` (s, monotonic), `episode`, `state` and `fault` (text, after the tick),
     `event` (what the operator asked before it), `at` (s, of the measurement; NaN: none), `writes_at` (s, when ages
-    were judged; NaN: at `now`), `signal/<name>` (T, size) of each signal that is no image, `input/<name>` (T, size)
+    were judged; NaN: at `now`), `heard_at` (s, when the operator said last what the inputs are; NaN: nobody did),
+    `signal/<name>` (T, size) of each signal that is no image, `input/<name>` (T, size)
     of each input of numbers that the policy was given, `decided` (whether the policy answered), `action` (T,
     action_size), `targets` and `command` (T, num_joints; NaN: none), `written` (whether the robot took it),
+    `read_fault` and `write_fault` (text, if the driver said more than that it failed, and why it took nothing),
     `infer_ms` and `tick_ms`.
     """
 
@@ -223,8 +225,11 @@ def _checked(arrays: Mapping[str, np.ndarray]) -> Log:
     for name, value in arrays.items():
         part, _, key = name.partition("/")
         parts.get(part, {})[key] = value
-    if "now" in parts["row"]:  # older logs have none: ages were judged at `now`
-        parts["row"].setdefault("writes_at", np.full(parts["row"]["now"].shape, np.nan))
+    if "now" in parts["row"]:  # older logs do not have all
+        for later in ("writes_at", "heard_at"):
+            parts["row"].setdefault(later, np.full(parts["row"]["now"].shape, np.nan))
+        for later in ("read_fault", "write_fault"):
+            parts["row"].setdefault(later, np.full(parts["row"]["now"].shape, "", "U32"))
     _require_rows(parts["row"], _columns(contract, robot))
     _require_snapshots(parts["snapshot"])
     return Log(contract, robot, parts["row"], parts["fact"], parts["snapshot"])
@@ -278,11 +283,14 @@ def _columns(contract: PolicyContract, robot: RobotInterface) -> dict[str, Colum
         "now": ((), "f8"),
         "at": ((), "f8"),
         "writes_at": ((), "f8"),
+        "heard_at": ((), "f8"),
         "infer_ms": ((), "f8"),
         "tick_ms": ((), "f8"),
         "state": ((), "U32"),
         "fault": ((), "U32"),
         "event": ((), "U32"),
+        "read_fault": ((), "U32"),
+        "write_fault": ((), "U32"),
         "episode": ((), "i4"),
         "decided": ((), "?"),
         "written": ((), "?"),

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deftly.control.drivers import Driver, DriverError, Reading
+from deftly.control.drivers import Driver, DriverError, OtherWriterError, Reading
 from deftly.control.log import LogBuffer
-from deftly.control.safety import Fault, Kernel, SafetyError, State
+from deftly.control.safety import Fault, Kernel, Missing, SafetyError, State
 from deftly.control.signals import ending_on_signals
 from deftly.control.worker import Worker
 from deftly.policy.protocol import Decision, OneRobot, Policy, PolicyError
@@ -70,9 +70,12 @@ class Runner:
         """What the driver said if it did not take the safe target when the loop was closed: look after the robot."""
         self.inputs: dict[str, Any] = {}
         """What the operator says to the policy, by name of the contract's inputs; a missing one takes its default."""
+        self.heard_at: float | None = None
+        """When the operator said that last, s on the clock of the readings; None: nobody does, defaults hold."""
         self.clock: Clock | None = None
         """What says when a command is written, s; None: it is written when its period begins, as in a simulation."""
         self._worker: Worker | None = None
+        self._refusal = Fault.NONE  # why the robot did not do what it was told last
         self._events: list[str] = []
         self._fresh = True
         self._closed = False
@@ -102,6 +105,11 @@ class Runner:
         self.kernel.hold()
         self._note("hold")
 
+    def hear(self, at: float, **inputs: Any) -> None:
+        """The operator says something, or that all is as before, at a time, s: the policy may act on it for a while."""
+        self.inputs |= inputs
+        self.heard_at = at
+
     def keep_time(self, clock: Clock) -> None:
         """Judge ages by a clock, s; on the real one, the policy has a control period from the start of its tick."""
         self.clock = clock
@@ -117,17 +125,22 @@ class Runner:
         if self._closed:
             raise SafetyError("this control loop has ended: the robot was let go of")
         began = time.perf_counter()
-        reading = self._read()
+        measured = self._read()
+        reading = measured if isinstance(measured, Reading) else None
         decision = None
         inferred = math.nan
         if reading is not None and self.kernel.wants_policy:
             decision = self._decide(reading, now)
             inferred = 1e3 * (time.perf_counter() - began)
         writes_at = None if self.clock is None else max(now, self.clock())
-        command = self.kernel.tick(now, reading, decision and decision.targets, writes_at)
-        written = command is None or self._write(command)
+        targets = decision and decision.targets
+        command = self.kernel.tick(now, measured, targets, writes_at, self.heard_at)
+        written = self._command(command)
         took = 1e3 * (time.perf_counter() - began)
         timing = {"now": now, "infer_ms": inferred, "tick_ms": took, "writes_at": writes_at}
+        timing["heard_at"] = self.heard_at
+        timing["read_fault"] = measured.fault if isinstance(measured, Missing) else ""
+        timing["write_fault"] = "" if written else self._refusal
         self._keep(reading, decision, command=command, written=written, **timing)
         return Tick(self.kernel.state, reading, decision, command)
 
@@ -141,7 +154,7 @@ class Runner:
         self._closed = True
         try:
             self.kernel.stop("the loop ended")
-            if self.kernel.command is not None and not self._write(self.kernel.command):
+            if not self._command(self.kernel.command):
                 self.refused = self.problem
         finally:
             try:
@@ -153,26 +166,51 @@ class Runner:
             finally:
                 self._let_go_of_policy()
 
-    def _read(self) -> Reading | None:
+    def _read(self) -> Reading | Missing | None:
         try:
             signals, at = self.driver.read()
             own = {str(name): _own(value) for name, value in signals.items()}
             reading = Reading(own, float(at))
             if not math.isfinite(reading.at):
                 raise DriverError(f"measured at {reading.at} s, which is no time")
+        except OtherWriterError as error:
+            self._blame("read", error)
+            return Missing(Fault.WRITER, self.problem)
         except Exception as error:
             self._blame("read", error)
             return None
         return reading
 
+    def _command(self, command: np.ndarray | None) -> bool:
+        """Write a command, if there is one, or damp the motors; whether the robot took it."""
+        if self.kernel.damps:
+            return self._damp()
+        return command is None or self._write(command)
+
     def _write(self, command: np.ndarray) -> bool:
         try:
             self.driver.write(command.copy())
         except Exception as error:
-            self._blame("write", error)
-            self.kernel.hold(self.problem, Fault.DRIVER)
+            self._fail("write", error)
+            if self.kernel.damps:  # at once, rather than a period later
+                self._damp()
             return False
         return True
+
+    def _damp(self) -> bool:
+        try:
+            self.driver.damp()
+        except Exception as error:
+            self._fail("damp", error)
+            return False
+        return True
+
+    def _fail(self, what: str, error: Exception) -> None:
+        """The robot did not do what it was told: a fault."""
+        self._blame(what, error)
+        another = isinstance(error, OtherWriterError)
+        self._refusal = Fault.WRITER if another else Fault.DRIVER
+        self.kernel.hold(self.problem, self._refusal)
 
     def _keep(self, reading: Reading | None, decision: Decision | None, **row: object) -> None:
         """Log a tick. A robot whose record has a gap stands still."""

@@ -5,11 +5,13 @@ the last command than the joints' top speed allows in the time that has passed. 
 output: the caller says what time it is, so a log of what came in gives back what went out, bit for bit.
 
     INIT    commands nothing. Two good measurements in a row that agree lead to READY; after a resume, a bad one, or
-            two that do not agree, lead back to HOLD.
+            two that do not agree, lead back to HOLD or DAMP.
     READY   holds the pose that was measured. `start` leads to ACTIVE.
     ACTIVE  approaches home if asked to, then follows the policy, its speed ramped up from nothing.
     HOLD    a fault is latched: holds the last command. `resume`, by the operator alone, leads to INIT.
-    STOP    holds the last command for ever.
+    DAMP    a fault is latched on which this robot is damped (`damps` of its interface): commands nothing, the motors
+            brake. `resume` leads to INIT, and what is commanded next is the pose that is measured then.
+    STOP    for ever: holds the last command, or stays damped.
 """
 
 from __future__ import annotations
@@ -18,22 +20,32 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from annotated_types import Ge, Le
 from typing_extensions import Doc
 
 from deftly.config import Settings
-from deftly.contract import JOINT_POS, ContractError, PolicyContract, RobotInterface, Signal
+from deftly.contract import (
+    JOINT_POS,
+    ContractError,
+    Fault,
+    Joint,
+    PolicyContract,
+    RobotInterface,
+    Signal,
+)
 from deftly.control.drivers import Reading
 from deftly.control.drivers.buses import lead_of
+from deftly.control.limits import SignalLimits
+from deftly.control.motion import Motion
 from deftly.errors import DeftlyError
 
 _TEXTS = ("state", "fault", "reason")
-_COUNTS = ("_misses", "clipped")
+_COUNTS = ("_misses", "clipped", "_damped")
 _NUMBERS = ("_now", "_found_at", "_decided_at", "_active_s", "_approach_s", "_lag", *_COUNTS)
-_ARRAYS = ("_pose", "_rest", "_sag", "_origin")
+_ARRAYS = ("_pose", "_rest", "_sag", "_origin", "_velocity", "_read_at")
 _SOON = 1e-9
 """Rounding of a clock, s."""
 _MADE_UP = 0.1
@@ -52,6 +64,13 @@ class _Problem(Exception):
         self.fault = fault
 
 
+class Missing(NamedTuple):
+    """Why there is no measurement, if it is more than that the robot could not be read."""
+
+    fault: Fault
+    reason: str
+
+
 class State(StrEnum):
     """Where the kernel is."""
 
@@ -59,27 +78,12 @@ class State(StrEnum):
     READY = "ready"
     ACTIVE = "active"
     HOLD = "hold"
+    DAMP = "damp"
     STOP = "stop"
 
 
-class Fault(StrEnum):
-    """Why the kernel holds or stopped."""
-
-    NONE = "none"
-    SIGNALS_STALE = "signals-stale"
-    SIGNALS_BAD = "signals-bad"
-    POLICY_STALE = "policy-stale"
-    POLICY_BAD = "policy-bad"
-    DEADLINES = "deadlines"
-    STALLED = "stalled"
-    CLOCK = "clock"
-    ENVELOPE = "envelope"
-    FOLLOWING = "following"
-    DRIVER = "driver"
-    CONTRACT = "contract"
-    OPERATOR = "operator"
-
-
+SAFE = (State.HOLD, State.DAMP, State.STOP)
+"""States in which no policy drives, whatever comes in, until the operator says so."""
 LEAD = 0.5
 """Default of the largest tracking error, rad: between a command and the measured position of its joint."""
 
@@ -154,7 +158,7 @@ class SafetyConfig(Settings, section="safety"):
         Le(10),
         Doc(
             "Farthest that a command may be from where its joint is measured, rad; unset: what is known of the robot's "
-            "motors (1.5 for LEAP hands), else 0.5. A gripper presses, it has no bound."
+            "joints and motors (1.5 for LEAP hands), else 0.5. A gripper presses, it has no bound."
         ),
     ] = None
     signal_periods: Annotated[
@@ -163,6 +167,12 @@ class SafetyConfig(Settings, section="safety"):
     policy_periods: Annotated[
         float, Ge(1), Le(10), Doc("Longest time without a decision of the policy, control periods.")
     ] = 1.5
+    input_s: Annotated[
+        float,
+        Ge(0.01),
+        Le(60),
+        Doc("Oldest word of an operator who is heard at all that a policy may act on, s."),
+    ] = 0.5
     miss_periods: Annotated[
         float,
         Ge(1.1),
@@ -244,11 +254,14 @@ class Kernel:
         self._pose = self._home  # measured last
         self._rest = self._home  # measured when a command was last given
         self._sag = np.zeros_like(self._home)  # from a command to where its joint was found after
+        self._velocity = np.zeros_like(self._home)  # of the command
+        self._read_at = self._home  # commanded when the reading of a joint changed last
         self._origin = self._home  # commanded at the start
         self._active_s = 0.0  # in this part of ACTIVE, no more than a period for each tick
         self._approach_s = 0.0  # duration of the approach; 0 while there is none
         self._misses = 0
         self._lag = 0.0  # behind the rate, s
+        self._damped = False  # since DAMP, until a pose is commanded again
 
     def _set_bounds(self) -> None:
         """Limits, speeds and tolerances of each joint, (num_joints,) float64 each."""
@@ -265,30 +278,21 @@ class Kernel:
         self._speed = self.cfg.speed * self._top_speed
         turns = [joint.units == "rad" for joint in joints]
         self._unit = np.where(turns, 1.0, travel)  # of the angles of SafetyConfig
-        lead = self.cfg.lead or lead_of(self.robot.name) or LEAD
-        self._lead = lead * self._unit
+        self._lead = np.array(
+            [self._lead_of(joint, unit) for joint, unit in zip(joints, self._unit)]
+        )
+        frozen = np.array([joint.frozen for joint in joints], np.float64)
+        self._frozen = np.where(frozen > 0, frozen, np.inf)
         self._home = np.array(self.robot.home(), np.float64)
-        self._set_couplings()
+        self._motion = Motion(self.robot, self._lower, self._upper, self._speed)
+        self._limits = SignalLimits(self.robot)
         self._require_home_within()
 
-    def _set_couplings(self) -> None:
-        """Followers as offset + ratios @ leaders, and which joints are coupled to one another."""
-        count = len(self._home)
-        index = {name: place for place, name in enumerate(self.robot.joint_names)}
-        couplings = self.robot.couplings
-        self._followers = np.array([index[each.joint] for each in couplings], np.intp)
-        self._offsets = np.array([each.offset for each in couplings], np.float64)
-        self._ratios = np.zeros((len(couplings), count))
-        linked = np.eye(count, dtype=bool)
-        for row, each in enumerate(couplings):
-            for leader, ratio in each.of:
-                self._ratios[row, index[leader]] = ratio
-                linked[index[leader], index[each.joint]] = True
-        linked |= linked.T
-        for _ in range(count.bit_length()):  # who is coupled to a neighbour's neighbour, too
-            linked = linked @ linked
-        self._linked = linked
-        """(num_joints, num_joints) bool, each joint with itself."""
+    def _lead_of(self, joint: Joint, unit: float) -> float:
+        """The largest tracking error of a joint, rad (m): what the user says, the joint, or its motor."""
+        if self.cfg.lead is None and joint.lead:
+            return joint.lead
+        return unit * (self.cfg.lead or lead_of(self.robot.name) or LEAD)
 
     def _require_home_within(self) -> None:
         outside = "has its home outside"
@@ -310,6 +314,8 @@ class Kernel:
         self._approach_s = self._approach_duration(self.command)
         self._origin = self.command
         self._sag = np.zeros_like(self._home)
+        self._velocity = np.zeros_like(self._home)
+        self._read_at = self.command
         self._decided_at = self._now
         self._active_s = 0.0
         self._misses = 0
@@ -335,11 +341,11 @@ class Kernel:
         return max(self.cfg.approach_s, 10.0 * fastest)
 
     def resume(self) -> None:
-        """Clear a latched fault: from HOLD to INIT. Raises SafetyError elsewhere.
+        """Clear a latched fault: from HOLD or DAMP to INIT. Raises SafetyError elsewhere.
 
-        The next two ticks lead to READY, or back to HOLD if what is wrong still is: a resume is never kept for later.
+        The next two ticks lead to READY, or back if what is wrong still is: a resume is never kept for later.
         """
-        self._require(State.HOLD, "resume")
+        self._require(State.HOLD, "resume", State.DAMP)
         self.state = State.INIT
         self.fault = Fault.NONE
         self.reason = ""
@@ -349,24 +355,36 @@ class Kernel:
     def hold(
         self, reason: str = "the operator asked for it", fault: Fault = Fault.OPERATOR
     ) -> None:
-        """Stand still and latch a fault. In HOLD and STOP, and before the first command, the robot does already."""
-        if self.state in (State.HOLD, State.STOP):
+        """Stand still, or be damped, and latch a fault. Before the first command, the robot does already.
+
+        The first fault stays the one to read, but for one that leads from HOLD to DAMP.
+        """
+        damps = self._damped or fault in self.robot.damps
+        if self.state in SAFE and not (self.state is State.HOLD and damps):
             return
         self.reason = reason
         self._found_at = -math.inf
-        if self.state is State.INIT and self.command is None:
+        if self.command is None:
             return
-        self.state = State.HOLD
+        self.state = State.DAMP if damps else State.HOLD
         self.fault = fault
+        self._damped = damps
 
     def stop(
         self, reason: str = "the operator asked for it", fault: Fault = Fault.OPERATOR
     ) -> None:
-        """Stand still for ever. A fault that is latched stays the one to read."""
+        """Stand still, or be damped, for ever. A fault that is latched stays the one to read."""
         if self.fault is Fault.NONE:
             self.fault = fault
             self.reason = reason
+        if self.command is not None and fault in self.robot.damps:
+            self._damped = True
         self.state = State.STOP
+
+    @property
+    def damps(self) -> bool:
+        """Whether the motors are to be damped, and to follow no command."""
+        return bool(self._damped)
 
     def require(self, contract: PolicyContract) -> None:
         """Stop, by name of the first difference, unless the policy was made for this robot at this rate."""
@@ -394,33 +412,37 @@ class Kernel:
     def tick(
         self,
         now: float,
-        reading: Reading | None,
+        reading: Reading | Missing | None,
         targets: np.ndarray | None = None,
         writes_at: float | None = None,
+        heard_at: float | None = None,
     ) -> np.ndarray | None:
         """One control period: the command to write, (num_joints,) float64; None while nothing may be commanded.
 
         Args:
             now: When the period began, s of a monotonic clock.
-            reading: The newest measurement; None: the driver failed.
+            reading: The newest measurement; None: the driver failed, or why it did.
             targets: What the policy decided on it, (num_joints,); None: it gave no answer, or was not asked.
             writes_at: When the command is written, s: the age of the measurement is judged then; None: at `now`.
+            heard_at: When the operator said last what the policy acts on, s; None: nobody says anything.
 
         Nothing of them is kept by reference.
         """
         try:
             elapsed = self._clock(now)
-            position = self._measured(reading, elapsed, self._later(writes_at))
+            judged = self._later(writes_at)
+            position = self._measured(reading, elapsed, judged)
             if self.state is State.INIT:
-                self._find(position, float(reading.at) if reading else math.nan)
+                self._find(position, _time(getattr(reading, "at", None)))
             elif self.state is State.ACTIVE:
                 self._rest = position
+                self._check_operator(heard_at, judged)
                 self._follow(position, min(elapsed, self.period), targets)
-            if self.state in (State.READY, State.ACTIVE):
+            if self.state is not State.INIT:
                 self._pose = position
         except _Problem as problem:
             self.hold(str(problem), problem.fault)
-        if self.command is None or self.state is State.INIT:
+        if self.command is None or self.state is State.INIT or self._damped:
             return None
         return self.command.copy()
 
@@ -472,9 +494,12 @@ class Kernel:
             behind = f"the control loop fell {self._lag / self.period:.0f} periods behind"
             raise _Problem(Fault.DEADLINES, f"{behind}: it is slower than its {self.rate:g} Hz")
 
-    def _measured(self, reading: Reading | None, elapsed: float, judged: float) -> np.ndarray:
+    def _measured(
+        self, reading: Reading | Missing | None, elapsed: float, judged: float
+    ) -> np.ndarray:
         """The measured pose, (num_joints,), a time `elapsed` after the one before; its age is judged at a time, s."""
-        position = self._position(reading, judged)
+        signals = self._signals(reading, judged)
+        position = signals[JOINT_POS]
         low, high = self._measurable
         outside = self.cfg.outside
         beyond = "is measured beyond its limits"
@@ -484,12 +509,17 @@ class Kernel:
             low = self._pose - reach
             high = self._pose + reach
             self._within(Fault.SIGNALS_BAD, position, low, high, outside, "jumped out of")
+        broken = self._limits.broken(signals)
+        if broken:
+            raise _Problem(Fault.LIMIT, broken)
         return position
 
-    def _position(self, reading: Reading | None, judged: float) -> np.ndarray:
-        """The joint positions of a reading whose signals are complete, finite and fresh, (num_joints,)."""
+    def _signals(self, reading: Reading | Missing | None, judged: float) -> dict[str, np.ndarray]:
+        """The signals of a reading, complete, finite and fresh, (size,) float64 each, and images as they are."""
         if reading is None:
             raise _Problem(Fault.DRIVER, "the robot could not be read")
+        if isinstance(reading, Missing):
+            raise _Problem(reading.fault, reading.reason)
         try:
             age = judged - float(reading.at)
             newer = float(reading.at) - self._now
@@ -502,12 +532,11 @@ class Kernel:
         oldest = self.cfg.signal_periods * self.period + _SOON
         if not (age <= oldest and newer <= self.period):  # it may be newer than the tick
             raise _Problem(Fault.SIGNALS_STALE, f"the measurement is {1e3 * age:.0f} ms old")
-        position = values[JOINT_POS]
-        bad = [name for name, value in values.items() if value is None]
-        if bad or position is None:
-            wrong = f"signal '{bad[0]}' is missing, misshapen or not finite"
-            raise _Problem(Fault.SIGNALS_BAD, wrong)
-        return position
+        for name, value in values.items():
+            if value is None:
+                wrong = f"signal '{name}' is missing, misshapen or not finite"
+                raise _Problem(Fault.SIGNALS_BAD, wrong)
+        return values
 
     def _find(self, position: np.ndarray, at: float) -> None:
         """Settle on a pose that was measured twice in a row: a single wrong measurement commands nothing."""
@@ -539,19 +568,21 @@ class Kernel:
         do the joints that are coupled to it.
         """
         command = np.clip(position, self._lower, self._upper)
-        if self.command is not None:
+        if self.command is not None and not self._damped:
             displaced = self._was_moved(position) | self._leads(position)
-            give_up = self._linked @ (displaced & ~self._sags(position))
+            give_up = self._motion.linked @ (displaced & ~self._sags(position))
             self._sag = np.where(give_up, position - self.command, self._sag)
             command = np.where(give_up, command, self.command)
         self._command(command)
         self._rest = position
+        self._damped = False
         self.state = State.READY
         self.reason = ""
 
     def _follow(self, position: np.ndarray, period: float, targets: np.ndarray | None) -> None:
         """Move the command towards where it should be, as far as it may in this tick."""
         self._check_following(position)
+        self._check_encoders(position)
         self._active_s += period
         if self._approach_s:
             self._approach(position, period)
@@ -571,11 +602,37 @@ class Kernel:
             why = "it is blocked, without power, or its sensor is stuck"
             raise _Problem(Fault.FOLLOWING, f"{where}: {why}")
 
+    def _check_encoders(self, position: np.ndarray) -> None:
+        """Raise _Problem if a joint gives the very same number while its command moves on."""
+        assert self.command is not None
+        self._read_at = np.where(position != self._pose, self.command, self._read_at)
+        moved = np.abs(self.command - self._read_at)
+        stuck = moved > self._frozen
+        if stuck.any():
+            worst = int(stuck.argmax())
+            name = self.robot.joint_names[worst]
+            same = f"{name} is measured at {position[worst]:.4g} all along"
+            why = "its encoder is stuck, or the joint is"
+            raise _Problem(
+                Fault.ENCODER, f"{same} while its command moved by {moved[worst]:.3g}: {why}"
+            )
+
+    def _check_operator(self, heard_at: float | None, judged: float) -> None:
+        """Raise _Problem if the policy acts on words that are too old, at a time, s."""
+        if heard_at is None or self._approach_s:
+            return
+        age = judged - _time(heard_at)
+        if not -self.period <= age <= self.cfg.input_s:  # a NaN is not
+            heard = f"the operator was heard {1e3 * age:.0f} ms ago"
+            raise _Problem(
+                Fault.INPUT_STALE, f"{heard}, at most {1e3 * self.cfg.input_s:.0f} are allowed"
+            )
+
     def _approach(self, position: np.ndarray, period: float) -> None:
         """Move the command on its way home, along a smoothstep from where the start found it."""
         phase = min(1.0, self._active_s / self._approach_s)
         goal = self._origin + phase * phase * (3.0 - 2.0 * phase) * (self._home - self._origin)
-        self._move(goal, goal, self._speed * period)
+        self._move(goal, goal, 1.0, period)
         if phase == 1.0:
             self._arrive(position)
 
@@ -587,7 +644,7 @@ class Kernel:
         ramp = 1.0
         if self.cfg.ramp_s:
             ramp = min(1.0, self._active_s / self.cfg.ramp_s)
-        self._move(goal, self._coupled(goal), ramp * self._speed * period)
+        self._move(goal, self._motion.coupled(goal), ramp, period)
 
     def _check_silence(self) -> None:
         """Raise _Problem if the last decision of the policy is too old."""
@@ -596,36 +653,12 @@ class Kernel:
             wrong = f"no decision of the policy for {1e3 * silent:.0f} ms"
             raise _Problem(Fault.POLICY_STALE, wrong)
 
-    def _coupled(self, goal: np.ndarray) -> np.ndarray:
-        """The goal with its leaders within limits and its followers where these leaders put them, (num_joints,)."""
-        if not len(self._followers):
-            return goal
-        coupled = np.clip(goal, self._lower, self._upper)
-        coupled[self._followers] = self._offsets + self._ratios @ coupled
-        return coupled
-
-    def _allowed(self, goal: np.ndarray) -> np.ndarray:
-        """As far towards the goal as limits allow, (num_joints,); joints that are coupled by one fraction of their way.
-
-        So what the coupling was, it stays: the way between two coupled poses is coupled all along.
-        """
-        allowed = np.clip(goal, self._lower, self._upper)
-        if not len(self._followers) or np.array_equal(allowed, goal):
-            return allowed
+    def _move(self, goal: np.ndarray, coupled: np.ndarray, ramp: float, period: float) -> None:
+        """Command the goal with its couplings kept, or as near to it as its bounds allow in a period, s."""
         assert self.command is not None
-        way = goal - self.command
-        fraction = np.divide(
-            allowed - self.command, way, out=np.ones_like(way), where=allowed != goal
+        command, self._velocity = self._motion.towards(
+            self.command, self._velocity, coupled, ramp, period
         )
-        shared = np.where(self._linked, fraction, 1.0).min(axis=1)
-        some = np.clip(self.command + shared * way, self._lower, self._upper)
-        return np.where(shared < 1.0, some, allowed)
-
-    def _move(self, goal: np.ndarray, coupled: np.ndarray, most: np.ndarray) -> None:
-        """Command the goal with its couplings kept, or as near to it as limits and speed allow."""
-        assert self.command is not None
-        command = _towards(self.command, self._allowed(coupled), most)
-        command = np.clip(command, self._lower, self._upper)
         self.clipped += bool(np.abs(command - goal).max() > 1e-6)
         self._decided_at = self._now
         self._command(command)
@@ -696,8 +729,8 @@ class Kernel:
         tracking_error = np.abs(self.command - position)
         return (tracking_error > self._lead) & ~self._grips
 
-    def _require(self, state: State, verb: str) -> None:
-        if self.state is not state:
+    def _require(self, state: State, verb: str, other: State | None = None) -> None:
+        if self.state not in (state, other):
             why = ""
             if self.reason:
                 why = f" ({self.reason})"
@@ -725,6 +758,13 @@ class Kernel:
 
         Raises SafetyError if it is no snapshot of such a kernel.
         """
+        rest = np.zeros_like(self._home)
+        older = {
+            "damped": 0.0,
+            "velocity": rest,
+            "read_at": rest,
+        }  # that logs did not have at first
+        snapshot = {**older, **snapshot}
         try:
             state = State(str(snapshot["state"]))
             fault = Fault(str(snapshot["fault"]))
@@ -792,19 +832,6 @@ def _time(value: object) -> float:
 
 def _not_this_robot() -> ValueError:
     return ValueError("its values are not those of this robot")
-
-
-def _towards(command: np.ndarray, goal: np.ndarray, most: np.ndarray) -> np.ndarray:
-    """The command moved towards the goal, each joint by at most `most`, and all by the same fraction of their way.
-
-    So joints that are coupled, as those that keep a tool upright, stay so: limiting each by itself would tilt it.
-    """
-    way = goal - command
-    distance = np.abs(way)
-    fraction = np.divide(most, distance, out=np.ones_like(way), where=distance > most).min()
-    if fraction == 1.0:
-        return goal
-    return np.clip(command + fraction * way, command - most, command + most)
 
 
 def _measurement(signal: Signal, value: object) -> np.ndarray | None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from deftly.control.log import LogBuffer
 from deftly.control.loop import PatientClock, Runner, Tick, Ticker, run
-from deftly.control.safety import Fault, SafetyError, State
+from deftly.control.safety import SAFE, Fault, SafetyError, State
 from deftly.control.signals import ending_on_signals
 from deftly.errors import DeftlyError
 
@@ -32,6 +32,7 @@ HINTS = {
     State.READY: "s starts, q quits",
     State.ACTIVE: "Enter holds",
     State.HOLD: "r resumes, q quits",
+    State.DAMP: "put it up, then r resumes, q quits",
 }
 READY_S = 5.0
 """Without an operator, a robot that gives no good measurement for this long has failed."""
@@ -136,7 +137,7 @@ class Session:
             self._done = True
             self.screen.say(f"{elapsed:8.2f} s  the task is done")
         asked = [self._obey(word) for word in self.keys.read()]
-        if asked or kernel.state is State.HOLD:
+        if asked or kernel.state in SAFE:
             self._to_start = False  # from now on, the operator starts
         if self._to_start and kernel.state is State.READY:
             self._to_start = False
@@ -175,7 +176,8 @@ class Session:
         """The kernel's reason; where the kernel cannot know more, with the words of driver or policy."""
         kernel = self.runner.kernel
         problem = self.runner.problem
-        heard = kernel.fault in (Fault.DRIVER, Fault.POLICY_STALE) or kernel.state is State.INIT
+        others = (Fault.DRIVER, Fault.WRITER, Fault.POLICY_STALE)
+        heard = kernel.fault in others or kernel.state is State.INIT
         if heard and problem and problem not in kernel.reason:
             return f"{kernel.reason} ({problem})"
         return kernel.reason
@@ -186,7 +188,7 @@ class Session:
         alone = not self.keys.terminal
         if kernel.state is State.STOP:
             return f"{kernel.fault}: {kernel.reason}"
-        if kernel.state is State.HOLD and alone:
+        if kernel.state in (State.HOLD, State.DAMP) and alone:
             nobody_resumes = self.keys.closed or kernel.fault is not Fault.OPERATOR
             if nobody_resumes:
                 return f"{kernel.fault}, and nobody at a terminal to resume"

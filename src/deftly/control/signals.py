@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 ALWAYS = ("SIGINT", "SIGTERM", "SIGHUP")
 """Taken whatever was done about them before."""
@@ -15,8 +14,8 @@ OTHERS = (
     *("SIGQUIT", "SIGABRT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGXCPU"),
     *("SIGXFSZ", "SIGIO", "SIGPWR", "SIGSTKFLT", "SIGPIPE"),
 )
-"""They would kill the process, and are taken unless the program handles or ignores them itself. SIGKILL cannot be, and
-those of a crash, such as SIGSEGV, must not be."""
+"""They would kill the process, and are taken unless the program handles or ignores them itself; so are those without a
+name, SIGRTMIN to SIGRTMAX. SIGKILL cannot be, and those of a crash, such as SIGSEGV, must not be."""
 HALTS = ("SIGTSTP", "SIGTTIN", "SIGTTOU")
 """Ignored: a loop that is halted guards nothing."""
 
@@ -56,10 +55,10 @@ def ending_on_signals() -> Iterator[Ending]:
         return
     ending = Ending()
     before = {number: signal.getsignal(number) for number in _taken()}
+    halts = _numbers(HALTS)
     try:
         for number in before:
-            name = signal.Signals(number).name
-            signal.signal(number, signal.SIG_IGN if name in HALTS else ending)
+            signal.signal(number, signal.SIG_IGN if number in halts else ending)
         yield ending
     finally:
         for number, handler in before.items():
@@ -68,12 +67,22 @@ def ending_on_signals() -> Iterator[Ending]:
 
 def _taken() -> list[int]:
     """Numbers of the signals to take here: those that this system has, and nobody else does."""
+    always = _numbers(ALWAYS)
     taken = []
-    for name in (*ALWAYS, *OTHERS, *HALTS):
-        number: Any = getattr(signal, name, None)
-        if number is None:
-            continue
+    for number in (*always, *_numbers(OTHERS), *_real_time(), *_numbers(HALTS)):
         handler = signal.getsignal(number)
-        if handler is signal.SIG_DFL or (name in ALWAYS and handler is not None):
+        if handler is signal.SIG_DFL or (number in always and handler is not None):
             taken.append(number)
     return taken
+
+
+def _numbers(names: Sequence[str]) -> list[int]:
+    """Numbers of the signals of these names that this system has."""
+    return [int(getattr(signal, name)) for name in names if hasattr(signal, name)]
+
+
+def _real_time() -> list[int]:
+    """The numbered signals, which kill a process too: some service managers and debuggers send them."""
+    if not hasattr(signal, "SIGRTMIN"):
+        return []
+    return [*range(signal.SIGRTMIN, signal.SIGRTMAX + 1)]

@@ -101,6 +101,7 @@ def _means_of_twin(section: Mapping[str, Any]) -> dict[str, float | None]:
     found: dict[str, float | None] = {
         "faults": section["faults"],
         "violation": section["violation"],
+        "missed": section.get("missed"),
         "agrees": None if agreement is None else float(agreement["agrees"]),
     }
     for name, percentiles in section["timing"].items():

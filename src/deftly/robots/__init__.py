@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deftly.config import suggest
-from deftly.contract import JOINT_POS, Coupling, Joint, Motor, RobotInterface, Signal, Site
+from deftly.contract import (
+    JOINT_POS,
+    Coupling,
+    Fault,
+    Joint,
+    Limit,
+    Motor,
+    RobotInterface,
+    Signal,
+    Site,
+)
 from deftly.errors import DeftlyError
 
 if TYPE_CHECKING:
@@ -33,6 +43,8 @@ class Robot:
     sites: tuple[
         str, ...
     ] = ()  # sites of the model whose place policies may compute from the joints
+    limits: tuple[Limit, ...] = ()  # of its own signals, beyond which no policy drives
+    damps: tuple[Fault, ...] = ()  # faults on which its motors are damped: all of a robot on legs
 
     def interface(self, *signals: Signal, joints: Sequence[Joint] = ()) -> RobotInterface:
         """The robot's interface: positions of its joints, and what else it measures in a task.
@@ -50,6 +62,8 @@ class Robot:
             self.couplings,
             self.motors,
             _chains(self),
+            self.limits,
+            self.damps,
         )
 
 

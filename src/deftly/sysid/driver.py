@@ -6,12 +6,12 @@ import mujoco
 import numpy as np
 
 from deftly.contract import JOINT_POS, PolicyContract
-from deftly.control.drivers import Reading
+from deftly.control.drivers import Driver, Reading
 from deftly.robots import Robot
 from deftly.sim import scene
 
 
-class LoneRobot:
+class LoneRobot(Driver):
     """A `Driver` in lock-step: `write` lets one control period pass.
 
     Args:
@@ -55,6 +55,7 @@ class LoneRobot:
         joints = [self.model.joint(name) for name in names]
         self._act = [actuator.id for actuator in actuators]
         self._qpos = [int(joint.qposadr[0]) for joint in joints]
+        self.robot = contract.robot
         home = np.array(contract.home())
         self.data.qpos[self._qpos] = home
         self.data.ctrl[self._act] = home

@@ -18,9 +18,11 @@ from typing_extensions import Doc
 
 from deftly.config import SEEDS, RunsConfig, SimConfig
 from deftly.console import Progress
+from deftly.control.drivers import Driver
+from deftly.control.drivers.faults import Faulty, FaultyPolicy, Injection, Saboteur
 from deftly.control.log import LogBuffer
-from deftly.control.loop import Runner
-from deftly.control.safety import Kernel, SafetyConfig, State
+from deftly.control.loop import Runner, Tick
+from deftly.control.safety import SAFE, Kernel, SafetyConfig, State
 from deftly.evaluate.source import PolicyArgs
 from deftly.policy.protocol import Policy
 
@@ -83,6 +85,80 @@ class EpisodeResult(NamedTuple):
     """Its ticks, as in a log."""
     metrics: dict[str, float]
     """The task's own."""
+    injected: Injected | None = None
+    """What came of the fault that was injected; None: none was, or the episode was over before."""
+
+
+class Injected(NamedTuple):
+    """What came of a fault that was injected."""
+
+    name: str
+    fault: str
+    """What the safety kernel called it; empty if it did not see it."""
+    periods: int
+    """Control periods from the first in which it could be seen until no policy drove any more, or the episode ended."""
+
+
+class Injector:
+    """Gives an episode one fault, from a time on.
+
+    Args:
+        robot: The simulated robot.
+        injection: Which fault, and when; None: none.
+    """
+
+    def __init__(self, robot: SimRobot, injection: Injection | None):
+        self.injection = injection or Injection("", math.inf)
+        rate = robot.contract.rate
+        self._robot = robot
+        self._due = self.injection.at * rate - 0.5
+        name = self.injection.name
+        self._saboteur = Saboteur(robot.contract.robot, rate, name, self._stand_still)
+        self._struck = 0
+
+    def _stand_still(self, seconds: float) -> None:
+        """Let the loop's time pass, while physics goes on."""
+        periods = max(1, round(seconds * self._robot.contract.rate))
+        self._robot.step(periods * self._robot.substeps)
+
+    def driver(self) -> Driver:
+        """The robot with its fault."""
+        return Faulty(self._robot, self._saboteur) if self.injection.name else self._robot
+
+    def policy(self, policy: Policy) -> Policy:
+        """A policy with its fault."""
+        return FaultyPolicy(policy, self._saboteur) if self.injection.name else policy
+
+    def step(self, runner: Runner) -> Tick:
+        """One control period, with the fault if it is due."""
+        name = self.injection.name
+        if not name:
+            return runner.step(self._robot.now)
+        self._saboteur.strikes = self._robot.steps >= self._due and runner.kernel.wants_policy
+        strikes = self._saboteur.strikes
+        self._struck += strikes and self._shows(runner)
+        if runner.policy.contract.inputs and not (strikes and name == "mute"):
+            runner.hear(self._robot.now)
+        if strikes and name == "hold":
+            runner.hold()
+        if strikes and name == "stall":
+            self._stand_still(5 / self._robot.contract.rate)
+        back = 1.0 if strikes and name == "clock" else 0.0
+        return runner.step(self._robot.now - back)
+
+    def _shows(self, runner: Runner) -> bool:
+        """Whether it can be seen: that an operator is not heard, only after the time that he may be silent for."""
+        if self.injection.name != "mute":
+            return True
+        heard_at = runner.heard_at or 0.0
+        return self._robot.now - heard_at > runner.kernel.cfg.input_s
+
+    def result(self, kernel: Kernel) -> Injected | None:
+        """What came of it; None if it did not strike."""
+        if not self._struck:
+            return None
+        seen = kernel.fault if kernel.state in SAFE else ""
+        return Injected(self.injection.name, str(seen), self._struck)
 
 
 def run_episode(
@@ -94,10 +170,11 @@ def run_episode(
     limit: int = 0,
     state: np.ndarray | None = None,
     each: Callable[[], None] = lambda: None,
+    injection: Injection | None = None,
 ) -> EpisodeResult:
     """Run an episode of the chain; `limit` cuts it off (0 does not), `each` is called at its start and after each tick.
 
-    A fault ends it as a failure. `state` is one to start from instead of the task's own.
+    A fault ends it as a failure. `state` is one to start from instead of the task's own, `injection` a fault to inject.
     """
     robot.reset(episode, state)
     contract, state0, end = robot.contract, robot.state, ""
@@ -105,7 +182,8 @@ def run_episode(
     buffer = LogBuffer(contract, 1 + robot.ready + robot.task.cfg.episode_steps + approach)
     kernel = Kernel(contract.robot, contract.rate, safety)
     kernel.stood_still(robot.now, robot.read())
-    runner = Runner(policy, kernel, robot, buffer)
+    injector = Injector(robot, injection)
+    runner = Runner(injector.policy(policy), kernel, injector.driver(), buffer)
     runner.episode = episode
     each()
     for _ in range(robot.ready):
@@ -115,7 +193,7 @@ def run_episode(
         runner.start()
     while kernel.state is State.ACTIVE and not end and not robot.broken:
         driven = kernel.wants_policy
-        runner.step(robot.now)
+        injector.step(runner)
         if kernel.state is State.ACTIVE:
             robot.advance(judge=driven)
             each()
@@ -128,7 +206,15 @@ def run_episode(
     if not robot.steps:
         robot.task.update(robot.view)  # a task has its metrics from its first update on
     return EpisodeResult(
-        end, reason, success, robot.steps, kernel.clipped, state0, buffer.rows(), robot.metrics
+        end,
+        reason,
+        success,
+        robot.steps,
+        kernel.clipped,
+        state0,
+        buffer.rows(),
+        robot.metrics,
+        injector.result(kernel),
     )
 
 

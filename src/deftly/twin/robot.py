@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from deftly.config import SimConfig
-from deftly.control.drivers import DriverError, Reading
+from deftly.control.drivers import Driver, DriverError, Reading
 from deftly.errors import DeftlyError
 from deftly.sim.scene import compile_scene
 from deftly.sim.sensors import Noise
@@ -145,7 +145,7 @@ class Sensor:
         return self._last
 
 
-class SimRobot:
+class SimRobot(Driver):
     """A `Driver` in lock-step: time stands still between `advance` calls.
 
     Args:
@@ -172,6 +172,7 @@ class SimRobot:
             )
         sim = sim or SimConfig()
         self.task, self.contract, self.seed = task, task.contract(), seed
+        self.robot = self.contract.robot
         self.substeps = sim.substeps_at(self.contract.rate)
         self.model = compile_scene(task.scene(), self.contract.rate, sim)
         self.sim = OneSim(self.model)
@@ -194,7 +195,8 @@ class SimRobot:
             name: Sensor(n, self.contract.source_size(name), np.random.default_rng(seed))
             for (name, n), seed in zip(self._noise.items(), seeds)
         }
-        self._pending: deque[tuple[float, np.ndarray]] = deque()
+        self._pending: deque[tuple[float, np.ndarray | None]] = deque()
+        self._damped = False
         self._reading: Reading | None = None
         self._done, self._broken = 0, False
         self.sim.reset()
@@ -239,17 +241,30 @@ class SimRobot:
             )
         self._pending.append((self.now + self.latency, targets))
 
+    def damp(self) -> None:
+        """Let the servos brake, until the next targets: each is sent where its joint is, and only damping is left."""
+        self._pending.append((self.now + self.latency, None))
+
     def stop(self) -> None:
         """Nothing is held."""
 
     def step(self, substeps: int) -> None:
         """Let physics alone go on for some substeps."""
         for _ in range(substeps):
-            while self._pending and self._pending[0][0] <= self.now + 1e-9:
-                self.data.ctrl[self._ctrl] = self._pending.popleft()[1]
+            self._command()
             if not self._broken:  # MuJoCo would go on from its reset
                 self._broken = bool(self.sim.step(1)[0])
             self._done += 1
+
+    def _command(self) -> None:
+        """Let the servos have what has arrived by now."""
+        while self._pending and self._pending[0][0] <= self.now + 1e-9:
+            targets = self._pending.popleft()[1]
+            self._damped = targets is None
+            if targets is not None:
+                self.data.ctrl[self._ctrl] = targets
+        if self._damped:
+            self.data.ctrl[self._ctrl] = self.view.joint_pos[0].numpy()
 
     def advance(self, judge: bool = True) -> None:
         """One control period; the episode's clock runs, and the task looks on, only if `judge`."""
@@ -273,7 +288,7 @@ class SimRobot:
         return int(self.view.steps)
 
     @property
-    def success(self) -> bool:
+    def success(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the task is done."""
         return not self.broken and bool(self.task.success(self.view))
 

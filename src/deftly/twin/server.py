@@ -151,10 +151,12 @@ class RobotServer:
             robot.write(read_array(message.get("targets"), len(robot.contract.joints), "targets"))
         elif kind == "hello":
             return {"spec": robot.contract.robot.to_json(), "rate": robot.contract.rate}
+        elif kind == "damp":
+            robot.damp()
         elif kind == "stop":
             self.running = False
         else:
-            raise WireError("'type' is none of hello, read, write, stop")
+            raise WireError("'type' is none of hello, read, write, damp, stop")
         return {}
 
 

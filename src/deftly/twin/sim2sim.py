@@ -26,6 +26,8 @@ import torch
 from deftly import render, stats
 from deftly.console import progress
 from deftly.contract import PolicyContract
+from deftly.control.drivers import faults
+from deftly.control.drivers.faults import Injection
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
 from deftly.evaluate.evaluate import Metrics, Result, evaluate
@@ -39,9 +41,11 @@ if TYPE_CHECKING:
     from deftly.twin.robot import SimRobot
 
 TIMINGS = ("infer_ms", "tick_ms")
-MEASURED = ("faults", "violation", "agrees")
+MEASURED = ("faults", "violation", "agrees", "missed")
 MEASURED += tuple(f"{name}_{part}" for name in TIMINGS for part in ("p50", "p99", "max"))
 """What a gate may name beside the metrics of the episodes."""
+ANY = "any"
+"""Of `--fault`: in each episode another one, at another time."""
 SLACK = 1e-9
 """rad/s (m/s) by which rounding alone may exceed a top speed."""
 
@@ -54,6 +58,7 @@ class TwinWorld:
         args: Its disturbances, and the limits of the safety kernel.
         measured: The policy's report of `deftly eval`, with which this one should agree; None if it has none.
         hooks: Called at the start of each episode and after every tick.
+        fault: `NAME` or `NAME@seconds` of a fault to inject, or `any`; empty: none.
     """
 
     name = "twin"
@@ -64,8 +69,12 @@ class TwinWorld:
         args: LoopArgs,
         measured: Mapping[str, Any] | None = None,
         hooks: Sequence[Callable[[], None]] = (),
+        fault: str = "",
     ):
         self.robot = robot
+        self._fault = fault
+        if fault and fault != ANY:
+            faults.parse(fault, robot.contract)
         self.task = robot.task
         self.seed = args.seed
         self._args = args
@@ -95,16 +104,35 @@ class TwinWorld:
         """Run exactly so many episodes."""
         began = time.perf_counter()
         shown = progress(range(episodes), "driving the simulated robot")
-        results = [
-            run_episode(self.robot, policy, self._args.safety, episode, each=self._after_tick)
-            for episode in shown
-        ]
+        results = [self._episode(policy, episode) for episode in shown]
         return Episodes(
             values={name: torch.tensor(v) for name, v in self._values(results).items()},
             rate=self.robot.contract.rate,
             seconds=time.perf_counter() - began,
             sections={"twin": self._section(results)},
         )
+
+    def _episode(self, policy: Policy, episode: int) -> EpisodeResult:
+        injection = self._injection(episode)
+        return run_episode(
+            self.robot,
+            policy,
+            self._args.safety,
+            episode,
+            each=self._after_tick,
+            injection=injection,
+        )
+
+    def _injection(self, episode: int) -> Injection | None:
+        """The fault of an episode."""
+        contract = self.robot.contract
+        if not self._fault:
+            return None
+        if self._fault != ANY:
+            return faults.parse(self._fault, contract)
+        rng = np.random.default_rng([self.seed, episode])
+        seconds = 0.5 * self.task.cfg.episode_steps / contract.rate
+        return Injection(str(rng.choice(faults.names(contract))), float(rng.uniform(0.0, seconds)))
 
     def _after_tick(self) -> None:
         for hook in self._hooks:
@@ -138,6 +166,7 @@ class TwinWorld:
             "reasons": dict(reasons.most_common(10)),
             "faults": sum(count for end, count in ends.items() if end.startswith(FAULT)),
             "violation": max(violation(self.robot.contract, r.rows) for r in results),
+            **_injected(results),
             "timing": {name: _timing(results, name) for name in TIMINGS},
             "eval": agreement(success, len(results), self._measured),
         }
@@ -150,14 +179,37 @@ def run_sim2sim(
     *,
     gates: Sequence[str] = (),
     hooks: Sequence[Callable[[], None]] = (),
+    fault: str = "",
 ) -> tuple[Result, Metrics]:
     """Evaluate a policy on the simulated robot: the report, and the metrics of each episode.
 
-    Raises DeftlyError before the first episode if the policy's own report is none, or a gate names no metric.
+    Raises DeftlyError before the first episode if the policy's own report is none, a gate names no metric, or there is
+    no such fault.
     """
-    world = TwinWorld(robot, args, source.report, hooks)
+    world = TwinWorld(robot, args, source.report, hooks, fault)
     timeout = 1e-3 * args.timeout_ms
     return evaluate(world, source, args.episodes, timeout=timeout, keys=args.keys, gates=gates)
+
+
+def _injected(results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    """What came of the faults that were injected, by name; empty if none was."""
+    struck = [result.injected for result in results if result.injected]
+    if not struck:
+        return {}
+    by_name = {}
+    for name in sorted({each.name for each in struck}):
+        some = [each for each in struck if each.name == name]
+        seen = [each for each in some if each.fault]
+        by_name[name] = {
+            "struck": len(some),
+            "safe": len(seen),
+            "faults": dict(Counter(each.fault for each in seen).most_common()),
+            "periods_max": max((each.periods for each in seen), default=None),
+        }
+    # A fault that shows in motion only may never show; every other one must.
+    must = [each for each in struck if each.name not in faults.BY_MOTION]
+    missed = sum(not each.fault for each in must)
+    return {"injected": by_name, "missed": missed}
 
 
 def _timing(results: Sequence[EpisodeResult], name: str) -> dict[str, float | None]:
@@ -221,6 +273,7 @@ def text(result: Mapping[str, Any]) -> list[str]:
         f"safety: clipped in {metrics['clipped']['mean']:.1f} ticks an episode; "
         f"largest violation of a limit {twin['violation']:.3g}",
         *(f"  {count} x {reason}" for reason, count in twin["reasons"].items()),
+        *_text_of_faults(twin.get("injected", {})),
     ]
     for name in TIMINGS:
         p50, p99 = twin["timing"][name]["p50"], twin["timing"][name]["p99"]
@@ -234,6 +287,16 @@ def text(result: Mapping[str, Any]) -> list[str]:
             f"({low:.1%} to {high:.1%}): {verdict}, {held['how']}"
         )
     return [*lines, *report.conclusion(result)]
+
+
+def _text_of_faults(injected: Mapping[str, Any]) -> list[str]:
+    """A line for each fault that was injected."""
+    lines = []
+    for name, found in injected.items():
+        words = ", ".join(f"{fault} {count}" for fault, count in found["faults"].items())
+        caught = f"safe in {found['safe']} of {found['struck']} episodes"
+        lines.append(f"fault {name}: {caught}, {found['periods_max']} periods at most ({words})")
+    return lines
 
 
 @contextlib.contextmanager

@@ -1,157 +1,20 @@
 """Robots behind one small interface: what the control loop reads from and writes to."""
 
-from __future__ import annotations
-
-import time
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
-
-import numpy as np
-
-from deftly.contract import JOINT_POS, RobotInterface
-from deftly.errors import DeftlyError
-from deftly.policy.protocol import Signals
-
-
-class DriverError(DeftlyError):
-    """The robot could not be read or commanded."""
-
-
-class Reading(NamedTuple):
-    """What a robot measured."""
-
-    signals: Signals
-    """By signal name, (size,) each, or (height, width, 3) of an image; units and order are the robot interface's."""
-    at: float
-    """When, on this computer's monotonic clock, s."""
-
-
-class Driver(Protocol):
-    """A robot. A class outside the package is one too: `deftly run --driver my_robot:Driver`.
-
-    A driver may say more than it must, by attributes: `robot`, the RobotInterface that it really has; `approach_s`, the
-    time in which its robot is brought home before a policy drives, s; `lead`, how far a command may be ahead of its
-    joint, rad; `success`, whether the task is done, which only a simulated robot can tell.
-
-    Every method returns within a fraction of the control period, and raises DriverError if it cannot do its work. What
-    it is given and what it gives back is copied: a driver may keep its own arrays and change them.
-    """
-
-    def read(self) -> Reading:
-        """The newest measurement."""
-        ...
-
-    def write(self, targets: np.ndarray) -> None:
-        """Command joint targets, (num_joints,) float64 in the robot interface's order, rad (m)."""
-        ...
-
-    def stop(self) -> None:
-        """The last call, made once: leave the robot safe, holding what it holds, and let go of the connection."""
-        ...
-
-
-FAULTS = (
-    "late",
-    "frozen",
-    "missing",
-    "nan",
-    "shape",
-    "beyond",
-    "jump",
-    "read",
-    "write",
-    "slow",
-    "crash",
+from deftly.control.drivers.fake import FAULTS, FakeDriver
+from deftly.control.drivers.protocol import (
+    Driver,
+    DriverError,
+    OtherWriterError,
+    Reading,
+    lacking,
 )
 
-
-class FakeDriver:
-    """A robot made of nothing: its joints go where they are told at top speed, its other signals are zero.
-
-    From its tick `at` on it has one fault: `late` (measurements ten periods old), `frozen` (the same measurement again
-    and again), `missing` (a signal is absent), `nan`, `shape`, `beyond` (a joint past its limit), `jump` (a joint leaps
-    by half its range), `read` and `write` (they fail), `slow` (reading takes five periods), `crash` (a bug).
-    """
-
-    def __init__(
-        self,
-        robot: RobotInterface,
-        rate: float,
-        fault: str = "",
-        at: int = 40,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ):
-        if fault and fault not in FAULTS:
-            raise DeftlyError(f"the fake robot has no fault '{fault}', it has {', '.join(FAULTS)}")
-        self.robot = robot
-        self.rate = rate
-        self._fault = fault
-        self._at = at
-        self._clock = clock
-        self._sleep = sleep
-        self._lower, self._upper = np.array([(j.lower, j.upper) for j in robot.joints]).T
-        self._reach = np.array([joint.velocity for joint in robot.joints]) / rate
-        self.position = np.array(robot.home())
-        self.command: np.ndarray | None = None
-        """The last command that was taken."""
-        self.stopped = False
-        self._tick = 0
-        self._last = Reading({}, 0.0)
-
-    @property
-    def faulty(self) -> str:
-        """The fault of this tick; empty while there is none."""
-        return self._fault if self._tick > self._at else ""
-
-    def read(self) -> Reading:
-        """Joint positions, and zeros for every other signal."""
-        self._tick += 1
-        fault = self.faulty
-        now = self._clock()
-        if fault == "read":
-            raise DriverError("the fake robot does not answer")
-        if fault == "crash":
-            raise ZeroDivisionError("a bug of the fake robot")
-        if fault == "frozen":
-            return self._last
-        if fault == "slow":
-            self._sleep(5 / self.rate)
-        signals = {}
-        for signal in self.robot.signals:
-            dtype = signal.dtype if signal.is_image else None
-            signals[signal.name] = np.zeros(signal.shape, dtype)
-        signals[JOINT_POS] = self._measured_position(fault)
-        if fault == "missing":
-            del signals[JOINT_POS]
-        age = 10 / self.rate if fault == "late" else 0.0
-        self._last = Reading(signals, now - age)
-        return self._last
-
-    def _measured_position(self, fault: str) -> np.ndarray:
-        """Joint positions, (num_joints,), with what a fault makes of them."""
-        position = self.position.copy()
-        span = self._upper[0] - self._lower[0]
-        middle = (self._lower[0] + self._upper[0]) / 2
-        if fault == "nan":
-            return np.full(len(position), np.nan)
-        if fault == "shape":
-            return np.zeros(len(position) + 1)
-        if fault == "beyond":
-            position[0] = self._upper[0] + span
-        if fault == "jump":
-            towards_middle = 1 if position[0] < middle else -1
-            position[0] += 0.5 * span * towards_middle
-        return position
-
-    def write(self, targets: np.ndarray) -> None:
-        """Go towards the targets for one control period."""
-        if self.faulty == "write":
-            raise DriverError("the fake robot takes no command")
-        self.command = np.array(targets)
-        way = self.command - self.position
-        self.position += np.clip(way, -self._reach, self._reach)
-
-    def stop(self) -> None:
-        """Note that it was called."""
-        self.stopped = True
+__all__ = [
+    "FAULTS",
+    "Driver",
+    "DriverError",
+    "FakeDriver",
+    "OtherWriterError",
+    "Reading",
+    "lacking",
+]

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
 
 from deftly.contract import JOINT_POS, RobotInterface, Signal
-from deftly.control.drivers import DriverError, Reading
+from deftly.control.drivers import Driver, DriverError, OtherWriterError, Reading
 from deftly.control.drivers.buses import BUSES, LEAP
 from deftly.control.drivers.dynamixel_bus import BAUDS, Bus, NoAnswer
 
@@ -75,9 +76,11 @@ FULL_PWM = struct.pack("<H", 885)
 """All of the voltage (e-manual, PWM Limit): less makes a motor slow and weak, whatever its current may be."""
 REVERSE = 1
 """Bit of the drive mode."""
-STATE = (TORQUE, RETURN_LEVEL, HARDWARE_ERROR, WATCHDOG, *range(PRESENT, PRESENT + 10))
+GOAL = (GOAL_POSITION, GOAL_POSITION + 1)
+"""The goal's lower half: the servo has twenty indirect addresses, and this tells goals apart."""
+STATE = (TORQUE, RETURN_LEVEL, HARDWARE_ERROR, WATCHDOG, *GOAL, *range(PRESENT, PRESENT + 10))
 """Registers of a reading, byte by byte; the servo's indirect addresses bring them together."""
-STATE_FORMAT = "<BBBBhii"
+STATE_FORMAT = "<BBBBHhii"
 SPARE = (144, 145, 146)
 """Readings in turn are up to three bytes longer: an answer that comes too late has another length, and is not used."""
 TRIPPED = 255
@@ -101,7 +104,7 @@ UNITS = {JOINT_POS: "rad", "joint_vel": "rad/s", "joint_current": "A"}
 """Signals that the hand can give, of the size of its joints."""
 
 
-class Dynamixel:
+class Dynamixel(Driver):
     """The motors of a robot. Raises DriverError, one line, unless each of them is there, well, and set up.
 
     Args:
@@ -149,6 +152,7 @@ class Dynamixel:
         units = math.ceil(patience / WATCHDOG_UNIT_S)
         self._watchdog = bytes([min(WATCHDOG_MOST, units)])
         self._engaged = False
+        self._goals: deque[np.ndarray] = deque(maxlen=2)  # written last, since torque is on, ticks
         self._asked = 0
         self.retries = 0
         """Questions that had to be asked twice."""
@@ -183,8 +187,9 @@ class Dynamixel:
                 raise DriverError(self._blame(failed)) from None
             return spare
         rows = np.array([struct.unpack_from(STATE_FORMAT, answer) for answer in answers])
-        torque, level, error, watchdog, current, velocity, ticks = rows.T
+        torque, level, error, watchdog, goal, current, velocity, ticks = rows.T
         self._require_well(torque, level, error, watchdog)
+        self._require_alone(goal)
         # from_motors takes the offset off, which speeds and currents do not have.
         measured = {
             JOINT_POS: (ticks - self._zero) * RAD,
@@ -205,8 +210,13 @@ class Dynamixel:
         ticks = np.rint(motors / RAD + self._zero).astype(np.int64)
         goals = [struct.pack("<i", int(tick)) for tick in ticks]
         self._bus.write(self._ids, GOAL_POSITION, goals)
-        if not self._engaged:
+        if self._engaged:
+            self._goals.append(ticks)
+        else:
             self._engage()
+
+    def damp(self) -> None:
+        """Hold: a hand cannot fall, and would drop what it holds."""
 
     def stop(self) -> None:
         """Let go of the port. The motors hold their last target within their current; nothing watches them any more."""
@@ -223,6 +233,7 @@ class Dynamixel:
             self._write(address, value)
         self._write(WATCHDOG, self._watchdog)
         self._engaged = True
+        self._goals.clear()
 
     def _exchange(self) -> list[bytes]:
         """The state of each motor."""
@@ -267,6 +278,18 @@ class Dynamixel:
             self._write(WATCHDOG, bytes(1))
             seconds = self._watchdog[0] * WATCHDOG_UNIT_S
             raise DriverError(f"the motors stopped by themselves: no packet for {seconds:g} s")
+
+    def _require_alone(self, goal: np.ndarray) -> None:
+        """Raise OtherWriterError for a goal, lower half, that is not one of the last two: one may get lost."""
+        if not self._engaged or len(self._goals) < 2:
+            return
+        ours = [goal == goals & 0xFFFF for goals in self._goals]
+        foreign = ~(ours[0] | ours[1])
+        if foreign.any():
+            name = self._names[self._ids[int(foreign.argmax())]]
+            raise OtherWriterError(
+                f"{name} has a goal that is not ours: end the other program on {self.port}"
+            )
 
     def _ill(self, error: np.ndarray) -> str:
         """The first motor that reports a fault, and which."""

@@ -1,9 +1,9 @@
 """A robot in another process, over a socket: `Driver` for the simulated robot of `deftly.twin.server`, or one like it.
 
-Each message is a msgpack map with `type` (`hello`, `read`, `write`, `stop`) and a number `seq`, which the answer
-repeats. An answer says `ok`; that to `hello` brings the robot's interface as `spec` and its `rate`, that to `read`
-`signals` and `age_s`, how long ago they were measured. `read` and `write` may say `at`, the time on the loop's clock,
-s: a simulated robot that follows it goes on until then, and `age_s` is that of the measurement at that time.
+Each message is a msgpack map with `type` (`hello`, `read`, `write`, `damp`, `stop`) and a number `seq`, which the
+answer repeats. An answer says `ok`; that to `hello` brings the robot's interface as `spec` and its `rate`, that to
+`read` `signals` and `age_s`, how long ago they were measured. `read` and `write` may say `at`, the time on the loop's
+clock, s: a simulated robot that follows it goes on until then, and `age_s` is that of the measurement at that time.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 import zmq
 
 from deftly.contract import ContractError, RobotInterface
-from deftly.control.drivers import DriverError, Reading
+from deftly.control.drivers import Driver, DriverError, Reading
 from deftly.serving.wire import WireError, max_frame, pack, read_signals, unpack
 
 
-class SocketDriver:
+class SocketDriver(Driver):
     """The robot at `endpoint`, which must have this interface and rate; `read` and `write` wait at most `timeout` s.
 
     With a clock, each message says what time it is there, and the robot's time goes on until then: of a simulated robot
@@ -83,6 +83,10 @@ class SocketDriver:
         """Command joint targets, (num_joints,)."""
         values = np.asarray(targets, np.float64)
         self._ask("write", self.timeout, targets=values, **self._clock_now())
+
+    def damp(self) -> None:
+        """Let the motors brake."""
+        self._ask("damp", self.timeout)
 
     def stop(self) -> None:
         """End the robot's process, whose servos hold what they hold until then; if it is gone, that is that."""
