@@ -70,7 +70,9 @@ def load_key(path: Path) -> tuple[bytes, bytes | None]:
     try:
         public, secret = zmq.auth.load_certificate(path)
     except Exception as error:  # of a file that is cut off, or none of ZeroMQ's: several kinds
-        raise FileError(f"cannot read '{printable(path)}' as a key: {printable(error, 160)}") from None
+        raise FileError(
+            f"cannot read '{printable(path)}' as a key: {printable(error, 160)}"
+        ) from None
     if len(public) != KEY_LENGTH or len(secret or public) != KEY_LENGTH:
         raise FileError(
             f"cannot read '{printable(path)}' as a key: keys have {KEY_LENGTH} characters"
