@@ -112,7 +112,7 @@ def load(name: str) -> Robot:
         )
     try:
         robot = runpy.run_path(name).get("ROBOT")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DeftlyError(f"{name} does not import: {type(error).__name__}: {error}") from error
     if not isinstance(robot, Robot):
         raise DeftlyError(
