@@ -14,7 +14,17 @@ from deftly import workspace
 from deftly.commands.runs import main as runs_main
 from deftly.config import RunsConfig
 from deftly.errors import DeftlyError
-from deftly.workspace import WEIGHTS, create, find_checkpoint, find_run, list_runs, lock, pin, unpin
+from deftly.workspace import (
+    WEIGHTS,
+    create,
+    find_checkpoint,
+    find_run,
+    follow,
+    list_runs,
+    lock,
+    pin,
+    unpin,
+)
 
 
 @pytest.fixture
@@ -548,3 +558,30 @@ def test_command_lists_compares_and_pins(cfg, clock, capsys):
 def test_command_without_runs_says_how_to_start(cfg, capsys):
     assert runs_main([f"runs.root={cfg.root}"]) == 0
     assert "deftly train TASK" in capsys.readouterr().out
+
+
+def test_a_pin_stays_among_the_pins(cfg, clock):
+    run = create("leap", "train", cfg)
+    for name in ("../evil", "/evil", "a/b", "..", "", "x" * 200, "a\nb", "latest"):
+        with pytest.raises(DeftlyError):
+            pin("latest", name or " ", cfg)
+    for name in ("../latest", "../pinned/x", "..", "x/y"):
+        with pytest.raises(DeftlyError, match="cannot name a run"):
+            unpin(name, cfg)
+    assert follow(cfg.root / "runs/latest") == run.resolve()
+    assert not (cfg.root / "runs/pinned").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--pin", "a", "--unpin", "b"], "--pin and --unpin are two things"),
+        (["--compare", "a", "--pin", "b"], "--compare and --pin are two things"),
+        (["--name", "a"], "give --pin RUN too"),
+        (["--compare"], "compare is empty"),
+        (["--compare", "a", "--out", "a.xyz"], "out is a.xyz, but it must be a .png file"),
+    ],
+)
+def test_words_that_would_be_passed_over_are_refused(words, says):
+    with pytest.raises(DeftlyError, match=says):
+        runs_main(words)

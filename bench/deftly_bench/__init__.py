@@ -25,7 +25,15 @@ from annotated_types import Ge, Gt, Lt
 from typing_extensions import Doc
 
 from deftly import __version__
-from deftly.config import RunsConfig, Settings, SimConfig, parse, split_task
+from deftly.config import (
+    OUTPUT_FILE,
+    RunsConfig,
+    Settings,
+    SimConfig,
+    Suffix,
+    parse,
+    split_task,
+)
 from deftly.errors import DeftlyError
 from deftly_bench.table import SCHEMA, TITLES
 
@@ -70,7 +78,10 @@ class BenchArgs(Settings):
         ),
     ] = None
     out: Annotated[
-        Path | None, Doc("Write the results to this JSON file, such as bench/results/laptop.json.")
+        Path | None,
+        Suffix(".json"),
+        OUTPUT_FILE,
+        Doc("Write the results to this JSON file, such as bench/results/laptop.json."),
     ] = None
     table: Annotated[
         bool,
@@ -78,7 +89,9 @@ class BenchArgs(Settings):
             "Measure nothing: write the tables of bench/results/*.json (or of --out) into docs/performance.md."
         ),
     ] = False
-    docs: Annotated[Path, Doc("Page that holds the tables.")] = Path("docs/performance.md")
+    docs: Annotated[Path, OUTPUT_FILE, Doc("Page that holds the tables.")] = Path(
+        "docs/performance.md"
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -96,7 +109,6 @@ def main(argv: list[str]) -> int:
         console.print(f"wrote the tables of {len(files)} results into {args.docs}")
         return 0
     job = _job(name or TASK, args)
-    _check_writable(args.out)
     result = measure(job, args, console.print)
     for line in table.summary(result):
         console.print(line)
@@ -133,23 +145,6 @@ def _job(name: str, args: BenchArgs) -> Job:
         return job
     small = {"num_envs": 64, "train_envs": 64, "seconds": min(args.seconds, 1.0), "episodes": 32}
     return replace(job, **small, tape_envs=16, tape_steps=50, peer_envs=2, peer_steps=32)
-
-
-def _check_writable(out: Path | None) -> None:
-    """Refuse an output that cannot be written now, not after minutes of measuring."""
-    if out is None:
-        return
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        existed = out.exists()
-        with out.open("a"):
-            pass
-        if not existed:
-            out.unlink()
-    except OSError as error:
-        raise DeftlyError(
-            f"cannot write --out '{out}': {error.strerror}; choose another file"
-        ) from error
 
 
 # ---------------------------------------------------------------------- measure

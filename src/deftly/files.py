@@ -24,6 +24,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -308,6 +309,54 @@ def sha256(path: Path, what: str, max_bytes: int = 1 << 40) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# ------------------------------------------------------------------------ looking ahead
+
+
+def why_unreadable(path: Path, file: bool = True, folder: bool = False) -> str:
+    """Why no `file` and no `folder`, as wanted, can be read at a path, to say so before any work; empty if one can."""
+    wanted = " or ".join(name for name, is_one in (("file", file), ("folder", folder)) if is_one)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return f"there is no such {wanted}"
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        return _reason(error)
+    if not (file and stat.S_ISREG(mode)) and not (folder and stat.S_ISDIR(mode)):
+        return f"that is {_kind(mode)}: give a {wanted}"
+    return "" if os.access(path, os.R_OK) else "it may not be read"
+
+
+def why_unwritable(path: Path, folder: bool = False) -> str:
+    """Why no file (or no folder) can be written at a path, to say so before any work; empty if one can.
+
+    Folders on the way there may be missing. To find out, a file without a name is opened, and nothing stays.
+    """
+    wanted = f"name another {'folder' if folder else 'file'}"
+    try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISDIR if folder else stat.S_ISREG)(mode):
+            return f"that is {_kind(mode)}: {wanted}"
+    except FileNotFoundError:
+        if folder and path.is_symlink():
+            return f"that is a link to nowhere: {wanted}"
+    except (OSError, ValueError) as error:
+        return f"{_reason(error)}: {wanted}"
+    place = path if folder else path.parent
+    try:
+        first = place.absolute()
+        place = next(found for found in (first, *first.parents) if found.exists())
+        with tempfile.TemporaryFile(dir=place):
+            return ""
+    except OSError as error:
+        return f"nothing can be written in '{place}', {_reason(error)}: {wanted}"
+
+
+def _reason(error: Exception) -> str:
+    """What the system says, as part of a sentence."""
+    said = getattr(error, "strerror", None) or printable(error)
+    return f"{said[:1].lower()}{said[1:]}"
+
+
 # ------------------------------------------------------------------------ how it is written
 
 
@@ -462,8 +511,9 @@ def _size(count: int) -> str:
 
 
 def _kind(mode: int) -> str:
-    """What a path is that is no plain file."""
+    """What a path is, in words."""
     kinds: tuple[tuple[Callable[[int], bool], str], ...] = (
+        (stat.S_ISREG, "a file"),
         (stat.S_ISDIR, "a folder"),
         (stat.S_ISLNK, "a link"),
         (stat.S_ISFIFO, "a pipe"),

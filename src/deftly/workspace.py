@@ -53,6 +53,8 @@ POINTER = "deftly.link/1 "
 ELSEWHERE = "choose another place with --runs.root DIR"
 LAST_ORDER = 1e11
 """Largest `order` that is believed: the year 5138."""
+LONGEST_NAME = 120
+"""Characters of a run's name; what is written beside a file of that name fits into 255 bytes."""
 MAX_METRICS = 64 * MB
 """Largest `metrics.csv` that is read."""
 MAX_ROWS, MAX_LINE = 200_000, 64 * KB
@@ -136,8 +138,9 @@ def _next_order(cfg: RunsConfig) -> float:
 
 
 def _check_name(name: str) -> None:
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise DeftlyError(f"'{name}' cannot name a run: use letters, digits, '_', '-' and '.'")
+    if not re.fullmatch(rf"\w[\w.-]{{,{LONGEST_NAME - 1}}}", name):
+        allowed = f"up to {LONGEST_NAME} letters, digits, '_', '-' and '.'"
+        raise DeftlyError(f"'{printable(name, 80)}' cannot name a run: use {allowed}")
 
 
 def _new_folder(parent: Path, stem: str) -> Path:
@@ -336,6 +339,8 @@ def find_run(
         found = {name: folder for name, folder in found.items() if _checkpoints(folder)} or found
     if not found:
         near = suggest(part, folders) or "; see 'deftly runs'"
+        if path is not None:
+            raise DeftlyError(f"'{text}' is neither a run nor a checkpoint{near}")
         raise DeftlyError(f"no run or checkpoint '{text}' in '{cfg.root}'{near}")
     if len(set(found.values())) > 1:
         raise DeftlyError(
@@ -459,8 +464,11 @@ def _curve(rows: list[dict[str, str]], x: str, y: str) -> list[tuple[float, floa
 def pin(spec: str, new_name: str | None, cfg: RunsConfig) -> Path:
     """Link a run in `runs/pinned/`, where it stays in view; returns the link."""
     run = find_run(spec, None, cfg)
-    place = cfg.root / "runs/pinned" / (new_name or run.name)
-    _check_name(place.name)
+    name = new_name or run.name
+    _check_name(name)
+    if name in LATEST:
+        raise DeftlyError(f"'{name}' means the newest run: choose another --name NAME")
+    place = cfg.root / "runs/pinned" / name
     if os.path.lexists(place):
         raise DeftlyError(
             f"'{place}' exists; choose another with --name NAME or first --unpin {place.name}"
@@ -471,6 +479,7 @@ def pin(spec: str, new_name: str | None, cfg: RunsConfig) -> Path:
 
 def unpin(name: str, cfg: RunsConfig) -> None:
     """Remove a link from `runs/pinned/`; the run itself stays."""
+    _check_name(name)
     link = cfg.root / "runs/pinned" / name
     if _target(link) is None:
         names = [path.name for path in link.parent.glob("*") if _target(path)]

@@ -289,7 +289,10 @@ def test_summary_prints():
         (["bench", "nothing"], "no task 'nothing'"),
         (["bench", "--num-envs", "0"], "num-envs is 0, but it must be 1 or more"),
         (["bench", "--seconds", "-1"], "seconds is -1"),
-        (["bench", "--out", "/proc/x/y.json"], "cannot write --out '/proc/x/y.json'"),
+        (
+            ["bench", "--out", "/proc/x/y.json"],
+            "out is /proc/x/y.json, but nothing can be written in '/proc'",
+        ),
         (["bench", "--checkpoint", "no-such-run"], "no run or checkpoint 'no-such-run'"),
         (["bench", "--table", "--out", "no.json"], "cannot read the result 'no.json'"),
     ],

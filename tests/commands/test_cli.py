@@ -88,6 +88,9 @@ def test_arguments_and_status_pass_through(stage):
             'needs viser: pip install "deftly[viewer]"\n',
         ),
         (ImportError("libGL.so.1: cannot open"), 1, "libGL.so.1"),
+        (MemoryError(), 1, "'train' needs more memory than there is: try fewer environments"),
+        (RuntimeError("[enforce fail] can't allocate memory: you tried"), 1, "needs more memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), 1, "needs more memory"),
     ],
 )
 def test_failures_are_one_line(stage, capsys, error, status, text):
@@ -106,9 +109,10 @@ def test_traceback_on_request(stage, monkeypatch):
 
 
 def test_a_fault_of_ours_keeps_its_traceback(stage):
-    stage(fail(ZeroDivisionError()))
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["train"])
+    for error in (ZeroDivisionError, RuntimeError):
+        stage(fail(error()))
+        with pytest.raises(error):
+            cli.main(["train"])
 
 
 def test_a_closed_pipe_is_quiet():

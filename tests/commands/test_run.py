@@ -438,7 +438,7 @@ def test_a_bad_driver_is_one_line(source, spec, said, bundle, tmp_path, monkeypa
         ),
         (
             ["--bundle", "BUNDLE", "--driver", "fake", "--log", "/proc/none/x.npz"],
-            "cannot write logs to '/proc/none'",
+            "log is /proc/none/x.npz, but nothing can be written in '/proc'",
         ),
         (["--bundle", "BUNDLE", "--driver", "fake", "--seconds", "-1"], "seconds is -1.0"),
         (["--bundle", "BUNDLE", "--driver", "fake", "--safety.speed", "2"], "safety.speed is 2"),
@@ -546,7 +546,6 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_loop(bundle, start, term
     words = ["--bundle", bundle, "--driver", "fake", "--start", "--log", "logs/log.npz", *PATIENT]
     process = start(*words, "--fault", "read", "--fault-at", "60", stdin=terminal[1])
     process.until("active")
-    (tmp_path / "logs").rmdir()
     (tmp_path / "logs").touch()
     process.until("cannot write the log of the fault")
     process.until("hold (driver: ")  # it goes on, and says so

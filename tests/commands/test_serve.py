@@ -212,7 +212,10 @@ def test_a_bundle_is_loaded_with_its_task(exported):
         ([TASK, "--max-clients", "0"], "max-clients is 0"),
         ([TASK, "--bind", "junk"], "write it as tcp://127.0.0.1:5555"),
         ([TASK, "--bind", "tcp://0.0.0.0:*"], "give --keys DIR"),
-        ([TASK, "--bind", "tcp://0.0.0.0:*", "--keys", "nowhere"], "--new-keys DIR"),
+        (
+            [TASK, "--bind", "tcp://0.0.0.0:*", "--keys", "nowhere"],
+            "no such folder; 'deftly serve --new-keys DIR'",
+        ),
         (["jaka-pick-cub"], "jaka-pick-cube"),
     ],
 )

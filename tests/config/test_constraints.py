@@ -45,6 +45,8 @@ EVEN = Must("even", lambda x: x % 2 == 0)
         (tuple[Annotated[int, Ge(1)], ...], (1, 2), (1, 0), "1 or more"),
         (tuple[float, Annotated[float, Gt(0)]], (0.0, 1.0), (1.0, 0.0), "above 0"),
         (float, 1.0, float("nan"), "a finite number"),
+        (float, 1e12, -1.1e12, "at most 1e+12 in size"),
+        (int, -(10**12), 10**30, "at most 1e+12 in size"),
         (float | None, None, float("inf"), "a finite number"),
         (tuple[float, float], (1.0, 2.0), (1.0, float("-inf")), "a finite number"),
     ],

@@ -1,9 +1,25 @@
+import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from cube_settings import CubeArgs, read
 
-from deftly.config import parse, split_task, split_word, suggest, with_setting
+from deftly.config import (
+    INPUT_FILE,
+    INPUT_FOLDER,
+    OUTPUT_FILE,
+    OUTPUT_FOLDER,
+    Settings,
+    parse,
+    split_task,
+    split_word,
+    suggest,
+    with_setting,
+)
+from deftly.config.mapping import words_of
 from deftly.errors import DeftlyError
 
 
@@ -147,3 +163,77 @@ def test_negative_values_are_not_flags():
 
 def test_a_class_without_a_task_section_parses():
     assert parse(CubeArgs, [], prog="x") == CubeArgs()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--name", ""], "name is empty, but it must be text, or none"),
+        (["name="], "name is empty"),
+        (["--runs.root="], "runs.root is empty, but it must be a path"),
+        (["--train.hidden"], "train.hidden is empty, but it must be a list, as 64,64"),
+    ],
+)
+def test_a_value_that_is_left_empty_is_refused(words, says):
+    with pytest.raises(DeftlyError, match=f"^{re.escape(says)}"):
+        read(*words)
+
+
+def test_an_empty_list_is_written_in_brackets():
+    assert read("--train.hidden", "[]").train.hidden == ()
+    assert read("train.hidden=[]").train.hidden == ()
+    assert words_of({"train": {"hidden": ()}}) == ["--train.hidden=[]"]
+
+
+def test_an_empty_first_word_is_refused():
+    for word in ("", " "):
+        with pytest.raises(DeftlyError, match="the first word is empty"):
+            split_word([word])
+
+
+@dataclass(frozen=True)
+class Places(Settings):
+    file: Annotated[Path | None, INPUT_FILE] = None
+    folder: Annotated[Path | None, INPUT_FOLDER] = None
+    out: Annotated[Path, OUTPUT_FILE] = Path("/proc/none/x")
+    place: Annotated[Path | None, OUTPUT_FOLDER] = None
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("file=gone", "file is gone, but there is no such file"),
+        ("file=here", "file is here, but that is a folder: give a file"),
+        ("file=pipe", "file is pipe, but that is a pipe: give a file"),
+        ("file=loop", "file is loop, but too many levels of symbolic links"),
+        ("folder=a.txt", "folder is a.txt, but that is a file: give a folder"),
+        ("folder=gone", "folder is gone, but there is no such folder"),
+        ("out=here", "out is here, but that is a folder: name another file"),
+        ("out=pipe", "out is pipe, but that is a pipe: name another file"),
+        ("out=zero", "out is zero, but that is a device: name another file"),
+        ("out=a.txt/b", "out is a.txt/b, but not a directory: name another file"),
+        ("out=/proc/x", "out is /proc/x, but nothing can be written in '/proc'"),
+        ("place=a.txt", "place is a.txt, but that is a file: name another folder"),
+        ("place=dangling", "place is dangling, but that is a link to nowhere"),
+    ],
+)
+def test_paths_are_looked_at_before_any_work(word, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    Path("a.txt").write_text("kept")
+    os.mkfifo("pipe")
+    for name, target in (("loop", "loop"), ("zero", "/dev/zero"), ("dangling", "gone")):
+        Path(name).symlink_to(target)
+    before = sorted(os.listdir())
+    with pytest.raises(DeftlyError, match=f"^{re.escape(says)}"):
+        parse(Places, [word], prog="x")
+    assert sorted(os.listdir()) == before
+    assert parse(Places, ["out=new/a", "file=a.txt", "place=new/b", "folder=here"], prog="x")
+    assert parse(Places, ["out=a.txt", "place=here"], prog="x")
+    assert sorted(os.listdir()) == before
+
+
+def test_a_path_of_a_file_of_settings_is_named_with_it(tmp_path):
+    (tmp_path / "c.yaml").write_text("file: gone\n")
+    with pytest.raises(DeftlyError, match=rf"^{tmp_path}/c.yaml: file is gone, but there is no"):
+        parse(Places, ["--config", str(tmp_path / "c.yaml")], prog="x")

@@ -17,6 +17,7 @@ from deftly.config import (
     parse,
     to_yaml,
 )
+from deftly.config.constraints import LARGEST
 from deftly.config.yaml import MAX_BYTES
 from deftly.errors import DeftlyError
 
@@ -95,7 +96,7 @@ configs = st.builds(
     task=st.builds(
         CubeConfig,
         rate=positive,
-        reward_weights=st.builds(Weights, st.floats(allow_nan=False, allow_infinity=False)),
+        reward_weights=st.builds(Weights, st.floats(-LARGEST, LARGEST)),
         ranges=st.fixed_dictionaries({"cube_x": positive, "yaw": positive}),
     ),
     train=st.builds(

@@ -264,7 +264,7 @@ def test_a_bundle_that_names_a_file_as_its_task_runs_none_of_it(copy, args, tmp_
         (copy / "checksums.json").write_text(json.dumps({**manifest, "task": name}))
         found = line(copy, CheckSettings(task=given, runs=args.runs), "closed loop")
         assert not sprung.exists()
-        assert found.level == "warn"
+        assert found.level == ("fail" if given else "warn")
         assert "not checked: the bundle was made for the task" in found.text
 
 
@@ -272,8 +272,14 @@ def test_another_task_is_refused(exported, args):
     found = line(
         exported.bundle, CheckSettings(task="jaka-pick-cube", runs=args.runs), "closed loop"
     )
-    assert found.level in ("warn", "fail")
+    assert found.level == "fail"
     assert "jaka-pick-cube" in found.text
+
+
+def test_a_task_that_is_asked_for_and_missing_fails(exported, args):
+    found = line(exported.bundle, CheckSettings(task="gone.py", runs=args.runs), "closed loop")
+    assert found.level == "fail"
+    assert "no task file gone.py" in found.text
 
 
 def test_without_the_train_extra_it_says_so(exported, args, monkeypatch):

@@ -28,7 +28,7 @@ from deftly.config import (
 )
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
-from deftly.evaluate.evaluate import check_gate, measure
+from deftly.evaluate.evaluate import check_gate, measure, read_gate
 from deftly.evaluate.source import policy_words
 from deftly.learn import checkpoint
 from deftly.learn.networks import Network, NetworkSpec
@@ -131,6 +131,13 @@ def test_gates(text, holds):
 def test_gates_that_cannot_be_read(text):
     with pytest.raises(DeftlyError, match="write METRIC>=NUMBER"):
         EvalArgs(gate=(text,))
+
+
+def test_no_gate_asks_for_a_success_above_1():
+    with pytest.raises(DeftlyError, match="write the gate 'success>=95' as 'success>=95%'"):
+        EvalArgs(gate=("success>=95",))
+    assert read_gate("success>=95%") == ("success", ">=", 0.95)
+    assert read_gate("steps<80") == ("steps", "<", 80)
 
 
 def test_a_gate_on_an_unknown_metric_names_the_nearest():
@@ -351,7 +358,7 @@ def test_errors_are_one_line(root, capsys, monkeypatch):
             TASK,
             "--compare",
             "nowhere.json",
-        ): "cannot read 'nowhere.json' as a report of 'deftly eval': no such file",
+        ): "compare is nowhere.json, but there is no such file or folder",
         (TASK, *SHORT, "--gate", "stepz<3"): "unknown metric 'stepz', did you mean 'steps'",
     }
     for words, expected in cases.items():
@@ -359,8 +366,8 @@ def test_errors_are_one_line(root, capsys, monkeypatch):
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert expected in error
-    assert cli.main(["eval", TASK, "--out", "taken", *SHORT]) == 1
-    assert "'eval' failed: File exists 'taken'" in capsys.readouterr().err
+    assert cli.main(["eval", TASK, "--out", "taken", *SHORT]) == 2
+    assert "out is taken, but that is a file: name another folder" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------- compare

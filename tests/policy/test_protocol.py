@@ -1,5 +1,9 @@
 """A policy remembers each robot by itself, and nothing of a step that failed."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from toy_robot import CONTRACT, network, signals
@@ -98,3 +102,13 @@ def test_a_network_of_another_size_is_named():
         PolicyError, match=r"the network answers \(1, 15\), the contract wants \(1, 3\)"
     ):
         ContractPolicy(CONTRACT, lambda obs: obs).infer(rows(1))
+
+
+def test_a_network_leaves_nothing_in_the_home_folder(exported, tmp_path):
+    code = "import sys, pathlib; from deftly.policy import bundle; bundle.load(pathlib.Path(sys.argv[1])).policy()"
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run(
+        [sys.executable, "-c", code, exported.bundle], env=environment, check=True, timeout=60
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -1,11 +1,17 @@
+import io
 import math
+import re
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import mujoco
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from deftly.commands.gait import Progress
 from deftly.commands.gait import main as gait_main
 from deftly.config import RunsConfig
 from deftly.errors import DeftlyError
@@ -196,6 +202,20 @@ def test_a_given_gait_is_cloned_into_a_checkpoint_that_training_starts_from(
     folder = said.split("--init ")[1].strip()
     found = checkpoint.load(find_checkpoint(folder, TASK, RunsConfig()))
     assert float(found.policy()(torch.zeros(1, 320)).abs().sum()) > 0
+
+
+def test_generations_say_how_long_the_rest_takes(tmp_path):
+    best = SimpleNamespace(save=lambda path, task: None)
+    env = SimpleNamespace(num_envs=8, contract=SimpleNamespace(rate=20.0))
+    rewards = {"around": 0.5}
+    args = SimpleNamespace(seconds=2.0)
+    search: Any = SimpleNamespace(args=args, env=env, best=best, generation=lambda: rewards)
+    out = io.StringIO()
+    Progress(make(), tmp_path, Console(file=out)).generations(search, 2, "generation")
+    first, last = out.getvalue().splitlines()
+    assert re.fullmatch(r"generation 1 of 2: reward around 0.500/s, .* M steps, 0:0\d left", first)
+    assert last.startswith("generation 2 of 2: ")
+    assert last.endswith(", 0:00 left")
 
 
 def test_tasks_without_delta_actions_are_refused():

@@ -110,3 +110,11 @@ def test_environment_applies_noise_unless_told_not_to(slider):
     assert 0.05 < error.abs().max() <= 0.1
     clean = slider(64, noise=Noise(uniform=0.1), env={"noise": False})
     assert torch.allclose(clean.obs["policy"][:, 2:4].double(), clean.state.joint_pos, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "noise", [{"gaussian": -1}, {"uniform": -0.1}, {"dropout": 1.5}, {"delay": -1}, {"bias": -1}]
+)
+def test_noise_that_is_none_is_refused(noise):
+    with pytest.raises(DeftlyError, match=rf"^noise of pose.{next(iter(noise))} is "):
+        sensors(**noise)

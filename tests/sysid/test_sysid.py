@@ -269,7 +269,7 @@ def test_a_log_of_another_hand_is_refused(log_file, case):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--log-file", "nowhere.npz"], "cannot read 'nowhere.npz' as a log of"),
+        (["--log-file", "nowhere.npz"], "log-file is nowhere.npz, but there is no such file"),
         ([], "give --log-file LOG.npz to fit"),
         (["--excite", "True"], "--out LOG.npz"),
         (["--log-file", "a.npz", "--driver", "sim"], "--driver is for --excite"),

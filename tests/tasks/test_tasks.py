@@ -84,6 +84,7 @@ def test_missing_file_is_named(tmp_path):
         ("import not_installed_anywhere", "does not import: ModuleNotFoundError: No module named"),
         ("def (:", "does not import: SyntaxError"),
         ("1 / 0", "does not import: ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit()", "does not import: SystemExit"),
         ("raise ValueError('two\\nlines')", "does not import: ValueError: two lines"),
         ("x = 1", "defines no task: decorate a class with @task"),
     ],

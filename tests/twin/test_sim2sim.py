@@ -437,7 +437,7 @@ def test_over_the_socket_as_in_process(exported, tmp_path):
         ([TASK, "--latency-ms=-1"], "0 or more"),
         ([TASK, "--gate", "success"], "cannot read the gate"),
         ([TASK, "--checkpoint", "shipped", "--bundle", "x"], "both name the policy"),
-        ([TASK, "--checkpoint", "shipped", "--video", "/nowhere/x.mp4"], "no folder"),
+        ([TASK, "--checkpoint", "shipped", "--video", "nowhere/x.mp4"], "no folder"),
         ([TASK, "--checkpoint", "shipped", "--task.speed", "0.5"], "another contract: act_terms"),
     ],
 )

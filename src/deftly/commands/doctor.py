@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata, util
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +25,7 @@ from typing_extensions import Doc
 
 from deftly import tasks
 from deftly.config import EnvConfig, PPOConfig, RunsConfig, Settings, parse, split_task
-from deftly.console import Finding, judge, report
+from deftly.console import Finding, judge, progress, report
 from deftly.errors import DeftlyError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ BROKEN = {
 }
 MEMORY_GB = 2.0  # that 1024 environments and the learner find comfortable
 DISK_GB = 1.0
+MACHINE_CHECKS, TASK_CHECKS = 9, 6  # besides one for each package
 TASK_ENVS, TASK_STEPS, ROLLOUT = 16, 5, 8
 HOLD_SECONDS = 2.0  # for which a robot must stand where episodes start, held by its servos
 SCENE = """<mujoco><worldbody><geom type="plane" size="1 1 1" rgba="1 0 0 1"/>
@@ -67,7 +69,8 @@ def main(argv: list[str]) -> int:
     of_task = (
         examine(tasks.load(name)) if name else ()
     )  # a wrong name is refused before anything is measured
-    return report([*machine(args.runs.root), *of_task])
+    count = MACHINE_CHECKS + len(requirements()) + (TASK_CHECKS if name else 0)
+    return report(progress(chain(machine(args.runs.root), of_task), "checking", count))
 
 
 def machine(root: Path) -> Iterator[Finding]:

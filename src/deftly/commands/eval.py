@@ -11,7 +11,7 @@ from annotated_types import Ge
 from typing_extensions import Doc
 
 from deftly import render, workspace
-from deftly.config import Repeatable, RunsConfig, with_setting
+from deftly.config import INPUT, OUTPUT_FOLDER, Repeatable, RunsConfig, with_setting
 from deftly.console import show, table
 from deftly.evaluate import report, source
 from deftly.evaluate.evaluate import EvalSettings, measure, read_gate
@@ -27,10 +27,12 @@ class EvalArgs(PolicyArgs, EvalSettings):
         Repeatable(),
         Doc("Conditions such as 'success>=0.9' 'steps<80'; the exit status is 1 unless all hold."),
     ] = ()
-    compare: Annotated[Path | None, Doc("Earlier report (eval.json) to compare with.")] = None
-    out: Annotated[Path | None, Doc("Folder for the report; unset: a new test run in runs/.")] = (
+    compare: Annotated[Path | None, INPUT, Doc("Earlier report (eval.json) to compare with.")] = (
         None
     )
+    out: Annotated[
+        Path | None, OUTPUT_FOLDER, Doc("Folder for the report; unset: a new test run in runs/.")
+    ] = None
     video: Annotated[
         bool | None,
         Doc(

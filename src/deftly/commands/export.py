@@ -11,7 +11,15 @@ from annotated_types import Ge, Lt
 from typing_extensions import Doc
 
 from deftly.commands import check
-from deftly.config import SEEDS, RunsConfig, Settings, SimConfig, split_task, with_setting
+from deftly.config import (
+    OUTPUT_FOLDER,
+    SEEDS,
+    RunsConfig,
+    Settings,
+    SimConfig,
+    split_task,
+    with_setting,
+)
 from deftly.evaluate import export
 from deftly.evaluate.check import CheckSettings
 from deftly.evaluate.evaluate import EvalSettings
@@ -30,6 +38,7 @@ class ExportArgs(Settings):
     ] = None
     out: Annotated[
         Path | None,
+        OUTPUT_FOLDER,
         Doc("Folder of the bundle; an older bundle there is replaced; unset: bundles/TASK."),
     ] = None
     episodes: Annotated[

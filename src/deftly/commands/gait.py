@@ -10,7 +10,8 @@ from rich.console import Console
 from typing_extensions import Doc
 
 from deftly import workspace
-from deftly.config import RunsConfig, parse, split_task, to_yaml, with_task
+from deftly.config import RUN_NAME, RunsConfig, parse, split_task, to_yaml, with_task
+from deftly.console import duration
 from deftly.errors import DeftlyError
 from deftly.evaluate.rollout import VALIDATE, run_episodes
 from deftly.files import write_text
@@ -35,7 +36,7 @@ class GaitArgs(GaitSettings):
     """Search for a gait, and train a policy on it (behavioural cloning with DAgger): `deftly gait TASK`."""
 
     runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
-    name: Annotated[str | None, Doc("A word for the name of the run's folder.")] = "gait"
+    name: Annotated[str | None, RUN_NAME, Doc("A word for the name of the run's folder.")] = "gait"
 
 
 @dataclass
@@ -52,18 +53,21 @@ class Progress:
         """Run so many generations; returns the gait found."""
         seconds = search.args.seconds + SETTLE_S
         steps = search.env.num_envs * seconds * search.env.contract.rate
+        began = time.perf_counter()
         for generation in range(1, count + 1):
             rewards = search.generation()
             search.best.save(self.path, self.task)
             self.steps += steps
-            self._print(f"{what} {generation}", rewards)
+            left = (time.perf_counter() - began) * (count - generation) / generation
+            self._print(f"{what} {generation} of {count}", rewards, left)
         return search.best
 
-    def _print(self, what: str, rewards: dict[str, float]) -> None:
+    def _print(self, what: str, rewards: dict[str, float], left: float) -> None:
         minutes = (time.perf_counter() - self.start) / 60
         cells = ", ".join(f"{name} {value:.3f}/s" for name, value in rewards.items())
+        spent = f"{minutes:.1f} min, {self.steps / 1e6:.2f} M steps, {duration(left)} left"
         self.console.print(
-            f"{what}: reward {cells}, {minutes:.1f} min, {self.steps / 1e6:.2f} M steps",
+            f"{what}: reward {cells}, {spent}",
             highlight=False,
             soft_wrap=True,
         )

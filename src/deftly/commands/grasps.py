@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 from typing_extensions import Doc
 
-from deftly.config import Suffix, parse, split_task, with_task
+from deftly.config import OUTPUT_FILE, Suffix, parse, split_task, with_task
 from deftly.errors import DeftlyError
 from deftly.recipes.in_hand.grasps import GraspSettings, collect, write
 
@@ -17,7 +17,10 @@ class GraspArgs(GraspSettings):
     """Search for stable grasps: `deftly grasps TASK --out FILE`."""
 
     out: Annotated[
-        Path, Suffix(".npz"), Doc("The .npz to write; beside it, images of some grasps as .png.")
+        Path,
+        Suffix(".npz"),
+        OUTPUT_FILE,
+        Doc("The .npz to write; beside it, images of some grasps as .png."),
     ]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typing_extensions import Doc
 
-from deftly.config import Settings, parse, split_word
+from deftly.config import INPUT_FOLDER, OUTPUT_FILE, Settings, Suffix, parse, split_word
 from deftly.console import printable, show
 from deftly.control import inspection, log
 from deftly.errors import DeftlyError
@@ -18,10 +18,14 @@ class InspectArgs(Settings):
     """Summarize a log, replay it bit for bit, and plot it: `deftly inspect LOG.npz`."""
 
     bundle: Annotated[
-        Path | None, Doc("Bundle of the policy that drove: replay its decisions too.")
+        Path | None, INPUT_FOLDER, Doc("Bundle of the policy that drove: replay its decisions too.")
     ] = None
-    png: Annotated[Path | None, Doc("Plot the joints over time to this file.")] = None
-    csv: Annotated[Path | None, Doc("Write a row for each tick to this file.")] = None
+    png: Annotated[
+        Path | None, Suffix(".png"), OUTPUT_FILE, Doc("Plot the joints over time to this file.")
+    ] = None
+    csv: Annotated[
+        Path | None, Suffix(".csv"), OUTPUT_FILE, Doc("Write a row for each tick to this file.")
+    ] = None
 
 
 def main(argv: list[str]) -> int:

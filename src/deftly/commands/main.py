@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that `deftly --help` answers at once.
 """
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -24,8 +25,11 @@ LONGEST = 2000
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 2 for what the user can mend, 130 for Ctrl-C."""
+    if argv is None:
+        _open_streams()
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
+        _require_folder()
         status = _dispatch(name, rest)
         sys.stdout.flush()  # here, so that a closed pipe is met here and not at exit
         return status
@@ -34,14 +38,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (DeftlyError, OSError, ImportError) as error:
-        if os.environ.get("DEFTLY_TRACEBACK"):
+    except (DeftlyError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        is_fault_of_ours = isinstance(error, RuntimeError) and not _lacks_memory(error)
+        if is_fault_of_ours or os.environ.get("DEFTLY_TRACEBACK"):
             raise
         from deftly.console import printable
         from deftly.files import WriteError
 
         print(f"error: {printable(_explain(error, name), LONGEST)}", file=sys.stderr)
         return 2 if isinstance(error, DeftlyError) and not isinstance(error, WriteError) else 1
+
+
+def _open_streams() -> None:
+    """Stand in for streams that were closed (`>&-`), and print what their encoding lacks as escapes."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # its number is free, and no file shall get it
+            handle = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(handle, "r" if name == "stdin" else "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _require_folder() -> None:
+    """Raise DeftlyError in a folder that was deleted: libraries do not even load there."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise DeftlyError("the current folder is gone: change to another with cd") from None
 
 
 def _dispatch(name: str, rest: list[str]) -> int:
@@ -87,7 +111,16 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
+def _lacks_memory(error: Exception) -> bool:
+    """Whether there was too little memory, as Python, numpy, torch and CUDA say it."""
+    said = str(error)
+    is_said = "allocate memory" in said or "out of memory" in said
+    return isinstance(error, MemoryError) or (is_said and not isinstance(error, DeftlyError))
+
+
 def _explain(error: Exception, command: str) -> str:
+    if _lacks_memory(error):
+        return f"'{command}' needs more memory than there is: try fewer environments or episodes"
     if isinstance(error, ImportError):
         missing = (error.name or "").partition(".")[0]
         if isinstance(error, ModuleNotFoundError) and missing in EXTRAS:

@@ -20,7 +20,7 @@ from annotated_types import Ge, Le, Lt
 from torch import Tensor
 from typing_extensions import Doc
 
-from deftly.config import SEEDS, EnvConfig, RunsConfig, SimConfig
+from deftly.config import OUTPUT_FILE, SEEDS, EnvConfig, RunsConfig, SimConfig, Suffix
 from deftly.console import printable
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import PolicyArgs, PolicySource, prepare, resolve
@@ -57,7 +57,10 @@ class PlayArgs(PolicyArgs):
         Doc("A window (native), a page for the browser (web), or the first that works (auto)."),
     ] = "auto"
     video: Annotated[
-        Path | None, Doc("Write an mp4 of some episodes to this file instead, and exit.")
+        Path | None,
+        Suffix(".mp4"),
+        OUTPUT_FILE,
+        Doc("Write an mp4 of some episodes to this file instead, and exit."),
     ] = None
     episodes: Annotated[
         int,

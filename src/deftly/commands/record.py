@@ -8,7 +8,7 @@ import numpy as np
 from annotated_types import Ge
 from typing_extensions import Doc
 
-from deftly.config import Suffix
+from deftly.config import OUTPUT_FILE, Suffix
 from deftly.console import printable
 from deftly.control import log
 from deftly.data import record
@@ -21,7 +21,7 @@ from deftly.twin.loop import LoopArgs
 class RecordArgs(LoopArgs):
     """Record episodes of a simulated robot that a policy drives."""
 
-    out: Annotated[Path | None, Suffix(".npz"), Doc("File to write, FILE.npz.")] = None
+    out: Annotated[Path | None, Suffix(".npz"), OUTPUT_FILE, Doc("File to write, FILE.npz.")] = None
     episodes: Annotated[int, Ge(1), Doc("Episodes to record.")] = 1
     num_steps: Annotated[
         int,

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from typing_extensions import Doc
 
 from deftly import render
-from deftly.config import Settings, parse, split_word
+from deftly.config import KEYS, OUTPUT_FILE, Settings, Suffix, parse, split_word
 from deftly.console import printable
 from deftly.control import log
 from deftly.data import replay
@@ -25,8 +25,15 @@ class ReplayArgs(Settings):
     """Replay a recording, FILE.npz, in simulation; or serve it to a robot, which 'deftly run' then drives."""
 
     episode: Annotated[int, Ge(0), Doc("Which episode of the recording.")] = 0
-    png: Annotated[Path | None, Doc("Plot of each joint: commanded, recorded, replayed.")] = None
-    video: Annotated[Path | None, Doc("Write an mp4 of the replay to this file.")] = None
+    png: Annotated[
+        Path | None,
+        Suffix(".png"),
+        OUTPUT_FILE,
+        Doc("Plot of each joint: commanded, recorded, replayed."),
+    ] = None
+    video: Annotated[
+        Path | None, Suffix(".mp4"), OUTPUT_FILE, Doc("Write an mp4 of the replay to this file.")
+    ] = None
     camera: Annotated[
         str | None,
         Doc("Camera of the video; unset: the first that stands in the scene; free: all in view."),
@@ -41,7 +48,9 @@ class ReplayArgs(Settings):
         bool, Doc("When served, start again at the end; without it the last command is held.")
     ] = False
     keys: Annotated[
-        Path | None, Doc("The server's folder of keys, for an endpoint that other machines reach.")
+        Path | None,
+        KEYS,
+        Doc("The server's folder of keys, for an endpoint that other machines reach."),
     ] = None
 
     def __post_init__(self) -> None:
@@ -49,6 +58,10 @@ class ReplayArgs(Settings):
         if self.serve is None and (self.loop or self.keys):
             raise DeftlyError(
                 f"--{'loop' if self.loop else 'keys'} is for a robot: give --serve ENDPOINT too"
+            )
+        if self.serve and (self.png or self.video):
+            raise DeftlyError(
+                f"--{'png' if self.png else 'video'} shows a replay in simulation: leave out --serve"
             )
 
 

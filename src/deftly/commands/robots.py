@@ -8,7 +8,7 @@ from typing_extensions import Doc
 
 from deftly import robots
 from deftly.commands.tasks import show_joints
-from deftly.config import Settings, parse, split_word
+from deftly.config import OUTPUT_FILE, Settings, Suffix, parse, split_word
 from deftly.console import report, show, table
 from deftly.errors import DeftlyError
 
@@ -19,7 +19,12 @@ class RobotsArgs(Settings):
 
     names: Annotated[bool, Doc("Print the bare names, one a line.")] = False
     xml: Annotated[bool, Doc("Print the robot's MJCF and nothing else.")] = False
-    png: Annotated[Path | None, Doc("Write an image of the robot at home to this file.")] = None
+    png: Annotated[
+        Path | None,
+        Suffix(".png"),
+        OUTPUT_FILE,
+        Doc("Write an image of the robot at home to this file."),
+    ] = None
 
 
 def main(argv: list[str]) -> int:
@@ -58,8 +63,6 @@ def main(argv: list[str]) -> int:
 def _write_image(name: str, path: Path) -> None:
     from deftly import render
 
-    if path.suffix.lower() != ".png":
-        raise DeftlyError(f"--png writes a PNG image: --png {path.with_suffix('.png')}")
     if not path.parent.is_dir():
         raise DeftlyError(
             f"--png: there is no folder {path.parent}; make it, or choose another place"

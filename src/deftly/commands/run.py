@@ -8,7 +8,6 @@ import math
 import os
 import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -19,7 +18,16 @@ from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
 from deftly import __version__
-from deftly.config import SEEDS, RunsConfig, Settings, Suffix, parse, split_task
+from deftly.config import (
+    KEYS,
+    OUTPUT_FILE,
+    SEEDS,
+    RunsConfig,
+    Settings,
+    Suffix,
+    parse,
+    split_task,
+)
 from deftly.console import print_unless_stuck
 from deftly.contract import PolicyContract, RobotInterface
 from deftly.control.drivers import Driver, FakeDriver, lacking
@@ -31,6 +39,7 @@ from deftly.control.session import Session
 from deftly.control.signals import ending_on_signals
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import POLICY, PolicySource, policy_words, resolve, task_name
+from deftly.files import why_unwritable
 from deftly.policy.protocol import Policy
 from deftly.serving.client import Client
 
@@ -56,7 +65,9 @@ class RunArgs(Settings):
         Doc("With tcp://: the bundle or run whose contract the robot has."),
     ] = None
     runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
-    keys: Annotated[Path | None, Doc("The robot's folder of `deftly serve --new-keys`.")] = None
+    keys: Annotated[Path | None, KEYS, Doc("The robot's folder of `deftly serve --new-keys`.")] = (
+        None
+    )
     timeout_ms: Annotated[
         float | None,
         Gt(0),
@@ -87,6 +98,7 @@ class RunArgs(Settings):
     log: Annotated[
         Path | None,
         Suffix(".npz"),
+        OUTPUT_FILE,
         Doc(
             "Save the log of all ticks to this .npz at the end; a fault saves it at once, beside, in a file of its own."
         ),
@@ -101,12 +113,21 @@ class RunArgs(Settings):
         default_factory=SafetyConfig
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fault and self.driver != "fake":
+            raise DeftlyError(f"--fault is of the fake robot, not of --driver {self.driver}")
+        if self.port and self.driver in ("fake", "sim"):
+            raise DeftlyError(
+                f"--port is of a real robot: leave it out with --driver {self.driver}"
+            )
+
 
 def main(argv: list[str]) -> int:
     """Run `deftly run`. Exit status 0: the time is over or the operator quit; 1: a fault that nobody could clear."""
     task, flags = split_task(argv)
     args = parse(RunArgs, policy_words(flags), prog="deftly run [TASK]")
-    _require_folder(args.log)
+    _require_place(args.log)
     with ending_on_signals(), ExitStack() as stack:
         with ExitStack() as unclaimed:
             source, like = find_source(task, args)
@@ -292,7 +313,7 @@ def custom_driver(spec: str, robot: RobotInterface, rate: float, port: str | Non
             return cls(robot, rate) if port is None else cls(robot, rate, port=port)
     except DeftlyError:
         raise
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         said = " ".join(str(error).split())[:200]
         raise DeftlyError(f"--driver {spec}: {type(error).__name__}: {said}") from error
     raise DeftlyError(
@@ -314,15 +335,7 @@ def _facts(task: str | None, args: RunArgs, source: PolicySource) -> dict[str, A
     }
 
 
-def _require_folder(log: Path | None) -> None:
+def _require_place(log: Path | None) -> None:
     """Raise DeftlyError unless logs can be written: to learn it after a fault is too late."""
-    folder = log.parent if log else Path()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(prefix=".tmp-", dir=folder):
-            pass
-    except OSError as error:
-        why = error.strerror or error
-        raise DeftlyError(
-            f"cannot write logs to '{folder}': {why}; give --log FILE.npz in another folder"
-        ) from None
+    if problem := why_unwritable(log or Path("fault.npz")):
+        raise DeftlyError(f"no place for logs: {problem}, as --log FILE.npz in another folder")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le
 from typing_extensions import Doc
 
-from deftly.config import RunsConfig, Settings, parse, split_task
+from deftly.config import KEYS, OUTPUT_FOLDER, RunsConfig, Settings, parse, split_task
 from deftly.console import printable, show
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import PolicySource, policy_words, resolve, task_name
@@ -40,12 +40,14 @@ class ServeArgs(Settings):
     ] = "tcp://127.0.0.1:5555"
     keys: Annotated[
         Path | None,
+        KEYS,
         Doc(
             "The server's folder of keys: encrypt, and answer only robots in its clients/; for --status the robot's."
         ),
     ] = None
     new_keys: Annotated[
         Path | None,
+        OUTPUT_FOLDER,
         Doc("Write keys for a server and a robot into this new folder, and do nothing else."),
     ] = None
     status: Annotated[

@@ -13,7 +13,7 @@ from annotated_types import Ge
 from typing_extensions import Doc
 
 from deftly import render
-from deftly.config import Repeatable
+from deftly.config import INPUT, OUTPUT_FILE, OUTPUT_FOLDER, Repeatable, Suffix
 from deftly.console import show
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
@@ -41,10 +41,17 @@ class Sim2SimArgs(LoopArgs):
         ),
     ] = ""
     compare: Annotated[
-        Path | None, Doc("Earlier report (eval.json or sim2sim.json) to compare with.")
+        Path | None, INPUT, Doc("Earlier report (eval.json or sim2sim.json) to compare with.")
     ] = None
-    out: Annotated[Path | None, Doc("Folder for the report: sim2sim.json and its page.")] = None
-    video: Annotated[Path | None, Doc("Write an mp4 of the first episodes to this file.")] = None
+    out: Annotated[
+        Path | None, OUTPUT_FOLDER, Doc("Folder for the report: sim2sim.json and its page.")
+    ] = None
+    video: Annotated[
+        Path | None,
+        Suffix(".mp4"),
+        OUTPUT_FILE,
+        Doc("Write an mp4 of the first episodes to this file."),
+    ] = None
     video_episodes: Annotated[int, Ge(1), Doc("How many episodes the video shows.")] = 3
     render: Annotated[bool, Doc("Watch in a window, in real time.")] = False
     camera: Annotated[

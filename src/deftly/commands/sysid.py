@@ -13,7 +13,7 @@ from annotated_types import Ge, Le, Lt
 from typing_extensions import Doc
 
 from deftly import __version__, console
-from deftly.config import SEEDS, Must, Settings, Suffix, parse, split_task
+from deftly.config import INPUT_FILE, OUTPUT_FILE, SEEDS, Must, Settings, Suffix, parse, split_task
 from deftly.control.safety import SafetyConfig
 from deftly.errors import DeftlyError
 from deftly.robots import actuators
@@ -32,6 +32,7 @@ class SysidArgs(Settings):
 
     log_file: Annotated[
         Path | None,
+        INPUT_FILE,
         Doc(
             ".npz with hand_cmd and hand_state, (T, joints) rad, and perhaps time, (T,); a .csv of such columns; "
             "or a log of `deftly run`."
@@ -40,6 +41,7 @@ class SysidArgs(Settings):
     output_file: Annotated[
         Path | None,
         Suffix(".json"),
+        OUTPUT_FILE,
         Doc(
             "Report to write, .json; unset: beside the log, LOG.sysid.json. The plot goes beside it, .png."
         ),
@@ -47,6 +49,7 @@ class SysidArgs(Settings):
     write: Annotated[
         Path | None,
         Suffix(".json"),
+        OUTPUT_FILE,
         Doc(
             "Write what was identified to this .json, for `deftly train TASK --task.actuators FILE`; other joints stay."
         ),
@@ -109,7 +112,7 @@ class SysidArgs(Settings):
     ] = None
     port: Annotated[str | None, Doc("Passed to the driver: a serial device, an address.")] = None
     out: Annotated[
-        Path | None, Suffix(".npz"), Doc("Where the log, or the motion, goes, .npz.")
+        Path | None, Suffix(".npz"), OUTPUT_FILE, Doc("Where the log, or the motion, goes, .npz.")
     ] = None
     seconds: Annotated[float, Ge(5), Le(600), Doc("Length of a finger's motion, s.")] = 60.0
     amplitude: Annotated[

@@ -5,7 +5,21 @@ field, `fields` lists them as flags, `parsing` reads words and files, `yaml` wri
 systems are in `older_names`, physics presets in `presets`.
 """
 
-from deftly.config.constraints import POSITIVE_RANGE, RANGE, RISING, Must, Settings, Suffix, check
+from deftly.config.constraints import (
+    INPUT,
+    INPUT_FILE,
+    INPUT_FOLDER,
+    KEYS,
+    OUTPUT_FILE,
+    OUTPUT_FOLDER,
+    POSITIVE_RANGE,
+    RANGE,
+    RISING,
+    Must,
+    Settings,
+    Suffix,
+    check,
+)
 from deftly.config.fields import Repeatable, field_docs
 from deftly.config.older_names import ALIASES
 from deftly.config.parsing import (
@@ -19,6 +33,7 @@ from deftly.config.parsing import (
 )
 from deftly.config.sections import (
     ALGORITHMS,
+    RUN_NAME,
     SEEDS,
     EnvConfig,
     LearnerConfig,
@@ -33,9 +48,16 @@ from deftly.config.yaml import to_yaml
 __all__ = [
     "ALGORITHMS",
     "ALIASES",
+    "INPUT",
+    "INPUT_FILE",
+    "INPUT_FOLDER",
+    "KEYS",
+    "OUTPUT_FILE",
+    "OUTPUT_FOLDER",
     "POSITIVE_RANGE",
     "RANGE",
     "RISING",
+    "RUN_NAME",
     "SEEDS",
     "EnvConfig",
     "LearnerConfig",

@@ -3,16 +3,16 @@
     num_envs: Annotated[int, Ge(1), Doc("Environments stepped side by side.")] = 1024
 
 `Ge`, `Gt`, `Le`, `Lt` are those of `annotated-types`; `Must` says in words what they cannot. They hold for the value,
-for each element of a tuple whose elements carry them, and not for None. Numbers must be finite everywhere. The text of
-a field is its `Doc`, from which the help and the comments of YAML files are made.
+for each element of a tuple whose elements carry them, and not for None. Numbers must be finite, and at most 1e12 in
+size, everywhere. The text of a field is its `Doc`, from which the help and the comments of YAML files are made.
 """
 
 import inspect
 import math
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
-from functools import lru_cache
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -21,6 +21,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from deftly.console import printable
 from deftly.errors import DeftlyError
+from deftly.files import why_unreadable, why_unwritable
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,24 @@ class Suffix:
     """The name of a file ends in this."""
 
     suffix: str
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """What must be at a path. It is tested of paths that are given, before any work; not of defaults."""
+
+    problem: Callable[[Path], str]
+    """Why the path cannot be used; empty if it can."""
+    advice: str = ""
+    """What makes a right one, to be put at the end of the message."""
+
+
+INPUT = OnDisk(partial(why_unreadable, folder=True))
+INPUT_FILE = OnDisk(why_unreadable)
+INPUT_FOLDER = OnDisk(partial(why_unreadable, file=False, folder=True))
+KEYS = replace(INPUT_FOLDER, advice="'deftly serve --new-keys DIR' makes one")
+OUTPUT_FILE = OnDisk(why_unwritable)
+OUTPUT_FOLDER = OnDisk(partial(why_unwritable, folder=True))
 
 
 class Bound(NamedTuple):
@@ -58,6 +77,8 @@ MOST_SHOWN = 200
 """Most characters of a value that a message shows."""
 HUGE = 100_000
 """Bounds from here on guard against typing errors, and are not worth a line of the help."""
+LARGEST = 1e12
+"""Largest size of any number: beyond it a typing error is likelier than a wish, and float32 and int64 overflow."""
 RISING = Must("'LOW HIGH' with 0 <= LOW <= HIGH", lambda pair: 0 <= pair[0] <= pair[1])
 """A range of numbers that are not negative."""
 RANGE = Must("'LOW HIGH' with LOW <= HIGH", lambda pair: pair[0] <= pair[1])
@@ -147,15 +168,17 @@ def violated(hint: Any, value: Any) -> str:
     if origin is tuple and isinstance(value, tuple):
         kinds = inner[:1] * len(value) if inner[1:] == (...,) else inner
         return next(filter(None, map(violated, kinds, value)), "")
-    return "a finite number" if isinstance(value, float) and not math.isfinite(value) else ""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    is_huge = isinstance(value, (int, float)) and abs(value) > LARGEST
+    return f"at most {LARGEST:g} in size" if is_huge else ""
 
 
 def _violated_by(constraints: tuple[Any, ...], value: Any) -> str:
     for constraint in constraints:
-        if isinstance(constraint, Suffix) and Path(value).suffix != constraint.suffix:
-            return (
-                f"a {constraint.suffix} file, such as {Path(value).with_suffix(constraint.suffix)}"
-            )
+        if isinstance(constraint, Suffix) and Path(value).suffix.lower() != constraint.suffix:
+            name = f"{Path(value).stem or 'file'}{constraint.suffix}"
+            return f"a {constraint.suffix} file, such as {Path(value).parent / name}"
         if not _holds(constraint, value):
             return in_words(constraints)
     return ""

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from typing_extensions import Doc
 
-from deftly.config.constraints import hints_of, kebab, limits
+from deftly.config.constraints import OnDisk, hints_of, kebab, limits
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ class Flag:
     def repeats(self) -> bool:
         """Whether values given one after the other add up."""
         return any(isinstance(part, Repeatable) for part in get_args(self.hint)[1:])
+
+    def problem(self, path: Path) -> str:
+        """Why a path cannot be its value, by what is on the disk; empty if it can."""
+        for part in get_args(self.hint)[1:]:
+            if isinstance(part, OnDisk) and (problem := part.problem(path)):
+                return f"{problem}; {part.advice}" if part.advice else problem
+        return ""
 
     @property
     def wanted(self) -> str:

@@ -71,7 +71,7 @@ def _flag(key: str, values: list[str]) -> list[str]:
         "-"
     ):  # as a word of its own it would be taken for a flag
         return [f"--{key}={values[0]}"]
-    return [f"--{key}", *values]
+    return [f"--{key}", *values] if values else [f"--{key}=[]"]
 
 
 def _plain(value: Any) -> Iterator[str]:

@@ -58,7 +58,12 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def split_word(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Take a command's first word, such as a file, off its arguments; None if they begin with a setting."""
+    """Take a command's first word, such as a file, off its arguments; None if they begin with a setting.
+
+    Raises DeftlyError for an empty one.
+    """
+    if argv and not argv[0].strip():
+        raise DeftlyError("the first word is empty: is a variable of the shell not set?")
     if argv and not argv[0].startswith("-") and not ASSIGNMENT.fullmatch(argv[0]):
         return os.path.expanduser(argv[0]), list(argv[1:])
     return None, list(argv)
@@ -205,6 +210,7 @@ def parse(
     try:
         config = _build(cls, chosen, known, prog)
         check(config)
+        _require_on_disk(chosen, known)
     except DeftlyError as error:
         raise DeftlyError(_placed(chosen.get(str(error).partition(" ")[0]), str(error))) from None
     return config
@@ -232,9 +238,25 @@ def _understood(
     if not words and known[name].kind is bool:
         words = ["True"]
     spelled = Setting(setting.key, _spell(words, known[name]), setting.place)
-    if not known[name].takes(len(spelled.words)):
+    if _is_left_empty(setting, known[name]) or not known[name].takes(len(spelled.words)):
         raise DeftlyError(_placed(spelled, _misread(spelled, known[name])))
     yield name, spelled
+
+
+def _require_on_disk(chosen: Mapping[str, Setting], known: Mapping[str, Flag]) -> None:
+    """Raise DeftlyError for a path that cannot be read or written: now, not after minutes of work."""
+    for name, setting in chosen.items():
+        path = " ".join(setting.words)
+        if path != "None" and (problem := known[name].problem(Path(path))):
+            raise DeftlyError(f"{name} is {path}, but {problem}")
+
+
+def _is_left_empty(setting: Setting, flag: Flag) -> bool:
+    """Whether a value is missing where it was typed, as it is with a variable of the shell that is not set."""
+    if setting.place or flag.kind is bool:
+        return False
+    alone = not setting.words and setting.key.startswith("--")
+    return alone or (setting.words == [""] and flag.default != "")
 
 
 def _joined(before: Setting, now: Setting) -> Setting:

@@ -1,5 +1,6 @@
 """The sections of the configuration (simulation, environments, task, learner, runs), and all settings of a training."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,7 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
-from deftly.config.constraints import RISING, Must, Settings
+from deftly.config.constraints import OUTPUT_FOLDER, RISING, Must, Settings
 from deftly.config.presets import MAX_SUBSTEPS, Preset, divide
 from deftly.errors import DeftlyError
 
@@ -16,6 +17,13 @@ Activation = Literal[
 ]
 SEEDS = 2**31
 """Seeds are below this: what every random generator takes."""
+MAX_STEPS = 10**9
+"""Most control steps of an episode: a typing error is likelier than a wish."""
+
+RUN_NAME = Must(
+    "up to 60 letters, digits, '_', '-' and '.', the first a letter or digit",
+    lambda name: re.fullmatch(r"\w[\w.-]{0,59}", name),
+)
 
 
 def _is_device(name: str) -> bool:
@@ -75,6 +83,7 @@ class EnvConfig(Settings, section="env"):
     episode_steps: Annotated[
         int,
         Ge(0),
+        Le(MAX_STEPS),
         Doc("Control steps after which an episode is cut off; 0: the task's own length."),
     ] = 0
     randomize: Annotated[
@@ -82,7 +91,7 @@ class EnvConfig(Settings, section="env"):
     ] = True
     noise: Annotated[bool, Doc("Apply the task's signal noise, delay and dropout.")] = True
     latency_ms: Annotated[
-        tuple[float, float],
+        tuple[float, Annotated[float, Le(10_000)]],
         RISING,
         Doc("Shortest and longest action latency, ms, drawn once per episode."),
     ] = (0.0, 0.0)
@@ -99,10 +108,12 @@ class TaskConfig(Settings, section="task"):
     """What every task can be asked to change; tasks subclass it and set their own values."""
 
     rate: Annotated[float, Gt(0), Doc("Control rate, Hz.")] = 20.0
-    episode_steps: Annotated[int, Ge(1), Doc("Control steps in a full episode.")] = 200
+    episode_steps: Annotated[int, Ge(1), Le(MAX_STEPS), Doc("Control steps in a full episode.")] = (
+        200
+    )
     stop_on_success: Annotated[bool, Doc("A success ends the episode.")] = True
     ready_s: Annotated[
-        tuple[float, float],
+        tuple[float, Annotated[float, Le(600)]],
         RISING,
         Doc(
             "Shortest and longest settle time: servos hold the robot where it starts before the policy drives, s."
@@ -121,7 +132,9 @@ class LearnerConfig(Settings, section="train"):
         Lt(SEEDS),
         Doc("Seed of every random draw; -1 picks a random one, which is saved with the run."),
     ] = 1
-    max_iterations: Annotated[int, Ge(1), Doc("Iterations (rollout and update) to train.")] = 1000
+    max_iterations: Annotated[
+        int, Ge(1), Le(10**9), Doc("Iterations (rollout and update) to train.")
+    ] = 1000
 
     def require_for(self, num_envs: int) -> None:
         """Raise DeftlyError if the settings make no sense for so many environments."""
@@ -134,8 +147,10 @@ class PPOConfig(LearnerConfig):
     algorithm: Annotated[
         Literal["ppo"], Doc("Learning algorithm: ppo (proximal policy optimization).")
     ] = "ppo"
-    steps: Annotated[int, Ge(1), Doc("Control steps per environment in one rollout.")] = 16
-    epochs: Annotated[int, Ge(1), Doc("Passes over each rollout.")] = 5
+    steps: Annotated[
+        int, Ge(1), Le(10**6), Doc("Control steps per environment in one rollout.")
+    ] = 16
+    epochs: Annotated[int, Ge(1), Le(10**6), Doc("Passes over each rollout.")] = 5
     minibatches: Annotated[
         int, Ge(1), Doc("Parts a rollout is split into for one gradient step each.")
     ] = 4
@@ -191,7 +206,9 @@ ALGORITHMS: dict[str, type[LearnerConfig]] = {"ppo": PPOConfig}
 class RunsConfig(Settings, section="runs"):
     """Where runs are kept, and how many of them stay in view."""
 
-    root: Annotated[Path, Doc("Folder that holds `runs/` and `runs_all/`.")] = Path(".")
+    root: Annotated[Path, OUTPUT_FOLDER, Doc("Folder that holds `runs/` and `runs_all/`.")] = Path(
+        "."
+    )
     max_train_runs: Annotated[
         int, Ge(1), Doc("Training runs linked in `runs/`; older ones stay in `runs_all/`.")
     ] = 10
@@ -219,7 +236,7 @@ class TrainArgs(Settings):
         default_factory=PPOConfig
     )
     runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
-    name: Annotated[str | None, Doc("A word for the name of the run's folder.")] = None
+    name: Annotated[str | None, RUN_NAME, Doc("A word for the name of the run's folder.")] = None
     resume: Annotated[
         str | None,
         Doc("Continue exactly where a run stopped: latest, a run, or a checkpoint folder."),

@@ -175,7 +175,8 @@ def _closed_loop(found: Bundle, settings: CheckSettings) -> Finding:
     try:
         task, sim = handover.rebuild(settings.task, found.manifest["settings"], found.task)
     except DeftlyError as error:
-        return Finding(LOOP, "warn", f"not checked: {error}; --task FILE names the task's file")
+        level = "fail" if settings.task else "warn"  # what was asked for was not done
+        return Finding(LOOP, level, f"not checked: {error}; --task FILE names the task's file")
     try:
         task.contract().require(found.contract, str(found.path))
     except DeftlyError as error:

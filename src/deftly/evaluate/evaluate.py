@@ -285,7 +285,12 @@ def read_gate(text: str) -> tuple[str, str, float]:
             f"cannot read the gate '{text}': write METRIC>=NUMBER (or <=, >, <), as 'success>=0.9'"
         )
     metric, sign, number, percent = match.groups()
-    return metric, sign, float(number) / (100 if percent else 1)
+    value = float(number) / (100 if percent else 1)
+    if metric == "success" and value > 1:
+        raise DeftlyError(
+            f"no success rate is above 1: write the gate '{text}' as 'success{sign}{number}%'"
+        )
+    return metric, sign, value
 
 
 def require_metric(gate: str, known: Collection[str]) -> None:

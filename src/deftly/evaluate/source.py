@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typing_extensions import Doc
 
 from deftly import workspace
-from deftly.config import RunsConfig, Settings, SimConfig, parse, split_task, suggest, with_task
+from deftly.config import (
+    KEYS,
+    RunsConfig,
+    Settings,
+    SimConfig,
+    parse,
+    split_task,
+    suggest,
+    with_task,
+)
 from deftly.console import printable
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
@@ -59,7 +68,9 @@ class PolicyArgs(Settings):
         Doc("With tcp://: the run or bundle whose settings of task and physics are used."),
     ] = None
     keys: Annotated[
-        Path | None, Doc("The robot's folder of keys, for a policy at tcp://HOST:PORT.")
+        Path | None,
+        KEYS,
+        Doc("The robot's folder of keys, for a policy at tcp://HOST:PORT."),
     ] = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -116,6 +117,8 @@ class OnnxNetwork:
     """
 
     def __init__(self, model: bytes, contract: PolicyContract, what: str = "policy.onnx"):
+        # its builds write a database of telemetry into the home folder, and send it
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime as ort
 
         self._running = ort.RunOptions()

@@ -126,7 +126,7 @@ def load(name: str) -> Robot:
         )
     try:
         robot = runpy.run_path(name).get("ROBOT")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         said = " ".join(str(error).split())
         raise DeftlyError(f"{name} does not import: {type(error).__name__}: {said}") from error
     if not isinstance(robot, Robot):

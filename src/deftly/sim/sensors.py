@@ -1,10 +1,14 @@
 """What sensors do to signals on their way to the policy: noise, bias, delay and dropout."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
+from typing_extensions import Doc
 
+from deftly.config import check
 from deftly.errors import DeftlyError
 from deftly.sim.rows import Rows
 
@@ -13,11 +17,17 @@ from deftly.sim.rows import Rows
 class Noise:
     """What the sensors do to one signal. All numbers are in the signal's units, steps are control steps."""
 
-    uniform: float = 0.0  # half range of white noise, drawn each step
-    gaussian: float = 0.0  # standard deviation of white noise, drawn each step
-    bias: float = 0.0  # half range of a constant error, drawn each episode
-    delay: int = 0  # longest delay, steps; each episode draws one from 0 to this
-    dropout: float = 0.0  # probability that a step repeats the last reading
+    uniform: Annotated[float, Ge(0), Doc("Half range of white noise, drawn each step.")] = 0.0
+    gaussian: Annotated[
+        float, Ge(0), Doc("Standard deviation of white noise, drawn each step.")
+    ] = 0.0
+    bias: Annotated[float, Ge(0), Doc("Half range of a constant error, drawn each episode.")] = 0.0
+    delay: Annotated[
+        int, Ge(0), Le(1000), Doc("Longest delay, steps; each episode draws one from 0 to this.")
+    ] = 0
+    dropout: Annotated[
+        float, Ge(0), Le(1), Doc("Probability that a step repeats the last reading.")
+    ] = 0.0
 
 
 class Sensors:
@@ -37,11 +47,12 @@ class Sensors:
         num_envs: int,
         generator: torch.Generator,
     ):
-        for name in noise:
+        for name, entry in noise.items():
             if name not in sizes:
                 raise DeftlyError(
                     f"noise on '{name}', which is no signal of the contract: {[*sizes]}"
                 )
+            check(entry, f"noise of {name}")
         self._noise = noise
         self._generator = generator
         self._device = generator.device

@@ -194,8 +194,10 @@ def _import_file(path: Path) -> ModuleType:
         sys.modules[name] = module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except BaseException as error:
             del sys.modules[name]
+            if not isinstance(error, (Exception, SystemExit)):
+                raise
             reason = " ".join(str(error).split())
             raise DeftlyError(
                 f"{path} does not import: {type(error).__name__}: {reason}"

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from typing_extensions import Doc
 
-from deftly.config import POSITIVE_RANGE, TaskConfig
+from deftly.config import INPUT_FILE, POSITIVE_RANGE, TaskConfig
 from deftly.contract import Act, Observe, PolicyContract
 from deftly.objects.grasp_cache import Grasps
 from deftly.objects.strokes import Strokes
@@ -106,10 +106,14 @@ class RotateConfig(TaskConfig):
         Doc("Start from grasps of the cache, or sample poses to look for grasps."),
     ] = "cache"
     grasps: Annotated[
-        Path | None, Doc("Grasp cache of `deftly grasps`; unset: the one shipped for the hand.")
+        Path | None,
+        INPUT_FILE,
+        Doc("Grasp cache of `deftly grasps`; unset: the one shipped for the hand."),
     ] = None
     actuators: Annotated[
-        Path | None, Doc("Servos of `deftly sysid --write`; unset: those of the robot's file.")
+        Path | None,
+        INPUT_FILE,
+        Doc("Servos of `deftly sysid --write`; unset: those of the robot's file."),
     ] = None
     sample_spread: Annotated[
         float, Ge(0), Doc("Sampled joints are within this much of the grasp pose, rad.")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deftly.config import EnvConfig
+from deftly.console import progress
 from deftly.env import Env
 from deftly.learn.networks import Normalizer
 from deftly.learn.ppo import PPO
@@ -62,7 +63,8 @@ def clone(task: Task, gait: Gaits, args: GaitSettings) -> PPO:
         dataset.collect(turn / args.rounds)
         observations, labels = dataset.tensors()
         last = turn == args.rounds - 1
-        for _ in range(last_steps if last else ROUND_BATCHES):
+        batches = range(last_steps if last else ROUND_BATCHES)
+        for _ in progress(batches, f"cloning, round {turn + 1} of {args.rounds}"):
             rows = torch.randint(len(observations), (BATCH,))
             actions = learner.actor(observations[rows])
             loss = (actions - labels[rows]).square().mean()

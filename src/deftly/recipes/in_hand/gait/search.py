@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from typing_extensions import Doc
 
-from deftly.config import EnvConfig, PPOConfig, Settings, SimConfig, Suffix, TaskConfig
+from deftly.config import INPUT_FILE, EnvConfig, PPOConfig, Settings, SimConfig, Suffix, TaskConfig
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.recipes.in_hand.gait.gaits import SCALE, Gaits
@@ -48,6 +48,7 @@ class GaitSettings(Settings):
     gait: Annotated[
         Path | None,
         Suffix(".npz"),
+        INPUT_FILE,
         Doc("Go on from this gait.npz instead of searching from scratch."),
     ] = None
     generations: Annotated[int, Ge(0), Doc("Generations of CMA-ES from scratch.")] = 80
