@@ -322,7 +322,7 @@ def test_excite_writes_the_motion_alone_or_drives_a_simulated_hand(tmp_path, con
 
 @pytest.mark.slow
 def test_intervals_hold_the_truth_in_twenty_trials(tmp_path):
-    data = trials.run(20, {"generations": 6, "population": 256}, 60.0, tmp_path / "trials.json")
+    data = trials.run(20, {"generations": 5, "population": 128}, 60.0, tmp_path / "trials.json")
     for name in ("kp", "kd", "frictionloss", "delay"):
         assert data["summary"][name]["median_error"] <= 0.05, name
         assert data["summary"][name]["coverage"] >= 0.9, name

@@ -33,23 +33,33 @@ def in_order(time: np.ndarray, cmd: np.ndarray, state: np.ndarray) -> Rows:
         state: (T, joints).
     """
     notes = []
-    finite = np.isfinite(time) & np.isfinite(cmd).all(1) & np.isfinite(state).all(1)
-    time = _finite_stamps(time)
-    if (time[1:] < time[:-1]).any():
-        order = np.argsort(time, kind="stable")
-        if _variation(state[order]) <= _variation(state):
-            moved = int((order != np.arange(len(order))).sum())
-            time, cmd, state, finite = time[order], cmd[order], state[order], finite[order]
-            notes.append(f"{moved} rows were out of order: they are sorted by time")
+    stamps = _finite_stamps(time)
+    rows = _sorted_rows(stamps, state)
+    moved = int((rows != np.arange(len(rows))).sum())
+    if moved:
+        notes.append(f"{moved} rows were out of order: they are sorted by time")
 
-    again = _repeats(time, cmd, state)
+    again = _repeats(stamps[rows], cmd[rows], state[rows])
+    rows = rows[~again]
     if again.any():
         notes.append(f"{again.sum()} rows are there twice: they are left out once")
-        time, cmd, state, finite = time[~again], cmd[~again], state[~again], finite[~again]
+
+    finite = np.isfinite(time[rows])
+    finite &= np.isfinite(cmd[rows]).all(1)
+    finite &= np.isfinite(state[rows]).all(1)
     bad = int((~finite).sum())
     if bad:
-        notes.append(f"{bad} of {len(finite)} rows are not finite: they are left out")
-    return Rows(time, finite, cmd[finite], state[finite], tuple(notes))
+        notes.append(f"{bad} of {len(rows)} rows are not finite: they are left out")
+    kept = rows[finite]
+    return Rows(stamps[rows], finite, cmd[kept], state[kept], tuple(notes))
+
+
+def _sorted_rows(stamps: np.ndarray, state: np.ndarray) -> np.ndarray:
+    """Numbers of the rows (T,) in the order of time, or as they are if the positions are rougher then."""
+    order = np.argsort(stamps, kind="stable")
+    if _variation(state[order]) <= _variation(state):
+        return order
+    return np.arange(len(stamps))
 
 
 def _finite_stamps(time: np.ndarray) -> np.ndarray:
@@ -69,7 +79,11 @@ def _variation(state: np.ndarray) -> float:
 def _repeats(time: np.ndarray, cmd: np.ndarray, state: np.ndarray) -> np.ndarray:
     """(T,) bool: which rows are the same as the row before, stamp and all."""
     values = np.concatenate((cmd, state), axis=1)
+    before = values[:-1]
+    after = values[1:]
+    both_missing = np.isnan(before) & np.isnan(after)
+    same = (before == after) | both_missing
     again = np.zeros(len(time), bool)
-    same = (values[1:] == values[:-1]) | (np.isnan(values[1:]) & np.isnan(values[:-1]))
-    again[1:] = same.all(1) & (time[1:] == time[:-1])
+    again[1:] = same.all(1)
+    again[1:] &= time[1:] == time[:-1]
     return again
