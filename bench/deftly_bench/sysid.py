@@ -24,7 +24,8 @@ import numpy as np
 from deftly import tasks
 from deftly.contract import JOINT_POS, PolicyContract
 from deftly.control.safety import SafetyConfig
-from deftly.files import atomic_write, write_npz
+from deftly.errors import DeftlyError
+from deftly.files import write_json, write_npz
 from deftly.robots import Robot, leap_hand
 from deftly.robots.actuators import PARAMETERS
 from deftly.sysid import excite, fit, logs
@@ -219,42 +220,66 @@ def run(
     touch: bool = False,
 ) -> dict[str, Any]:
     """The trials; after each, the results so far are written to `out`."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    make_log = touching_log if touch else simulated_log
-    used: list[float] = []
-    touching: list[float] = []
-    spent: list[dict[str, float]] = []
     scratch = (out or Path("sysid.json")).with_suffix(".npz")
+    done: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
     data: dict[str, Any] = {}
     for seed in range(first, first + trials):
-        robot, joints, log, parameters, delay = make_log(scratch, seed, seconds)
-        began = time.perf_counter()
-        cpu_began = time.process_time()
-        found = fit.fit(robot, joints, log, fit.FitSettings(seed=seed, **settings))
-        total = time.perf_counter() - began
-        cpu = time.process_time() - cpu_began
-        used.append(found.used)
-        touching.append(found.touch.fraction)
-        spent.append({**found.cost, "total": total, "cpu": cpu})
-        for name, more in compare(found, parameters, delay).items():
-            rows.setdefault(name, []).extend(more)
-        data = {
-            "log_seconds": seconds,
-            "search": settings,
-            "trials": len(spent),
-            "touching": touching,
-            "used": used,
-            "cores": os.cpu_count(),
-            "summary": summary(rows),
-            "seconds": spent,
-            "rows": rows,
-        }
-        print(f"trial {seed}: {total:.0f} s, {cpu:.0f} s of CPU; {json.dumps(data['summary'])}")
+        try:
+            done.append(trial(scratch, seed, settings, seconds, touch))
+        except DeftlyError as error:
+            refused.append({"seed": seed, "why": str(error)})
+            print(f"trial {seed}: refused: {error}")
+        data = results(done, refused, settings, seconds)
         if out:
-            with atomic_write(out) as part:
-                part.write_text(json.dumps(data, indent=1) + "\n")
+            write_json(out, data, indent=1)
     scratch.unlink(missing_ok=True)
     return data
+
+
+def trial(
+    scratch: Path, seed: int, settings: dict[str, Any], seconds: float, touch: bool
+) -> dict[str, Any]:
+    """One trial: its rows (`compare`), and what it took. Raises DeftlyError if the log is refused."""
+    make_log = touching_log if touch else simulated_log
+    robot, joints, log, parameters, delay = make_log(scratch, seed, seconds)
+    began = time.perf_counter()
+    cpu_began = time.process_time()
+    found = fit.fit(robot, joints, log, fit.FitSettings(seed=seed, **settings))
+    total = time.perf_counter() - began
+    cpu = time.process_time() - cpu_began
+    print(f"trial {seed}: {total:.0f} s, {cpu:.0f} s of CPU")
+    return {
+        "rows": compare(found, parameters, delay),
+        "used": found.used,
+        "touching": found.touch.fraction,
+        "seconds": {**found.cost, "total": total, "cpu": cpu},
+    }
+
+
+def results(
+    done: list[dict[str, Any]],
+    refused: list[dict[str, Any]],
+    settings: dict[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """The JSON of some trials."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for each in done:
+        for name, more in each["rows"].items():
+            rows.setdefault(name, []).extend(more)
+    return {
+        "log_seconds": seconds,
+        "search": settings,
+        "trials": len(done),
+        "refused": refused,
+        "touching": [each["touching"] for each in done],
+        "used": [each["used"] for each in done],
+        "cores": os.cpu_count(),
+        "summary": summary(rows),
+        "seconds": [each["seconds"] for each in done],
+        "rows": rows,
+    }
 
 
 def main() -> None:
@@ -265,8 +290,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="seed of the first trial")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of a log")
-    parser.add_argument("--generations", type=int, default=12)
-    parser.add_argument("--population", type=int, default=8192)
+    parser.add_argument("--generations", type=int, default=5)
+    parser.add_argument("--population", type=int, default=128)
     parser.add_argument("--optimizer", default="cem")
     parser.add_argument("--touch", action="store_true", help="logs in which fingers touch")
     parser.add_argument("--out", type=Path)
@@ -276,7 +301,8 @@ def main() -> None:
         "population": args.population,
         "optimizer": args.optimizer,
     }
-    run(args.trials, settings, args.seconds, args.out, args.first, args.touch)
+    data = run(args.trials, settings, args.seconds, args.out, args.first, args.touch)
+    print(json.dumps(data["summary"], indent=1))
 
 
 if __name__ == "__main__":

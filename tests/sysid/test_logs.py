@@ -102,6 +102,98 @@ def test_a_gap_is_a_gap_and_no_jitter(tmp_path, contract, arrays):
     assert jitter["longest"] == pytest.approx(0.05)
 
 
+def test_two_gaps_part_a_log_in_three(tmp_path, contract, arrays):
+    arrays["time"][80:] += 3.0
+    arrays["time"][160:] += 0.2
+    found = logs.read(save(tmp_path, arrays), contract)
+    assert np.flatnonzero(logs.gaps(found)).tolist() == [79, 159]
+    assert logs.jitter(found)["gaps"] == 2
+    assert logs.jitter(found)["missing"] == pytest.approx(3.3)
+
+
+def test_time_stamps_may_be_text(tmp_path, contract, arrays):
+    expected = arrays["time"]
+    arrays["time"] = np.array([f"{1.7e12 + 1e3 * t:.3f}" for t in expected])
+    found = logs.read(save(tmp_path, arrays), contract)
+    np.testing.assert_allclose(found.time, expected, atol=1e-6)
+    arrays["time"][3] = "noon"
+    with pytest.raises(
+        DeftlyError, match=r"'time' must be 240 numbers, s, one a row; it is 240 of"
+    ):
+        logs.read(save(tmp_path, arrays), contract)
+
+
+# --------------------------------------------------------------- rows out of order, repeated, not finite
+
+
+def test_rows_out_of_order_are_sorted(tmp_path, contract, arrays):
+    order = np.arange(240)
+    order[[10, 11, 150, 153]] = [11, 10, 153, 150]
+    path = save(tmp_path, {name: values[order] for name, values in arrays.items()})
+    found = logs.read(path, contract)
+    np.testing.assert_allclose(found.time, arrays["time"])
+    np.testing.assert_allclose(found.state, arrays["hand_state"])
+    assert found.notes == ("4 rows were out of order: they are sorted by time",)
+
+
+def test_two_recordings_in_one_file_are_not_woven_into_one(tmp_path, contract, arrays):
+    later = {**arrays, "hand_state": arrays["hand_state"][::-1], "time": arrays["time"] + 0.02}
+    both = {name: np.concatenate((arrays[name], later[name])) for name in arrays}
+    with pytest.raises(DeftlyError, match=r"row 240, .* are these two recordings"):
+        logs.read(save(tmp_path, both), contract)
+
+
+def test_rows_that_are_there_twice_count_once(tmp_path, contract, arrays):
+    rows = np.sort(np.append(np.arange(240), [7, 7, 100]))
+    path = save(tmp_path, {name: values[rows] for name, values in arrays.items()})
+    found = logs.read(path, contract)
+    np.testing.assert_allclose(found.time, arrays["time"])
+    np.testing.assert_allclose(found.cmd, arrays["hand_cmd"])
+    assert found.notes == ("3 rows are there twice: they are left out once",)
+
+
+def test_two_samples_of_one_stamp_are_refused(tmp_path, contract, arrays):
+    arrays["time"][9] = arrays["time"][8]
+    with pytest.raises(DeftlyError, match=r"in row 9, .* two samples have one stamp"):
+        logs.read(save(tmp_path, arrays), contract)
+
+
+@pytest.mark.parametrize(
+    ("name", "stamped"),
+    [("hand_cmd", True), ("hand_state", True), ("time", True), ("hand_state", False)],
+)
+def test_rows_that_are_not_finite_are_left_out_and_part_the_log(
+    tmp_path, contract, arrays, name, stamped
+):
+    expected = dict(arrays)
+    arrays[name] = arrays[name].copy()
+    arrays[name][[7, 100]] = np.nan
+    if not stamped:
+        del arrays["time"]
+    found = logs.read(save(tmp_path, arrays), contract)
+    kept = np.delete(np.arange(240), [7, 100])
+    np.testing.assert_allclose(found.time, expected["time"][kept])
+    np.testing.assert_allclose(found.state, expected["hand_state"][kept])
+    assert found.notes == ("2 of 240 rows are not finite: they are left out",)
+    assert np.flatnonzero(logs.gaps(found)).tolist() == [6, 98]
+
+
+def test_where_a_row_was_left_out_is_known_in_a_part_of_a_log(tmp_path, contract, arrays):
+    arrays["hand_cmd"][:60] = arrays["hand_cmd"][60]
+    arrays["hand_state"][[7, 100]] = np.nan
+    found = logs.read(save(tmp_path, arrays), contract)
+    part = logs.moving(found, [0])
+    assert len(part.time) < 220
+    place = int(np.flatnonzero(logs.gaps(part))[0])
+    assert part.time[place : place + 2] == pytest.approx([4.95, 5.05])
+
+
+def test_a_joint_that_is_never_finite_is_named(tmp_path, contract, arrays):
+    arrays["hand_state"][:, 12] = np.nan
+    with pytest.raises(DeftlyError, match=r"'hand_state' is not finite in 240 of 240 rows, .* 12"):
+        logs.read(save(tmp_path, arrays), contract)
+
+
 # --------------------------------------------------------------- the LEAP API's convention
 
 
@@ -150,6 +242,22 @@ def test_what_a_refusal_says_to_type_works(tmp_path, contract, arrays, hardware_
     np.testing.assert_allclose(found.cmd, expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("hardware_order", [True, False])
+@pytest.mark.parametrize("zero", [0.0, np.pi])
+def test_encoder_ticks_are_recognised_and_read(tmp_path, contract, arrays, hardware_order, zero):
+    expected = arrays["hand_state"]
+    for name in ("hand_cmd", "hand_state"):
+        values = arrays[name]
+        if hardware_order:
+            values = contract.robot.to_motors(values)
+        arrays[name] = np.round((values + zero) * 4096 / (2 * np.pi)).astype(int)
+    path = save(tmp_path, arrays)
+    with pytest.raises(DeftlyError, match="these look like encoder ticks: add --units ticks"):
+        logs.read(path, contract)
+    found = logs.read(path, contract, units="ticks", hardware_order=hardware_order)
+    np.testing.assert_allclose(found.state, expected, atol=0.0008)
+
+
 def test_a_log_that_no_convention_explains_is_of_another_robot(tmp_path, contract, arrays):
     arrays["hand_cmd"] += 100.0
     with pytest.raises(DeftlyError, match="the log of another robot"):
@@ -167,6 +275,11 @@ def names_of(contract, style):
             "Time [ms]",
             *(f"{j} target (deg)" for j in joints),
             *(f"{j} position (deg)" for j in joints),
+        ],
+        "ticks": [
+            "stamp (ms)",
+            *(f"{j} goal [ticks]" for j in joints),
+            *(f"{j} present [ticks]" for j in joints),
         ],
         "numbers": [
             "timestamp_us",
@@ -187,6 +300,7 @@ def names_of(contract, style):
         ("prefix", 1.0, 1.0, ","),
         ("units", np.pi / 180, 1e-3, ";"),
         ("numbers", 1.0, 1e-6, "\t"),
+        ("ticks", 2 * np.pi / 4096, 1e-3, "\t"),
         ("from one", 1.0, 1e-3, ","),
     ],
 )
@@ -194,11 +308,79 @@ def test_a_csv_log_is_the_same_log(tmp_path, contract, arrays, style, angle, sec
     columns = [arrays["time"] / second, arrays["hand_cmd"] / angle, arrays["hand_state"] / angle]
     names = names_of(contract, style)
     path = write_csv(tmp_path / "log.csv", names, columns, delimiter)
-    for units in ("rad", "deg") if style == "units" else ("rad",):
+    for units in ("rad", "deg", "ticks") if style in ("units", "ticks") else ("rad",):
         found = logs.read(path, contract, units=units)
         np.testing.assert_allclose(found.time, arrays["time"], atol=1e-6)
         np.testing.assert_allclose(found.cmd, arrays["hand_cmd"], atol=1e-6)
         np.testing.assert_allclose(found.state, arrays["hand_state"], atol=1e-6)
+
+
+def csv_lines(contract, arrays):
+    path_columns = [arrays["time"], arrays["hand_cmd"], arrays["hand_state"]]
+    rows = [[f"{v:.9g}" for v in row] for row in np.column_stack(path_columns)]
+    return names_of(contract, "prefix"), rows
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "; "])
+def test_a_csv_may_have_decimal_commas(tmp_path, contract, arrays, delimiter):
+    names, rows = csv_lines(contract, arrays)
+    lines = [delimiter.join(names), *(delimiter.join(row).replace(".", ",") for row in rows)]
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(lines))
+    found = logs.read(path, contract)
+    np.testing.assert_allclose(found.time, arrays["time"], atol=1e-6)
+    np.testing.assert_allclose(found.state, arrays["hand_state"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "# hand of Monday\n{names}\n",
+        "# hand of Monday\n# {names}\n",
+        "\ufeff\r\n{names}\r\n",
+        '"{quoted}"\n',
+        "{names}\ns,{units}\n",
+    ],
+)
+def test_comments_quotes_and_a_line_of_units_may_surround_the_names(
+    tmp_path, contract, arrays, head
+):
+    names, rows = csv_lines(contract, arrays)
+    units = ",".join(["rad"] * 32)
+    head = head.format(names=",".join(names), quoted='","'.join(names), units=units)
+    path = tmp_path / "log.csv"
+    path.write_text(head + "\n".join(",".join(row) for row in rows), newline="")
+    found = logs.read(path, contract)
+    np.testing.assert_allclose(found.state, arrays["hand_state"], atol=1e-6)
+
+
+def test_a_line_of_units_counts(tmp_path, contract, arrays):
+    names, rows = csv_lines(contract, arrays)
+    text = [",".join(names), ",".join(["s", *["deg"] * 32]), *(",".join(row) for row in rows)]
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(text))
+    found = logs.read(path, contract)
+    np.testing.assert_allclose(found.state, np.deg2rad(arrays["hand_state"]), atol=1e-6)
+
+
+def test_text_separated_by_spaces_is_read(tmp_path, contract, arrays):
+    path = tmp_path / "log.txt"
+    columns = [arrays["time"], arrays["hand_cmd"], arrays["hand_state"]]
+    np.savetxt(path, np.column_stack(columns), header=" ".join(names_of(contract, "prefix")))
+    found = logs.read(path, contract)
+    np.testing.assert_allclose(found.state, arrays["hand_state"], atol=1e-6)
+
+
+@pytest.mark.parametrize("missing", ["", "nan", "NaN", "NA", "null"])
+def test_what_is_missing_in_a_csv_is_left_out(tmp_path, contract, arrays, missing):
+    names, rows = csv_lines(contract, arrays)
+    rows[20][5] = missing
+    rows[21] = [missing] * 33
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join([",".join(names), *(",".join(row) for row in rows)]))
+    found = logs.read(path, contract)
+    assert len(found.time) == 238
+    assert np.flatnonzero(logs.gaps(found)).tolist() == [19]
 
 
 def test_columns_of_a_csv_are_found_by_name_whatever_their_order(tmp_path, contract, arrays):

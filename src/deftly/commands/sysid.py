@@ -79,7 +79,10 @@ class SysidArgs(Settings):
             "The log's columns are the motors, in their order and signs; else the joints as the task has them."
         ),
     ] = False
-    units: Annotated[Literal["rad", "deg"], Doc("Of the log's columns.")] = "rad"
+    units: Annotated[
+        Literal["rad", "deg", "ticks"],
+        Doc("Of the log's columns; ticks are of a Dynamixel's encoder, 4096 a turn."),
+    ] = "rad"
     delay_min_ms: Annotated[
         float,
         Ge(-500),

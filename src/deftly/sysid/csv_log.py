@@ -20,6 +20,8 @@ MAX_SAMPLES = 4_000_000
 """Most lines that are read: half an hour at 2,000 Hz."""
 MAX_COLUMNS = 1000
 DELIMITERS = ("\t", ";", ",")
+MISSING = {"", "nan", "na", "n/a", "null", "none", "-"}
+"""What stands where there is no value, in small letters."""
 TIME_WORDS = {"time", "times", "timestamp", "timestamps", "stamp", "t", "now"}
 CMD_WORDS = {
     *("cmd", "command", "commands", "commanded", "target", "targets", "goal", "goals"),
@@ -40,10 +42,15 @@ SECONDS = {
     **dict.fromkeys(("us", "usec", "\u00b5s", "\u03bcs", "microsecond", "microseconds"), 1e-6),
     **dict.fromkeys(("ns", "nsec", "nanosecond", "nanoseconds"), 1e-9),
 }
+TICK = 2 * np.pi / 4096
+"""Step of the encoders of Dynamixel servos, rad (ROBOTIS e-manual, XC330-M288-T)."""
 RADIANS = {
     **dict.fromkeys(("rad", "rads", "radian", "radians"), 1.0),
     **dict.fromkeys(("deg", "degs", "degree", "degrees", "\u00b0"), np.pi / 180),
+    **dict.fromkeys(("tick", "ticks", "counts", "pulse", "pulses"), TICK),
 }
+UNITS = {*SECONDS, *RADIANS, ""}
+"""Of which a line of units below the names consists."""
 
 
 class Column(NamedTuple):
@@ -90,8 +97,13 @@ def read(path: Path, joints: list[str]) -> Table:
     A column is found by its name, in any order: `time_ms`, `cmd_if_mcp`, `if_mcp position [deg]`, `hand_state_0`.
     Raises DeftlyError, one line, if a joint has no column, or two.
     """
+<<<<<<< HEAD
     lines = _lines(path, read_text(path, "a log as text", MAX_BYTES))
     names, delimiter = _header(path, lines)
+=======
+    text = read_text(path, "a log as text", MAX_BYTES)
+    names, delimiter, lines = _header(path, text.lstrip("\ufeff"))
+>>>>>>> e_sysid
     columns = [_column(name, joints) for name in names]
     cmd = _angles(path, names, columns, "cmd", joints)
     state = _angles(path, names, columns, "state", joints)
@@ -110,6 +122,7 @@ def read(path: Path, joints: list[str]) -> Table:
     return Table(cmd.of(values), state.of(values), time, cmd.named)
 
 
+<<<<<<< HEAD
 def _lines(path: Path, text: str) -> list[str]:
     """The lines that are not empty, so many at most: each takes ten times its length in memory."""
     text_lines = io.StringIO(text.lstrip("\ufeff"), newline=None)
@@ -126,12 +139,45 @@ def _header(path: Path, lines: list[str]) -> tuple[list[str], str]:
     if first.count(delimiter) >= MAX_COLUMNS:
         raise DeftlyError(f"{path} has more than {MAX_COLUMNS} columns: give those of the joints")
     names = [printable(name.strip().strip("\"'"), 60) for name in first.split(delimiter)]
+=======
+def _header(path: Path, text: str) -> tuple[list[str], str | None, list[str]]:
+    """The names of the columns, what separates them (None: spaces), and the lines of numbers."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    comments = 0
+    while comments < len(lines) and lines[comments].lstrip().startswith("#"):
+        comments += 1
+    named = comments  # the last comment may be the names, as numpy.savetxt writes them
+    if comments and (comments == len(lines) or _has_numbers(lines[comments])):
+        named = comments - 1
+    first = lines[named].lstrip("# ") if lines else ""
+    delimiter = _delimiter(first)
+    names = _cells(first, delimiter)
+    rest = lines[named + 1 :]
+>>>>>>> e_sysid
     if len(names) < 2 or any(_is_number(name) for name in names):
         raise DeftlyError(
             f"{path} begins without names of columns: its first line should be "
             "time,cmd_JOINT,...,state_JOINT,... separated by commas"
         )
-    return names, delimiter
+    units = _cells(rest[0], delimiter) if rest else []
+    if len(units) == len(names) and set(units) <= UNITS:
+        names = [f"{name} {unit}" for name, unit in zip(names, units)]
+        rest = rest[1:]
+    return names, delimiter, rest
+
+
+def _delimiter(line: str) -> str | None:
+    found = max(DELIMITERS, key=line.count)
+    return found if found in line else None
+
+
+def _cells(line: str, delimiter: str | None) -> list[str]:
+    return [printable(cell.strip().strip("\"'"), 60) for cell in line.split(delimiter)]
+
+
+def _has_numbers(line: str) -> bool:
+    cells = _cells(line, _delimiter(line))
+    return any(_is_number(cell.replace(",", ".")) for cell in cells)
 
 
 def _is_number(text: str) -> bool:
@@ -142,12 +188,20 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _values(path: Path, lines: list[str], delimiter: str, columns: int) -> np.ndarray:
-    """The numbers of all lines, (T, columns)."""
-    if len(lines) < 2:
+def _values(path: Path, lines: list[str], delimiter: str | None, columns: int) -> np.ndarray:
+    """The numbers of all lines, (T, columns); NaN where one is missing."""
+    if not lines:
         raise DeftlyError(f"{path} has names of columns, but no samples")
     try:
-        values = np.loadtxt(lines[1:], delimiter=delimiter, ndmin=2, comments=None, quotechar='"')
+        values = np.loadtxt(
+            lines,
+            delimiter=delimiter,
+            ndmin=2,
+            comments=None,
+            quotechar='"',
+            converters=_number,
+            encoding=None,
+        )
     except ValueError as error:
         raise DeftlyError(
             f"{path}: {printable(error, 160)}; each line after the names has {columns} numbers"
@@ -157,6 +211,14 @@ def _values(path: Path, lines: list[str], delimiter: str, columns: int) -> np.nd
             f"{path}: {columns} names of columns, but {values.shape[1]} numbers in a line"
         )
     return values
+
+
+def _number(text: str) -> float:
+    """A number, of decimal point or comma; NaN where it is missing."""
+    text = text.strip()
+    if text.lower() in MISSING:
+        return np.nan
+    return float(text.replace(",", "."))
 
 
 def _column(name: str, joints: list[str]) -> Column:

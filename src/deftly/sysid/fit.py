@@ -36,7 +36,7 @@ LONG_WINDOW_S = 60.0
 BURN_IN_S = 0.25
 TOUCH_SPARE = 1
 """Intervals beside one in which something touches that are left out with it: poses between samples are estimates."""
-MIN_COMPARED_S = 3.0
+MIN_COMPARED_S = 2.0
 """Least part of a log that is left where nothing touches, without the beginnings of its segments, s."""
 FIRST_WINDOWS = 4
 """Windows' worth of samples by which the first half of the generations is judged."""
@@ -64,6 +64,8 @@ ROUND_TOLERANCE = 1.0
 """A round that moves by less, in standard deviations, is the last."""
 MAX_STEP = 0.5
 """Longest step of the fine refinement, in logarithms."""
+DELAY_RESOLUTION = 0.0005
+"""A delay is known no better than this, s: without it, three of twenty intervals missed, by 0.1 ms at most."""
 BLOCK = 20
 """Consecutive samples of a log whose errors are taken to be correlated, for the intervals."""
 Z_95 = 1.96
@@ -90,12 +92,12 @@ class FitSettings:
     bound: float = 5.0  # parameters are sought within this factor of the robot's file, up and down
     held_out: float = 0.2  # last fraction of the log, which is never fitted
     polish: int = 12  # most iterations of the coarse refinement
-    timesteps: tuple[float, float, float] = (0.0025, 0.0005, 0.000125)
+    timesteps: tuple[float, float, float] = (0.0025, 0.001, 0.000125)
     """Of the coarse refinement, of the Jacobian of the fine one, and of its residuals, s.
 
     Joints that stick and slip do so slightly differently at each timestep, and a fit takes that for something to be
-    explained: 0.25 ms shift it by a third of a standard deviation. Jacobians bear longer steps, but at 1 ms chance
-    contributes so much to them that intervals come out half as wide as they should.
+    explained: 0.25 ms shift it by a third of a standard deviation. Jacobians bear longer steps: see
+    `LeastSquares.jacobian`.
     """
 
 
@@ -629,50 +631,55 @@ class LeastSquares:
         prior = (theta - self.prior_mean) / self.prior_sd
         return np.concatenate((samples, prior), axis=1)
 
-    def jacobian(self, theta: np.ndarray, full: bool = True) -> np.ndarray:
+    def jacobian(self, theta: np.ndarray) -> np.ndarray:
         """(residuals, size) at a candidate (size,), by central differences.
 
-        Unless `full`, a parameter is changed in all joints at once, and each joint's error is attributed to its own:
-        seven pairs of candidates in place of one for each number.
+        The slope by a gain is that by all forces of its joint at once, without those by the others. By itself it would
+        be large, and so would be its error by chance, as joints come to rest here or there, beside the slope by all
+        forces: of that, the interval of every force is, and it would come out too narrow.
         """
-        groups = self._columns() if full else self._columns_by_parameter()
-        slopes = self._slopes(theta, groups)
-        _, samples, num_joints = slopes.shape
+        num_joints = len(self.chain.joints)
+        moves = np.diag(self.difference)
+        for joint in range(num_joints):
+            moves[joint, joint:-1:num_joints] = DIFFERENCE
+        slopes = self._slopes(theta, moves)
+        slopes /= self.difference[:, None, None]
+        for joint in range(num_joints):
+            slopes[joint] -= slopes[joint + num_joints : -1 : num_joints].sum(0)
+        return self._with_prior(slopes.reshape(self.chain.size, -1).T)
+
+    def jacobian_by_joint(self, theta: np.ndarray) -> np.ndarray:
+        """As `jacobian`, of each joint's errors by its own parameters and the delay only.
+
+        A parameter is changed in all joints at once: seven pairs of candidates in place of one for each number.
+        """
+        num_joints = len(self.chain.joints)
         joints = np.arange(num_joints)
-        out = np.zeros((samples, num_joints, self.chain.size))
-        for group, slope in zip(groups, slopes):
-            if len(group) == 1:
-                out[:, :, group[0]] = slope
-            else:
-                out[:, joints, group] = slope
-        out = out.reshape(-1, self.chain.size)
-        prior = np.diag(1 / self.prior_sd)
-        return np.concatenate((out, prior))
-
-    def _columns(self) -> list[np.ndarray]:
-        """Each number of a candidate by itself."""
-        columns = np.arange(self.chain.size)
-        return list(columns[:, None])
-
-    def _columns_by_parameter(self) -> list[np.ndarray]:
-        """The numbers of a candidate, those of all joints together; and the delay."""
         columns = np.arange(self.chain.size)
         parameters = np.split(columns[:-1], len(PARAMETERS))
-        return [*parameters, columns[-1:]]
+        groups = [columns[:-1], *parameters[1:], columns[-1:]]
+        moves = np.zeros((len(groups), self.chain.size))
+        for move, group in zip(moves, groups):
+            move[group] = self.difference[group]
+        slopes = self._slopes(theta, moves)
+        forces = slopes[:-1] / DIFFERENCE
+        forces[0] -= forces[1:].sum(0)
+        out = np.zeros((*slopes.shape[1:], self.chain.size))
+        for group, slope in zip(parameters, forces):
+            out[:, joints, group] = slope
+        out[:, :, -1] = slopes[-1] / DIFFERENCE_DELAY
+        return self._with_prior(out.reshape(-1, self.chain.size))
 
-    def _slopes(self, theta: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
-        """Central differences of the weighted errors by each group of numbers, (groups, samples, joints)."""
-        changed = []
-        widths = []
-        for group in groups:
-            step = np.zeros_like(theta)
-            step[group] = self.difference[group]
-            changed += [theta + step, theta - step]
-            widths.append(2 * self.difference[group[0]])
-        error = self.errors(np.array(changed)) / self.noise
-        above = error[0::2]
-        below = error[1::2]
-        return (above - below) / np.reshape(widths, (-1, 1, 1))
+    def _slopes(self, theta: np.ndarray, moves: np.ndarray) -> np.ndarray:
+        """Half the difference of the weighted errors between `theta` + and - each move, (moves, samples, joints)."""
+        error = self.errors(np.concatenate((theta + moves, theta - moves))) / self.noise
+        above, below = np.split(error, 2)
+        return (above - below) / 2
+
+    def _with_prior(self, slopes: np.ndarray) -> np.ndarray:
+        """Slopes of the samples' residuals (samples, size), and those of the prior below them."""
+        prior = np.diag(1 / self.prior_sd)
+        return np.concatenate((slopes, prior))
 
     def levenberg_marquardt_step(
         self, theta: np.ndarray, bounds: np.ndarray, jacobian: np.ndarray
@@ -734,9 +741,10 @@ def refine(
     coarse, middle, fine = (
         Chain(robot, joints, log, timestep, settings.delays) for timestep in settings.timesteps
     )
-    theta = _refine_coarsely(coarse, windows, theta, bounds, settings.polish, progress)
-    problem = LeastSquares(fine, windows, theta)
+    theta, jacobian = _refine_coarsely(coarse, windows, theta, bounds, settings.polish, progress)
     slopes = LeastSquares(middle, windows, theta)
+    theta = _gauss_newton(slopes, theta, bounds, jacobian, progress)
+    problem = LeastSquares(fine, windows, theta)
     return _refine_finely(problem, slopes, theta, bounds, progress)
 
 
@@ -747,17 +755,18 @@ def _refine_coarsely(
     bounds: np.ndarray,
     iterations: int,
     progress: Callable[[str], None],
-) -> np.ndarray:
-    """Levenberg-Marquardt steps until the cost hardly falls."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Levenberg-Marquardt steps until the cost hardly falls; the candidate, and the last Jacobian."""
     timestep_ms = 1e3 * chain.timestep
-    for _ in range(iterations):
+    jacobian = np.empty(0)
+    for _ in range(max(1, iterations)):
         problem = LeastSquares(chain, windows, theta)
-        jacobian = problem.jacobian(theta, full=False)
+        jacobian = problem.jacobian_by_joint(theta)
         theta, fall = problem.levenberg_marquardt_step(theta, bounds, jacobian)
         progress(f"refinement at {timestep_ms:g} ms: {problem}, cost falls by {fall:.1f}")
         if fall < COARSE_TOLERANCE:
             break
-    return theta
+    return theta, jacobian
 
 
 def _refine_finely(
@@ -776,7 +785,7 @@ def _refine_finely(
         slopes.noise = problem.noise
         jacobian = slopes.jacobian(theta)
         theta = _gauss_newton(problem, theta, bounds, jacobian, progress)
-        sd = _standard_deviations(problem, theta, jacobian, slopes.chain.timestep)
+        sd = _standard_deviations(problem, theta, jacobian)
         moved = np.abs(theta - before)
         if (moved < ROUND_TOLERANCE * sd).all():
             break
@@ -792,16 +801,31 @@ def _gauss_newton(
     jacobian: np.ndarray,
     progress: Callable[[str], None],
 ) -> np.ndarray:
-    """Gauss-Newton steps on one Jacobian until they are short."""
+    """Gauss-Newton steps until they are short, on a Jacobian that each step corrects by Broyden's update (1965).
+
+    Without it, steps are too short by as much as chance adds to the Jacobian, and six may end far from the minimum.
+    """
     timestep_ms = 1e3 * problem.chain.timestep
+    residual = problem.residual(theta[None])[0]
     for _ in range(MAX_STEPS):
+        before = theta
+        residual_before = residual
         theta, length = problem.gauss_newton_step(theta, bounds, jacobian)
         progress(
             f"refinement at {timestep_ms:g} ms: {problem}, moves by {length:.2f} standard deviations"
         )
         if length < STEP_TOLERANCE:
             break
+        residual = problem.residual(theta[None])[0]
+        jacobian = _broyden(jacobian, theta - before, residual - residual_before)
     return theta
+
+
+def _broyden(jacobian: np.ndarray, move: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """The Jacobian that explains the `change` of the residuals by a `move`, nearest to this one in its own metric."""
+    predicted = jacobian @ move
+    weights = jacobian.T @ predicted
+    return jacobian + np.outer(change - predicted, weights) / (predicted @ predicted)
 
 
 def _discretization_error(
@@ -818,12 +842,11 @@ def _discretization_error(
 
 
 def _standard_deviations(
-    problem: LeastSquares, theta: np.ndarray, jacobian: np.ndarray, resolution: float
+    problem: LeastSquares, theta: np.ndarray, jacobian: np.ndarray
 ) -> np.ndarray:
     """Standard deviations, (size,): the larger of those of independent errors, and of errors correlated in a block.
 
-    The latter are the cluster-robust ("sandwich") estimate. A delay is known no better than `resolution`, the timestep
-    (s) at which its slope is taken.
+    The latter are the cluster-robust ("sandwich") estimate.
     """
     residual = problem.residual(theta[None])[0]
     hessian = jacobian.T @ jacobian
@@ -831,7 +854,8 @@ def _standard_deviations(
 
     count = len(residual) - len(theta)  # the rest are residuals of the prior
     data = residual[:count]
-    scale = max(1.0, float((data**2).mean()))
+    free = max(1, count - len(theta))  # degrees of freedom: the errors are of fitted residuals
+    scale = max(1.0, float((data**2).sum()) / free)
     independent = scale * np.diag(inverse)
 
     score = jacobian[:count] * data[:, None]
@@ -845,5 +869,5 @@ def _standard_deviations(
 
     variance = np.maximum(independent, np.diag(correlated))
     variance = np.minimum(variance, problem.prior_sd**2)
-    variance[-1] += (resolution / DELAY_UNIT) ** 2 / 12  # of a uniform distribution
+    variance[-1] += (DELAY_RESOLUTION / DELAY_UNIT) ** 2 / 12  # of a uniform distribution
     return np.sqrt(variance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +13,12 @@ from deftly.control import log
 from deftly.errors import DeftlyError
 from deftly.files import read_npz
 from deftly.sysid import csv_log
+from deftly.sysid.csv_log import TICK
+from deftly.sysid.rows import Rows, in_order
 
+Units = Literal["rad", "deg", "ticks"]
+RAD_PER_UNIT: dict[str, float] = {"rad": 1.0, "deg": np.pi / 180, "ticks": TICK}
+SAID_OF_UNITS = {"rad": "radians", "deg": "degrees", "ticks": "encoder ticks"}
 CMD, STATE, TIME, NAMES = "hand_cmd", "hand_state", "time", "joint_names"
 MIN_SECONDS = 5.0
 """Shortest log that is fitted, s."""
@@ -28,11 +34,13 @@ MIN_RATE, MAX_RATE = 2.0, 2000.0
 MAX_MOTION_S = 1800.0
 """Longest log that is read, without its gaps, s: a fit of a minute takes minutes."""
 MAX_RADIANS = 2 * np.pi + LIMIT_TOLERANCE
-"""Columns with less than this are no degrees."""
+"""Columns with less than this are neither degrees nor ticks."""
 MAX_LAG = 8
 """Samples by which a joint may lag behind its command where they are correlated."""
 FOLLOWS, FOLLOWS_ANOTHER = 0.3, 0.6
 """Correlation above which a joint follows its command, and that of another joint."""
+MIN_FINITE = 0.5
+"""Least fraction of the rows that are finite; the others are left out."""
 GAP_PERIODS = 3.0
 """Time stamps so many periods apart, or more, have a gap between them, in which anything may have been commanded."""
 MAX_BYTES = 1 << 30
@@ -50,7 +58,9 @@ class HandLog(NamedTuple):
     stamped: bool = True
     """Whether the log had time stamps; without them, samples are taken to be evenly spaced."""
     notes: tuple[str, ...] = ()
-    """What was converted."""
+    """What was converted, and what was left out."""
+    lost: tuple[float, ...] = ()
+    """Times of samples that were left out, s: the log is parted there, as it is at gaps."""
 
     @property
     def period(self) -> float:
@@ -63,11 +73,12 @@ def read(
     contract: PolicyContract,
     command_hz: float = 0.0,
     hardware_order: bool = False,
-    units: Literal["rad", "deg"] = "rad",
+    units: Units = "rad",
 ) -> HandLog:
     """Read a log of `deftly run` or `sysid --excite`, an .npz of `hand_cmd`, `hand_state` and perhaps `time`, or CSV.
 
-    Units of time stamps are recognised, and joints that read pi where they are flat, as the LEAP API has it.
+    Units of time stamps are recognised, and joints that read pi where they are flat, as the LEAP API has it. Rows
+    that are not finite, or there twice, are left out, and rows out of order are sorted.
 
     Args:
         path: the file.
@@ -86,12 +97,7 @@ def read(
         found = _read_run(path, contract)
         _check(path, found)
         return found
-    cmd = _matrix(path, arrays, CMD, contract)
-    state = _matrix(path, arrays, STATE, contract)
-    if len(cmd) != len(state):
-        raise DeftlyError(
-            f"{path}: {CMD} has {len(cmd)} rows, {STATE} {len(state)}: each row is one sample of both"
-        )
+    rows = _rows(path, arrays, contract)
     if NAMES in arrays:
         names = [str(name) for name in np.atleast_1d(arrays[NAMES])]
         _require_names(path, contract, names, hardware_order)
@@ -100,18 +106,52 @@ def read(
             f"{contract.robot.name} has no table of motors: leave --hardware-order out"
         )
     convention = Convention(hardware_order, units)
-    cmd, cmd_note = _as_joints(path, contract, CMD, cmd, convention)
-    state, state_note = _as_joints(path, contract, STATE, state, convention)
-    notes = [cmd_note, state_note]
+    cmd, cmd_note = _as_joints(path, contract, CMD, rows.cmd, convention)
+    state, state_note = _as_joints(path, contract, STATE, rows.state, convention)
     stamped = TIME in arrays
+    time, time_note = rows.time / (command_hz or contract.rate), ""
     if stamped:
-        time, note = _time_stamps(path, arrays[TIME], len(cmd))
-        notes.append(note)
-    else:
-        time = np.arange(len(cmd)) / (command_hz or contract.rate)
-    found = HandLog(time, cmd, state, stamped, tuple(note for note in notes if note))
+        time, time_note = _time_stamps(path, rows.time, len(rows.time))
+    kept = time[rows.finite]
+    start = kept[:1]
+    notes = [note for note in (cmd_note, state_note, time_note, *rows.notes) if note]
+    lost = time[~rows.finite] - start
+    found = HandLog(kept - start, cmd, state, stamped, tuple(notes), tuple(lost.tolist()))
     _check(path, found, units)
     return found
+
+
+def _rows(path: Path, arrays: dict[str, np.ndarray], contract: PolicyContract) -> Rows:
+    """The rows of a log, in the order of time; without stamps, their time is their number."""
+    cmd = _matrix(path, arrays, CMD, contract)
+    state = _matrix(path, arrays, STATE, contract)
+    if len(cmd) != len(state):
+        raise DeftlyError(
+            f"{path}: {CMD} has {len(cmd)} rows, {STATE} {len(state)}: each row is one sample of both"
+        )
+    time = np.arange(len(cmd))
+    if TIME in arrays:
+        time = _numbers(path, arrays[TIME], len(cmd))
+    rows = in_order(time, cmd, state)
+    _require_finite(path, rows, {CMD: cmd, STATE: state})
+    return rows
+
+
+def _require_finite(path: Path, rows: Rows, arrays: dict[str, np.ndarray]) -> None:
+    """Raise DeftlyError unless most rows are finite."""
+    if rows.finite.sum() >= MIN_FINITE * len(rows.finite):
+        return
+    for name, values in arrays.items():
+        bad = ~np.isfinite(values)
+        if bad.any():
+            row, column = np.argwhere(bad)[0].tolist()
+            raise DeftlyError(
+                f"{path}: '{name}' is not finite in {bad.any(1).sum()} of {len(bad)} rows, first in "
+                f"row {row}, column {column}: log all joints, those that rest too"
+            )
+    raise DeftlyError(
+        f"{path}: '{TIME}' is not finite in most rows: leave it out, and give --command-hz"
+    )
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -126,7 +166,7 @@ def _table(
     motors = [motor.joint for motor in contract.robot.motors]
     names = motors if hardware_order and motors else list(contract.joint_names)
     table = csv_log.read(path, names)
-    scale = np.rad2deg(1.0) if table.angles_named and units == "deg" else 1.0
+    scale = 1 / RAD_PER_UNIT[units] if table.angles_named else 1.0
     arrays = {CMD: scale * table.cmd, STATE: scale * table.state}
     if table.time is not None:
         arrays[TIME] = table.time
@@ -150,29 +190,33 @@ def _matrix(
             f"{path}: '{name}' is {shape} of {values.dtype}, "
             f"but {contract.robot.name} has {joints} joints: (T, {joints}) numbers"
         )
-    values = values.astype(np.float64)
-    bad = np.argwhere(~np.isfinite(values)).tolist()
-    if bad:
-        row, column = bad[0]
+    return values.astype(np.float64)
+
+
+def _numbers(path: Path, time: np.ndarray, count: int) -> np.ndarray:
+    """Time stamps (count,) as numbers, which may not be finite."""
+    if time.dtype.kind in "US" and time.shape == (count,):
+        with suppress(ValueError):  # said below
+            time = time.astype(np.float64)
+    if time.shape != (count,) or time.dtype.kind not in "fiu":
+        shape = "x".join(map(str, time.shape)) or "a single value"
         raise DeftlyError(
-            f"{path}: '{name}' is not finite in row {row}, column {column} ({len(bad)} in all): "
-            "leave such samples out"
+            f"{path}: '{TIME}' must be {count} numbers, s, one a row; it is {shape} of {time.dtype}"
         )
-    return values
+    return time
 
 
 def _time_stamps(path: Path, time: np.ndarray, count: int) -> tuple[np.ndarray, str]:
     """Time stamps (count,), s from the first, and what to say of their unit, if it is not s."""
-    numeric = time.dtype.kind in "fiu"
-    if time.shape != (count,) or not numeric or not np.isfinite(time).all():
-        raise DeftlyError(
-            f"{path}: '{TIME}' must be {count} finite numbers, s, one a row; it is {time.shape}"
-        )
     backwards = np.flatnonzero(time[1:] <= time[:-1])
     if backwards.size:
         row = int(backwards[0])
         coarse = time.dtype == np.float32 and abs(float(time[row])) > 1e5
-        hint = "save it as float64, float32 is too coarse" if coarse else "sort the rows"
+        hint = "are these two recordings? Fit one at a time"
+        if time[row + 1] == time[row]:
+            hint = "two samples have one stamp"
+        if coarse:
+            hint = "save it as float64, float32 is too coarse"
         raise DeftlyError(
             f"{path}: '{TIME}' goes from {time[row]:.9g} to {time[row + 1]:.9g} in row {row + 1}, "
             f"but it must increase: {hint}, or leave '{TIME}' out and give --command-hz"
@@ -258,9 +302,9 @@ def _check(path: Path, found: HandLog, units: str = "rad") -> None:
             f"{path} has {logged:.0f} s, but {MAX_MOTION_S:g} s at most are fitted: cut a part out, 60 s do"
         )
     reach = np.ptp(found.cmd, axis=0).max()
-    if units == "deg" and reach < MIN_MOTION:
+    if units != "rad" and reach < MIN_MOTION:
         raise DeftlyError(
-            f"{path}: commands span {reach:.3g} rad at most: are they radians? Leave --units deg out"
+            f"{path}: commands span {reach:.3g} rad at most: are they radians? Leave --units {units} out"
         )
 
 
@@ -271,24 +315,24 @@ class Convention(NamedTuple):
     """How the columns of a log are to be read."""
 
     hardware_order: bool
-    units: str  # rad, deg
+    units: str  # of `RAD_PER_UNIT`
     zero: float = 0.0  # what a column reads where its joint is at zero, rad
 
     def joints(self, values: np.ndarray, contract: PolicyContract) -> np.ndarray:
         """Columns (T, num_joints) as positions of the contract's joints, rad."""
-        if self.units == "deg":
-            values = np.deg2rad(values)
-        values = values - self.zero
+        values = RAD_PER_UNIT[self.units] * values - self.zero
         return contract.robot.from_motors(values) if self.hardware_order else values
 
 
 def _others(given: Convention, contract: PolicyContract) -> list[Convention]:
     """Other conventions that flags ask for, the likeliest first."""
-    units = "deg" if given.units == "rad" else "rad"
-    found = [given._replace(units=units)]
+    orders = [given.hardware_order]
     if contract.robot.motors:
-        reordered = given._replace(hardware_order=not given.hardware_order)
-        found += [reordered, reordered._replace(units=units)]
+        orders.append(not given.hardware_order)
+    found = []
+    for units in (("rad", "deg"), ("ticks",)):
+        found += [given._replace(units=u, hardware_order=order) for order in orders for u in units]
+    found.remove(given)
     return found
 
 
@@ -321,8 +365,10 @@ def _as_joints(
 
 def _fits(contract: PolicyContract, values: np.ndarray, convention: Convention) -> bool:
     """Whether columns, read so, are within the limits, wherever they read a flat joint."""
-    if convention.units == "deg" and np.abs(values).max() <= MAX_RADIANS:
-        return False  # any radians, read as degrees, are within the limits
+    if convention.units != "rad" and np.abs(values).max() <= MAX_RADIANS:
+        return False  # any radians, read as degrees or ticks, are within the limits
+    if convention.units == "ticks" and (values % 1).any():
+        return False
     for zero in (0.0, FLAT_AT_PI):
         joints = convention._replace(zero=zero).joints(values, contract)
         if _excess(contract, joints).max() <= LIMIT_TOLERANCE:
@@ -334,9 +380,9 @@ def _flags(given: Convention, wanted: Convention) -> str:
     """What to type for another convention."""
     said = []
     if wanted.units != given.units:
-        said.append("these look like degrees: add --units deg")
-        if given.units == "deg":
-            said[-1] = "these look like radians: leave --units deg out"
+        said.append(f"these look like {SAID_OF_UNITS[wanted.units]}: add --units {wanted.units}")
+        if wanted.units == "rad":
+            said[-1] = f"these look like radians: leave --units {given.units} out"
     if wanted.hardware_order != given.hardware_order:
         said.append("columns look like the motors' order: add --hardware-order True")
         if given.hardware_order:
@@ -448,7 +494,11 @@ def _correlation(state: np.ndarray, cmd: np.ndarray) -> float:
 def gaps(found: HandLog) -> np.ndarray:
     """(T - 1,) bool: whether samples are missing between a sample and the next."""
     steps = np.diff(found.time)
-    return steps > GAP_PERIODS * np.median(steps)
+    missing = steps > GAP_PERIODS * np.median(steps)
+    places = np.searchsorted(found.time, found.lost) - 1
+    inside = (places >= 0) & (places < len(missing))
+    missing[places[inside]] = True
+    return missing
 
 
 def jitter(found: HandLog) -> dict[str, Any]:
