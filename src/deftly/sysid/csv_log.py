@@ -97,13 +97,8 @@ def read(path: Path, joints: list[str]) -> Table:
     A column is found by its name, in any order: `time_ms`, `cmd_if_mcp`, `if_mcp position [deg]`, `hand_state_0`.
     Raises DeftlyError, one line, if a joint has no column, or two.
     """
-<<<<<<< HEAD
     lines = _lines(path, read_text(path, "a log as text", MAX_BYTES))
-    names, delimiter = _header(path, lines)
-=======
-    text = read_text(path, "a log as text", MAX_BYTES)
-    names, delimiter, lines = _header(path, text.lstrip("\ufeff"))
->>>>>>> e_sysid
+    names, delimiter, lines = _header(path, lines)
     columns = [_column(name, joints) for name in names]
     cmd = _angles(path, names, columns, "cmd", joints)
     state = _angles(path, names, columns, "state", joints)
@@ -122,7 +117,6 @@ def read(path: Path, joints: list[str]) -> Table:
     return Table(cmd.of(values), state.of(values), time, cmd.named)
 
 
-<<<<<<< HEAD
 def _lines(path: Path, text: str) -> list[str]:
     """The lines that are not empty, so many at most: each takes ten times its length in memory."""
     text_lines = io.StringIO(text.lstrip("\ufeff"), newline=None)
@@ -132,17 +126,8 @@ def _lines(path: Path, text: str) -> list[str]:
     return found
 
 
-def _header(path: Path, lines: list[str]) -> tuple[list[str], str]:
-    """The names of the columns, and what separates them."""
-    first = lines[0].lstrip("# ") if lines else ""
-    delimiter = max(DELIMITERS, key=first.count)
-    if first.count(delimiter) >= MAX_COLUMNS:
-        raise DeftlyError(f"{path} has more than {MAX_COLUMNS} columns: give those of the joints")
-    names = [printable(name.strip().strip("\"'"), 60) for name in first.split(delimiter)]
-=======
-def _header(path: Path, text: str) -> tuple[list[str], str | None, list[str]]:
+def _header(path: Path, lines: list[str]) -> tuple[list[str], str | None, list[str]]:
     """The names of the columns, what separates them (None: spaces), and the lines of numbers."""
-    lines = [line for line in text.splitlines() if line.strip()]
     comments = 0
     while comments < len(lines) and lines[comments].lstrip().startswith("#"):
         comments += 1
@@ -151,9 +136,10 @@ def _header(path: Path, text: str) -> tuple[list[str], str | None, list[str]]:
         named = comments - 1
     first = lines[named].lstrip("# ") if lines else ""
     delimiter = _delimiter(first)
+    if first.count(delimiter or " ") >= MAX_COLUMNS:
+        raise DeftlyError(f"{path} has more than {MAX_COLUMNS} columns: give those of the joints")
     names = _cells(first, delimiter)
     rest = lines[named + 1 :]
->>>>>>> e_sysid
     if len(names) < 2 or any(_is_number(name) for name in names):
         raise DeftlyError(
             f"{path} begins without names of columns: its first line should be "
