@@ -199,18 +199,6 @@ def test_jacobians_of_linear_errors_are_those_errors(method):
     np.testing.assert_allclose(found[-size:], np.diag(1 / problem.prior_sd))
 
 
-def test_a_broyden_update_explains_the_change_and_keeps_the_rest():
-    rng = np.random.default_rng(0)
-    jacobian = rng.normal(size=(40, 5))
-    move, other = rng.normal(size=(2, 5))
-    change = rng.normal(size=40)
-    hessian = jacobian.T @ jacobian
-    other -= move * (other @ hessian @ move) / (move @ hessian @ move)
-    updated = fit._broyden(jacobian, move, change)
-    np.testing.assert_allclose(updated @ move, change)
-    np.testing.assert_allclose(updated @ other, jacobian @ other)
-
-
 # --------------------------------------------------------------- the report
 
 

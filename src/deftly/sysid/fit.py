@@ -801,31 +801,16 @@ def _gauss_newton(
     jacobian: np.ndarray,
     progress: Callable[[str], None],
 ) -> np.ndarray:
-    """Gauss-Newton steps until they are short, on a Jacobian that each step corrects by Broyden's update (1965).
-
-    Without it, steps are too short by as much as chance adds to the Jacobian, and six may end far from the minimum.
-    """
+    """Gauss-Newton steps on one Jacobian until they are short."""
     timestep_ms = 1e3 * problem.chain.timestep
-    residual = problem.residual(theta[None])[0]
     for _ in range(MAX_STEPS):
-        before = theta
-        residual_before = residual
         theta, length = problem.gauss_newton_step(theta, bounds, jacobian)
         progress(
             f"refinement at {timestep_ms:g} ms: {problem}, moves by {length:.2f} standard deviations"
         )
         if length < STEP_TOLERANCE:
             break
-        residual = problem.residual(theta[None])[0]
-        jacobian = _broyden(jacobian, theta - before, residual - residual_before)
     return theta
-
-
-def _broyden(jacobian: np.ndarray, move: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """The Jacobian that explains the `change` of the residuals by a `move`, nearest to this one in its own metric."""
-    predicted = jacobian @ move
-    weights = jacobian.T @ predicted
-    return jacobian + np.outer(change - predicted, weights) / (predicted @ predicted)
 
 
 def _discretization_error(
