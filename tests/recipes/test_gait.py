@@ -218,6 +218,32 @@ def test_generations_say_how_long_the_rest_takes(tmp_path):
     assert last.endswith(", 0:00 left")
 
 
+def test_a_student_starts_from_the_weights_of_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dagger, "ROUND_STEPS", 4)
+    monkeypatch.setattr(dagger, "ROUND_BATCHES", 0)
+    some(2).save(tmp_path / "gait.npz", make())
+    short = ["--task.start", "sample", "task.episode_steps=3"]
+    common = [*short, "--gait", "gait.npz", "--ascent", "0", "--rounds", "1"]
+    assert gait_main([TASK, *common, "--init", "shipped"]) == 0
+    found = checkpoint.load(find_checkpoint("latest", TASK, RunsConfig()))
+    shipped = checkpoint.shipped(TASK)
+    assert shipped is not None
+    expected = checkpoint.load(shipped)
+    assert found.weights.keys() == expected.weights.keys()
+    for name, value in expected.weights.items():
+        assert torch.equal(found.weights[name], value), name
+
+
+def test_a_student_of_another_task_is_no_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    some(2).save(tmp_path / "gait.npz", make())
+    other = str(checkpoint.shipped("jaka-pick-cube"))
+    with pytest.raises(DeftlyError, match="made under another contract: act_terms"):
+        gait_main([TASK, "--gait", "gait.npz", "--ascent", "0", "--init", other])
+    assert not (tmp_path / "runs").exists()
+
+
 def test_tasks_without_delta_actions_are_refused():
     with pytest.raises(DeftlyError, match="deltas"):
         gait_main(["jaka-pick-cube"])

@@ -1,7 +1,8 @@
 import math
 from dataclasses import replace
-from itertools import islice
+from itertools import combinations, islice
 
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from deftly.env import Env, State
 from deftly.errors import DeftlyError
 from deftly.evaluate.handover import drive
 from deftly.policy.protocol import ContractPolicy
+from deftly.robots.leap_hand import HAND
 from deftly.tasks import load
 from deftly.tasks.leap_cube_rotate import CUBE, _yaw_between
 from deftly.twin.loop import run_episode
@@ -217,3 +219,94 @@ def test_a_bundle_is_driven_from_where_the_hand_was_held():
     steps = drive(env, ContractPolicy(env.contract, network), 3)
     for _, obs, _ in islice(steps, 3):
         assert np.abs(seen[-1] - obs.numpy()).max() < 1e-6
+
+
+MEETING = {"if": (0.16, -0.95, 1.71, 0.11), "mf": (0.24, -0.93, 0.77, 0.88)}
+"""Where the tips of index and middle finger met in a gait of the first shipped policy, rad."""
+
+
+def bring_tips_together(env: Env, rows: list[int], **shift: float) -> None:
+    """Put index and middle finger of some environments where they met, joints shifted by so much, rad."""
+    joints = env.contract.joint_names
+    pose = env.state.joint_pos.clone()
+    for finger, angles in MEETING.items():
+        for part, angle in zip(("mcp", "rot", "pip", "dip"), angles):
+            name = f"{finger}_{part}"
+            pose[rows, joints.index(name)] = angle + shift.get(name, 0.0)
+    env.state.set_joint_pos(torch.ones(env.num_envs, dtype=torch.bool), pose)
+    env.sim.forward()
+
+
+def capsule_distance(env: Env, index: int, geom: str, other: str) -> float:
+    """Distance between the surfaces of two capsules, m, from points along their axes."""
+    model = env.sim.model_of(index)
+    data = mujoco.MjData(model)
+    mujoco.mj_setState(model, data, env.sim.state_of(index), mujoco.mjtState.mjSTATE_INTEGRATION)
+    mujoco.mj_kinematics(model, data)
+    ends = []
+    for name in (geom, other):
+        axis = data.geom(name).xmat.reshape(3, 3)[:, 2] * model.geom(name).size[1]
+        ends.append(data.geom(name).xpos + np.linspace(-1, 1, 2001)[:, None] * axis)
+    between = np.sqrt(((ends[0][:, None] - ends[1]) ** 2).sum(-1)).min()
+    return float(between - model.geom(geom).size[0] - model.geom(other).size[0])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_fingertips_that_touch_each_other_are_counted_and_cost(name):
+    env = make(name)
+    env.auto_reset = False
+    bring_tips_together(env, [0, 1])
+    expected = capsule_distance(env, 0, "if_tip", "mf_tip")
+    assert -0.005 < expected < -0.0002
+    for _ in range(3):
+        env.task.update(env.state)
+    metrics = env.task.metrics(env.state)
+    assert metrics["tip_contact_steps"].tolist() == [3, 3, 0, 0]
+    assert metrics["tip_contact_depth"][:2] == pytest.approx(-1e3 * expected, abs=1e-3)
+    assert metrics["tip_contact_depth"][2:].tolist() == [0, 0]
+    closeness = env.task.rewards(env.state)["tips"] / env.state.dt
+    assert closeness[:2] == pytest.approx(1 - expected / env.task.cfg.tip_gap, abs=1e-3)
+    assert closeness[2:].tolist() == [0, 0]
+    assert env._weights["tips"] < 0
+
+
+def test_fingertips_that_are_near_cost_and_do_not_count():
+    env = make(TASKS[0], tip_gap=0.02)
+    bring_tips_together(env, [0], if_mcp=0.1, mf_mcp=-0.1)
+    distance = capsule_distance(env, 0, "if_tip", "mf_tip")
+    assert 0.002 < distance < 0.02
+    env.task.update(env.state)
+    assert env.task.rewards(env.state)["tips"][0] / env.state.dt == pytest.approx(
+        1 - distance / 0.02, abs=1e-3
+    )
+    assert env.task.metrics(env.state)["tip_contact_steps"].tolist() == [0] * 4
+
+
+def test_how_many_contacts_of_fingertips_are_many_is_a_setting():
+    env = make(TASKS[0], tip_contact_limit=2)
+    bring_tips_together(env, [0])
+    many = []
+    for _ in range(3):
+        env.task.update(env.state)
+        many.append(env.task.metrics(env.state)["many_tip_contacts"].tolist())
+    assert many == [[0] * 4, [1, 0, 0, 0], [1, 0, 0, 0]]
+
+
+def test_a_new_episode_counts_contacts_of_fingertips_anew():
+    env = make(TASKS[0])
+    bring_tips_together(env, [0])
+    env.task.update(env.state)
+    env.reset()
+    env.task.update(env.state)
+    metrics = env.task.metrics(env.state)
+    assert metrics["tip_contact_steps"].tolist() == [0] * 4
+    assert metrics["tip_contact_depth"].tolist() == [0] * 4
+
+
+def test_distances_between_pads_are_those_of_their_pairs_in_order():
+    env = make(TASKS[0], tip_gap=0.3)
+    found = HAND.pad_distances(env.state)
+    pairs = list(combinations(HAND.pads, 2))
+    assert found.shape == (4, len(pairs)) == (4, 6)
+    expected = [capsule_distance(env, 1, *pair) for pair in pairs]
+    assert found[1].tolist() == pytest.approx(expected, abs=1e-5)

@@ -37,6 +37,12 @@ class GaitArgs(GaitSettings):
 
     runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
     name: Annotated[str | None, RUN_NAME, Doc("A word for the name of the run's folder.")] = "gait"
+    init: Annotated[
+        str | None,
+        Doc(
+            "Train the student on from the weights of this checkpoint: shipped, or a run; also of a mirrored hand's."
+        ),
+    ] = None
 
 
 @dataclass
@@ -89,6 +95,7 @@ def main(argv: list[str]) -> int:
     task.require()
     # what is refused is refused before there is a run
     given = Gaits.load(args.gait, task).timed(args.frequency) if args.gait else None
+    start = _student(task, args)
     search = None if given else CMASearch(task, args)
     run = workspace.create(task.name, "train", args.runs, args.name)
     path = run / "gait.npz"
@@ -99,12 +106,21 @@ def main(argv: list[str]) -> int:
         strategy = EvolutionStrategy(task, args, gait)
         gait = progress.generations(strategy, args.ascent, "ascent")
     gait.save(path, task)
-    learner = clone(task, gait, args)
+    learner = clone(task, gait, args, start)
     save(run, task, learner, args)
     evaluate(task, learner, args, console)
     command = shlex.join(["deftly", "train", name, "--init", str(run)])
     console.print(f"go on with: {command}", soft_wrap=True)
     return 0
+
+
+def _student(task: Task, args: GaitArgs) -> checkpoint.Checkpoint | None:
+    """The checkpoint from which the student starts, if one is asked for; raises DeftlyError if it does not fit."""
+    if args.init is None:
+        return None
+    found = checkpoint.load(checkpoint.find(args.init, task.name, args.runs))
+    found.require(task, any_robot=True)
+    return found
 
 
 def evaluate(task: Task, learner: PPO, args: GaitArgs, console: Console) -> None:

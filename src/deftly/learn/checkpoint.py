@@ -128,7 +128,7 @@ class Checkpoint:
         `any_robot` allows another robot with the same joints, observation and action, such as a mirrored hand.
         """
         own, other = task.contract(), self.contract
-        if any_robot:
+        if any_robot and other.joint_names == own.joint_names:
             named = {"name": own.robot.name, "motors": own.robot.motors, "sites": own.robot.sites}
             other = replace(other, robot=replace(other.robot, **named))
         own.require(other, str(self.path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from deftly.errors import DeftlyError
@@ -30,6 +31,11 @@ class Entity:
         for pad in self.pads:
             scene.add_contact_force(spec, _touch_name(pad, body), pad, body)
 
+    def add_pad_distances(self, spec: mujoco.MjSpec, cutoff: float) -> None:
+        """Give the scene sensors of the distance between each two pads, up to `cutoff` (m): see `pad_distances`."""
+        for pad, other in combinations(self.pads, 2):
+            scene.add_distance(spec, _distance_name(pad, other), pad, other, cutoff)
+
     def tool(self, s: State) -> Tensor:
         """World position of the tool point, `(num_envs, 3)`, m."""
         if not self.tool_site:
@@ -48,6 +54,14 @@ class Entity:
         """Size of the force between each pad and a body of `add_touch`, `(num_envs, pads)`, N."""
         return s.sensors(tuple(_touch_name(pad, body) for pad in self.pads)).norm(dim=-1)
 
+    def pad_distances(self, s: State) -> Tensor:
+        """Signed distance between each two pads, `(num_envs, pairs)`, m, at most the cutoff; negative: they overlap.
+
+        Pairs are in the order of `itertools.combinations(pads, 2)`.
+        """
+        pairs = combinations(self.pads, 2)
+        return s.sensors(tuple(_distance_name(*pair) for pair in pairs)).squeeze(-1)
+
     def is_grasping(self, s: State, body: str, within: float, force: float = 1.0) -> Tensor:
         """Whether all pads press a body with over `force` (N), and it is `within` (m) of the tool point."""
         near = (self.tool(s) - s.body(body)).norm(dim=-1) < within
@@ -56,3 +70,7 @@ class Entity:
 
 def _touch_name(pad: str, body: str) -> str:
     return f"{pad}/{body}"
+
+
+def _distance_name(pad: str, other: str) -> str:
+    return f"{pad}/{other}/distance"

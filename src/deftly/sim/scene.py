@@ -186,6 +186,19 @@ def add_contact_force(s: mujoco.MjSpec, name: str, geom: str, body: str) -> None
     sensor.intprm[:3] = [force, net_force, contacts]
 
 
+def add_distance(s: mujoco.MjSpec, name: str, geom: str, other: str, cutoff: float) -> None:
+    """A sensor of the distance between two geoms (m, 1 number), at most `cutoff`; negative where they overlap."""
+    s.add_sensor(
+        name=name,
+        type=mujoco.mjtSensor.mjSENS_GEOMDIST,
+        objtype=mujoco.mjtObj.mjOBJ_GEOM,
+        objname=geom,
+        reftype=mujoco.mjtObj.mjOBJ_GEOM,
+        refname=other,
+        cutoff=cutoff,
+    )
+
+
 def add_home(s: mujoco.MjSpec, joints: dict[str, float]) -> None:
     """Give the scene its keyframe `home`: the named joints at these positions and their actuators holding them.
 

@@ -50,6 +50,10 @@ class Weights:
     torque: Annotated[float, Doc("Squared joint torques, (N m)2.")] = -0.3
     work: Annotated[float, Doc("Squared mechanical power, W2.")] = -0.05
     action_rate: Annotated[float, Doc("Squared change of the action.")] = -0.01
+    tips: Annotated[
+        float,
+        Doc("Fingertips nearer to each other than `tip_gap`: 0 there, 1 a pair that just touches."),
+    ] = -2.0
     fell: Annotated[float, Doc("Once, when the cube is lost.")] = -20.0
 
 
@@ -124,6 +128,12 @@ class RotateConfig(TaskConfig):
     pose_slack: Annotated[
         float, Ge(0), Doc("Distance of a joint from the grasp pose that costs nothing, rad.")
     ] = 0.4
+    tip_gap: Annotated[
+        float, Gt(0), Doc("Distance between fingertips below which they cost reward, m.")
+    ] = 0.005
+    tip_contact_limit: Annotated[
+        int, Ge(1), Doc("Control steps with fingertips in contact that are many for an episode.")
+    ] = 10
     lowest: Annotated[float, Doc("Height of the cube's centre below which it is lost, m.")] = 0.035
     max_drift: Annotated[
         float, Gt(0), Doc("Distance of the cube from its start at which it is lost, m.")
@@ -184,6 +194,9 @@ class CubeRotate(Task):
             "mean_tilt": "mean tilt of the cube, rad",
             "mean_torque": "mean size of a joint's torque, as it is at the end of each control period, N m",
             "mean_contacts": "mean number of fingertips that touch the cube",
+            "tip_contact_steps": "control steps at whose end fingertips touch each other",
+            "tip_contact_depth": "deepest that fingertips press into each other at the end of a control step, mm",
+            "many_tip_contacts": "fraction of episodes with tip_contact_limit or more such steps",
             "work": "work of the joints, either way, by what it is at the end of each control period, J",
             "cube_edge": "edge of the cube, mm",
         },
@@ -216,6 +229,7 @@ class CubeRotate(Task):
         s.body(CUBE).pos = self._spawn()
         _add_mark(s.body(CUBE))
         HAND.add_touch(s, CUBE)
+        HAND.add_pad_distances(s, self.cfg.tip_gap)
         scene.add_camera(
             s, "front", eye=(0.24, side * -0.22, 0.32), target=(-0.01, side * 0.02, 0.05), fovy=40
         )
@@ -302,6 +316,7 @@ class CubeRotate(Task):
         quat[:] = now
         s.zeros("rate")[:] = step / s.dt
         s.zeros("turned")[:] += step
+        self._update_tips(s)
         torque, touch = s.joint_torque, HAND.touch(s, CUBE)
         drift, tilt = self._drift(s), self._tilt(s)
         power = (torque * s.joint_vel).sum(-1)
@@ -321,6 +336,15 @@ class CubeRotate(Task):
         for name, value in sums.items():
             s.zeros(f"sum_{name}")[:] += value
 
+    def _update_tips(self, s: State) -> None:
+        """How near fingertips are to each other, and what the report tells of their contacts."""
+        distance = HAND.pad_distances(s)
+        s.zeros("tips")[:] = (1.0 - distance / self.cfg.tip_gap).sum(-1)
+        nearest = distance.amin(-1)
+        s.zeros("tip_contact_steps")[:] += nearest < 0
+        depth = s.zeros("tip_contact_depth")
+        depth[:] = torch.maximum(depth, -1e3 * nearest)
+
     def rewards(self, s: State) -> dict[str, Tensor]:
         """See `Weights`."""
         cfg, rate, tilt = self.cfg, s.zeros("rate"), s.zeros("tilt")
@@ -334,6 +358,7 @@ class CubeRotate(Task):
             "torque": s.joint_torque.square().sum(-1),
             "work": s.zeros("power").square(),
             "action_rate": (s.action - s.last_action).square().sum(-1),
+            "tips": s.zeros("tips"),
             "fell": s.zeros("lost"),
         }
         return {name: value * s.dt for name, value in terms.items()}
@@ -351,8 +376,9 @@ class CubeRotate(Task):
         return (s.zeros("turned") >= 2 * math.pi) & (s.zeros("lost") == 0)
 
     def metrics(self, s: State) -> dict[str, Tensor]:
-        """Turning (rad/s over a full episode, turns), loss, seconds in hand, drift, tilt, torque, work, touches."""
+        """See `Report.metrics` of this task."""
         steps, turned = s.steps.clip(min=1).to(s.dtype), s.zeros("turned")
+        contacts = s.zeros("tip_contact_steps")
         mean = {
             name: s.zeros(f"sum_{name}") / steps for name in ("drift", "tilt", "torque", "contacts")
         }
@@ -362,6 +388,9 @@ class CubeRotate(Task):
             "drop_rate": s.zeros("lost"),
             "retention": steps * s.dt,
             **{f"mean_{name}": value for name, value in mean.items()},
+            "tip_contact_steps": contacts,
+            "tip_contact_depth": s.zeros("tip_contact_depth"),
+            "many_tip_contacts": (contacts >= self.cfg.tip_contact_limit).to(s.dtype),
             "work": s.zeros("sum_work"),
             "cube_edge": 2e3 * self._half(s),
         }

@@ -7,6 +7,7 @@ policy sees.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from deftly.recipes.in_hand.gait.gaits import Gaits
 from deftly.recipes.in_hand.gait.search import GaitSettings
 from deftly.recipes.in_hand.protocol import context
 from deftly.tasks import Task
+
+if TYPE_CHECKING:
+    from deftly.learn.checkpoint import Checkpoint
 
 NUM_ENVS = 256
 ROUND_STEPS = 100
@@ -41,8 +45,10 @@ CONTEXTS = 9
 """Values of a task's context for which there is a cycle each; the nearest is the teacher."""
 
 
-def clone(task: Task, gait: Gaits, args: GaitSettings) -> PPO:
+def clone(task: Task, gait: Gaits, args: GaitSettings, start: Checkpoint | None = None) -> PPO:
     """A policy that makes the gait wherever its command is near the cycle; round by round, the student drives more.
+
+    It starts from the weights of `start` if given, say of a student of a similar gait; their normalizer then stays.
 
     Where gaits differ by a context, robots that the student does not drive follow the gait of another context than
     their own. Else their commands would reveal the context, and the student would learn to read it there, where later
@@ -51,8 +57,11 @@ def clone(task: Task, gait: Gaits, args: GaitSettings) -> PPO:
     env_config = EnvConfig(num_envs=NUM_ENVS)
     env = Env(task, env_config, args.sim, args.train.seed, "gait/clone")
     env.stagger()
-    ppo_config = replace(args.train, init_std=args.std)
+    keep = args.train.keep_normalizer or start is not None
+    ppo_config = replace(args.train, init_std=args.std, keep_normalizer=keep)
     learner = PPO(env, ppo_config)
+    if start is not None:
+        start.load_into(learner.networks)
     optimizer = torch.optim.Adam(learner.actor.parameters(), lr=LEARNING_RATE)
     last_steps = LAST * ROUND_BATCHES
     schedule = torch.optim.lr_scheduler.LinearLR(
@@ -121,7 +130,8 @@ class _Dataset:
             label *= torch.where(saturated, OVERSHOOT, 1.0)
             self._observations.append(observation)
             self._labels.append(label)
-            normalizer.update(observation, self._student.ranks)
+            if not self._student.settings.keep_normalizer:
+                normalizer.update(observation, self._student.ranks)
             drives = torch.rand(env.num_envs, 1) < fraction
             student = actor(observation)
             teacher = self._teacher.act(other)
