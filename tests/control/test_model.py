@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -70,7 +71,7 @@ class Robot(Watched):
 
     def read(self):
         self.calls.append("read")
-        self._strike("read")
+        self._hit("read")
         reading = super(Watched, self).read()
         position = reading.signals["joint_pos"]
         if "pose" in self.next:
@@ -79,22 +80,22 @@ class Robot(Watched):
 
     def write(self, targets):
         self.calls.append("write")
-        self._strike("write")
+        self._hit("write")
         self.told.append((self.time, targets.copy()))
         super(Watched, self).write(targets)
 
     def damp(self):
         self.calls.append("damp")
-        self._strike("damp")
+        self._hit("damp")
         self.damped += 1
         super(Watched, self).damp()
 
     def stop(self):
         self.calls.append("stop")
-        self._strike("stop")
+        self._hit("stop")
         super(Watched, self).stop()
 
-    def _strike(self, where):
+    def _hit(self, where):
         strike = self.next.pop(where, None)
         if isinstance(strike, int):
             os.kill(os.getpid(), strike)
@@ -104,7 +105,9 @@ class Robot(Watched):
 
 
 class Loop(RuleBasedStateMachine):
-    """Kernel and loop under everything at once."""
+    """Kernel and loop under everything at once; `reached` counts the states in which a period began."""
+
+    reached: Counter = Counter()
 
     @initialize(cfg=st.sampled_from(CFGS), robot=st.sampled_from(sorted(ROBOTS)))
     def begin(self, cfg, robot):
@@ -142,6 +145,7 @@ class Loop(RuleBasedStateMachine):
         self.goal, self.late, self.robot.next = goal, late, dict(robot)
         self.runner.heard_at = heard_at
         state, before = self.kernel.state, self.kernel.command
+        self.reached[state] += 1
         wanted = self.kernel.wants_policy
         written, asked, damped = len(self.robot.told), len(self.asked), self.robot.damped
         now = self.ticker.wait() + skip - back
@@ -424,6 +428,7 @@ HEALTH = list(HealthCheck)
 
 
 def test_kernel_and_loop_keep_their_promises_whatever_happens():
+    Loop.reached.clear()
     run_state_machine_as_test(
         Loop,
         settings=settings(
@@ -435,6 +440,9 @@ def test_kernel_and_loop_keep_their_promises_whatever_happens():
             suppress_health_check=HEALTH,
         ),
     )
+    times = Loop.reached
+    assert set(times) == set(State) - {State.STOP}
+    assert times[State.ACTIVE] > 0.1 * times.total(), "what is never driven proves nothing"
 
 
 @pytest.mark.slow
