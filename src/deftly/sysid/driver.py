@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 
 from deftly.contract import JOINT_POS, PolicyContract
-from deftly.control.drivers import Driver, Reading
+from deftly.control.drivers import Driver, DriverError, Reading
 from deftly.robots import Robot
 from deftly.sim import scene
 
@@ -112,6 +112,10 @@ class LoneRobot(Driver):
         if not fraction:
             return self._held
         return self._held + fraction * (command - self._held)
+
+    def damp(self) -> None:
+        """Raises DriverError: its base is fixed, so it stands in for robots that hold."""
+        raise DriverError("this simulated robot holds its pose: it cannot be damped")
 
     def stop(self) -> None:
         """Nothing is held."""
