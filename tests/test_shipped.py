@@ -32,16 +32,20 @@ WANTED = {
         "yaw_rate": (0.75, 9.0),
         "drop_rate": (0.0, 0.06),
     },
+    "wildrobot-stand": {"success": (0.99, 1.0), "drift": (0.0, 0.1), "saturated": (0.0, 0.02)},
 }
 """Least and most of each mean: of the hands, tighter than what was aimed at (0.5 and 0.3 rad/s, 5 % lost)."""
 
 
+WITHOUT = {"wildrobot-walk"}
+"""Tasks for which no policy has been measured that is good enough to ship."""
+
+
 def test_every_shipped_task_has_a_policy():
-    assert (
-        sorted(p.name for p in POLICIES.iterdir() if p.is_dir())
-        == sorted(shipped())
-        == sorted(WANTED)
-    )
+    names = {p.name for p in POLICIES.iterdir() if p.is_dir()}
+    assert names == set(WANTED)
+    assert names | WITHOUT == set(shipped())
+    assert not names & WITHOUT
 
 
 def evaluate_again(name: str, episodes: int | None = None) -> tuple[dict, dict]:

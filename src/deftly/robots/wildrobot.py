@@ -29,13 +29,13 @@ from deftly.contract import Act, Derive, Joint, Motor, Observe, RobotInterface, 
 from deftly.robots import Robot
 from deftly.robots.legged import Legged
 from deftly.sim import scene
+from deftly.sim.randomize import Randomize
 from deftly.sim.scene import Colour, Point
+from deftly.sim.sensors import Noise
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deftly.sim.randomize import Randomize
-    from deftly.sim.sensors import Noise
     from deftly.sim.state import State
 
 KP = 21.1  # N m/rad
@@ -402,8 +402,6 @@ class WildRobot(Legged):
 
     def noise(self) -> dict[str, Noise]:
         """Servo encoders of 0.24 degrees read over a slow bus, a BNO085, and switches that bounce."""
-        from deftly.sim.sensors import Noise
-
         return {
             "joint_pos": Noise(uniform=0.004, delay=1),
             "orientation": Noise(gaussian=0.003, bias=0.008),
@@ -413,8 +411,6 @@ class WildRobot(Legged):
 
     def randomize(self) -> tuple[Randomize, ...]:
         """Links, servos, their mounting, and the ground."""
-        from deftly.sim.randomize import Randomize
-
         names = tuple(joint.name for joint in ROBOT.joints)
         return (
             Randomize("mass", 0.9, 1.1, ("waist", *names)),
