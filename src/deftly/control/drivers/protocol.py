@@ -62,7 +62,7 @@ class Driver(Protocol):
         Called in each control period of the state DAMP. A robot that holds what it holds safely, such as an arm or a
         hand, is never damped: the `damps` of its interface are empty.
         """
-        ...
+        raise DriverError("this driver cannot let its motors brake")
 
     def stop(self) -> None:
         """The last call, made once: leave the robot as it is, held or damped, and let go of the connection."""
