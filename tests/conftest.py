@@ -1,4 +1,5 @@
 import os
+import signal
 import socket
 
 import pytest
@@ -10,6 +11,11 @@ try:
     choose_gl()
 except Exception:  # the tests that render say what is missing
     os.environ.pop("MUJOCO_GL", None)
+
+# A shell ignores these in what it runs in the background, and so would the tests' children.
+for name in ("SIGINT", "SIGQUIT"):
+    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
 

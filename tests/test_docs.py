@@ -17,6 +17,7 @@ from deftly.config.constraints import kebab
 from deftly.config.presets import PRESETS, divide
 from deftly.console import failed
 from deftly.env import Env
+from deftly.errors import DeftlyError
 from deftly.robots.check import check
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,7 +128,10 @@ def test_commands_parse(page, command):
     elif given and COMMANDS[name].takes_task:
         task = tasks.load(given)
         cls = with_task(cls, task.Config) if COMMANDS[name].task_settings else cls
-    parse(cls, rest, prog=name)
+    try:
+        parse(cls, rest, prog=name)
+    except DeftlyError as error:  # a file of the reader's, which is looked at last
+        assert "but there is no such" in str(error)
 
 
 def test_every_command_is_documented():

@@ -53,7 +53,7 @@ def test_looks_change_no_physics(name):
     assert np.array_equal(inertia, plain_inertia)
 
 
-@pytest.mark.parametrize("name", ROBOTS)
+@pytest.mark.parametrize("name", BEFORE)
 def test_physics_is_what_it_was_before_there_were_looks(name):
     robot = robots.load(name)
     path, inertia = move(robot, robot.spec())

@@ -338,7 +338,7 @@ def test_gates_and_out_are_looked_at_before_the_episodes(exported, no_episodes, 
     with pytest.raises(DeftlyError, match="unknown metric 'sucess'"):
         sim2sim_main([*words, "--gate", "sucess>=0"])
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(DeftlyError, match="that is a file: name another folder"):
         sim2sim_main([*words, "--out", str(tmp_path / "file")])
 
 

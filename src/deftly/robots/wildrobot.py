@@ -194,8 +194,8 @@ def spec() -> mujoco.MjSpec:
     waist.add_freejoint(name="waist")
     _set_mass(waist, TRUNK_MASS, TRUNK_COM, TRUNK_INERTIA, 1.0)
     waist.add_site(name="chest_imu", pos=IMU, size=[0.006, 0, 0], rgba=(0, 0, 0, 0))
-    for part, shape, place, size, colour in TRUNK:
-        _add_look(waist, f"trunk_{part}", shape, place, size, colour)
+    for _, shape, place, size, colour in TRUNK:
+        _add_look(waist, shape, place, size, colour)
     for side, sign in SIDES.items():
         _add_leg(s, waist, side, sign)
     return s
@@ -210,10 +210,9 @@ def _add_leg(s: mujoco.MjSpec, waist: mujoco.MjsBody, side: str, sign: float) ->
         body = body.add_body(name=name, pos=_mirror(_minus(link.anchor, above), sign))
         _set_mass(body, link.mass, link.com, link.inertia, sign)
         _add_servo(s, body, link, sign)
-        for of, part, shape, place, size, colour in LOOKS:
+        for of, _, shape, place, size, colour in LOOKS:
             if of == link.joint:
-                local = _relative(place, link.anchor, sign)
-                _add_look(body, f"{name}_{part}", shape, local, size, colour)
+                _add_look(body, shape, _relative(place, link.anchor, sign), size, colour)
         above = link.anchor
     _add_sole(body, side, sign, above)
 
@@ -271,14 +270,13 @@ def _add_sole(foot: mujoco.MjsBody, side: str, sign: float, anchor: Point) -> No
 
 def _add_look(
     body: mujoco.MjsBody,
-    name: str,
     shape: mujoco.mjtGeom,
     place: tuple[float, ...],
     size: tuple[float, ...],
     colour: Colour,
 ) -> None:
-    """A geom that is only drawn: at a centre, or between two ends."""
-    geom = body.add_geom(name=name, type=shape, mass=0, rgba=colour, group=2)
+    """A geom that is only drawn: at a centre, or between two ends. Without a name, simulations leave it out."""
+    geom = body.add_geom(type=shape, mass=0, rgba=colour, group=2)
     geom.size[: len(size)] = size
     geom.contype = geom.conaffinity = 0
     if len(place) == 6:
