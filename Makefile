@@ -19,9 +19,11 @@ install: gl ## make .venv and install deftly with everything it can use
 quickstart: install ## train, evaluate and watch a small task
 	$(BIN)/deftly quickstart
 
-# Most tests run side by side, a file in one process; those in real time then run alone.
+# Most tests run side by side, a file in one process; those in real time then run alone. Some tests wait for processes
+# of theirs, so there is one worker more than cores.
+WORKERS = $$($(BIN)/python -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
 test: install ## run the tests
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
 		-m 'not slow and not warp and not realtime' $(ARGS) $(OR_NONE)
 	$(BIN)/python -m pytest -m realtime $(ARGS) $(OR_NONE)
 
