@@ -427,7 +427,7 @@ def test_a_bad_driver_is_one_line(source, spec, said, bundle, tmp_path, monkeypa
             "log-seconds is 36000, but at most 1",
         ),
         (["--server-endpoint", "tcp://192.0.2.1:5555", "--driver", "fake"], "give --keys FOLDER"),
-        (["--server-endpoint", "tcp://localhost:5555", "--driver", "fake"], "give --keys FOLDER"),
+        (["--server-endpoint", "tcp://localhost:1", "--driver", "fake"], "no policy server at"),
         (
             ["--bundle", "BUNDLE", "--driver", "fake", "--fault", "odd"],
             "the fake robot has no fault 'odd'",
@@ -468,7 +468,8 @@ def test_a_word_means_the_shipped_bundle_and_the_simulated_robot_has_its_setting
     monkeypatch.setitem(sys.modules, "deftly.twin.server", SimpleNamespace(launch=launch))
     with pytest.raises(DeftlyError, match="far enough"):
         run.main(["fifty", "--driver", "sim"])
-    assert launched == ["fifty", "--policy", str(bundle), "--runs.root", ".", "--seed", "0"]
+    words = ["fifty", "--policy", str(bundle), "--runs.root", ".", "--seed", "0"]
+    assert launched == [*words, "--follow", "True"]
     launched.clear()
     with pytest.raises(DeftlyError, match="far enough"):  # the robot's process looks into the file
         run.main(["my_task.py", "--bundle", str(bundle), "--driver", "sim"])
