@@ -4,7 +4,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from deftly import render, robots
+from deftly import render, robots, tasks
 from deftly.render import framing
 from deftly.robots.check import on_floor
 from deftly.sim import looks
@@ -78,6 +78,13 @@ def test_the_default_camera_stands_in_the_scene():
     assert model.camera(render.camera_index(model, None)).name == "front"
     assert model.camera(render.camera_index(model, "wrist")).name == "wrist"
     assert render.camera_index(model, render.FREE) == -1
+
+
+def test_a_camera_that_follows_the_robot_is_not_on_it():
+    """A legged robot leaves the image of a camera that stands."""
+    task = tasks.load("wildrobot-walk")
+    model = task(task.Config()).scene().compile()
+    assert model.camera(render.camera_index(model, None)).name == "front"
 
 
 def test_the_floor_is_below_a_robot_that_reaches_below_its_base():

@@ -44,6 +44,8 @@ WINDOW = (
 OFF = ("0", "off", "false", "disable", "disabled")
 FREE = "free"
 """Name of the camera that is placed so that an image shows all bodies, wherever the scene's own cameras are."""
+FOLLOWING = (1, 2)  # mujoco.mjtCamLight: mjCAMLIGHT_TRACK, mjCAMLIGHT_TRACKCOM
+"""Modes of cameras that go along with a body, and do not turn with it."""
 SIZE = (640, 480)  # width and height of an image in pixels; even, as h264 wants
 
 
@@ -177,14 +179,15 @@ def pose(
 
 
 def camera_index(model: mujoco.MjModel, name: str | None) -> int:
-    """Index of a named camera, -1 a free one; None takes the first that stands in the scene and not on a robot, or -1.
+    """Index of a named camera, -1 a free one; None takes the first that is not on a robot, or -1.
 
-    Raises DeftlyError for an unknown name.
+    That is one that stands in the scene, or follows a body from a fixed direction: it sees the robot, not what the
+    robot sees. Raises DeftlyError for an unknown name.
     """
     known = [model.camera(i).name for i in range(model.ncam)]
     if name is None:
-        standing = np.flatnonzero(model.cam_bodyid == 0)
-        return int(standing[0]) if len(standing) else -1
+        outside = np.flatnonzero((model.cam_bodyid == 0) | np.isin(model.cam_mode, FOLLOWING))
+        return int(outside[0]) if len(outside) else -1
     if name == FREE and FREE not in known:
         return -1
     if name not in known:
