@@ -33,19 +33,20 @@ WANTED = {
         "drop_rate": (0.0, 0.06),
     },
     "wildrobot-stand": {"success": (0.99, 1.0), "drift": (0.0, 0.1), "saturated": (0.0, 0.02)},
+    "wildrobot-walk": {
+        "success": (0.95, 1.0),
+        "tracking_error": (0.0, 0.06),
+        "lateral_drift": (0.0, 0.3),
+        "saturated": (0.0, 0.02),
+    },
 }
 """Least and most of each mean: of the hands, tighter than what was aimed at (0.5 and 0.3 rad/s, 5 % lost)."""
-
-
-WITHOUT = {"wildrobot-walk"}
-"""Tasks for which no policy has been measured that is good enough to ship."""
 
 
 def test_every_shipped_task_has_a_policy():
     names = {p.name for p in POLICIES.iterdir() if p.is_dir()}
     assert names == set(WANTED)
-    assert names | WITHOUT == set(shipped())
-    assert not names & WITHOUT
+    assert names == set(shipped())
 
 
 def evaluate_again(name: str, episodes: int | None = None) -> tuple[dict, dict]:

@@ -15,7 +15,7 @@ from deftly.tasks import Task, load, shipped
 
 
 def drive(env: Env, policy: Policy, seed: int) -> Iterator[tuple[Signals, Tensor, Decision]]:
-    """Drive one episode of one environment as a robot is driven: by a policy that is given signals and nothing else.
+    """Drive one episode of one environment as a robot is driven: by a policy that is given signals and inputs alone.
 
     Yields after each step what the policy was given and decided, and in between the observation (1, obs_size) that
     training would have shown it; `env.ended` tells how the episode ended.
@@ -27,17 +27,17 @@ def drive(env: Env, policy: Policy, seed: int) -> Iterator[tuple[Signals, Tensor
     robot.reset()
     applied = env.state.command[0].numpy()  # where the robot was held until now
     while True:
-        signals, obs = _signals(env), env.obs["policy"]
-        decision, applied = robot.infer(signals, applied), None
+        signals, obs = _of_first(env.signals), env.obs["policy"]
+        decision, applied = robot.infer(signals, applied, _of_first(env.inputs)), None
         env.step(torch.from_numpy(decision.action)[None])
         yield signals, obs, decision
         if env.ended:
             return
 
 
-def _signals(env: Env) -> Signals:
-    """The newest readings of the first environment, by name: (size,) float32."""
-    return {name: value[0].numpy().copy() for name, value in env.signals.items()}
+def _of_first(values: Mapping[str, Tensor]) -> Signals:
+    """The newest readings or inputs of the first environment, by name: (size,) float32."""
+    return {name: value[0].numpy().copy() for name, value in values.items()}
 
 
 @dataclass(frozen=True)
