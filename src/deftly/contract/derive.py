@@ -28,7 +28,12 @@ DeriveKind = Literal[
     "heading_error",
     "phase_clock",
     "forward_kinematics",
+    "part",
 ]
+
+
+MAX_ELEMENTS = 65_536
+"""Of a value of which a part is taken."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Derive(Record):
                         first step of an episode, and turns with the commanded yaw rate.
     phase_clock         of nothing: sine and cosine of a phase that takes `period` seconds for a turn; it is 0 at the
                         first step of an episode.
+    part                of a value: `count` of its elements, from number `first` on.
     forward_kinematics  of `joint_pos`: where the interface's `site` is in the robot's base; 3 numbers, with `pose` 7.
     """
 
@@ -56,6 +62,10 @@ class Derive(Record):
     period: NotNegative = 0.0
     site: Annotated[str, Meta(max_length=64)] = ""
     pose: bool = False
+    first: Annotated[int, Meta(ge=0, le=MAX_ELEMENTS)] = 0
+    count: Annotated[int, Meta(ge=0, le=MAX_ELEMENTS)] = 0
+
+    LATER = frozenset(("first", "count"))
 
     def check(self) -> None:
         """The fields that the kind needs, and no others."""
@@ -74,6 +84,10 @@ class Derive(Record):
             self._need(self.of == (JOINT_POS,), f"forward kinematics are of '{JOINT_POS}'")
         else:
             self._need(not self.pose, "only forward kinematics give a pose")
+        if self.kind == "part":
+            self._need(self.count > 0, "count is 0: a part has elements")
+        else:
+            self._need(self.first == 0 and self.count == 0, "only a part has first and count")
 
 
 ARGUMENTS: dict[str, tuple[int, ...]] = {
@@ -87,6 +101,7 @@ ARGUMENTS: dict[str, tuple[int, ...]] = {
     "heading_error": (4, 1),
     "phase_clock": (),
     "forward_kinematics": (0,),
+    "part": (0,),
 }
 """Sizes of what each kind is computed from; 0 is any size."""
 SIZES = {
@@ -134,10 +149,20 @@ def _size(value: Derive, known: Mapping[str, int], robot: RobotInterface) -> int
         return _common_size(value, known)
     if value.kind == "rate":
         return known[value.of[0]]
+    if value.kind == "part":
+        return _part_size(value, known)
     if value.kind == "forward_kinematics":
         robot.site(value.site)
         return 7 if value.pose else 3
     return SIZES[value.kind]
+
+
+def _part_size(value: Derive, known: Mapping[str, int]) -> int:
+    whole, last = known[value.of[0]], value.first + value.count - 1
+    if last >= whole:
+        elements = f"elements {value.first} to {last} of '{value.of[0]}', which has {whole}"
+        raise ContractError(f"derived value '{value.name}' is of {elements}")
+    return value.count
 
 
 def _common_size(value: Derive, known: Mapping[str, int]) -> int:

@@ -301,6 +301,8 @@ class PolicyContract(Document):
             if derived.pose:
                 return kinematics.pose(joint_pos)
             return kinematics.position(joint_pos)
+        if derived.kind == "part":
+            return values[derived.of[0]][..., derived.first : derived.first + derived.count]
         if derived.kind == "rate":
             value = values[derived.of[0]]
             return (value - memory.get(_last_key(derived), value)) * self.rate

@@ -148,6 +148,10 @@ SHIPPED = {
     "leap-left-cube-rotate": ("deftly.tasks.leap_cube_rotate", _TURN),
     "leap-left-custom-cube-rotate": ("deftly.tasks.leap_cube_rotate", _TURN),
     "leap-right-cube-rotate": ("deftly.tasks.leap_cube_rotate", _TURN),
+    "panda-pick-place": (
+        "deftly.tasks.panda_pick_place",
+        "Pick an object up with a Franka Panda and hold it still at a goal, on the table or in the air.",
+    ),
     "wildrobot-stand": (
         "deftly.tasks.wildrobot_stand",
         "Stand a WildRobot on its feet while it is pushed.",

@@ -1,0 +1,367 @@
+"""Pick an object up with a Franka Panda and put it where one is told."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import mujoco
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+from typing_extensions import Doc
+
+from deftly.config import RANGE, TaskConfig
+from deftly.contract import Act, Derive, Input, Observe, PolicyContract, Signal
+from deftly.robots import panda
+from deftly.robots.panda import ARM, FINGERS
+from deftly.sim import scene
+from deftly.sim.randomize import Randomize
+from deftly.sim.sensors import Noise
+from deftly.sim.state import State
+from deftly.tasks import Report, Task, task
+
+GOAL_LOW, GOAL_HIGH = (0.30, -0.25, 0.0), (0.70, 0.25, 0.40)
+"""Corners of the box in which a goal may be, in the arm's base frame, m: what the arm reaches with its tool down."""
+MAX_PRESS = 200.0
+"""Force on the table up to which the reward counts it, N."""
+NEAR = 0.02
+"""The stricter distance to the goal that the evaluation reports as well, m."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the reward terms. The first four are differences of a potential: no cycle earns anything."""
+
+    reach: Annotated[float, Doc("Progress of the open hand towards the object, from above.")] = 2.0
+    grasp: Annotated[
+        float, Doc("Progress of closing around the object (0.4), and of pressing it (0.6).")
+    ] = 1.5
+    carry: Annotated[float, Doc("Progress of the gripped object towards the goal.")] = 4.0
+    hold: Annotated[float, Doc("Progress of the count of steps at the goal.")] = 1.0
+    success: Annotated[float, Doc("Once, when the object has stayed at the goal.")] = 2.0
+    sparse: Annotated[
+        float, Doc("1 with the object at the goal, -1 elsewhere; the only term of a sparse reward.")
+    ] = 0.0
+    tilt: Annotated[float, Doc("Squared sine of the tool's angle to the vertical.")] = -0.1
+    posture: Annotated[
+        float, Doc("Squared distance from home of the joints that turn the elbow, rad2.")
+    ] = -0.05
+    action_rate: Annotated[float, Doc("Squared change of the action.")] = -0.001
+    press: Annotated[
+        float, Doc("Rise of the largest force of the fingers on the table, in units of 100 N.")
+    ] = -0.2
+    time: Annotated[float, Doc("Each step.")] = -0.01
+    fell: Annotated[float, Doc("Once, when the object falls off the table.")] = -3.0
+
+
+SPARSE = Weights(
+    *(0.0,) * 5, sparse=1.0, tilt=0.0, posture=0.0, action_rate=0.0, press=0.0, time=0.0, fell=0.0
+)
+"""Weights of the sparse reward."""
+
+
+@dataclass(frozen=True)
+class PickPlaceConfig(TaskConfig):
+    """Parameters of the task; lengths in m, in the arm's base frame (z up, the table top is z = 0)."""
+
+    rate: float = 20.0
+    episode_steps: int = 200
+    object_x: Annotated[tuple[float, float], RANGE, Doc("Where the object starts: x, m.")] = (
+        0.40,
+        0.60,
+    )
+    object_y: Annotated[tuple[float, float], RANGE, Doc("Where the object starts: y, m.")] = (
+        -0.15,
+        0.15,
+    )
+    object_yaw: Annotated[
+        float, Ge(0), Doc("The object starts turned by up to this much, rad.")
+    ] = 0.3
+    object_half: Annotated[float, Gt(0.01), Lt(0.036), Doc("Half the cube's edge, m.")] = 0.025
+    object_mass: Annotated[float, Gt(0), Doc("Mass of the object, kg.")] = 0.1
+    goal_x: Annotated[tuple[float, float], RANGE, Doc("Where the goal is: x, m.")] = (0.40, 0.60)
+    goal_y: Annotated[tuple[float, float], RANGE, Doc("Where the goal is: y, m.")] = (-0.15, 0.15)
+    goal_height: Annotated[
+        tuple[float, float], RANGE, Doc("Height of the goal above where the object lies, m.")
+    ] = (0.0, 0.2)
+    least_way: Annotated[
+        float, Ge(0), Doc("Goals are at least this far from where the object starts, m.")
+    ] = 0.08
+    home_noise: Annotated[float, Ge(0), Doc("Joints start within this much of home, rad.")] = 0.03
+    distance_threshold: Annotated[
+        float, Gt(0), Doc("Distance of the object to the goal that counts as there, m.")
+    ] = 0.05
+    hold_steps: Annotated[int, Ge(1), Doc("Steps in a row for which it must be there, still.")] = 10
+    hold_speed: Annotated[
+        float, Gt(0), Doc("Speed of the object below which it counts as still, m/s.")
+    ] = 0.10
+    speed: Annotated[
+        float, Gt(0), Doc("Joint speed at action 1, rad/s; the arm's limit is 2.175.")
+    ] = 0.8
+    lowpass: Annotated[float, Ge(0), Lt(1), Doc("Weight of the previous action of the arm.")] = 0.4
+    reward: Annotated[
+        Literal["dense", "sparse"], Doc("dense: `weights`; sparse: 1 at the goal, -1 elsewhere.")
+    ] = "dense"
+    weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(
+        default_factory=Weights
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reward == "sparse":
+            object.__setattr__(self, "weights", SPARSE)
+
+
+@task("panda-pick-place")
+class PickPlace(Task):
+    """Pick an object up with a Franka Panda and hold it still at a goal, on the table or in the air.
+
+    Observation (25):
+
+    | index | term          | meaning                                      | unit |
+    |-------|---------------|----------------------------------------------|------|
+    | 0-6   | tool_pose     | position and quaternion of the tool point    | m    |
+    | 7-13  | object_pose   | position and quaternion of the object        | m    |
+    | 14-16 | tool_offset   | object minus tool point                      | m    |
+    | 17-19 | goal_offset   | goal minus object                            | m    |
+    | 20-22 | goal          | where the object is to be (an input)         | m    |
+    | 23-24 | fingers       | way of each finger from the middle           | m    |
+
+    All in the arm's base frame. `tool_pose` is no signal: the contract computes it from the measured joints.
+
+    Action (9), in [-1, 1]:
+
+    | index | meaning                                                                       |
+    |-------|-------------------------------------------------------------------------------|
+    | 0-6   | velocity of the arm's joints, times `speed`, integrated on the command        |
+    | 7-8   | fingers: above 0 closes, else opens; the hand moves both together             |
+
+    Success: the object is within `distance_threshold` of the goal and slower than `hold_speed`, for `hold_steps` steps
+    in a row; ends the episode. Failure: the object falls 5 cm below the table top.
+
+    Randomization: object position, yaw, mass (x 0.5 .. 2) and friction (x 0.7 .. 1.2); goal; home pose; gains of the
+    servos (x 0.9 .. 1.1). Sensor noise: object pose, 1 mm standard deviation and 1 mm bias.
+    """
+
+    Config = PickPlaceConfig
+    defaults = {
+        "env": {"num_envs": 512, "episode_steps": 100},
+        "train": {"init_std": 0.5, "desired_kl": 0.02},
+    }
+    cfg: PickPlaceConfig
+    report = Report(
+        metrics={
+            "within_2_cm": "fraction of episodes that end within 2 cm of the goal",
+            "distance": "distance to the goal at the end, m",
+            "time_to_grasp": "time until the first grip, s",
+            "slips": "times the object slipped out in the air",
+            "peak_press": "largest force of the fingers on the table, N",
+        },
+        plots=(
+            ("seconds", "Episode length, s"),
+            ("distance", "Distance to the goal at the end, m"),
+            ("time_to_grasp", "Time to the first grip, s"),
+        ),
+    )
+
+    def scene(self) -> mujoco.MjSpec:
+        """The arm on a table with one cube; cameras `front` and `wrist`."""
+        cfg, s = self.cfg, panda.spec()
+        scene.prepare(s)
+        scene.add_floor(s, -0.75)
+        scene.add_table(s, centre=(0.35, 0.0), half=(0.55, 0.5), height=0.75)
+        scene.add_box(s, "object", cfg.object_half, cfg.object_mass, rgba=(0.12, 0.45, 0.75, 1.0))
+        s.body("object").pos = [sum(cfg.object_x) / 2, sum(cfg.object_y) / 2, cfg.object_half]
+        ARM.add_touch(s, "object")
+        ARM.add_touch(s, "world")
+        ARM.add_wrist_camera(s)
+        scene.add_camera(s, "front", eye=(1.55, -1.05, 0.85), target=(0.28, 0.0, 0.28), fovy=40)
+        scene.add_home(s, {j.name: j.home for j in panda.ROBOT.joints})
+        return s
+
+    def contract(self) -> PolicyContract:
+        """Velocity control of seven joints, and the hand, at `rate`."""
+        cfg = self.cfg
+        interface = panda.ROBOT.interface(Signal("object_pose", 7, "m, quaternion wxyz", "base"))
+        goal = Input("goal", 3, "m", "base", lower=GOAL_LOW, upper=GOAL_HIGH, default=(0.5, 0, 0.2))
+        arm = len(panda.LINKS)
+        derive = (
+            Derive("tool_pose", "forward_kinematics", site="tool", pose=True),
+            Derive("tool_pos", "part", ("tool_pose",), count=3),
+            Derive("object_pos", "part", ("object_pose",), count=3),
+            Derive("tool_offset", "difference", ("object_pos", "tool_pos")),
+            Derive("goal_offset", "difference", ("goal", "object_pos")),
+            Derive("fingers", "part", ("joint_pos",), first=arm, count=len(FINGERS)),
+        )
+        observe = (
+            Observe("tool_pose"),
+            Observe("object_pose"),
+            Observe("tool_offset"),
+            Observe("goal_offset"),
+            Observe("goal"),
+            Observe("fingers", (1 / panda.FINGER_TRAVEL,)),
+        )
+        act = (
+            Act(tuple(panda.LINKS), "velocity", (cfg.speed,), cfg.lowpass),
+            Act(FINGERS, "gripper", (panda.GRIP_SPEED,)),
+        )
+        return PolicyContract(interface, cfg.rate, observe, act, (goal,), derive)
+
+    def signals(self, s: State) -> dict[str, Tensor]:
+        """Joint positions and the object's pose."""
+        pose = s.pose("object")
+        upright = torch.where(pose[:, 3:4] < 0, -pose[:, 3:], pose[:, 3:])
+        return {"joint_pos": s.joint_pos, "object_pose": torch.cat((pose[:, :3], upright), -1)}
+
+    def inputs(self, s: State) -> dict[str, Tensor]:
+        """The goal of the episode."""
+        return {"goal": s.zeros("goal", 3)}
+
+    def privileged(self, s: State) -> Tensor:
+        """Joints, their velocities, the object's velocity, grip, fraction of the steps to hold."""
+        held = s.zeros("held")[:, None] / self.cfg.hold_steps
+        grip = s.zeros("gripped")[:, None]
+        away = 10 * (ARM.tool(s) - s.body("object"))
+        motion = (s.joint_pos, s.joint_vel, s.velocity("object")[:, :3])
+        return torch.cat((*motion, away, grip, held, s.last_action), -1)
+
+    def reset(self, s: State, mask: Tensor) -> None:
+        """Object and goal anywhere in their ranges, the arm near home."""
+        cfg, joints = self.cfg, s.joint_pos.clone()
+        arm = len(panda.LINKS)
+        joints[:, :arm] += s.uniform(mask, -cfg.home_noise, cfg.home_noise, arm)
+        s.set_joint_pos(mask, joints)
+        x, y = s.uniform(mask, *cfg.object_x), s.uniform(mask, *cfg.object_y)
+        half_yaw = s.uniform(mask, -cfg.object_yaw, cfg.object_yaw) / 2
+        nothing = torch.zeros_like(x)
+        position = torch.stack((x, y, nothing + cfg.object_half), -1)
+        quat = torch.stack((half_yaw.cos(), nothing, nothing, half_yaw.sin()), -1)
+        s.place("object", mask, position, quat)
+        s.remember("goal", mask, self._draw_goal(s, mask, position))
+
+    def _draw_goal(self, s: State, mask: Tensor, start: Tensor) -> Tensor:
+        """A place in its range, `(num_envs, 3)`; one too close to the start is put higher."""
+        cfg = self.cfg
+        goal = torch.stack(
+            (
+                s.uniform(mask, *cfg.goal_x),
+                s.uniform(mask, *cfg.goal_y),
+                cfg.object_half + s.uniform(mask, *cfg.goal_height),
+            ),
+            -1,
+        )
+        aside = (goal - start)[:, :2].norm(dim=-1)
+        lacking = (cfg.least_way**2 - aside.square()).clip(min=0.0).sqrt()
+        goal[:, 2] = torch.maximum(goal[:, 2], start[:, 2] + lacking)
+        return goal
+
+    def start(self, s: State, mask: Tensor) -> None:
+        """An episode's potential starts where the arm does."""
+        gripped = self._gripped(s)
+        s.remember("gripped", mask, gripped)
+        s.remember("way", mask, self._distance(s))
+        s.remember("potential", mask, self._potential(s, gripped))
+        s.remember("time_to_grasp", mask, torch.nan)
+
+    def update(self, s: State) -> None:
+        """Count the steps at the goal, note when the object was gripped and how often it slipped."""
+        cfg, gripped = self.cfg, self._gripped(s)
+        held, was = s.zeros("held"), s.zeros("potential", 4)
+        still = s.velocity("object")[:, :3].norm(dim=-1) < cfg.hold_speed
+        at_goal = self._distance(s) < cfg.distance_threshold
+        held[:] = torch.where(at_goal & still, held + 1, 0.0)
+        grasped, peak = s.zeros("time_to_grasp"), s.zeros("peak_press")
+        grasped[:] = torch.where(gripped & grasped.isnan(), s.steps * s.dt, grasped)
+        before = peak.clip(max=MAX_PRESS)
+        peak[:] = torch.maximum(peak, ARM.touch(s, "world").sum(-1))
+        s.zeros("press_rise")[:] = peak.clip(max=MAX_PRESS) - before
+        in_air = s.body("object")[:, 2] > cfg.object_half + 0.01
+        slips = s.zeros("slips")
+        slips += (s.zeros("gripped") > 0.5) & ~gripped & in_air
+        s.zeros("gripped")[:] = gripped
+        now = self._potential(s, gripped)
+        s.zeros("gain", 4)[:] = now - was
+        was[:] = now
+
+    def rewards(self, s: State) -> dict[str, Tensor]:
+        """See `Weights`."""
+        elbow = s.joint_pos[:, (0, 2, 4)] - s.tensor(tuple(panda.HOME[i] for i in (0, 2, 4)))
+        gains = dict(zip(("reach", "grasp", "carry", "hold"), s.zeros("gain", 4).unbind(-1)))
+        at_goal = self._distance(s) < self.cfg.distance_threshold
+        return {
+            **gains,
+            "success": self.success(s),
+            "sparse": torch.where(at_goal, 1.0, -1.0),
+            "tilt": self._tilt(s),
+            "posture": elbow.square().sum(-1),
+            "action_rate": (s.action - s.last_action).square().sum(-1),
+            "press": s.zeros("press_rise") / 100.0,
+            "time": torch.ones_like(s.zeros("held")),
+            "fell": self.failed(s)["object_fell"],
+        }
+
+    def failed(self, s: State) -> dict[str, Tensor]:
+        """The object is off the table."""
+        return {"object_fell": s.body("object")[:, 2] < -0.05}
+
+    def success(self, s: State) -> Tensor:
+        """At the goal for long enough."""
+        return s.zeros("held") >= self.cfg.hold_steps
+
+    def metrics(self, s: State) -> dict[str, Tensor]:
+        """What `report` explains."""
+        own = {name: s.store[name] for name in ("time_to_grasp", "slips", "peak_press")}
+        distance = self._distance(s)
+        return {**own, "distance": distance, "within_2_cm": (distance < NEAR).to(s.dtype)}
+
+    def randomize(self) -> tuple[Randomize, ...]:
+        """Mass and friction of the object, servo gains."""
+        arm = tuple(panda.LINKS)
+        return (
+            Randomize("mass", 0.5, 2.0, ("object",)),
+            Randomize("friction", 0.7, 1.2, ("object", *ARM.pads), shared=True),
+            *(Randomize(gain, 0.9, 1.1, arm, shared=True) for gain in ("kp", "kd")),
+        )
+
+    def noise(self) -> dict[str, Noise]:
+        """A camera's error of the object's pose."""
+        return {"object_pose": Noise(gaussian=0.001, bias=0.001)}
+
+    def _distance(self, s: State) -> Tensor:
+        """Of the object to the goal, `(num_envs,)`, m."""
+        return (s.body("object") - s.zeros("goal", 3)).norm(dim=-1)
+
+    def _gripped(self, s: State) -> Tensor:
+        """Both fingers press the object, and it is between their tips."""
+        return ARM.is_grasping(s, "object", within=1.4 * self.cfg.object_half)
+
+    def _tilt(self, s: State) -> Tensor:
+        """Squared sine of the angle between the tool and the vertical."""
+        return tool_axis(s)[:, :2].square().sum(-1)
+
+    def _potential(self, s: State, gripped: Tensor) -> Tensor:
+        """How far the episode has come, `(num_envs, 4)`, each in 0 .. 1: reach, grasp, carry, hold."""
+        cfg, centre = self.cfg, s.body("object")
+        opening = s.joint(FINGERS[0])
+        away = ARM.tool(s) - centre
+        aside = away[:, :2].norm(dim=-1)
+        # a funnel: off to the side, the place to be is higher up
+        above = (1.5 * (aside - 0.01)).clip(0.0, 0.08)
+        distance = (aside.square() + (away[:, 2] - above).square()).sqrt()
+        # a hand too closed for the object counts less
+        room = (opening / (cfg.object_half + 0.004)).clip(0.0, 1.0)
+        reach = (1 - torch.tanh(5 * distance)) * (0.5 + 0.5 * room)
+        around = torch.exp(-(away.norm(dim=-1) / 0.025).square())
+        grasp = 0.4 * around * (1 - opening / panda.FINGER_TRAVEL) + 0.6 * gripped
+        way = self._distance(s) / s.zeros("way").clip(min=cfg.least_way / 2)
+        at_goal = self._distance(s) < cfg.distance_threshold
+        carry = torch.where(gripped | at_goal, (1 - way).clip(0.0, 1.0), 0.0)
+        held = s.zeros("held") / cfg.hold_steps
+        return torch.stack((reach, grasp, carry, held), -1)
+
+
+def tool_axis(s: State) -> Tensor:
+    """The direction in which the tool points, `(num_envs, 3)`, a unit vector of the world."""
+    w, x, y, z = s.orientation("hand").unbind(-1)
+    return torch.stack(
+        (2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x.square() + y.square())), -1
+    )
