@@ -101,6 +101,27 @@ def test_angle_between_is_the_short_way(start, end):
 # ------------------------------------------------------------------ what a step before decides
 
 
+def test_a_part_is_some_elements_of_what_is_measured_or_derived():
+    signals = (Signal("joint_pos", 1, "rad"), Signal("pose", 7))
+    contract = PolicyContract(
+        RobotInterface("arm", (Joint("a", -1.0, 1.0, 0.0, 5.0),), signals),
+        50.0,
+        (Observe("quat"), Observe("height")),
+        (Act(("a",), "relative", (0.5,)),),
+        derive=(
+            Derive("quat", "part", ("pose",), first=3, count=4),
+            Derive("height", "part", ("pose",), first=2, count=1),
+        ),
+    )
+    for library in (np.array, torch.tensor):
+        values = {
+            "joint_pos": library([[0.0], [0.0]]),
+            "pose": library([[1.0, 2, 3, 4, 5, 6, 7], [8.0, 9, 10, 11, 12, 13, 14]]),
+        }
+        obs, _ = contract.observe(values, contract.reset(values))
+        assert obs["state"].tolist() == [[4, 5, 6, 7, 3], [11, 12, 13, 14, 10]]
+
+
 def walker() -> PolicyContract:
     """Sees the rate of its joint and the error of its heading, at 50 Hz."""
     joint = Joint("hip", -1.0, 1.0, 0.0, 5.0)

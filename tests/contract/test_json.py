@@ -312,6 +312,11 @@ MALFORMED = {
     "a norm is of 1 values": lambda: Derive("x", "norm", ("a", "b")),
     "period is 0": lambda: Derive("x", "phase_clock"),
     "only forward kinematics give a pose": lambda: Derive("x", "norm", ("a",), pose=True),
+    "count is 0: a part has elements": lambda: Derive("x", "part", ("a",)),
+    "only a part has first and count": lambda: Derive("x", "norm", ("a",), first=1),
+    "derived value 'x' is of elements 1 to 3 of 'cube', which has 3": policy(
+        derive=(Derive("x", "part", ("cube",), first=1, count=3),)
+    ),
     "Derive x: site is ''": lambda: Derive("x", "forward_kinematics"),
     "toy has no site 'tip'": policy(derive=(Derive("x", "forward_kinematics", site="tip"),)),
     "derived value 'x' is of 'y', which is not known there": policy(

@@ -287,6 +287,8 @@ def _add_hand(s: mujoco.MjSpec, flange: mujoco.MjsBody) -> None:
         objtype=mujoco.mjtObj.mjOBJ_JOINT,
     )
     coupling.data[:5] = [0, 1, 0, 0, 0]  # the same position
+    coupling.solref[:] = [0.014, 1]  # as stiff as a substep of 6.7 ms allows
+    coupling.solimp[:2] = [0.995, 0.999]
 
 
 def _add_finger(s: mujoco.MjSpec, hand: mujoco.MjsBody, side: str, sign: int, joint: str) -> None:

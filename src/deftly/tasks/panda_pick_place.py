@@ -355,7 +355,7 @@ class PickPlace(Task):
         way = self._distance(s) / s.zeros("way").clip(min=cfg.least_way / 2)
         at_goal = self._distance(s) < cfg.distance_threshold
         carry = torch.where(gripped | at_goal, (1 - way).clip(0.0, 1.0), 0.0)
-        held = s.zeros("held") / cfg.hold_steps
+        held = (s.zeros("held") / cfg.hold_steps).clip(max=1.0)
         return torch.stack((reach, grasp, carry, held), -1)
 
 

@@ -1,0 +1,176 @@
+"""panda-pick-place: an expert does it through the task's own actions; what success, reward and observation are."""
+
+import mujoco
+import numpy as np
+import pytest
+import torch
+
+from deftly.config import EnvConfig, SimConfig
+from deftly.env import Env
+from deftly.robots import panda
+from deftly.tasks import load
+
+GAINS = ("reach", "grasp", "carry", "hold")
+DOWN = np.array([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]])
+"""The hand's axes when the tool points down and the fingers move along y."""
+
+
+def make(num_envs: int, plain: bool = True, **task) -> Env:
+    cls = load("panda-pick-place")
+    quiet = {"randomize": False, "noise": False} if plain else {}
+    return Env(
+        cls(cls.Config(**task)), EnvConfig(num_envs=num_envs, **quiet), SimConfig(threads=1), 3
+    )
+
+
+class Expert:
+    """Over the object, down, close, to the goal: by damped least squares on the arm's Jacobian."""
+
+    def __init__(self, env: Env):
+        self.env, self.model = env, env.model
+        self.data = mujoco.MjData(env.model)
+        self.site = env.model.site("tool").id
+        self.closing = np.zeros(env.num_envs)
+
+    def act(self) -> torch.Tensor:
+        rows = [self._one(i) for i in range(self.env.num_envs)]
+        return torch.tensor(np.stack(rows), dtype=torch.float32)
+
+    def towards(self, i: int, goal: np.ndarray) -> np.ndarray:
+        """Joint speeds, in units of the task's `speed`, that carry the commanded tool point to `goal`, tool down."""
+        self.data.qpos[:7] = self.env.state.command[i, :7].numpy()
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_comPos(self.model, self.data)
+        jacobian = np.zeros((6, self.model.nv))
+        mujoco.mj_jacSite(self.model, self.data, jacobian[:3], jacobian[3:], self.site)
+        axes = self.data.site_xmat[self.site].reshape(3, 3)
+        turn = 0.5 * sum(np.cross(axes[:, k], DOWN[:, k]) for k in range(3))
+        wanted = np.concatenate((4.0 * (goal - self.data.site_xpos[self.site]), 4.0 * turn))
+        j = jacobian[:, :7]
+        speed = j.T @ np.linalg.solve(j @ j.T + 1e-4 * np.eye(6), wanted)
+        limit = self.env.task.cfg.speed
+        return speed / max(limit, np.abs(speed).max())
+
+    def _one(self, i: int) -> np.ndarray:
+        s = self.env.state
+        centre, tool = (x[i].numpy() for x in (s.body("object"), s.site("tool")))
+        if s.steps[i] == 0:
+            self.closing[i] = 0
+        aside = np.linalg.norm((tool - centre)[:2])
+        if self.closing[i] or (aside < 0.006 and abs(tool[2] - centre[2]) < 0.006):
+            self.closing[i] += 1
+        goal = centre + np.array([0, 0, 0.0 if aside < 0.01 else 0.07])
+        if self.closing[i] > 10:
+            goal = tool + (s.zeros("goal", 3)[i].numpy() - centre)
+        hand = [1.0, 1.0] if self.closing[i] else [-1.0, -1.0]
+        return np.concatenate((self.towards(i, goal), hand))
+
+
+@pytest.fixture(scope="module")
+def expert_run():
+    """An episode of four experts, with randomization: success, steps, sums of the terms, the last observation."""
+    env = make(4, plain=False)
+    env.auto_reset = False
+    expert = Expert(env)
+    success = torch.zeros(4, dtype=torch.bool)
+    sums = None
+    for _ in range(200):
+        step = env.step(expert.act())
+        success |= step.success
+        if bool(success.any()) and sums is None:
+            sums = torch.stack(
+                [env.episode_rewards[name] / env._weights[name] for name in GAINS], -1
+            )
+        if bool(success.all()):
+            break
+    return env, success, sums
+
+
+def test_an_expert_does_it(expert_run):
+    env, success, _ = expert_run
+    assert success.all()
+    metrics = env.task.metrics(env.state)
+    assert float(metrics["distance"].max()) < 0.05
+    assert metrics["time_to_grasp"].isfinite().all()
+
+
+def test_potentials_are_paid_once(expert_run):
+    """Whatever the way: each sums to the change of a number within 0 .. 1."""
+    env, _, sums = expert_run
+    assert float(sums.min()) > -1.0
+    assert float(sums.max()) <= 1.0 + 1e-5
+    assert env.state.store["potential"][:, 3].max() == pytest.approx(1.0)
+
+
+def test_the_observation_is_the_documented_25():
+    env = make(3)
+    env.step(torch.zeros(3, 9))
+    obs, s = env.obs["policy"], env.state
+    assert obs.shape == (3, 25)
+    tool, centre, goal = (
+        s.site("tool").float(),
+        s.body("object").float(),
+        s.zeros("goal", 3).float(),
+    )
+    assert torch.allclose(obs[:, :3], tool, atol=1e-5)
+    assert torch.allclose(obs[:, 7:10], centre, atol=1e-6)
+    assert torch.allclose(obs[:, 14:17], centre - tool, atol=1e-5)
+    assert torch.allclose(obs[:, 17:20], goal - centre, atol=1e-6)
+    assert torch.allclose(obs[:, 20:23], goal, atol=1e-6)
+    fingers = s.joint_pos[:, 7:].float() / panda.FINGER_TRAVEL
+    assert torch.allclose(obs[:, 23:], fingers, atol=1e-5)
+    assert torch.allclose(obs[:, 3:7].norm(dim=-1), torch.ones(3), atol=1e-5)
+
+
+def test_goals_are_in_their_range_and_away_from_the_object():
+    env = make(500, least_way=0.1)
+    goal, start = env.state.zeros("goal", 3), env.state.body("object")
+    assert float((goal - start).norm(dim=-1).min()) >= 0.1 - 1e-6
+    cfg = env.task.cfg
+    for axis, (low, high) in enumerate((cfg.goal_x, cfg.goal_y)):
+        assert low <= float(goal[:, axis].min()) <= float(goal[:, axis].max()) <= high
+    assert float(goal[:, 2].min()) >= cfg.object_half
+    assert float(goal[:, 2].max()) <= cfg.object_half + 0.2 + 1e-6
+
+
+def test_what_is_moved_to_the_goal_counts_only_when_it_stays():
+    env = make(1, hold_steps=3, goal_height=(0.0, 0.0), least_way=0.0)
+    env.auto_reset = False
+    s, everywhere = env.state, torch.ones(1, dtype=torch.bool)
+    goal = s.zeros("goal", 3).clone()
+    upright = torch.tensor([[1.0, 0, 0, 0]], dtype=s.dtype)
+    s.place("object", everywhere, goal, upright)
+    env.sim.forward(everywhere)
+    seen = [bool(env.step(torch.zeros(1, 9)).success) for _ in range(3)]
+    assert seen == [False, False, True]
+    s.place("object", everywhere, goal + s.tensor((0.06, 0.0, 0.0)), upright)
+    env.sim.forward(everywhere)
+    assert not bool(env.step(torch.zeros(1, 9)).success)
+    assert float(s.zeros("held")) == 0
+
+
+def test_the_sparse_reward_is_one_at_the_goal_and_minus_one_elsewhere():
+    env = make(2, reward="sparse", goal_height=(0.0, 0.0), least_way=0.0)
+    env.auto_reset = False
+    s = env.state
+    goal = s.zeros("goal", 3)
+    goal[0] = s.body("object")[0]
+    goal[1] = s.body("object")[1] + s.tensor((0.2, 0.0, 0.0))
+    assert env.step(torch.zeros(2, 9)).reward.tolist() == [1.0, -1.0]
+
+
+def test_an_object_that_falls_ends_the_episode():
+    env = make(1)
+    s, everywhere = env.state, torch.ones(1, dtype=torch.bool)
+    below = torch.tensor([[0.5, 0.0, -0.1]], dtype=s.dtype)
+    s.place("object", everywhere, below, torch.tensor([[1.0, 0, 0, 0]], dtype=s.dtype))
+    env.sim.forward(everywhere)
+    step = env.step(torch.zeros(1, 9))
+    assert bool(step.terminated)
+    assert not bool(step.success)
+    assert float(step.reward) < -2.5
+
+
+def test_the_tilt_is_zero_when_the_tool_points_down():
+    env = make(1)
+    assert float(env.task._tilt(env.state)) < 1e-2
