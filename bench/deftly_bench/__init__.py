@@ -83,6 +83,12 @@ class BenchArgs(Settings):
         OUTPUT_FILE,
         Doc("Write the results to this JSON file, such as bench/results/laptop.json."),
     ] = None
+    algorithms: Annotated[
+        bool,
+        Doc(
+            "Instead compare how long learning algorithms take to solve the task: `--algorithms --help`."
+        ),
+    ] = False
     table: Annotated[
         bool,
         Doc(
@@ -100,6 +106,10 @@ def main(argv: list[str]) -> int:
 
     from deftly_bench import table
 
+    if any(word.partition("=")[0] == "--algorithms" for word in argv):
+        from deftly_bench import algorithms
+
+        return algorithms.main(algorithms.without_bare_flag(argv))
     name, rest = split_task(argv)
     args = parse(BenchArgs, rest, prog="deftly bench")
     console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
