@@ -353,6 +353,11 @@ def test_a_buffer_that_is_too_short_is_refused():
         TrainArgs(train=replace(settings("sac"), buffer=100))
 
 
+def test_hindsight_needs_goals(slider, algorithm):
+    with pytest.raises(DeftlyError, match=r"train\.hindsight is 0\.5, but slider has no goals"):
+        learner_of(slider, algorithm, hindsight=0.5)
+
+
 def test_a_tasks_settings_are_those_of_the_algorithm():
     defaults = {"env": {"num_envs": 7}, "train": {"steps": 3}, "sac": {"batch": 5}}
     assert defaults_under("ppo", defaults) == {"env": {"num_envs": 7}, "train": {"steps": 3}}

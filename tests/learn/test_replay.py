@@ -76,3 +76,65 @@ def test_it_is_restored(rows):
         assert all(torch.equal(*pair) for pair in pairs)
     with pytest.raises(ValueError, match=r"use the saved train\.buffer"):
         ReplayBuffer(ENVS, 3 * ENVS, {"policy": SIZE}, 1).load_state_dict(state)
+
+
+class Positions:
+    """Goals that are numbers: the first of an observation is what is achieved, the second the goal."""
+
+    def achieved(self, obs):
+        return obs["policy"][..., :1]
+
+    def with_goal(self, obs, goal):
+        return {"policy": torch.cat((obs["policy"][..., :1], goal), -1)}
+
+    def goal_reward(self, achieved, goal):
+        return torch.where((achieved - goal).abs().squeeze(-1) < 0.1, 1.0, -1.0)
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_goals_in_hindsight_are_what_the_episode_reached_later(n_step):
+    buffer, _ = filled(27, 20)
+    found = buffer.sample(
+        800, n_step, GAMMA, torch.Generator().manual_seed(2), Positions(), hindsight=1.0
+    )
+    later = set()
+    for i in range(800):
+        t = int(found.obs["policy"][i][0])
+        reached = float(found.obs["policy"][i][1])
+        # Rewards say in which of the window's steps the goal was reached.
+        goal_step = int(reached - 0.5)
+        assert reached == goal_step + 0.5
+        assert t <= goal_step
+        later.add(goal_step - t)
+        expected, weight = 0.0, 1.0
+        for k in range(n_step):
+            expected += weight * (1.0 if t + k == goal_step else -1.0)
+            weight *= GAMMA
+            if float(found.next_obs["policy"][i][0]) == t + k + 0.5:
+                break
+        assert float(found.returns[i]) == pytest.approx(expected, abs=1e-5)
+        assert float(found.next_obs["policy"][i][1]) == reached
+    assert max(later) >= 3
+    assert 0 in later
+
+
+def test_goals_in_hindsight_never_come_from_the_next_episode():
+    buffer, steps = filled(27, 20)
+    found = buffer.sample(800, 1, GAMMA, torch.Generator().manual_seed(2), Positions(), 1.0)
+    # The same draws without hindsight say which environment each is of.
+    plain = buffer.sample(800, 1, GAMMA, torch.Generator().manual_seed(2))
+    for i in range(800):
+        t, env = (int(number) for number in plain.obs["policy"][i])
+        goal_step = int(float(found.obs["policy"][i][1]) - 0.5)
+        assert int(found.obs["policy"][i][0]) == t
+        between = range(t, goal_step)
+        ended = [steps[k]["terminated"][env] or steps[k]["truncated"][env] for k in between]
+        assert not any(ended)
+
+
+def test_some_goals_stay():
+    buffer, _ = filled(27, 20)
+    found = buffer.sample(2000, 1, GAMMA, torch.Generator().manual_seed(2), Positions(), 0.25)
+    plain = buffer.sample(2000, 1, GAMMA, torch.Generator().manual_seed(2))
+    same = (found.returns == plain.returns).float().mean()
+    assert 0.7 < float(same) < 0.8

@@ -174,3 +174,22 @@ def test_an_object_that_falls_ends_the_episode():
 def test_the_tilt_is_zero_when_the_tool_points_down():
     env = make(1)
     assert float(env.task._tilt(env.state)) < 1e-2
+
+
+def test_a_goal_in_hindsight_is_seen_as_if_it_had_been_given():
+    """Observations with another goal are those that the environment makes for it."""
+    env = make(2, reward="sparse")
+    env.auto_reset = False
+    goals = env.task.goals
+    before = env.step(torch.zeros(2, 9))
+    other = torch.tensor([[0.45, 0.1, 0.1], [0.5, -0.1, 0.05]])
+    changed = goals.with_goal(before.obs, other)
+    env.state.zeros("goal", 3)[:] = other.to(env.state.dtype)
+    now = env._observe(torch.zeros(2, dtype=torch.bool))
+    for group in ("policy", "critic"):
+        assert torch.allclose(changed[group], now[group], atol=1e-6)
+    achieved = goals.achieved(before.obs)
+    assert torch.allclose(achieved, env.state.body("object").float(), atol=1e-6)
+    assert goals.goal_reward(achieved, achieved + 0.01).tolist() == [1.0, 1.0]
+    assert goals.goal_reward(achieved, achieved + 0.05).tolist() == [-1.0, -1.0]
+    assert make(1).task.goals is None

@@ -236,6 +236,12 @@ class OffPolicyConfig(LearnerConfig):
     max_grad_norm: Annotated[
         float, Gt(0), Doc("Largest gradient norm; longer gradients are scaled down.")
     ] = 10.0
+    hindsight: Annotated[
+        float,
+        Ge(0),
+        Le(1),
+        Doc("Share of transitions whose goal is replaced by what was reached later (HER)."),
+    ] = 0.0
     keep_normalizer: Annotated[
         bool,
         Doc("Do not adapt the actor's normalizer; set by --init, since it would shift the policy."),

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from deftly.config import OffPolicyConfig
 from deftly.env import Env
+from deftly.errors import DeftlyError
 from deftly.learn import optimizers
 from deftly.learn.networks import Head, Network, NetworkSpec, Policy
 from deftly.learn.ppo import PRIVILEGED
@@ -57,6 +58,10 @@ class OffPolicy:
         self.device = env.device
         self.steps_per_iteration = settings.steps * env.num_envs
         settings.require_for(env.num_envs)
+        if settings.hindsight > 0 and env.task.goals is None:
+            raise DeftlyError(
+                f"train.hindsight is {settings.hindsight:g}, but {env.task.name} has no goals to replace: 0"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.actor = actor_network(env, settings, head).to(self.device)
@@ -159,7 +164,10 @@ class OffPolicy:
 
     def _update(self) -> dict[str, Tensor]:
         cfg = self.settings
-        losses = self.learn(self.buffer.sample(cfg.batch, cfg.n_step, cfg.gamma, self.generator))
+        batch = self.buffer.sample(
+            cfg.batch, cfg.n_step, cfg.gamma, self.generator, self.env.task.goals, cfg.hindsight
+        )
+        losses = self.learn(batch)
         self.updates += 1
         self._follow()
         return losses

@@ -1,4 +1,8 @@
-"""A replay buffer on the device of the environments, which gives n-step transitions with their true ends."""
+"""A replay buffer on the device of the environments, which gives n-step transitions with their true ends.
+
+Of a task with goals it can give some transitions as if a goal had been what was reached later in the same episode:
+hindsight experience replay (Andrychowicz et al. 2017, arXiv:1707.01495), with goals from the future of the episode.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deftly.tasks import Goals
+
 Obs = Mapping[str, Tensor]
 """Observations by group, each `(n, size)`."""
+
+
+LATEST = 64
+"""How far ahead a goal in hindsight may be, steps."""
 
 
 class Transitions(NamedTuple):
@@ -47,19 +57,17 @@ class ReplayBuffer:
         """Rows written since the start; those that are kept are the newest `rows` of them."""
         sizes = {f"obs/{group}": (size,) for group, size in obs_sizes.items()}
         sizes |= {f"next_obs/{group}": (size,) for group, size in obs_sizes.items()}
-        sizes |= {"actions": (action_size,), "rewards": (), "terminated": (), "ended": ()}
-        flags = ("terminated", "ended")
+        sizes |= {"actions": (action_size,), "rewards": ()}
+        sizes |= {"terminated": (), "ended": (), "episode": ()}
+        types = {"terminated": torch.bool, "ended": torch.bool, "episode": torch.long}
         self._columns = {
             name: torch.zeros(
-                self.rows,
-                num_envs,
-                *size,
-                dtype=torch.bool if name in flags else torch.float32,
-                device=device,
+                self.rows, num_envs, *size, dtype=types.get(name, torch.float32), device=device
             )
             for name, size in sizes.items()
         }
         self._groups = tuple(obs_sizes)
+        self._episode = torch.zeros(num_envs, dtype=torch.long, device=device)
 
     def __len__(self) -> int:
         """Transitions that it holds."""
@@ -86,39 +94,78 @@ class ReplayBuffer:
         self._columns["rewards"][row] = rewards
         self._columns["terminated"][row] = terminated
         self._columns["ended"][row] = terminated | truncated
+        self._columns["episode"][row] = self._episode
+        self._episode += terminated | truncated
         self.written += 1
 
     def sample(
-        self, count: int, n_step: int, gamma: float, generator: torch.Generator
+        self,
+        count: int,
+        n_step: int,
+        gamma: float,
+        generator: torch.Generator,
+        goals: Goals | None = None,
+        hindsight: float = 0.0,
     ) -> Transitions:
         """Draw transitions with replacement, uniformly over those with `n_step - 1` rows after them.
 
         Rewards are summed over up to `n_step` steps, never beyond an episode's end; what follows is worth
         `discounts` of its value. One that time cut off goes on in value, one that terminated does not.
+
+        Args:
+            count: How many.
+            n_step: Steps whose rewards are summed.
+            gamma: Discount of a step.
+            generator: Of the draws.
+            goals: The task's, if some goals are to be replaced.
+            hindsight: The share of transitions whose goal is replaced.
         """
         kept = min(self.written, self.rows)
         device = self._columns["rewards"].device
-        starts = kept - n_step + 1
-        ages = torch.randint(starts, (count,), generator=generator, device=device)
-        first = (ages + (self.written - kept)) % self.rows
+        ages = torch.randint(kept - n_step + 1, (count,), generator=generator, device=device)
         envs = torch.randint(self.num_envs, (count,), generator=generator, device=device)
         steps = torch.arange(n_step, device=device)[:, None]
-        rows = (first + steps) % self.rows  # (n_step, count)
-        goes_on = 1.0 - self._columns["ended"][rows, envs].float()
+        window = self._row(ages + steps)  # (n_step, count)
+        goes_on = 1.0 - self._columns["ended"][window, envs].float()
         # Whether step k of the window still belongs to the episode of its first.
         belongs = torch.cat((torch.ones_like(goes_on[:1]), goes_on[:-1])).cumprod(0)
-        powers = gamma**steps
-        returns = (powers * belongs * self._columns["rewards"][rows, envs]).sum(0)
         length = belongs.sum(0).long()
-        last = (first + length - 1) % self.rows
+        first, last = window[0], self._row(ages + length - 1)
+        obs, next_obs = self._obs("obs", first, envs), self._obs("next_obs", last, envs)
+        rewards = self._columns["rewards"][window, envs]
+        if goals is not None and hindsight > 0:
+            goal = goals.achieved(self._obs("next_obs", self._later(ages, envs, generator), envs))
+            chosen = torch.rand(count, generator=generator, device=device) < hindsight
+            obs = _where(chosen, goals.with_goal(obs, goal), obs)
+            next_obs = _where(chosen, goals.with_goal(next_obs, goal), next_obs)
+            achieved = goals.achieved(self._obs("next_obs", window, envs))
+            rewards = torch.where(chosen, goals.goal_reward(achieved, goal), rewards)
         terminated = self._columns["terminated"][last, envs]
         return Transitions(
-            obs=self._obs("obs", first, envs),
+            obs=obs,
             actions=self._columns["actions"][first, envs],
-            returns=returns,
+            returns=(gamma**steps * belongs * rewards).sum(0),
             discounts=torch.where(terminated, 0.0, gamma**length),
-            next_obs=self._obs("next_obs", last, envs),
+            next_obs=next_obs,
         )
+
+    def _row(self, ages: Tensor) -> Tensor:
+        """Where rows are that are so many rows younger than the oldest."""
+        return (ages + (self.written - min(self.written, self.rows))) % self.rows
+
+    def _later(self, ages: Tensor, envs: Tensor, generator: torch.Generator) -> Tensor:
+        """A row of the same episode, not before the given ones, `(count,)`.
+
+        It is drawn up to `LATEST` rows ahead; as long as that is in another episode, the distance is halved.
+        """
+        kept = min(self.written, self.rows)
+        draw = torch.rand(len(ages), generator=generator, device=ages.device)
+        ahead = (draw * (kept - ages).clamp(max=LATEST)).long()
+        episode = self._columns["episode"][self._row(ages), envs]
+        for _ in range(LATEST.bit_length()):
+            is_other = self._columns["episode"][self._row(ages + ahead), envs] != episode
+            ahead = torch.where(is_other, ahead // 2, ahead)
+        return self._row(ages + ahead)
 
     def newest(self, rows: int) -> Obs:
         """What was seen in the newest rows, `(rows * num_envs, size)` by group; of all that it holds at most."""
@@ -133,7 +180,7 @@ class ReplayBuffer:
         """The rows that were written, and how many there were, as a flat mapping of tensors."""
         kept = min(self.written, self.rows)
         columns = {name: column[:kept] for name, column in self._columns.items()}
-        return {**columns, "written": torch.tensor(self.written)}
+        return {**columns, "written": torch.tensor(self.written), "episodes": self._episode}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` gave. Raises ValueError if it was of another size."""
@@ -146,3 +193,9 @@ class ReplayBuffer:
                     f"the replay buffer was of {tuple(saved.shape)}: use the saved train.buffer"
                 )
             column[:kept] = saved
+        self._episode = state["episodes"].to(self._episode.device, copy=True)
+
+
+def _where(chosen: Tensor, one: Obs, other: Obs) -> Obs:
+    """Rows of `one` where `chosen`, `(n,)`, is True, else of `other`."""
+    return {group: torch.where(chosen[:, None], one[group], other[group]) for group in other}

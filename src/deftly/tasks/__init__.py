@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from deftly.config import TaskConfig, suggest
 from deftly.contract import PolicyContract
@@ -42,6 +42,22 @@ class Report:
     """The metric by which the episodes are divided, and the rising edges of its bins."""
 
 
+class Goals(Protocol):
+    """What hindsight experience replay asks a task with goals, about observations by group, each `(..., size)`."""
+
+    def achieved(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """What there is of what a goal asks for, `(..., k)`, such as the position of an object."""
+        ...
+
+    def with_goal(self, obs: Mapping[str, Tensor], goal: Tensor) -> dict[str, Tensor]:
+        """The observations as they would have been with another goal, `(..., k)`."""
+        ...
+
+    def goal_reward(self, achieved: Tensor, goal: Tensor) -> Tensor:
+        """The reward of a step that ended with what was achieved, `(...)`."""
+        ...
+
+
 class Task:
     """A task: its scene, its contract, and its Markov decision process in torch.
 
@@ -61,6 +77,9 @@ class Task:
 
     `train` is of PPO; the settings of another algorithm are in a section of its name, such as `sac`.
     """
+
+    goals: Goals | None = None
+    """What is known of its goals, if it has some that learning may replace in hindsight."""
 
     def __init__(self, cfg: TaskConfig):
         self.cfg: Any = cfg

@@ -1,5 +1,6 @@
 """Pick an object up with a Franka Panda and put it where one is told."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -21,6 +22,8 @@ from deftly.tasks import Report, Task, task
 
 GOAL_LOW, GOAL_HIGH = (0.30, -0.25, 0.0), (0.70, 0.25, 0.40)
 """Corners of the box in which a goal may be, in the arm's base frame, m: what the arm reaches with its tool down."""
+OBJECT, GOAL_OFFSET, GOAL = slice(7, 10), slice(17, 20), slice(20, 23)
+"""Where the observation has the object's position, and what depends on the goal."""
 MAX_PRESS = 200.0
 """Force on the table up to which the reward counts it, N."""
 NEAR = 0.02
@@ -163,6 +166,11 @@ class PickPlace(Task):
         ),
     )
 
+    @property
+    def goals(self) -> "PickPlace | None":
+        """Itself, if the reward is of the goal alone."""
+        return self if self.cfg.reward == "sparse" else None
+
     def scene(self) -> mujoco.MjSpec:
         """The arm on a table with one cube; cameras `front` and `wrist`."""
         cfg, s = self.cfg, panda.spec()
@@ -286,11 +294,10 @@ class PickPlace(Task):
         """See `Weights`."""
         elbow = s.joint_pos[:, (0, 2, 4)] - s.tensor(tuple(panda.HOME[i] for i in (0, 2, 4)))
         gains = dict(zip(("reach", "grasp", "carry", "hold"), s.zeros("gain", 4).unbind(-1)))
-        at_goal = self._distance(s) < self.cfg.distance_threshold
         return {
             **gains,
             "success": self.success(s),
-            "sparse": torch.where(at_goal, 1.0, -1.0),
+            "sparse": self.goal_reward(s.body("object"), s.zeros("goal", 3)),
             "tilt": self._tilt(s),
             "posture": elbow.square().sum(-1),
             "action_rate": (s.action - s.last_action).square().sum(-1),
@@ -325,6 +332,25 @@ class PickPlace(Task):
     def noise(self) -> dict[str, Noise]:
         """A camera's error of the object's pose."""
         return {"object_pose": Noise(gaussian=0.001, bias=0.001)}
+
+    # ------------------------------------------------------------------ goals in hindsight
+
+    def achieved(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Where the object was seen, `(..., 3)`, m."""
+        return obs["policy"][..., OBJECT]
+
+    def with_goal(self, obs: Mapping[str, Tensor], goal: Tensor) -> dict[str, Tensor]:
+        """The observations with another goal; the critic's begins with the policy's."""
+        changed = {group: value.clone() for group, value in obs.items()}
+        for value in changed.values():
+            value[..., GOAL_OFFSET] = goal - value[..., OBJECT]
+            value[..., GOAL] = goal
+        return changed
+
+    def goal_reward(self, achieved: Tensor, goal: Tensor) -> Tensor:
+        """The term `sparse`: 1 at the goal, -1 elsewhere."""
+        distance = (achieved - goal).norm(dim=-1)
+        return torch.where(distance < self.cfg.distance_threshold, 1.0, -1.0)
 
     def _distance(self, s: State) -> Tensor:
         """Of the object to the goal, `(num_envs,)`, m."""
