@@ -15,7 +15,14 @@ from deftly.learn.off_policy import OffPolicy
 from deftly.learn.ranks import Ranks
 from deftly.learn.replay import Obs, Transitions
 
-METRICS = ("q", "loss/critic", "loss/actor", "buffer", "time/collect", "time/update")
+METRICS: tuple[str, ...] = (
+    "q",
+    "loss/critic",
+    "loss/actor",
+    "buffer",
+    "time/collect",
+    "time/update",
+)
 
 
 class DDPG(OffPolicy):
@@ -25,7 +32,7 @@ class DDPG(OffPolicy):
     """
 
     algorithm = "ddpg"
-    metric_names = METRICS
+    metric_names: tuple[str, ...] = METRICS
     num_critics = 1
     settings: DDPGConfig
 

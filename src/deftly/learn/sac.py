@@ -6,6 +6,7 @@ What it shares with other algorithms that learn from a replay buffer is in `deft
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ class SAC(OffPolicy):
     """One learner on `env`; settings are documented in `SACConfig`."""
 
     algorithm = "sac"
-    metric_names = (
+    metric_names: tuple[str, ...] = (
         *("temperature", "entropy", "q", "loss/critic", "loss/actor"),
         *("buffer", "time/collect", "time/update"),
     )
@@ -68,7 +69,7 @@ class SAC(OffPolicy):
         """What is shared, and the temperature."""
         return {**super().state_dict(), "log_temperature": self.log_temperature.detach()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` gave."""
         super().load_state_dict(state)
         with torch.no_grad():

@@ -78,11 +78,13 @@ class Task:
     `train` is of PPO; the settings of another algorithm are in a section of its name, such as `sac`.
     """
 
-    goals: Goals | None = None
-    """What is known of its goals, if it has some that learning may replace in hindsight."""
-
     def __init__(self, cfg: TaskConfig):
         self.cfg: Any = cfg
+
+    @property
+    def goals(self) -> Goals | None:
+        """What is known of its goals, if it has some that learning may replace in hindsight."""
+        return None
 
     def scene(self) -> mujoco.MjSpec:
         """The robot in its surroundings, with a keyframe `home`."""
