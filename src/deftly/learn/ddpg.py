@@ -79,14 +79,17 @@ class TD3(DDPG):
 
     algorithm = "td3"
     num_critics = 2
-    settings: TD3Config
+
+    def __init__(self, env: Env, settings: TD3Config, ranks: Ranks | None = None):
+        super().__init__(env, settings, ranks)
+        self._td3 = settings
 
     @property
     def is_actors_turn(self) -> bool:
         """Every `policy_delay` gradient steps."""
-        return self.updates % self.settings.policy_delay == 0
+        return self.updates % self._td3.policy_delay == 0
 
     def target_actions(self, obs: Obs) -> Tensor:
         """What the target policy does, smoothed by noise, `(n, action_size)`."""
-        cfg = self.settings
+        cfg = self._td3
         return self._noisy(super().target_actions(obs), cfg.target_noise, cfg.target_noise_clip)
