@@ -12,13 +12,22 @@ from deftly import robots, tasks
 from deftly.commands import main as cli
 from deftly.commands.completion import INTO
 from deftly.commands.table import COMMANDS
-from deftly.config import ALIASES, EnvConfig, SimConfig, parse, split_task, with_task
+from deftly.config import (
+    ALIASES,
+    EnvConfig,
+    SimConfig,
+    parse,
+    split_task,
+    with_algorithm,
+    with_task,
+)
 from deftly.config.constraints import kebab
 from deftly.config.presets import PRESETS, divide
 from deftly.console import failed
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.robots.check import check
+from deftly_bench import algorithms
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -128,6 +137,10 @@ def test_commands_parse(page, command):
     elif given and COMMANDS[name].takes_task:
         task = tasks.load(given)
         cls = with_task(cls, task.Config) if COMMANDS[name].task_settings else cls
+    if name == "train":
+        cls = with_algorithm(cls, rest)
+    if name == "bench" and "--algorithms" in rest:
+        cls = algorithms.AlgorithmsArgs
     try:
         parse(cls, rest, prog=name)
     except DeftlyError as error:  # a file of the reader's, which is looked at last
