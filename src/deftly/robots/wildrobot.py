@@ -372,6 +372,11 @@ class WildRobot(Legged):
         lower, upper = s.tensor(limits).unbind(-1)
         return joints.clip(lower, upper)
 
+    def start_near_home(self, s: State, mask: Tensor, noise: float) -> None:
+        """Where `mask` is True, joints within `noise` (rad) of home, and within their limits."""
+        drawn = s.uniform(mask, -noise, noise, len(ROBOT.joints))
+        s.set_joint_pos(mask, self.within(s, s.joint_pos + drawn))
+
     def signals(self, s: State) -> dict[str, Tensor]:
         """What the sensors would measure without noise."""
         return {

@@ -126,6 +126,11 @@ class Task:
         """Set factors `s.scale[name]`, of a reward term's weight or the task's own, by means over ended episodes."""
 
 
+def near(value: Tensor, scale: float) -> Tensor:
+    """A reward term that is 1 where the value is 0, and falls as a Gaussian: 0.37 where it is one `scale` away."""
+    return (-(value / scale).square()).exp()
+
+
 T = TypeVar("T", bound=type[Task])
 
 
