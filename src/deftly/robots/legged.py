@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import mujoco
 import torch
+from annotated_types import Ge, Gt, Lt
+from typing_extensions import Doc
 
+from deftly.config import RANGE, TaskConfig
 from deftly.contract.derive import angle_between, heading_frame, projected_gravity, yaw
 from deftly.robots.entity import Entity
 from deftly.sim import scene
+from deftly.sim.pushes import Push
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +31,29 @@ SERVO_METRICS = {
     "peak_speed": "largest speed of a joint, as it is at the end of each control period, rad/s",
     "power": "mean mechanical power that the servos put in, W",
 }
+Lowpass = Annotated[float, Ge(0), Lt(1), Doc("Weight of the previous action.")]
+PushForce = Annotated[
+    tuple[float, float], RANGE, Doc("Range of the force of a push on the waist, N.")
+]
+PushInterval = Annotated[float, Gt(0), Doc("Mean time between pushes, s.")]
+
+
+@dataclass(frozen=True)
+class LeggedConfig(TaskConfig):
+    """Parameters of every task of a legged robot: an episode of 10 s on its feet, and what makes it fall."""
+
+    rate: float = 50.0
+    episode_steps: int = 500
+    stop_on_success: Annotated[
+        bool, Doc("Being on the feet ends the episode: never, for the time does.")
+    ] = False
+    lowpass: Lowpass = 0.6
+    joint_noise: Annotated[float, Ge(0), Doc("Joints start within this much of home, rad.")] = 0.05
+    push_force: PushForce = (2.0, 5.0)
+    push_steps: Annotated[int, Ge(1), Doc("Control steps for which a push lasts.")] = 6
+    push_interval: PushInterval = 3.0
+    lowest: Annotated[float, Gt(0), Doc("Height of the waist below which it fell, m.")] = 0.36
+    max_tilt: Annotated[float, Gt(0), Doc("Tilt of the waist beyond which it fell, rad.")] = 0.8
 
 
 class Legged(Entity):
@@ -168,6 +197,14 @@ class Legged(Entity):
         apart = left - right
         return heading_frame(apart, self.orientation(s))[:, 1]
 
+    def fell(self, s: State, cfg: LeggedConfig) -> Tensor:
+        """Whether the base is too low or tilted too far to stand, `(num_envs,)` bool."""
+        return (self.height(s) < cfg.lowest) | (self.tilt(s) > cfg.max_tilt)
+
+    def pushes(self, cfg: LeggedConfig) -> tuple[Push, ...]:
+        """Horizontal forces on the base at random times."""
+        return (Push(self.base, cfg.push_force, cfg.push_interval, cfg.push_steps / cfg.rate),)
+
     def saturated(self, s: State) -> Tensor:
         """Whether each servo gives more than `SATURATED` of its torque, `(num_envs, num_joints)` bool."""
         return s.joint_torque.abs() > SATURATED * self.torque
@@ -190,6 +227,29 @@ class Legged(Entity):
             "peak_speed": s.zeros("peak_speed"),
             "power": s.zeros("sum_power") / steps,
         }
+
+
+def mirrored(rows: Tensor, parts: Sequence[tuple[str, int]]) -> Tensor:
+    """Rows `(..., n)` as they are in a mirror between the legs. Each part is a kind of quantity and its size.
+
+    Kinds are `vector`, x forward, y left, z up if it has one; `rotation`, an axial vector such as an angular velocity;
+    `sides`, the left leg's numbers and then the right leg's, in terms in which equal values are mirrored poses;
+    `same`; `opposite`.
+    """
+    pieces = rows.split([size for _, size in parts], -1)
+    return torch.cat([_image(kind, x) for (kind, _), x in zip(parts, pieces, strict=True)], -1)
+
+
+def _image(kind: str, x: Tensor) -> Tensor:
+    if kind == "same":
+        return x
+    if kind == "opposite":
+        return -x
+    if kind == "sides":
+        return x.roll(x.shape[-1] // 2, -1)
+    flip = x.new_ones(x.shape[-1])
+    flip[1] = -1.0
+    return x * flip if kind == "vector" else -x * flip
 
 
 def _direction(angle: Tensor) -> Tensor:

@@ -372,6 +372,11 @@ class WildRobot(Legged):
         lower, upper = s.tensor(limits).unbind(-1)
         return joints.clip(lower, upper)
 
+    def start_near_home(self, s: State, mask: Tensor, noise: float) -> None:
+        """Where `mask` is True, joints within `noise` (rad) of home, and within their limits."""
+        drawn = s.uniform(mask, -noise, noise, len(ROBOT.joints))
+        s.set_joint_pos(mask, self.within(s, s.joint_pos + drawn))
+
     def signals(self, s: State) -> dict[str, Tensor]:
         """What the sensors would measure without noise."""
         return {
@@ -423,5 +428,27 @@ class WildRobot(Legged):
             Randomize("latency", 0.0, 0.02, names, op="add", shared=True),
         )
 
+
+OBSERVED = (
+    ("vector", 3),
+    ("rotation", 3),
+    ("sides", 8),
+    ("sides", 8),
+    ("sides", 4),
+    ("sides", 8),
+)
+"""What `WildRobot.observe` gives, as `legged.mirrored` takes it."""
+PRIVILEGED = (
+    ("vector", 3),
+    ("rotation", 3),
+    ("vector", 3),
+    ("same", 1),
+    ("sides", 8),
+    ("sides", 8),
+    ("sides", 4),
+    ("vector", 2),
+)
+"""What `WildRobot.privileged` gives, as `legged.mirrored` takes it. The world is mirrored along its y."""
+ACTION = (("sides", 8),)
 
 WILD = WildRobot()

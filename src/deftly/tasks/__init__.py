@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from deftly.config import TaskConfig, suggest
 from deftly.contract import PolicyContract
@@ -56,6 +56,16 @@ class Goals(Protocol):
     def goal_reward(self, achieved: Tensor, goal: Tensor) -> Tensor:
         """The reward of a step that ended with what was achieved, `(...)`."""
         ...
+
+
+class Mirror(NamedTuple):
+    """How a task looks in a mirror, where left and right are alike: functions of rows `(..., size)`."""
+
+    observation: Callable[[Tensor], Tensor]
+    """What the policy sees, `(..., obs_size)`, in the mirror: as long."""
+    privileged: Callable[[Tensor], Tensor]
+    """What `Task.privileged` adds for the critic."""
+    action: Callable[[Tensor], Tensor]
 
 
 class Task:
@@ -106,6 +116,10 @@ class Task:
         """What only the critic sees, `(num_envs, k)`, or None."""
         return None
 
+    def mirror(self) -> Mirror | None:
+        """The task in a mirror, for `--train.symmetry`; None: left and right differ."""
+        return None
+
     def require(self) -> None:
         """Raise DeftlyError if a file that episodes start from is missing or another's; called before a run is made."""
 
@@ -148,6 +162,11 @@ class Task:
 
     def curriculum(self, s: State, progress: dict[str, float]) -> None:
         """Set factors `s.scale[name]`, of a reward term's weight or the task's own, by means over ended episodes."""
+
+
+def near(value: Tensor, scale: float) -> Tensor:
+    """A reward term that is 1 where the value is 0, and falls as a Gaussian: 0.37 where it is one `scale` away."""
+    return (-(value / scale).square()).exp()
 
 
 T = TypeVar("T", bound=type[Task])

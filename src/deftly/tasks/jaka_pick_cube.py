@@ -17,7 +17,7 @@ from deftly.sim import scene
 from deftly.sim.randomize import Randomize
 from deftly.sim.sensors import Noise
 from deftly.sim.state import State
-from deftly.tasks import Report, Task, task
+from deftly.tasks import Report, Task, near, task
 
 MAX_PRESS = 300.0
 """Force on the table up to which the reward counts it, N: a rare crash is not to drown what else is learned."""
@@ -337,7 +337,7 @@ class PickCube(Task):
         # a gripper too closed for the cube counts less
         room = (opening / (cfg.cube_half - 0.012)).clip(0.0, 1.0)
         reach = (1 - torch.tanh(5 * distance)) * (0.5 + 0.5 * room)
-        around = torch.exp(-(away.norm(dim=-1) / 0.025).square())
+        around = near(away.norm(dim=-1), 0.025)
         grasp = 0.4 * around * (1 - opening / jaka_zu5.FINGER_TRAVEL) + 0.6 * gripped
         rise = (cube[:, 2] - cfg.cube_half) / (cfg.success_height + 0.03 - cfg.cube_half)
         held = s.zeros("held") / cfg.hold_steps

@@ -1,24 +1,22 @@
 """Stand a WildRobot on its feet while it is pushed."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
 import mujoco
-import torch
-from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from typing_extensions import Doc
 
-from deftly.config import RANGE, TaskConfig
 from deftly.contract import PolicyContract
 from deftly.robots import wildrobot
-from deftly.robots.legged import SERVO_METRICS
+from deftly.robots.legged import SERVO_METRICS, LeggedConfig, mirrored
 from deftly.robots.wildrobot import WILD
 from deftly.sim.pushes import Push
 from deftly.sim.randomize import Randomize
 from deftly.sim.sensors import Noise
 from deftly.sim.state import State
-from deftly.tasks import Report, Task, task
+from deftly.tasks import Mirror, Report, Task, near, task
 
 REACH = {"hip_pitch": 0.5, "hip_roll": 0.3, "knee": 0.5, "ankle_pitch": 0.4}
 """How far an action of 1 moves each joint from home, rad."""
@@ -44,21 +42,9 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class StandConfig(TaskConfig):
+class StandConfig(LeggedConfig):
     """Parameters of the task."""
 
-    rate: float = 50.0
-    episode_steps: int = 500
-    stop_on_success: Annotated[bool, Doc("Standing ends with the episode.")] = False
-    lowpass: Annotated[float, Ge(0), Lt(1), Doc("Weight of the previous action.")] = 0.6
-    joint_noise: Annotated[float, Ge(0), Doc("Joints start within this much of home, rad.")] = 0.05
-    push_force: Annotated[
-        tuple[float, float], RANGE, Doc("Range of the force of a push on the waist, N.")
-    ] = (2.0, 5.0)
-    push_steps: Annotated[int, Ge(1), Doc("Control steps for which a push lasts.")] = 6
-    push_interval: Annotated[float, Gt(0), Doc("Mean time between pushes, s.")] = 3.0
-    lowest: Annotated[float, Gt(0), Doc("Height of the waist below which it fell, m.")] = 0.36
-    max_tilt: Annotated[float, Gt(0), Doc("Tilt of the waist beyond which it fell, rad.")] = 0.8
     weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(
         default_factory=Weights
     )
@@ -129,11 +115,17 @@ class WildRobotStand(Task):
         """The true motion, and what ground and pushes exert."""
         return WILD.privileged(s)
 
+    def mirror(self) -> Mirror:
+        """Left and right are alike."""
+        return Mirror(
+            observation=partial(mirrored, parts=wildrobot.OBSERVED),
+            privileged=partial(mirrored, parts=wildrobot.PRIVILEGED),
+            action=partial(mirrored, parts=wildrobot.ACTION),
+        )
+
     def reset(self, s: State, mask: Tensor) -> None:
         """Joints near home."""
-        noise = self.cfg.joint_noise
-        count = len(wildrobot.ROBOT.joints)
-        s.set_joint_pos(mask, WILD.within(s, s.joint_pos + s.uniform(mask, -noise, noise, count)))
+        WILD.start_near_home(s, mask, self.cfg.joint_noise)
 
     def start(self, s: State, mask: Tensor) -> None:
         """Remember where the robot stands."""
@@ -152,9 +144,9 @@ class WildRobotStand(Task):
         away = s.joint_pos - s.tensor(wildrobot.ROBOT.interface().home())
         load = s.joint_torque / wildrobot.TORQUE
         terms = {
-            "upright": _near(WILD.tilt(s), 0.15),
-            "still": _near(speed, 0.15),
-            "height": _near(WILD.height(s) - wildrobot.HOME_HEIGHT, 0.03),
+            "upright": near(WILD.tilt(s), 0.15),
+            "still": near(speed, 0.15),
+            "height": near(WILD.height(s) - wildrobot.HOME_HEIGHT, 0.03),
             "angular_velocity": WILD.angular_velocity(s).square().sum(-1),
             "pose": away.square().sum(-1),
             "torque": load.square().sum(-1),
@@ -162,17 +154,17 @@ class WildRobotStand(Task):
             "action_rate": (s.action - s.last_action).square().sum(-1),
             "slip": WILD.slip(s, loaded),
             "contact": (~loaded).sum(-1),
-            "fell": self._fell(s),
+            "fell": WILD.fell(s, self.cfg),
         }
         return {name: value * s.dt for name, value in terms.items()}
 
     def failed(self, s: State) -> dict[str, Tensor]:
         """It fell."""
-        return {"fell": self._fell(s)}
+        return {"fell": WILD.fell(s, self.cfg)}
 
     def success(self, s: State) -> Tensor:
         """On its feet when the time is up."""
-        return (s.steps >= s.episode_steps) & ~self._fell(s)
+        return (s.steps >= s.episode_steps) & ~WILD.fell(s, self.cfg)
 
     def metrics(self, s: State) -> dict[str, Tensor]:
         """What `report` explains."""
@@ -193,13 +185,4 @@ class WildRobotStand(Task):
 
     def pushes(self) -> tuple[Push, ...]:
         """Forces on the waist."""
-        cfg = self.cfg
-        return (Push(WILD.base, cfg.push_force, cfg.push_interval, cfg.push_steps / cfg.rate),)
-
-    def _fell(self, s: State) -> Tensor:
-        return (WILD.height(s) < self.cfg.lowest) | (WILD.tilt(s) > self.cfg.max_tilt)
-
-
-def _near(value: Tensor, scale: float) -> Tensor:
-    """1 where the value is 0, 0.37 where it is one `scale` away."""
-    return torch.exp(-(value / scale).square())
+        return WILD.pushes(self.cfg)

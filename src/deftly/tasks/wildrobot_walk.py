@@ -2,24 +2,32 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
 import mujoco
 import torch
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from typing_extensions import Doc
 
-from deftly.config import RANGE, TaskConfig
+from deftly.config import RANGE
 from deftly.contract import Derive, Input, Observe, PolicyContract
 from deftly.robots import wildrobot
-from deftly.robots.legged import SERVO_METRICS
+from deftly.robots.legged import (
+    SERVO_METRICS,
+    LeggedConfig,
+    Lowpass,
+    PushForce,
+    PushInterval,
+    mirrored,
+)
 from deftly.robots.wildrobot import WILD
 from deftly.sim.pushes import Push
 from deftly.sim.randomize import Randomize
 from deftly.sim.sensors import Noise
 from deftly.sim.state import State
-from deftly.tasks import Report, Task, task
+from deftly.tasks import Mirror, Report, Task, near, task
 
 REACH = {"hip_pitch": 0.6, "hip_roll": 0.3, "knee": 0.7, "ankle_pitch": 0.5}
 """How far an action of 1 moves each joint from home, rad."""
@@ -62,18 +70,16 @@ class Weights:
     spread: Annotated[
         float, Doc("Squared lack of distance between the feet, in units of 0.05 m.")
     ] = -0.5
-    fell: Annotated[float, Doc("Once, when the robot falls.")] = -100.0
+    fell: Annotated[float, Doc("Once, when the robot falls.")] = -300.0
 
 
 @dataclass(frozen=True)
-class WalkConfig(TaskConfig):
+class WalkConfig(LeggedConfig):
     """Parameters of the task."""
 
-    rate: float = 50.0
-    episode_steps: int = 500
-    stop_on_success: Annotated[bool, Doc("Walking ends with the episode.")] = False
-    lowpass: Annotated[float, Ge(0), Lt(1), Doc("Weight of the previous action.")] = 0.7
-    joint_noise: Annotated[float, Ge(0), Doc("Joints start within this much of home, rad.")] = 0.05
+    lowpass: Lowpass = 0.7
+    push_force: PushForce = (1.0, 3.0)
+    push_interval: PushInterval = 5.0
     speed: Annotated[
         tuple[float, float], RANGE, Doc("Range of the commanded forward speed, m/s.")
     ] = (0.2, 0.6)
@@ -84,16 +90,9 @@ class WalkConfig(TaskConfig):
     swing: Annotated[
         float, Gt(0), Le(0.5), Doc("Fraction of the period for which each foot is in the air.")
     ] = 0.42
-    push_force: Annotated[
-        tuple[float, float], RANGE, Doc("Range of the force of a push on the waist, N.")
-    ] = (1.0, 3.0)
-    push_steps: Annotated[int, Ge(1), Doc("Control steps for which a push lasts.")] = 6
-    push_interval: Annotated[float, Gt(0), Doc("Mean time between pushes, s.")] = 5.0
     narrowest: Annotated[
         float, Ge(0), Doc("Distance of the feet across the heading that costs nothing, m.")
     ] = 0.13
-    lowest: Annotated[float, Gt(0), Doc("Height of the waist below which it fell, m.")] = 0.36
-    max_tilt: Annotated[float, Gt(0), Doc("Tilt of the waist beyond which it fell, rad.")] = 0.8
     average_s: Annotated[
         float, Gt(0), Doc("Time constant with which mean speeds are taken, s.")
     ] = 0.6
@@ -103,6 +102,12 @@ class WalkConfig(TaskConfig):
         Le(1),
         Doc("In training alone: fraction of what wears the servos that counts at least."),
     ] = 0.1
+    push_growth: Annotated[
+        float, Ge(0), Doc("In training alone: factor of the pushes' force once no episode fails.")
+    ] = 2.0
+    speed_growth: Annotated[
+        float, Gt(0), Doc("In training alone: factor of the commands' range once no episode fails.")
+    ] = 1.25
     weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(
         default_factory=Weights
     )
@@ -137,8 +142,9 @@ class WildRobotWalk(Task):
     Success: still on its feet after the 10 s of the episode. Failure: the waist below `lowest` or tilted by more than
     `max_tilt`; it ends the episode.
 
-    Curriculum, in training alone: the fastest command grows from the slowest with the fraction of episodes that end on
-    their feet; what wears the servos weighs more the better commands are followed.
+    Curriculum, in training alone: with the fraction of episodes that end on their feet, the fastest command grows from
+    the slowest, and pushes from nothing, to more than an evaluation has (`speed_growth`, `push_growth`); what wears
+    the servos weighs more the better commands are followed.
 
     Randomization: that of every WildRobot task (`WildRobot.randomize`, `WildRobot.noise`); joints at the start;
     commands; pushes of `push_force` in a horizontal direction, at random times.
@@ -222,11 +228,23 @@ class WildRobotWalk(Task):
             -1,
         )
 
+    def mirror(self) -> Mirror:
+        """Left and right are alike half a period of the gait later: the clock's sine and cosine are opposite."""
+        command = (("same", 1), ("opposite", 1), ("opposite", 2))  # speed, heading error, gait
+        motion = (
+            ("vector", 2),
+            ("sides", 2),
+            ("opposite", 1),
+        )  # mean velocity, feet, heading error
+        return Mirror(
+            observation=partial(mirrored, parts=(*wildrobot.OBSERVED, *command)),
+            privileged=partial(mirrored, parts=(*wildrobot.PRIVILEGED, *motion)),
+            action=partial(mirrored, parts=wildrobot.ACTION),
+        )
+
     def reset(self, s: State, mask: Tensor) -> None:
         """Joints near home."""
-        noise = self.cfg.joint_noise
-        count = len(wildrobot.ROBOT.joints)
-        s.set_joint_pos(mask, WILD.within(s, s.joint_pos + s.uniform(mask, -noise, noise, count)))
+        WILD.start_near_home(s, mask, self.cfg.joint_noise)
 
     def start(self, s: State, mask: Tensor) -> None:
         """Command something, and remember where the robot stands."""
@@ -272,8 +290,8 @@ class WildRobotWalk(Task):
         load = s.joint_torque / wildrobot.TORQUE
         terms = {
             "track": torch.exp(-self._speed_error(s).abs() / 0.15),
-            "speed": _near(velocity[:, 0] - s.zeros("speed"), 0.25),
-            "heading": _near(s.zeros("heading_error"), 0.2),
+            "speed": near(velocity[:, 0] - s.zeros("speed"), 0.25),
+            "heading": near(s.zeros("heading_error"), 0.2),
             "lateral": mean[:, 1].square(),
             "swing": torch.minimum(heights.clip(min=0.0), wanted).sum(-1) / cfg.lift,
             "contact": (loaded == (wanted <= 0.0)).to(s.dtype).mean(-1),
@@ -287,17 +305,17 @@ class WildRobotWalk(Task):
             "slip": WILD.slip(s, loaded),
             "impact": over.sum(-1),
             "spread": (width / 0.05).square(),
-            "fell": self._fell(s),
+            "fell": WILD.fell(s, self.cfg),
         }
         return {name: value * s.dt for name, value in terms.items()}
 
     def failed(self, s: State) -> dict[str, Tensor]:
         """It fell."""
-        return {"fell": self._fell(s)}
+        return {"fell": WILD.fell(s, self.cfg)}
 
     def success(self, s: State) -> Tensor:
         """On its feet when the time is up."""
-        return (s.steps >= s.episode_steps) & ~self._fell(s)
+        return (s.steps >= s.episode_steps) & ~WILD.fell(s, self.cfg)
 
     def metrics(self, s: State) -> dict[str, Tensor]:
         """What `report` explains."""
@@ -323,15 +341,16 @@ class WildRobotWalk(Task):
 
     def pushes(self) -> tuple[Push, ...]:
         """Forces on the waist."""
-        cfg = self.cfg
-        return (Push(WILD.base, cfg.push_force, cfg.push_interval, cfg.push_steps / cfg.rate),)
+        return WILD.pushes(self.cfg)
 
     def curriculum(self, s: State, progress: dict[str, float]) -> None:
-        """Faster commands the fewer fall; more care for the servos the better the command is followed."""
+        """Faster commands and harder pushes the fewer fall; more care for servos the better commands are followed."""
         full = self.cfg.weights.track * s.dt * progress["steps"]
         followed = progress["reward/track"] / max(full, 1e-6)
         care = self.cfg.leniency + (1.0 - self.cfg.leniency) * min(1.0, 2.0 * followed)
-        goals = dict.fromkeys(WEAR, care) | {"fastest": progress["success"]}
+        goals = dict.fromkeys(WEAR, care)
+        goals["fastest"] = self.cfg.speed_growth * progress["success"]
+        goals["push"] = self.cfg.push_growth * progress["success"]
         for name, goal in goals.items():
             scale = s.scale.get(name, 0.0)
             s.scale[name] = scale + 0.05 * (goal - scale)
@@ -339,8 +358,8 @@ class WildRobotWalk(Task):
     def _command(self, s: State, mask: Tensor) -> None:
         """Draw new commands where `mask` is True."""
         slowest, fastest = self.cfg.speed
-        span = (fastest - slowest) * s.scale.get("fastest", 1.0)
-        s.remember("speed", mask, s.uniform(mask, slowest, slowest + span))
+        grown = slowest + (fastest - slowest) * s.scale.get("fastest", 1.0)
+        s.remember("speed", mask, s.uniform(mask, slowest, min(grown, MAX_SPEED)))
         s.remember("turn", mask, s.uniform(mask, -self.cfg.turn, self.cfg.turn))
 
     def _draw_change(self, s: State) -> Tensor:
@@ -360,11 +379,3 @@ class WildRobotWalk(Task):
         part = ((legs - first) / self.cfg.swing).clip(0.0, 1.0)
         in_air = (part > 0.0) & (part < 1.0)
         return self.cfg.lift * (math.pi * part).sin().square() * in_air
-
-    def _fell(self, s: State) -> Tensor:
-        return (WILD.height(s) < self.cfg.lowest) | (WILD.tilt(s) > self.cfg.max_tilt)
-
-
-def _near(value: Tensor, scale: float) -> Tensor:
-    """1 where the value is 0, 0.37 where it is one `scale` away."""
-    return torch.exp(-(value / scale).square())
