@@ -12,22 +12,12 @@ from types import ModuleType
 from typing import Any
 
 from deftly.control.drivers import DriverError
-from deftly.control.drivers.serial_port import WRITE_S, SerialPort
+from deftly.control.drivers.serial_port import WRITE_S, NoAnswer, SerialPort
 
 BAUDS = (4_000_000, 3_000_000, 2_000_000, 1_000_000, 115_200, 57_600, 9_600)
 """Rates that an XC330 knows (e-manual, Baud Rate 8)."""
 QUIET_S = 1e-3
 """A line that says nothing for this long is free: 400 bytes at 4,000,000 baud."""
-
-
-class NoAnswer(DriverError):
-    """A motor did not answer in time, or what it said was damaged."""
-
-    def __init__(self, motor: int, heard: bool):
-        what = "gave a damaged answer" if heard else "does not answer"
-        super().__init__(f"motor {motor} {what}")
-        self.motor = motor
-        self.heard = heard
 
 
 class Bus:

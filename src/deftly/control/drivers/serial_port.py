@@ -17,6 +17,16 @@ WRITE_S = 0.02
 T = TypeVar("T")
 
 
+class NoAnswer(DriverError):
+    """A motor did not answer in time, or what it said was damaged."""
+
+    def __init__(self, motor: int, heard: bool):
+        what = "gave a damaged answer" if heard else "does not answer"
+        super().__init__(f"motor {motor} {what}")
+        self.motor = motor
+        self.heard = heard
+
+
 class SerialPort:
     """An open serial port, locked. Every method raises DriverError, one line, if it is gone.
 
