@@ -7,21 +7,17 @@ towards their goal, as fast as their current lets them. Faults are switched at r
 
 from __future__ import annotations
 
-import os
-import pty
-import select
 import struct
 import sys
 import termios
-import threading
 import time
-import tty
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
 from deftly.config import parse
 from deftly.errors import DeftlyError
+from deftly_bench.emulated_port import EmulatedPort
 
 HEADER = b"\xff\xff\xfd\x00"
 BROADCAST = 254
@@ -239,7 +235,7 @@ class Motor:
         return address
 
 
-class EmulatedBus:
+class EmulatedBus(EmulatedPort):
     """Motors at `port`, which answer from a thread of their own until `close`. Use as a context.
 
     Attributes that are faults: `unplugged` (ids), `silent`, `delay` (s before an answer), `corrupt` (ids whose answers
@@ -249,10 +245,8 @@ class EmulatedBus:
     def __init__(
         self, motors: Iterable[int] = range(16), model: int = MODEL, baud: int | None = 4_000_000
     ):
-        self._master, self._slave = pty.openpty()
-        tty.setraw(self._slave)
-        os.set_blocking(self._master, False)
-        self.port, self.baud = os.ttyname(self._slave), baud
+        super().__init__()
+        self.baud = baud
         now = time.monotonic()
         self.motors = {i: Motor(i, TURN / 2, model, now) for i in motors}
         self.unplugged: set[int] = set()
@@ -260,29 +254,8 @@ class EmulatedBus:
         self.silent, self.delay, self.garbage = False, 0.0, b""
         self.packets = 0
         """Instruction packets that were heard."""
-        self._lock, self._parser = threading.RLock(), Parser()
-        self._wake = os.pipe()
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def __enter__(self) -> EmulatedBus:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End: the port is gone, as if the adapter were pulled."""
-        if self._thread.is_alive():
-            os.write(self._wake[1], b"x")
-            self._thread.join()
-            for fd in (self._master, self._slave, *self._wake):
-                os.close(fd)
-
-    def change(self, what: Callable[[EmulatedBus], object]) -> None:
-        """Do something while no packet is answered."""
-        with self._lock:
-            what(self)
+        self._parser = Parser()
+        self.start()
 
     def positions(self) -> dict[int, float]:
         """Where the motors stand now, ticks."""
@@ -307,15 +280,10 @@ class EmulatedBus:
                 if motor.table[70]:
                     motor.restart()
 
-    def _serve(self) -> None:
-        while True:
-            ready, _, _ = select.select([self._master, self._wake[0]], [], [])
-            if self._wake[0] in ready:
-                return
-            with suppress(OSError):
-                data = os.read(self._master, 4096)
-                for motor, instruction, body in self._parser.feed(data):
-                    self._handle(motor, instruction, body)
+    def hear(self, data: bytes) -> None:
+        """Instruction packets, or parts of them."""
+        for motor, instruction, body in self._parser.feed(data):
+            self._handle(motor, instruction, body)
 
     def _handle(self, motor: int, instruction: int, body: bytes) -> None:
         with self._lock:
@@ -328,10 +296,7 @@ class EmulatedBus:
                     each.advance(now)
                     each.heard = now
             answer = b"".join(self._answers(motor, instruction, body))
-        if delay and answer:
-            select.select([self._wake[0]], [], [], delay)
-        with suppress(BlockingIOError):  # nobody listens
-            os.write(self._master, answer)
+        self.say(answer, delay)
 
     def _same_baud(self) -> bool:
         speed = termios.tcgetattr(self._slave)[5]

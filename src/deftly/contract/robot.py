@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
@@ -239,6 +239,19 @@ class RobotInterface(Document):
                 return site
         known = sorted(site.name for site in self.sites)
         raise ContractError(f"{self.name} has no site '{name}', but {known}")
+
+    def require_policy_of(self, trained: RobotInterface, what: str) -> None:
+        """Raise ContractError naming the first difference unless a policy made for `trained` may drive this robot.
+
+        Its joints and signals must be the same. How its motors are mounted is its own, as `deftly calibrate` found it,
+        and it may be guarded better: by more limits, and on more faults damped. `what` is whose the policy is.
+        """
+        like = self
+        if [motor.joint for motor in self.motors] == [motor.joint for motor in trained.motors]:
+            like = replace(like, motors=trained.motors)
+        if set(trained.limits) <= set(self.limits) and set(trained.damps) <= set(self.damps):
+            like = replace(like, limits=trained.limits, damps=trained.damps)
+        like.require(trained, what)
 
     def to_motors(self, joints: Array) -> Array:
         """Joint positions `(..., num_joints)` as motor positions `(..., num_joints)`, in the order of `motors`."""

@@ -389,7 +389,7 @@ class Kernel:
     def require(self, contract: PolicyContract) -> None:
         """Stop, by name of the first difference, unless the policy was made for this robot at this rate."""
         try:
-            self.robot.require(contract.robot, "the policy")
+            self.robot.require_policy_of(contract.robot, "the policy")
         except ContractError as error:
             self.stop(str(error), Fault.CONTRACT)
             return

@@ -21,7 +21,8 @@ import numpy as np
 from deftly.contract import JOINT_POS, RobotInterface, Signal
 from deftly.control.drivers import Driver, DriverError, OtherWriterError, Reading
 from deftly.control.drivers.buses import BUSES, LEAP
-from deftly.control.drivers.dynamixel_bus import BAUDS, Bus, NoAnswer
+from deftly.control.drivers.dynamixel_bus import BAUDS, Bus
+from deftly.control.drivers.serial_port import NoAnswer
 
 MODEL = 1240
 MODELS = {

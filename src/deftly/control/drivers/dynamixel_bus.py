@@ -6,34 +6,18 @@ so a port of ours takes its place.
 
 from __future__ import annotations
 
-import errno
-import select
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from glob import glob
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from deftly.control.drivers import DriverError
+from deftly.control.drivers.serial_port import WRITE_S, NoAnswer, SerialPort
 
 BAUDS = (4_000_000, 3_000_000, 2_000_000, 1_000_000, 115_200, 57_600, 9_600)
 """Rates that an XC330 knows (e-manual, Baud Rate 8)."""
 QUIET_S = 1e-3
 """A line that says nothing for this long is free: 400 bytes at 4,000,000 baud."""
-WRITE_S = 0.02
-"""Longest wait for the system to take a packet: a line that is stuck takes none."""
-
-
-class NoAnswer(DriverError):
-    """A motor did not answer in time, or what it said was damaged."""
-
-    def __init__(self, motor: int, heard: bool):
-        what = "gave a damaged answer" if heard else "does not answer"
-        super().__init__(f"motor {motor} {what}")
-        self.motor = motor
-        self.heard = heard
 
 
 class Bus:
@@ -112,59 +96,33 @@ class Bus:
             raise DriverError(f"{self._port.path} did not take a packet ({result})")
 
 
-class _Port:
-    """What the SDK's packet handler asks of a port, over pyserial."""
+class _Port(SerialPort):
+    """What the SDK's packet handler asks of a port."""
 
     def __init__(self, path: str, baud: int):
-        self.path = path
+        _sdk()
+        if baud not in BAUDS:
+            raise DriverError(f"--baud is {baud}, but the motors know {', '.join(map(str, BAUDS))}")
+        super().__init__(path, baud, "deftly[leap]")
         self.is_using = False
         self._deadline = 0.0
-        self._serial = _open(path, baud)
-        # An FTDI adapter keeps what it heard for 16 ms otherwise; a pseudo-terminal has no such timer.
-        with suppress(OSError, ValueError, NotImplementedError, AttributeError):
-            self._serial.set_low_latency_mode(True)
 
     def begin(self, timeout: float) -> None:
         """The next exchange is over in `timeout` s."""
         self.is_using = False
         self._deadline = time.monotonic() + timeout
 
-    def set_baud(self, baud: int) -> None:
-        """Speak at another rate."""
-        self._serial.baudrate = baud
-
-    def close(self) -> None:
-        """Let go."""
-        with suppress(OSError):
-            self._serial.close()
-
     def readPort(self, length: int, patience: float = 60.0) -> bytes:
         """At most `length` bytes, as soon as there are some; none if the time is over."""
-        try:
-            left = max(0.0, min(patience, self._deadline - time.monotonic()))
-            ready, _, _ = select.select([self._serial.fileno()], [], [], left)
-            if not ready:
-                return b""
-            return self._serial.read(length)
-        except Exception as error:
-            raise self._gone(error) from None
+        return self.read(length, min(patience, self._deadline - time.monotonic()))
 
     def writePort(self, packet: list[int]) -> int:
-        """Send; gives the number of bytes that were: all, or the line is stuck."""
-        try:
-            _, ready, _ = select.select([], [self._serial.fileno()], [], WRITE_S)
-            if not ready:
-                return 0
-            return self._serial.write(bytes(packet))
-        except Exception as error:
-            raise self._gone(error) from None
+        """Send; gives the number of bytes that were."""
+        return self.write(bytes(packet))
 
     def clearPort(self) -> None:
         """Forget what was heard."""
-        try:
-            self._serial.reset_input_buffer()
-        except Exception as error:
-            raise self._gone(error) from None
+        self.clear()
 
     def isPacketTimeout(self) -> bool:
         """Whether the time is over."""
@@ -173,12 +131,6 @@ class _Port:
     def setPacketTimeout(self, _: int) -> None:
         """The SDK's own estimate: not used."""
 
-    def _gone(self, error: Exception) -> DriverError:
-        """One line for whatever pyserial and the system raise: OSError, termios.error, TypeError of a closed port."""
-        words = " ".join(str(error).split())[:100]
-        cause = f"{type(error).__name__}: {words}"
-        return DriverError(f"{self.path} is gone: is the adapter unplugged? ({cause})")
-
 
 def _sdk() -> ModuleType:
     try:
@@ -186,34 +138,3 @@ def _sdk() -> ModuleType:
     except ImportError:
         raise DriverError('--driver leap needs dynamixel-sdk: pip install "deftly[leap]"') from None
     return dynamixel_sdk
-
-
-def _open(path: str, baud: int) -> Any:
-    """The port, locked. Raises DriverError that says what to do."""
-    _sdk()
-    import serial
-
-    if baud not in BAUDS:
-        raise DriverError(f"--baud is {baud}, but the motors know {', '.join(map(str, BAUDS))}")
-    if not Path(path).exists():
-        raise DriverError(f"there is no port {path}: is the adapter plugged in? {_present()}")
-    try:
-        return serial.Serial(path, baud, timeout=0, write_timeout=0, exclusive=True)
-    except Exception as error:  # SerialException, termios.error, ValueError
-        code = getattr(error, "errno", None)
-        words = " ".join(str(error).split())[:150]
-    if code in (errno.EACCES, errno.EPERM):
-        raise DriverError(
-            f"no permission for {path}: sudo usermod -aG dialout $USER, then log out and in"
-        )
-    if code in (errno.EAGAIN, errno.EBUSY):
-        raise DriverError(f"{path} is used by another program: end that first")
-    raise DriverError(f"cannot open {path}, is it a serial port? {words}")
-
-
-def _present() -> str:
-    """The serial ports of this computer, in words."""
-    found = sorted(glob("/dev/ttyUSB*") + glob("/dev/ttyACM*"))
-    if found:
-        return f"there are {', '.join(found)}"
-    return "there is no /dev/ttyUSB* nor /dev/ttyACM*"
