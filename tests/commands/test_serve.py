@@ -217,10 +217,28 @@ def test_a_bundle_is_loaded_with_its_task(exported):
             "no such folder; 'deftly serve --new-keys DIR'",
         ),
         (["jaka-pick-cub"], "jaka-pick-cube"),
+        (
+            ["--new-keys", "new", "--status", "tcp://127.0.0.1:9"],
+            "--new-keys does nothing else: leave out --status",
+        ),
+        (["--new-keys", "new", "--keys", "old"], "leave out --keys"),
+        (["--new-keys", "new", "--policy", "shipped"], "leave out --policy"),
+        (["--new-keys", "new", "--bind", "tcp://127.0.0.1:9"], "leave out --bind"),
+        ([TASK, "--new-keys", "new"], f"--new-keys does nothing else: leave out {TASK}"),
+        (
+            ["--status", "tcp://127.0.0.1:9", "--policy", "x"],
+            "--status does nothing else: leave out --policy",
+        ),
+        (["--status", "tcp://127.0.0.1:9", "--idle-s", "5"], "leave out --idle-s"),
+        ([TASK, "--status", "tcp://127.0.0.1:9"], f"--status does nothing else: leave out {TASK}"),
     ],
 )
-def test_what_cannot_be_served_is_one_line(words, message, capsys, tmp_path):
-    assert cli.main(["serve", *words, "--runs.root", str(tmp_path)]) == 2
+def test_what_cannot_be_served_is_one_line(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").mkdir()
+    runs = [] if "--status" in words or "--new-keys" in words else ["--runs.root", str(tmp_path)]
+    assert cli.main(["serve", *words, *runs]) == 2
+    assert not (tmp_path / "new").exists()
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

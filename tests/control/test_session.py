@@ -131,6 +131,55 @@ def test_a_hold_of_the_operator_is_no_fault_and_writes_no_log(monkeypatch, tmp_p
     made.screen.close()
 
 
+NOBODY = "nobody can start the robot: without a terminal, give --start"
+
+
+def driven(keys, seconds, ticks=8):
+    """Sit a session down with these keys; the states until it ends, or for so many ticks, and why it failed."""
+    made, tick = sat_down(start=False)
+    made.keys, made.seconds = keys, seconds
+    made.ticker.lap = lambda: made.runner.kernel._now
+    states, going = [], True
+    each = made.each
+
+    def noted(step):
+        nonlocal going
+        going = each(step)
+        return going
+
+    made.each = noted
+    while going and len(states) < ticks:
+        states.append(tick())
+    made.screen.close()
+    return states, made._failed
+
+
+def test_nobody_who_can_start_it_is_a_failure_however_long_it_may_run():
+    keys = Typed()
+    keys.terminal, keys.closed = False, True
+    for seconds in (0.0, 0.05, 10.0):
+        states, failed = driven(keys, seconds)
+        assert failed == NOBODY
+        assert State.ACTIVE not in states
+        assert len(states) == 2, "as soon as it is ready"
+
+
+def test_a_time_that_is_over_before_a_program_said_start_is_a_failure():
+    keys = Typed()
+    keys.terminal = False
+    states, failed = driven(keys, 0.05)
+    assert failed == "nobody started the robot in 0.05 s: without a terminal, give --start"
+    assert states[-1] is State.READY
+
+
+def test_a_program_that_starts_and_somebody_at_a_terminal_who_does_not_are_none():
+    keys = Typed([], [], ["s"])
+    keys.terminal = False
+    states, failed = driven(keys, 0.1)
+    assert (states[-1], failed) == (State.ACTIVE, "")
+    assert driven(Typed(), 0.05)[1] == ""
+
+
 def begun(folder, seconds, start=True, fault="", policy=None):
     """A session in real time with the fake robot and nobody at a terminal, its log in a folder."""
     contract = fifty.CONTRACT

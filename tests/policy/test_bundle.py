@@ -1,5 +1,6 @@
 """Bundles: what was written is read back, and whatever is wrong with one is refused in one line that names the file."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -13,7 +14,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from deftly.contract import Act, Joint, Observe, PolicyContract, RobotInterface, Signal
+from deftly.contract import Act, Input, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.errors import DeftlyError
 from deftly.files import WriteError
 from deftly.policy import bundle
@@ -70,22 +71,34 @@ def npz(arrays) -> bytes:
     return file.getvalue()
 
 
-def golden():
+STEERED = dataclasses.replace(
+    CONTRACT,
+    inputs=(
+        Input("way", 2, "m/s", lower=(-1.0, 0.0), upper=(1.0, 3.0)),
+        Input("prompt", dtype="text", text="go"),
+    ),
+    observe_terms=(*CONTRACT.observe_terms, Observe("way")),
+)
+"""A policy that is told where to go, and why."""
+
+
+def golden(contract=CONTRACT, inputs=bundle.NO_INPUTS):
     rng = np.random.default_rng(1)
     signals = {
-        s.name: rng.uniform(0, 0.5, (STEPS, s.size)).astype(np.float32) for s in CONTRACT.signals
+        s.name: rng.uniform(0, 0.5, (STEPS, s.size)).astype(np.float32) for s in contract.signals
     }
-    network = bundle.OnnxNetwork(model(), CONTRACT)
+    network = bundle.OnnxNetwork(model(inputs=contract.obs_size()), contract)
     named = {f"signal/{name}": value for name, value in signals.items()}
-    return {**named, **bundle.replay(CONTRACT, network, signals)}
+    named |= {f"input/{name}": value for name, value in inputs.items()}
+    return {**named, **bundle.replay(contract, network, signals, inputs)}
 
 
-def files():
+def files(contract=CONTRACT, inputs=bundle.NO_INPUTS):
     return {
-        NETWORK: model(),
-        SPEC: CONTRACT.to_json().encode(),
-        ROBOT: bundle.robot_config(CONTRACT).encode(),
-        GOLDEN: npz(golden()),
+        NETWORK: model(inputs=contract.obs_size()),
+        SPEC: contract.to_json().encode(),
+        ROBOT: bundle.robot_config(contract).encode(),
+        GOLDEN: npz(golden(contract, inputs)),
         REPORT: b'{"schema": "deftly.eval/2"}',
     }
 
@@ -436,6 +449,45 @@ def test_golden_arrays_that_do_not_fit(folder, change):
     change(arrays)
     put(folder, GOLDEN, npz(arrays))
     refused(folder, GOLDEN)
+
+
+def steered(folder, inputs):
+    bundle.write(folder, files(STEERED, inputs), {**FACTS, "contract": STEERED.hash})
+    return load(folder)
+
+
+def test_golden_inputs_are_drawn_over_their_range():
+    drawn = bundle.draw_inputs(STEERED, 200)
+    assert drawn.keys() == {"way"}, "no network sees a text"
+    way = drawn["way"]
+    assert (way.shape, way.dtype) == ((200, 2), np.float32)
+    assert way[:3].tolist() == [[0.0, 0.0], [-1.0, 0.0], [1.0, 3.0]]
+    assert (way.min(0) >= (-1.0, 0.0)).all()
+    assert (way.max(0) <= (1.0, 3.0)).all()
+    assert (np.ptp(way[3:], axis=0) > (1.8, 2.7)).all()
+    assert (bundle.draw_inputs(STEERED, 2)["way"] == way[:2]).all()
+
+
+def test_golden_vectors_hold_what_the_operator_said(tmp_path):
+    found = steered(tmp_path / "b", bundle.draw_inputs(STEERED, STEPS))
+    assert found.golden["observation"][:, -2:] == pytest.approx(found.golden["input/way"])
+    assert max(found.golden_errors().values()) == 0
+    arrays = dict(found.golden)
+    arrays["input/way"] = arrays["input/way"] - 0.01
+    put(tmp_path / "b", GOLDEN, npz(arrays))
+    refused(tmp_path / "b", r"computes other observation here than golden.npz holds, by 0\.01")
+
+
+def test_golden_vectors_without_inputs_are_those_of_an_older_bundle(tmp_path):
+    found = steered(tmp_path / "b", bundle.NO_INPUTS)
+    assert (found.golden["observation"][:, -2:] == 0.0).all()
+
+
+@pytest.mark.parametrize("name", ["input/prompt", "input/odd", "input/way"])
+def test_golden_inputs_that_do_not_fit(name, tmp_path):
+    steered(tmp_path / "b", {})
+    put(tmp_path / "b", GOLDEN, npz({**golden(STEERED), name: np.zeros((STEPS, 3), np.float32)}))
+    refused(tmp_path / "b", GOLDEN)
 
 
 def test_a_pickle_in_the_golden_file_is_not_run(folder, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Le
 from typing_extensions import Doc
 
 from deftly.config import KEYS, OUTPUT_FOLDER, RunsConfig, Settings, parse, split_task
+from deftly.config.constraints import kebab
 from deftly.console import printable, show
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import PolicySource, policy_words, resolve, task_name
@@ -61,11 +62,41 @@ class ServeArgs(Settings):
     )
     runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.new_keys:
+            self.require_alone("new_keys")
+        if self.status:
+            self.require_alone("status", "keys")
+
+    def require_alone(self, name: str, *beside: str) -> None:
+        """Raise DeftlyError if more is set than a setting that does nothing else, and those it may have beside it."""
+        others = [each for each in fields(self) if each.name not in (name, *beside)]
+        defaults = {each.name: _default(each) for each in others}
+        given = [other for other, default in defaults.items() if getattr(self, other) != default]
+        if given:
+            raise DeftlyError(
+                f"--{kebab(name)} does nothing else: leave out --{kebab(given[0])}, or give it in another command"
+            )
+
+
+def _default(item: Field[Any]) -> Any:
+    """The value of a field that nobody set."""
+    if item.default_factory is not MISSING:
+        return item.default_factory()
+    return item.default
+
 
 def main(argv: list[str]) -> int:
     """Run `deftly serve` until SIGTERM or SIGINT."""
     task, flags = split_task(argv)
     args = parse(ServeArgs, policy_words(flags), prog="deftly serve [TASK]")
+    alone = args.new_keys or args.status
+    if task and alone:
+        flag = "--new-keys" if args.new_keys else "--status"
+        raise DeftlyError(
+            f"{flag} does nothing else: leave out {task}, or serve it in another command"
+        )
     if args.new_keys:
         new_keys(args.new_keys)
         print(

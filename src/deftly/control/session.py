@@ -77,6 +77,7 @@ class Session:
         self._began = 0.0
         self._done = False
         self._was_ready = False
+        self._was_started = False
         self._last = (State.INIT, Fault.NONE)
         self._failed = ""
         self._faults: list[tuple[float, str, str]] = []
@@ -143,6 +144,7 @@ class Session:
             self._to_start = False
             self._obey("s")
         self._was_ready |= kernel.state in (State.READY, State.ACTIVE)
+        self._was_started |= kernel.state is State.ACTIVE
         over = 0 < self.seconds <= elapsed
         self._failed = self._failure(elapsed, over)
         if self._failed:
@@ -196,10 +198,12 @@ class Session:
             return f"the robot was not ready in {READY_S:g} s: {self._reason()}"
         if over and not self._was_ready:
             return f"the robot was not ready in {self.seconds:g} s: {self._reason()}"
-        if kernel.state is State.READY and self.keys.closed:
-            ends_by_itself = self._to_start or self.seconds
-            if not ends_by_itself:
-                return "nobody can start the robot: without a terminal, give --start"
+        if kernel.state is State.READY and self.keys.closed and not self._to_start:
+            return "nobody can start the robot: without a terminal, give --start"
+        if over and alone and not self._was_started:
+            return (
+                f"nobody started the robot in {self.seconds:g} s: without a terminal, give --start"
+            )
         return ""
 
     def status(self) -> str:

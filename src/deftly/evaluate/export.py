@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from deftly.policy import bundle
 from deftly.policy.protocol import ACTION, OBSERVATION, ContractPolicy, OnnxNetwork
 
 if TYPE_CHECKING:
+    from deftly.contract import PolicyContract
     from deftly.learn.checkpoint import Checkpoint
     from deftly.learn.networks import Policy
     from deftly.tasks import Task
@@ -154,7 +155,10 @@ def compare(policy: Policy, network: OnnxNetwork, size: int) -> float:
 
 
 def golden(task: Task, network: OnnxNetwork, sim: SimConfig, seed: int) -> bytes:
-    """`golden.npz`: the signals of the first steps of an episode that this policy drives, and what it makes of them."""
+    """`golden.npz`: the signals of the first steps of an episode that this policy drives, and what it makes of them.
+
+    Inputs are drawn over their range: what an episode's operator says may cover little of it.
+    """
     from deftly.env import Env
     from deftly.evaluate.handover import drive
     from deftly.evaluate.rollout import EVALUATE
@@ -163,9 +167,19 @@ def golden(task: Task, network: OnnxNetwork, sim: SimConfig, seed: int) -> bytes
     steps = islice(drive(env, ContractPolicy(env.contract, network), seed), GOLDEN_STEPS)
     rows = [signals for signals, _, _ in steps]
     signals = {s.name: np.stack([row[s.name] for row in rows]) for s in env.contract.signals}
+    return pack_golden(env.contract, network, signals)
+
+
+def pack_golden(
+    contract: PolicyContract, network: OnnxNetwork, signals: Mapping[str, np.ndarray]
+) -> bytes:
+    """`golden.npz` of signals (steps, size) by name."""
+    steps = len(next(iter(signals.values())))
+    inputs = bundle.draw_inputs(contract, steps)
     arrays = {f"signal/{name}": value for name, value in signals.items()}
+    arrays |= {f"input/{name}": value for name, value in inputs.items()}
     file = io.BytesIO()
-    pack_npz(file, arrays | bundle.replay(env.contract, network, signals), level=0)
+    pack_npz(file, arrays | bundle.replay(contract, network, signals, inputs), level=0)
     return file.getvalue()
 
 

@@ -28,11 +28,13 @@ import numpy as np
 import yaml
 
 from deftly.contract import ContractError, PolicyContract
+from deftly.contract.terms import spread
 from deftly.errors import DeftlyError
 from deftly.files import FileError, atomic_folder, parse_json, parse_npz, parse_yaml, read_bytes
 from deftly.policy.onnx_bounds import UnboundedError, require_bounded
 from deftly.policy.protocol import (
     ACTION,
+    NO_INPUTS,
     OBSERVATION,
     ContractPolicy,
     Network,
@@ -84,8 +86,8 @@ class Bundle:
     contract: PolicyContract
     network: OnnxNetwork
     golden: dict[str, np.ndarray]
-    """`signal/NAME` (steps, size), `observation`, `action` and `targets`, float32; images are uint8. Where there are
-    several groups, `observation/GROUP` is what the policy saw of each."""
+    """`signal/NAME` and `input/NAME` (steps, size), `observation`, `action` and `targets`, float32; images are uint8.
+    Where there are several groups, `observation/GROUP` is what the policy saw of each."""
     manifest: dict[str, Any]
     """What `checksums.json` holds: `checkpoint`, `settings`, ..."""
     report: dict[str, Any]
@@ -99,8 +101,13 @@ class Bundle:
     def golden_errors(self) -> dict[str, float]:
         """Largest difference from the golden vectors by name: `observation`, `action`, `targets`."""
         signals = {s.name: self.golden[f"signal/{s.name}"] for s in self.contract.signals}
+        inputs = {
+            given.name: self.golden[f"input/{given.name}"]
+            for given in self.contract.inputs
+            if f"input/{given.name}" in self.golden
+        }
         with self._in_time():
-            again = replay(self.contract, self.network, signals)
+            again = replay(self.contract, self.network, signals, inputs)
         errors = {
             name: np.abs(value.astype(float) - self.golden[name]) for name, value in again.items()
         }
@@ -161,20 +168,24 @@ def read_network(model: bytes, contract: PolicyContract, what: str = NETWORK) ->
     return OnnxNetwork(model, contract, what)
 
 
-def replay(contract: PolicyContract, network: Network, signals: Signals) -> dict[str, np.ndarray]:
+def replay(
+    contract: PolicyContract,
+    network: Network,
+    signals: Signals,
+    inputs: Mapping[str, np.ndarray] = NO_INPUTS,
+) -> dict[str, np.ndarray]:
     """What a policy makes of the signals of an episode, `(steps, size)` each: `observation`, `action`, `targets`.
 
-    Inputs are at their defaults. Where there are several groups, `observation/GROUP` is what the policy saw of each.
+    An input that is missing is at its default. Where there are several groups, `observation/GROUP` is what the policy
+    saw of each.
     """
-    rows = [
-        {name: value[step][None] for name, value in signals.items()}
-        for step in range(_steps(signals))
-    ]
+    rows = _by_step(signals, _steps(signals))
+    said = _by_step(inputs, len(rows))
     names = observation_names(contract)
     made: dict[str, list[np.ndarray]] = {name: [] for name in (*names.values(), ACTION, TARGETS)}
-    memory = contract.reset(rows[0])
-    for row in rows:
-        groups, memory = contract.observe(row, memory)
+    memory = contract.reset(rows[0], said[0])
+    for row, words in zip(rows, said):
+        groups, memory = contract.observe(row, memory, words)
         action = network(seen(contract, groups))
         targets, memory = contract.act(action, memory)
         step = {names[group]: value for group, value in groups.items()} | {
@@ -188,6 +199,28 @@ def replay(contract: PolicyContract, network: Network, signals: Signals) -> dict
 
 def _steps(signals: Signals) -> int:
     return len(next(iter(signals.values())))
+
+
+def _by_step(values: Signals, steps: int) -> list[dict[str, np.ndarray]]:
+    """For each step, (1, size) of each of the values (steps, size)."""
+    return [{name: value[step][None] for name, value in values.items()} for step in range(steps)]
+
+
+def draw_inputs(contract: PolicyContract, steps: int) -> dict[str, np.ndarray]:
+    """Inputs for golden vectors, `(steps, size)` float32 by name: default, lower, upper bound, then anything between.
+
+    Text has none: no network of a bundle sees it.
+    """
+    rng = np.random.default_rng(0)
+    drawn = {}
+    for given in contract.inputs:
+        if given.is_text:
+            continue
+        ends = (given.default, given.lower, given.upper)
+        default, lower, upper = (np.array(spread(values, given.size)) for values in ends)
+        between = rng.uniform(lower, upper, (steps, given.size))
+        drawn[given.name] = np.concatenate(([default, lower, upper], between))[:steps]
+    return {name: values.astype(np.float32) for name, values in drawn.items()}
 
 
 def observation_names(contract: PolicyContract) -> dict[str, str]:
@@ -385,6 +418,10 @@ def _read_golden(file: Path, data: bytes, contract: PolicyContract) -> dict[str,
         name: (getattr(value, "dtype", None), np.shape(value)) for name, value in golden.items()
     }
     steps = np.shape(golden.get(ACTION, np.zeros(())))[:1]
+    if any(
+        name.startswith("input/") for name in golden
+    ):  # none: those of older bundles are at their defaults
+        wanted |= {f"input/{name}": ("float32", (size,)) for name, size in _inputs(contract)}
     fits = found == {
         name: (np.dtype(kind), (*steps, *shape)) for name, (kind, shape) in wanted.items()
     }
@@ -395,6 +432,11 @@ def _read_golden(file: Path, data: bytes, contract: PolicyContract) -> dict[str,
     if steps[0] > MAX_GOLDEN:
         raise BundleError(f"{file} has {steps[0]} steps, at most {MAX_GOLDEN} are computed again")
     return golden
+
+
+def _inputs(contract: PolicyContract) -> list[tuple[str, int]]:
+    """Name and size of each input of numbers."""
+    return [(given.name, given.size) for given in contract.inputs if not given.is_text]
 
 
 def _golden_arrays(contract: PolicyContract) -> dict[str, tuple[str, tuple[int, ...]]]:
