@@ -36,6 +36,11 @@ class Entity:
         for pad, other in combinations(self.pads, 2):
             scene.add_distance(spec, _distance_name(pad, other), pad, other, cutoff)
 
+    def add_depth(self, spec: mujoco.MjSpec, body: str) -> None:
+        """Give the scene sensors of how deep each pad is in a body, which `depth` reads."""
+        for pad in self.pads:
+            scene.add_contact_distance(spec, _depth_name(pad, body), pad, body)
+
     def tool(self, s: State) -> Tensor:
         """World position of the tool point, `(num_envs, 3)`, m."""
         if not self.tool_site:
@@ -62,6 +67,11 @@ class Entity:
         pairs = combinations(self.pads, 2)
         return s.sensors(tuple(_distance_name(*pair) for pair in pairs)).squeeze(-1)
 
+    def depth(self, s: State, body: str) -> Tensor:
+        """How deep each pad is in a body of `add_depth`, `(num_envs, pads)`, m."""
+        names = tuple(_depth_name(pad, body) for pad in self.pads)
+        return (-s.sensors(names)[..., 0]).clip(min=0.0)
+
     def is_grasping(self, s: State, body: str, within: float, force: float = 1.0) -> Tensor:
         """Whether all pads press a body with over `force` (N), and it is `within` (m) of the tool point."""
         near = (self.tool(s) - s.body(body)).norm(dim=-1) < within
@@ -74,3 +84,7 @@ def _touch_name(pad: str, body: str) -> str:
 
 def _distance_name(pad: str, other: str) -> str:
     return f"{pad}/{other}/distance"
+
+
+def _depth_name(pad: str, body: str) -> str:
+    return f"{pad}/{body}/depth"

@@ -18,6 +18,7 @@ FRICTION = [
 WOOD = looks.Paint("wood", (0.72, 0.60, 0.46, 1), specular=0.1, shininess=0.2)
 STEEL = looks.Paint("steel", (0.35, 0.36, 0.38, 1))
 TABLE_THICKNESS = 0.03  # m
+DEEPEST, NET_FORCE = 1, 3  # of the four reductions of a contact sensor
 LEG_INSET = 0.04  # of a table's legs from its edges, m
 
 
@@ -172,6 +173,22 @@ def add_box(s: mujoco.MjSpec, name: str, half: float, mass: float, rgba: Colour)
 
 def add_contact_force(s: mujoco.MjSpec, name: str, geom: str, body: str) -> None:
     """A sensor of the net contact force (N, world frame, 3 numbers) that a body exerts on a geom."""
+    _add_contact_sensor(s, name, geom, body, mujoco.mjtConDataField.mjCONDATA_FORCE, NET_FORCE)
+
+
+def add_contact_distance(s: mujoco.MjSpec, name: str, geom: str, body: str) -> None:
+    """A sensor of the distance (m) of the deepest contact of a geom with a body: negative inside, 0 without contact."""
+    _add_contact_sensor(s, name, geom, body, mujoco.mjtConDataField.mjCONDATA_DIST, DEEPEST)
+
+
+def _add_contact_sensor(
+    s: mujoco.MjSpec,
+    name: str,
+    geom: str,
+    body: str,
+    data: mujoco.mjtConDataField,
+    reduction: int,
+) -> None:
     sensor = s.add_sensor(
         name=name,
         type=mujoco.mjtSensor.mjSENS_CONTACT,
@@ -180,10 +197,8 @@ def add_contact_force(s: mujoco.MjSpec, name: str, geom: str, body: str) -> None
         reftype=mujoco.mjtObj.mjOBJ_BODY,
         refname=body,
     )
-    force = 1 << mujoco.mjtConDataField.mjCONDATA_FORCE.value
-    net_force = 3  # of the four reductions of a contact sensor
     contacts = 1
-    sensor.intprm[:3] = [force, net_force, contacts]
+    sensor.intprm[:3] = [1 << data.value, reduction, contacts]
 
 
 def add_distance(s: mujoco.MjSpec, name: str, geom: str, other: str, cutoff: float) -> None:

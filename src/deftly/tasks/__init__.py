@@ -141,6 +141,10 @@ def task(name: str) -> Callable[[T], T]:
 
 _TURN = "Turn a cube of 67 to 83 mm that lies in the upward palm about the palm's normal, without a look at it."
 SHIPPED = {
+    "dexhand-box": (
+        "deftly.tasks.dexhand_box",
+        "Grasp a box of 5 cm with a DexHand 021 that does not see it, and hold it 20 cm above the ground for 2 s.",
+    ),
     "jaka-pick-cube": (
         "deftly.tasks.jaka_pick_cube",
         "Pick the red cube up with a JAKA Zu5 and hold it with its centre 10 cm above the table.",
