@@ -56,7 +56,12 @@ BASE_TIME_CONSTANT = 0.06  # s: kv / kp of the carrier's servos
 PALM_MASS = 0.55  # kg
 PALM_HALF = (0.0273, 0.05, 0.05)  # m
 PALM_CENTRE = (-0.0022, 0.0, 0.11)  # m
-PALM_QUAT = (0.5**0.5, 0.0, 0.5**0.5, 0.0)  # of the palm's frame on the carrier: its z is forward, its x down
+PALM_QUAT = (
+    0.5**0.5,
+    0.0,
+    0.5**0.5,
+    0.0,
+)  # of the palm's frame on the carrier: its z is forward, its x down
 FINGER_SPEED = 1.0  # rad/s (seed 001)
 SPREAD = (0.0, 0.3)  # rad
 LITTLE_SPREAD = (0.0, 0.6)
@@ -96,12 +101,33 @@ UNTURNED = (1.0, 0.0, 0.0, 0.0)
 AROUND_X = (0.5**0.5, -(0.5**0.5), 0.0, 0.0)  # from the spread axis to the curl axis
 AROUND_X_BACK = (0.5**0.5, 0.5**0.5, 0.0, 0.0)
 FORWARD = (0.5**0.5, 0.0, -(0.5**0.5), 0.0)  # of index and middle finger on the palm
-FORWARD_OVER = (0.0, 0.5**0.5, 0.0, 0.5**0.5)  # of ring and little finger: they spread the other way
+FORWARD_OVER = (
+    0.0,
+    0.5**0.5,
+    0.0,
+    0.5**0.5,
+)  # of ring and little finger: they spread the other way
 FIRST_MOMENTS = (2.042e-7, 2.717e-7, 3.181e-7)
 CURLED = (
-    Segment((0.017, 0, 0), AROUND_X, CURL, 0.00943, (0.02116, -0.00059, 0), (5.54e-7, 1.643e-6, 1.658e-6)),
-    Segment((0.043, 0, 0), UNTURNED, CURL, 0.00457, (0.01346, -0.0007, 0), (2.03e-7, 3.566e-7, 3.798e-7)),
-    Segment((0.025, 0, 0), UNTURNED, CURL, 0.00816, (0.01975, -0.00297, 0), (3.46e-7, 1.101e-6, 1.118e-6)),
+    Segment(
+        (0.017, 0, 0),
+        AROUND_X,
+        CURL,
+        0.00943,
+        (0.02116, -0.00059, 0),
+        (5.54e-7, 1.643e-6, 1.658e-6),
+    ),
+    Segment(
+        (0.043, 0, 0), UNTURNED, CURL, 0.00457, (0.01346, -0.0007, 0), (2.03e-7, 3.566e-7, 3.798e-7)
+    ),
+    Segment(
+        (0.025, 0, 0),
+        UNTURNED,
+        CURL,
+        0.00816,
+        (0.01975, -0.00297, 0),
+        (3.46e-7, 1.101e-6, 1.118e-6),
+    ),
 )
 """The three curling links of index to little finger."""
 CURLED_OVER = (CURLED[0]._replace(quat=AROUND_X_BACK), *CURLED[1:])
@@ -122,14 +148,38 @@ FINGERS: dict[int, tuple[Segment, ...]] = {
             (0.00198, -0.00035, 0.01345),
             (1.983e-7, 3.799e-7, 4.396e-7),
         ),
-        Segment((0.0083307, 0, 0), AROUND_X, CURL, 0.00995, (0.02143, 0.00018, -0.0013), (6.19e-7, 1.656e-6, 1.71e-6)),
-        Segment((0.043, 0, 0), UNTURNED, CURL, 0.00457, (0.01346, -0.0007, -0.00129), (2.03e-7, 3.566e-7, 3.798e-7)),
-        Segment((0.025, 0, 0), UNTURNED, CURL, 0.00816, (0.01975, -0.00297, -0.0011), (3.47e-7, 1.102e-6, 1.119e-6)),
+        Segment(
+            (0.0083307, 0, 0),
+            AROUND_X,
+            CURL,
+            0.00995,
+            (0.02143, 0.00018, -0.0013),
+            (6.19e-7, 1.656e-6, 1.71e-6),
+        ),
+        Segment(
+            (0.043, 0, 0),
+            UNTURNED,
+            CURL,
+            0.00457,
+            (0.01346, -0.0007, -0.00129),
+            (2.03e-7, 3.566e-7, 3.798e-7),
+        ),
+        Segment(
+            (0.025, 0, 0),
+            UNTURNED,
+            CURL,
+            0.00816,
+            (0.01975, -0.00297, -0.0011),
+            (3.47e-7, 1.102e-6, 1.119e-6),
+        ),
     ),
     2: (_spread((0.006966, 0.034912, 0.1644), FORWARD, SPREAD, 0.00097), *CURLED),
     3: (_spread((0.006966, 0.010612, 0.1734), FORWARD, FIXED, 0.00097), *CURLED),
     4: (_spread((0.006966, -0.013688, 0.1644), FORWARD_OVER, SPREAD, -0.00097), *CURLED_OVER),
-    5: (_spread((0.006966, -0.037988, 0.1504), FORWARD_OVER, LITTLE_SPREAD, -0.00097), *CURLED_OVER),
+    5: (
+        _spread((0.006966, -0.037988, 0.1504), FORWARD_OVER, LITTLE_SPREAD, -0.00097),
+        *CURLED_OVER,
+    ),
 }
 """Thumb, index, middle, ring and little finger of the right hand, each from the palm outwards."""
 TIP = (0.035, -0.004, 0.0)  # m, in the frame of the last link
@@ -223,7 +273,14 @@ def _add_palm(s: mujoco.MjSpec, carrier: mujoco.MjsBody, side: float) -> mujoco.
         inertia=moments,
         gravcomp=1,
     )
-    _add_solid(palm, "palm", DARK, type=mujoco.mjtGeom.mjGEOM_BOX, pos=_mirror(PALM_CENTRE, side), size=PALM_HALF)
+    _add_solid(
+        palm,
+        "palm",
+        DARK,
+        type=mujoco.mjtGeom.mjGEOM_BOX,
+        pos=_mirror(PALM_CENTRE, side),
+        size=PALM_HALF,
+    )
     return palm
 
 
@@ -243,7 +300,11 @@ def _add_link(
     )
     body.add_joint(
         name=joint,
-        axis=(0, 0, side),  # an axis of rotation mirrors with the opposite sign; this one lies in the mirror
+        axis=(
+            0,
+            0,
+            side,
+        ),  # a turn about an axis that lies in the mirror's plane is mirrored into the opposite one
         range=segment.range,
         armature=ARMATURE,
         damping=[DAMPING, 0, 0],
@@ -280,7 +341,9 @@ def _add_pad(s: mujoco.MjSpec, last: mujoco.MjsBody, finger: int, side: float) -
     """Sites of a finger's tip and pad, and the touch sensor of the pad."""
     unseen = {"rgba": (0, 0, 0, 0), "group": 4}
     last.add_site(name=f"f_tip{finger}", pos=_mirror(TIP, side), size=[0.002, 0, 0], **unseen)
-    last.add_site(name=f"f_pad{finger}", pos=_mirror(PADS[finger], side), size=[PAD_RADIUS, 0, 0], **unseen)
+    last.add_site(
+        name=f"f_pad{finger}", pos=_mirror(PADS[finger], side), size=[PAD_RADIUS, 0, 0], **unseen
+    )
     s.add_sensor(
         name=f"touch{finger}",
         type=mujoco.mjtSensor.mjSENS_TOUCH,

@@ -23,25 +23,34 @@ from deftly.tasks import Report, Task, task
 BOX = "box"
 HALF_EDGE = 0.025  # m: the box of 5 cm of seed 001
 FIRM = 0.3  # N: a fingertip that presses the box with more than this is in contact
-CREASE = (0.15, 0.010, 0.028)
-"""Where a gripped box is, in the frame of the carrier with the palm down: from the carrier to below the fingers' roots, m
-(x forward, to the thumb's side, down from the carrier to the box's centre is the rest of the way)."""
 
 
 @dataclass(frozen=True)
 class Weights:
     """Weights of the reward terms. The first four are differences of a potential: no cycle earns anything."""
 
-    reach: Annotated[float, Doc("Progress of the fingertips towards opposite sides of the box.")] = 2.0
-    grasp: Annotated[float, Doc("Progress of pressing the box with the thumb (0.4) and with fingers (0.6).")] = 1.5
-    lift: Annotated[float, Doc("Progress of the gripped box to 3 cm above the success height.")] = 4.0
+    reach: Annotated[
+        float, Doc("Progress of the fingertips towards opposite sides of the box.")
+    ] = 2.0
+    grasp: Annotated[
+        float, Doc("Progress of pressing the box with the thumb (0.4) and with fingers (0.6).")
+    ] = 1.5
+    lift: Annotated[float, Doc("Progress of the gripped box to 3 cm above the success height.")] = (
+        4.0
+    )
     hold: Annotated[float, Doc("Progress of the count of steps held at the height.")] = 2.0
     success: Annotated[float, Doc("Once, when the box has been held.")] = 2.0
     action_rate: Annotated[float, Doc("Squared change of the action.")] = -0.0005
-    depth: Annotated[float, Doc("Depth of the deepest fingertip in the box beyond 0.5 mm, mm, each step.")] = -0.02
-    press: Annotated[float, Doc("Force of the fingertips on the ground beyond 2 N, in units of 10 N, each step.")] = -0.02
+    depth: Annotated[
+        float, Doc("Depth of the deepest fingertip in the box beyond 0.5 mm, mm, each step.")
+    ] = -0.02
+    press: Annotated[
+        float, Doc("Force of the fingertips on the ground beyond 2 N, in units of 10 N, each step.")
+    ] = -0.02
     time: Annotated[float, Doc("Each step.")] = -0.003
-    failure: Annotated[float, Doc("Once, when the episode fails: an early end must not pay.")] = -3.0
+    failure: Annotated[
+        float, Doc("Once, when the episode fails: an early end must not pay.")
+    ] = -3.0
 
 
 @dataclass(frozen=True)
@@ -50,26 +59,56 @@ class BoxConfig(TaskConfig):
 
     rate: float = 50.0
     episode_steps: int = 500
-    box_xy: Annotated[float, Ge(0), Doc("The box starts within this much of the origin, along x and y, m.")] = 0.02
-    box_yaw: Annotated[float, Ge(0), Doc("The box starts turned by up to this much, rad.")] = math.pi
+    box_xy: Annotated[
+        float, Ge(0), Doc("The box starts within this much of the origin, along x and y, m.")
+    ] = 0.02
+    box_yaw: Annotated[float, Ge(0), Doc("The box starts turned by up to this much, rad.")] = (
+        math.pi
+    )
     box_size: Annotated[
         tuple[float, float], POSITIVE_RANGE, Doc("Range of the box's edge, as a fraction of 5 cm.")
     ] = (0.9, 1.1)
     box_mass: Annotated[float, Gt(0), Doc("Mass of the box, kg.")] = 0.1
-    hand_xyz: Annotated[float, Ge(0), Doc("The hand starts within this much of above the box, along each axis, m.")] = 0.05
-    hand_turn: Annotated[float, Ge(0), Doc("The hand starts turned by up to this much about each axis, rad.")] = 0.15
-    thumb: Annotated[float, Ge(0), Doc("The thumb starts rotated by up to this much, rad.")] = math.pi / 2
-    curl: Annotated[float, Ge(0), Doc("The other driven finger joints start bent by up to this much, rad.")] = 0.3
-    success_height: Annotated[float, Gt(0), Doc("Height of the box's centre above the ground that counts as lifted, m.")] = 0.2
-    hold_steps: Annotated[int, Ge(1), Doc("Consecutive steps for which the box must be held there: 2 s.")] = 100
-    max_depth: Annotated[float, Gt(0), Doc("Depth of a fingertip in the box that ends the episode, m.")] = 0.003
-    max_distance: Annotated[float, Gt(0), Doc("Distance from palm to box that ends the episode, m.")] = 0.6
-    base_speed: Annotated[float, Gt(0), Doc("Speed of the carrier's slides at action 1, m/s.")] = 0.25
-    base_turn: Annotated[float, Gt(0), Doc("Speed of the carrier's hinges at action 1, rad/s.")] = 0.5
-    finger_speed: Annotated[float, Gt(0), Doc("Speed of the driven finger joints at action 1, rad/s.")] = 1.0
+    hand_xyz: Annotated[
+        float, Ge(0), Doc("The hand starts within this much of above the box, along each axis, m.")
+    ] = 0.05
+    hand_turn: Annotated[
+        float, Ge(0), Doc("The hand starts turned by up to this much about each axis, rad.")
+    ] = 0.15
+    thumb: Annotated[float, Ge(0), Doc("The thumb starts rotated by up to this much, rad.")] = (
+        math.pi / 2
+    )
+    curl: Annotated[
+        float, Ge(0), Doc("The other driven finger joints start bent by up to this much, rad.")
+    ] = 0.3
+    success_height: Annotated[
+        float, Gt(0), Doc("Height of the box's centre above the ground that counts as lifted, m.")
+    ] = 0.2
+    hold_steps: Annotated[
+        int, Ge(1), Doc("Consecutive steps for which the box must be held there: 2 s.")
+    ] = 100
+    max_depth: Annotated[
+        float, Gt(0), Doc("Depth of a fingertip in the box that ends the episode, m.")
+    ] = 0.003
+    max_distance: Annotated[
+        float, Gt(0), Doc("Distance from palm to box that ends the episode, m.")
+    ] = 0.6
+    base_speed: Annotated[float, Gt(0), Doc("Speed of the carrier's slides at action 1, m/s.")] = (
+        0.25
+    )
+    base_turn: Annotated[float, Gt(0), Doc("Speed of the carrier's hinges at action 1, rad/s.")] = (
+        0.5
+    )
+    finger_speed: Annotated[
+        float, Gt(0), Doc("Speed of the driven finger joints at action 1, rad/s.")
+    ] = 1.0
     lowpass: Annotated[float, Ge(0), Lt(1), Doc("Weight of the previous action.")] = 0.5
-    touch_history: Annotated[int, Ge(1), Doc("Steps of touch that the policy sees, every fifth of them.")] = 21
-    weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(default_factory=Weights)
+    touch_history: Annotated[
+        int, Ge(1), Doc("Steps of touch that the policy sees, every fifth of them.")
+    ] = 21
+    weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(
+        default_factory=Weights
+    )
 
 
 class Box(Task):
@@ -165,7 +204,9 @@ class Box(Task):
         half_yaw = s.uniform(mask, -cfg.box_yaw, cfg.box_yaw) / 2
         nothing = torch.zeros_like(half_yaw)
         position = torch.cat((s.uniform(mask, -cfg.box_xy, cfg.box_xy, 2), _half(s)[:, None]), -1)
-        s.place(BOX, mask, position, torch.stack((half_yaw.cos(), nothing, nothing, half_yaw.sin()), -1))
+        s.place(
+            BOX, mask, position, torch.stack((half_yaw.cos(), nothing, nothing, half_yaw.sin()), -1)
+        )
 
     def start(self, s: State, mask: Tensor) -> None:
         """An episode's potential starts where the hand does."""
@@ -245,7 +286,9 @@ class Box(Task):
         touch = HAND.touch(s, BOX)
         away = tips - box[:, None]
         thumb, fingers = away[:, 0], away[:, 1:4].mean(1)
-        off = (thumb.norm(dim=-1) - _half(s)).clip(min=0) + (fingers.norm(dim=-1) - _half(s)).clip(min=0)
+        off = (thumb.norm(dim=-1) - _half(s)).clip(min=0) + (fingers.norm(dim=-1) - _half(s)).clip(
+            min=0
+        )
         opposed = -(thumb * fingers)[:, :2].sum(-1) / (
             thumb[:, :2].norm(dim=-1) * fingers[:, :2].norm(dim=-1)
         ).clip(min=1e-6)
@@ -272,7 +315,28 @@ def _couple(driven: Tensor) -> Tensor:
     """All twenty finger joints from the twelve that motors drive, `(num_envs, 20)`."""
     rotate, t2, t3, spread, i2, i3, m2, m3, r2, r3, l2, l3 = driven.unbind(-1)
     nothing = torch.zeros_like(rotate)
-    columns = (rotate, t2, t3, t3, spread, i2, i3, i3, nothing, m2, m3, m3, spread, r2, r3, r3, 2 * spread, l2, l3, l3)
+    columns = (
+        rotate,
+        t2,
+        t3,
+        t3,
+        spread,
+        i2,
+        i3,
+        i3,
+        nothing,
+        m2,
+        m3,
+        m3,
+        spread,
+        r2,
+        r3,
+        r3,
+        2 * spread,
+        l2,
+        l3,
+        l3,
+    )
     return torch.stack(columns, -1)
 
 
