@@ -130,5 +130,6 @@ def test_pads_feel_what_presses_them():
 def test_kinematics_of_the_pads_are_those_of_the_model():
     robot = load("dexhand021-left")
     interface = robot.interface()
-    assert {site.name for site in interface.sites} == {f"f_pad{i}" for i in range(1, 6)}
+    marked = {f"f_{kind}{i}" for kind in ("pad", "tip") for i in range(1, 6)}
+    assert {site.name for site in interface.sites} == {"palm", *marked}
     assert torch.tensor(interface.home()).abs().max() == 0

@@ -20,13 +20,18 @@ What is not published, or belongs to no motor, was chosen:
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import mujoco
+import torch
+from torch import Tensor
 
-from deftly.contract import Coupling, Joint
+from deftly.contract import Act, Coupling, Joint
 from deftly.robots import Robot
 from deftly.robots.entity import Entity
+
+if TYPE_CHECKING:
+    from deftly.sim.state import State
 
 Point = tuple[float, float, float]
 Quat = tuple[float, float, float, float]
@@ -35,6 +40,7 @@ DARK = (0.14, 0.15, 0.17, 1)
 WHITE = (0.87, 0.88, 0.90, 1)
 GREY = (0.48, 0.50, 0.54, 1)
 PAD = (0.20, 0.45, 0.70, 1)
+UNSEEN = {"rgba": (0, 0, 0, 0), "group": 4}  # of sites, which mark places
 
 # The carrier ------------------------------------------------------------------------------------------------
 SLIDES = ("ARTx", "ARTy", "ARTz")
@@ -56,12 +62,7 @@ BASE_TIME_CONSTANT = 0.06  # s: kv / kp of the carrier's servos
 PALM_MASS = 0.55  # kg
 PALM_HALF = (0.0273, 0.05, 0.05)  # m
 PALM_CENTRE = (-0.0022, 0.0, 0.11)  # m
-PALM_QUAT = (
-    0.5**0.5,
-    0.0,
-    0.5**0.5,
-    0.0,
-)  # of the palm's frame on the carrier: its z is forward, its x down
+PALM_QUAT = (0.5**0.5, 0.0, 0.5**0.5, 0.0)  # on the carrier: the palm's z is forward, its x down
 FINGER_SPEED = 1.0  # rad/s (seed 001)
 SPREAD = (0.0, 0.3)  # rad
 LITTLE_SPREAD = (0.0, 0.6)
@@ -70,7 +71,6 @@ CURL = (0.0, 1.3)
 THUMB_ROTATION = (0.0, 2.2)
 ARMATURE = 5e-4  # kg m2, of a finger joint: rotor and gear
 DAMPING = 0.02  # N m s/rad
-FRICTIONLOSS = 0.01  # N m
 TIME_CONSTANT = 0.04  # s: kv / kp of the finger servos
 FRICTION = (1.0, 0.01, 0.0002)  # of the skin: rubber; the published 3 belongs to no material
 
@@ -101,12 +101,7 @@ UNTURNED = (1.0, 0.0, 0.0, 0.0)
 AROUND_X = (0.5**0.5, -(0.5**0.5), 0.0, 0.0)  # from the spread axis to the curl axis
 AROUND_X_BACK = (0.5**0.5, 0.5**0.5, 0.0, 0.0)
 FORWARD = (0.5**0.5, 0.0, -(0.5**0.5), 0.0)  # of index and middle finger on the palm
-FORWARD_OVER = (
-    0.0,
-    0.5**0.5,
-    0.0,
-    0.5**0.5,
-)  # of ring and little finger: they spread the other way
+FORWARD_OVER = (0.0, 0.5**0.5, 0.0, 0.5**0.5)  # of ring and little: they spread the other way
 FIRST_MOMENTS = (2.042e-7, 2.717e-7, 3.181e-7)
 CURLED = (
     Segment(
@@ -273,6 +268,8 @@ def _add_palm(s: mujoco.MjSpec, carrier: mujoco.MjsBody, side: float) -> mujoco.
         inertia=moments,
         gravcomp=1,
     )
+    w, x, y, z = PALM_QUAT
+    palm.add_site(name=PALM, quat=(w, -x, -y, -z), size=[0.002, 0, 0], **UNSEEN)
     _add_solid(
         palm,
         "palm",
@@ -304,11 +301,10 @@ def _add_link(
             0,
             0,
             side,
-        ),  # a turn about an axis that lies in the mirror's plane is mirrored into the opposite one
+        ),  # turns about an axis in the mirror's plane are mirrored: the opposite way
         range=segment.range,
         armature=ARMATURE,
         damping=[DAMPING, 0, 0],
-        frictionloss=FRICTIONLOSS,
     )
     _add_servo(s, joint, servo.kp, TIME_CONSTANT * servo.kp, segment.range, servo.torque)
     return body
@@ -339,10 +335,9 @@ def _add_capsules(s: mujoco.MjSpec, finger: int, side: float) -> None:
 
 def _add_pad(s: mujoco.MjSpec, last: mujoco.MjsBody, finger: int, side: float) -> None:
     """Sites of a finger's tip and pad, and the touch sensor of the pad."""
-    unseen = {"rgba": (0, 0, 0, 0), "group": 4}
-    last.add_site(name=f"f_tip{finger}", pos=_mirror(TIP, side), size=[0.002, 0, 0], **unseen)
+    last.add_site(name=f"f_tip{finger}", pos=_mirror(TIP, side), size=[0.002, 0, 0], **UNSEEN)
     last.add_site(
-        name=f"f_pad{finger}", pos=_mirror(PADS[finger], side), size=[PAD_RADIUS, 0, 0], **unseen
+        name=f"f_pad{finger}", pos=_mirror(PADS[finger], side), size=[PAD_RADIUS, 0, 0], **UNSEEN
     )
     s.add_sensor(
         name=f"touch{finger}",
@@ -360,6 +355,8 @@ def _add_solid(body: mujoco.MjsBody, name: str, colour: tuple, **shape: object) 
     geom.friction = list(FRICTION)
     geom.condim = 4
     geom.priority = 1
+    geom.solref[:] = [0.014, 1]  # as stiff as a substep of 6.7 ms allows
+    geom.solimp[:3] = [0.95, 0.99, 0.001]
 
 
 def _exclude_contacts(s: mujoco.MjSpec) -> None:
@@ -385,13 +382,22 @@ def tip_geom(finger: int) -> str:
     return f"tip{finger}"
 
 
+PALM = "palm"
+"""Site at the hand's root: its axes are the carrier's, fingers along x and the palm down."""
+SITES = (
+    PALM,
+    *(f"f_pad{finger}" for finger in FINGERS),
+    *(f"f_tip{finger}" for finger in FINGERS),
+)
+
+
 RIGHT = Robot(
     name="dexhand021-right",
     title="DexHand 021, right, on a carrier of six joints",
     spec=partial(spec, 1.0),
     joints=joints(),
     couplings=COUPLINGS,
-    sites=tuple(f"f_pad{finger}" for finger in FINGERS),
+    sites=SITES,
 )
 LEFT = Robot(
     name="dexhand021-left",
@@ -399,14 +405,53 @@ LEFT = Robot(
     spec=partial(spec, -1.0),
     joints=joints(),
     couplings=COUPLINGS,
-    sites=tuple(f"f_pad{finger}" for finger in FINGERS),
+    sites=SITES,
 )
+
+
+def act(
+    base_speed: float, base_turn: float, finger_speed: float, lowpass: float
+) -> tuple[Act, Act]:
+    """18 elements of the action: velocities of the carrier, m/s and rad/s, and of the driven fingers, rad/s.
+
+    Velocities add to the last command, so targets are relative to where the episode started.
+    """
+    carrier = Act(BASE, "velocity", (base_speed,) * 3 + (base_turn,) * 3, lowpass)
+    return carrier, Act(DRIVEN, "velocity", (finger_speed,), lowpass)
 
 
 class DexHand(Entity):
     """A hand in a scene; its pads are the fingertips, the thumb's first."""
 
     pads = tuple(tip_geom(finger) for finger in FINGERS)
+    root = "hand_base"
+
+    def pad_positions(self, s: State) -> Tensor:
+        """World positions of the pads, `(num_envs, 5, 3)`, m."""
+        return torch.stack([s.site(f"f_pad{finger}") for finger in FINGERS], 1)
+
+    def pad_touch(self, s: State) -> Tensor:
+        """What the touch sensors of the pads read, `(num_envs, 5)`, N."""
+        return s.sensors(tuple(f"touch{finger}" for finger in FINGERS))[..., 0]
+
+    def palm(self, s: State) -> Tensor:
+        """World position of the hand's root, `(num_envs, 3)`, m."""
+        return s.body(self.root)
+
+    def finger_pos(self, driven: Tensor) -> Tensor:
+        """Positions of all finger joints, `(num_envs, 20)`, from those that motors drive, `(num_envs, 12)`, rad."""
+        return driven @ driven.new_tensor(_coupled())
+
+
+def _coupled() -> list[list[float]]:
+    """The matrix `(12, 20)` of the couplings: how far each finger joint turns with each driven one."""
+    rows = {name: [0.0] * len(DRIVEN) for name in finger_joints()}
+    for i, name in enumerate(DRIVEN):
+        rows[name][i] = 1.0
+    for coupling in COUPLINGS:
+        for leader, ratio in coupling.of:
+            rows[coupling.joint][DRIVEN.index(leader)] = ratio
+    return [list(column) for column in zip(*rows.values())]
 
 
 HAND = DexHand()

@@ -21,10 +21,12 @@ class Entity:
     Attributes:
         tool_site: the site that tasks move: between the fingertips of a gripper; empty if the robot has none.
         pads: geoms that touch what the robot handles.
+        root: body from which all links hang; empty if no task asks for contacts of the whole robot.
     """
 
     tool_site: str = ""
     pads: tuple[str, ...] = ()
+    root: str = ""
 
     def add_touch(self, spec: mujoco.MjSpec, body: str) -> None:
         """Give the scene sensors of the force between each pad and a body, which `touch` reads; `world` is one."""
@@ -37,9 +39,12 @@ class Entity:
             scene.add_distance(spec, _distance_name(pad, other), pad, other, cutoff)
 
     def add_depth(self, spec: mujoco.MjSpec, body: str) -> None:
-        """Give the scene sensors of how deep each pad is in a body, which `depth` reads."""
-        for pad in self.pads:
-            scene.add_contact_distance(spec, _depth_name(pad, body), pad, body)
+        """Give the scene a sensor of how deep the robot is in a body, which `depth` reads."""
+        scene.add_tree_distance(spec, _depth_name(self.root, body), self.root, body)
+
+    def add_press(self, spec: mujoco.MjSpec, body: str) -> None:
+        """Give the scene a sensor of the force between the robot and a body, which `press` reads; `world` is one."""
+        scene.add_tree_force(spec, _press_name(self.root, body), self.root, body)
 
     def tool(self, s: State) -> Tensor:
         """World position of the tool point, `(num_envs, 3)`, m."""
@@ -68,9 +73,12 @@ class Entity:
         return s.sensors(tuple(_distance_name(*pair) for pair in pairs)).squeeze(-1)
 
     def depth(self, s: State, body: str) -> Tensor:
-        """How deep each pad is in a body of `add_depth`, `(num_envs, pads)`, m."""
-        names = tuple(_depth_name(pad, body) for pad in self.pads)
-        return (-s.sensors(names)[..., 0]).clip(min=0.0)
+        """Depth of the robot's deepest contact with a body of `add_depth`, `(num_envs,)`, m."""
+        return (-s.sensor(_depth_name(self.root, body))[:, 0]).clip(min=0.0)
+
+    def press(self, s: State, body: str) -> Tensor:
+        """Size of the net force between the robot and a body of `add_press`, `(num_envs,)`, N."""
+        return s.sensor(_press_name(self.root, body)).norm(dim=-1)
 
     def is_grasping(self, s: State, body: str, within: float, force: float = 1.0) -> Tensor:
         """Whether all pads press a body with over `force` (N), and it is `within` (m) of the tool point."""
@@ -88,3 +96,7 @@ def _distance_name(pad: str, other: str) -> str:
 
 def _depth_name(pad: str, body: str) -> str:
     return f"{pad}/{body}/depth"
+
+
+def _press_name(root: str, body: str) -> str:
+    return f"{root}/{body}/press"

@@ -9,6 +9,8 @@ from deftly.sim import looks
 
 Point = tuple[float, float, float]
 Colour = tuple[float, float, float, float]
+_Object = tuple[mujoco.mjtObj, str]
+"""What a contact sensor watches: a kind and a name."""
 
 FRICTION = [
     0.8,
@@ -173,18 +175,38 @@ def add_box(s: mujoco.MjSpec, name: str, half: float, mass: float, rgba: Colour)
 
 def add_contact_force(s: mujoco.MjSpec, name: str, geom: str, body: str) -> None:
     """A sensor of the net contact force (N, world frame, 3 numbers) that a body exerts on a geom."""
-    _add_contact_sensor(s, name, geom, body, mujoco.mjtConDataField.mjCONDATA_FORCE, NET_FORCE)
+    _add_contact_sensor(
+        s, name, _geom(geom), body, mujoco.mjtConDataField.mjCONDATA_FORCE, NET_FORCE
+    )
 
 
-def add_contact_distance(s: mujoco.MjSpec, name: str, geom: str, body: str) -> None:
-    """A sensor of the distance (m) of the deepest contact of a geom with a body: negative inside, 0 without contact."""
-    _add_contact_sensor(s, name, geom, body, mujoco.mjtConDataField.mjCONDATA_DIST, DEEPEST)
+def add_tree_force(s: mujoco.MjSpec, name: str, root: str, body: str) -> None:
+    """A sensor of the net force (N, world frame, 3 numbers) that a body exerts on another and what hangs on it."""
+    _add_contact_sensor(
+        s, name, _tree(root), body, mujoco.mjtConDataField.mjCONDATA_FORCE, NET_FORCE
+    )
+
+
+def add_tree_distance(s: mujoco.MjSpec, name: str, root: str, body: str) -> None:
+    """A sensor of the distance (m) of the deepest contact between a body and another with what hangs on it.
+
+    Negative inside, 0 without contact.
+    """
+    _add_contact_sensor(s, name, _tree(root), body, mujoco.mjtConDataField.mjCONDATA_DIST, DEEPEST)
+
+
+def _geom(name: str) -> _Object:
+    return mujoco.mjtObj.mjOBJ_GEOM, name
+
+
+def _tree(root: str) -> _Object:
+    return mujoco.mjtObj.mjOBJ_XBODY, root
 
 
 def _add_contact_sensor(
     s: mujoco.MjSpec,
     name: str,
-    geom: str,
+    touched: _Object,
     body: str,
     data: mujoco.mjtConDataField,
     reduction: int,
@@ -192,8 +214,8 @@ def _add_contact_sensor(
     sensor = s.add_sensor(
         name=name,
         type=mujoco.mjtSensor.mjSENS_CONTACT,
-        objtype=mujoco.mjtObj.mjOBJ_GEOM,
-        objname=geom,
+        objtype=touched[0],
+        objname=touched[1],
         reftype=mujoco.mjtObj.mjOBJ_BODY,
         refname=body,
     )

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import mujoco
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from deftly.config import POSITIVE_RANGE, TaskConfig
-from deftly.contract import Act, Derive, Observe, PolicyContract, Signal
+from deftly.contract import COMMAND, JOINT_POS, Derive, Input, Observe, PolicyContract, Signal
 from deftly.robots import dexhand021
-from deftly.robots.dexhand021 import BASE, DRIVEN, FINGERS, HAND
+from deftly.robots.dexhand021 import DRIVEN, FINGERS, HAND
 from deftly.sim import scene
 from deftly.sim.randomize import Randomize
 from deftly.sim.sensors import Noise
@@ -23,6 +23,11 @@ from deftly.tasks import Report, Task, task
 BOX = "box"
 HALF_EDGE = 0.025  # m: the box of 5 cm of seed 001
 FIRM = 0.3  # N: a fingertip that presses the box with more than this is in contact
+LOWEST_PALM = 0.03  # m: below, the palm is on the ground
+ABOVE = {"ARTx": -0.115, "ARTy": -0.012, "ARTz": 0.30, "ARRy": 0.4}
+"""The carrier in the keyframe `home`, m and rad: fingers a little down, the box below between them and the thumb."""
+MIRRORED = ("ARTy", "ARRx", "ARRz")
+"""Joints of the carrier that move the other way for a left hand."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +38,24 @@ class Weights:
         float, Doc("Progress of the fingertips towards opposite sides of the box.")
     ] = 2.0
     grasp: Annotated[
-        float, Doc("Progress of pressing the box with the thumb (0.4) and with fingers (0.6).")
+        float, Doc("Progress of pressing the box with the thumb (0.2), a finger (0.2), both (0.6).")
     ] = 1.5
     lift: Annotated[float, Doc("Progress of the gripped box to 3 cm above the success height.")] = (
         4.0
     )
     hold: Annotated[float, Doc("Progress of the count of steps held at the height.")] = 2.0
     success: Annotated[float, Doc("Once, when the box has been held.")] = 2.0
-    action_rate: Annotated[float, Doc("Squared change of the action.")] = -0.0005
+    action_rate: Annotated[float, Doc("Squared change of the action.")] = -0.0002
     depth: Annotated[
-        float, Doc("Depth of the deepest fingertip in the box beyond 0.5 mm, mm, each step.")
+        float, Doc("Depth of the hand in the box beyond 0.5 mm, mm, each step.")
     ] = -0.02
     press: Annotated[
-        float, Doc("Force of the fingertips on the ground beyond 2 N, in units of 10 N, each step.")
-    ] = -0.02
+        float, Doc("Force of the hand on the ground beyond 2 N, in units of 10 N, each step.")
+    ] = -0.005
     time: Annotated[float, Doc("Each step.")] = -0.003
     failure: Annotated[
         float, Doc("Once, when the episode fails: an early end must not pay.")
-    ] = -3.0
+    ] = -1.5
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class BoxConfig(TaskConfig):
 
     rate: float = 50.0
     episode_steps: int = 500
+    hand: Annotated[Literal["right", "left"], Doc("Which hand grasps.")] = "right"
     box_xy: Annotated[
         float, Ge(0), Doc("The box starts within this much of the origin, along x and y, m.")
     ] = 0.02
@@ -88,10 +94,10 @@ class BoxConfig(TaskConfig):
         int, Ge(1), Doc("Consecutive steps for which the box must be held there: 2 s.")
     ] = 100
     max_depth: Annotated[
-        float, Gt(0), Doc("Depth of a fingertip in the box that ends the episode, m.")
+        float, Gt(0), Doc("Depth of the hand in the box that ends the episode, m.")
     ] = 0.003
     max_distance: Annotated[
-        float, Gt(0), Doc("Distance from palm to box that ends the episode, m.")
+        float, Gt(0), Doc("Distance from the hand's root to the box that ends the episode, m.")
     ] = 0.6
     base_speed: Annotated[float, Gt(0), Doc("Speed of the carrier's slides at action 1, m/s.")] = (
         0.25
@@ -112,42 +118,42 @@ class BoxConfig(TaskConfig):
 
 
 class Box(Task):
-    """Grasp a box of 5 cm with a DexHand 021 that does not see it, and hold it 20 cm above the ground for 2 s."""
+    """What both tasks with a box share."""
 
-    Config = BoxConfig
     cfg: BoxConfig
     report = Report(
         metrics={
             "time_to_grasp": "time until the thumb and a finger first press the box, s",
             "slips": "times the grasp was lost in the air",
-            "depth": "largest depth of a fingertip in the box, mm",
-            "press": "largest force of the fingertips on the ground, N",
+            "depth": "largest depth of the hand in the box, mm",
+            "press": "largest force of the hand on the ground, N",
             "box_edge": "edge of the box, mm",
         },
         plots=(
             ("seconds", "Episode length, s"),
             ("time_to_grasp", "Time to the first grasp, s"),
-            ("depth", "Deepest fingertip, mm"),
+            ("depth", "Deepest contact of hand and box, mm"),
         ),
         breakdown=("box_edge", (40.0, 44.0, 48.0, 52.0, 56.0, 60.0)),
     )
-    robot = dexhand021.RIGHT
+
+    def __init__(self, cfg: BoxConfig):
+        super().__init__(cfg)
+        self.robot = dexhand021.LEFT if cfg.hand == "left" else dexhand021.RIGHT
 
     def scene(self) -> mujoco.MjSpec:
         """The hand above the ground and the box on it; cameras `front` and `side`."""
         s = self.robot.spec()
         scene.prepare(s)
-        scene.add_floor(s, 0.0)
-        floor = s.geom("floor")
-        floor.contype = floor.conaffinity = 1
-        floor.friction = scene.FRICTION
+        scene.add_floor(s, 0.0, collides=True)
         scene.add_box(s, BOX, HALF_EDGE, self.cfg.box_mass, rgba=(0.90, 0.45, 0.15, 1.0))
         HAND.add_touch(s, BOX)
-        HAND.add_touch(s, "world")
+        HAND.add_press(s, "world")
         HAND.add_depth(s, BOX)
         scene.add_camera(s, "front", eye=(0.55, -0.45, 0.35), target=(0.0, 0.0, 0.12), fovy=45)
         scene.add_camera(s, "side", eye=(0.0, -0.65, 0.2), target=(-0.03, 0.0, 0.13), fovy=45)
-        scene.add_home(s, {**{joint.name: joint.home for joint in self.robot.joints}, **ABOVE})
+        home = {joint.name: joint.home for joint in self.robot.joints}
+        scene.add_home(s, {**home, **self._above()})
         return s
 
     def contract(self) -> PolicyContract:
@@ -157,26 +163,27 @@ class Box(Task):
             Signal("joint_vel", count, "m/s, rad/s"), Signal("touch", len(FINGERS), "N")
         )
         pads = [Derive(f"pad{i}", "forward_kinematics", site=f"f_pad{i}") for i in FINGERS]
+        lag = Derive("lag", "difference", (COMMAND, JOINT_POS))
+        inputs = self._inputs()
         observe = (
             Observe("joint_pos"),
             Observe("joint_vel", (0.5,)),
-            Observe("touch", (0.5,), clip=(0.0, 2.0), history=cfg.touch_history, stride=5),
-            Observe("command"),
+            Observe("lag", (5.0,)),
+            Observe("touch", (0.1,), clip=(0.0, 0.5), history=cfg.touch_history, stride=5),
             *(Observe(pad.name, (5.0,)) for pad in pads),
             Observe("action"),
+            *(Observe(given.name) for given in inputs),
         )
-        base = Act(BASE, "velocity", (cfg.base_speed,) * 3 + (cfg.base_turn,) * 3, cfg.lowpass)
-        fingers = Act(DRIVEN, "velocity", (cfg.finger_speed,), cfg.lowpass)
-        return PolicyContract(interface, cfg.rate, observe, (base, fingers), derive=tuple(pads))
+        act = dexhand021.act(cfg.base_speed, cfg.base_turn, cfg.finger_speed, cfg.lowpass)
+        return PolicyContract(interface, cfg.rate, observe, act, inputs, (lag, *pads))
 
     def signals(self, s: State) -> dict[str, Tensor]:
         """Joint positions and velocities, force on each pad."""
-        return {"joint_pos": s.joint_pos, "joint_vel": s.joint_vel, "touch": _touch(s)}
+        return {"joint_pos": s.joint_pos, "joint_vel": s.joint_vel, "touch": HAND.pad_touch(s)}
 
     def privileged(self, s: State) -> Tensor:
         """The box's pose, velocity and size, the fingertips from it, what has been reached."""
-        held = s.zeros("held")[:, None] / self.cfg.hold_steps
-        away = (_tips(s) - _box(s)[:, None]).flatten(1)
+        away = (HAND.pad_positions(s) - _box(s)[:, None]).flatten(1)
         return torch.cat(
             (
                 5 * _box(s),
@@ -186,7 +193,7 @@ class Box(Task):
                 10 * away,
                 0.5 * HAND.touch(s, BOX).clip(max=4.0),
                 s.zeros("potential", 4),
-                held,
+                s.zeros("held")[:, None] / self.cfg.hold_steps,
             ),
             -1,
         )
@@ -196,17 +203,14 @@ class Box(Task):
         cfg, joints = self.cfg, s.joint_pos.clone()
         joints[:, :3] += s.uniform(mask, -cfg.hand_xyz, cfg.hand_xyz, 3)
         joints[:, 3:6] += s.uniform(mask, -cfg.hand_turn, cfg.hand_turn, 3)
-        bent = s.uniform(mask, 0.0, 1.0, len(DRIVEN)) * cfg.curl
-        bent[:, 0] *= cfg.thumb / max(cfg.curl, 1e-6)
-        bent[:, 3] *= 0.3
-        joints[:, 6:] = _couple(bent)
+        bent = s.uniform(mask, 0.0, 1.0, len(DRIVEN)) * s.tensor(self._most_bent())
+        joints[:, 6:] = HAND.finger_pos(bent)
         s.set_joint_pos(mask, joints)
         half_yaw = s.uniform(mask, -cfg.box_yaw, cfg.box_yaw) / 2
         nothing = torch.zeros_like(half_yaw)
-        position = torch.cat((s.uniform(mask, -cfg.box_xy, cfg.box_xy, 2), _half(s)[:, None]), -1)
-        s.place(
-            BOX, mask, position, torch.stack((half_yaw.cos(), nothing, nothing, half_yaw.sin()), -1)
-        )
+        turned = torch.stack((half_yaw.cos(), nothing, nothing, half_yaw.sin()), -1)
+        xy = s.uniform(mask, -cfg.box_xy, cfg.box_xy, 2)
+        s.place(BOX, mask, torch.cat((xy, _half(s)[:, None]), -1), turned)
 
     def start(self, s: State, mask: Tensor) -> None:
         """An episode's potential starts where the hand does."""
@@ -214,25 +218,23 @@ class Box(Task):
         s.remember("time_to_grasp", mask, torch.nan)
 
     def update(self, s: State) -> None:
-        """Count the steps held, note when the box was grasped, how often it slipped, how deep fingertips went."""
+        """Count the steps held, note when the box was grasped, how often it slipped, how deep the hand went."""
         cfg, gripped, height = self.cfg, self._gripped(s), _box(s)[:, 2]
-        held, was = s.zeros("held"), s.zeros("potential", 4)
-        held[:] = torch.where(gripped & (height > cfg.success_height), held + 1, 0.0)
-        grasped = s.zeros("time_to_grasp")
+        held, grasped = s.zeros("held"), s.zeros("time_to_grasp")
+        counts = gripped & self._may_lift(s) & (height > cfg.success_height)
+        held[:] = torch.where(counts, held + 1, 0.0)
         grasped[:] = torch.where(gripped & grasped.isnan(), s.steps * s.dt, grasped)
         s.zeros("slips")[:] += (s.zeros("gripped") > 0) & ~gripped & (height > 2 * _half(s))
         s.zeros("gripped")[:] = gripped
-        s.zeros("depth_now")[:] = HAND.depth(s, BOX).amax(-1)
-        s.zeros("depth")[:] = torch.maximum(s.zeros("depth"), s.zeros("depth_now"))
-        s.zeros("press_now")[:] = HAND.touch(s, "world").sum(-1)
-        s.zeros("press")[:] = torch.maximum(s.zeros("press"), s.zeros("press_now"))
-        now = self._potential(s)
-        s.zeros("gain", 4)[:] = now - was
-        was[:] = now
+        for name, now in (("depth", HAND.depth(s, BOX)), ("press", HAND.press(s, "world"))):
+            s.zeros(f"{name}_now")[:] = now
+            s.zeros(name)[:] = torch.maximum(s.zeros(name), now)
+        potential, was = self._potential(s), s.zeros("potential", 4)
+        s.zeros("gain", 4)[:] = potential - was
+        was[:] = potential
 
     def rewards(self, s: State) -> dict[str, Tensor]:
         """See `Weights`."""
-        failed = torch.stack([*self.failed(s).values()]).any(0)
         return {
             **dict(zip(("reach", "grasp", "lift", "hold"), s.zeros("gain", 4).unbind(-1))),
             "success": self.success(s),
@@ -240,15 +242,15 @@ class Box(Task):
             "depth": (1e3 * s.zeros("depth_now") - 0.5).clip(min=0.0),
             "press": (s.zeros("press_now") - 2.0).clip(0.0, 50.0) / 10.0,
             "time": torch.ones_like(s.zeros("held")),
-            "failure": failed,
+            "failure": torch.stack([*self.failed(s).values()]).any(0),
         }
 
     def failed(self, s: State) -> dict[str, Tensor]:
-        """A fingertip deep in the box, the palm on the ground, or the box far from the hand."""
-        palm = s.body("hand_base")
+        """The hand deep in the box, the palm on the ground, or the box far from the hand."""
+        palm = HAND.palm(s)
         return {
             "penetrated": s.zeros("depth_now") > self.cfg.max_depth,
-            "hit_ground": palm[:, 2] < 0.03,
+            "hit_ground": palm[:, 2] < LOWEST_PALM,
             "box_too_far": (palm - _box(s)).norm(dim=-1) > self.cfg.max_distance,
         }
 
@@ -263,17 +265,36 @@ class Box(Task):
 
     def randomize(self) -> tuple[Randomize, ...]:
         """Box and friction, servo gains."""
-        driven = tuple(joint.name for joint in self.robot.joints)
+        servos = tuple(joint.name for joint in self.robot.joints)
         return (
             Randomize("size", *self.cfg.box_size, (BOX,)),
             Randomize("mass", 0.7, 1.5, (BOX,)),
             Randomize("friction", 0.7, 1.3, (BOX, *HAND.pads), shared=True),
-            *(Randomize(gain, 0.9, 1.1, driven, shared=True) for gain in ("kp", "kd")),
+            *(Randomize(gain, 0.9, 1.1, servos, shared=True) for gain in ("kp", "kd")),
         )
 
     def noise(self) -> dict[str, Noise]:
         """Encoders, and pads that miss small forces."""
         return {"joint_pos": Noise(gaussian=0.002), "touch": Noise(gaussian=0.05)}
+
+    # ------------------------------------------------------------------- inside
+
+    def _above(self) -> dict[str, float]:
+        """The carrier in the keyframe, which a left hand's mirrors."""
+        side = -1.0 if self.cfg.hand == "left" else 1.0
+        return {name: side * at if name in MIRRORED else at for name, at in ABOVE.items()}
+
+    def _most_bent(self) -> tuple[float, ...]:
+        """How far each driven finger joint may be bent at the start, rad; the spread a little."""
+        cfg = self.cfg
+        special = {"f_joint1_1": cfg.thumb, "f_joint2_1": 0.3 * cfg.curl}
+        return tuple(special.get(name, cfg.curl) for name in DRIVEN)
+
+    def _inputs(self) -> tuple[Input, ...]:
+        return ()
+
+    def _may_lift(self, s: State) -> Tensor:
+        return torch.ones_like(s.zeros("held"), dtype=torch.bool)
 
     def _gripped(self, s: State) -> Tensor:
         """The thumb and a finger press the box."""
@@ -282,72 +303,212 @@ class Box(Task):
 
     def _potential(self, s: State) -> Tensor:
         """How far the episode has come, `(num_envs, 4)`, each in 0 .. 1: reach, grasp, lift, hold."""
-        cfg, box, tips = self.cfg, _box(s), _tips(s)
-        touch = HAND.touch(s, BOX)
-        away = tips - box[:, None]
-        thumb, fingers = away[:, 0], away[:, 1:4].mean(1)
-        off = (thumb.norm(dim=-1) - _half(s)).clip(min=0) + (fingers.norm(dim=-1) - _half(s)).clip(
-            min=0
-        )
-        opposed = -(thumb * fingers)[:, :2].sum(-1) / (
-            thumb[:, :2].norm(dim=-1) * fingers[:, :2].norm(dim=-1)
-        ).clip(min=1e-6)
-        reach = (1 - torch.tanh(4 * off)) * (0.75 + 0.25 * opposed)
-        firm = (touch / FIRM).clip(max=1.0)
-        one, more = firm[:, 0], firm[:, 1:].amax(-1)
-        grasp = 0.2 * one + 0.2 * more + 0.6 * one * more
-        gripped = (one >= 1) & (more >= 1)
-        rise = (box[:, 2] - _half(s)) / (cfg.success_height + 0.03 - HALF_EDGE)
-        held = s.zeros("held") / cfg.hold_steps
-        return torch.stack((reach, grasp, gripped * rise.clip(0.0, 1.0), held), -1)
-
-
-ABOVE = {"ARTx": -0.15, "ARTy": -0.01, "ARTz": 0.22}
-"""The carrier's slides in the keyframe `home`: the box is below the fingers' roots, m."""
+        firm = (HAND.touch(s, BOX) / FIRM).clip(max=1.0)
+        thumb, finger = firm[:, 0], firm[:, 1:].amax(-1)
+        grasp = 0.2 * thumb + 0.2 * finger + 0.6 * thumb * finger
+        rise = (_box(s)[:, 2] - _half(s)) / (self.cfg.success_height + 0.03 - _half(s))
+        lift = self._gripped(s) * rise.clip(0.0, 1.0)
+        held = s.zeros("held") / self.cfg.hold_steps
+        return torch.stack((_reach(s), grasp, lift, held), -1)
 
 
 @task("dexhand-box")
-class BoxGrasping(Box):  # noqa: D101
-    __doc__ = Box.__doc__
+class BoxGrasping(Box):
+    """Grasp a box of 5 cm with a DexHand 021 that does not see it, and hold it 20 cm above the ground for 2 s.
+
+    Observation (136):
+
+    | index   | term      | meaning                                                        | unit      |
+    |---------|-----------|----------------------------------------------------------------|-----------|
+    | 0-25    | joint_pos | carrier (6) and finger joints (20)                             | m, rad    |
+    | 26-51   | joint_vel | their velocities, times 0.5                                    | per s     |
+    | 52-77   | lag       | command minus measured position: what presses, times 5         | m, rad    |
+    | 78-102  | touch     | force on the five pads, times 0.1: now and 0.1 .. 0.4 s ago    | N         |
+    | 103-117 | pad1 .. 5 | where the pads are, from the joints, times 5                   | m         |
+    | 118-135 | action    | the last filtered action                                       |           |
+
+    Action (18), in [-1, 1]: velocities of the carrier's three slides and three hinges, then of the twelve finger
+    motors, integrated on the command; coupled joints follow. The box's pose is in nothing the policy sees: it knows
+    where the box may be, within `box_xy`, and feels it. The critic sees it.
+
+    Success: the box's centre above `success_height`, pressed by the thumb and a finger, for `hold_steps` steps in a
+    row. Failure: the hand deeper than `max_depth` in the box, its palm on the ground, or the box `max_distance` away.
+    """
+
+    Config = BoxConfig
+    # 18 elements of the action: the KL divergence of a step is a sum over them. A grasp and a hold take 5 s.
+    defaults = {
+        "env": {"num_envs": 512, "episode_steps": 300},
+        "train": {
+            "steps": 24,
+            "gamma": 0.99,
+            "init_std": 0.6,
+            "desired_kl": 0.02,
+            "entropy": 0.001,
+        },
+    }
 
 
-def _couple(driven: Tensor) -> Tensor:
-    """All twenty finger joints from the twelve that motors drive, `(num_envs, 20)`."""
-    rotate, t2, t3, spread, i2, i3, m2, m3, r2, r3, l2, l3 = driven.unbind(-1)
-    nothing = torch.zeros_like(rotate)
-    columns = (
-        rotate,
-        t2,
-        t3,
-        t3,
-        spread,
-        i2,
-        i3,
-        i3,
-        nothing,
-        m2,
-        m3,
-        m3,
-        spread,
-        r2,
-        r3,
-        r3,
-        2 * spread,
-        l2,
-        l3,
-        l3,
+@dataclass(frozen=True)
+class BlindWeights(Weights):
+    """Weights of the reward terms; beside those of `dexhand-box` stand those of the stages."""
+
+    stage: Annotated[float, Doc("Once, at the end of each of the first two stages.")] = 1.0
+    moved: Annotated[
+        float, Doc("Speed of the box before the hand may grasp it, m/s, each step.")
+    ] = -0.2
+    failure: Annotated[
+        float, Doc("Once, when the episode fails: an early end must not pay.")
+    ] = -2.0
+
+
+@dataclass(frozen=True)
+class BlindConfig(BoxConfig):
+    """Parameters of the task; those of the stages are seed 001's."""
+
+    episode_steps: int = 650
+    hand_xyz: Annotated[
+        float, Ge(0), Doc("The hand starts within this much of above the box, along each axis, m.")
+    ] = 0.1
+    hand_turn: Annotated[
+        float, Ge(0), Doc("The hand starts turned by up to this much about each axis, rad.")
+    ] = 0.3
+    curl: Annotated[
+        float, Ge(0), Doc("The other driven finger joints start bent by up to this much, rad.")
+    ] = math.pi / 6
+    base_speed: Annotated[float, Gt(0), Doc("Speed of the carrier's slides at action 1, m/s.")] = (
+        0.1
     )
-    return torch.stack(columns, -1)
+    pregrasp_s: Annotated[
+        float,
+        Gt(0),
+        Doc("Stage 1: the hand goes around the box without moving it, for so long, s."),
+    ] = 4.0
+    grasp_s: Annotated[
+        float, Gt(0), Doc("Stage 2: by then the thumb and a finger must press the box, s.")
+    ] = 3.0
+    firm_s: Annotated[
+        float, Gt(0), Doc("For how long they must press it before stage 3, the lift, s.")
+    ] = 0.5
+    around: Annotated[
+        float,
+        Gt(0),
+        Doc("After stage 1 thumb, index and middle pad are centred on the box within this, m."),
+    ] = 0.08
+    level: Annotated[
+        float, Gt(0), Doc("After stage 1 these pads are on the box's height within this, m.")
+    ] = 0.03
+    drift: Annotated[
+        float, Gt(0), Doc("Distance that stage 1 may move the box over the ground, m.")
+    ] = 0.01
+    still: Annotated[float, Gt(0), Doc("Speed of the box after stage 1 at most, m/s.")] = 0.005
+    weights: Annotated[BlindWeights, Doc("Weights of the reward terms.")] = field(
+        default_factory=BlindWeights
+    )
 
 
-def _touch(s: State) -> Tensor:
-    """Force on each pad, `(num_envs, 5)`, N."""
-    return s.sensors(tuple(f"touch{i}" for i in FINGERS))[..., 0]
+@task("dexhand-blind")
+class BlindGrasping(Box):
+    """Grasp a box with a DexHand 021 that does not see it in three timed stages, and lift it as in dexhand-box.
+
+    Stage 1, `pregrasp_s` long: the hand goes around the box and leaves it where it is. Stage 2, at most `grasp_s` long:
+    thumb and a finger press it, for `firm_s`. Stage 3: it is lifted and held. The stage (0, 1, 2) and what has passed
+    of its time, as a fraction, are inputs of the contract: on a robot, who runs it says them, by clock and touch.
+
+    Observation (138): that of `dexhand-box`, then `stage` and `progress`.
+
+    Success as in `dexhand-box`, in stage 3. Failure besides: after stage 1 the hand is not around the box, or moved it;
+    stage 2 ends without a grasp; stage 3 loses it for `firm_s`.
+    """
+
+    Config = BlindConfig
+    cfg: BlindConfig
+    defaults = {**BoxGrasping.defaults, "env": {"num_envs": 512}}
+
+    def inputs(self, s: State) -> dict[str, Tensor]:
+        """The stage, and which fraction of its time has passed."""
+        cfg, stage = self.cfg, s.zeros("stage")
+        longest = torch.where(stage > 0, cfg.grasp_s, cfg.pregrasp_s)
+        progress = (s.zeros("stage_steps") * s.dt / longest).clip(max=1.0)
+        return {"stage": stage[:, None], "progress": progress[:, None]}
+
+    def start(self, s: State, mask: Tensor) -> None:
+        """Remember where the box is."""
+        s.remember("box_start", mask, _box(s))
+        super().start(s, mask)
+
+    def update(self, s: State) -> None:
+        """Go on to the next stage where this one is done."""
+        cfg, stage, steps = self.cfg, s.zeros("stage"), s.zeros("stage_steps")
+        gripped = self._gripped(s)
+        steps += 1
+        firm, loose = s.zeros("firm_steps"), s.zeros("loose_steps")
+        firm[:] = torch.where(gripped & (stage == 1), firm + 1, 0.0)
+        loose[:] = torch.where(~gripped & (stage == 2), loose + 1, 0.0)
+        waited = (stage == 0) & (steps * s.dt >= cfg.pregrasp_s - 1e-9)
+        s.zeros("misplaced")[:] = waited & ~self._is_around(s)
+        grasped = (stage == 1) & (firm * s.dt >= cfg.firm_s - 1e-9)
+        passed = waited | grasped
+        s.zeros("passed")[:] = passed
+        stage += passed
+        steps[:] = torch.where(passed, 0.0, steps)
+        super().update(s)
+
+    def rewards(self, s: State) -> dict[str, Tensor]:
+        """See `BlindWeights`."""
+        passed = (s.zeros("passed") > 0) & ~(s.zeros("misplaced") > 0)
+        early = s.zeros("stage") == 0
+        return {
+            **super().rewards(s),
+            "stage": passed,
+            "moved": early * s.velocity(BOX)[:, :3].norm(dim=-1),
+        }
+
+    def failed(self, s: State) -> dict[str, Tensor]:
+        """Those of `dexhand-box`, and one for each stage."""
+        cfg, stage, steps = self.cfg, s.zeros("stage"), s.zeros("stage_steps")
+        return {
+            **super().failed(s),
+            "pregrasp_failed": s.zeros("misplaced") > 0,
+            "contact_failed": (stage == 1) & (steps * s.dt >= cfg.grasp_s - 1e-9),
+            "grasp_lost": s.zeros("loose_steps") * s.dt >= cfg.firm_s - 1e-9,
+        }
+
+    def _inputs(self) -> tuple[Input, ...]:
+        nothing = (0.0,)
+        return (
+            Input("stage", lower=nothing, upper=(2.0,)),
+            Input("progress", lower=nothing, upper=(1.0,)),
+        )
+
+    def _may_lift(self, s: State) -> Tensor:
+        return s.zeros("stage") > 1
+
+    def _is_around(self, s: State) -> Tensor:
+        """Whether the first three pads are around the box, on its height, and it stands where it stood."""
+        cfg, box = self.cfg, _box(s)
+        pads = HAND.pad_positions(s)[:, :3]
+        level = (pads[..., 2] - box[:, None, 2]).abs().amax(-1) < cfg.level
+        around = (pads.mean(1) - box).norm(dim=-1) < cfg.around
+        moved = (box - s.zeros("box_start", 3)).norm(dim=-1)
+        still = s.velocity(BOX)[:, :3].norm(dim=-1) < cfg.still
+        return level & around & (moved < cfg.drift) & still
+
+    def _potential(self, s: State) -> Tensor:
+        """As in `dexhand-box`, but a grasp counts from stage 2 on, a lift in stage 3."""
+        stage = s.zeros("stage")
+        reach, grasp, lift, hold = super()._potential(s).unbind(-1)
+        return torch.stack((reach, grasp * (stage > 0), lift * (stage > 1), hold), -1)
 
 
-def _tips(s: State) -> Tensor:
-    """World positions of the pads, `(num_envs, 5, 3)`, m."""
-    return torch.stack([s.site(f"f_pad{i}") for i in FINGERS], 1)
+def _reach(s: State) -> Tensor:
+    """1 where thumb and fingers are at opposite faces of the box, less the farther they are, `(num_envs,)`."""
+    away = HAND.pad_positions(s) - _box(s)[:, None]
+    thumb, fingers = away[:, 0], away[:, 1:4].mean(1)
+    thumb_far, fingers_far = thumb.norm(dim=-1), fingers.norm(dim=-1)
+    off = (thumb_far - _half(s)).clip(min=0) + (fingers_far - _half(s)).clip(min=0)
+    opposed = -(thumb * fingers).sum(-1) / (thumb_far * fingers_far).clip(min=1e-6)
+    return (1 - torch.tanh(4 * off)) * (0.6 + 0.4 * opposed)
 
 
 def _box(s: State) -> Tensor:
