@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from deftly.contract import Act, Coupling, Joint
-from deftly.robots import Robot
+from deftly.robots import Robot, dexhand_looks
 from deftly.robots.entity import Entity
+from deftly.sim import looks
 
 if TYPE_CHECKING:
     from deftly.sim.state import State
@@ -72,6 +73,7 @@ THUMB_ROTATION = (0.0, 2.2)
 ARMATURE = 5e-4  # kg m2, of a finger joint: rotor and gear
 DAMPING = 0.02  # N m s/rad
 TIME_CONSTANT = 0.04  # s: kv / kp of the finger servos
+SKIN = 0.002  # m: of rubber around the published shapes, which begins to press before they touch
 FRICTION = (1.0, 0.01, 0.0002)  # of the skin: rubber; the published 3 belongs to no material
 
 
@@ -233,6 +235,7 @@ def spec(side: float) -> mujoco.MjSpec:
         _add_capsules(s, finger, side)
         _add_pad(s, parent, finger, side)
     _exclude_contacts(s)
+    _add_looks(s, palm, side)
     return s
 
 
@@ -278,6 +281,7 @@ def _add_palm(s: mujoco.MjSpec, carrier: mujoco.MjsBody, side: float) -> mujoco.
         pos=_mirror(PALM_CENTRE, side),
         size=PALM_HALF,
     )
+    s.geom("palm").group = 3  # its look is drawn instead
     return palm
 
 
@@ -357,6 +361,7 @@ def _add_solid(body: mujoco.MjsBody, name: str, colour: tuple, **shape: object) 
     geom.priority = 1
     geom.solref[:] = [0.014, 1]  # as stiff as a substep of 6.7 ms allows
     geom.solimp[:3] = [0.95, 0.99, 0.001]
+    geom.margin = SKIN
 
 
 def _exclude_contacts(s: mujoco.MjSpec) -> None:
@@ -365,6 +370,18 @@ def _exclude_contacts(s: mujoco.MjSpec) -> None:
         for i in (1, 2):
             s.add_exclude(bodyname1="hand_base", bodyname2=f"f_link{finger}_{i}")
         s.add_exclude(bodyname1=f"f_link{finger}_2", bodyname2=f"f_link{finger}_4")
+
+
+def _add_looks(s: mujoco.MjSpec, palm: mujoco.MjsBody, side: float) -> None:
+    """Shells, knuckles and pins, which are only drawn."""
+    for centre, half, paint in dexhand_looks.PALM_BOXES:
+        looks.box(s, palm, _mirror(centre, side), half, paint)
+    for start, end, radius, paint in dexhand_looks.PALM_TUBES:
+        looks.tube(s, palm, _mirror(start, side), _mirror(end, side), radius, paint)
+    for finger in FINGERS:
+        for i, start, end, radius, paint in dexhand_looks.LINK_TUBES:
+            link = s.body(f"f_link{finger}_{i}")
+            looks.tube(s, link, _mirror(start, side), _mirror(end, side), radius, paint)
 
 
 def _mirror(point: Point, side: float) -> Point:
