@@ -21,10 +21,12 @@ class Entity:
     Attributes:
         tool_site: the site that tasks move: between the fingertips of a gripper; empty if the robot has none.
         pads: geoms that touch what the robot handles.
+        root: body from which all links hang; empty if no task asks for contacts of the whole robot.
     """
 
     tool_site: str = ""
     pads: tuple[str, ...] = ()
+    root: str = ""
 
     def add_touch(self, spec: mujoco.MjSpec, body: str) -> None:
         """Give the scene sensors of the force between each pad and a body, which `touch` reads; `world` is one."""
@@ -35,6 +37,14 @@ class Entity:
         """Give the scene sensors of the distance between each two pads, up to `cutoff` (m): see `pad_distances`."""
         for pad, other in combinations(self.pads, 2):
             scene.add_distance(spec, _distance_name(pad, other), pad, other, cutoff)
+
+    def add_depth(self, spec: mujoco.MjSpec, body: str) -> None:
+        """Give the scene a sensor of how deep the robot is in a body, which `depth` reads."""
+        scene.add_tree_distance(spec, _depth_name(self.root, body), self.root, body)
+
+    def add_press(self, spec: mujoco.MjSpec, body: str) -> None:
+        """Give the scene a sensor of the force between the robot and a body, which `press` reads; `world` is one."""
+        scene.add_tree_force(spec, _press_name(self.root, body), self.root, body)
 
     def tool(self, s: State) -> Tensor:
         """World position of the tool point, `(num_envs, 3)`, m."""
@@ -62,6 +72,14 @@ class Entity:
         pairs = combinations(self.pads, 2)
         return s.sensors(tuple(_distance_name(*pair) for pair in pairs)).squeeze(-1)
 
+    def depth(self, s: State, body: str) -> Tensor:
+        """Depth of the robot's deepest contact with a body of `add_depth`, `(num_envs,)`, m."""
+        return (-s.sensor(_depth_name(self.root, body))[:, 0]).clip(min=0.0)
+
+    def press(self, s: State, body: str) -> Tensor:
+        """Size of the net force between the robot and a body of `add_press`, `(num_envs,)`, N."""
+        return s.sensor(_press_name(self.root, body)).norm(dim=-1)
+
     def is_grasping(self, s: State, body: str, within: float, force: float = 1.0) -> Tensor:
         """Whether all pads press a body with over `force` (N), and it is `within` (m) of the tool point."""
         near = (self.tool(s) - s.body(body)).norm(dim=-1) < within
@@ -74,3 +92,11 @@ def _touch_name(pad: str, body: str) -> str:
 
 def _distance_name(pad: str, other: str) -> str:
     return f"{pad}/{other}/distance"
+
+
+def _depth_name(pad: str, body: str) -> str:
+    return f"{pad}/{body}/depth"
+
+
+def _press_name(root: str, body: str) -> str:
+    return f"{root}/{body}/press"

@@ -9,6 +9,8 @@ from deftly.sim import looks
 
 Point = tuple[float, float, float]
 Colour = tuple[float, float, float, float]
+_Object = tuple[mujoco.mjtObj, str]
+"""What a contact sensor watches: a kind and a name."""
 
 FRICTION = [
     0.8,
@@ -18,6 +20,7 @@ FRICTION = [
 WOOD = looks.Paint("wood", (0.72, 0.60, 0.46, 1), specular=0.1, shininess=0.2)
 STEEL = looks.Paint("steel", (0.35, 0.36, 0.38, 1))
 TABLE_THICKNESS = 0.03  # m
+DEEPEST, NET_FORCE = 1, 3  # of the four reductions of a contact sensor
 LEG_INSET = 0.04  # of a table's legs from its edges, m
 
 
@@ -172,18 +175,52 @@ def add_box(s: mujoco.MjSpec, name: str, half: float, mass: float, rgba: Colour)
 
 def add_contact_force(s: mujoco.MjSpec, name: str, geom: str, body: str) -> None:
     """A sensor of the net contact force (N, world frame, 3 numbers) that a body exerts on a geom."""
+    _add_contact_sensor(
+        s, name, _geom(geom), body, mujoco.mjtConDataField.mjCONDATA_FORCE, NET_FORCE
+    )
+
+
+def add_tree_force(s: mujoco.MjSpec, name: str, root: str, body: str) -> None:
+    """A sensor of the net force (N, world frame, 3 numbers) that a body exerts on another and what hangs on it."""
+    _add_contact_sensor(
+        s, name, _tree(root), body, mujoco.mjtConDataField.mjCONDATA_FORCE, NET_FORCE
+    )
+
+
+def add_tree_distance(s: mujoco.MjSpec, name: str, root: str, body: str) -> None:
+    """A sensor of the distance (m) of the deepest contact between a body and another with what hangs on it.
+
+    Negative inside, 0 without contact.
+    """
+    _add_contact_sensor(s, name, _tree(root), body, mujoco.mjtConDataField.mjCONDATA_DIST, DEEPEST)
+
+
+def _geom(name: str) -> _Object:
+    return mujoco.mjtObj.mjOBJ_GEOM, name
+
+
+def _tree(root: str) -> _Object:
+    return mujoco.mjtObj.mjOBJ_XBODY, root
+
+
+def _add_contact_sensor(
+    s: mujoco.MjSpec,
+    name: str,
+    touched: _Object,
+    body: str,
+    data: mujoco.mjtConDataField,
+    reduction: int,
+) -> None:
     sensor = s.add_sensor(
         name=name,
         type=mujoco.mjtSensor.mjSENS_CONTACT,
-        objtype=mujoco.mjtObj.mjOBJ_GEOM,
-        objname=geom,
+        objtype=touched[0],
+        objname=touched[1],
         reftype=mujoco.mjtObj.mjOBJ_BODY,
         refname=body,
     )
-    force = 1 << mujoco.mjtConDataField.mjCONDATA_FORCE.value
-    net_force = 3  # of the four reductions of a contact sensor
     contacts = 1
-    sensor.intprm[:3] = [force, net_force, contacts]
+    sensor.intprm[:3] = [1 << data.value, reduction, contacts]
 
 
 def add_distance(s: mujoco.MjSpec, name: str, geom: str, other: str, cutoff: float) -> None:

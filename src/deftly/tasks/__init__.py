@@ -184,6 +184,18 @@ def task(name: str) -> Callable[[T], T]:
 
 _TURN = "Turn a cube of 67 to 83 mm that lies in the upward palm about the palm's normal, without a look at it."
 SHIPPED = {
+    "dexhand-base": (
+        "deftly.tasks.dexhand_base",
+        "Move a DexHand 021 about above the ground: a task to try things on.",
+    ),
+    "dexhand-blind": (
+        "deftly.tasks.dexhand_box",
+        "Grasp a box with a DexHand 021 that does not see it in three timed stages, and lift it as in dexhand-box.",
+    ),
+    "dexhand-box": (
+        "deftly.tasks.dexhand_box",
+        "Grasp a box of 5 cm with a DexHand 021 that does not see it, and hold it 20 cm above the ground for 2 s.",
+    ),
     "jaka-pick-cube": (
         "deftly.tasks.jaka_pick_cube",
         "Pick the red cube up with a JAKA Zu5 and hold it with its centre 10 cm above the table.",
@@ -205,6 +217,12 @@ SHIPPED = {
     ),
 }
 """Shipped tasks: module and description. Written down, since importing is slow and needs torch; a test compares."""
+OLDER_NAMES = {
+    "BaseTask": "dexhand-base",
+    "BlindGrasping": "dexhand-blind",
+    "BoxGrasping": "dexhand-box",
+}
+"""What the tasks are called in seed 001."""
 
 
 def shipped() -> dict[str, str]:
@@ -220,6 +238,7 @@ def description(cls: type[Task]) -> str:
 
 def load(name: str) -> type[Task]:
     """The class of a shipped task's name, of `file.py` or of `file.py:name`; raises DeftlyError if there is none."""
+    name = OLDER_NAMES.get(name, name)
     file = re.fullmatch(r"(.*\.py)(?::([\w-]*))?", name)
     if file:
         return _pick(_import_file(Path(file[1])), file[2] or None, name)
