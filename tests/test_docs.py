@@ -1,48 +1,26 @@
 """The documentation: examples run, commands parse, links lead somewhere."""
 
-import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from documented import ROOT, parse_command
 
-import deftly_bench
 from deftly import robots, tasks
 from deftly.commands import main as cli
-from deftly.commands.completion import INTO
 from deftly.commands.table import COMMANDS
-from deftly.config import (
-    ALIASES,
-    EnvConfig,
-    SimConfig,
-    parse,
-    split_task,
-    with_algorithm,
-    with_task,
-)
+from deftly.config import EnvConfig, SimConfig
 from deftly.config.constraints import kebab
+from deftly.config.older_names import SWITCHES, resolve
 from deftly.config.presets import PRESETS, divide
 from deftly.console import failed
 from deftly.env import Env
-from deftly.errors import DeftlyError
 from deftly.robots.check import check
-from deftly_bench import algorithms
 
-ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 REACH = str(EXAMPLES / "reach_target.py")
-READERS = {"panda.py"}
-"""Files of a reader's own in the pages: `tests/robots/test_mjcf.py` runs their commands."""
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-
-
-def settings_of(name: str) -> type:
-    """The dataclass of a command's settings."""
-    if name == "bench":
-        return deftly_bench.BenchArgs
-    command = COMMANDS[name]
-    return getattr(importlib.import_module(command.module), command.args)
 
 
 def without_code(text: str) -> str:
@@ -116,35 +94,7 @@ def test_make_targets_exist():
 
 @pytest.mark.parametrize(("page", "command"), ALL_COMMANDS)
 def test_commands_parse(page, command):
-    name, *words = shlex.split(command)
-    assert name in COMMANDS
-    if name == "completion":
-        assert words[0] in INTO
-        return
-    words = words[: words.index(">")] if ">" in words else words
-    if "--config" in words:  # a file of the reader's
-        del words[(at := words.index("--config")) : at + 2]
-    positional = COMMANDS[name].positional
-    given, rest = split_task(words) if positional else (None, words)
-    assert given or positional.startswith("[") or not positional, f"{name} needs {positional}"
-    cls = settings_of(name)
-    if given in READERS:
-        given = None
-    if given and given.endswith(".py"):
-        given = str(ROOT / given)
-    if given and name == "robots":
-        robots.load(given)
-    elif given and COMMANDS[name].takes_task:
-        task = tasks.load(given)
-        cls = with_task(cls, task.Config) if COMMANDS[name].task_settings else cls
-    if name == "train":
-        cls = with_algorithm(cls, rest)
-    if name == "bench" and "--algorithms" in rest:
-        cls = algorithms.AlgorithmsArgs
-    try:
-        parse(cls, rest, prog=name)
-    except DeftlyError as error:  # a file of the reader's, which is looked at last
-        assert "but there is no such" in str(error)
+    parse_command(shlex.split(command))
 
 
 def test_every_command_is_documented():
@@ -161,7 +111,7 @@ def test_aliases_of_the_table_are_known():
         for word in re.findall(r"`([\w.]+)`", row)
     }
     assert typed
-    assert set(map(kebab, typed)) <= set(map(kebab, ALIASES))
+    assert {word for word in typed if resolve(word, ()) == kebab(word)} <= set(SWITCHES)
 
 
 def test_presets_of_the_table():

@@ -216,7 +216,7 @@ SPECIAL = [
     Call("other", ("train", "rail.py", "--init", "bundle"), "neither a run nor a checkpoint"),
     # settings that do not go together
     Call("both", ("train", "rail.py", "--resume", "latest", "--init", "latest"), "--init"),
-    Call("both", ("train", "rail.py", "--sim.dt", "0.01", "--sim.substeps", "2"), "sim.substeps"),
+    Call("both", ("train", "rail.py", "sim.dt=0.01", "sim.substeps=9999"), "sim.substeps"),
     Call("both", ("train", "rail.py", "--sim.dt", "0.03"), "sim.dt is 0.03"),
     Call("both", ("train", "rail.py", "--env.device", "cuda"), "--sim.engine warp"),
     Call("both", ("train", "rail.py", "train.minibatches=99", "num_envs=2"), "minibatches"),

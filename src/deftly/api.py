@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -234,9 +235,12 @@ def run_training(
     """Train under given settings, with evaluations on episodes that training never sees."""
     from deftly.evaluate.validation import Validation
     from deftly.learn import train as learning
+    from deftly.render.viewers import Watch
 
     validation = Validation.of(task, args)
-    trainer = learning.train(task, args, source, callbacks=[validation, *callbacks])
+    with Watch() if args.render else ExitStack() as shown:
+        watching = [shown] if isinstance(shown, Watch) else []
+        trainer = learning.train(task, args, source, callbacks=[validation, *watching, *callbacks])
     return Training(
         task=task,
         run=trainer.run,

@@ -18,8 +18,33 @@ CELL, FINDING = 500, 2000
 QUIET_SECONDS, REDRAW_SECONDS, LINE_SECONDS = 2.0, 0.2, 10.0
 """How long progress is silent at first, and between two lines on a terminal and elsewhere."""
 
+LogLevel = Literal["debug", "info", "warning"]
+"""How much commands print: also their settings; what they do; only results and problems."""
 Level = Literal["ok", "warn", "fail"]
 COLOURS: dict[Level, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+class _Chosen:
+    """The level that the command was told."""
+
+    level: LogLevel = "info"
+
+
+def set_log_level(level: LogLevel) -> None:
+    """Choose how much commands print from now on."""
+    _Chosen.level = level
+
+
+def say(line: str) -> None:
+    """Print what a command does, unless only results and problems are wanted."""
+    if _Chosen.level != "warning":
+        print(line, flush=True)
+
+
+def debug(line: str) -> None:
+    """Print what helps to find out why something does not work as it should, if that is wanted."""
+    if _Chosen.level == "debug":
+        print(printable(line, FINDING), file=sys.stderr, flush=True)
 
 
 class Finding(NamedTuple):
@@ -144,7 +169,7 @@ class Progress:
         """Say how much is done in all."""
         self.done = min(done, self.total)
         now = self._clock()
-        if now < self._next:
+        if now < self._next or _Chosen.level == "warning":
             return
         self._next = now + (REDRAW_SECONDS if self._is_terminal else LINE_SECONDS)
         self._write(self.line(now))

@@ -46,8 +46,11 @@ from deftly.files import (
 Kind = Literal["train", "test"]
 WEIGHTS, FACTS, METRICS, LOCK = "weights.safetensors", "run.json", "metrics.csv", ".lock"
 LATEST: dict[str, Kind] = {"latest": "train", "latest_train": "train", "latest_test": "test"}
+FOREIGN = (".pth", ".pt", ".pkl", ".zip", ".ckpt")
+"""Endings of other systems' checkpoints."""
 UNPACKED = re.compile(r"(\.\./)*[\w.-]+(/[\w.-]+)*")
 """What a file holds that an archive held as a link, where the unpacking made no link of it."""
+REPORT = "a report of 'deftly eval'"
 POINTER = "deftly.link/1 "
 """First words of the text file that stands in for a link."""
 ELSEWHERE = "choose another place with --runs.root DIR"
@@ -287,6 +290,20 @@ def find_checkpoint(
     ]
 
 
+def tested_policy(task: str | None, cfg: RunsConfig) -> str:
+    """What the newest test run of a task, or of any task, measured, as it is typed after --policy."""
+    run = find_run("latest_test", task, cfg)
+    try:
+        label = read_json(run / "eval.json", REPORT, 4 * MB)["policy"]["label"]
+    except (FileError, KeyError, TypeError):
+        label = None
+    if not isinstance(label, str):
+        raise DeftlyError(
+            f"the newest test run '{run.name}' does not say which policy it measured: name a run"
+        )
+    return label
+
+
 def _existing(text: str, cfg: RunsConfig) -> Path | None:
     with suppress(OSError, ValueError):  # a name that is too long, or holds a null byte
         return next((path for path in (Path(text), cfg.root / text) if path.exists()), None)
@@ -339,6 +356,8 @@ def find_run(
         found = {name: folder for name, folder in found.items() if _checkpoints(folder)} or found
     if not found:
         near = suggest(part, folders) or "; see 'deftly runs'"
+        if Path(part).suffix in FOREIGN:
+            near = f"; a checkpoint is a folder: name the run, or RUN:iter_000100{suggest(part, folders)}"
         if path is not None:
             raise DeftlyError(f"'{text}' is neither a run nor a checkpoint{near}")
         raise DeftlyError(f"no run or checkpoint '{text}' in '{cfg.root}'{near}")
@@ -443,7 +462,7 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 def _evaluated(run: Path) -> tuple[float | None, float | None]:
     """Success rate and seconds of the evaluation in a test run; None for what its report does not say."""
     with suppress(FileError, KeyError, TypeError):
-        report = read_json(run / "eval.json", "a report of 'deftly eval'", 4 * MB)
+        report = read_json(run / "eval.json", REPORT, 4 * MB)
         found = (report["success"]["rate"], report.get("wall_seconds"))
         rate, seconds = (
             float(x) if type(x) in (int, float) and abs(x) < 1e9 else None for x in found

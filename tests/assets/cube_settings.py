@@ -55,6 +55,9 @@ class Args(Settings):
     reload: Annotated[float, Doc("Seconds between reloads.")] = 0.0
     video: Annotated[bool, Doc("Record a video.")] = False
     log_level: Annotated[str, Doc("How much to print.")] = "info"
+    log_every: Annotated[int, Doc("Iterations between lines.")] = 10
+    episodes: Annotated[int, Doc("Episodes to play.")] = 0
+    viewer: Annotated[str, Doc("What shows them.")] = "auto"
     name: Annotated[str | None, Doc("Name of the run.")] = None
     gate: Annotated[tuple[str, ...], Repeatable(), Doc("Conditions.")] = ()
 

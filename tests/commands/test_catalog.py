@@ -144,6 +144,7 @@ def test_robot_picture(capsys, tmp_path):
         (["robots", "--xml"], "show one robot"),
         (["config"], "config needs a task: deftly config"),
         (["config", "nothing"], "no task 'nothing'"),
+        (["config", TASK, "trian"], "no section 'trian': it is one of sim, env, task, train, runs"),
     ],
 )
 def test_wrong_input_is_refused_in_one_line(capsys, argv, says):
@@ -163,3 +164,19 @@ def test_config_can_be_fed_back(capsys, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(out)
     assert run(capsys, "config", TASK, "--config", str(file))[1] == out
+
+
+def test_config_prints_what_a_task_is_trained_with(capsys):
+    defaults = load(TASK).defaults
+    tree = yaml.safe_load(run(capsys, "config", TASK)[1])
+    for section, settings in defaults.items():
+        for name, value in settings.items():
+            assert tree[section][name] == value
+
+
+def test_config_prints_a_section_that_trains_by_its_name(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, out, _ = run(capsys, "config", TASK, "train", "train.steps=9")
+    assert list(yaml.safe_load(out)) == ["train"]
+    (tmp_path / "MyTaskPPO.yaml").write_text(out)
+    assert run(capsys, "config", TASK, "train", "train=MyTaskPPO")[1] == out

@@ -4,20 +4,24 @@ import ctypes.util
 import os
 import socket
 import time
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from deftly.commands import main as cli
 from deftly.commands import play
-from deftly.commands.play import PlayArgs, Reloaded, View
+from deftly.commands.play import PlayArgs, Reloaded
 from deftly.config import EnvConfig, SimConfig
 from deftly.contract import Joint
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import of_checkpoint
 from deftly.learn import checkpoint
 from deftly.learn.networks import Network, NetworkSpec
+from deftly.render import viewers
+from deftly.render.viewers import View, Watch
 
 needs_gl = pytest.mark.skipif(
     not any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")),
@@ -189,8 +193,6 @@ def test_closing_and_pausing(slider):
 
 
 def test_ctrl_c_ends_cleanly(task, monkeypatch, capsys):
-    from contextlib import contextmanager
-
     closed = []
 
     @contextmanager
@@ -202,27 +204,27 @@ def test_ctrl_c_ends_cleanly(task, monkeypatch, capsys):
         finally:
             closed.append(True)
 
-    monkeypatch.setattr(play, "_web", window)
-    monkeypatch.setattr(play, "pick_viewer", lambda wanted: "web")
+    monkeypatch.setattr(viewers, "web", window)
+    monkeypatch.setattr(viewers, "pick_viewer", lambda wanted: "web")
     play._live(task, play._untrained("random", task.contract()), FEW)
     assert closed == [True]
 
 
 def test_without_a_display(no_display, monkeypatch):
-    assert play.pick_viewer("auto") == "web"
+    assert viewers.pick_viewer("auto") == "web"
     with pytest.raises(DeftlyError, match="no display for --viewer native: use --viewer web"):
-        play.pick_viewer("native")
+        viewers.pick_viewer("native")
     with pytest.raises(DeftlyError, match="write a video with --video"):
-        play.pick_viewer("none")
-    monkeypatch.setattr(play.importlib.util, "find_spec", lambda name: None)
+        viewers.pick_viewer("none")
+    monkeypatch.setattr(viewers.importlib.util, "find_spec", lambda name: None)
     for wanted in ("web", "auto"):
         with pytest.raises(DeftlyError, match=r'pip install "deftly\[viewer\]"'):
-            play.pick_viewer(wanted)
+            viewers.pick_viewer(wanted)
 
 
 def test_a_display_nobody_serves_is_none(no_display, monkeypatch):
     monkeypatch.setenv("DISPLAY", ":987")
-    assert play.pick_viewer("auto") == "web"
+    assert viewers.pick_viewer("auto") == "web"
 
 
 def test_the_web_viewer_serves_and_follows(task, capsys):
@@ -240,7 +242,7 @@ def test_the_web_viewer_serves_and_follows(task, capsys):
 
 
 def test_a_port_that_is_taken(task, monkeypatch):
-    monkeypatch.setattr(play, "pick_viewer", lambda wanted: "web")
+    monkeypatch.setattr(viewers, "pick_viewer", lambda wanted: "web")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(
@@ -251,6 +253,38 @@ def test_a_port_that_is_taken(task, monkeypatch):
                 play._untrained("zero", task.contract()),
                 replace(FEW, viewer="web", port=port),
             )
+
+
+def test_a_training_shows_its_first_environment(slider, monkeypatch):
+    """At most 30 images a second of the training's own clock, none while it is paused, none afterwards."""
+    shown, speeds, now = [], iter([1.0, 0.0, 1.0, 1.0]), iter([0.0, 0.01, 0.1, 0.2, 0.3])
+    view = fake_view(shown, speed=lambda: next(speeds))
+
+    @contextmanager
+    def opened(env, data, options):
+        assert options.port == 8080
+        yield view
+
+    monkeypatch.setattr(viewers, "pick_viewer", lambda wanted: "web")
+    monkeypatch.setattr(viewers, "web", opened)
+    trainer = SimpleNamespace(env=slider(2))
+    step = torch.zeros(2, 2)
+    with Watch(clock=lambda: next(now)) as watch:
+        watch(trainer, {})
+        watch(trainer, {})
+        for _ in range(5):  # shown, too early, paused, shown, shown
+            trainer.env.step(step)
+    trainer.env.step(step)
+    assert len(shown) == 3
+    assert shown == sorted(shown)
+
+
+def test_a_training_that_cannot_be_shown_is_refused(tmp_path, no_display, monkeypatch, capsys):
+    monkeypatch.setattr(viewers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "jaka-pick-cube", "render=true"]) == 2
+    assert "no display and no web viewer" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 # ----------------------------------------------------------------------- video

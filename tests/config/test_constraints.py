@@ -162,7 +162,7 @@ def test_values_out_of_range_are_one_line_that_names_the_flag(word):
             "a rollout has only 32 samples",
         ),
         (["sim.dt=0.003"], r"sim.dt is 0.003 s, .* such as 0.00294"),
-        (["sim.dt=0.005", "sim.substeps=3"], "give one of them"),
+        (["sim.dt=0.005", "sim.substeps=10000"], "sim.substeps is 10000 in each sim.dt of 0.005 s"),
         (["sim.dt=1e-9"], "whole multiple"),
         (["env.device=cuda"], "--sim.engine warp"),
         (["resume=a", "init=b"], "give one of them"),
@@ -179,6 +179,7 @@ def test_substeps():
     assert SimConfig(dt=0.005).substeps_at(20.0) == 10
     assert SimConfig(substeps=7).substeps_at(20.0) == 7
     assert SimConfig(dt=1 / 150).substeps_at(15.0) == 10
+    assert SimConfig(dt=0.01, substeps=8).substeps_at(50.0) == 16  # as in Isaac Gym
 
 
 def test_activations_are_those_of_the_networks():

@@ -1,3 +1,4 @@
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -39,6 +40,15 @@ from deftly.errors import DeftlyError
         ("logLevel=debug", None, "log_level", "debug"),
         ("logging.logLevel=debug", None, "log_level", "debug"),
         ("logging.experiment_name=first", None, "name", "first"),
+        ("logging.log_interval=3", None, "log_every", 3),
+        ("training.torch_deterministic=true", "train", "torch_deterministic", True),
+        ("training.learning_rate=3e-4", "train", "learning_rate", 3e-4),
+        ("testGamesNum=7", None, "episodes", 7),
+        ("physics=fast", "sim", "preset", "fast"),
+        ("+physics=fast", "sim", "preset", "fast"),
+        ("++env.numEnvs=7", "env", "num_envs", 7),
+        ("+defaults=[config,/physics/fast]", "sim", "preset", "fast"),
+        ("env.scene.num_envs=7", "env", "num_envs", 7),
         ("sim.preset=fast", "sim", "preset", "fast"),
         ("task.ranges.cube_x=0.2", "task", "ranges", {"cube_x": 0.2, "yaw": 3.0}),
         ("task.rewardWeights.object_height=2", "task", "reward_weights", Weights(2.0)),
@@ -60,6 +70,8 @@ def test_every_alias_reaches_a_field(old):
     values = {
         "env.device": "cpu",
         "log-level": "info",
+        "sim.preset": "fast",
+        "viewer": "web",
         "name": "x",
         "policy": "x",
         "resume": "x",
@@ -91,6 +103,65 @@ def test_flags_of_the_neighbours():
 def test_headless_turns_off_what_is_shown():
     assert parse(PlayArgs, ["--headless"], prog="deftly play").viewer == "none"
     assert read("--headless").render is False
+
+
+@pytest.mark.parametrize(
+    ("word", "viewer"),
+    [
+        ("render=true", "auto"),
+        ("env.render=false", "none"),
+        ("viewer=true", "auto"),
+        ("viewer=False", "none"),
+        ("env.viewer=web", "web"),
+        ("render=null", "web"),
+        ("test=true", "web"),
+    ],
+)
+def test_switches_of_other_systems_in_play(word, viewer):
+    assert parse(PlayArgs, ["viewer=web", word], prog="deftly play").viewer == viewer
+
+
+def test_a_video_that_is_switched_on_and_off():
+    assert str(parse(PlayArgs, ["env.recordVideo=true"], prog="deftly play").video) == "video.mp4"
+    words = ["env.recordVideo=true", "recordVideo=false"]
+    assert parse(PlayArgs, words, prog="deftly play").video is None
+
+
+def test_what_a_command_does_not_have_is_off_anyway():
+    off = ["render=false", "env.recordVideo=false", "test=false", "headless=true"]
+    assert parse(RunsConfig, off, prog="deftly runs") == RunsConfig()
+
+
+@pytest.mark.parametrize(
+    ("cls", "words", "says"),
+    [
+        (RunsConfig, ["render=true"], "has no setting render: deftly play TASK shows a policy"),
+        (TrainArgs, ["env.recordVideo=true"], "--video): deftly play TASK --video FILE.mp4, or"),
+        (TrainArgs, ["env.graphicsDeviceId=0"], "the variable MUJOCO_EGL_DEVICE_ID chooses"),
+        (TrainArgs, ["sim.physx.num_threads=4"], "MuJoCo has no PhysX; --sim.preset"),
+        (TrainArgs, ["hydra.run.dir=x"], "--runs.root and --name say where a run is written"),
+        (TrainArgs, ["numEnvs=3", "-m"], "has no setting -m: one command for each value"),
+        (TrainArgs, ["--gpu-ids", "all"], "torchrun --nproc-per-node 2 -m deftly train TASK"),
+        (PlayArgs, ["maxIter=3"], "training alone has it: deftly train TASK"),
+        (RunsConfig, ["testing.reloadInterval=30"], "deftly play TASK --reload 30"),
+    ],
+)
+def test_what_deftly_does_in_another_way_is_said(cls, words, says):
+    with pytest.raises(DeftlyError, match=re.escape(says)) as error:
+        parse(cls, words, prog="deftly x")
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_setting_of_a_section_that_has_advice_gets_the_nearest_name():
+    with pytest.raises(DeftlyError, match=r"did you mean 'task.episode-steps'"):
+        read("task.episode_step=3", cls=TrainArgs)
+
+
+def test_reward_weights_are_those_of_the_task():
+    assert resolve("task.rewardWeights.lift", ("task.weights.lift",)) == "task.weights.lift"
+    assert resolve("task.reward.lift", ("task.weights.lift",)) == "task.weights.lift"
+    own = ("task.reward-weights.lift", "task.weights.lift")
+    assert resolve("task.rewardWeights.lift", own) == "task.reward-weights.lift"
 
 
 def test_an_older_name_of_an_older_name():

@@ -91,8 +91,8 @@ def test_suggest():
             "deftly train has no setting task.ranges.cube_z, did you mean 'task.ranges.cube-x'?",
         ),
         (
-            ["training.torch_deterministic=true"],
-            "deftly train has no setting training.torch_deterministic",
+            ["training.torch_determinist=true"],
+            "(--train.torch-determinist), did you mean 'train.torch-deterministic'?",
         ),
         (["env.num_envs=many"], "env.num-envs is many, but it must be a whole number"),
         (["--sim.preset", "fats"], "one of coarse, fast, default, accurate, did you mean 'fast'?"),

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from toy_robot import running
 
+from deftly import workspace
 from deftly.commands import main as cli
 from deftly.config import RunsConfig, SimConfig
 from deftly.contract import JOINT_POS
 from deftly.errors import DeftlyError
 from deftly.evaluate.evaluate import EvalSettings, measure
 from deftly.evaluate.source import PolicySource, of_bundle, of_checkpoint, policy_words, resolve
+from deftly.files import write_json
 from deftly.learn import checkpoint
 from deftly.tasks import load
 
@@ -150,6 +152,23 @@ def test_a_policy_of_another_robot_is_refused_in_a_line_of_words(exported):
     ) as error:
         found.require(cls(cls.Config()).contract(), SHIPPED)
     assert "{" not in str(error.value)
+
+
+def test_latest_test_is_what_the_newest_test_run_measured(tmp_path):
+    runs = RunsConfig(root=tmp_path)
+    with pytest.raises(DeftlyError, match="no test run of jaka-pick-cube"):
+        resolve("latest_test", SHIPPED, runs)
+    folder = workspace.create(SHIPPED, "test", runs)
+    with pytest.raises(DeftlyError, match="does not say which policy it measured"):
+        resolve("latest_test", SHIPPED, runs)
+    write_json(folder / "eval.json", {"policy": {"label": "shipped"}})
+    assert resolve("latest_test", SHIPPED, runs).kind == "shipped"
+
+
+@pytest.mark.parametrize("name", ["runs/x/nn/checkpoint_1000.pth", "model.pt", "model.zip"])
+def test_a_checkpoint_of_another_system_is_one_line(name, tmp_path):
+    with pytest.raises(DeftlyError, match="a checkpoint is a folder: name the run, or RUN:iter"):
+        resolve(name, SHIPPED, RunsConfig(root=tmp_path))
 
 
 # ------------------------------------------------------------ one policy in three forms

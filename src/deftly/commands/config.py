@@ -1,20 +1,30 @@
-"""`deftly config TASK`: a training's configuration as documented YAML."""
+"""`deftly config TASK [SECTION]`: a training's configuration as documented YAML."""
 
-from deftly import tasks
+import textwrap
+
+from deftly import api, tasks
 from deftly.commands.train import TrainArgs
-from deftly.config import parse, split_task, to_yaml, with_task
+from deftly.config import parse, split_task, split_word, suggest, to_yaml
 from deftly.errors import DeftlyError
+
+SECTIONS = ("sim", "env", "task", "train", "runs")
 
 
 def main(argv: list[str]) -> int:
-    """Run `deftly config TASK [settings]`: the training's configuration as documented YAML."""
+    """Run `deftly config TASK [SECTION] [settings]`: what `deftly train TASK` takes, or a section of it."""
     name, rest = split_task(argv)
     if name is None:
-        parse(TrainArgs, rest, prog="deftly config TASK")  # answers --help
+        parse(TrainArgs, rest, prog="deftly config TASK [SECTION]")  # answers --help
         raise DeftlyError(
             f"config needs a task: deftly config {next(iter(tasks.shipped()), 'TASK')}"
         )
-    cls = tasks.load(name)
-    args = parse(with_task(TrainArgs, cls.Config), rest, prog=f"deftly config {name}")
-    print(f"# deftly train {name} --config FILE\n{to_yaml(args)}", end="")
+    section, rest = split_word(rest) if rest else (None, rest)
+    if section not in (None, *SECTIONS):
+        near = suggest(section, SECTIONS)
+        raise DeftlyError(f"no section '{section}': it is one of {', '.join(SECTIONS)}{near}")
+    args, _ = api.training_settings(name, rest)
+    text = to_yaml(args)
+    if section:
+        text = f"{section}:\n{textwrap.indent(to_yaml(getattr(args, section)), '  ')}"
+    print(f"# deftly train {name} --config FILE\n{text}", end="")
     return 0

@@ -69,7 +69,10 @@ def main(argv: list[str]) -> int:
         print(f"no video: {error}")
         recorder = None
         result, values = measure(task, found, args, keys=args.keys, gates=args.gate)
-    result["command"] = shlex.join(["deftly", "eval", *with_setting(words, "policy", found.label)])
+    same = with_setting(words, "policy", found.label)
+    if args.seed:  # it may have been drawn
+        same = with_setting(same, "seed", str(args.seed))
+    result["command"] = shlex.join(["deftly", "eval", *same])
     folder = args.out or workspace.create(task.name, "test", args.runs)
     folder.mkdir(parents=True, exist_ok=True)
     video = None

@@ -19,6 +19,8 @@ EXTRAS = {"mjviser": "viewer", "viser": "viewer"} | dict.fromkeys(LEARNING.split
 """Module to the extra that installs it."""
 
 
+LAUNCHER = ("--local-rank=", "--local_rank=")
+"""What `python -m torch.distributed.launch` puts before the command; variables say the same."""
 LONGEST = 2000
 """Most characters of an error that is printed; it may quote a file or a peer."""
 
@@ -27,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 2 for what the user can mend, 130 for Ctrl-C."""
     if argv is None:
         _open_streams()
-    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+        argv = sys.argv[1:]
+    words = [word for word in argv or () if not word.startswith(LAUNCHER)]
+    name, *rest = words or ["--help"]
     try:
         _require_folder()
         status = _dispatch(name, rest)

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import importlib.util
-import io
-import os
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Le, Lt
 from torch import Tensor
 from typing_extensions import Doc
 
-from deftly.config import OUTPUT_FILE, SEEDS, EnvConfig, RunsConfig, SimConfig, Suffix
-from deftly.console import printable
+from deftly.config import OUTPUT_FILE, SEEDS, EnvConfig, RunsConfig, SimConfig, Suffix, draw_seed
+from deftly.console import printable, say
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import PolicyArgs, PolicySource, prepare, resolve
 from deftly.learn.policy import NetworkPolicy
 from deftly.policy.protocol import NO_INPUTS
-from deftly.render import Recorder, camera_index, choose_gl, has_display, pose, write_video
+from deftly.render import Recorder, choose_gl, pose, viewers, write_video
+from deftly.render.viewers import View
 
 if TYPE_CHECKING:
     import mujoco
@@ -35,14 +31,6 @@ if TYPE_CHECKING:
     from deftly.env import Env
     from deftly.policy.protocol import Decision, Policy, Signals
     from deftly.tasks import Task
-
-LOOPBACK = "127.0.0.1"
-NO_VIEWER = {
-    "auto": 'no display and no web viewer: pip install "deftly[viewer]", or write a video with --video FILE.mp4',
-    "native": "no display for --viewer native: use --viewer web, or --video FILE.mp4",
-    "web": '--viewer web needs mjviser: pip install "deftly[viewer]"',
-    "none": "nothing to show it on: write a video with --video FILE.mp4, or use --viewer web",
-}
 
 
 @dataclass(frozen=True)
@@ -76,7 +64,9 @@ class PlayArgs(PolicyArgs):
             "Look for a newer checkpoint each so many seconds, to follow a training; 0 never does."
         ),
     ] = 0.0
-    seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides which episodes are played.")] = 0
+    seed: Annotated[
+        int, Ge(-1), Lt(SEEDS), Doc("Decides which episodes are played; -1 draws one.")
+    ] = 0
     speed: Annotated[float, Ge(0.01), Le(100), Doc("Simulated seconds in a second.")] = 1.0
     camera: Annotated[
         str | None,
@@ -99,6 +89,10 @@ class PlayArgs(PolicyArgs):
         default_factory=EnvConfig
     )
     runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        draw_seed(self)
 
 
 class Reloaded:
@@ -150,7 +144,7 @@ class Reloaded:
                 source.require(self.contract, self._name)
                 self._policy.close()
                 self._use(source)
-                print(source.line, flush=True)
+                say(source.line)
         except (DeftlyError, OSError) as error:
             if str(error) != self._warned:  # once, while it stays as it is
                 print(f"warning: kept the policy, {printable(error)}", file=sys.stderr, flush=True)
@@ -172,75 +166,6 @@ def _untrained(agent: str, contract: PolicyContract) -> Policy:
     return NetworkPolicy(contract, act)
 
 
-class View(NamedTuple):
-    """An open viewer: draws a state, says whether it is still open, and the user's factor of time, 0 while paused."""
-
-    show: Callable[[mujoco.MjData], None]
-    running: Callable[[], bool]
-    speed: Callable[[], float]
-
-
-def pick_viewer(wanted: str) -> str:
-    """`native` or `web`. Raises DeftlyError where the wanted one cannot work, or none can."""
-    works = {
-        "native": has_display(),
-        "web": all(map(importlib.util.find_spec, ("viser", "mjviser"))),
-    }
-    for name in works:
-        if works[name] and wanted in (name, "auto"):
-            return name
-    raise DeftlyError(NO_VIEWER[wanted])
-
-
-@contextlib.contextmanager
-def _native(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
-    import mujoco.viewer
-
-    index = camera_index(env.drawn, args.camera)
-    with mujoco.viewer.launch_passive(env.drawn, data) as window:
-        if args.camera and index >= 0:
-            window.cam.type, window.cam.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, index
-        yield View(lambda _: window.sync(), window.is_running, lambda: args.speed)
-
-
-@contextlib.contextmanager
-def _web(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
-    try:  # a port that is taken would make viser move to the next one without a word
-        socket.create_server((LOOPBACK, args.port)).close()
-    except OSError as error:
-        taken = f"cannot serve on {LOOPBACK}:{args.port}: {os.strerror(error.errno or 0)}"
-        raise DeftlyError(f"{taken}; choose another --port") from None
-    import viser
-    from mjviser import ViserMujocoScene
-
-    model, index = env.drawn, camera_index(env.drawn, args.camera)
-    with contextlib.redirect_stdout(io.StringIO()):  # its banner, whatever `verbose` says
-        server = viser.ViserServer(host=LOOPBACK, port=args.port, label=f"deftly: {env.task.name}")
-    try:
-        server.gui.configure_theme(
-            show_share_button=False
-        )  # it would open a tunnel to a public address
-        if index >= 0:  # the first view is that of the camera
-            eye, axes, view = (
-                data.cam_xpos[index],
-                data.cam_xmat[index].reshape(3, 3),
-                server.initial_camera,
-            )
-            view.position, view.look_at = eye, eye - axes[:, 2] * model.stat.extent
-            view.fov = float(model.cam_fovy[index]) * torch.pi / 180
-        pause = server.gui.add_checkbox("Pause", initial_value=False)
-        speed = server.gui.add_slider(
-            "Speed", min=0.1, max=4.0, step=0.1, initial_value=min(4.0, args.speed)
-        )
-        scene = ViserMujocoScene(server, copy.copy(model), num_envs=1)
-        print(f"open http://{LOOPBACK}:{server.get_port()} in a browser; Ctrl-C ends", flush=True)
-        yield View(
-            scene.update_from_mjdata, lambda: True, lambda: 0.0 if pause.value else speed.value
-        )
-    finally:
-        server.stop()
-
-
 def play(env: Env, policy: Policy, args: PlayArgs, view: View, data: mujoco.MjData) -> None:
     """Step one environment in real time until the episodes are played or the viewer is closed."""
     from deftly.evaluate.rollout import decide
@@ -256,10 +181,7 @@ def play(env: Env, policy: Policy, args: PlayArgs, view: View, data: mujoco.MjDa
                 policy.reset()
                 ended = {name: float(value[0]) for name, value in env.ended.items()}
                 seconds = ended["steps"] / env.contract.rate
-                print(
-                    f"{outcome(ended)} after {seconds:.1f} s, return {ended['return']:.2f}",
-                    flush=True,
-                )
+                say(f"{outcome(ended)} after {seconds:.1f} s, return {ended['return']:.2f}")
                 episodes += 1
             pose(env.drawn, env.sim.state_of(0), data)
         view.show(data)
@@ -281,10 +203,9 @@ def outcome(ended: Mapping[str, float]) -> str:
 def _live(task: Task, policy: Policy, args: PlayArgs) -> None:
     from deftly.env import Env
 
-    open_view = {"native": _native, "web": _web}[pick_viewer(args.viewer)]
     env = Env(task, replace(args.env, num_envs=1), args.sim, args.seed, "play")
     data = pose(env.drawn, env.sim.state_of(0))
-    with contextlib.suppress(KeyboardInterrupt), open_view(env, data, args) as view:
+    with contextlib.suppress(KeyboardInterrupt), viewers.open_view(env, data, args) as view:
         play(env, policy, args, view, data)
 
 
@@ -323,7 +244,7 @@ def main(argv: list[str]) -> int:
     choose_gl()  # before anything imports MuJoCo
     task, args, source = prepare(PlayArgs, "play", argv)
     if not args.video:
-        pick_viewer(args.viewer)
+        viewers.pick_viewer(args.viewer)
     if source:
 
         def find() -> PolicySource:

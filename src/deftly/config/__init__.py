@@ -1,8 +1,8 @@
 """What can be configured, and how it is written: flags, `key=value`, YAML and the older names.
 
 The dataclasses in `sections` and of the commands are the only source: `constraints` and documentation stand beside each
-field, `fields` lists them as flags, `parsing` reads words and files, `yaml` writes files, `help` prints. Names of older
-systems are in `older_names`, physics presets in `presets`.
+field, `fields` lists them as flags, `parsing` reads words and files, `named` finds files by name, `yaml` writes files,
+`help` prints. Names of older systems are in `older_names`, physics presets in `presets`.
 """
 
 from deftly.config.constraints import (
@@ -20,7 +20,8 @@ from deftly.config.constraints import (
     Suffix,
     check,
 )
-from deftly.config.fields import Repeatable, field_docs
+from deftly.config.fields import Repeatable, changed, field_docs
+from deftly.config.named import suggest
 from deftly.config.older_names import ALIASES
 from deftly.config.parsing import (
     chosen_algorithm,
@@ -28,10 +29,11 @@ from deftly.config.parsing import (
     parse,
     split_task,
     split_word,
-    suggest,
+    switches,
     with_algorithm,
     with_setting,
     with_task,
+    without_setting,
 )
 from deftly.config.sections import (
     ALGORITHMS,
@@ -48,6 +50,7 @@ from deftly.config.sections import (
     TaskConfig,
     TD3Config,
     TrainArgs,
+    draw_seed,
 )
 from deftly.config.yaml import to_yaml
 
@@ -80,16 +83,20 @@ __all__ = [
     "TD3Config",
     "TaskConfig",
     "TrainArgs",
+    "changed",
     "check",
     "chosen_algorithm",
     "defaults_under",
+    "draw_seed",
     "field_docs",
     "parse",
     "split_task",
     "split_word",
     "suggest",
+    "switches",
     "to_yaml",
     "with_algorithm",
     "with_setting",
     "with_task",
+    "without_setting",
 ]

@@ -5,27 +5,28 @@ setting remembers where it comes from, so that a bad one is refused by its name 
 """
 
 import contextlib
-import difflib
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, make_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, field, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from deftly.config import yaml
 from deftly.config.constraints import MOST_SHOWN, check, kebab
 from deftly.config.fields import Flag, flags
 from deftly.config.help import help_text
-from deftly.config.older_names import HEADLESS, SHOWN, resolve
+from deftly.config.named import Setting, opened, settings_of, suggest
+from deftly.config.older_names import instead, resolve, switched
 from deftly.config.sections import ALGORITHMS, TaskConfig
-from deftly.console import printable
+from deftly.console import printable, set_log_level
 from deftly.errors import DeftlyError
 
 T = TypeVar("T")
-ASSIGNMENT = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
-"""A setting typed as `key=value`."""
+ASSIGNMENT = re.compile(r"\+{0,2}([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
+"""A setting typed as `key=value`; with Hydra's `+` or `++` before it, which say nothing here."""
+SHORT = re.compile(r"-[a-z]{1,2}(=.*)?", re.DOTALL)
+"""A flag of one or two letters, such as Hydra's `-cn`."""
 SPELLINGS = {
     "true": "True",
     "yes": "True",
@@ -34,24 +35,6 @@ SPELLINGS = {
     "no": "False",
     "off": "False",
 }
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A setting as it was written."""
-
-    key: str
-    """As it was written: `--env.num-envs`, `env.num_envs`, `numEnvs`."""
-    words: list[str]
-    """Its value; none if a flag stands alone."""
-    place: str = ""
-    """The file that it comes from; empty if it was typed."""
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`, did you mean 'x'?` for the nearest known name, or an empty string; goes at the end of an error."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f", did you mean '{near[0]}'?" if near else ""
 
 
 # ------------------------------------------------------------------ words
@@ -135,6 +118,11 @@ def _with_section(args: type[T], name: str, kind: type[Any]) -> type[T]:
 
 def with_setting(argv: Sequence[str], name: str, value: str) -> list[str]:
     """A command's arguments with one setting replaced, to be printed as the command that does the same again."""
+    return [*without_setting(argv, name), f"--{name}", value]
+
+
+def without_setting(argv: Sequence[str], name: str) -> list[str]:
+    """A command's arguments without one setting, by any of its names."""
     words: list[str] = []
     leave_out = False
     for word in argv:
@@ -144,16 +132,29 @@ def with_setting(argv: Sequence[str], name: str, value: str) -> list[str]:
             leave_out = resolve(key, (name,)) == name
         if not leave_out:
             words.append(word)
-    return [*words, f"--{name}", value]
+    return words
+
+
+def switches(argv: Sequence[str], names: Sequence[str]) -> dict[str, bool]:
+    """The last value of each of these switches, by any of their names, in the files of a command or typed.
+
+    What is not given, or null, is left out.
+    """
+    found: dict[str, bool] = {}
+    for setting in typed_settings(argv):
+        name = resolve(setting.key.lstrip("-"), names)
+        value = SPELLINGS.get(" ".join(setting.words).lower() or "true")
+        if name in names and value:
+            found[name] = value == "True"
+    return found
 
 
 def typed_settings(argv: Sequence[str]) -> list[Setting]:
-    """The settings of a command's words, those of `--config` files first."""
-    files: list[Setting] = []
+    """The settings of a command's words, those of the files that they name first."""
     typed: list[Setting] = []
     for word in argv:
         found = ASSIGNMENT.fullmatch(word)
-        if word.startswith("--"):
+        if word.startswith("--") or SHORT.fullmatch(word):
             key, equals, value = word.partition("=")
             typed.append(Setting(key, [value] if equals else []))
         elif found:
@@ -164,37 +165,7 @@ def typed_settings(argv: Sequence[str]) -> list[Setting]:
             raise DeftlyError(
                 f"cannot read '{word}': settings are written --NAME VALUE or NAME=VALUE"
             )
-    for setting in typed:
-        if setting.key.lstrip("-") == "config":
-            files += read_file(" ".join(setting.words))
-    return files + [setting for setting in typed if setting.key.lstrip("-") != "config"]
-
-
-def read_file(name: str) -> list[Setting]:
-    """The settings of a YAML file."""
-    return list(settings_of(yaml.read_mapping(Path(os.path.expanduser(name))), name))
-
-
-def settings_of(tree: Mapping[str, Any], place: str, section: str = "") -> Iterator[Setting]:
-    """The settings of a mapping as YAML gives it; a section without any lines holds none."""
-    for name, value in tree.items():
-        key = f"{section}.{name}" if section else str(name)
-        if isinstance(value, Mapping):
-            yield from settings_of(value, place, key)
-        else:
-            yield Setting(key, list(_words(value, key, place)), place)
-
-
-def _words(value: object, key: str, place: str) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        raise DeftlyError(
-            f"{place}: {key} holds a mapping in a list: give plain values or lists of them"
-        )
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _words(item, key, place)
-    else:
-        yield "null" if value is None else str(value)
+    return opened(typed)
 
 
 def _split(value: str) -> list[str]:
@@ -236,6 +207,7 @@ def parse(
         _require_on_disk(chosen, known)
     except DeftlyError as error:
         raise DeftlyError(_placed(chosen.get(str(error).partition(" ")[0]), str(error))) from None
+    set_log_level(getattr(config, "log_level", "info"))
     return config
 
 
@@ -243,13 +215,12 @@ def _understood(
     setting: Setting, known: Mapping[str, Flag], prog: str
 ) -> Iterator[tuple[str, Setting]]:
     """The flag that a setting means, with its value as tyro reads it; none if it means nothing here."""
-    key = setting.key.removeprefix("--")
-    if kebab(key) == HEADLESS and HEADLESS not in known:
-        yield from (
-            (name, Setting(name, [value])) for name, value in SHOWN.items() if name in known
-        )
-        return
+    key = setting.key.lstrip("-")
     name, words = resolve(key, known), setting.words
+    is_switch = name in known and known[name].kind is bool
+    if not is_switch and (sets := switched(key, words, known)) is not None:
+        yield from ((flag, Setting(flag, [word])) for flag, word in sets.items())
+        return
     positive = re.sub(r"(^|\.)no-(?=[^.]*$)", r"\1", name)
     if name not in known and positive in known and known[positive].kind is bool and not words:
         name, words = positive, ["False"]
@@ -291,13 +262,16 @@ def _joined(before: Setting, now: Setting) -> Setting:
 
 def _unknown(setting: Setting, name: str, known: Mapping[str, Flag], prog: str) -> str:
     written = printable(setting.key, MOST_SHOWN)
-    if kebab(setting.key.removeprefix("--")) != name:
+    if kebab(setting.key.lstrip("-")) != name:
         written += f" (--{printable(name, MOST_SHOWN)})"
     dashes = "--" if setting.key.startswith("--") else ""
     near = suggest(dashes + name, [dashes + flag for flag in known])
+    what = f"{setting.place}: there is no" if setting.place else f"{prog} has no"
+    if advice := instead(name):
+        return f"{what} setting {written}: {advice}"
     if setting.place:
-        return f"{setting.place}: there is no setting {written}{near}"
-    return f"{prog} has no setting {written}{near or '; --help lists them'}"
+        return f"{what} setting {written}{near}"
+    return f"{what} setting {written}{near or '; --help lists them'}"
 
 
 def _spell(words: list[str], flag: Flag) -> list[str]:

@@ -32,15 +32,26 @@ PRESETS: dict[Preset, Physics] = {
 def divide(
     rate: float, preset: Preset, dt: float | None = None, substeps: int | None = None
 ) -> int:
-    """Into how many substeps a control period of 1 / `rate` s is divided.
+    """Into how many timesteps a control period of 1 / `rate` s is divided.
 
-    `substeps` says it; else a timestep `dt`, s, of which the period is a whole multiple; else the preset. Raises
-    DeftlyError if it is no whole multiple.
+    `substeps` says it; else a timestep `dt`, s, of which the period is a whole multiple; else the preset. With both,
+    each `dt` is divided into `substeps`, as in Isaac Gym. Raises DeftlyError if the period is no whole multiple of dt.
     """
+    if dt is not None:
+        count = _multiple(rate, dt) * (substeps or 1)
+        if count > MAX_SUBSTEPS:
+            raise DeftlyError(
+                f"sim.substeps is {substeps} in each sim.dt of {dt:g} s: {count} timesteps in a control "
+                f"period, but there may be at most {MAX_SUBSTEPS}"
+            )
+        return count
     if substeps is not None:
         return substeps
-    if dt is None:
-        return math.ceil(1 / (rate * PRESETS[preset].timestep) - 1e-9)
+    return math.ceil(1 / (rate * PRESETS[preset].timestep) - 1e-9)
+
+
+def _multiple(rate: float, dt: float) -> int:
+    """How many times `dt`, s, goes into a control period."""
     exact = 1 / (rate * dt)
     count = max(1, round(exact))
     if count > MAX_SUBSTEPS or abs(exact - count) > 1e-3 * count:

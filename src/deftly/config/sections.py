@@ -1,15 +1,17 @@
 """The sections of the configuration (simulation, environments, task, learner, runs), and all settings of a training."""
 
 import re
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
 from deftly.config.constraints import OUTPUT_FOLDER, RISING, Must, Settings
 from deftly.config.presets import MAX_SUBSTEPS, Preset, divide
+from deftly.console import LogLevel
 from deftly.errors import DeftlyError
 
 Activation = Literal[
@@ -24,6 +26,12 @@ RUN_NAME = Must(
     "up to 60 letters, digits, '_', '-' and '.', the first a letter or digit",
     lambda name: re.fullmatch(r"\w[\w.-]{0,59}", name),
 )
+
+
+def draw_seed(settings: Any) -> None:
+    """Replace a seed of -1 by a random one, in the `__post_init__` of frozen settings."""
+    if settings.seed < 0:
+        object.__setattr__(settings, "seed", secrets.randbelow(SEEDS))
 
 
 def _is_device(name: str) -> bool:
@@ -52,7 +60,7 @@ class SimConfig(Settings, section="sim"):
         int | None,
         Ge(1),
         Le(MAX_SUBSTEPS),
-        Doc("Timesteps in a control period, instead of dt; unset: the preset's."),
+        Doc("Timesteps in a control period, or with dt in each dt; unset: the preset's."),
     ] = None
     engine: Annotated[
         Literal["cpu", "warp"],
@@ -64,11 +72,6 @@ class SimConfig(Settings, section="sim"):
         Le(4096),
         Doc("Of the engine warp: room for contacts of an environment; one with more is reset."),
     ] = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dt is not None and self.substeps is not None:
-            raise DeftlyError("sim.dt and sim.substeps say the same in two ways: give one of them")
 
     def substeps_at(self, rate: float) -> int:
         """Substeps of a control period at a control rate, Hz. Raises DeftlyError if `dt` does not divide it."""
@@ -132,6 +135,10 @@ class LearnerConfig(Settings, section="train"):
         Lt(SEEDS),
         Doc("Seed of every random draw; -1 picks a random one, which is saved with the run."),
     ] = 1
+    torch_deterministic: Annotated[
+        bool,
+        Doc("Only deterministic algorithms of torch; on the CPU they are deterministic anyway."),
+    ] = False
     max_iterations: Annotated[
         int, Ge(1), Le(10**9), Doc("Iterations (rollout and update) to train.")
     ] = 1000
@@ -385,12 +392,17 @@ class TrainArgs(Settings):
     keep_checkpoints: Annotated[int, Ge(1), Doc("Periodic checkpoints kept, besides the best.")] = 3
     tensorboard: Annotated[bool, Doc("Write TensorBoard files into the run's folder.")] = True
     wandb: Annotated[bool, Doc("Log to Weights & Biases, if it is installed.")] = False
+    render: Annotated[
+        bool | None,
+        Doc("Show the first environment in a window or the browser, which takes time; unset: no."),
+    ] = None
     log_level: Annotated[
-        Literal["debug", "info", "warning"],
-        Doc(
-            "Print every iteration, a live table (each tenth iteration without a terminal), or only problems."
-        ),
+        LogLevel,
+        Doc("Print every iteration, a live table (lines without a terminal), or only problems."),
     ] = "info"
+    log_every: Annotated[
+        int, Ge(1), Doc("Iterations between two lines, where there is no terminal.")
+    ] = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -72,6 +73,7 @@ class Env:
         signals: the sensor readings that it was made of.
         inputs: what the task's operator says with them, by name; empty if the contract has none.
         auto_reset: start the next episode in the step that ends one; without it the caller resets.
+        on_step: called after each step, by who wants to watch; None: nobody.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Env:
         self._final: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
         self._ended: dict[str, Tensor] | None = None
         self.auto_reset = True
+        self.on_step: Callable[[], None] | None = None
         self.reset()
 
     def _compile(self, entries: tuple[Randomize, ...], with_looks: bool) -> mujoco.MjModel:
@@ -194,6 +197,8 @@ class Env:
         self._end(done, success, failures, truncated)
         if self.auto_reset:
             self._start(done)
+        if self.on_step:
+            self.on_step()
         return Step(self.obs, reward, terminated, truncated, final_obs, success, self.signals)
 
     def _act(self, action: Tensor) -> None:

@@ -15,7 +15,7 @@ from annotated_types import Ge, Lt
 from typing_extensions import Doc
 
 from deftly import __version__, stats
-from deftly.config import SEEDS, EnvConfig, Settings, SimConfig, suggest
+from deftly.config import SEEDS, EnvConfig, Settings, SimConfig, draw_seed, suggest
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
 from deftly.evaluate.source import PolicySource, of_checkpoint
@@ -49,9 +49,9 @@ class EvalSettings(Settings):
     ] = 200
     seed: Annotated[
         int,
-        Ge(0),
+        Ge(-1),
         Lt(SEEDS),
-        Doc("Decides which episodes; the same seed gives the same report, bit for bit."),
+        Doc("Decides which episodes; the same gives the same report, bit for bit; -1 draws one."),
     ] = 0
     stochastic: Annotated[
         bool, Doc("Draw actions from the policy's distribution instead of taking its mean.")
@@ -73,6 +73,7 @@ class EvalSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        draw_seed(self)
         if self.env.device != "cpu":
             raise DeftlyError(
                 f"env.device is {self.env.device}, but evaluation runs on the CPU so far: use cpu"

@@ -1,6 +1,7 @@
 """Which policy is meant: the same words, and the same default, mean the same policy in every command.
 
     latest, latest_train    the task's newest run that has a checkpoint
+    latest_test             what the task's newest test run measured
     shipped                 the policy that Deftly ships for the task
     a run, part of its name, a path, each with `:last` or `:iter_000100`     a checkpoint of that run
     a folder                a checkpoint, or a bundle of `deftly export`
@@ -12,6 +13,7 @@ resolved and opened without torch and MuJoCo.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,12 +28,13 @@ from deftly.config import (
     RunsConfig,
     Settings,
     SimConfig,
+    changed,
     parse,
     split_task,
     suggest,
     with_task,
 )
-from deftly.console import printable
+from deftly.console import LogLevel, debug, printable, say
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.files import sha256
@@ -49,6 +52,7 @@ SHIPPED = "shipped"
 OLDER = {
     "bundle": "policy",
     "checkpoint": "policy",
+    "checkpoint-file": "policy",
     "server-endpoint": "policy",
     "training.checkpoint": "policy",
 }
@@ -72,6 +76,9 @@ class PolicyArgs(Settings):
         KEYS,
         Doc("The robot's folder of keys, for a policy at tcp://HOST:PORT."),
     ] = None
+    log_level: Annotated[
+        LogLevel, Doc("Print also the settings, what is done, or only results and problems.")
+    ] = "info"
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,6 +221,8 @@ def resolve(
     """
     if spec is None:
         return _default(task, runs, form)
+    if spec == "latest_test":
+        spec = workspace.tested_policy(task, runs)
     if spec.startswith(("ws://", "wss://")):
         raise DeftlyError(
             f"--policy {spec}: policies behind a websocket come with a later version; use tcp://HOST:PORT"
@@ -406,7 +415,7 @@ def prepare(
         return cls(args.task), args, None
     source = resolve(args.policy, cls.name, args.runs, form)
     if not scene_only:
-        print(source.line, flush=True)
+        say(source.line)
     like = source
     if getattr(args, "settings_from", None):
         like = resolve(args.settings_from, cls.name, args.runs, form)
@@ -418,6 +427,7 @@ def prepare(
     args = parse(
         command, flags, prog=prog, filed=like.settings(cls), origin=f"the settings of {like.label}"
     )
+    debug(shlex.join([*prog.split(), *changed(args)]))
     task = cls(args.task)
     source.require(task.contract(), cls.name)
     return task, args, source

@@ -124,11 +124,11 @@ def wandb(folder: Path, config: dict[str, Any]) -> Writer:
     return Writer(lambda row: run.log(row, step=int(row["steps"])), run.finish)
 
 
-def progress(console: Console, title: str, iterations: int, level: str) -> Writer:
-    """A live table on a terminal; elsewhere one line every tenth iteration, or each if the level is `debug`."""
+def progress(console: Console, title: str, iterations: int, level: str, every: int = 10) -> Writer:
+    """A live table on a terminal; elsewhere a line each `every` iterations, or each if the level is `debug`."""
     if console.is_terminal and level == "info":
         return _live_table(console, title, iterations)
-    return _lines(console, every=1 if level == "debug" else 10)
+    return _lines(console, every=1 if level == "debug" else every)
 
 
 def _live_table(console: Console, title: str, iterations: int) -> Writer:

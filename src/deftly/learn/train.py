@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from deftly import workspace
@@ -43,6 +44,8 @@ def train(
         writers: Where metrics go besides the files of the run.
     """
     ranks = Ranks.join()
+    if args.train.torch_deterministic:
+        _require_deterministic()
     task = load(name)(args.task)
     task.require()
     args, start = _checked(task, args, source, ranks)
@@ -58,7 +61,7 @@ def train(
         if ranks.first:
             stack.enter_context(workspace.lock(run))
         env.sim.dump_dir = run / "broken"
-        settings = to_yaml(replace(args, resume=None, init=None))
+        settings = to_yaml(replace(args, resume=None, init=None, render=None))
         trainer = Trainer(
             env,
             learner,
@@ -106,6 +109,14 @@ def _checked(
     return replace(args, train=learner), start
 
 
+def _require_deterministic() -> None:
+    """Let torch refuse algorithms whose results differ from run to run; cuBLAS is told before it starts."""
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # of torch's notes on reproducibility
+    torch.use_deterministic_algorithms(True)
+
+
 def _shared_threads(sim: SimConfig, ranks: Ranks) -> SimConfig:
     """The settings of the physics with the cores of this machine divided among its ranks."""
     if ranks.size == 1 or sim.threads:
@@ -133,5 +144,7 @@ def _files(trainer: Trainer, args: TrainArgs) -> Iterator[log.Writer]:
         yield log.sturdy(events, "TensorBoard")
     if args.wandb:
         yield log.wandb(trainer.run, asdict(args))
-    shown = log.progress(console, trainer.env.task.name, trainer.max_iterations, args.log_level)
+    shown = log.progress(
+        console, trainer.env.task.name, trainer.max_iterations, args.log_level, args.log_every
+    )
     yield log.sturdy(shown, "progress")
