@@ -2,7 +2,7 @@
 
 The dataclasses in `sections` and of the commands are the only source: `constraints` and documentation stand beside each
 field, `fields` lists them as flags, `parsing` reads words and files, `yaml` writes files, `help` prints. Names of older
-systems are in `older_names`, physics presets in `presets`.
+systems are in `older_names`, physics presets in `presets`, the conditions of a robustness evaluation in `ladder`.
 """
 
 from deftly.config.constraints import (
@@ -21,6 +21,7 @@ from deftly.config.constraints import (
     check,
 )
 from deftly.config.fields import Repeatable, field_docs
+from deftly.config.ladder import LADDER, Rung, changed
 from deftly.config.older_names import ALIASES
 from deftly.config.parsing import (
     parse,
@@ -52,6 +53,7 @@ __all__ = [
     "INPUT_FILE",
     "INPUT_FOLDER",
     "KEYS",
+    "LADDER",
     "OUTPUT_FILE",
     "OUTPUT_FOLDER",
     "POSITIVE_RANGE",
@@ -64,12 +66,14 @@ __all__ = [
     "Must",
     "PPOConfig",
     "Repeatable",
+    "Rung",
     "RunsConfig",
     "Settings",
     "SimConfig",
     "Suffix",
     "TaskConfig",
     "TrainArgs",
+    "changed",
     "check",
     "field_docs",
     "parse",

@@ -11,7 +11,7 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
-from deftly.config import RANGE, TaskConfig
+from deftly.config import LADDER, RANGE, Rung, TaskConfig
 from deftly.contract.derive import (
     angle_between,
     heading_frame,
@@ -94,6 +94,66 @@ class LeggedConfig(TaskConfig):
     ] = (0.0, 0.0, 0.0)
     lowest: Annotated[float, Gt(0), Doc("Height of the waist below which it fell, m.")] = 0.36
     max_tilt: Annotated[float, Gt(0), Doc("Tilt of the waist beyond which it fell, rad.")] = 0.8
+
+
+def _ground(**values: float) -> dict[str, dict[str, object]]:
+    """Settings of a rung on other ground; a friction is that of all episodes."""
+    ground = {name: (x, x) if name == "friction" else x for name, x in values.items()}
+    return {"task": {"ground": ground}}
+
+
+_FORCES = (4.0, 8.0, 12.0, 16.0, 20.0, 25.0, 30.0)  # N
+_SLOPES = (0.03, 0.06, 0.09, 0.12, 0.16, 0.2)  # rad
+_ONE_PUSH = {"most_pushes": 1, "push_interval": 1.0}
+_SIDES = {"uphill": 0.0, "downhill": math.pi, "cross-slope": math.pi / 2}  # where the ground rises
+LEGGED_LADDER = (
+    *LADDER,
+    Rung("60-s", "episodes of 60 s", seconds=60.0, most_episodes=100),
+    Rung(
+        "300-s",
+        "episodes of 300 s with a gyroscope that is off by 0.03 rad/s about each axis",
+        {"task": {"gyro_bias": (0.03, 0.03, 0.03)}},
+        seconds=300.0,
+        most_episodes=50,
+    ),
+    Rung(
+        "push",
+        "one push of 0.12 s on the waist, in any horizontal direction",
+        {"task": _ONE_PUSH},
+        levels={force: {"task": {"push_force": (force, force)}} for force in _FORCES},
+        unit="N",
+    ),
+    Rung(
+        "gyro-bias",
+        "a gyroscope that is off by so much about each axis",
+        levels={
+            bias: {"task": {"gyro_bias": (bias, bias, bias)}} for bias in (0.05, 0.1, 0.2, 0.4, 0.8)
+        },
+        unit="rad/s",
+    ),
+    *(
+        Rung(
+            name,
+            "a slope that rises "
+            + {"uphill": "ahead", "downhill": "behind"}.get(name, "to the left"),
+            levels={slope: _ground(slope=slope, uphill=towards) for slope in _SLOPES},
+            unit="rad",
+        )
+        for name, towards in _SIDES.items()
+    ),
+    Rung(
+        "friction",
+        "soles with this factor of their friction, which is 0.8",
+        levels={x: _ground(friction=x) for x in (0.6, 0.45, 0.3, 0.2, 0.15, 0.1)},
+    ),
+    Rung(
+        "tiles",
+        "uneven ground: square tiles of 0.25 m, up to so high",
+        levels={height: _ground(tiles=height) for height in (0.005, 0.01, 0.015, 0.02, 0.03)},
+        unit="m",
+    ),
+)
+"""Conditions under which every legged robot is measured."""
 
 
 class Legged(Entity):

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from deftly.config import TaskConfig, suggest
+from deftly.config import LADDER, Rung, TaskConfig, suggest
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 
@@ -58,6 +58,8 @@ class Task:
     report: Report = Report()
     defaults: Mapping[str, Any] = {}
     """Settings with which the task is trained, where they differ from the general ones: section to name to value."""
+    ladder: tuple[Rung, ...] = LADDER
+    """The conditions of `deftly eval TASK --ladder`."""
 
     def __init__(self, cfg: TaskConfig):
         self.cfg: Any = cfg

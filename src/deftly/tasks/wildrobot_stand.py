@@ -10,7 +10,7 @@ from typing_extensions import Doc
 from deftly.contract import PolicyContract
 from deftly.contract.derive import angle_between
 from deftly.robots import wildrobot
-from deftly.robots.legged import FOOT_METRICS, SERVO_METRICS, LeggedConfig
+from deftly.robots.legged import FOOT_METRICS, LEGGED_LADDER, SERVO_METRICS, LeggedConfig
 from deftly.robots.wildrobot import WILD
 from deftly.sim.pushes import Push
 from deftly.sim.randomize import Randomize
@@ -81,6 +81,7 @@ class WildRobotStand(Task):
         "sim": {"preset": "fast"},
         "train": {"init_std": 0.3, "steps": 24, "epochs": 4, "max_iterations": 300},
     }
+    ladder = LEGGED_LADDER
     cfg: StandConfig
     report = Report(
         selection="return",

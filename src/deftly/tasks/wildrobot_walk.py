@@ -15,6 +15,7 @@ from deftly.contract import Derive, Input, Observe, PolicyContract
 from deftly.robots import wildrobot
 from deftly.robots.legged import (
     FOOT_METRICS,
+    LEGGED_LADDER,
     SERVO_METRICS,
     LeggedConfig,
     Lowpass,
@@ -154,6 +155,7 @@ class WildRobotWalk(Task):
             "max_iterations": 2000,
         },
     }
+    ladder = LEGGED_LADDER
     cfg: WalkConfig
     report = Report(
         selection="return",
