@@ -33,6 +33,10 @@ Result = Mapping[str, Any]
 """What `ladder.json` holds."""
 Entry = Mapping[str, Any]
 """A rung of it."""
+Condition = Mapping[str, Any]
+"""What was measured on a rung, or at one of its levels."""
+Rows = list[tuple[str, ...]]
+"""A table: a head, and lines."""
 CURVE_POINTS = 200
 
 
@@ -54,47 +58,57 @@ def rate(success: Mapping[str, Any]) -> str:
 
 def half(entry: Entry) -> str:
     """The level at which half succeed, with its interval; of a rung with levels."""
-    unit = f" {entry['unit']}" if entry["unit"] else ""
-    last = entry["conditions"][-1]
-    if entry["half"] is None:
-        lives = last["success"]["rate"] >= 0.5
-        return f"{'more' if lives else 'fewer'} than half succeed at every level"
-    low, high = (number(end, 3) or "beyond" for end in entry["interval95"])
-    return f"half succeed at {entry['half']:.3g}{unit} ({low} to {high})"
+    level = entry["half"]
+    if level is None:
+        last = entry["conditions"][-1]["success"]["rate"]
+        how_many = "more" if last >= 0.5 else "fewer"
+        return f"{how_many} than half succeed at every level"
+    low, high = entry["interval95"]
+    first = number(low, 3) or "beyond"
+    last = number(high, 3) or "beyond"
+    at = _with_unit(level, entry)
+    return f"half succeed at {at} ({first} to {last})"
 
 
-def place(entry: Entry, condition: Mapping[str, Any]) -> str:
+def place(entry: Entry, condition: Condition) -> str:
     """A condition: the name of its rung, and its level."""
     level = condition["level"]
-    return entry["name"] if level is None else f"{entry['name']} {level:g} {entry['unit']}".strip()
+    name = entry["name"]
+    return name if level is None else f"{name} {_with_unit(level, entry)}"
 
 
-def shown_metrics(task: Task | type[Task]) -> list[str]:
-    """The metrics in a table that has no room for all: those that the task plots."""
-    return [name for name, _ in task.report.plots]
+def _with_unit(level: float, entry: Entry) -> str:
+    unit = entry["unit"]
+    return f"{level:.3g} {unit}".strip()
 
 
-def conditions_table(entries: Sequence[Entry], task: Task | type[Task]) -> list[tuple[str, ...]]:
+def conditions_table(entries: Sequence[Entry], task: Task | type[Task]) -> Rows:
     """A head, and a row for each condition: episodes, success, and the means of the metrics that the task plots."""
-    names = shown_metrics(task)
-    rows: list[tuple[str, ...]] = [("condition", "episodes", "success (95 %)", *names)]
+    names = [name for name, _ in task.report.plots]
+    rows: Rows = [("condition", "episodes", "success (95 %)", *names)]
     for entry in entries:
         for found in entry["conditions"]:
-            cells = (number(found["metrics"].get(name, {}).get("mean"), 3) for name in names)
-            rows.append(
-                (place(entry, found), str(found["episodes"]), rate(found["success"]), *cells)
-            )
+            metrics = found["metrics"]
+            means = [number(metrics[name]["mean"], 3) if name in metrics else "" for name in names]
+            success = rate(found["success"])
+            episodes = str(found["episodes"])
+            rows.append((place(entry, found), episodes, success, *means))
     return rows
 
 
 def conclusion(result: Result) -> list[str]:
     """The lines in which a ladder ends: what was skipped, where half succeed, and the gates."""
-    entries = result["rungs"]
-    return [
-        *(f"{e['name']}: skipped, {printable(e['skipped'])}" for e in entries if e["skipped"]),
-        *(f"{e['name']}: {half(e)}" for e in entries if "half" in e),
-        *(f"gate {e['name']}: {verdict(gate)}" for e in entries for gate in e["gates"]),
-    ]
+    skipped = []
+    halves = []
+    gates = []
+    for entry in result["rungs"]:
+        name = entry["name"]
+        if entry["skipped"]:
+            skipped.append(f"{name}: skipped, {entry['skipped']}")
+        if "half" in entry:
+            halves.append(f"{name}: {half(entry)}")
+        gates += [f"gate {name}: {verdict(gate)}" for gate in entry["gates"]]
+    return [*skipped, *halves, *gates]
 
 
 # ------------------------------------------------------------------------- comparison
@@ -110,40 +124,54 @@ def compare(old: Result, new: Result, by: Sequence[str] = ()) -> tuple[Table, li
     """
     judged = by or JUDGED
     side = Table("condition", "before", "now", "p", *judged, box=None)
-    before = {place(entry, found): found for entry, found in _conditions(old)}
+    before = dict(_conditions(old))
     differing = []
-    for entry, now in _conditions(new):
-        name = place(entry, now)
+    for name, now in _conditions(new):
         if name not in before:
             continue
         was = before[name]
-        counts = [(one["success"]["count"], one["episodes"]) for one in (was, now)]
-        p = fisher(*counts[0], *counts[1])
-        differing += [name] if p < 0.05 else []
-        changes = (_change(was, now, metric) for metric in judged)
-        side.add_row(
-            printable(name, 60), rate(was["success"]), rate(now["success"]), f"{p:.2g}", *changes
-        )
-    warnings = (
-        f"warning: {key} differs, {printable(old[key], 120)} before and {printable(new[key], 120)} now"
-        for key in ("task", "contract", "seed", "preset")
-        if old[key] != new[key]
-    )
-    what = ", ".join(printable(name, 60) for name in differing) or "under no condition"
-    return side, [*warnings, f"success differs at the 5 % level: {what}"]
+        p = _p_value(was, now)
+        if p < 0.05:
+            differing.append(printable(name, 60))
+        rates = (rate(was["success"]), rate(now["success"]))
+        changes = [_change(was, now, metric) for metric in judged]
+        side.add_row(printable(name, 60), *rates, f"{p:.2g}", *changes)
+    what = ", ".join(differing) or "under no condition"
+    return side, [*_warnings(old, new), f"success differs at the 5 % level: {what}"]
 
 
-def _conditions(result: Result) -> Iterator[tuple[Entry, Mapping[str, Any]]]:
-    return ((entry, found) for entry in result["rungs"] for found in entry["conditions"])
+def _conditions(result: Result) -> Iterator[tuple[str, Condition]]:
+    """The conditions of a ladder by name."""
+    for entry in result["rungs"]:
+        for found in entry["conditions"]:
+            yield place(entry, found), found
 
 
-def _change(was: Mapping[str, Any], now: Mapping[str, Any], metric: str) -> str:
+def _p_value(was: Condition, now: Condition) -> float:
+    """Of the hypothesis that success is alike."""
+    before, after = was["success"]["count"], now["success"]["count"]
+    return fisher(before, was["episodes"], after, now["episodes"])
+
+
+def _warnings(old: Result, new: Result) -> Iterator[str]:
+    """What should be alike in both, and is not."""
+    for key in ("task", "contract", "seed", "preset"):
+        if old[key] != new[key]:
+            before = printable(old[key], 120)
+            now = printable(new[key], 120)
+            yield f"warning: {key} differs, {before} before and {now} now"
+
+
+def _change(was: Condition, now: Condition, metric: str) -> str:
     """The difference of a metric's means with its 95 % interval; empty where it is not known."""
-    summaries = [one["metrics"].get(metric) for one in (was, now)]
-    if not all(one and one["mean"] is not None for one in summaries):
+    before = was["metrics"].get(metric)
+    after = now["metrics"].get(metric)
+    if not before or not after or before["mean"] is None or after["mean"] is None:
         return ""
-    found = welch_difference(*summaries)
-    return f"{found.mean:+.3g} ({found.low:+.3g} to {found.high:+.3g})" if found else ""
+    found = welch_difference(before, after)
+    if found is None:
+        return ""
+    return f"{found.mean:+.3g} ({found.low:+.3g} to {found.high:+.3g})"
 
 
 # ------------------------------------------------------------------------- page
@@ -151,93 +179,115 @@ def _change(was: Mapping[str, Any], now: Mapping[str, Any], metric: str) -> str:
 
 def html(result: Result, task: Task | type[Task]) -> str:
     """The page of a ladder, one file that needs no network."""
-    entries = result["rungs"]
-    plain = [entry for entry in entries if "half" not in entry]
-    leveled = [entry for entry in entries if "half" in entry]
-    cards: list[str] = []
-    for entry in leveled:
-        _level_plot(cards, entry)
-    metrics = metrics_table([entry for entry in plain if entry["conditions"]])
-    levels = conditions_table(leveled, task)
-    parts = {
-        "conditions": _rung_card(entries),
-        "plots": "".join(cards),
-        "tables": "".join(
-            card(title, rows, task)
-            for title, rows in (("Metrics: mean and 95 % interval", metrics), ("Levels", levels))
-            if len(rows) > 1
-        ),
+    plain = []
+    leveled = []
+    plots: list[str] = []
+    for entry in result["rungs"]:
+        if "half" in entry:
+            leveled.append(entry)
+            _level_plot(plots, entry)
+        elif entry["conditions"]:
+            plain.append(entry)
+    tables = {
+        "Metrics: mean and 95 % interval": metrics_table(plain),
+        "Levels": conditions_table(leveled, task),
     }
-    texts = {"command": "", **result["policy"], **result}
-    return page(ladder.PAGE, {**texts, "wall_seconds": round(result["wall_seconds"])}, parts)
+    parts = {
+        "conditions": _rung_card(result["rungs"]),
+        "plots": "".join(plots),
+        "tables": "".join(card(t, rows, task) for t, rows in tables.items() if len(rows) > 1),
+    }
+    seconds = round(result["wall_seconds"])
+    texts = {"command": "", **result["policy"], **result, "wall_seconds": seconds}
+    return page(ladder.PAGE, texts, parts)
 
 
-def metrics_table(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
+def metrics_table(entries: Sequence[Entry]) -> Rows:
     """A row for each metric below a head of rungs without levels: the mean with its interval."""
     found = [entry["conditions"][0]["metrics"] for entry in entries]
-    names = list(dict.fromkeys(name for metrics in found for name in metrics))
-    rows = ((name, *(_mean(metrics.get(name)) for metrics in found)) for name in names)
-    return [("metric", *(entry["name"] for entry in entries)), *rows]
+    rows: Rows = [("metric", *(entry["name"] for entry in entries))]
+    names = dict.fromkeys(name for metrics in found for name in metrics)
+    for name in names:
+        means = [_mean(metrics.get(name)) for metrics in found]
+        rows.append((name, *means))
+    return rows
 
 
 def _mean(summary: Mapping[str, Any] | None) -> str:
+    """A mean with its interval; empty where there is none."""
     if summary is None or summary["mean"] is None:
         return ""
-    ends = summary["mean95"]
-    between = f" ({number(ends[0], 3)} to {number(ends[1], 3)})" if ends else ""
-    return f"{number(summary['mean'], 3)}{between}"
+    mean = number(summary["mean"], 3)
+    if summary["mean95"] is None:
+        return mean
+    low, high = summary["mean95"]
+    return f"{mean} ({number(low, 3)} to {number(high, 3)})"
 
 
 def _rung_card(entries: Sequence[Entry]) -> str:
     """A card with a row for each rung: name and condition, success as a bar or where half succeed, and its gates."""
-    rows = "".join(f"<tr>{_rung_row(entry)}</tr>" for entry in entries)
-    head = "<tr><th>condition</th><th>episodes</th><th>success, 95 % interval</th></tr>"
+    rows = ["<tr><th>condition</th><th>episodes</th><th>success, 95 % interval</th></tr>"]
+    for entry in entries:
+        episodes, outcome = _outcome(entry)
+        cells = f"<td>{_named(entry)}</td><td>{episodes}</td><td>{outcome}</td>"
+        rows.append(f"<tr>{cells}</tr>")
+    table = "".join(rows)
     title = "<h2>Conditions</h2>"
-    return f"<section class=card>{title}<div class=wide><table>{head}{rows}</table></div></section>"
+    return f"<section class=card>{title}<div class=wide><table>{table}</table></div></section>"
 
 
-def _rung_row(entry: Entry) -> str:
-    what = f"{escape(entry['what'])}, {entry['seconds']:g} s"
+def _named(entry: Entry) -> str:
+    """The name of a rung, its condition and its gates."""
+    name = escape(entry["name"])
+    what = escape(entry["what"])
     gates = "".join(map(gate_mark, entry["gates"]))
-    first = f"<td>{escape(entry['name'])}<div class=soft>{what}</div>{gates}</td>"
+    return f"{name}<div class=soft>{what}, {entry['seconds']:g} s</div>{gates}"
+
+
+def _outcome(entry: Entry) -> tuple[str, str]:
+    """Episodes of a rung, and what came of them."""
     if entry["skipped"]:
-        return f"{first}<td></td><td class=soft>skipped: {escape(entry['skipped'])}</td>"
+        return "", f"skipped: {escape(entry['skipped'])}"
+    first = entry["conditions"][0]
+    episodes = str(first["episodes"])
     if "half" in entry:
-        each = entry["conditions"][0]["episodes"]
-        return f"{first}<td>{each} a level</td><td>{escape(half(entry))}</td>"
-    found = entry["conditions"][0]
-    return f"{first}<td>{found['episodes']}</td><td>{_bar(found['success'])}</td>"
+        return f"{episodes} a level", escape(half(entry))
+    return episodes, _bar(first["success"])
 
 
 def _bar(success: Mapping[str, Any]) -> str:
     """A success rate as a bar, on which its interval is shaded."""
     low, high = success["wilson95"]
     interval = f'<i style="left:{low:.1%};right:{1 - high:.1%}"></i>'
-    return (
-        f'{rate(success)}<div class=bar>{interval}<b style="left:{success["rate"]:.1%}"></b></div>'
-    )
+    middle = f'<b style="left:{success["rate"]:.1%}"></b>'
+    return f"{rate(success)}<div class=bar>{interval}{middle}</div>"
 
 
 def _level_plot(cards: list[str], entry: Entry) -> None:
     """Success with its interval over the level, the fitted curve, and where half succeed."""
     found = entry["conditions"]
     levels = np.array([one["level"] for one in found])
+    rates = [one["success"]["rate"] for one in found]
     low, high = np.array([one["success"]["wilson95"] for one in found]).T
-    unit = f", {entry['unit']}" if entry["unit"] else ""
-    with plot_card(cards, f"{entry['name']}: {half(entry)}") as axes:
+    name = entry["name"]
+    label = f"{name}, {entry['unit']}" if entry["unit"] else name
+    with plot_card(cards, f"{name}: {half(entry)}") as axes:
         if entry["half"] is not None:
             _draw_curve(axes, entry, levels)
         axes.vlines(levels, low, high, color=ACCENT, linewidth=2)
-        axes.plot(levels, [one["success"]["rate"] for one in found], "o", color=ACCENT)
-        axes.set(ylim=(-0.03, 1.03), xlabel=f"{entry['name']}{unit}", ylabel="success")
+        axes.plot(levels, rates, "o", color=ACCENT)
+        axes.set(ylim=(-0.03, 1.03), xlabel=label, ylabel="success")
 
 
 def _draw_curve(axes: Any, entry: Entry, levels: np.ndarray) -> None:
     """The logistic curve, and the interval of the level at which half succeed as a band."""
-    x = np.linspace(levels.min(), levels.max(), CURVE_POINTS)
-    falling = -1.0 if len(levels) < 2 or levels[0] < levels[-1] else 1.0
-    exponent = -falling * (x - entry["half"]) / entry["width"]
-    axes.plot(x, np.exp(-np.logaddexp(0.0, exponent)), color=ACCENT, linewidth=1)
-    first, last = entry["interval95"]
-    ends = (levels.min() if first is None else first, levels.max() if last is None else last)
-    axes.axvspan(*ends, color=ACCENT, alpha=0.15, linewidth=0)
+    least, most = levels.min(), levels.max()
+    x = np.linspace(least, most, CURVE_POINTS)
+    severity = (x - entry["half"]) / entry["width"]
+    if levels[0] > levels[-1]:
+        severity = -severity
+    axes.plot(x, np.exp(-np.logaddexp(0.0, severity)), color=ACCENT, linewidth=1)
+    low, high = entry["interval95"]
+    first = least if low is None else low
+    last = most if high is None else high
+    axes.axvspan(first, last, color=ACCENT, alpha=0.15, linewidth=0)
