@@ -30,6 +30,18 @@ def test_pushes_move_the_block(slider):
     assert pushed.state.joint_pos.abs().max() > 0.005
 
 
+def test_a_curriculum_scales_the_force(slider):
+    env = slider(64, push=5.0, goal=0.0, episode_steps=1000, start=0.0)
+    for scale in (0.0, 2.0):
+        env.state.scale["push"] = scale
+        env.reset()
+        sizes = []
+        for _ in range(60):
+            env.step(torch.zeros(64, 2))
+            sizes.append(force(env)[:, :2].norm(dim=-1).clone())
+        assert float(torch.stack(sizes).max()) == pytest.approx(5.0 * scale, rel=1e-6)
+
+
 def test_a_new_episode_starts_without_a_push(slider):
     env = slider(16, push=5.0, goal=0.0, episode_steps=10)
     for _ in range(10):

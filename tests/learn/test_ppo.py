@@ -10,6 +10,7 @@ from deftly.errors import DeftlyError
 from deftly.learn.learner import make_learner
 from deftly.learn.networks import Network, NetworkSpec
 from deftly.learn.ppo import MAX_RATE, PPO, Finals
+from deftly.tasks import Mirror
 
 CFG = PPOConfig(steps=4, hidden=(8,), epochs=2, minibatches=2)
 
@@ -67,6 +68,53 @@ def test_truncated_episodes_are_bootstrapped_from_the_observation_before_the_res
     _, finals = ppo._collect()
     assert seen
     assert torch.equal(torch.cat(finals._inputs), torch.cat(seen))
+
+
+MINUS = Mirror(torch.neg, torch.neg, torch.neg)
+"""The toy in a mirror: where its rail's middle is the goal, its world is the same."""
+
+
+def asymmetry(ppo: PPO) -> float:
+    """By how much the mean action for mirrored inputs differs from the mirrored mean action."""
+    torch.manual_seed(0)
+    inputs = torch.randn(64, ppo.actor.spec.input_size)
+    with torch.no_grad():
+        return float((ppo.actor(-inputs) + ppo.actor(inputs)).abs().mean())
+
+
+def learner(slider, symmetry: bool) -> PPO:
+    env = slider(16, goal=0.0)
+    env.task.mirror = lambda: MINUS
+    return PPO(env, replace(CFG, steps=8, symmetry=symmetry))
+
+
+def test_symmetry_adds_the_mirror_image_of_each_step(slider):
+    ppo = learner(slider, True)
+    rollout, finals = ppo._collect()
+    samples = ppo._samples(rollout, finals)
+    count = 8 * 16
+    assert len(samples.returns) == 2 * count
+    order = samples.actions[:, 0].sort().indices
+    assert torch.allclose(samples.actions[order], -samples.actions[order.flip(0)], atol=1e-6)
+    assert torch.allclose(samples.advantages[order], samples.advantages[order.flip(0)], atol=1e-6)
+    assert sum(len(batch.returns) for batch in ppo._minibatches(samples)) == 2 * count * CFG.epochs
+
+
+def test_symmetry_makes_a_policy_treat_both_sides_alike(slider):
+    found = []
+    for symmetry in (False, True):
+        ppo = learner(slider, symmetry)
+        for _ in range(30):
+            ppo.iterate()
+        found.append(asymmetry(ppo))
+    assert found[1] < 0.7 * found[0]
+
+
+def test_symmetry_of_a_task_that_says_nothing_of_it_is_refused(slider):
+    with pytest.raises(
+        DeftlyError, match=r"symmetry needs a task .* give the task a method `mirror`"
+    ):
+        PPO(slider(2), replace(CFG, symmetry=True))
 
 
 def test_the_step_size_follows_the_divergence(slider):

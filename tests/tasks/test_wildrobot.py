@@ -12,6 +12,7 @@ from deftly.learn.policy import NetworkPolicy
 from deftly.robots import wildrobot
 from deftly.robots.wildrobot import WILD
 from deftly.tasks import load
+from deftly.tasks.wildrobot_walk import MAX_SPEED
 
 QUIET = {"randomize": False, "noise": False, "pushes": False}
 TASKS = ("wildrobot-stand", "wildrobot-walk")
@@ -35,6 +36,10 @@ def mirrored(obs: torch.Tensor) -> torch.Tensor:
     gravity, rates, pos, vel, switches, action = obs[:, :34].split([3, 3, 8, 8, 4, 8], -1)
     parts = (gravity * FLIP, -rates * FLIP, swap(pos), swap(vel), swap(switches), swap(action))
     return torch.cat(parts, -1)
+
+
+def privileged_of(env: Env) -> torch.Tensor:
+    return env.task.privileged(env.state).float()
 
 
 @pytest.mark.parametrize(("name", "size"), [(TASKS[0], 34), (TASKS[1], 38)])
@@ -79,8 +84,42 @@ def test_mirrored_robots_see_and_do_mirrored_things():
         left, right = own.chunk(2, -1)
         step = env.step(torch.cat((own, torch.cat((right, left), -1))))
         assert torch.allclose(mirrored(step.obs["policy"][:1]), step.obs["policy"][1:], atol=1e-3)
+        known = env.task.mirror().privileged(privileged_of(env)[:1])
+        assert torch.allclose(known, privileged_of(env)[1:], atol=2e-2)
     rolled = env.obs["policy"][0, :6].abs()
     assert rolled[[1, 3, 5]].min() > 1e-3
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_mirror_of_the_mirror_is_the_robot(name):
+    env = make(name, 4)
+    mirror = env.task.mirror()
+    rows = {
+        "observation": torch.randn(4, env.contract.obs_size()),
+        "privileged": torch.randn(4, privileged_of(env).shape[-1]),
+        "action": torch.randn(4, 8),
+    }
+    for which, value in rows.items():
+        image = getattr(mirror, which)(value)
+        assert not torch.allclose(image, value)
+        assert torch.equal(getattr(mirror, which)(image), value)
+    assert torch.equal(
+        mirror.observation(rows["observation"])[:, :34], mirrored(rows["observation"])
+    )
+
+
+def test_a_mirrored_walker_sees_the_mirrored_command_half_a_period_later():
+    env = make("wildrobot-walk", 1, joint_noise=0.0, turn=0.3)
+    seen = []
+    for _ in range(35):
+        seen.append(env.obs["policy"].clone())
+        env.step(torch.zeros(1, 8))
+    image = env.task.mirror().observation(seen[10])
+    assert image[0, 34] == seen[10][0, 34]
+    assert image[0, 35] == -seen[10][0, 35]
+    half = round(0.5 * env.task.cfg.period * 50)
+    phase = 2 * torch.pi * torch.tensor(10 / 35 + half / 35)
+    assert image[0, 36:38] == pytest.approx(torch.stack((phase.sin(), phase.cos())), abs=0.1)
 
 
 def test_falling_over_ends_the_episode_and_costs():
@@ -196,7 +235,7 @@ def test_tracking_error_compares_like_with_like():
     assert float(env.task.metrics(env.state)["tracking_error"]) == pytest.approx(0.36, abs=0.04)
 
 
-def test_faster_commands_come_with_success_and_care_with_tracking():
+def test_faster_commands_and_pushes_come_with_success_and_care_with_tracking():
     env = make("wildrobot-walk", 256, speed=(0.2, 0.6))
     task, s = env.task, env.state
     everyone = torch.ones(256, dtype=torch.bool)
@@ -204,15 +243,25 @@ def test_faster_commands_come_with_success_and_care_with_tracking():
     task.curriculum(s, nothing)
     task._command(s, everyone)
     assert float(s.zeros("speed").max()) == pytest.approx(0.2)
+    assert s.scale["push"] == 0.0
     for _ in range(200):
         task.curriculum(s, {**nothing, "success": 1.0})
     task._command(s, everyone)
-    assert float(s.zeros("speed").max()) > 0.55
+    assert 0.68 < float(s.zeros("speed").max()) <= MAX_SPEED
+    assert s.scale["push"] == pytest.approx(task.cfg.push_growth, abs=1e-3)
     assert s.scale["torque"] == pytest.approx(task.cfg.leniency, abs=1e-3)
     half = 0.5 * task.cfg.weights.track * 10.0
     for _ in range(200):
         task.curriculum(s, {**nothing, "success": 1.0, "reward/track": half})
     assert s.scale["torque"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_an_evaluation_commands_no_more_than_the_task_says():
+    env = make("wildrobot-walk", 256, env={"pushes": True}, speed=(0.2, 0.6), push_interval=0.1)
+    assert float(env.state.zeros("speed").max()) <= 0.6
+    for _ in range(10):
+        env.step(torch.zeros(256, 8))
+    assert float(env.sim.bind("xfrc_applied").norm(dim=-1).max()) <= 3.0
 
 
 def test_speed_is_held_where_nothing_is_random():

@@ -183,6 +183,12 @@ class PPOConfig(LearnerConfig):
             "First iterations in which the critic alone learns, so that it does not spoil what --init brings."
         ),
     ] = 0
+    symmetry: Annotated[
+        bool,
+        Doc(
+            "Learn from the mirror image of each step too; for tasks whose left and right are alike."
+        ),
+    ] = False
     init_std: Annotated[float, Gt(0), Doc("Initial standard deviation of the action noise.")] = 1.0
     max_grad_norm: Annotated[
         float, Gt(0), Doc("Largest gradient norm; longer gradients are scaled down.")

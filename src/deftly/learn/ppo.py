@@ -8,6 +8,8 @@ divergence of each step, as rsl-rl does it. Three things differ from what is usu
   many small ones.
 - Observations are normalized and shuffled once an update, and the minibatches are slices of that.
 
+With `symmetry`, an update learns from the mirror image of each step as well (Mittal et al. 2024, arXiv:2403.04359).
+
 `docs/decisions.md` says what was measured.
 """
 
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 
 from deftly.config import PPOConfig
 from deftly.env import Env
+from deftly.errors import DeftlyError
 from deftly.learn.networks import (
     Network,
     NetworkSpec,
@@ -32,6 +35,7 @@ from deftly.learn.networks import (
     gaussian_log_prob,
 )
 from deftly.learn.ranks import Ranks
+from deftly.tasks import Mirror
 
 CRITIC_RATE = 1e-3
 """Step size while the critic learns alone."""
@@ -79,6 +83,7 @@ class PPO:
         self.device = env.device
         self.steps_per_iteration = settings.steps * env.num_envs
         settings.require_for(env.num_envs)
+        self.mirror = _mirror(env) if settings.symmetry else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.actor = actor_network(env, settings).to(self.device)
@@ -165,10 +170,26 @@ class PPO:
             returns=advantages + values,
             advantages=(advantages - advantages.mean()) / (advantages.std() + 1e-8),
         )
-        order = torch.randperm(
-            self.steps_per_iteration, generator=self.generator, device=self.device
+        flat = Samples(*(value.flatten(0, 1) for value in samples))
+        if self.mirror is not None:
+            images = self._images(_in_mirror(rollout, self.mirror), samples)
+            flat = Samples(*(torch.cat(pair) for pair in zip(flat, images, strict=True)))
+        count = len(flat.returns)
+        order = torch.randperm(count, generator=self.generator, device=self.device)
+        return Samples(*(value[order] for value in flat))
+
+    def _images(self, mirrored: Rollout, samples: Samples) -> Samples:
+        """The steps as a mirror shows them, `(steps * num_envs, ...)`: as likely, and worth as much, as the steps."""
+        actor_inputs = self.actor.normalizer(mirrored.actor_inputs)
+        critic_inputs = self.critic.normalizer(mirrored.critic_inputs)
+        images = samples._replace(
+            actor_inputs=actor_inputs,
+            critic_inputs=critic_inputs,
+            means=self.actor.layers(actor_inputs),
+            actions=mirrored.actions,
+            values=self.critic.layers(critic_inputs).squeeze(-1),
         )
-        return Samples(*(value.flatten(0, 1)[order] for value in samples))
+        return Samples(*(value.flatten(0, 1) for value in images))
 
     def _advantages(
         self, rewards: Tensor, values: Tensor, last_value: Tensor, ended: Tensor
@@ -215,7 +236,7 @@ class PPO:
 
     def _minibatches(self, samples: Samples) -> Iterator[Samples]:
         """The same parts in each epoch; what is left over by a division that is not exact is not used."""
-        size = self.steps_per_iteration // self.settings.minibatches
+        size = len(samples.returns) // self.settings.minibatches
         parts = [
             Samples(*columns)
             for columns in zip(*(value.split(size) for value in samples), strict=True)
@@ -258,7 +279,11 @@ class PPO:
 
     def _normalize_with(self, rollout: Rollout) -> None:
         """Take the rollout's observations into the normalizers, which are constant within an iteration."""
-        inputs = {"actor": rollout.actor_inputs, "critic": rollout.critic_inputs}
+        rollouts = [rollout] if self.mirror is None else [rollout, _in_mirror(rollout, self.mirror)]
+        inputs = {
+            "actor": torch.cat([rows.actor_inputs for rows in rollouts]),
+            "critic": torch.cat([rows.critic_inputs for rows in rollouts]),
+        }
         if self.settings.keep_normalizer:
             del inputs["actor"]
         for name, rows in inputs.items():
@@ -327,6 +352,29 @@ def critic_network(env: Env, settings: PPOConfig) -> Network:
     """The critic's network: the value of what the simulation knows."""
     inputs = {PRIVILEGED: env.obs[PRIVILEGED].shape[-1]}
     return Network(NetworkSpec(inputs, 1, settings.hidden, settings.activation))
+
+
+def _mirror(env: Env) -> Mirror:
+    """How the environment's task looks in a mirror; raises DeftlyError if it does not say."""
+    mirror = env.task.mirror()
+    if mirror is None:
+        raise DeftlyError(
+            f"train.symmetry needs a task whose left and right are alike, and {env.task.name} says nothing "
+            "of it: leave it out, or give the task a method `mirror`"
+        )
+    return mirror
+
+
+def _in_mirror(rollout: Rollout, mirror: Mirror) -> Rollout:
+    """A rollout whose inputs and actions are mirrored."""
+    actor_inputs = mirror.observation(rollout.actor_inputs)
+    extra = rollout.critic_inputs[..., actor_inputs.shape[-1] :]
+    critic_inputs = torch.cat((actor_inputs, mirror.privileged(extra)), -1)
+    return rollout._replace(
+        actor_inputs=actor_inputs,
+        critic_inputs=critic_inputs,
+        actions=mirror.action(rollout.actions),
+    )
 
 
 def _empty_rollout(steps: int, env: Env, actor: Network, critic: Network) -> Rollout:

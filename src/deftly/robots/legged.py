@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -373,6 +374,29 @@ def _upright(gravity: tuple[float, ...]) -> tuple[float, float, float, float]:
     across = math.hypot(x, y)
     half = math.atan2(across, -z) / 2
     return (math.cos(half), -math.sin(half) * y / across, math.sin(half) * x / across, 0.0)
+
+
+def mirrored(rows: Tensor, parts: Sequence[tuple[str, int]]) -> Tensor:
+    """Rows `(..., n)` as they are in a mirror between the legs. Each part is a kind of quantity and its size.
+
+    Kinds are `vector`, x forward, y left, z up if it has one; `rotation`, an axial vector such as an angular velocity;
+    `sides`, the left leg's numbers and then the right leg's, in terms in which equal values are mirrored poses;
+    `same`; `opposite`.
+    """
+    pieces = rows.split([size for _, size in parts], -1)
+    return torch.cat([_image(kind, x) for (kind, _), x in zip(parts, pieces, strict=True)], -1)
+
+
+def _image(kind: str, x: Tensor) -> Tensor:
+    if kind == "same":
+        return x
+    if kind == "opposite":
+        return -x
+    if kind == "sides":
+        return x.roll(x.shape[-1] // 2, -1)
+    flip = x.new_ones(x.shape[-1])
+    flip[1] = -1.0
+    return x * flip if kind == "vector" else -x * flip
 
 
 def _direction(angle: Tensor) -> Tensor:

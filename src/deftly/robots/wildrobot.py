@@ -432,4 +432,26 @@ class WildRobot(Legged):
         )
 
 
+OBSERVED = (
+    ("vector", 3),
+    ("rotation", 3),
+    ("sides", 8),
+    ("sides", 8),
+    ("sides", 4),
+    ("sides", 8),
+)
+"""What `WildRobot.observe` gives, as `legged.mirrored` takes it."""
+PRIVILEGED = (
+    ("vector", 3),
+    ("rotation", 3),
+    ("vector", 3),
+    ("same", 1),
+    ("sides", 8),
+    ("sides", 8),
+    ("sides", 4),
+    ("vector", 2),
+)
+"""What `WildRobot.privileged` gives, as `legged.mirrored` takes it. The world is mirrored along its y."""
+ACTION = (("sides", 8),)
+
 WILD = WildRobot()

@@ -9,7 +9,7 @@ from deftly.sim.state import State
 
 @dataclass(frozen=True)
 class Push:
-    """Forces that hit a body at random times."""
+    """Forces that hit a body at random times; a curriculum scales them by `s.scale["push"]`."""
 
     body: str
     force: tuple[float, float]  # range of the horizontal force, N
@@ -59,6 +59,7 @@ class Pushes:
             start &= count < push.most
             count += start
         drawn = _horizontal_force(push.force, uniform[:, 1], uniform[:, 2])
+        drawn *= s.scale.get("push", 1.0)
         force.copy_(torch.where(start[:, None], drawn, force))
         steps = max(1.0, round(push.duration * self._rate))
         left.copy_(torch.where(start, steps, left - 1))

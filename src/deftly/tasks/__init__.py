@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from deftly.config import LADDER, Rung, TaskConfig, suggest
 from deftly.contract import PolicyContract
@@ -40,6 +40,16 @@ class Report:
     """Metrics whose distribution is plotted, each with a title; the first is shown by the bins of `breakdown` too."""
     breakdown: tuple[str, tuple[float, ...]] | None = None
     """The metric by which the episodes are divided, and the rising edges of its bins."""
+
+
+class Mirror(NamedTuple):
+    """How a task looks in a mirror, where left and right are alike: functions of rows `(..., size)`."""
+
+    observation: Callable[[Tensor], Tensor]
+    """What the policy sees, `(..., obs_size)`, in the mirror: as long."""
+    privileged: Callable[[Tensor], Tensor]
+    """What `Task.privileged` adds for the critic."""
+    action: Callable[[Tensor], Tensor]
 
 
 class Task:
@@ -82,6 +92,10 @@ class Task:
 
     def privileged(self, s: State) -> Tensor | None:
         """What only the critic sees, `(num_envs, k)`, or None."""
+        return None
+
+    def mirror(self) -> Mirror | None:
+        """The task in a mirror, for `--train.symmetry`; None: left and right differ."""
         return None
 
     def require(self) -> None:

@@ -1,6 +1,7 @@
 """Stand a WildRobot on its feet while it is pushed."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
 import mujoco
@@ -10,13 +11,19 @@ from typing_extensions import Doc
 from deftly.contract import PolicyContract
 from deftly.contract.derive import angle_between
 from deftly.robots import wildrobot
-from deftly.robots.legged import FOOT_METRICS, LEGGED_LADDER, SERVO_METRICS, LeggedConfig
+from deftly.robots.legged import (
+    FOOT_METRICS,
+    LEGGED_LADDER,
+    SERVO_METRICS,
+    LeggedConfig,
+    mirrored,
+)
 from deftly.robots.wildrobot import WILD
 from deftly.sim.pushes import Push
 from deftly.sim.randomize import Randomize
 from deftly.sim.sensors import Noise
 from deftly.sim.state import State
-from deftly.tasks import Report, Task, near, task
+from deftly.tasks import Mirror, Report, Task, near, task
 
 REACH = {"hip_pitch": 0.5, "hip_roll": 0.3, "knee": 0.5, "ankle_pitch": 0.4}
 """How far an action of 1 moves each joint from home, rad."""
@@ -117,6 +124,14 @@ class WildRobotStand(Task):
     def privileged(self, s: State) -> Tensor:
         """The true motion, and what ground and pushes exert."""
         return WILD.privileged(s)
+
+    def mirror(self) -> Mirror:
+        """Left and right are alike."""
+        return Mirror(
+            observation=partial(mirrored, parts=wildrobot.OBSERVED),
+            privileged=partial(mirrored, parts=wildrobot.PRIVILEGED),
+            action=partial(mirrored, parts=wildrobot.ACTION),
+        )
 
     def reset(self, s: State, mask: Tensor) -> None:
         """Joints near home."""

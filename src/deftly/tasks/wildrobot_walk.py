@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
 import mujoco
@@ -21,13 +22,14 @@ from deftly.robots.legged import (
     Lowpass,
     PushForce,
     PushInterval,
+    mirrored,
 )
 from deftly.robots.wildrobot import WILD
 from deftly.sim.pushes import Push
 from deftly.sim.randomize import Randomize
 from deftly.sim.sensors import Noise
 from deftly.sim.state import State
-from deftly.tasks import Report, Task, near, task
+from deftly.tasks import Mirror, Report, Task, near, task
 
 REACH = {"hip_pitch": 0.6, "hip_roll": 0.3, "knee": 0.7, "ankle_pitch": 0.5}
 """How far an action of 1 moves each joint from home, rad."""
@@ -70,7 +72,7 @@ class Weights:
     spread: Annotated[
         float, Doc("Squared lack of distance between the feet, in units of 0.05 m.")
     ] = -0.5
-    fell: Annotated[float, Doc("Once, when the robot falls.")] = -100.0
+    fell: Annotated[float, Doc("Once, when the robot falls.")] = -300.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,12 @@ class WalkConfig(LeggedConfig):
         Le(1),
         Doc("In training alone: fraction of what wears the servos that counts at least."),
     ] = 0.1
+    push_growth: Annotated[
+        float, Ge(0), Doc("In training alone: factor of the pushes' force once no episode fails.")
+    ] = 2.0
+    speed_growth: Annotated[
+        float, Gt(0), Doc("In training alone: factor of the commands' range once no episode fails.")
+    ] = 1.25
     weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(
         default_factory=Weights
     )
@@ -136,8 +144,9 @@ class WildRobotWalk(Task):
     Success: still on its feet after the 10 s of the episode. Failure: the waist below `lowest` or tilted by more than
     `max_tilt`; it ends the episode.
 
-    Curriculum, in training alone: the fastest command grows from the slowest with the fraction of episodes that end on
-    their feet; what wears the servos weighs more the better commands are followed.
+    Curriculum, in training alone: with the fraction of episodes that end on their feet, the fastest command grows from
+    the slowest, and pushes from nothing, to more than an evaluation has (`speed_growth`, `push_growth`); what wears
+    the servos weighs more the better commands are followed.
 
     Randomization: that of every WildRobot task (`WildRobot.randomize`, `WildRobot.noise`); joints at the start;
     commands; pushes of `push_force` in a horizontal direction, at random times.
@@ -219,6 +228,20 @@ class WildRobotWalk(Task):
                 s.zeros("heading_error")[:, None],
             ),
             -1,
+        )
+
+    def mirror(self) -> Mirror:
+        """Left and right are alike half a period of the gait later: the clock's sine and cosine are opposite."""
+        command = (("same", 1), ("opposite", 1), ("opposite", 2))  # speed, heading error, gait
+        motion = (
+            ("vector", 2),
+            ("sides", 2),
+            ("opposite", 1),
+        )  # mean velocity, feet, heading error
+        return Mirror(
+            observation=partial(mirrored, parts=(*wildrobot.OBSERVED, *command)),
+            privileged=partial(mirrored, parts=(*wildrobot.PRIVILEGED, *motion)),
+            action=partial(mirrored, parts=wildrobot.ACTION),
         )
 
     def reset(self, s: State, mask: Tensor) -> None:
@@ -315,11 +338,13 @@ class WildRobotWalk(Task):
         return WILD.pushes(self.cfg)
 
     def curriculum(self, s: State, progress: dict[str, float]) -> None:
-        """Faster commands the fewer fall; more care for the servos the better the command is followed."""
+        """Faster commands and harder pushes the fewer fall; more care for servos the better commands are followed."""
         full = self.cfg.weights.track * s.dt * progress["steps"]
         followed = progress["reward/track"] / max(full, 1e-6)
         care = self.cfg.leniency + (1.0 - self.cfg.leniency) * min(1.0, 2.0 * followed)
-        goals = dict.fromkeys(WEAR, care) | {"fastest": progress["success"]}
+        goals = dict.fromkeys(WEAR, care)
+        goals["fastest"] = self.cfg.speed_growth * progress["success"]
+        goals["push"] = self.cfg.push_growth * progress["success"]
         for name, goal in goals.items():
             scale = s.scale.get(name, 0.0)
             s.scale[name] = scale + 0.05 * (goal - scale)
@@ -327,8 +352,8 @@ class WildRobotWalk(Task):
     def _command(self, s: State, mask: Tensor) -> None:
         """Draw new commands where `mask` is True."""
         slowest, fastest = self.cfg.speed
-        span = (fastest - slowest) * s.scale.get("fastest", 1.0)
-        s.remember("speed", mask, s.uniform(mask, slowest, slowest + span))
+        grown = slowest + (fastest - slowest) * s.scale.get("fastest", 1.0)
+        s.remember("speed", mask, s.uniform(mask, slowest, min(grown, MAX_SPEED)))
         s.remember("turn", mask, s.uniform(mask, -self.cfg.turn, self.cfg.turn))
 
     def _draw_change(self, s: State) -> Tensor:
