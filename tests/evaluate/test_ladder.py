@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+import deftly
 from deftly.commands import main as cli
 from deftly.commands.eval import EvalArgs
 from deftly.config import LADDER, EnvConfig, Rung, RunsConfig, SimConfig
@@ -146,15 +147,12 @@ def test_what_cannot_be_done_is_skipped_and_fails_its_gates(exported, found):
 )
 def test_wrong_rungs_are_refused_before_an_episode(found, rung, message):
     with pytest.raises(DeftlyError, match=message):
-        list(ladder.Ladder(*found, SETTINGS, (rung,)).climb())
+        ladder.Ladder(*found, SETTINGS, (rung,))
 
 
 @pytest.mark.parametrize("name", shipped())
 def test_the_rungs_of_every_shipped_task_fit_it(name):
     cls = load(name)
-    source = resolve("shipped", name, RunsConfig())
-    config = dict(source.settings(cls)["task"]) if source.loaded else {}
-    assert config is not None
     names = [rung.name for rung in cls.ladder]
     assert len(names) == len(set(names))
     for rung in cls.ladder:
@@ -240,6 +238,18 @@ def test_the_command(exported, tmp_path, capsys):
     kept = json.loads((tmp_path / "b/ladder.json").read_text())
     assert [rung["name"] for rung in kept["rungs"]] == ["nominal", "quiet"]
     assert "--rungs nominal quiet" in kept["command"]
+
+
+def test_the_function(exported):
+    gates = {"quiet": ["steps<=20", "steps>=20"]}
+    where = {"runs": {"root": str(exported.root)}, "sim": {"threads": 1}, "episodes": 2}
+    result = deftly.evaluate_ladder(
+        exported.task, exported.checkpoint, rungs=["quiet"], gates=gates, **where
+    )
+    assert [gate["holds"] for gate in entry(result, "quiet")["gates"]] == [True, True]
+    assert ladder.passed(result)
+    with pytest.raises(DeftlyError, match="no rung 'loud'"):
+        deftly.evaluate_ladder(exported.task, exported.checkpoint, rungs=["loud"], **where)
 
 
 def test_a_file_of_gates_for_a_plain_evaluation(exported, tmp_path, capsys):

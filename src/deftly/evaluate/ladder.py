@@ -64,10 +64,10 @@ class Ladder:
     keys: Path | None = None
 
     def __post_init__(self) -> None:
-        self.source.require(self.task.contract(), self.task.name)
         for rung in self.rungs:
-            for level in (None, *rung.levels):
-                self._condition(rung, level)
+            for level in rung.levels or (None,):
+                task, _ = self._condition(rung, level)
+                self.source.require(task.contract(), task.name)
         if self.gates:
             known = gated_metrics(EnvWorld(self.task, self.settings))
             for rung in self.rungs:

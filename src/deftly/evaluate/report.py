@@ -128,11 +128,17 @@ def headline(report: Report) -> str:
 
 def metrics_table(report: Report) -> list[tuple[str, ...]]:
     """Statistics of the metrics, a row each below a head."""
-    rows = (
-        (name, *(number(statistics[key]) for key in SUMMARY))
-        for name, statistics in report["metrics"].items()
-    )
-    return [("metric", *SUMMARY), *rows]
+    rows: list[tuple[str, ...]] = [("metric", "mean", "95 % interval", *SUMMARY[1:])]
+    for name, statistics in report["metrics"].items():
+        mean, *others = (number(statistics[key]) for key in SUMMARY)
+        rows.append((name, mean, _interval(statistics), *others))
+    return rows
+
+
+def _interval(statistics: Mapping[str, Any]) -> str:
+    """That of a metric's mean; empty in a report from before there were any, and of fewer than two episodes."""
+    ends = statistics.get("mean95")
+    return f"{number(ends[0])} to {number(ends[1])}" if ends else ""
 
 
 def bins_table(report: Report) -> list[tuple[str, ...]]:
