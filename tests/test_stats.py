@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from deftly.stats import fisher, percentiles, proportion, summarize, wilson
+from deftly.stats import (
+    fisher,
+    half_level,
+    mcnemar,
+    mean_interval,
+    paired_difference,
+    percentiles,
+    proportion,
+    summarize,
+    welch_difference,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -102,3 +113,124 @@ def test_summary_leaves_out_what_is_not_finite():
     empty = summarize(np.array([np.nan]))
     assert empty["mean"] is None
     assert empty["missing"] == 1
+
+
+# ------------------------------------------------------------------ means
+
+
+def samples(seed: int, count: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(3.0, 2.0, count)
+
+
+def test_interval_of_a_mean_as_scipy():
+    values = samples(0, 17)
+    error = scipy_stats.sem(values)
+    expected = scipy_stats.t.interval(0.95, 16, values.mean(), error)
+    assert mean_interval(summarize(values)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [np.nan, 2.0]])
+def test_no_interval_of_fewer_than_two(values):
+    assert mean_interval(summarize(np.array(values))) is None
+
+
+def test_paired_difference_as_scipy():
+    before, now = samples(1, 20), samples(2, 20)
+    found = paired_difference(np.append(before, np.nan), np.append(now, 1.0))
+    expected = scipy_stats.ttest_rel(now, before)
+    interval = expected.confidence_interval(0.95)
+    assert found is not None
+    assert found == pytest.approx(
+        ((now - before).mean(), interval.low, interval.high, expected.pvalue)
+    )
+
+
+def test_pairs_tell_what_independent_samples_cannot():
+    before = samples(1, 20)
+    now = before + 0.1 + 0.01 * samples(2, 20)
+    paired = paired_difference(before, now)
+    alone = welch_difference(summarize(before), summarize(now))
+    assert paired is not None
+    assert alone is not None
+    assert paired.p < 1e-6 < 0.5 < alone.p
+
+
+def test_welch_as_scipy():
+    before, now = samples(1, 12), 2 * samples(2, 30)
+    found = welch_difference(summarize(before), summarize(now))
+    expected = scipy_stats.ttest_ind(now, before, equal_var=False)
+    interval = expected.confidence_interval(0.95)
+    assert found is not None
+    assert found == pytest.approx(
+        (now.mean() - before.mean(), interval.low, interval.high, expected.pvalue)
+    )
+
+
+@pytest.mark.parametrize(("shift", "p"), [(0.0, 1.0), (0.5, 0.0)])
+def test_samples_without_spread(shift, p):
+    one = np.full(5, 2.0)
+    assert paired_difference(one, one + shift) == (shift, shift, shift, p)
+    assert welch_difference(summarize(one), summarize(one + shift)) == (shift, shift, shift, p)
+
+
+def test_mcnemar_counts_the_pairs_that_differ():
+    before = np.array([1.0] * 20 + [0.0] * 10)
+    now = before.copy()
+    now[20:28] = 1.0  # eight gained
+    now[0] = 0.0  # one lost
+    assert mcnemar(before, now) == pytest.approx(2 * (1 + 9) / 2**9)
+    assert mcnemar(before, before) == 1.0
+
+
+# ------------------------------------------------------------------ the level at which half succeed
+
+
+def counts_of(levels, middle, width, total):
+    """Expected successes of a logistic curve, rounded."""
+    return [round(total / (1 + np.exp((x - middle) / width))) for x in levels]
+
+
+def test_half_level_of_a_logistic_curve():
+    levels = (2.0, 4.0, 6.0, 8.0, 10.0, 12.0)
+    found = half_level(levels, counts_of(levels, 7.0, 1.5, 200), [200] * 6)
+    assert found["half"] == pytest.approx(7.0, abs=0.05)
+    assert found["width"] == pytest.approx(1.5, rel=0.1)
+    low, high = found["interval95"]
+    error = 0.1246  # 1.5 / sqrt(sum of 200 p (1 - p)), by Fisher's information
+    assert low == pytest.approx(7.0 - 1.96 * error, abs=0.04)
+    assert high == pytest.approx(7.0 + 1.96 * error, abs=0.04)
+
+
+def test_half_level_where_levels_fall():
+    levels = (0.6, 0.45, 0.3, 0.2, 0.1)
+    counts = [total - count for total, count in zip([100] * 5, counts_of(levels, 0.3, 0.05, 100))]
+    found = half_level(levels, counts, [100] * 5)
+    assert found["half"] == pytest.approx(0.3, abs=0.005)
+
+
+def test_half_level_between_all_and_none():
+    found = half_level((1.0, 2.0, 3.0, 4.0), (30, 30, 0, 0), [30] * 4)
+    low, high = found["interval95"]
+    assert 2.0 <= low < found["half"] < high <= 3.0
+    assert found["half"] == pytest.approx(2.5, abs=0.05)
+
+
+def test_half_level_beyond_what_was_tried():
+    assert half_level((1.0, 2.0), (30, 30), (30, 30))["half"] is None
+    assert half_level((1.0, 2.0), (0, 0), (30, 30))["half"] is None
+    assert half_level((1.0,), (15,), (30,))["half"] is None
+    beyond = half_level((1.0, 2.0, 3.0), (30, 29, 20), [30] * 3)
+    assert beyond["half"] is None
+    assert beyond["interval95"][1] is None
+
+
+def test_the_interval_of_the_half_level_holds_what_it_says():
+    """Of 200 experiments with 20 episodes at each of five levels, the interval misses the true level in few."""
+    rng = np.random.default_rng(5)
+    levels = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    chance = 1 / (1 + np.exp((levels - 3.2) / 0.6))
+    missed = 0
+    for counts in rng.binomial(20, chance, (200, 5)):
+        low, high = half_level(levels, counts, [20] * 5)["interval95"]
+        missed += not (low or 0.0) <= 3.2 <= (high or 9.0)
+    assert missed <= 18

@@ -320,13 +320,49 @@ def evaluate(
     Raises:
         DeftlyError: There is no such policy, its contract is not the task's, or a setting or gate is wrong.
     """
-    from deftly.evaluate.evaluate import EvalSettings, measure, read_gate
+    from deftly.evaluate.evaluate import EvalSettings, measure
+    from deftly.evaluate.gates import read_gate
 
     for gate in gates:
         read_gate(gate)
     built, found, args = _prepare(EvalSettings, "evaluate", task, policy, settings)
     report, values = measure(built, found, args, gates=gates)
     return Evaluation(report, values)
+
+
+def evaluate_ladder(
+    task: str,
+    /,
+    policy: str | Path | None = None,
+    *,
+    rungs: Sequence[str] = (),
+    gates: Mapping[str, Sequence[str]] = {},
+    **settings: Any,
+) -> Mapping[str, Any]:
+    """Measure a policy under one condition after the other, as `deftly eval TASK --ladder` does.
+
+    Args:
+        task: Name or file of the task.
+        policy: See `evaluate`.
+        rungs: Names of conditions of the task's `ladder`; none: all of them.
+        gates: Conditions such as `success>=0.9` by the name of a rung, or `half>=8` of one with levels.
+        settings: As those of `evaluate`, for every rung.
+
+    Returns:
+        What `deftly eval TASK --ladder` writes into `ladder.json`.
+
+    Raises:
+        DeftlyError: There is no such policy or rung, or a setting or gate is wrong.
+    """
+    from deftly.evaluate import ladder
+    from deftly.evaluate.evaluate import EvalSettings
+    from deftly.evaluate.source import of_checkpoint
+
+    built, found, args = _prepare(EvalSettings, "evaluate_ladder", task, policy, settings)
+    chosen = ladder.choose(built.ladder, rungs)
+    source = of_checkpoint(found)
+    *_, result = ladder.Ladder(built, source, args, chosen, gates).climb()
+    return result
 
 
 def export(

@@ -7,14 +7,17 @@ test and what needs scipy import it only when called.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
 
 SUMMARY = ("mean", "std", "min", "p5", "p50", "p95", "max", "count")
 """What `summarize` gives, in the order in which tables show it; `count` is how many samples have a value."""
+
+CHI_SQUARE_95 = 3.841458820694124
+"""95 % quantile of the chi-square distribution with one degree of freedom."""
 
 
 def wilson(count: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -88,4 +91,123 @@ def summarize(values: np.ndarray) -> dict[str, float | int | None]:
         **percentiles(finite, (0, 5, 50, 95, 100)),
         "count": len(finite),
         "missing": len(values) - len(finite),
+    }
+
+
+def mean_interval(summary: Mapping[str, Any]) -> list[float] | None:
+    """95 % interval of a mean by Student's t, from a summary (`mean`, `std`, `count`); None of fewer than two.
+
+    Needs scipy (the extra `train`).
+    """
+    count = summary["count"]
+    if count < 2:
+        return None
+    error = summary["std"] / math.sqrt(count - 1)  # `std` divides by the count
+    found = _difference(summary["mean"], error, count - 1)
+    return [found.low, found.high]
+
+
+class Difference(NamedTuple):
+    """A difference of two means, its 95 % interval, and the p-value of the hypothesis that there is none."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_difference(before: np.ndarray, now: np.ndarray) -> Difference | None:
+    """Of `now` less `before`, `(n,)` each, one number for the same episode: Student's paired t-test.
+
+    Pairs in which either is not finite are left out; None of fewer than two. Needs scipy (the extra `train`).
+    """
+    import numpy as np
+
+    apart = now - before
+    apart = apart[np.isfinite(apart)]
+    count = len(apart)
+    if count < 2:
+        return None
+    return _difference(float(apart.mean()), float(apart.std(ddof=1)) / math.sqrt(count), count - 1)
+
+
+def welch_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> Difference | None:
+    """Of two independent samples' means, from their summaries: Welch's t-test; None if one has fewer than two.
+
+    B. L. Welch, The generalization of "Student's" problem, Biometrika 34 (1947). Needs scipy (the extra `train`).
+    """
+    if min(before["count"], now["count"]) < 2:
+        return None
+    parts = [(one["std"] ** 2 / (one["count"] - 1), one["count"] - 1) for one in (before, now)]
+    variance = sum(part for part, _ in parts)
+    spread = sum(part**2 / freedom for part, freedom in parts)
+    freedom = variance**2 / spread if spread > 0 else 1.0
+    return _difference(now["mean"] - before["mean"], math.sqrt(variance), freedom)
+
+
+def _difference(mean: float, error: float, freedom: float) -> Difference:
+    """With a standard error and degrees of freedom."""
+    from scipy.stats import t
+
+    if error == 0:
+        return Difference(mean, mean, mean, float(mean == 0))
+    half = float(t.ppf(0.975, freedom)) * error
+    return Difference(mean, mean - half, mean + half, 2 * float(t.sf(abs(mean) / error, freedom)))
+
+
+def mcnemar(before: np.ndarray, now: np.ndarray) -> float:
+    """Two-sided p-value of the hypothesis that paired results of 0 and 1, `(n,)`, have equal rates: exact, McNemar.
+
+    Q. McNemar, Note on the sampling error of the difference between correlated proportions, Psychometrika 12 (1947).
+    Needs scipy (the extra `train`).
+    """
+    from scipy.stats import binomtest
+
+    gained = int((now > before).sum())
+    lost = int((now < before).sum())
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def half_level(
+    levels: Sequence[float], counts: Sequence[int], totals: Sequence[int]
+) -> dict[str, Any]:
+    """The level of a stress at which half succeed, from `counts` of `totals` at each of several levels.
+
+    A logistic curve over the level is fitted by maximum likelihood; the 95 % interval is that of the profile
+    likelihood, which holds for few episodes and for levels at which all or none succeed (D. J. Venzon and S. H.
+    Moolgavkar, A method for computing profile-likelihood-based confidence intervals, Applied Statistics 37 (1988)).
+
+    Args:
+        levels: From mild to severe: rising, or falling throughout.
+        counts: Successes.
+        totals: Episodes.
+
+    Returns:
+        `half`, `interval95` of two levels and `width`, the scale of the curve in the unit of the level. None stands for
+        what lies beyond the levels that were tried.
+    """
+    import numpy as np
+
+    x, k, n = (np.asarray(values, float) for values in (levels, counts, totals))
+    nothing = {"half": None, "interval95": [None, None], "width": None}
+    span = float(np.ptp(x))
+    if span == 0:
+        return nothing
+    middles = np.linspace(x.min() - span / 2, x.max() + span / 2, 801)
+    widths = span * np.geomspace(0.002, 2.0, 121)
+    falling = -1.0 if x[0] < x[-1] else 1.0
+    logits = falling * (x - middles[:, None, None]) / widths[:, None]  # (middles, widths, levels)
+    likelihood = -(k * np.logaddexp(0, -logits) + (n - k) * np.logaddexp(0, logits)).sum(-1)
+    profile = likelihood.max(1)
+    best = np.flatnonzero(profile > profile.max() - 1e-6)
+    likely = np.flatnonzero(2 * (profile.max() - profile) <= CHI_SQUARE_95)
+
+    def tried(index: float) -> float | None:
+        middle = float(np.interp(index, range(len(middles)), middles))
+        return middle if x.min() <= middle <= x.max() else None
+
+    return {
+        "half": tried(best.mean()),
+        "interval95": [tried(likely[0]), tried(likely[-1])],
+        "width": float(widths[likelihood[best[len(best) // 2]].argmax()]),
     }

@@ -232,10 +232,10 @@ def _read_checkpoint(folder: Path, name: str, data: bytes) -> None:
 
 
 def _read_report(path: Path) -> None:
-    from deftly.evaluate import report
+    from deftly.evaluate import comparison, report
 
-    found = report.read_report(path)
-    side, lines = report.compare(found, found)
+    found = comparison.read_report(path)
+    side, lines = comparison.compare(comparison.Side(found), comparison.Side(found))
     show(side, *lines, *report.conclusion(found))
 
 

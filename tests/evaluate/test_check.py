@@ -16,7 +16,7 @@ from deftly.evaluate.check import CheckSettings, examine
 from deftly.learn import checkpoint
 from deftly.policy import bundle
 from deftly.robots import jaka_zu5
-from deftly.tasks import load
+from deftly.tasks import load, shipped
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def two(a=None, acts=None, couplings=()):
 def test_a_fresh_bundle_is_fine(exported, args, capsys):
     found = examine(exported.bundle, args)
     assert {f.name for f in found if f.level != "ok"} == {"eval.json"}
-    assert len(found) == 10
+    assert len(found) == 11
     texts = {f.name: f.text for f in found}
     assert "as with torch" in texts["closed loop"]
     assert "8 episodes" in texts["eval.json"]
@@ -295,3 +295,22 @@ def test_without_the_train_extra_it_says_so(exported, args, monkeypatch):
 def test_no_episodes():
     with pytest.raises(DeftlyError, match="episodes is 0"):
         CheckSettings(episodes=0)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_pose_goes_to_an_action_and_back(name):
+    contract = load(name)(load(name).Config()).contract()
+    assert list(check._pose_problems(contract)) == []
+
+
+def test_an_action_that_misses_its_pose_is_named(monkeypatch):
+    contract = two(acts=(Act(("a",), "absolute", lowpass=0.5), Act(("b",), "gripper")))
+    assert list(check._pose_problems(contract)) == []
+    exact = PolicyContract.action_for
+
+    def off(self, targets, memory):
+        return exact(self, targets, memory) + 1e-3
+
+    monkeypatch.setattr(PolicyContract, "action_for", off)
+    (problem,) = check._pose_problems(contract)
+    assert problem.startswith("a: targets are off by 0.0005")

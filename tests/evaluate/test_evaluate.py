@@ -28,7 +28,9 @@ from deftly.config import (
 )
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
-from deftly.evaluate.evaluate import check_gate, measure, read_gate
+from deftly.evaluate.comparison import Side, compare, read_report
+from deftly.evaluate.evaluate import measure
+from deftly.evaluate.gates import check_gate, read_gate
 from deftly.evaluate.source import policy_words
 from deftly.learn import checkpoint
 from deftly.learn.networks import Network, NetworkSpec
@@ -122,7 +124,7 @@ def a_report(rate=0.9, total=100, **more):
     ],
 )
 def test_gates(text, holds):
-    assert check_gate(text, a_report())["holds"] is holds
+    assert check_gate(text, report.means(a_report()))["holds"] is holds
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_no_gate_asks_for_a_success_above_1():
 
 def test_a_gate_on_an_unknown_metric_names_the_nearest():
     with pytest.raises(DeftlyError, match="unknown metric 'sucess', did you mean 'success'"):
-        check_gate("sucess>1", a_report())
+        check_gate("sucess>1", report.means(a_report()))
 
 
 def test_no_gate_is_lost_when_the_flag_is_repeated():
@@ -382,7 +384,7 @@ def test_comparison(root, result, capsys):
 
 
 def test_comparison_tells_a_difference():
-    _, lines = report.compare(a_report(0.5), a_report(0.9))
+    _, lines = compare(Side(a_report(0.5)), Side(a_report(0.9)))
     assert "success differs at the 5 % level" in lines[-1]
     assert not any("warning" in line for line in lines)
 
@@ -394,11 +396,11 @@ def test_foreign_reports(text, tmp_path):
     path = tmp_path / "eval.json"
     path.write_text(text)
     with pytest.raises(DeftlyError, match=r"eval\.json"):
-        report.read_report(path)
+        read_report(path)
 
 
 def test_binary_report(tmp_path):
     path = tmp_path / "eval.json"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DeftlyError, match="as a report of"):
-        report.read_report(tmp_path)
+        read_report(tmp_path)

@@ -12,7 +12,9 @@ from deftly.commands.eval import main as eval_main
 from deftly.config import EnvConfig, PPOConfig, SimConfig, to_yaml, with_task
 from deftly.errors import DeftlyError
 from deftly.evaluate import evaluate, report
-from deftly.evaluate.evaluate import check_gate, measure
+from deftly.evaluate.comparison import Side, compare
+from deftly.evaluate.evaluate import measure
+from deftly.evaluate.gates import check_gate
 from deftly.learn import checkpoint
 from deftly.learn.networks import Network, NetworkSpec
 from deftly.sim.randomize import Randomize
@@ -169,7 +171,7 @@ def test_the_page_says_what_disturbed():
 def test_comparison_names_what_differs_in_the_disturbances():
     old = json.loads((load_shipped() / "eval.json").read_text())
     new = old | {"disturbances": {**old["disturbances"], "wider": 1.5, "only_outside": False}}
-    _, lines = report.compare(old, new)
+    _, lines = compare(Side(old), Side(new))
     assert lines[0].startswith("warning: disturbances differs, {'randomize': True, ")
     assert "'wider': 1.5, 'only_outside': False} now" in lines[0]
 
@@ -177,7 +179,7 @@ def test_comparison_names_what_differs_in_the_disturbances():
 def test_comparison_with_a_hostile_report_does_nothing_to_the_terminal():
     old = json.loads((load_shipped() / "eval.json").read_text())
     old["metrics"] = {**old["metrics"], HOSTILE: next(iter(old["metrics"].values()))}
-    side, lines = report.compare(old | {"task": HOSTILE, "disturbances": HOSTILE}, old)
+    side, lines = compare(Side(old | {"task": HOSTILE, "disturbances": HOSTILE}), Side(old))
     cells = [*side.columns[0]._cells, *lines]
     assert all(text.isprintable() for text in cells), cells
     assert any("a?[2Jb error: no" in text for text in cells)
@@ -306,7 +308,7 @@ def test_there_must_be_something_to_widen(hand):
 
 def test_a_gate_takes_the_task_s_own_figures():
     data = {"success": {"rate": 1.0}, "broken_physics": 0, "metrics": {"drop_rate": {"mean": 0.04}}}
-    assert check_gate("drop_rate<=5%", data)["holds"]
+    assert check_gate("drop_rate<=5%", report.means(data))["holds"]
 
 
 @pytest.mark.parametrize("name", shipped())

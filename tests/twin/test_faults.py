@@ -11,7 +11,7 @@ from deftly.contract import Fault
 from deftly.control.drivers.faults import BY_MOTION, Injection, expected, names, parse
 from deftly.control.safety import Kernel, SafetyConfig, State
 from deftly.errors import DeftlyError
-from deftly.evaluate.report import read_report
+from deftly.evaluate.comparison import read_report
 from deftly.policy.protocol import ContractPolicy
 from deftly.serving.wire import pack
 from deftly.twin.loop import run_episode

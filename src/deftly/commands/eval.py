@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 from typing_extensions import Doc
 
 from deftly import render, workspace
-from deftly.config import INPUT, OUTPUT_FOLDER, Repeatable, RunsConfig, with_setting
+from deftly.config import INPUT, INPUT_FILE, OUTPUT_FOLDER, Repeatable, RunsConfig, with_setting
 from deftly.console import show, table
-from deftly.evaluate import report, source
-from deftly.evaluate.evaluate import EvalSettings, measure, read_gate
-from deftly.evaluate.source import PolicyArgs
+from deftly.errors import DeftlyError
+from deftly.evaluate import comparison, ladder, ladder_report, report, source
+from deftly.evaluate.evaluate import EvalSettings, Metrics, Result, measure
+from deftly.evaluate.gates import read_gate, read_gates, require_rungs
+from deftly.evaluate.source import PolicyArgs, PolicySource
+
+if TYPE_CHECKING:
+    from deftly.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -27,9 +33,26 @@ class EvalArgs(PolicyArgs, EvalSettings):
         Repeatable(),
         Doc("Conditions such as 'success>=0.9' 'steps<80'; the exit status is 1 unless all hold."),
     ] = ()
-    compare: Annotated[Path | None, INPUT, Doc("Earlier report (eval.json) to compare with.")] = (
-        None
-    )
+    gates: Annotated[
+        Path | None,
+        INPUT_FILE,
+        Doc("File of gates, YAML; with --ladder by rung: 'push: [half>=8]'."),
+    ] = None
+    ladder: Annotated[
+        bool,
+        Doc("Measure under each of the task's conditions: pushes, latency, other physics, ..."),
+    ] = False
+    rungs: Annotated[
+        tuple[str, ...], Repeatable(), Doc("Names of conditions of the ladder; unset: all.")
+    ] = ()
+    compare: Annotated[
+        Path | None, INPUT, Doc("Earlier report (eval.json, or ladder.json) to compare with.")
+    ] = None
+    by: Annotated[
+        tuple[str, ...],
+        Repeatable(),
+        Doc("Metrics that --compare judges beside success; unset: reward_per_step."),
+    ] = ()
     out: Annotated[
         Path | None, OUTPUT_FOLDER, Doc("Folder for the report; unset: a new test run in runs/.")
     ] = None
@@ -50,6 +73,25 @@ class EvalArgs(PolicyArgs, EvalSettings):
         super().__post_init__()
         for text in self.gate:
             read_gate(text)
+        if self.by and not self.compare:
+            raise DeftlyError("--by says what --compare judges: add --compare REPORT")
+        if self.has_ladder:
+            self._require_one_way()
+
+    @property
+    def has_ladder(self) -> bool:
+        """Whether a ladder is climbed."""
+        return self.ladder or bool(self.rungs)
+
+    def _require_one_way(self) -> None:
+        """Raise DeftlyError for settings that a ladder has rungs for, or has no place for."""
+        if self.stochastic or self.wider > 1:
+            flag = "stochastic" if self.stochastic else "wider"
+            raise DeftlyError(f"a ladder has a rung for --{flag}: --rungs {flag}")
+        if self.video:
+            raise DeftlyError("a ladder has no video: leave out --video, or --ladder")
+        if self.gate:
+            raise DeftlyError("a gate of a ladder is of one of its rungs: --gates FILE")
 
 
 def main(argv: list[str]) -> int:
@@ -58,23 +100,30 @@ def main(argv: list[str]) -> int:
     words = source.policy_words(argv)
     task, args, found = source.prepare(EvalArgs, "eval", words)
     assert found is not None
-    earlier = report.read_report(args.compare) if args.compare else None
-    recorder = None if args.video is False else render.Recorder(args.video_episodes, args.camera)
-    try:
-        watch = recorder and recorder.watch
-        result, values = measure(task, found, args, watch, args.keys, args.gate)
-    except render.NoGLError as error:
-        if args.video:
-            raise
-        print(f"no video: {error}")
-        recorder = None
-        result, values = measure(task, found, args, keys=args.keys, gates=args.gate)
+    gates = read_gates(args.gates) if args.gates else {}
+    rungs = ladder.choose(task.ladder, args.rungs) if args.has_ladder else ()
+    if args.gates:
+        require_rungs(args.gates, gates, [rung.name for rung in rungs])
     same = with_setting(words, "policy", found.label)
     if args.seed:  # it may have been drawn
         same = with_setting(same, "seed", str(args.seed))
-    result["command"] = shlex.join(["deftly", "eval", *same])
-    folder = args.out or workspace.create(task.name, "test", args.runs)
-    folder.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["deftly", "eval", *same])
+    if rungs:
+        climbed = ladder.Ladder(task, found, args, rungs, gates, args.keys)
+        return _climb(climbed, args, command)
+    return _evaluate(task, args, found, command, (*args.gate, *gates.get("", ())))
+
+
+def _evaluate(
+    task: Task, args: EvalArgs, found: PolicySource, command: str, gates: Sequence[str]
+) -> int:
+    """One evaluation."""
+    earlier = comparison.read_side(args.compare) if args.compare else None
+    if earlier:
+        comparison.require_metrics(args.by, earlier.report)
+    result, values, recorder = _measure(task, found, args, gates)
+    result["command"] = command
+    folder = _folder(task, args)
     video = None
     if recorder:
         video = folder / "video.mp4"
@@ -83,7 +132,56 @@ def main(argv: list[str]) -> int:
     for head, *rows in filter(None, (report.metrics_table(result), report.bins_table(result))):
         show(table(head, rows), "")
     if earlier:
-        side, lines = report.compare(earlier, result)
+        side, lines = comparison.compare(earlier, comparison.read_side(folder), args.by)
         show(side, "\n".join(["", *lines, ""]))
     show("\n".join([*report.conclusion(result), f"report: {folder / 'report.html'}"]))
     return 0 if all(gate["holds"] for gate in result["gates"]) else 1
+
+
+def _measure(
+    task: Task, found: PolicySource, args: EvalArgs, gates: Sequence[str]
+) -> tuple[Result, Metrics, render.Recorder | None]:
+    """The evaluation, and who took the pictures, if this machine can."""
+    recorder = None if args.video is False else render.Recorder(args.video_episodes, args.camera)
+    try:
+        watch = recorder and recorder.watch
+        return *measure(task, found, args, watch, args.keys, gates), recorder
+    except render.NoGLError as error:
+        if args.video:
+            raise
+        print(f"no video: {error}")
+        return *measure(task, found, args, keys=args.keys, gates=gates), None
+
+
+def _folder(task: Task, args: EvalArgs) -> Path:
+    folder = args.out or workspace.create(task.name, "test", args.runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _climb(climbed: ladder.Ladder, args: EvalArgs, command: str) -> int:
+    """A ladder. What is measured is written rung by rung, so that nothing is lost of one that is stopped."""
+    earlier = ladder.read(args.compare) if args.compare else None
+    task = climbed.task
+    folder = _folder(task, args)
+    result: dict[str, Any] = {}
+    for result in climbed.climb():
+        result["command"] = command
+        ladder_report.write(folder, result, task)
+        print("\n".join(_said(result["rungs"][-1])), flush=True)
+    head, *rows = ladder_report.conditions_table(result["rungs"], task)
+    show("", table(head, rows), "")
+    if earlier:
+        side, lines = ladder_report.compare(earlier, result, args.by)
+        show(side, "\n".join(["", *lines, ""]))
+    lines = [*ladder_report.conclusion(result), f"report: {folder / ladder.PAGE}"]
+    show("\n".join(lines))
+    return 0 if ladder.passed(result) else 1
+
+
+def _said(entry: Mapping[str, Any]) -> list[str]:
+    """A line for each condition of a rung that was measured."""
+    return [
+        f"{ladder_report.place(entry, found)}: success {ladder_report.rate(found['success'])}"
+        for found in entry["conditions"]
+    ]

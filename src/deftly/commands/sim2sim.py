@@ -16,8 +16,8 @@ from deftly import render
 from deftly.config import INPUT, OUTPUT_FILE, OUTPUT_FOLDER, Repeatable, Suffix
 from deftly.console import show
 from deftly.errors import DeftlyError
-from deftly.evaluate import report
-from deftly.evaluate.evaluate import read_gate
+from deftly.evaluate import comparison, report
+from deftly.evaluate.gates import read_gate
 from deftly.evaluate.source import policy_words, prepare
 from deftly.twin import sim2sim
 from deftly.twin.loop import Film, LoopArgs
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
     words = policy_words(argv)
     task, args, source = prepare(Sim2SimArgs, "sim2sim", words, "bundle")
     assert source is not None
-    earlier = report.read_report(args.compare) if args.compare else None
+    earlier = comparison.read_side(args.compare) if args.compare else None
     from deftly.twin.robot import SimRobot
 
     if args.video and not args.video.parent.is_dir():
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> int:
     result["command"] = shlex.join(["deftly", "sim2sim", *words])
     file = report.write(args.out, result, values, task) if args.out else None
     if earlier:
-        side, lines = report.compare(earlier, result)
+        side, lines = comparison.compare(earlier, comparison.Side(result, values))
         show(side, "\n".join(["", *lines, ""]))
     show("\n".join(sim2sim.text(result)))
     if film:

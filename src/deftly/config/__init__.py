@@ -2,7 +2,8 @@
 
 The dataclasses in `sections` and of the commands are the only source: `constraints` and documentation stand beside each
 field, `fields` lists them as flags, `parsing` reads words and files, `named` finds files by name, `yaml` writes files,
-`help` prints. Names of older systems are in `older_names`, physics presets in `presets`.
+`help` prints. Names of older systems are in `older_names`, physics presets in `presets`, the conditions of a robustness
+evaluation in `ladder`.
 """
 
 from deftly.config.constraints import (
@@ -21,6 +22,7 @@ from deftly.config.constraints import (
     check,
 )
 from deftly.config.fields import Repeatable, changed, field_docs
+from deftly.config.ladder import LADDER, Rung, with_changes
 from deftly.config.named import suggest
 from deftly.config.older_names import ALIASES
 from deftly.config.parsing import (
@@ -61,6 +63,7 @@ __all__ = [
     "INPUT_FILE",
     "INPUT_FOLDER",
     "KEYS",
+    "LADDER",
     "OUTPUT_FILE",
     "OUTPUT_FOLDER",
     "POSITIVE_RANGE",
@@ -75,6 +78,7 @@ __all__ = [
     "OffPolicyConfig",
     "PPOConfig",
     "Repeatable",
+    "Rung",
     "RunsConfig",
     "SACConfig",
     "Settings",
@@ -96,6 +100,7 @@ __all__ = [
     "switches",
     "to_yaml",
     "with_algorithm",
+    "with_changes",
     "with_setting",
     "with_task",
     "without_setting",

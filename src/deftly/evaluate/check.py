@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 HOME_TOLERANCE = 1e-6
 """rad (m)."""
+POSE_TOLERANCE = 1e-4
+"""rad (m)."""
 ROBOTS, TICKS = 64, 100
 """Of the check of the limits: actions at once, and one after the other."""
 LOOP = "closed loop"
@@ -78,6 +80,11 @@ def examine(folder: Path, settings: CheckSettings) -> list[Finding]:
             f"home -> action -> targets is home, within {HOME_TOLERANCE:g} rad (m)",
         ),
         judge(
+            "poses",
+            _pose_problems(c),
+            f"{ROBOTS} poses -> action -> targets come back, within {POSE_TOLERANCE:g} rad (m)",
+        ),
+        judge(
             "limits",
             _limit_problems(c),
             f"{ROBOTS * TICKS} random and infinite actions keep every target within",
@@ -108,6 +115,20 @@ def _home_problems(c: PolicyContract) -> Iterator[str]:
     for joint, target in zip(c.joints, targets):
         if not abs(target - joint.home) <= HOME_TOLERANCE:
             yield f"{joint.name}: home is {joint.home!r} {joint.units}, its target {float(target)!r}"
+
+
+def _pose_problems(c: PolicyContract) -> Iterator[str]:
+    """A robot that stands in a pose that actions reach from home, and is told to be there, stays there."""
+    home = np.array(c.home(), np.float32)
+    signals = {s.name: np.zeros((ROBOTS, s.size), np.float32) for s in c.signals}
+    actions = np.random.default_rng(1).uniform(-0.9, 0.9, (ROBOTS, c.action_size))
+    memory = c.reset(signals | {"joint_pos": np.tile(home, (ROBOTS, 1))})
+    poses, _ = c.act(actions.astype(np.float32), memory)
+    memory = c.reset(signals | {"joint_pos": poses})
+    targets, _ = c.act(c.action_for(poses, memory), memory)
+    for joint, errors in zip(c.joints, np.abs(targets - poses).T):
+        if not joint.grips and not errors.max() <= POSE_TOLERANCE:
+            yield f"{joint.name}: targets are off by {errors.max():.2g} {joint.units}"
 
 
 def _limit_problems(c: PolicyContract) -> Iterator[str]:

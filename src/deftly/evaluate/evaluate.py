@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import operator
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,9 +13,10 @@ from annotated_types import Ge, Lt
 from typing_extensions import Doc
 
 from deftly import __version__, stats
-from deftly.config import SEEDS, EnvConfig, Settings, SimConfig, draw_seed, suggest
+from deftly.config import SEEDS, EnvConfig, Settings, SimConfig, draw_seed
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
+from deftly.evaluate.gates import check_gate, require_metric
 from deftly.evaluate.source import PolicySource, of_checkpoint
 
 if TYPE_CHECKING:
@@ -26,10 +25,6 @@ if TYPE_CHECKING:
     from deftly.policy.protocol import Policy
     from deftly.tasks import Task
 
-OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-GATE = re.compile(
-    r"\s*([\w./-]+?)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(%?)\s*"
-)
 SERVER_S = 10.0
 """Longest wait for the decisions of a server, s; simulated time stands still meanwhile."""
 DERIVED = ("seconds", "success_seconds")
@@ -196,7 +191,7 @@ def evaluate(
     contract = task.contract()
     source.require(contract, task.name)
     if gates:
-        known = [*world.metric_names(), *DERIVED, "success", "broken_physics"]
+        known = gated_metrics(world)
         for gate in gates:
             require_metric(gate, known)
     policy = source.open(contract, stochastic=stochastic, timeout=timeout, keys=keys)
@@ -206,8 +201,13 @@ def evaluate(
         policy.close()
     values = _metrics(ran)
     result = _report(world, source, stochastic, ran, values)
-    result["gates"] = [check_gate(gate, result) for gate in gates]
+    result["gates"] = [check_gate(gate, report.means(result)) for gate in gates]
     return result, values
+
+
+def gated_metrics(world: World) -> list[str]:
+    """The metrics that a gate may name, known before an episode has run."""
+    return [*world.metric_names(), *DERIVED, "success", "broken_physics"]
 
 
 def _report(
@@ -216,21 +216,18 @@ def _report(
     """What `eval.json` holds, before the gates."""
     task = world.task
     contract = task.contract()
-    statistics = {name: stats.summarize(value) for name, value in values.items()}
-    del statistics["success"]
+    statistics: dict[str, dict[str, Any]] = {
+        name: stats.summarize(value) for name, value in values.items() if name != "success"
+    }
+    for summary in statistics.values():
+        summary["mean95"] = stats.mean_interval(summary)
     return {
         "schema": report.SCHEMA,
         "world": world.name,
         "task": task.name,
         "robot": contract.robot.name,
         "contract": contract.hash,
-        "policy": {
-            "label": source.label,
-            "kind": source.kind,
-            "sha256": source.sha256,
-            "iteration": source.iteration,
-            "task": source.task or task.name,
-        },
+        "policy": report.policy_facts(source, task.name),
         "episodes": len(ran),
         "seed": world.seed,
         "stochastic": stochastic,
@@ -274,39 +271,3 @@ def _widened(task: Task, settings: EvalSettings) -> Task:
     wide = copy.copy(task)
     wide.randomize = lambda: entries
     return wide
-
-
-# ------------------------------------------------------------------------- gates
-
-
-def read_gate(text: str) -> tuple[str, str, float]:
-    """Metric, sign and number of a condition such as `success>=0.9`; the number may be a percentage."""
-    if not (match := GATE.fullmatch(text)):
-        raise DeftlyError(
-            f"cannot read the gate '{text}': write METRIC>=NUMBER (or <=, >, <), as 'success>=0.9'"
-        )
-    metric, sign, number, percent = match.groups()
-    value = float(number) / (100 if percent else 1)
-    if metric == "success" and value > 1:
-        raise DeftlyError(
-            f"no success rate is above 1: write the gate '{text}' as 'success{sign}{number}%'"
-        )
-    return metric, sign, value
-
-
-def require_metric(gate: str, known: Collection[str]) -> None:
-    """Raise DeftlyError if a gate names none of the known metrics."""
-    metric, _, _ = read_gate(gate)
-    if metric not in known:
-        near = suggest(metric, known) or f"; known are {', '.join(known)}"
-        raise DeftlyError(f"--gate names the unknown metric '{metric}'{near}")
-
-
-def check_gate(text: str, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether a condition on a metric's mean holds, and the measured value; what no episode has holds nothing."""
-    metric, sign, wanted = read_gate(text)
-    means = report.means(result)
-    require_metric(text, means)
-    value = means[metric]
-    holds = value is not None and bool(OPERATORS[sign](value, wanted))
-    return {"gate": f"{metric}{sign}{wanted:g}", "measured": value, "holds": holds}

@@ -1,4 +1,4 @@
-"""A report of an evaluation: its metrics, its comparison with another, and its page, which needs no network."""
+"""A report of an evaluation: its metrics, and its page, which needs no network."""
 
 import base64
 import csv
@@ -15,17 +15,18 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
 
 from deftly.console import printable
 from deftly.errors import DeftlyError
-from deftly.files import FileError, read_json, write_text
+from deftly.files import write_text
 from deftly.policy.bundle import REPORT_SCHEMA
-from deftly.stats import SUMMARY, fisher, proportion, summarize
+from deftly.stats import SUMMARY, proportion, summarize
 from deftly.tasks import Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from deftly.evaluate.source import PolicySource
 
 Report = Mapping[str, Any]
 """What `eval.json` and `sim2sim.json` hold."""
@@ -34,17 +35,8 @@ Values = Mapping[str, np.ndarray]
 SCHEMA = REPORT_SCHEMA
 REPORTS = {"env": "eval.json", "twin": "sim2sim.json"}
 """Name of a report's file, by the world in which was evaluated."""
-CONDITIONS = (
-    "world",
-    "task",
-    "contract",
-    "seed",
-    "episodes",
-    "preset",
-    "disturbances",
-    "stochastic",
-)
-"""What should be alike where two reports are compared."""
+EPISODES = "episodes.csv"
+"""The metrics of each episode, beside a report."""
 MAX_INLINE_VIDEO = 8_000_000
 """Bytes up to which a video is put into the page itself."""
 
@@ -83,6 +75,17 @@ def divide(values: Values, task: Task | type[Task]) -> dict[str, Any]:
     return {"breakdown": {"metric": metric, "bins": bins}}
 
 
+def policy_facts(source: "PolicySource", task: str) -> dict[str, Any]:
+    """What a report says of the policy that was measured in a task of this name."""
+    return {
+        "label": source.label,
+        "kind": source.kind,
+        "sha256": source.sha256,
+        "iteration": source.iteration,
+        "task": source.task or task,
+    }
+
+
 def means(report: Report) -> dict[str, float | None]:
     """Every metric that a gate or a comparison can name."""
     found = {
@@ -109,43 +112,6 @@ def _means_of_twin(section: Mapping[str, Any]) -> dict[str, float | None]:
     return found
 
 
-def read_report(path: Path) -> Report:
-    """Read an `eval.json` or `sim2sim.json`, or that of a folder. Raises DeftlyError for anything else."""
-    if path.is_dir():
-        places = [path / name for name in REPORTS.values()]
-        path = next((place for place in places if place.is_file()), places[0])
-    what, advice = "a report of 'deftly eval'", "give the eval.json of a test run"
-    report = read_json(path, what, advice=advice)
-    try:
-        if report["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {report['schema']!r}, this Deftly reads {SCHEMA!r}")
-        compare(report, report)  # it has all that a comparison needs
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FileError(f"{path} is not {what}: {printable(error)}; {advice}") from None
-    return report
-
-
-def compare(old: Report, new: Report) -> tuple[Table, list[str]]:
-    """Two reports side by side, and what can be said about them: warnings, and whether success differs."""
-    side = Table("metric", "before", "now", "difference", box=None)
-    before, now = means(old), means(new)
-    for name in (name for name in now if name in before):
-        a, b = before[name], now[name]
-        difference = "" if a is None or b is None else f"{b - a:+.4g}"
-        side.add_row(printable(name, 60), number(a), number(b), difference)
-    apart = (name for name in CONDITIONS if old[name] != new[name])
-    lines = [
-        f"warning: {name} differs, {printable(old[name], 120)} before and {printable(new[name], 120)} now"
-        for name in apart
-    ]
-    p = fisher(old["success"]["count"], old["episodes"], new["success"]["count"], new["episodes"])
-    lines += [f"before: {headline(old)}", f"now: {headline(new)}"]
-    return side, [
-        *lines,
-        f"success {'differs' if p < 0.05 else 'cannot be told apart'} at the 5 % level, p = {p:.2g}",
-    ]
-
-
 def number(value: float | int | None, digits: int = 4) -> str:
     """A number with so many digits; nothing for None and NaN."""
     return "" if value is None or math.isnan(value) else f"{value:.{digits}g}"
@@ -162,11 +128,17 @@ def headline(report: Report) -> str:
 
 def metrics_table(report: Report) -> list[tuple[str, ...]]:
     """Statistics of the metrics, a row each below a head."""
-    rows = (
-        (name, *(number(statistics[key]) for key in SUMMARY))
-        for name, statistics in report["metrics"].items()
-    )
-    return [("metric", *SUMMARY), *rows]
+    rows: list[tuple[str, ...]] = [("metric", "mean", "95 % interval", *SUMMARY[1:])]
+    for name, statistics in report["metrics"].items():
+        mean, *others = (number(statistics[key]) for key in SUMMARY)
+        rows.append((name, mean, _interval(statistics), *others))
+    return rows
+
+
+def _interval(statistics: Mapping[str, Any]) -> str:
+    """That of a metric's mean; empty in a report from before there were any, and of fewer than two episodes."""
+    ends = statistics.get("mean95")
+    return f"{number(ends[0])} to {number(ends[1])}" if ends else ""
 
 
 def bins_table(report: Report) -> list[tuple[str, ...]]:
@@ -200,7 +172,7 @@ def write(
     """
     name = REPORTS[report["world"]]
     write_text(folder / name, json.dumps(report, indent=2, allow_nan=False) + "\n")
-    write_text(folder / "episodes.csv", _episodes(values))
+    write_text(folder / EPISODES, _episodes(values))
     write_text(folder / "report.html", html(report, values, video, task))
     return folder / name
 
@@ -286,17 +258,25 @@ def html(
     }
     tables = {"Metrics": metrics_table(report), "By parts": bins_table(report)}
     parts = {
-        "gates": "".join(_gate(gate) for gate in report.get("gates", ())),
+        "gates": "".join(gate_mark(gate) for gate in report.get("gates", ())),
         "video": _player(video) if video else "",
         "plots": _plots(report, values, task),
-        "tables": "".join(_table(title, rows, task) for title, rows in tables.items() if rows),
+        "tables": "".join(card(title, rows, task) for title, rows in tables.items() if rows),
         "twin": _twin(report["twin"]) if "twin" in report else "",
     }
-    page = Template(Path(__file__).with_name("report.html").read_text())
-    return page.substitute({name: escape(str(text)) for name, text in texts.items()} | parts)
+    return page("report.html", texts, parts)
 
 
-def _gate(gate: Mapping[str, Any]) -> str:
+def page(template: str, texts: Mapping[str, Any], parts: Mapping[str, str]) -> str:
+    """A page of this folder's template, with texts, which are escaped, and parts that are HTML."""
+    folder = Path(__file__).parent
+    plain = {name: escape(str(text)) for name, text in texts.items()}
+    styled = {**plain, **parts, "style": (folder / "report.css").read_text()}
+    return Template((folder / template).read_text()).substitute(styled)
+
+
+def gate_mark(gate: Mapping[str, Any]) -> str:
+    """A pill of the page that says what became of a gate."""
     kind = "good" if gate["holds"] else "bad"
     return f'<span class="gate {kind}">{escape(verdict(gate))}</span>'
 
@@ -328,7 +308,7 @@ def _twin(section: Mapping[str, Any]) -> str:
     return f"<section class=card><h2>{title}</h2><div class=wide><table>{lines}</table></div></section>"
 
 
-def _table(title: str, rows: Sequence[Sequence[str]], task: Task | type[Task]) -> str:
+def card(title: str, rows: Sequence[Sequence[str]], task: Task | type[Task]) -> str:
     """A card of the page: the first row is the head, the first cell of each other row a metric's name."""
     head, *body = rows
     lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
@@ -349,7 +329,7 @@ STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
 
 
 @contextmanager
-def _plot(cards: list[str], title: str) -> "Iterator[Axes]":
+def plot_card(cards: list[str], title: str) -> "Iterator[Axes]":
     """Axes to draw on, which become a card of the page."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -382,7 +362,7 @@ def _plots(report: Report, values: Values, task: Task | type[Task]) -> str:
 
 def _starts(cards: list[str], values: Values, success: np.ndarray) -> None:
     """Where episodes started, successes and failures in two colours."""
-    with _plot(cards, "Success by start position, m") as axes:
+    with plot_card(cards, "Success by start position, m") as axes:
         for mask, paint, label in ((success, GOOD, "success"), (~success, BAD, "failure")):
             x, y = values["start_x"][mask], values["start_y"][mask]
             axes.scatter(x, y, s=12, color=paint, label=label)
@@ -400,7 +380,7 @@ def _reward_terms(cards: list[str], report: Report) -> None:
     }
     if not terms:
         return
-    with _plot(cards, "Mean return by reward term") as axes:
+    with plot_card(cards, "Mean return by reward term") as axes:
         names, sizes = list(terms)[::-1], list(terms.values())[::-1]
         axes.barh(names, sizes, color=[ACCENT if size >= 0 else BAD for size in sizes], height=0.65)
         axes.axvline(0, color="black", linewidth=0.8)
@@ -416,7 +396,7 @@ def _histogram(
     edges = _bins(metric[known], step)
     parts = [metric[known & success], metric[known & ~success]]
     names = ["success", "failure"]
-    with _plot(cards, title) as axes:
+    with plot_card(cards, title) as axes:
         axes.hist(parts, edges, stacked=True, color=[ACCENT, BAD], label=names, rwidth=0.92)
         axes.set_xlim(*_limits(edges))
         axes.set_ylabel("episodes")
@@ -451,11 +431,11 @@ def _by_bin(cards: list[str], breakdown: Mapping[str, Any], task: Task | type[Ta
     edges = [number(edge) for edge in (*(b["low"] for b in bins), bins[-1]["high"])]
     rates = np.array([b["success"]["rate"] for b in bins], float)
     low, high = np.array([b["success"]["wilson95"] for b in bins]).T
-    with _plot(cards, f"Success by {what}") as axes:
+    with plot_card(cards, f"Success by {what}") as axes:
         axes.vlines(places, low, high, color=ACCENT, linewidth=2)
         axes.plot(places, rates, "o", color=ACCENT)
         axes.set(ylim=(-0.03, 1.03), xticks=range(len(edges)), xticklabels=edges)
-    with _plot(cards, f"{title}, mean by {what}") as axes:
+    with plot_card(cards, f"{title}, mean by {what}") as axes:
         axes.bar(
             places, np.array([b["metrics"].get(name) for b in bins], float), 0.85, color=ACCENT
         )

@@ -146,7 +146,7 @@ class PolicySource:
             return self.like.report
         if self.loaded is None or self.kind != SHIPPED:
             return None
-        from deftly.evaluate.report import read_report
+        from deftly.evaluate.comparison import read_report
 
         places = [folder / "eval.json" for folder in (self.loaded.path, self.loaded.path.parent)]
         return next((read_report(path) for path in places if path.is_file()), None)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import mujoco
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
-from deftly.config import RANGE, TaskConfig
-from deftly.contract.derive import angle_between, heading_frame, projected_gravity, yaw
+from deftly.config import LADDER, RANGE, Rung, TaskConfig
+from deftly.contract.derive import (
+    angle_between,
+    heading_frame,
+    multiply,
+    projected_gravity,
+    yaw,
+)
 from deftly.robots.entity import Entity
 from deftly.sim import scene
 from deftly.sim.pushes import Push
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from deftly.sim.state import State
 
 WORLD = "world"
+START_AREA = 0.5  # m, on uneven ground a robot starts within this much of the middle, along x and y
 SATURATED = 0.95
 """Fraction of its torque above which a servo counts as saturated."""
 SERVO_METRICS = {
@@ -31,11 +39,36 @@ SERVO_METRICS = {
     "peak_speed": "largest speed of a joint, as it is at the end of each control period, rad/s",
     "power": "mean mechanical power that the servos put in, W",
 }
+FOOT_METRICS = {
+    "slip": "mean horizontal speed of a foot on the ground, m/s",
+    "peak_impact": "largest force on a foot, as it is at the end of each control period, N",
+}
 Lowpass = Annotated[float, Ge(0), Lt(1), Doc("Weight of the previous action.")]
 PushForce = Annotated[
     tuple[float, float], RANGE, Doc("Range of the force of a push on the waist, N.")
 ]
 PushInterval = Annotated[float, Gt(0), Doc("Mean time between pushes, s.")]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What the robot stands on; flat and level unless set."""
+
+    friction: Annotated[
+        tuple[Annotated[float, Ge(0.05)], Annotated[float, Le(10)]],
+        RANGE,
+        Doc("Range of the factor on the friction of the soles."),
+    ] = (0.6, 1.3)
+    slope: Annotated[float, Ge(0), Le(0.5), Doc("Inclination, rad.")] = 0.0
+    uphill: Annotated[
+        float, Doc("Direction in which it rises, to the left of the robot's first heading, rad.")
+    ] = 0.0
+    tiles: Annotated[
+        float, Ge(0), Le(0.1), Doc("Uneven ground: height of the highest of its tiles, m; 0: none.")
+    ] = 0.0
+
+
+LEVEL = Ground()
 
 
 @dataclass(frozen=True)
@@ -52,8 +85,76 @@ class LeggedConfig(TaskConfig):
     push_force: PushForce = (2.0, 5.0)
     push_steps: Annotated[int, Ge(1), Doc("Control steps for which a push lasts.")] = 6
     push_interval: PushInterval = 3.0
+    most_pushes: Annotated[int, Ge(0), Doc("Pushes in an episode at most; 0: any number.")] = 0
+    ground: Annotated[Ground, Doc("What the robot stands on.")] = field(default_factory=Ground)
+    gyro_bias: Annotated[
+        tuple[float, float, float],
+        Doc(
+            "Constant error of the gyroscope about x, y and z, beside the one that is drawn, rad/s."
+        ),
+    ] = (0.0, 0.0, 0.0)
     lowest: Annotated[float, Gt(0), Doc("Height of the waist below which it fell, m.")] = 0.36
     max_tilt: Annotated[float, Gt(0), Doc("Tilt of the waist beyond which it fell, rad.")] = 0.8
+
+
+def _ground(**values: float) -> dict[str, dict[str, object]]:
+    """Settings of a rung on other ground; a friction is that of all episodes."""
+    ground = {name: (x, x) if name == "friction" else x for name, x in values.items()}
+    return {"task": {"ground": ground}}
+
+
+_FORCES = (4.0, 8.0, 12.0, 16.0, 20.0, 25.0, 30.0)  # N
+_SLOPES = (0.03, 0.06, 0.09, 0.12, 0.16, 0.2)  # rad
+_ONE_PUSH = {"most_pushes": 1, "push_interval": 1.0}
+_SIDES = {"uphill": 0.0, "downhill": math.pi, "cross-slope": math.pi / 2}  # where the ground rises
+LEGGED_LADDER = (
+    *LADDER,
+    Rung("60-s", "episodes of 60 s", seconds=60.0, most_episodes=100),
+    Rung(
+        "300-s",
+        "episodes of 300 s with a gyroscope that is off by 0.03 rad/s about each axis",
+        {"task": {"gyro_bias": (0.03, 0.03, 0.03)}},
+        seconds=300.0,
+        most_episodes=50,
+    ),
+    Rung(
+        "push",
+        "one push of 0.12 s on the waist, in any horizontal direction",
+        {"task": _ONE_PUSH},
+        levels={force: {"task": {"push_force": (force, force)}} for force in _FORCES},
+        unit="N",
+    ),
+    Rung(
+        "gyro-bias",
+        "a gyroscope that is off by so much about each axis",
+        levels={
+            bias: {"task": {"gyro_bias": (bias, bias, bias)}} for bias in (0.05, 0.1, 0.2, 0.4, 0.8)
+        },
+        unit="rad/s",
+    ),
+    *(
+        Rung(
+            name,
+            "a slope that rises "
+            + {"uphill": "ahead", "downhill": "behind"}.get(name, "to the left"),
+            levels={slope: _ground(slope=slope, uphill=towards) for slope in _SLOPES},
+            unit="rad",
+        )
+        for name, towards in _SIDES.items()
+    ),
+    Rung(
+        "friction",
+        "soles with this factor of their friction, which is 0.8",
+        levels={x: _ground(friction=x) for x in (0.6, 0.45, 0.3, 0.2, 0.15, 0.1)},
+    ),
+    Rung(
+        "tiles",
+        "uneven ground: square tiles of 0.25 m, up to so high",
+        levels={height: _ground(tiles=height) for height in (0.005, 0.01, 0.015, 0.02, 0.03)},
+        unit="m",
+    ),
+)
+"""Conditions under which every legged robot is measured."""
 
 
 class Legged(Entity):
@@ -66,13 +167,15 @@ class Legged(Entity):
         base: the free body, whose frame is that of the inertial sensor: x forward, y left, z up.
         feet: sites under the feet, left before right.
         torque: of every servo at most, N m.
+        switch_force: on a foot, above which it counts as on the ground, N.
     """
 
     base: str = ""
     feet: tuple[str, ...] = ()
     torque: float = 0.0
+    switch_force: float = 0.0
 
-    def stand_on_floor(self, spec: mujoco.MjSpec) -> None:
+    def stand_on_floor(self, spec: mujoco.MjSpec, ground: Ground = LEVEL) -> None:
         """Put the robot's spec on a floor that it touches, with sensors of the force on each pad, and a camera.
 
         Friction cones are pyramids: on flat soles as good as elliptic ones, and half as fast again to solve.
@@ -80,11 +183,28 @@ class Legged(Entity):
         scene.prepare(spec)
         spec.option.cone = mujoco.mjtCone.mjCONE_PYRAMIDAL
         scene.add_floor(spec, 0.0, collides=True)
+        if ground.slope:
+            scene.incline(spec, ground.slope, ground.uphill)
+        if ground.tiles:
+            scene.add_tiles(spec, ground.tiles)
         self.add_touch(spec, WORLD)
 
+    def place_on(self, s: State, mask: Tensor, ground: Ground) -> None:
+        """Where `mask` is True, the base starts somewhere else on uneven ground, as high as its highest tile."""
+        if not ground.tiles:
+            return
+        place = s.pose(self.base)[:, :3].clone()
+        place[:, :2] += s.uniform(mask, -START_AREA, START_AREA, 2)
+        place[:, 2] += ground.tiles
+        s.place(self.base, mask, place)
+
     def orientation(self, s: State) -> Tensor:
-        """Of the base in the world, `(num_envs, 4)`, quaternion w x y z."""
-        return s.pose(self.base)[:, 3:]
+        """Of the base in the world, `(num_envs, 4)`, quaternion w x y z: its z is the vertical, on a slope too."""
+        in_scene = s.pose(self.base)[:, 3:]
+        down = tuple(s.sim.model.opt.gravity.tolist())
+        if down[0] == down[1] == 0.0:
+            return in_scene
+        return multiply(s.tensor(_upright(down)).expand_as(in_scene), in_scene)
 
     def angular_velocity(self, s: State) -> Tensor:
         """Of the base in its own frame, `(num_envs, 3)`, rad/s: what a gyroscope measures."""
@@ -99,7 +219,7 @@ class Legged(Entity):
         return yaw(self.orientation(s))[:, 0]
 
     def height(self, s: State) -> Tensor:
-        """Of the base above the ground, `(num_envs,)`, m."""
+        """Of the base above the floor, `(num_envs,)`, m; of a slope at right angles to it."""
         return s.pose(self.base)[:, 2]
 
     def gravity(self, s: State) -> Tensor:
@@ -137,6 +257,7 @@ class Legged(Entity):
         for name, value in self._readings(s).items():
             s.zeros(name, *value.shape[1:])[:] = value
         self.foot_vel(s)[:] = (self.foot_pos(s) - before) / s.dt
+        self._watch_feet(s)
         self._watch_servos(s)
 
     def _readings(self, s: State) -> dict[str, Tensor]:
@@ -203,7 +324,25 @@ class Legged(Entity):
 
     def pushes(self, cfg: LeggedConfig) -> tuple[Push, ...]:
         """Horizontal forces on the base at random times."""
-        return (Push(self.base, cfg.push_force, cfg.push_interval, cfg.push_steps / cfg.rate),)
+        duration = cfg.push_steps / cfg.rate
+        return (Push(self.base, cfg.push_force, cfg.push_interval, duration, cfg.most_pushes),)
+
+    def _watch_feet(self, s: State) -> None:
+        """Keep, in `s.store`, what `foot_metrics` tells of an episode."""
+        forces = self.foot_forces(s)
+        loaded = forces > self.switch_force
+        speeds = self.foot_vel(s)[..., :2].norm(dim=-1)
+        s.zeros("sum_slip")[:] += (speeds * loaded).sum(-1)
+        s.zeros("sum_loaded")[:] += loaded.sum(-1)
+        peak = s.zeros("peak_impact")
+        peak[:] = torch.maximum(peak, forces.amax(-1))
+
+    def foot_metrics(self, s: State) -> dict[str, Tensor]:
+        """Of the episode so far: `slip`, m/s, of feet on the ground; `peak_impact`, N."""
+        return {
+            "slip": s.zeros("sum_slip") / s.zeros("sum_loaded").clip(min=1.0),
+            "peak_impact": s.zeros("peak_impact"),
+        }
 
     def saturated(self, s: State) -> Tensor:
         """Whether each servo gives more than `SATURATED` of its torque, `(num_envs, num_joints)` bool."""
@@ -227,6 +366,14 @@ class Legged(Entity):
             "peak_speed": s.zeros("peak_speed"),
             "power": s.zeros("sum_power") / steps,
         }
+
+
+def _upright(gravity: tuple[float, ...]) -> tuple[float, float, float, float]:
+    """The rotation, quaternion w x y z, from a scene in which gravity leans to a world in which it points down."""
+    x, y, z = gravity
+    across = math.hypot(x, y)
+    half = math.atan2(across, -z) / 2
+    return (math.cos(half), -math.sin(half) * y / across, math.sin(half) * x / across, 0.0)
 
 
 def mirrored(rows: Tensor, parts: Sequence[tuple[str, int]]) -> Tensor:

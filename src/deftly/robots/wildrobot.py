@@ -27,7 +27,7 @@ import torch
 
 from deftly.contract import Act, Derive, Joint, Motor, Observe, RobotInterface, Signal
 from deftly.robots import Robot
-from deftly.robots.legged import Legged
+from deftly.robots.legged import LEVEL, Ground, Legged, LeggedConfig
 from deftly.sim import scene
 from deftly.sim.randomize import Randomize
 from deftly.sim.scene import Colour, Point
@@ -327,11 +327,12 @@ class WildRobot(Legged):
     feet = ("left_foot", "right_foot")
     pads = ("left_toe", "left_heel", "right_toe", "right_heel")
     torque = TORQUE
+    switch_force = SWITCH_FORCE
 
-    def scene(self) -> mujoco.MjSpec:
+    def scene(self, ground: Ground = LEVEL) -> mujoco.MjSpec:
         """The robot at home on a floor, and a camera `front` that follows it."""
         s = spec()
-        self.stand_on_floor(s)
+        self.stand_on_floor(s, ground)
         scene.add_camera(
             s, "front", eye=(1.1, -0.9, 0.25), target=(0, 0, -0.08), body="waist", fovy=45
         )
@@ -372,10 +373,12 @@ class WildRobot(Legged):
         lower, upper = s.tensor(limits).unbind(-1)
         return joints.clip(lower, upper)
 
-    def start_near_home(self, s: State, mask: Tensor, noise: float) -> None:
-        """Where `mask` is True, joints within `noise` (rad) of home, and within their limits."""
+    def start_near_home(self, s: State, mask: Tensor, cfg: LeggedConfig) -> None:
+        """Where `mask` is True, joints within `joint_noise` (rad) of home, and within their limits, on the ground."""
+        noise = cfg.joint_noise
         drawn = s.uniform(mask, -noise, noise, len(ROBOT.joints))
         s.set_joint_pos(mask, self.within(s, s.joint_pos + drawn))
+        self.place_on(s, mask, cfg.ground)
 
     def signals(self, s: State) -> dict[str, Tensor]:
         """What the sensors would measure without noise."""
@@ -403,22 +406,22 @@ class WildRobot(Legged):
             -1,
         )
 
-    def noise(self) -> dict[str, Noise]:
+    def noise(self, gyro_bias: tuple[float, ...] = ()) -> dict[str, Noise]:
         """Servo encoders of 0.24 degrees read over a slow bus, a BNO085, and switches that bounce."""
         return {
             "joint_pos": Noise(uniform=0.004, delay=1),
             "orientation": Noise(gaussian=0.003, bias=0.008),
-            "angular_velocity": Noise(gaussian=0.03, bias=0.02, delay=1),
+            "angular_velocity": Noise(gaussian=0.03, bias=0.02, offset=gyro_bias, delay=1),
             "foot_switches": Noise(dropout=0.05),
         }
 
-    def randomize(self) -> tuple[Randomize, ...]:
+    def randomize(self, ground: Ground = LEVEL) -> tuple[Randomize, ...]:
         """Links, servos, their mounting, and the ground."""
         names = tuple(joint.name for joint in ROBOT.joints)
         return (
             Randomize("mass", 0.9, 1.1, ("waist", *names)),
             Randomize("com", -0.01, 0.01, ("waist",), op="add"),
-            Randomize("friction", 0.6, 1.3, self.pads, shared=True),
+            Randomize("friction", *ground.friction, self.pads, shared=True),
             Randomize("joint_offset", -0.02, 0.02, names, op="add"),
             Randomize("frictionloss", 0.5, 2.0, names),
             Randomize("damping", 0.8, 1.4, names),

@@ -15,6 +15,7 @@ class Push:
     force: tuple[float, float]  # range of the horizontal force, N
     interval: float  # mean time between pushes, s
     duration: float  # length of a push, s
+    most: int = 0  # pushes in an episode at most; 0: any number
 
 
 class Pushes:
@@ -30,20 +31,33 @@ class Pushes:
             "left": torch.zeros(shape, device=s.device),
             "force": torch.zeros(*shape, 2, device=s.device),
         }
+        if any(push.most for push in pushes):
+            self.state["count"] = torch.zeros(shape, device=s.device)
 
     def apply(self) -> None:
         """Start, continue or end each push for one step."""
         for i, (push, body) in enumerate(zip(self._pushes, self._bodies)):
             left = self.state["left"][:, i]
             force = self.state["force"][:, i]
-            self._apply(push, body, left, force)
+            count = self.state["count"][:, i] if push.most else None
+            self._apply(push, body, left, force, count)
 
-    def _apply(self, push: Push, body: int, left: torch.Tensor, force: torch.Tensor) -> None:
-        """One push; `left (num_envs,)` steps and `force (num_envs, 2)` N are changed in place."""
+    def _apply(
+        self,
+        push: Push,
+        body: int,
+        left: torch.Tensor,
+        force: torch.Tensor,
+        count: torch.Tensor | None,
+    ) -> None:
+        """One push; `left (num_envs,)` steps, `force (num_envs, 2)` N and `count (num_envs,)` are changed in place."""
         s = self._s
         uniform = torch.rand(s.num_envs, 3, generator=s.generator, device=s.device)
         start_probability = 1 / (push.interval * self._rate)
         start = (left <= 0) & (uniform[:, 0] < start_probability)
+        if count is not None:
+            start &= count < push.most
+            count += start
         drawn = _horizontal_force(push.force, uniform[:, 1], uniform[:, 2])
         drawn *= s.scale.get("push", 1.0)
         force.copy_(torch.where(start[:, None], drawn, force))

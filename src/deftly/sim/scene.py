@@ -1,5 +1,7 @@
 """Scenes: options, light, table and objects around a robot, composed with `MjSpec`."""
 
+import math
+
 import mujoco
 import numpy as np
 
@@ -21,6 +23,10 @@ WOOD = looks.Paint("wood", (0.72, 0.60, 0.46, 1), specular=0.1, shininess=0.2)
 STEEL = looks.Paint("steel", (0.35, 0.36, 0.38, 1))
 TABLE_THICKNESS = 0.03  # m
 DEEPEST, NET_FORCE = 1, 3  # of the four reductions of a contact sensor
+TILE = 0.25  # m, edge of a square tile of uneven ground: longer than a step of a small robot
+TILED = (-1.5, -1.5)  # m, corner of the tiled part of a floor, from which it extends along x and y
+TILES = (40, 12)  # of the tiled part, along x and y
+TILE_DEPTH = 0.1  # m, half the thickness of a tile
 LEG_INSET = 0.04  # of a table's legs from its edges, m
 
 
@@ -114,6 +120,31 @@ def add_floor(s: mujoco.MjSpec, z: float, collides: bool = False) -> None:
         contype=int(collides),
         conaffinity=int(collides),
     )
+
+
+def incline(s: mujoco.MjSpec, slope: float, uphill: float) -> None:
+    """Let the floor z = 0 be a plane that rises by an angle (rad) in a direction (rad, from x to y): gravity leans.
+
+    The scene keeps the floor's frame, so that heights, distances and paths are those along the floor.
+    """
+    size = float(np.linalg.norm(s.option.gravity))
+    down_the_slope = math.sin(slope) * np.array((math.cos(uphill), math.sin(uphill)))
+    s.option.gravity = -size * np.array((*down_the_slope, math.cos(slope)))
+
+
+def add_tiles(s: mujoco.MjSpec, highest: float, seed: int = 0) -> None:
+    """Square tiles of `TILE` (m) over the part `TILED` of the floor, each 0 to `highest` (m) above it."""
+    heights = np.random.default_rng(seed).uniform(0.0, highest, TILES)
+    for (row, column), height in np.ndenumerate(heights):
+        place = (TILED[0] + TILE * (row + 0.5), TILED[1] + TILE * (column + 0.5))
+        s.worldbody.add_geom(
+            name=f"tile_{row}_{column}",
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            size=[TILE / 2, TILE / 2, TILE_DEPTH],
+            pos=[*place, height - TILE_DEPTH],
+            rgba=(*(3 * [0.45 + 0.2 * height / highest]), 1),
+            friction=FRICTION,
+        )
 
 
 def add_table(

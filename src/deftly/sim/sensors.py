@@ -22,6 +22,9 @@ class Noise:
         float, Ge(0), Doc("Standard deviation of white noise, drawn each step.")
     ] = 0.0
     bias: Annotated[float, Ge(0), Doc("Half range of a constant error, drawn each episode.")] = 0.0
+    offset: Annotated[
+        tuple[float, ...], Doc("A constant error of each component, the same in all episodes.")
+    ] = ()
     delay: Annotated[
         int, Ge(0), Le(1000), Doc("Longest delay, steps; each episode draws one from 0 to this.")
     ] = 0
@@ -53,6 +56,10 @@ class Sensors:
                     f"noise on '{name}', which is no signal of the contract: {[*sizes]}"
                 )
             check(entry, f"noise of {name}")
+            if len(entry.offset) not in (0, sizes[name]):
+                raise DeftlyError(
+                    f"noise of {name}: the offset has {len(entry.offset)} numbers, the signal {sizes[name]}"
+                )
         self._noise = noise
         self._generator = generator
         self._device = generator.device
@@ -112,6 +119,8 @@ class Sensors:
     def _start(self, name: str, value: Tensor, rows: Rows) -> Tensor:
         noise = self._noise[name]
         bias = noise.bias * self._symmetric(value)
+        if noise.offset:
+            bias = bias + torch.tensor(noise.offset, device=self._device)
         rows.put(self.state[f"{name}/bias"], bias)
         value = self._white(value, noise) + bias
         if f"{name}/recent" not in self.state:

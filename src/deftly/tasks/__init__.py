@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from deftly.config import TaskConfig, suggest
+from deftly.config import LADDER, Rung, TaskConfig, suggest
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 
@@ -87,6 +87,8 @@ class Task:
 
     `train` is of PPO; the settings of another algorithm are in a section of its name, such as `sac`.
     """
+    ladder: tuple[Rung, ...] = LADDER
+    """The conditions of `deftly eval TASK --ladder`."""
 
     def __init__(self, cfg: TaskConfig):
         self.cfg: Any = cfg

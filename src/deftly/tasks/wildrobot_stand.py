@@ -9,8 +9,15 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from deftly.contract import PolicyContract
+from deftly.contract.derive import angle_between
 from deftly.robots import wildrobot
-from deftly.robots.legged import SERVO_METRICS, LeggedConfig, mirrored
+from deftly.robots.legged import (
+    FOOT_METRICS,
+    LEGGED_LADDER,
+    SERVO_METRICS,
+    LeggedConfig,
+    mirrored,
+)
 from deftly.robots.wildrobot import WILD
 from deftly.sim.pushes import Push
 from deftly.sim.randomize import Randomize
@@ -81,12 +88,15 @@ class WildRobotStand(Task):
         "sim": {"preset": "fast"},
         "train": {"init_std": 0.3, "steps": 24, "epochs": 4, "max_iterations": 300},
     }
+    ladder = LEGGED_LADDER
     cfg: StandConfig
     report = Report(
         selection="return",
         metrics={
             "drift": "distance of the waist from where it started, over the ground, m",
+            "heading_drift": "angle by which the waist has turned about the vertical, rad",
             "sway": "mean tilt of the waist, rad",
+            **FOOT_METRICS,
             **SERVO_METRICS,
         },
         plots=(
@@ -98,7 +108,7 @@ class WildRobotStand(Task):
 
     def scene(self) -> mujoco.MjSpec:
         """The robot on a floor; camera `front`."""
-        return WILD.scene()
+        return WILD.scene(self.cfg.ground)
 
     def contract(self) -> PolicyContract:
         """What every policy of the robot sees, and targets about home."""
@@ -125,11 +135,12 @@ class WildRobotStand(Task):
 
     def reset(self, s: State, mask: Tensor) -> None:
         """Joints near home."""
-        WILD.start_near_home(s, mask, self.cfg.joint_noise)
+        WILD.start_near_home(s, mask, self.cfg)
 
     def start(self, s: State, mask: Tensor) -> None:
         """Remember where the robot stands."""
         s.remember("origin", mask, s.pose(WILD.base)[:, :2])
+        s.remember("first_heading", mask, WILD.heading(s))
         WILD.start(s, mask)
 
     def update(self, s: State) -> None:
@@ -171,17 +182,19 @@ class WildRobotStand(Task):
         moved = s.pose(WILD.base)[:, :2] - s.zeros("origin", 2)
         return {
             "drift": moved.norm(dim=-1),
+            "heading_drift": angle_between(s.zeros("first_heading"), WILD.heading(s)).abs(),
             "sway": s.zeros("sum_tilt") / s.steps.clip(min=1),
+            **WILD.foot_metrics(s),
             **WILD.servo_metrics(s),
         }
 
     def randomize(self) -> tuple[Randomize, ...]:
         """Links, servos, mounting and ground."""
-        return WILD.randomize()
+        return WILD.randomize(self.cfg.ground)
 
     def noise(self) -> dict[str, Noise]:
         """Encoders, inertial sensor, foot switches."""
-        return WILD.noise()
+        return WILD.noise(self.cfg.gyro_bias)
 
     def pushes(self) -> tuple[Push, ...]:
         """Forces on the waist."""

@@ -15,6 +15,8 @@ from deftly.config import RANGE
 from deftly.contract import Derive, Input, Observe, PolicyContract
 from deftly.robots import wildrobot
 from deftly.robots.legged import (
+    FOOT_METRICS,
+    LEGGED_LADDER,
     SERVO_METRICS,
     LeggedConfig,
     Lowpass,
@@ -162,6 +164,7 @@ class WildRobotWalk(Task):
             "max_iterations": 2000,
         },
     }
+    ladder = LEGGED_LADDER
     cfg: WalkConfig
     report = Report(
         selection="return",
@@ -171,8 +174,7 @@ class WildRobotWalk(Task):
             "heading_drift": "distance of the heading from the commanded one, at the end, rad",
             "forward_speed": "mean speed along the commanded heading, m/s",
             "command": "mean commanded speed, m/s",
-            "slip": "mean horizontal speed of a foot on the ground, m/s",
-            "peak_impact": "largest force on a foot, as it is at the end of each control period, N",
+            **FOOT_METRICS,
             **SERVO_METRICS,
         },
         plots=(
@@ -185,7 +187,7 @@ class WildRobotWalk(Task):
 
     def scene(self) -> mujoco.MjSpec:
         """The robot on a floor; camera `front`."""
-        return WILD.scene()
+        return WILD.scene(self.cfg.ground)
 
     def contract(self) -> PolicyContract:
         """What every policy of the robot sees, the command and the clock; targets about home."""
@@ -244,7 +246,7 @@ class WildRobotWalk(Task):
 
     def reset(self, s: State, mask: Tensor) -> None:
         """Joints near home."""
-        WILD.start_near_home(s, mask, self.cfg.joint_noise)
+        WILD.start_near_home(s, mask, self.cfg)
 
     def start(self, s: State, mask: Tensor) -> None:
         """Command something, and remember where the robot stands."""
@@ -262,20 +264,13 @@ class WildRobotWalk(Task):
 
     def _add_up(self, s: State) -> None:
         """Sums for the report."""
-        forces = WILD.foot_forces(s)
-        loaded = forces > wildrobot.SWITCH_FORCE
-        speeds = WILD.foot_vel(s)[..., :2].norm(dim=-1)
         sums = {
             "error": self._speed_error(s).abs(),
             "forward": s.zeros("velocity", 2)[:, 0],
             "command": s.zeros("speed"),
-            "slip": (speeds * loaded).sum(-1),
-            "loaded": loaded.sum(-1),
         }
         for name, value in sums.items():
             s.zeros(f"sum_{name}")[:] += value
-        peak = s.zeros("peak_impact")
-        peak[:] = torch.maximum(peak, forces.amax(-1))
 
     def rewards(self, s: State) -> dict[str, Tensor]:
         """See `Weights`."""
@@ -326,18 +321,17 @@ class WildRobotWalk(Task):
             "heading_drift": s.zeros("heading_error").abs(),
             "forward_speed": s.zeros("sum_forward") / steps,
             "command": s.zeros("sum_command") / steps,
-            "slip": s.zeros("sum_slip") / s.zeros("sum_loaded").clip(min=1.0),
-            "peak_impact": s.zeros("peak_impact"),
+            **WILD.foot_metrics(s),
             **WILD.servo_metrics(s),
         }
 
     def randomize(self) -> tuple[Randomize, ...]:
         """Links, servos, mounting and ground."""
-        return WILD.randomize()
+        return WILD.randomize(self.cfg.ground)
 
     def noise(self) -> dict[str, Noise]:
         """Encoders, inertial sensor, foot switches."""
-        return WILD.noise()
+        return WILD.noise(self.cfg.gyro_bias)
 
     def pushes(self) -> tuple[Push, ...]:
         """Forces on the waist."""
