@@ -10,69 +10,16 @@ import wild
 
 from deftly.contract import Calibration, ContractError, Motor
 from deftly.contract.calibration import variant
-from deftly.contract.derive import multiply, rotate
 from deftly.control import calibrate
 from deftly.control.calibrate import ByHand, CalibrationError
 from deftly.control.drivers import hiwonder
-from deftly.control.drivers.bno085 import Bno085, mounts
+from deftly.control.drivers.bno085 import Bno085
 from deftly.control.drivers.buses import WILDROBOT
 from deftly.control.drivers.wildrobot import WildRobot
 from deftly.files import FileError
 
 bus = wild.bus
 ROBOT = wild.contract().robot
-ASKEW = np.array([-30, 19, 40, 40, 13, 34, -4, 28])
-"""Units by which WildRobot's makers found their servos off."""
-FLIPPED = ("left_knee", "right_ankle_pitch")
-MOUNT = mounts()[7]
-
-
-class Hands:
-    """Somebody who does what is asked, on a robot whose servos are mounted askew, two the other way round."""
-
-    def __init__(self, bus, sensor):
-        self.bus, self.sensor, self.lines, self.asked = bus, sensor, [], []
-        self.turns = {}
-        """What is turned instead of a joint."""
-        self.put(np.zeros(8))
-        self.lean(0.0)
-
-    def put(self, angles):
-        for i, (name, angle, off) in enumerate(zip(wild.JOINTS, angles, ASKEW), 1):
-            way = -1 if name in FLIPPED else 1
-            self.bus.servos[i].position = wild.unit(name, way * angle) + off
-
-    def lean(self, angle):
-        back = MOUNT * [1, -1, -1, -1]
-        body = np.array([np.cos(angle / 2), 0, np.sin(angle / 2), 0])
-        w, x, y, z = multiply(body, MOUNT)
-        self.sensor.quat = (x, y, z, w)
-        up = np.array([-np.sin(angle), 0, np.cos(angle)]) * 9.81
-        self.sensor.feels = tuple(rotate(back, up))
-
-    def ask(self, line):
-        self.asked.append(line)
-        name = line.partition(":")[0]
-        self.lean(0.5 if line.startswith("Lean") else 0.0)
-        angles = np.zeros(8)
-        if name in wild.JOINTS:
-            angles[wild.JOINTS.index(self.turns.get(name, name))] = 0.3
-        self.bus.change(lambda _: self.put(angles))
-        wild.wait(lambda: all(self.fresh()))
-
-    def fresh(self):
-        """Whether the driver has seen it."""
-        line, seen = self.driver.servos.lines[0], self.bus.positions()
-        x, y, z, w = self.sensor.quat
-        sensed = self.driver.read().signals["orientation"]
-        return [
-            np.allclose(sensed, (w, x, y, z)),
-            *(line.units[i] == round(seen[i]) for i in seen),
-        ]
-
-    @property
-    def say(self):
-        return self.lines.append
 
 
 @pytest.fixture
@@ -80,7 +27,7 @@ def hands(bus, monkeypatch):
     monkeypatch.setattr(hiwonder, "TIMEOUT_S", 0.05)
     monkeypatch.setattr(calibrate, "NAP_S", 0.002)
     sensor = wild.FakeSensor()
-    found = Hands(bus, sensor)
+    found = wild.Hands(sensor, bus)
     imu = Bno085(None, sensor)
     found.driver = WildRobot(ROBOT, wild.RATE, bus.port, None, imu, wild.FakeSwitches())
     yield found
@@ -99,12 +46,12 @@ def test_a_robot_that_was_mounted_askew_is_found_so(hands, bus, tmp_path):
     again = calibrate.load(tmp_path / "mine.json")
     assert again == found
     robot = again.applied(ROBOT)
-    expected = -wild.UNIT * ASKEW
+    expected = -wild.UNIT * wild.ASKEW
     np.testing.assert_allclose([m.offset for m in robot.motors], expected, atol=wild.UNIT)
     nominal = {motor.joint: motor.sign for motor in ROBOT.motors}
     flipped = {motor.joint for motor in robot.motors if motor.sign != nominal[motor.joint]}
-    assert flipped == set(FLIPPED)
-    assert abs(np.array(found.imu) @ MOUNT) > 0.99
+    assert flipped == set(wild.FLIPPED)
+    assert abs(np.array(found.imu) @ wild.MOUNT) > 0.99
     assert bus.loaded() == set()
     hands.driver.stop()
     angles = np.array([joint.home for joint in ROBOT.joints])

@@ -407,7 +407,7 @@ class Servos:
         """Raise DriverError if positions would be too old, by what it takes to ask for them and to command."""
         allowed = STALE_PERIODS / self.rate
         for line in self.lines:
-            age = least_age(len(line.names), self._question_s(line))
+            age = oldest_age(len(line.names), self._question_s(line), self.rate)
             if age > allowed:
                 old = f"its positions would be {1e3 * age:.0f} ms old, at most {1e3 * allowed:.0f}"
                 what = (
@@ -440,10 +440,18 @@ class Servos:
                 time.sleep(1e-3)
 
 
-def least_age(servos: int, question_s: float, baud: int = BAUD) -> float:
-    """How old the oldest position of a bus gets, s, if nothing is lost.
+def oldest_age(servos: int, question_s: float, rate: float, baud: int = BAUD) -> float:
+    """How old the oldest position of a bus gets until a control period reads it, s, if nothing is lost; or infinity.
 
-    Between two questions to a servo come those to all others, one after the health of a servo, and a command to each.
+    From the end of a question to the answer to the next one of the same servo: all the others, one after a servo's
+    health, and the next one itself, which is not answered yet; and the commands of each period in between.
     """
-    command_s = wire_s(len(packed(0, 0, b"....")), baud)
-    return (servos + 1) * question_s + servos * command_s
+    commands_s = servos * wire_s(len(packed(0, 0, b"....")), baud)
+    questions_s = (servos + 2) * question_s
+    age = questions_s
+    while age < 1.0:
+        before = age
+        age = questions_s + commands_s * (math.ceil(age * rate) - 1)
+        if age == before:
+            return age
+    return math.inf
