@@ -138,9 +138,17 @@ def test_what_the_robot_cannot_be_is_refused_before_a_port_is_opened():
             "the robot does not measure 'cube', but joint_pos, orientation",
         ),
     )
+    cases += (
+        (
+            dataclasses.replace(robot, motors=()),
+            "the interface of wildrobot has 0 motors, the robot 8 servos: is it of another variant",
+        ),
+    )
     for wrong, words in cases:
         with pytest.raises(DriverError, match=words):
-            WildRobot(wrong, wild.RATE, "/dev/ttyNONE")
+            WildRobot(
+                wrong, wild.RATE, "/dev/ttyNONE", None, wild.FakeSwitches(), wild.FakeSwitches()
+            )
 
 
 # ------------------------------------------------------------------ foot switches

@@ -229,9 +229,7 @@ class Servos:
     """
 
     def __init__(self, robot: RobotInterface, rate: float, port: str | None):
-        if robot.name not in SERVOS or len(SERVOS[robot.name].ids) != len(robot.motors):
-            known = ", ".join(SERVOS)
-            raise DriverError(f"no servo bus is known for {robot.name}: this driver drives {known}")
+        _require_known(robot)
         if not port:
             raise DriverError("--driver wildrobot needs --port, such as /dev/ttyUSB0,/dev/ttyUSB1")
         self.robot = robot
@@ -438,6 +436,17 @@ class Servos:
                     failed = next(iter(line.lost.values()), NoAnswer(next(iter(line.names)), False))
                     raise DriverError(self._blame(line, failed))
                 time.sleep(1e-3)
+
+
+def _require_known(robot: RobotInterface) -> None:
+    """Raise DriverError unless the servos of this robot, and of this variant of it, are known."""
+    if robot.name not in SERVOS:
+        known = ", ".join(SERVOS)
+        raise DriverError(f"no servo bus is known for {robot.name}: this driver drives {known}")
+    count = len(SERVOS[robot.name].ids)
+    if len(robot.motors) != count:
+        motors = f"the interface of {robot.name} has {len(robot.motors)} motors"
+        raise DriverError(f"{motors}, the robot {count} servos: is it of another variant?")
 
 
 def oldest_age(servos: int, question_s: float, rate: float, baud: int = BAUD) -> float:
