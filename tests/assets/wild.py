@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from one_row import OneRow
 
+from deftly.contract.derive import multiply, rotate
+from deftly.control.drivers.bno085 import mounts
 from deftly.policy import bundle
 from deftly.policy.protocol import Decision
 from deftly_bench.hiwonder_bus import EmulatedServos
@@ -137,3 +139,59 @@ class FakeSwitches:
 
     def close(self):
         pass
+
+
+HOME = np.array(shipped().contract.robot.home())
+ASKEW = np.array([-30, 19, 40, 40, 13, 34, -4, 28])
+"""Units by which WildRobot's makers found their servos off."""
+FLIPPED = ("left_knee", "right_ankle_pitch")
+MOUNT = mounts()[7]
+
+
+class Hands:
+    """Somebody who does what is asked, on a robot whose servos are mounted askew, two the other way round."""
+
+    def __init__(self, sensor, *buses):
+        self.sensor, self.lines, self.asked = sensor, [], []
+        self.servos = {i: servo for bus in buses for i, servo in bus.servos.items()}
+        self.driver = None
+        self.turns = {}
+        """What is turned instead of a joint."""
+        self.put(np.zeros(8))
+        self.lean(0.0)
+
+    def put(self, angles):
+        for i, (name, angle, off) in enumerate(zip(JOINTS, angles, ASKEW), 1):
+            way = -1 if name in FLIPPED else 1
+            self.servos[i].position = unit(name, way * angle) + off
+
+    def lean(self, angle):
+        back = MOUNT * [1, -1, -1, -1]
+        body = np.array([np.cos(angle / 2), 0, np.sin(angle / 2), 0])
+        w, x, y, z = multiply(body, MOUNT)
+        self.sensor.quat = (x, y, z, w)
+        up = np.array([-np.sin(angle), 0, np.cos(angle)]) * 9.81
+        self.sensor.feels = tuple(rotate(back, up))
+
+    def ask(self, line):
+        self.asked.append(line)
+        name = line.partition(":")[0]
+        self.lean(0.5 if line.startswith("Lean") else 0.0)
+        angles = np.zeros(8)
+        if name in JOINTS:
+            angles[JOINTS.index(self.turns.get(name, name))] = 0.3
+        self.put(angles)
+        wait(lambda: all(self.fresh()))
+
+    def fresh(self):
+        """Whether the driver has seen it."""
+        x, y, z, w = self.sensor.quat
+        sensed = self.driver.read().signals["orientation"]
+        seen = [np.allclose(sensed, (w, x, y, z))]
+        for line in self.driver.servos.lines:
+            seen += [line.units[i] == round(self.servos[i].position) for i in line.names]
+        return seen
+
+    @property
+    def say(self):
+        return self.lines.append

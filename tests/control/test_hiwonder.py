@@ -1,16 +1,18 @@
 """Hiwonder servos on an emulated bus: packets, what is mapped, how they are left, and what is made of faults."""
 
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import wild
 
 from deftly.control.drivers import DriverError, hiwonder
-from deftly.control.drivers.hiwonder import Servos, least_age
+from deftly.control.drivers.hiwonder import Servos, oldest_age
 from deftly.control.drivers.hiwonder_bus import ID_READ, POS_READ, VIN_READ, Bus, packed, packets
 from deftly.control.drivers.serial_port import NoAnswer
-from deftly_bench import hiwonder_bus
+from deftly_bench import hiwonder_bus, servo_rate
 
 bus, legs, wait = wild.bus, wild.legs, wild.wait
 HOME = np.array(wild.contract().robot.home())
@@ -241,15 +243,15 @@ def test_a_fault_of_the_bus_is_one_line(bus, servos, fault, monkeypatch):
     found = []
 
     def failed():
+        """The first to be missed may be named before all are known to be."""
         try:
             driver.read()
         except DriverError as error:
             found.append(str(error))
-        return found
+        return any(words in line for line in found)
 
     wait(failed)
-    assert words in found[0]
-    assert "\n" not in found[0]
+    assert not any("\n" in line for line in found)
     if fault != "pulled":
         driver.damp()
         wait(lambda: not bus.loaded() - bus.unplugged)
@@ -335,11 +337,37 @@ def test_a_bus_that_is_too_slow_for_the_rate_is_refused_with_the_cure(bus, servo
     monkeypatch.setattr(Servos, "_question_s", lambda *_: 3.64e-3)
     with pytest.raises(DriverError) as found:
         servos(rate=50.0)
-    assert "is too slow for 8 servos at 50 Hz: its positions would be 40 ms old" in str(found.value)
+    assert "is too slow for 8 servos at 50 Hz: its positions would be 50 ms old" in str(found.value)
     assert "at most 30; give half of them a port of their own" in str(found.value)
 
 
 def test_the_oldest_position_follows_from_the_times_of_bytes_and_answers():
     """A question is 6 bytes, an answer 8, a command 10, a byte 10 bits at 115,200 baud."""
-    assert least_age(8, 14 * 10 / 115_200) == pytest.approx(9 * 1.2153e-3 + 8 * 0.8681e-3, rel=1e-3)
-    assert least_age(4, 3.64e-3) < 1.5 / 50 < least_age(8, 3.64e-3)
+    byte = 10 / 115_200
+    assert oldest_age(8, 14 * byte, 50.0) == pytest.approx(140 * byte), "commands come after it"
+    assert oldest_age(4, 3.64e-3, 50.0) == pytest.approx(6 * 3.64e-3 + 40 * byte)
+    assert oldest_age(8, 3.64e-3, 50.0) == pytest.approx(10 * 3.64e-3 + 2 * 80 * byte)
+    assert oldest_age(8, 3.64e-3, 200.0) == np.inf, "commands alone take more than there is"
+
+
+@pytest.mark.parametrize("servos", [1, 4, 8])
+@pytest.mark.parametrize("hertz", [20.0, 50.0])
+def test_no_position_is_older_than_that_in_the_drivers_own_schedule(servos, hertz):
+    for turnaround in servo_rate.TURNAROUNDS.values():
+        ages = servo_rate.simulated_ages(servos, turnaround, hertz, 200)
+        bound = oldest_age(servos, turnaround + 140 / 115_200, hertz)
+        assert ages.max() <= bound
+        assert ages.max() > 0.75 * bound, "and it is no idle bound"
+
+
+def test_the_page_has_the_measured_rates(monkeypatch, tmp_path):
+    """docs/wildrobot-hardware.md quotes what the benchmark gives, to the millisecond."""
+    assert servo_rate.main(["--out", str(tmp_path / "out.json")]) == 0
+    page = (Path(__file__).parents[2] / "docs" / "wildrobot-hardware.md").read_text()
+    for case in json.loads((tmp_path / "out.json").read_text())["cases"]:
+        row = (
+            f"| {case['ports']} | {case['question_ms']:.1f} ms | {case['all_positions_ms']:.1f} ms "
+        )
+        row += f"| {case['all_commands_ms']:.1f} ms | {case['mean_ms']:.0f} ms "
+        row += f"| {case['oldest_max_ms']:.0f} ms | {case['highest_hz']} Hz |"
+        assert row in page

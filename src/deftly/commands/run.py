@@ -8,17 +8,20 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
 from deftly import __version__
 from deftly.config import (
+    INPUT_FILE,
     KEYS,
     OUTPUT_FILE,
     SEEDS,
@@ -30,6 +33,7 @@ from deftly.config import (
 )
 from deftly.console import print_unless_stuck
 from deftly.contract import PolicyContract, RobotInterface
+from deftly.control import calibrate
 from deftly.control.drivers import Driver, FakeDriver, lacking
 from deftly.control.joints import JointCheck
 from deftly.control.log import LogBuffer, max_ticks
@@ -56,7 +60,7 @@ class RunArgs(Settings):
     driver: Annotated[
         str,
         Doc(
-            "The robot: sim (TASK, simulated), fake, leap (a LEAP hand at --port), or your own MODULE:CLASS."
+            "The robot: sim (TASK, simulated), fake, leap, wildrobot (both at --port), or your own MODULE:CLASS."
         ),
     ]
     policy: Annotated[str | None, Doc(POLICY)] = None
@@ -76,8 +80,13 @@ class RunArgs(Settings):
     port: Annotated[
         str | None,
         Doc(
-            "Serial port of a LEAP hand, such as /dev/ttyUSB0; or whatever your own driver takes as `port=`."
+            "Serial port, such as /dev/ttyUSB0, or several with commas between; or what your driver takes as `port=`."
         ),
+    ] = None
+    calibration: Annotated[
+        Path | None,
+        INPUT_FILE,
+        Doc("How this robot's motors are mounted: the file of `deftly calibrate`."),
     ] = None
     baud: Annotated[int, Ge(1), Doc("Rate of the LEAP hand's bus.")] = 4_000_000
     current_ma: Annotated[
@@ -120,6 +129,10 @@ class RunArgs(Settings):
         if self.port and self.driver in ("fake", "sim"):
             raise DeftlyError(
                 f"--port is of a real robot: leave it out with --driver {self.driver}"
+            )
+        if self.calibration and self.driver in ("fake", "sim"):
+            raise DeftlyError(
+                f"--calibration is of a real robot: leave it out with --driver {self.driver}"
             )
 
 
@@ -248,11 +261,48 @@ def find_driver(
         return FakeDriver(contract.robot, contract.rate, args.fault, args.fault_at)
     if args.driver == "sim":
         return _simulated(task, args, contract, stack, like)
-    if args.driver == "leap":
+    calibration = None
+    if args.calibration is not None:
+        calibration = calibrate.load(args.calibration)
+        what = f"--calibration {args.calibration}"
+        contract = replace(contract, robot=calibration.applied(contract.robot, what))
+    elif args.driver == "wildrobot":
+        raise DeftlyError(
+            "--driver wildrobot needs --calibration FILE, how this one's servos are mounted: "
+            "deftly calibrate wildrobot --driver wildrobot --port PORT makes it"
+        )
+    mount = None if calibration is None else calibration.imu
+    bus = {"baud": args.baud, "current_ma": args.current_ma}
+    return hardware(args.driver, contract.robot, contract.rate, args.port, mount, **bus)
+
+
+def hardware(
+    name: str,
+    robot: RobotInterface,
+    rate: float,
+    port: str | None,
+    mount: Sequence[float] | None = None,
+    **bus: int,
+) -> Driver:
+    """A real robot. Raises DeftlyError if it cannot be had.
+
+    Args:
+        name: `leap`, `wildrobot`, or MODULE:CLASS.
+        robot: its interface, with motors as they are mounted.
+        rate: of the control loop, Hz.
+        port: where it is.
+        mount: how its inertial sensor is mounted, quaternion w x y z; None: not known.
+        bus: rate and largest current of a bus of Dynamixel motors.
+    """
+    if name == "leap":
         from deftly.control.drivers.dynamixel import Dynamixel
 
-        return Dynamixel(contract.robot, contract.rate, args.port, args.baud, args.current_ma)
-    return custom_driver(args.driver, contract.robot, contract.rate, args.port)
+        return Dynamixel(robot, rate, port, **bus)
+    if name == "wildrobot":
+        from deftly.control.drivers.wildrobot import WildRobot
+
+        return WildRobot(robot, rate, port, None if mount is None else np.array(mount))
+    return custom_driver(name, robot, rate, port)
 
 
 def _simulated(
@@ -302,7 +352,7 @@ def custom_driver(spec: str, robot: RobotInterface, rate: float, port: str | Non
     module, colon, name = spec.partition(":")
     if not (module and colon and name):
         raise DeftlyError(
-            f"--driver is '{spec}', but it must be sim, fake, leap, or MODULE:CLASS such as my_robot:Driver"
+            f"--driver is '{spec}', but it must be sim, fake, leap, wildrobot, or MODULE:CLASS such as my_robot:Driver"
         )
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

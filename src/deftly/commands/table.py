@@ -138,6 +138,14 @@ _ALL = (
         "drive a robot with a policy, under the safety kernel",
     ),
     Command(
+        "calibrate",
+        "Hand over",
+        "[ROBOT]",
+        "robots",
+        "CalibrateArgs",
+        "find how a robot's motors are mounted, by hand",
+    ),
+    Command(
         "inspect",
         "Hand over",
         "LOG.npz",

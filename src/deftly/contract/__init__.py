@@ -5,6 +5,7 @@ mean. Both are frozen data with a hash, computed with numpy or torch and importi
 """
 
 from deftly.contract.arrays import Array, Memory
+from deftly.contract.calibration import Calibration
 from deftly.contract.derive import Derive, DeriveKind
 from deftly.contract.faults import FAULTS, Fault
 from deftly.contract.policy import PolicyContract
@@ -33,6 +34,7 @@ __all__ = [
     "Act",
     "ActKind",
     "Array",
+    "Calibration",
     "ContractError",
     "Coupling",
     "Derive",

@@ -103,9 +103,10 @@ class Bno085:
                 "the robot still, start again"
             )
         if gravity @ UPRIGHT < 0:
+            along = (np.round(gravity, 1) + 0.0).tolist()
             raise DriverError(
-                f"the IMU is upside down: gravity is along {(np.round(gravity, 1) + 0.0).tolist()} of the robot, expected "
-                "[0, 0, -1]; put the robot upright, or tell how the sensor is mounted: deftly calibrate"
+                f"the IMU is upside down: gravity is along {along} of the robot, expected [0, 0, -1]; "
+                "put the robot upright, or tell how the sensor is mounted: deftly calibrate"
             )
 
     def close(self) -> None:

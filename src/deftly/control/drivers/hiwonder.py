@@ -229,9 +229,7 @@ class Servos:
     """
 
     def __init__(self, robot: RobotInterface, rate: float, port: str | None):
-        if robot.name not in SERVOS or len(SERVOS[robot.name].ids) != len(robot.motors):
-            known = ", ".join(SERVOS)
-            raise DriverError(f"no servo bus is known for {robot.name}: this driver drives {known}")
+        _require_known(robot)
         if not port:
             raise DriverError("--driver wildrobot needs --port, such as /dev/ttyUSB0,/dev/ttyUSB1")
         self.robot = robot
@@ -407,7 +405,7 @@ class Servos:
         """Raise DriverError if positions would be too old, by what it takes to ask for them and to command."""
         allowed = STALE_PERIODS / self.rate
         for line in self.lines:
-            age = least_age(len(line.names), self._question_s(line))
+            age = oldest_age(len(line.names), self._question_s(line), self.rate)
             if age > allowed:
                 old = f"its positions would be {1e3 * age:.0f} ms old, at most {1e3 * allowed:.0f}"
                 what = (
@@ -440,10 +438,29 @@ class Servos:
                 time.sleep(1e-3)
 
 
-def least_age(servos: int, question_s: float, baud: int = BAUD) -> float:
-    """How old the oldest position of a bus gets, s, if nothing is lost.
+def _require_known(robot: RobotInterface) -> None:
+    """Raise DriverError unless the servos of this robot, and of this variant of it, are known."""
+    if robot.name not in SERVOS:
+        known = ", ".join(SERVOS)
+        raise DriverError(f"no servo bus is known for {robot.name}: this driver drives {known}")
+    count = len(SERVOS[robot.name].ids)
+    if len(robot.motors) != count:
+        motors = f"the interface of {robot.name} has {len(robot.motors)} motors"
+        raise DriverError(f"{motors}, the robot {count} servos: is it of another variant?")
 
-    Between two questions to a servo come those to all others, one after the health of a servo, and a command to each.
+
+def oldest_age(servos: int, question_s: float, rate: float, baud: int = BAUD) -> float:
+    """How old the oldest position of a bus gets until a control period reads it, s, if nothing is lost; or infinity.
+
+    From the end of a question to the answer to the next one of the same servo: all the others, one after a servo's
+    health, and the next one itself, which is not answered yet; and the commands of each period in between.
     """
-    command_s = wire_s(len(packed(0, 0, b"....")), baud)
-    return (servos + 1) * question_s + servos * command_s
+    commands_s = servos * wire_s(len(packed(0, 0, b"....")), baud)
+    questions_s = (servos + 2) * question_s
+    age = questions_s
+    while age < 1.0:
+        before = age
+        age = questions_s + commands_s * (math.ceil(age * rate) - 1)
+        if age == before:
+            return age
+    return math.inf

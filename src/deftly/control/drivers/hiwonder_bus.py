@@ -119,8 +119,12 @@ class Bus:
         end = self.asked_at + timeout
         size = struct.calcsize(FORMATS[command])
         heard = b""
-        while (left := end - time.monotonic()) > 0 and len(heard) < MOST:
-            heard += self._port.read(256, left)
+        data = question
+        while (
+            data and len(heard) < MOST
+        ):  # what came while this thread was kept from running counts, too
+            data = self._port.read(256, end - time.monotonic())
+            heard += data
             for packet in packets(heard):
                 if packet[:2] == (motor, command) and len(packet.body) == size:
                     return struct.unpack(FORMATS[command], packet.body)
