@@ -170,6 +170,45 @@ def test_two_link_passes_its_check(capsys):
     assert cli.main(["robots", str(EXAMPLES / "two_link.py")]) == 0
 
 
+WALKING = ROOT / "docs/wildrobot-tutorial.md"
+TINY = {
+    "train": (
+        *("--env.num-envs", "8", "--train.steps", "4", "--train.hidden", "16", "--eval-every", "0"),
+        *("--train.max-iterations", "1", "--tensorboard", "False", "--log-level", "warning"),
+    ),
+    "eval": ("--episodes", "2", "--env.episode-steps", "20", "--video", "False"),
+    "export": ("--episodes", "2", "--env.episode-steps", "20"),
+    "check": (),
+    "sim2sim": ("--episodes", "1", "--task.episode-steps", "40"),
+}
+"""What makes the tutorial's commands short; the others need a person, a screen, a robot or real time."""
+
+
+def without(words, *flags):
+    """A command without some flags and their values."""
+    kept, skips = [], False
+    for word in words:
+        skips = word in flags or (skips and not word.startswith("--"))
+        kept += [] if skips else [word]
+    return kept
+
+
+def test_the_walking_tutorial_runs(tmp_path, monkeypatch, capsys):
+    text = WALKING.read_text()
+    table = re.search(r"^```csv\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert table is not None
+    monkeypatch.chdir(tmp_path)
+    Path("walk.csv").write_text(table[1])
+    ran = []
+    for words in commands(WALKING):
+        name, rest = words[0], without(words[1:], "--gate", "--episodes", "--until-success")
+        if name in TINY and "wildrobot-stand" not in rest:
+            assert cli.main([name, *rest, *TINY[name]]) == 0, words
+            ran.append(name)
+    assert set(ran) == set(TINY)
+    assert ran.count("sim2sim") == 4
+
+
 def test_reach_target_runs(capsys, tmp_path):
     root = ("--runs.root", str(tmp_path))
     assert tasks.load(REACH).name == "jaka-reach"

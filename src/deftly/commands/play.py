@@ -22,6 +22,8 @@ from typing_extensions import Doc
 
 from deftly.config import OUTPUT_FILE, SEEDS, EnvConfig, RunsConfig, SimConfig, Suffix
 from deftly.console import printable
+from deftly.control.operator import OPERATOR, Operator, is_live, listening, require_spec
+from deftly.control.operator.words import Words
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import PolicyArgs, PolicySource, prepare, resolve
 from deftly.learn.policy import NetworkPolicy
@@ -78,6 +80,9 @@ class PlayArgs(PolicyArgs):
     ] = 0.0
     seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides which episodes are played.")] = 0
     speed: Annotated[float, Ge(0.01), Le(100), Doc("Simulated seconds in a second.")] = 1.0
+    operator: Annotated[
+        str | None, Doc(f"{OPERATOR} Unset: the task, as in training, or the page's sliders.")
+    ] = None
     camera: Annotated[
         str | None,
         Doc(
@@ -99,6 +104,15 @@ class PlayArgs(PolicyArgs):
         default_factory=EnvConfig
     )
     runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.operator:
+            require_spec(self.operator)
+            if is_live(self.operator) and self.video:
+                raise DeftlyError(
+                    f"--operator {self.operator} needs somebody who sees the robot: leave out --video, or give FILE.csv"
+                )
 
 
 class Reloaded:
@@ -178,6 +192,29 @@ class View(NamedTuple):
     show: Callable[[mujoco.MjData], None]
     running: Callable[[], bool]
     speed: Callable[[], float]
+    said: Callable[[], Mapping[str, Any] | None] = lambda: None
+    """What the user says the policy's inputs are; None: nothing."""
+
+
+class Listener:
+    """Lets an environment hear an operator, step by step; each episode is a new one for him."""
+
+    def __init__(self, operator: Operator):
+        self._operator = operator
+        self._ticks = 0
+
+    def __call__(self, env: Env) -> None:
+        """Before a step. Raises KeyboardInterrupt if he quits."""
+        now = self._ticks / env.contract.rate
+        self._ticks += 1
+        if "q" in self._operator.words():
+            raise KeyboardInterrupt
+        if not int(env.state.steps[0]):
+            self._operator.hear(now, False)
+        said = self._operator.hear(now, True)
+        env.hear(Words(env.contract).defaults() if said is None else said)
+        for line in self._operator.notes():
+            print(line, flush=True)
 
 
 def pick_viewer(wanted: str) -> str:
@@ -232,17 +269,50 @@ def _web(env: Env, data: mujoco.MjData, args: PlayArgs) -> Iterator[View]:
         speed = server.gui.add_slider(
             "Speed", min=0.1, max=4.0, step=0.1, initial_value=min(4.0, args.speed)
         )
+        said = _sliders(server.gui, env.contract)
         scene = ViserMujocoScene(server, copy.copy(model), num_envs=1)
         print(f"open http://{LOOPBACK}:{server.get_port()} in a browser; Ctrl-C ends", flush=True)
         yield View(
-            scene.update_from_mjdata, lambda: True, lambda: 0.0 if pause.value else speed.value
+            scene.update_from_mjdata,
+            lambda: True,
+            lambda: 0.0 if pause.value else speed.value,
+            said,
         )
     finally:
         server.stop()
 
 
-def play(env: Env, policy: Policy, args: PlayArgs, view: View, data: mujoco.MjData) -> None:
-    """Step one environment in real time until the episodes are played or the viewer is closed."""
+def _sliders(gui: Any, contract: PolicyContract) -> Callable[[], Mapping[str, Any] | None]:
+    """Put a slider for each number of the policy's inputs on a page; what they say, if the user ticked the box."""
+    words = Words(contract)
+    if not words.elements:
+        return lambda: None
+    by_hand = gui.add_checkbox("Say the inputs", initial_value=False)
+    sliders = [
+        gui.add_slider(
+            f"{element.label}, {element.units}".rstrip(", "),
+            min=element.lower,
+            max=element.upper,
+            step=element.range / 100,
+            initial_value=element.default,
+        )
+        for element in words.elements
+    ]
+    return lambda: words.values([each.value for each in sliders]) if by_hand.value else None
+
+
+def play(
+    env: Env,
+    policy: Policy,
+    args: PlayArgs,
+    view: View,
+    data: mujoco.MjData,
+    listen: Callable[[Env], None] | None = None,
+) -> None:
+    """Step one environment in real time until the episodes are played or the viewer is closed.
+
+    `listen` lets it hear an operator before each step; without one, the viewer's user may be one.
+    """
     from deftly.evaluate.rollout import decide
 
     policy.reset()
@@ -251,6 +321,10 @@ def play(env: Env, policy: Policy, args: PlayArgs, view: View, data: mujoco.MjDa
     while view.running() and not (args.episodes and episodes >= args.episodes):
         speed = view.speed()
         if speed > 0:
+            if listen:
+                listen(env)
+            else:
+                env.hear(view.said())
             env.step(decide(env, policy))
             if env.ended:
                 policy.reset()
@@ -284,8 +358,22 @@ def _live(task: Task, policy: Policy, args: PlayArgs) -> None:
     open_view = {"native": _native, "web": _web}[pick_viewer(args.viewer)]
     env = Env(task, replace(args.env, num_envs=1), args.sim, args.seed, "play")
     data = pose(env.drawn, env.sim.state_of(0))
-    with contextlib.suppress(KeyboardInterrupt), open_view(env, data, args) as view:
-        play(env, policy, args, view, data)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        open_view(env, data, args) as view,
+        _listener(args, env.contract) as listen,
+    ):
+        play(env, policy, args, view, data, listen)
+
+
+@contextlib.contextmanager
+def _listener(args: PlayArgs, contract: PolicyContract) -> Iterator[Listener | None]:
+    """What lets an environment hear the operator of `--operator`; None without one."""
+    if not args.operator:
+        yield None
+        return
+    with listening(args.operator, contract) as operator:
+        yield Listener(operator)
 
 
 def record(task: Task, policy: Policy, args: PlayArgs, path: Path) -> None:
@@ -298,17 +386,24 @@ def record(task: Task, policy: Policy, args: PlayArgs, path: Path) -> None:
         )
     count = args.episodes or 3
     recorder = Recorder(count, args.camera)
-    ran = run_episodes(
-        task,
-        policy,
-        count,
-        seed=args.seed,
-        purpose="play",
-        env_cfg=args.env,
-        sim_cfg=args.sim,
-        on_step=recorder.watch,
-        what="simulating",
-    )
+    with _listener(args, task.contract()) as listen:
+
+        def on_step(env: Env, running: Tensor) -> None:
+            recorder.watch(env, running)
+            if listen:
+                listen(env)
+
+        ran = run_episodes(
+            task,
+            policy,
+            count,
+            seed=args.seed,
+            purpose="play",
+            env_cfg=args.env,
+            sim_cfg=args.sim,
+            on_step=on_step,
+            what="simulating",
+        )
     frames = write_video(path, recorder.frames(), ran.rate * args.speed)
     print(
         f"{path}: {count} episodes, success {ran.success_rate:.0%}, {frames / ran.rate / args.speed:.1f} s"
