@@ -16,6 +16,7 @@ from deftly.config import ALIASES, EnvConfig, SimConfig, parse, split_task, with
 from deftly.config.constraints import kebab
 from deftly.config.presets import PRESETS, divide
 from deftly.console import failed
+from deftly.control.operator.timetable import Timetable
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.robots.check import check
@@ -177,11 +178,11 @@ TINY = {
         *("--train.max-iterations", "1", "--tensorboard", "False", "--log-level", "warning"),
     ),
     "eval": ("--episodes", "2", "--env.episode-steps", "20", "--video", "False"),
-    "export": ("--episodes", "2", "--env.episode-steps", "20"),
+    "export": ("--episodes", "2"),
     "check": (),
     "sim2sim": ("--episodes", "1", "--task.episode-steps", "40"),
 }
-"""What makes the tutorial's commands short; the others need a person, a screen, a robot or real time."""
+"""What makes the tutorial's commands short."""
 
 
 def without(words, *flags):
@@ -193,12 +194,28 @@ def without(words, *flags):
     return kept
 
 
-def test_the_walking_tutorial_runs(tmp_path, monkeypatch, capsys):
-    text = WALKING.read_text()
-    table = re.search(r"^```csv\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+def file_of_commands(folder):
+    """The one that the tutorial has the reader save."""
+    table = re.search(r"^```csv\n(.*?)^```", WALKING.read_text(), re.DOTALL | re.MULTILINE)
     assert table is not None
+    path = folder / "walk.csv"
+    path.write_text(table[1])
+    return path
+
+
+def test_the_walking_tutorials_file_of_commands_is_one(tmp_path):
+    task = tasks.load("wildrobot-walk")
+    operator = Timetable(file_of_commands(tmp_path), task(task.Config()).contract())
+    said = [float(operator.at(seconds)["speed"][0]) for seconds in (0.0, 1.0, 6.0, 9.0, 99.0)]
+    assert said == [0.0, 0.3, 0.4, 0.0, 0.0]
+    assert operator.notes() == []
+
+
+@pytest.mark.slow
+def test_the_walking_tutorial_runs(tmp_path, monkeypatch, capsys):
+    """Each of its commands that needs no person, no screen and no real time, made short."""
     monkeypatch.chdir(tmp_path)
-    Path("walk.csv").write_text(table[1])
+    file_of_commands(tmp_path)
     ran = []
     for words in commands(WALKING):
         name, rest = words[0], without(words[1:], "--gate", "--episodes", "--until-success")

@@ -43,6 +43,8 @@ GROWTH_MB = 1.0
 """Target: resident memory grows by no more than this after the log is full."""
 LOG_S = 120.0
 """How far back the log reaches: until it is full, memory grows by what it is made for."""
+SAMPLE_S = 60.0
+"""Time between two looks at the memory, s."""
 COMMAND_S = 10.0
 """How long a command holds."""
 FRACTION = 0.6
@@ -65,8 +67,8 @@ class HourArgs:
     """Write the results to this JSON file."""
 
     def __post_init__(self) -> None:
-        if not 300 <= self.seconds <= 86_400:
-            raise DeftlyError(f"seconds is {self.seconds:g}, but it must be within 300 .. 86400")
+        if not 10 <= self.seconds <= 86_400:
+            raise DeftlyError(f"seconds is {self.seconds:g}, but it must be within 10 .. 86400")
         if not -1 <= self.core < (os.cpu_count() or 1):
             raise DeftlyError(f"core is {self.core}, but there are {os.cpu_count()} cores, from 0")
 
@@ -182,8 +184,7 @@ class Hour(Session):
         ticks = int(1.01 * seconds * self.runner.kernel.rate) + 100
         self.took = np.ones(ticks)  # ms
         self.began = np.ones(ticks)  # s
-        self.memory: list[float] = []  # MB, each minute
-        self._minute = 0.0
+        self.memory: list[tuple[float, float]] = []  # s, MB
 
     def each(self, tick: Tick) -> bool:
         """As a session does; then physics goes on."""
@@ -191,9 +192,9 @@ class Hour(Session):
         at = (self.ticker.count - 1) % len(self.took)
         self.took[at] = self.ticker.times()[(self.ticker.count - 1) % 1000]
         self.began[at] = now = self.ticker._now
-        if now >= self._minute:
-            self._minute = now + 60.0
-            self.memory.append(resident_mb())
+        elapsed = now - self.began[0]
+        if not self.memory or elapsed >= self.memory[-1][0] + SAMPLE_S:
+            self.memory.append((elapsed, resident_mb()))
         self.twin.advance()
         return more
 
@@ -260,11 +261,12 @@ def judged(session: Hour, args: HourArgs) -> dict[str, Any]:
     took = session.took[:count]
     gaps = np.diff(session.began[:count]) * session.runner.kernel.rate
     late = session.runner.kernel.cfg.miss_periods
-    full = session.memory[3:]  # the log is, and every path was gone once
+    memory = [mb for _, mb in session.memory]
+    full = [mb for at, mb in session.memory if at > LOG_S] or memory[-1:]
     growth = full[-1] - full[0]
     found: dict[str, Any] = {
         "ticks": session.ticker.count,
-        "memory_mb": {"first": session.memory[0], "full": full[0], "last": full[-1]},
+        "memory_mb": {"first": memory[0], "log full": full[0], "last": full[-1]},
         "growth_mb": growth,
     }
     targets = {f"memory grows by < {GROWTH_MB:g} MB": growth < GROWTH_MB}

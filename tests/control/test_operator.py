@@ -688,6 +688,19 @@ def test_an_operator_who_is_lost_is_a_fault_until_he_is_back(monkeypatch, tmp_pa
     ended(made)
 
 
+def test_an_operator_who_is_never_heard_is_missed_too(monkeypatch, tmp_path):
+    person = Person()
+    person.says, person.asks = None, []
+    made, tick, _ = in_session(person, monkeypatch, tmp_path)
+    states = [tick() for _ in range(4)]
+    person.asks = ["s"]
+    states += [tick() for _ in range(40)]
+    assert State.ACTIVE in states
+    assert states[-1] is State.HOLD
+    assert made.runner.kernel.fault is Fault.INPUT_STALE
+    ended(made)
+
+
 def test_a_command_beyond_the_range_is_clipped_said_once_and_drives(monkeypatch, tmp_path):
     person = Person()
     person.says, person.asks = {"speed": 5.0}, []

@@ -173,6 +173,8 @@ class Session:
         said = self.operator.hear(now, self.runner.kernel.wants_policy)
         if said is not None:
             self.runner.hear(now, **said)
+        elif self.runner.heard_at is None:
+            self.runner.hear(now)  # he is expected from now on
         for line in (*self.operator.notes(), *self.runner.notes()):
             self.screen.say(line)
 

@@ -168,6 +168,8 @@ class Injector:
         if said is not None:
             runner.hear(self._robot.now, **said)
             self._robot.hear(runner.inputs)
+        elif runner.heard_at is None:
+            runner.hear(self._robot.now)  # he is expected from now on
 
     def _shows(self, runner: Runner) -> bool:
         """Whether it can be seen: that an operator is not heard, only after the time that he may be silent for."""
