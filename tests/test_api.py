@@ -171,6 +171,14 @@ def test_drive_keeps_the_log_and_leaves_the_robot_safe(exported, tmp_path):
     assert robots[0].stopped
 
 
+def test_drive_lets_the_policy_hear_an_operator(exported, tmp_path):
+    """That policy has no inputs, so he is refused, before the driver is made; `tests/control` has those who speak."""
+    path = tmp_path / "commands.csv"
+    path.write_text("time\n0\n")
+    with pytest.raises(DeftlyError, match="the policy has no inputs"):
+        deftly.drive(lambda *_: pytest.fail("made"), exported.bundle, operator=str(path))
+
+
 def test_drive_tells_of_faults(exported, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where the log of the fault goes
     result = deftly.drive(

@@ -15,6 +15,7 @@ from deftly.config.constraints import kebab
 from deftly.config.older_names import SWITCHES, resolve
 from deftly.config.presets import PRESETS, divide
 from deftly.console import failed
+from deftly.control.operator.timetable import Timetable
 from deftly.env import Env
 from deftly.robots.check import check
 
@@ -131,6 +132,61 @@ def test_presets_of_the_table():
 def test_two_link_passes_its_check(capsys):
     assert not failed(check(robots.load(str(EXAMPLES / "two_link.py"))))
     assert cli.main(["robots", str(EXAMPLES / "two_link.py")]) == 0
+
+
+WALKING = ROOT / "docs/wildrobot-tutorial.md"
+TINY = {
+    "train": (
+        *("--env.num-envs", "8", "--train.steps", "4", "--train.hidden", "16", "--eval-every", "0"),
+        *("--train.max-iterations", "1", "--tensorboard", "False", "--log-level", "warning"),
+    ),
+    "eval": ("--episodes", "2", "--env.episode-steps", "20", "--video", "False"),
+    "export": ("--episodes", "2"),
+    "check": (),
+    "sim2sim": ("--episodes", "1", "--task.episode-steps", "40"),
+}
+"""What makes the tutorial's commands short."""
+
+
+def without(words, *flags):
+    """A command without some flags and their values."""
+    kept, skips = [], False
+    for word in words:
+        skips = word in flags or (skips and not word.startswith("--"))
+        kept += [] if skips else [word]
+    return kept
+
+
+def file_of_commands(folder):
+    """The one that the tutorial has the reader save."""
+    table = re.search(r"^```csv\n(.*?)^```", WALKING.read_text(), re.DOTALL | re.MULTILINE)
+    assert table is not None
+    path = folder / "walk.csv"
+    path.write_text(table[1])
+    return path
+
+
+def test_the_walking_tutorials_file_of_commands_is_one(tmp_path):
+    task = tasks.load("wildrobot-walk")
+    operator = Timetable(file_of_commands(tmp_path), task(task.Config()).contract())
+    said = [float(operator.at(seconds)["speed"][0]) for seconds in (0.0, 1.0, 6.0, 9.0, 99.0)]
+    assert said == [0.0, 0.3, 0.4, 0.0, 0.0]
+    assert operator.notes() == []
+
+
+@pytest.mark.slow
+def test_the_walking_tutorial_runs(tmp_path, monkeypatch, capsys):
+    """Each of its commands that needs no person, no screen and no real time, made short."""
+    monkeypatch.chdir(tmp_path)
+    file_of_commands(tmp_path)
+    ran = []
+    for words in commands(WALKING):
+        name, rest = words[0], without(words[1:], "--gate", "--episodes", "--until-success")
+        if name in TINY and "wildrobot-stand" not in rest:
+            assert cli.main([name, *rest, *TINY[name]]) == 0, words
+            ran.append(name)
+    assert set(ran) == set(TINY)
+    assert ran.count("sim2sim") == 4
 
 
 def test_reach_target_runs(capsys, tmp_path):

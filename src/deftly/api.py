@@ -41,6 +41,7 @@ from deftly.files import parse_yaml
 if TYPE_CHECKING:
     from deftly.contract import PolicyContract, RobotInterface
     from deftly.control.drivers import Driver
+    from deftly.control.operator import Operator
     from deftly.control.safety import SafetyConfig
     from deftly.env import Env
     from deftly.env.gym import TaskEnv, TaskVectorEnv
@@ -495,6 +496,7 @@ def drive(
     log: str | Path | None = None,
     log_seconds: float = 600.0,
     safety: Mapping[str, Any] | SafetyConfig | None = None,
+    operator: str | Operator | None = None,
 ) -> DriveResult:
     """Drive a robot with a policy in real time, under the safety kernel, as `deftly run` does.
 
@@ -510,12 +512,15 @@ def drive(
         log: Save the log of all ticks here (.npz). A fault is saved at once in a file of its own beside it.
         log_seconds: How far back the log reaches.
         safety: Bounds of the safety kernel, by the names of `SafetyConfig`.
+        operator: Who says the policy's inputs: what `--operator` takes, or an `Operator` of your own; None: nobody,
+            their defaults hold.
 
     Raises:
-        DeftlyError: The policy, the driver or a setting cannot be had. Nothing has moved.
+        DeftlyError: The policy, the driver, the operator or a setting cannot be had. Nothing has moved.
     """
     from deftly.control.log import LogBuffer
     from deftly.control.loop import Runner
+    from deftly.control.operator import open_operator
     from deftly.control.safety import Kernel, SafetyConfig
     from deftly.control.session import Session
 
@@ -526,22 +531,25 @@ def drive(
         else settings_from(SafetyConfig, safety or {}, prog="safety")
     )
     contract = chosen.contract
-    try:
+    with ExitStack() as stack:
+        unclaimed = stack.enter_context(ExitStack())
+        unclaimed.callback(chosen.close)
         ticks = _log_ticks(contract, log_seconds)
+        if isinstance(operator, str):
+            operator = open_operator(operator, contract)
+            stack.callback(operator.close)
         is_made = hasattr(driver, "read") and not isinstance(driver, type)
         robot_driver = cast("Driver", driver) if is_made else _made(driver, contract)
-    except BaseException:
-        chosen.close()
-        raise
-    bounds = _bounds(bounds, robot_driver)
-    robot = getattr(
-        robot_driver, "robot", contract.robot
-    )  # a driver that knows its robot is believed
-    buffer = LogBuffer(contract, ticks, robot)
-    facts = _drive_facts(policy, robot_driver, bounds)
-    with Runner(chosen, Kernel(robot, contract.rate, bounds), robot_driver, buffer) as runner:
-        path = None if log is None else Path(log)
-        session = Session(runner, buffer, facts, start=start, seconds=seconds, log=path)
+        unclaimed.pop_all()
+        bounds = _bounds(bounds, robot_driver)
+        # a driver that knows its robot is believed
+        robot = getattr(robot_driver, "robot", contract.robot)
+        buffer = LogBuffer(contract, ticks, robot)
+        facts = _drive_facts(policy, robot_driver, bounds)
+        kernel = Kernel(robot, contract.rate, bounds)
+        runner = stack.enter_context(Runner(chosen, kernel, robot_driver, buffer))
+        end = {"start": start, "seconds": seconds, "log": None if log is None else Path(log)}
+        session = Session(runner, buffer, facts, **end, operator=operator)
         status = session.run()
     return DriveResult(status == 0, session.ticker.count, session.ticker.overruns, buffer.rows())
 

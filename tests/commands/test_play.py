@@ -6,6 +6,7 @@ import socket
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,7 @@ from deftly.learn import checkpoint
 from deftly.learn.networks import Network, NetworkSpec
 from deftly.render import viewers
 from deftly.render.viewers import View, Watch
+from deftly.tasks import load
 
 needs_gl = pytest.mark.skipif(
     not any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")),
@@ -190,6 +192,85 @@ def test_closing_and_pausing(slider):
     )
     assert len(shown) == 4
     assert int(env.state.steps[0]) == 2
+
+
+class Spoken:
+    """Stands in for an environment: what it was told, step by step."""
+
+    def __init__(self, contract):
+        self.contract = contract
+        self.state = SimpleNamespace(steps=torch.zeros(1))
+        self.told = []
+
+    def hear(self, inputs):
+        self.told.append({name: value.tolist() for name, value in inputs.items()})
+        self.state.steps += 1
+
+
+def test_a_file_of_commands_speaks_in_each_episode_anew(tmp_path):
+    contract = load("wildrobot-walk")(load("wildrobot-walk").Config()).contract()
+    path = tmp_path / "commands.csv"
+    path.write_text("time,speed\n0,0.9\n0.02,0.4\n0.06,0\n")
+    env = Spoken(contract)
+    with play._listener(PlayArgs(operator=str(path)), contract) as listen:
+        for _ in range(2):
+            env.state.steps[:] = 0
+            for _ in range(4):
+                listen(env)
+    speeds = [told["speed"][0] for told in env.told]
+    assert speeds == [0.7, 0.4, 0.4, 0.0] * 2
+    with play._listener(PlayArgs(), contract) as listen:
+        assert listen is None
+
+
+def test_an_operator_who_is_not_heard_says_the_defaults_and_one_who_quits_ends(monkeypatch):
+    contract = load("wildrobot-walk")(load("wildrobot-walk").Config()).contract()
+    keys = []
+    operator = SimpleNamespace(hear=lambda now, driving: None, words=lambda: keys, notes=list)
+    env = Spoken(contract)
+    listen = play.Listener(operator)
+    listen(env)
+    assert env.told == [{"speed": [0.0], "turn": [0.0]}]
+    keys.append("q")
+    with pytest.raises(KeyboardInterrupt):
+        listen(env)
+
+
+class Page:
+    """Stands in for the controls of a page."""
+
+    def __init__(self):
+        self.made = {}
+
+    def add_checkbox(self, label, initial_value):
+        return self.made.setdefault(label, SimpleNamespace(value=initial_value))
+
+    def add_slider(self, label, initial_value, **bounds):
+        return self.made.setdefault(label, SimpleNamespace(value=initial_value, **bounds))
+
+
+def test_the_page_has_a_slider_for_each_number_that_the_policy_hears(task):
+    contract = load("wildrobot-walk")(load("wildrobot-walk").Config()).contract()
+    page = Page()
+    said = viewers.sliders(page, contract)
+    assert [*page.made] == ["Say the inputs", "speed, m/s", "turn, rad/s"]
+    turn = page.made["turn, rad/s"]
+    assert (turn.min, turn.max, turn.value) == (-0.3, 0.3, 0.0)
+    assert said() is None, "the task says them"
+    page.made["Say the inputs"].value = True
+    turn.value = 0.2
+    assert {name: value.tolist() for name, value in said().items()} == {
+        "speed": [0.0],
+        "turn": [0.2],
+    }
+    plain = Page()
+    assert viewers.sliders(plain, task.contract())() is None
+    assert plain.made == {}
+
+
+def test_an_operator_of_a_video_is_a_file():
+    with pytest.raises(DeftlyError, match="needs somebody who sees the robot: leave out --video"):
+        PlayArgs(operator="keyboard", video=Path("a.mp4"))
 
 
 def test_ctrl_c_ends_cleanly(task, monkeypatch, capsys):

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -20,6 +22,7 @@ from run_process import Process
 
 from deftly.commands import main as cli
 from deftly.commands import run
+from deftly.contract import Input, Observe
 from deftly.control import inspection, log, session
 from deftly.control.drivers import FAULTS, FakeDriver
 from deftly.control.loop import Runner
@@ -315,6 +318,83 @@ def test_the_operator_at_a_terminal(bundle, start, terminal, tmp_path):
     events = log.read(tmp_path / "log.npz").rows["event"]
     assert [e for e in events if e] == ["start", "hold", "resume", "start", "hold"]
     assert cli.main(["inspect", str(tmp_path / "log.npz"), "--bundle", str(bundle)]) == 0
+
+
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory):
+    """A bundle whose policy is told two speeds."""
+    inputs = (Input("speed", 1, "m/s", lower=(0.0,)), Input("turn", 1, "rad/s"))
+    terms = (*fifty.CONTRACT.observe_terms, Observe("speed"), Observe("turn"))
+    contract = replace(fifty.CONTRACT, inputs=inputs, observe_terms=terms)
+    return fifty.write_bundle(tmp_path_factory.mktemp("walks") / "walks", contract, size=0.01)
+
+
+def test_a_file_of_commands_is_what_the_policy_is_told(walks, start, tmp_path):
+    (tmp_path / "commands.csv").write_text("time,speed,turn\n0,5,0\n0.1,0.5,-0.25\n0.2,0,0\n")
+    words = ["--bundle", walks, "--driver", "fake", "--start", "--seconds", "0.6", *PATIENT]
+    process = start(*words, "--operator", "commands.csv", "--log", "log.npz")
+    assert process.end() == 0
+    assert (
+        process.text.count("speed is 5 m/s, but the policy was trained for 0 to 1 m/s: clipped")
+        == 1
+    )
+    rows = log.read(tmp_path / "log.npz").rows
+    told = np.concatenate((rows["input/speed"], rows["input/turn"]), -1)
+    told = told[np.isfinite(told).all(-1)]
+    changes = told[1:][(np.diff(told, axis=0) != 0).any(-1)]
+    assert changes.tolist() == [[1.0, 0.0], [0.5, -0.25], [0.0, 0.0]]
+
+
+def test_an_operator_at_the_keyboard_needs_no_enter_and_gets_his_terminal_back(
+    walks, start, terminal, tmp_path
+):
+    ours, theirs = terminal
+    before = termios.tcgetattr(theirs)
+    words = ["--bundle", walks, "--driver", "fake", "--operator", "keyboard", *PATIENT]
+    process = start(*words, "--log", "log.npz", stdin=theirs, stdout=theirs)
+    shown = b""
+
+    def shows(words, key=b""):
+        """Whether it shows the words; a key is pressed until it does."""
+        nonlocal shown
+        os.write(ours, key)
+        if select.select([ours], [], [], 0.05)[0]:
+            shown += os.read(ours, 4096)
+        return words in shown
+
+    process.wait_for(lambda: shows(b"ready  (s starts"))
+    os.write(ours, b"s")
+    process.wait_for(lambda: shows(b"active"))
+    os.write(ours, b"\x1b[A\x1b[A\x1b[D")
+    process.wait_for(lambda: shows(b"speed 0.20, turn 0.20", b" "))
+    os.write(ours, b"x")
+    process.wait_for(lambda: shows(b"hold: operator"))
+    os.write(ours, b"q")
+    process.wait_for(lambda: shows(b"no faults"))
+    assert process.end() == 0
+    assert termios.tcgetattr(theirs) == before
+    assert log.read(tmp_path / "log.npz").rows["input/speed"][-1] == 0.0, "it rests in hold"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--operator", "mouse"], "must be keyboard, gamepad, or a file of commands"),
+        (["--operator", "keyboard"], "--operator keyboard needs a terminal"),
+        (["--operator", "none.csv"], "none.csv"),
+        (["--operator", "none.csv", "--check-joints"], "leave out --operator"),
+    ],
+)
+def test_an_operator_who_cannot_be_heard_is_refused_before_the_robot_is_opened(
+    words, said, walks, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session.sys, "stdin", None)
+    monkeypatch.setattr(run, "find_driver", lambda *_: pytest.fail("the robot was opened"))
+    assert cli.main(["run", "--bundle", str(walks), "--driver", "fake", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
 
 
 def test_a_safe_target_that_was_not_taken_is_said_and_the_status_is_1(

@@ -7,6 +7,7 @@ import torch
 
 from deftly.config import EnvConfig, SimConfig
 from deftly.env import Env
+from deftly.errors import DeftlyError
 from deftly.evaluate.rollout import decide
 from deftly.learn.policy import NetworkPolicy
 from deftly.robots import wildrobot
@@ -184,6 +185,24 @@ def test_a_policy_that_decides_from_signals_and_commands_sees_what_training_sees
         assert torch.allclose(seen[-1], known, atol=1e-5)
         env.step(action)
     assert env.inputs["speed"].shape == (3, 1)
+
+
+def test_another_operator_takes_the_tasks_place_until_he_is_gone():
+    env = make("wildrobot-walk", 3, speed=(0.3, 0.6), turn=0.3, hold_s=0.1)
+    env.hear({"speed": 0.2, "turn": [-0.1]})
+    for _ in range(30):
+        assert (env.inputs["speed"] == 0.2).all()
+        assert (env.inputs["turn"] == torch.tensor(-0.1)).all()
+        env.step(torch.zeros(3, 8))
+        assert env.obs["policy"][:, 34].tolist() == pytest.approx([0.2] * 3)
+    judged = env.task.metrics(env.state)
+    assert judged["command"].tolist() == pytest.approx([0.2] * 3, abs=0.02)
+    env.hear(None)
+    for _ in range(30):
+        env.step(torch.zeros(3, 8))
+    assert (env.inputs["speed"] >= 0.3).all()
+    with pytest.raises(DeftlyError, match="'height' is no input of the policy"):
+        env.hear({"height": 1.0})
 
 
 def test_the_task_and_the_contract_agree_on_gait_and_heading():

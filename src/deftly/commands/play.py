@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +17,8 @@ from typing_extensions import Doc
 
 from deftly.config import OUTPUT_FILE, SEEDS, EnvConfig, RunsConfig, SimConfig, Suffix, draw_seed
 from deftly.console import printable, say
+from deftly.control.operator import OPERATOR, Operator, is_live, listening, require_spec
+from deftly.control.operator.words import Words
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import PolicyArgs, PolicySource, prepare, resolve
 from deftly.learn.policy import NetworkPolicy
@@ -68,6 +70,9 @@ class PlayArgs(PolicyArgs):
         int, Ge(-1), Lt(SEEDS), Doc("Decides which episodes are played; -1 draws one.")
     ] = 0
     speed: Annotated[float, Ge(0.01), Le(100), Doc("Simulated seconds in a second.")] = 1.0
+    operator: Annotated[
+        str | None, Doc(f"{OPERATOR} Unset: the task, as in training, or the page's sliders.")
+    ] = None
     camera: Annotated[
         str | None,
         Doc(
@@ -93,6 +98,12 @@ class PlayArgs(PolicyArgs):
     def __post_init__(self) -> None:
         super().__post_init__()
         draw_seed(self)
+        if self.operator:
+            require_spec(self.operator)
+            if is_live(self.operator) and self.video:
+                raise DeftlyError(
+                    f"--operator {self.operator} needs somebody who sees the robot: leave out --video, or give FILE.csv"
+                )
 
 
 class Reloaded:
@@ -166,8 +177,39 @@ def _untrained(agent: str, contract: PolicyContract) -> Policy:
     return NetworkPolicy(contract, act)
 
 
-def play(env: Env, policy: Policy, args: PlayArgs, view: View, data: mujoco.MjData) -> None:
-    """Step one environment in real time until the episodes are played or the viewer is closed."""
+class Listener:
+    """Lets an environment hear an operator, step by step; each episode is a new one for him."""
+
+    def __init__(self, operator: Operator):
+        self._operator = operator
+        self._ticks = 0
+
+    def __call__(self, env: Env) -> None:
+        """Before a step. Raises KeyboardInterrupt if he quits."""
+        now = self._ticks / env.contract.rate
+        self._ticks += 1
+        if "q" in self._operator.words():
+            raise KeyboardInterrupt
+        if not int(env.state.steps[0]):
+            self._operator.hear(now, False)
+        said = self._operator.hear(now, True)
+        env.hear(Words(env.contract).defaults() if said is None else said)
+        for line in self._operator.notes():
+            print(line, flush=True)
+
+
+def play(
+    env: Env,
+    policy: Policy,
+    args: PlayArgs,
+    view: View,
+    data: mujoco.MjData,
+    listen: Callable[[Env], None] | None = None,
+) -> None:
+    """Step one environment in real time until the episodes are played or the viewer is closed.
+
+    `listen` lets it hear an operator before each step; without one, the viewer's user may be one.
+    """
     from deftly.evaluate.rollout import decide
 
     policy.reset()
@@ -176,6 +218,10 @@ def play(env: Env, policy: Policy, args: PlayArgs, view: View, data: mujoco.MjDa
     while view.running() and not (args.episodes and episodes >= args.episodes):
         speed = view.speed()
         if speed > 0:
+            if listen:
+                listen(env)
+            else:
+                env.hear(view.said())
             env.step(decide(env, policy))
             if env.ended:
                 policy.reset()
@@ -205,8 +251,22 @@ def _live(task: Task, policy: Policy, args: PlayArgs) -> None:
 
     env = Env(task, replace(args.env, num_envs=1), args.sim, args.seed, "play")
     data = pose(env.drawn, env.sim.state_of(0))
-    with contextlib.suppress(KeyboardInterrupt), viewers.open_view(env, data, args) as view:
-        play(env, policy, args, view, data)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        viewers.open_view(env, data, args) as view,
+        _listener(args, env.contract) as listen,
+    ):
+        play(env, policy, args, view, data, listen)
+
+
+@contextlib.contextmanager
+def _listener(args: PlayArgs, contract: PolicyContract) -> Iterator[Listener | None]:
+    """What lets an environment hear the operator of `--operator`; None without one."""
+    if not args.operator:
+        yield None
+        return
+    with listening(args.operator, contract) as operator:
+        yield Listener(operator)
 
 
 def record(task: Task, policy: Policy, args: PlayArgs, path: Path) -> None:
@@ -219,17 +279,24 @@ def record(task: Task, policy: Policy, args: PlayArgs, path: Path) -> None:
         )
     count = args.episodes or 3
     recorder = Recorder(count, args.camera)
-    ran = run_episodes(
-        task,
-        policy,
-        count,
-        seed=args.seed,
-        purpose="play",
-        env_cfg=args.env,
-        sim_cfg=args.sim,
-        on_step=recorder.watch,
-        what="simulating",
-    )
+    with _listener(args, task.contract()) as listen:
+
+        def on_step(env: Env, running: Tensor) -> None:
+            recorder.watch(env, running)
+            if listen:
+                listen(env)
+
+        ran = run_episodes(
+            task,
+            policy,
+            count,
+            seed=args.seed,
+            purpose="play",
+            env_cfg=args.env,
+            sim_cfg=args.sim,
+            on_step=on_step,
+            what="simulating",
+        )
     frames = write_video(path, recorder.frames(), ran.rate * args.speed)
     print(
         f"{path}: {count} episodes, success {ran.success_rate:.0%}, {frames / ran.rate / args.speed:.1f} s"

@@ -38,6 +38,7 @@ from deftly.control.drivers import Driver, FakeDriver, lacking
 from deftly.control.joints import JointCheck
 from deftly.control.log import LogBuffer, max_ticks
 from deftly.control.loop import HANGS_S, PatientClock, Runner, Tick
+from deftly.control.operator import OPERATOR, open_operator, require_spec
 from deftly.control.safety import Kernel, SafetyConfig
 from deftly.control.session import Session
 from deftly.control.signals import ending_on_signals
@@ -97,6 +98,9 @@ class RunArgs(Settings):
     seconds: Annotated[
         float, Ge(0), Le(1e9), Doc("End after this time; 0: when the operator quits.")
     ] = 0.0
+    operator: Annotated[
+        str | None, Doc(f"{OPERATOR} Unset: nobody, inputs have their defaults.")
+    ] = None
     check_joints: Annotated[
         bool,
         Doc(
@@ -124,6 +128,10 @@ class RunArgs(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.operator:
+            require_spec(self.operator)
+        if self.operator and self.check_joints:
+            raise DeftlyError("--check-joints lets no policy drive: leave out --operator")
         if self.fault and self.driver != "fake":
             raise DeftlyError(f"--fault is of the fake robot, not of --driver {self.driver}")
         if self.port and self.driver in ("fake", "sim"):
@@ -147,6 +155,9 @@ def main(argv: list[str]) -> int:
             print_unless_stuck(source.line)
             contract, policy = open_policy(source, like, args)
             unclaimed.callback(policy.close)
+            operator = open_operator(args.operator, contract) if args.operator else None
+            if operator:
+                stack.callback(operator.close)
             driver = find_driver(task, args, contract, stack, like)
             unclaimed.callback(driver.stop)
             args = replace(args, safety=_bounds(args.safety, driver))
@@ -174,6 +185,7 @@ def main(argv: list[str]) -> int:
             start=args.start,
             seconds=args.seconds,
             log=args.log,
+            operator=operator,
         ).run()
 
 

@@ -15,6 +15,7 @@ from typing_extensions import Doc
 from deftly import render
 from deftly.config import INPUT, OUTPUT_FILE, OUTPUT_FOLDER, Repeatable, Suffix
 from deftly.console import show
+from deftly.control.operator import OPERATOR, is_live, listening, require_spec
 from deftly.errors import DeftlyError
 from deftly.evaluate import comparison, report
 from deftly.evaluate.gates import read_gate
@@ -37,9 +38,12 @@ class Sim2SimArgs(LoopArgs):
     fault: Annotated[
         str,
         Doc(
-            "Inject a fault, NAME[@seconds after the start], such as nan@0.5; any: another one in each episode."
+            "Inject a fault, NAME[@seconds after the start], such as nan@0.5; random: another one in each episode."
         ),
     ] = ""
+    operator: Annotated[
+        str | None, Doc(f"{OPERATOR} Unset: the task, as in training. A person needs --render.")
+    ] = None
     compare: Annotated[
         Path | None, INPUT, Doc("Earlier report (eval.json or sim2sim.json) to compare with.")
     ] = None
@@ -63,6 +67,12 @@ class Sim2SimArgs(LoopArgs):
         super().__post_init__()
         for text in self.gate:
             read_gate(text)
+        if self.operator:
+            require_spec(self.operator)
+            if is_live(self.operator) and not self.render:
+                raise DeftlyError(
+                    f"--operator {self.operator} needs somebody who sees the robot: add --render, or give FILE.csv"
+                )
 
 
 def main(argv: list[str]) -> int:
@@ -87,8 +97,11 @@ def main(argv: list[str]) -> int:
     with contextlib.ExitStack() as stack:
         if args.render:
             hooks.append(stack.enter_context(sim2sim.window(robot, args.camera)))
+        operator = None
+        if args.operator:
+            operator = stack.enter_context(listening(args.operator, robot.contract))
         result, values = sim2sim.run_sim2sim(
-            robot, source, args, gates=args.gate, hooks=hooks, fault=args.fault
+            robot, source, args, gates=args.gate, hooks=hooks, fault=args.fault, operator=operator
         )
     result["command"] = shlex.join(["deftly", "sim2sim", *words])
     file = report.write(args.out, result, values, task) if args.out else None

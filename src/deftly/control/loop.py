@@ -17,6 +17,7 @@ import numpy as np
 
 from deftly.control.drivers import Driver, DriverError, OtherWriterError, Reading
 from deftly.control.log import LogBuffer
+from deftly.control.operator.words import Words
 from deftly.control.safety import Fault, Kernel, Missing, SafetyError, State
 from deftly.control.signals import ending_on_signals
 from deftly.control.worker import Worker
@@ -74,6 +75,7 @@ class Runner:
         """When the operator said that last, s on the clock of the readings; None: nobody does, defaults hold."""
         self.clock: Clock | None = None
         """What says when a command is written, s; None: it is written when its period begins, as in a simulation."""
+        self._words = Words(policy.contract)
         self._worker: Worker | None = None
         self._refusal = Fault.NONE  # why the robot did not do what it was told last
         self._events: list[str] = []
@@ -105,10 +107,17 @@ class Runner:
         self.kernel.hold()
         self._note("hold")
 
-    def hear(self, at: float, **inputs: Any) -> None:
-        """The operator says something, or that all is as before, at a time, s: the policy may act on it for a while."""
-        self.inputs |= inputs
+    def hear(self, at: float, /, **inputs: Any) -> None:
+        """The operator says something, or that all is as before, at a time, s: the policy may act on it for a while.
+
+        What is beyond the trained range is clipped, and said once (`notes`). Raises OperatorError for what is no input.
+        """
+        self.inputs = {**self.inputs, **self._words.checked(inputs)}  # others may read the old one
         self.heard_at = at
+
+    def notes(self) -> list[str]:
+        """Lines for people of what the operator said, since the last call."""
+        return self._words.take_notes()
 
     def keep_time(self, clock: Clock) -> None:
         """Judge ages by a clock, s; on the real one, the policy has a control period from the start of its tick."""

@@ -23,6 +23,8 @@ import numpy as np
 
 from deftly.control.log import LogBuffer
 from deftly.control.loop import PatientClock, Runner, Tick, Ticker, run
+from deftly.control.operator import Operator
+from deftly.control.operator.words import show
 from deftly.control.safety import SAFE, Fault, SafetyError, State
 from deftly.control.signals import ending_on_signals
 from deftly.errors import DeftlyError
@@ -54,6 +56,7 @@ class Session:
         start: start once, as soon as the robot is ready, without a key; not after a hold, nor a word of the operator.
         seconds: end after this time; 0 does not.
         log: where the log is saved at the end. A fault is saved at once, in a file of its own beside it.
+        operator: who says what the policy's inputs are; None: their defaults hold.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Session:
         start: bool = False,
         seconds: float = 0.0,
         log: Path | None = None,
+        operator: Operator | None = None,
     ):
         self.runner = runner
         self.buffer = buffer
@@ -72,7 +76,8 @@ class Session:
         self.seconds = seconds
         self.log = log
         self.ticker = Stopwatch(runner.kernel.rate, getattr(runner.driver, "clock", None))
-        self.keys = Keys()
+        self.operator = operator
+        self.keys = operator if isinstance(operator, Keys) else Keys()
         self._to_start = start
         self._began = 0.0
         self._done = False
@@ -97,6 +102,8 @@ class Session:
         gc.freeze()  # what is loaded now stays: to go through it again and again would hold ticks up
         before = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
+        if self.operator is not None and self.operator.hint:
+            self.screen.say(self.operator.hint)
         try:
             run(self.runner, self.ticker, self.each)
         finally:
@@ -137,7 +144,8 @@ class Session:
         if succeeded and not self._done:
             self._done = True
             self.screen.say(f"{elapsed:8.2f} s  the task is done")
-        asked = [self._obey(word) for word in self.keys.read()]
+        asked = [self._obey(word) for word in self._words()]
+        self._listen(now)
         if asked or kernel.state in SAFE:
             self._to_start = False  # from now on, the operator starts
         if self._to_start and kernel.state is State.READY:
@@ -150,6 +158,30 @@ class Session:
         if self._failed:
             self.screen.say(f"ended: {self._failed}")
         return not (self._failed or over or "quit" in asked)
+
+    def _words(self) -> list[str]:
+        """What the operator typed or pressed."""
+        words = self.keys.read()
+        if self.operator is not None:
+            words += self.operator.words()
+        return words
+
+    def _listen(self, now: float) -> None:
+        """Let the policy hear what the operator says."""
+        if self.operator is None:
+            return
+        said = self.operator.hear(now, self.runner.kernel.wants_policy)
+        if said is not None:
+            self.runner.hear(now, **said)
+        elif self.runner.heard_at is None:
+            self.runner.hear(now)  # he is expected from now on
+        for line in (*self.operator.notes(), *self.runner.notes()):
+            self.screen.say(line)
+
+    @property
+    def _alone(self) -> bool:
+        """Whether nobody can start or resume the robot now."""
+        return not (self.keys.terminal or (self.operator is not None and self.operator.starts))
 
     def _obey(self, word: str) -> str:
         """Do what a line of the operator asks. Whatever is no known key means hold: so does Enter."""
@@ -170,7 +202,7 @@ class Session:
             if kernel.fault is not Fault.OPERATOR:  # who holds the robot found no fault
                 self._faults.append((now, kernel.fault, self._reason()))
                 self._dump()
-        if self.keys.terminal and state in HINTS:
+        if not self._alone and state in HINTS:
             words += f"  ({HINTS[state]})"
         self.screen.say(words)
 
@@ -187,18 +219,19 @@ class Session:
     def _failure(self, elapsed: float, over: bool) -> str:
         """Why the run is over with exit status 1, if it is; `over`: its time is."""
         kernel = self.runner.kernel
-        alone = not self.keys.terminal
+        alone = self._alone
+        closed = alone and self.keys.closed
         if kernel.state is State.STOP:
             return f"{kernel.fault}: {kernel.reason}"
         if kernel.state in (State.HOLD, State.DAMP) and alone:
-            nobody_resumes = self.keys.closed or kernel.fault is not Fault.OPERATOR
+            nobody_resumes = closed or kernel.fault is not Fault.OPERATOR
             if nobody_resumes:
                 return f"{kernel.fault}, and nobody at a terminal to resume"
         if kernel.state is State.INIT and alone and elapsed > READY_S:
             return f"the robot was not ready in {READY_S:g} s: {self._reason()}"
         if over and not self._was_ready:
             return f"the robot was not ready in {self.seconds:g} s: {self._reason()}"
-        if kernel.state is State.READY and self.keys.closed and not self._to_start:
+        if kernel.state is State.READY and closed and not self._to_start:
             return "nobody can start the robot: without a terminal, give --start"
         if over and alone and not self._was_started:
             return (
@@ -210,7 +243,8 @@ class Session:
         """State, times and counts in a line; the screen's thread asks for it."""
         kernel = self.runner.kernel
         fault = "" if kernel.fault is Fault.NONE else f" ({kernel.fault}: {kernel.reason})"
-        return f"{kernel.state}{fault} | {self.statistics()}"
+        said = f" | {show(self.runner.inputs)}" if self.runner.inputs else ""
+        return f"{kernel.state}{fault}{said} | {self.statistics()}"
 
     def statistics(self) -> str:
         """Times of the newest ticks, and counts of all."""
@@ -301,25 +335,31 @@ class Keys:
 
     def read(self) -> list[str]:
         """The lines that came since the last look."""
-        if self._fd is None or not select.select([self._fd], [], [], 0)[0]:
-            return []
-        try:
-            data = os.read(self._fd, 4096)
-        except BlockingIOError:
-            return []
-        except OSError:  # the process is in the background, or the terminal is gone
-            data = b""
+        data = self._take()
+        if data is None:
+            return self._over()
         if not data:
-            return self._over(self._fd)
+            return []
         *lines, self._rest = (self._rest[-100:] + data).split(b"\n")
         return [line.decode(errors="replace").strip() for line in lines]
 
-    def _over(self, fd: int) -> list[str]:
+    def _take(self) -> bytes | None:
+        """What was typed since the last look, maybe nothing; None: input ended, or cannot be read."""
+        if self._fd is None or not select.select([self._fd], [], [], 0)[0]:
+            return b""
+        try:
+            return os.read(self._fd, 4096) or None
+        except BlockingIOError:
+            return b""
+        except OSError:  # the process is in the background, or the terminal is gone
+            return None
+
+    def _over(self) -> list[str]:
         """Input ended, or cannot be read: a terminal's robot holds, and its keys stay if it is still there."""
         lines = ["h"] if self.terminal else []
         self._rest = b""
-        self.terminal = self.terminal and os.isatty(fd)
-        self._fd = fd if self.terminal else None
+        self.terminal = self.terminal and self._fd is not None and os.isatty(self._fd)
+        self._fd = self._fd if self.terminal else None
         return lines
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from deftly.config import EnvConfig, SimConfig
 from deftly.contract import STATE, Memory, PolicyContract
+from deftly.control.operator.words import Words
 from deftly.env.metrics import (
     EpisodeMetrics,
     NanCounter,
@@ -168,6 +169,7 @@ class Env:
         self.obs: Obs = {}
         self.signals: dict[str, Tensor] = {}
         self.inputs: dict[str, Tensor] = {}
+        self._heard: dict[str, Tensor] = {}
         self._memory: Memory = {}
         self._start(self._everyone)
         if not self._metrics.names:
@@ -369,9 +371,24 @@ class Env:
             return value
         return self._nan.clean(f"signal/{name}", value.float(), broken)
 
+    def hear(self, inputs: Mapping[str, Any] | None) -> None:
+        """From now on, an operator says this instead of the task: numbers `(size,)`, by name of an input.
+
+        What is beyond an input's range is clipped. None: the task again. Raises DeftlyError for what is no input.
+        """
+        self._heard = {}
+        for name, value in Words(self.contract).checked(inputs or {}).items():
+            if not isinstance(value, str):  # no observation sees a text
+                words = torch.as_tensor(value, dtype=self.state.dtype, device=self.device)
+                self._heard[name] = words.expand(self.num_envs, -1)
+        self.inputs = self._said()
+
     def _said(self) -> dict[str, Tensor]:
-        """What the task's operator says now, by name: float32."""
-        return {name: value.float() for name, value in self.task.inputs(self.state).items()}
+        """What the operator says now, by name: float32."""
+        if self._heard:
+            self.task.hear(self.state, self._heard)
+        said = {**self.task.inputs(self.state), **self._heard}
+        return {name: value.float() for name, value in said.items()}
 
     def _observe(self, broken: Tensor) -> Obs:
         """Observations of the newest signals."""

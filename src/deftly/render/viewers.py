@@ -9,13 +9,15 @@ import io
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
+from deftly.contract import PolicyContract
+from deftly.control.operator.words import Words
 from deftly.errors import DeftlyError
 from deftly.render import camera_index, has_display, pose
 
@@ -65,6 +67,8 @@ class View(NamedTuple):
     show: Callable[[mujoco.MjData], None]
     running: Callable[[], bool]
     speed: Callable[[], float]
+    said: Callable[[], Mapping[str, Any] | None] = lambda: None
+    """What the user says the policy's inputs are; None: nothing."""
 
 
 def pick_viewer(wanted: str) -> str:
@@ -128,13 +132,36 @@ def web(env: Env, data: mujoco.MjData, options: Options) -> Iterator[View]:
         speed = server.gui.add_slider(
             "Speed", min=0.1, max=4.0, step=0.1, initial_value=min(4.0, options.speed)
         )
+        said = sliders(server.gui, env.contract)
         scene = ViserMujocoScene(server, copy.copy(model), num_envs=1)
         print(f"open http://{LOOPBACK}:{server.get_port()} in a browser; Ctrl-C ends", flush=True)
         yield View(
-            scene.update_from_mjdata, lambda: True, lambda: 0.0 if pause.value else speed.value
+            scene.update_from_mjdata,
+            lambda: True,
+            lambda: 0.0 if pause.value else speed.value,
+            said,
         )
     finally:
         server.stop()
+
+
+def sliders(gui: Any, contract: PolicyContract) -> Callable[[], Mapping[str, Any] | None]:
+    """Put a slider for each number of the policy's inputs on a page; what they say, if the user ticked the box."""
+    words = Words(contract)
+    if not words.elements:
+        return lambda: None
+    by_hand = gui.add_checkbox("Say the inputs", initial_value=False)
+    made = [
+        gui.add_slider(
+            f"{element.label}, {element.units}".rstrip(", "),
+            min=element.lower,
+            max=element.upper,
+            step=element.range / 100,
+            initial_value=element.default,
+        )
+        for element in words.elements
+    ]
+    return lambda: words.values([each.value for each in made]) if by_hand.value else None
 
 
 class Watch(contextlib.ExitStack):

@@ -114,6 +114,12 @@ class Task:
         """What an operator says now, by name of an input of the contract: `(num_envs, size)`; left out: its default."""
         return {}
 
+    def hear(self, s: State, said: Mapping[str, Tensor]) -> None:
+        """Somebody else is the operator: judge by what he says, `(num_envs, size)` by name, not by the task's own.
+
+        Called before `inputs`. A task that does not care lets its policy hear him and judges as before.
+        """
+
     def privileged(self, s: State) -> Tensor | None:
         """What only the critic sees, `(num_envs, k)`, or None."""
         return None

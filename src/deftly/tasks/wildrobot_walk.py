@@ -1,6 +1,7 @@
 """Walk with a WildRobot at a commanded speed and yaw rate."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated
@@ -217,6 +218,11 @@ class WildRobotWalk(Task):
     def inputs(self, s: State) -> dict[str, Tensor]:
         """The commands."""
         return {"speed": s.zeros("speed")[:, None], "turn": s.zeros("turn")[:, None]}
+
+    def hear(self, s: State, said: Mapping[str, Tensor]) -> None:
+        """Another operator's commands."""
+        for name, value in said.items():
+            s.zeros(name)[:] = value[:, 0]
 
     def privileged(self, s: State) -> Tensor:
         """The true motion, its means, and what the ground exerts."""

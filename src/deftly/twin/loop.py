@@ -22,6 +22,7 @@ from deftly.control.drivers import Driver
 from deftly.control.drivers.faults import Faulty, FaultyPolicy, Injection, Saboteur
 from deftly.control.log import LogBuffer
 from deftly.control.loop import Runner, Tick
+from deftly.control.operator import Operator
 from deftly.control.safety import SAFE, Kernel, SafetyConfig, State
 from deftly.evaluate.source import PolicyArgs
 from deftly.policy.protocol import Policy
@@ -105,9 +106,13 @@ class Injector:
     Args:
         robot: The simulated robot.
         injection: Which fault, and when; None: none.
+        operator: Who says what the policy's inputs are; None: the task.
     """
 
-    def __init__(self, robot: SimRobot, injection: Injection | None):
+    def __init__(
+        self, robot: SimRobot, injection: Injection | None, operator: Operator | None = None
+    ):
+        self._operator = operator
         self.injection = injection or Injection("", math.inf)
         rate = robot.contract.rate
         self._robot = robot
@@ -133,18 +138,38 @@ class Injector:
         """One control period, with the fault if it is due."""
         name = self.injection.name
         if not name:
+            self._listen(runner)
             return runner.step(self._robot.now)
         self._saboteur.strikes = self._robot.steps >= self._due and runner.kernel.wants_policy
         strikes = self._saboteur.strikes
         self._struck += strikes and self._shows(runner)
-        if runner.policy.contract.inputs and not (strikes and name == "mute"):
-            runner.hear(self._robot.now)
+        if not (strikes and name == "mute"):
+            self._listen(runner)
         if strikes and name == "hold":
             runner.hold()
         if strikes and name == "stall":
             self._stand_still(5 / self._robot.contract.rate)
         back = 1.0 if strikes and name == "clock" else 0.0
         return runner.step(self._robot.now - back)
+
+    def _listen(self, runner: Runner) -> None:
+        """Let the policy hear the operator, and let the task judge by him."""
+        if not runner.policy.contract.inputs:
+            return
+        if self._operator is None:
+            runner.hear(self._robot.now, **self._robot.said())
+            return
+        for word in self._operator.words():
+            if word == "h":
+                runner.hold()
+            if word == "q":
+                raise KeyboardInterrupt
+        said = self._operator.hear(self._robot.now, runner.kernel.wants_policy)
+        if said is not None:
+            runner.hear(self._robot.now, **said)
+            self._robot.hear(runner.inputs)
+        elif runner.heard_at is None:
+            runner.hear(self._robot.now)  # he is expected from now on
 
     def _shows(self, runner: Runner) -> bool:
         """Whether it can be seen: that an operator is not heard, only after the time that he may be silent for."""
@@ -171,10 +196,12 @@ def run_episode(
     state: np.ndarray | None = None,
     each: Callable[[], None] = lambda: None,
     injection: Injection | None = None,
+    operator: Operator | None = None,
 ) -> EpisodeResult:
     """Run an episode of the chain; `limit` cuts it off (0 does not), `each` is called at its start and after each tick.
 
-    A fault ends it as a failure. `state` is one to start from instead of the task's own, `injection` a fault to inject.
+    A fault ends it as a failure. `state` is one to start from instead of the task's own, `injection` a fault to inject,
+    `operator` who says the policy's inputs instead of the task.
     """
     robot.reset(episode, state)
     contract, state0, end = robot.contract, robot.state, ""
@@ -182,7 +209,7 @@ def run_episode(
     buffer = LogBuffer(contract, 1 + robot.ready + robot.task.cfg.episode_steps + approach)
     kernel = Kernel(contract.robot, contract.rate, safety)
     kernel.stood_still(robot.now, robot.read())
-    injector = Injector(robot, injection)
+    injector = Injector(robot, injection, operator)
     runner = Runner(injector.policy(policy), kernel, injector.driver(), buffer)
     runner.episode = episode
     each()

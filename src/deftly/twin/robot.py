@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
+from collections.abc import Mapping
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -276,6 +278,16 @@ class SimRobot(Driver):
         """Count a control period on the episode's clock, and let the task look at where it led."""
         self.view.steps += 1
         self.task.update(self.view)
+
+    def said(self) -> dict[str, np.ndarray]:
+        """What the task's operator says now, (size,) by name of an input of the contract."""
+        said = self.task.inputs(self.view)
+        return {name: value[0].double().numpy().copy() for name, value in said.items()}
+
+    def hear(self, inputs: Mapping[str, Any]) -> None:
+        """Judge by what another operator says now, numbers (size,) by name."""
+        numbers = {n: torch.as_tensor(v)[None] for n, v in inputs.items() if not isinstance(v, str)}
+        self.task.hear(self.view, numbers)
 
     @property
     def broken(self) -> bool:

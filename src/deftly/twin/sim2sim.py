@@ -28,6 +28,7 @@ from deftly.console import progress
 from deftly.contract import PolicyContract
 from deftly.control.drivers import faults
 from deftly.control.drivers.faults import Injection
+from deftly.control.operator import Operator
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
 from deftly.evaluate.evaluate import Metrics, Result, evaluate
@@ -44,7 +45,7 @@ TIMINGS = ("infer_ms", "tick_ms")
 MEASURED = ("faults", "violation", "agrees", "missed")
 MEASURED += tuple(f"{name}_{part}" for name in TIMINGS for part in ("p50", "p99", "max"))
 """What a gate may name beside the metrics of the episodes."""
-ANY = "any"
+ANY = ("any", "random")
 """Of `--fault`: in each episode another one, at another time."""
 SLACK = 1e-9
 """rad/s (m/s) by which rounding alone may exceed a top speed."""
@@ -59,6 +60,7 @@ class TwinWorld:
         measured: The policy's report of `deftly eval`, with which this one should agree; None if it has none.
         hooks: Called at the start of each episode and after every tick.
         fault: `NAME` or `NAME@seconds` of a fault to inject, or `any`; empty: none.
+        operator: Who says what the policy's inputs are; None: the task.
     """
 
     name = "twin"
@@ -70,10 +72,12 @@ class TwinWorld:
         measured: Mapping[str, Any] | None = None,
         hooks: Sequence[Callable[[], None]] = (),
         fault: str = "",
+        operator: Operator | None = None,
     ):
         self.robot = robot
+        self._operator = operator
         self._fault = fault
-        if fault and fault != ANY:
+        if fault and fault not in ANY:
             faults.parse(fault, robot.contract)
         self.task = robot.task
         self.seed = args.seed
@@ -121,6 +125,7 @@ class TwinWorld:
             episode,
             each=self._after_tick,
             injection=injection,
+            operator=self._operator,
         )
 
     def _injection(self, episode: int) -> Injection | None:
@@ -128,7 +133,7 @@ class TwinWorld:
         contract = self.robot.contract
         if not self._fault:
             return None
-        if self._fault != ANY:
+        if self._fault not in ANY:
             return faults.parse(self._fault, contract)
         rng = np.random.default_rng([self.seed, episode])
         seconds = 0.5 * self.task.cfg.episode_steps / contract.rate
@@ -168,7 +173,7 @@ class TwinWorld:
             "violation": max(violation(self.robot.contract, r.rows) for r in results),
             **_injected(results),
             "timing": {name: _timing(results, name) for name in TIMINGS},
-            "eval": agreement(success, len(results), self._measured),
+            "eval": None if self._fault else agreement(success, len(results), self._measured),
         }
 
 
@@ -180,13 +185,14 @@ def run_sim2sim(
     gates: Sequence[str] = (),
     hooks: Sequence[Callable[[], None]] = (),
     fault: str = "",
+    operator: Operator | None = None,
 ) -> tuple[Result, Metrics]:
     """Evaluate a policy on the simulated robot: the report, and the metrics of each episode.
 
     Raises DeftlyError before the first episode if the policy's own report is none, a gate names no metric, or there is
     no such fault.
     """
-    world = TwinWorld(robot, args, source.report, hooks, fault)
+    world = TwinWorld(robot, args, source.report, hooks, fault, operator)
     timeout = 1e-3 * args.timeout_ms
     return evaluate(world, source, args.episodes, timeout=timeout, keys=args.keys, gates=gates)
 
