@@ -8,6 +8,7 @@ from deftly.commands.play import PlayArgs
 from deftly.commands.train import TrainArgs
 from deftly.config import ALIASES, RunsConfig, TaskConfig, parse, split_task, with_task
 from deftly.config.older_names import resolve
+from deftly.console import debug, say
 from deftly.errors import DeftlyError
 
 
@@ -181,3 +182,22 @@ def test_a_real_field_wins_over_an_alias():
 def test_an_alias_without_a_target_is_refused():
     with pytest.raises(DeftlyError, match=r"numEnvs \(--env.num-envs\)"):
         read("numEnvs=3", cls=RunsConfig)
+
+
+def test_every_command_has_a_log_level(capsys):
+    assert parse(RunsConfig, ["logLevel=warning"], prog="deftly runs") == RunsConfig()
+    say("unheard")
+    parse(RunsConfig, ["logging.logLevel=debug"], prog="deftly runs")
+    debug("heard")
+    parse(RunsConfig, [], prog="deftly runs")
+    debug("unheard")
+    say("heard")
+    assert capsys.readouterr() == ("heard\n", "heard\n")
+    for cls in (RunsConfig, TrainArgs):
+        with pytest.raises(
+            DeftlyError, match="log-level is loud, but it must be one of debug, info"
+        ):
+            parse(cls, ["logLevel=loud"], prog="deftly x")
+    with pytest.raises(SystemExit):
+        parse(RunsConfig, ["--help"], prog="deftly runs")
+    assert "--log-level {debug,info,warning}" in capsys.readouterr().out

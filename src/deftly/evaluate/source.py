@@ -34,7 +34,7 @@ from deftly.config import (
     suggest,
     with_task,
 )
-from deftly.console import LogLevel, debug, printable, say
+from deftly.console import debug, printable, say
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.files import sha256
@@ -76,9 +76,6 @@ class PolicyArgs(Settings):
         KEYS,
         Doc("The robot's folder of keys, for a policy at tcp://HOST:PORT."),
     ] = None
-    log_level: Annotated[
-        LogLevel, Doc("Print also the settings, what is done, or only results and problems.")
-    ] = "info"
 
 
 @dataclass(frozen=True, eq=False)
