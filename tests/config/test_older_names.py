@@ -8,7 +8,7 @@ from deftly.commands.play import PlayArgs
 from deftly.commands.train import TrainArgs
 from deftly.config import ALIASES, RunsConfig, TaskConfig, parse, split_task, with_task
 from deftly.config.older_names import resolve
-from deftly.console import debug, say
+from deftly.console import debug, say, set_log_level
 from deftly.errors import DeftlyError
 
 
@@ -188,9 +188,10 @@ def test_every_command_has_a_log_level(capsys):
     assert parse(RunsConfig, ["logLevel=warning"], prog="deftly runs") == RunsConfig()
     say("unheard")
     parse(RunsConfig, ["logging.logLevel=debug"], prog="deftly runs")
-    debug("heard")
     parse(RunsConfig, [], prog="deftly runs")
-    debug("unheard")
+    debug(lambda: "heard")
+    set_log_level("info")
+    debug(lambda: "unheard")
     say("heard")
     assert capsys.readouterr() == ("heard\n", "heard\n")
     for cls in (RunsConfig, TrainArgs):

@@ -20,7 +20,7 @@ from deftly.config.constraints import (
     Suffix,
     check,
 )
-from deftly.config.fields import Repeatable, changed, field_docs
+from deftly.config.fields import Repeatable, field_docs
 from deftly.config.named import suggest
 from deftly.config.older_names import ALIASES
 from deftly.config.parsing import (
@@ -73,7 +73,6 @@ __all__ = [
     "Suffix",
     "TaskConfig",
     "TrainArgs",
-    "changed",
     "check",
     "draw_seed",
     "field_docs",

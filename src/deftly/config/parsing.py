@@ -184,21 +184,22 @@ def parse(
     ]
     if missing:
         raise DeftlyError(f"{prog} needs --{missing[0].name}: {missing[0].doc}")
-    level = "info" if LOG_LEVEL.name in own else _log_level(chosen.pop(LOG_LEVEL.name, None))
+    level = None if LOG_LEVEL.name in own else _log_level(chosen.pop(LOG_LEVEL.name, None))
     try:
         config = _build(cls, chosen, known, prog)
         check(config)
         _require_on_disk(chosen, known)
     except DeftlyError as error:
         raise DeftlyError(_placed(chosen.get(str(error).partition(" ")[0]), str(error))) from None
-    set_log_level(getattr(config, "log_level", level))
+    if level:
+        set_log_level(level)
     return config
 
 
-def _log_level(setting: Setting | None) -> LogLevel:
-    """The level that was typed to a command that has no such setting of its own."""
+def _log_level(setting: Setting | None) -> LogLevel | None:
+    """The level that was typed to a command that has no such setting of its own, if it was."""
     if setting is None:
-        return "info"
+        return None
     level = " ".join(setting.words)
     if level not in get_args(LogLevel):
         raise DeftlyError(_placed(setting, _misread(setting, LOG_LEVEL)))

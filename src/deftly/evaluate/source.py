@@ -28,12 +28,12 @@ from deftly.config import (
     RunsConfig,
     Settings,
     SimConfig,
-    changed,
     parse,
     split_task,
     suggest,
     with_task,
 )
+from deftly.config.mapping import changed
 from deftly.console import debug, printable, say
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
@@ -424,7 +424,7 @@ def prepare(
     args = parse(
         command, flags, prog=prog, filed=like.settings(cls), origin=f"the settings of {like.label}"
     )
-    debug(shlex.join([*prog.split(), *changed(args)]))
+    debug(lambda: shlex.join([*prog.split(), *changed(args)]))
     task = cls(args.task)
     source.require(task.contract(), cls.name)
     return task, args, source
