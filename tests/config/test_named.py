@@ -93,6 +93,7 @@ def test_files_that_name_each_other_in_a_circle(here):
 def test_files_that_name_many(here):
     for name, named in zip("abcdefgh", "bcdefgh", strict=False):
         (here / f"{name}.yaml").write_text(f"defaults: [{', '.join(named * 9)}]")
+    (here / "h.yaml").touch()
     with pytest.raises(DeftlyError, match=f"more than {MOST_FILES} files name each other"):
         read("config=a")
     with pytest.raises(DeftlyError, match=r"^the command: more than"):

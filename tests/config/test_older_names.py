@@ -6,7 +6,15 @@ from cube_settings import CubeArgs, Weights, read
 
 from deftly.commands.play import PlayArgs
 from deftly.commands.train import TrainArgs
-from deftly.config import ALIASES, RunsConfig, TaskConfig, parse, split_task, with_task
+from deftly.config import (
+    ALIASES,
+    RunsConfig,
+    TaskConfig,
+    parse,
+    split_task,
+    switches,
+    with_task,
+)
 from deftly.config.older_names import resolve
 from deftly.console import debug, say, set_log_level
 from deftly.errors import DeftlyError
@@ -126,6 +134,19 @@ def test_a_video_that_is_switched_on_and_off():
     assert str(parse(PlayArgs, ["env.recordVideo=true"], prog="deftly play").video) == "video.mp4"
     words = ["env.recordVideo=true", "recordVideo=false"]
     assert parse(PlayArgs, words, prog="deftly play").video is None
+
+
+@pytest.mark.parametrize("word", ["--viewer", "viewer=", "--video", "video="])
+def test_a_setting_of_the_commands_own_is_not_switched_by_nothing(word):
+    with pytest.raises(DeftlyError, match="is empty, but it must be"):
+        parse(PlayArgs, [word], prog="deftly play")
+
+
+@pytest.mark.parametrize("word", ["test=", "render="])
+def test_a_switch_that_is_left_empty_is_refused(word):
+    with pytest.raises(DeftlyError, match=f"has no setting {word[:-1]}"):
+        parse(PlayArgs, [word], prog="deftly play")
+    assert switches([word], ("test", "render")) == {}
 
 
 def test_what_a_command_does_not_have_is_off_anyway():

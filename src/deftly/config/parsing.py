@@ -125,7 +125,7 @@ def switches(argv: Sequence[str], names: Sequence[str]) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for setting in typed_settings(argv):
         name = resolve(setting.key.lstrip("-"), names)
-        value = SPELLINGS.get(" ".join(setting.words).lower() or "true")
+        value = SPELLINGS.get(" ".join(setting.words).lower() if setting.words else "true")
         if name in names and value:
             found[name] = value == "True"
     return found
