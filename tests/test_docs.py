@@ -10,7 +10,7 @@ from documented import ROOT, parse_command
 from deftly import robots, tasks
 from deftly.commands import main as cli
 from deftly.commands.table import COMMANDS
-from deftly.config import EnvConfig, SimConfig
+from deftly.config import ALIASES, EnvConfig, SimConfig
 from deftly.config.constraints import kebab
 from deftly.config.older_names import SWITCHES, resolve
 from deftly.config.presets import PRESETS, divide
@@ -112,7 +112,7 @@ def test_aliases_of_the_table_are_known():
         for word in re.findall(r"`([\w.]+)`", row)
     }
     assert typed
-    assert {word for word in typed if resolve(word, ()) == kebab(word)} <= set(SWITCHES)
+    assert {word for word in typed if resolve(word, ()) == kebab(word)} <= {*ALIASES, *SWITCHES}
 
 
 def test_presets_of_the_table():

@@ -34,6 +34,7 @@ from deftly.config import (
     parse,
     split_task,
 )
+from deftly.config.presets import PRESETS
 from deftly.errors import DeftlyError
 from deftly_bench.table import SCHEMA, TITLES
 
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from deftly_bench.cases import Job
 
 TASK = "jaka-pick-cube"
-PRESETS = ("fast", "default", "accurate")
 PACKAGES = ("numpy", "mujoco", "torch", "stable-baselines3")
 RATIOS = {
     "env/raw": ("env", "raw_limit"),
@@ -50,6 +50,7 @@ RATIOS = {
     "train/sb3": ("train", "sb3"),
     "env_warp/env": ("env_warp", "env"),
 }
+NO_SPEED: dict[str, Any] = {"cases": {}, "ratios": {}, "startup_s": {}}
 Say = Callable[[str], None]
 
 
@@ -71,6 +72,9 @@ class BenchArgs(Settings):
     presets: Annotated[
         bool, Doc("Also compare the physics presets: speed, grip, and success of the policy.")
     ] = False
+    speed: Annotated[
+        bool, Doc("Measure beside the raw limit and a peer; off, --presets is all there is.")
+    ] = True
     checkpoint: Annotated[
         str | None,
         Doc(
@@ -98,6 +102,11 @@ class BenchArgs(Settings):
     docs: Annotated[Path, OUTPUT_FILE, Doc("Page that holds the tables.")] = Path(
         "docs/performance.md"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.speed or self.presets or self.table):
+            raise DeftlyError("--speed False leaves nothing to measure: add --presets True")
 
 
 def main(argv: list[str]) -> int:
@@ -162,23 +171,30 @@ def _job(name: str, args: BenchArgs) -> Job:
 
 def measure(job: Job, args: BenchArgs, say: Say) -> dict[str, Any]:
     """Everything `deftly bench` measures, as the JSON that it writes."""
-    skipped = _skipped(job)
+    skipped = _skipped(job) if args.speed else {}
     result: dict[str, Any] = {"schema": SCHEMA, "task": job.task, **machine(), "skipped": skipped}
     result["settings"] = {"num_envs": job.num_envs, "seconds": job.seconds, "preset": job.preset}
     result["settings"] |= {"repeats": 1 if args.quick else args.repeats, "quick": args.quick}
+    result |= _speed(job, args, result, say) if args.speed else NO_SPEED
+    result["presets"] = compare_presets(job, say) if args.presets else {}
+    return result
+
+
+def _speed(job: Job, args: BenchArgs, result: dict[str, Any], say: Say) -> dict[str, Any]:
+    """The cases, in rounds in which they take turns, their ratios, and how long whole processes take."""
     with tempfile.TemporaryDirectory(prefix="deftly-bench-") as folder:
-        jobs = _jobs(job, Path(folder), skipped)
+        jobs = _jobs(job, Path(folder), result["skipped"])
         if args.sim.engine == "warp":
             jobs["env_warp"] = replace(jobs["env"], engine="warp")
         rounds = [_round(jobs, i, result, say) for i in range(result["settings"]["repeats"])]
-    result["cases"] = {name: _case([r[name] for r in rounds]) for name in jobs}
-    result["cases"]["raw_limit"] = _case(
-        [{"rate": r["raw"]["rate"] * result["machine"]["cores"]} for r in rounds]
-    )
-    result["ratios"] = ratios(result["cases"])
-    result["startup_s"] = startup(job, result["settings"]["repeats"])
-    result["presets"] = compare_presets(job, say) if args.presets else {}
-    return result
+    cases = {name: _case([r[name] for r in rounds]) for name in jobs}
+    cores = result["machine"]["cores"]
+    cases["raw_limit"] = _case([{"rate": r["raw"]["rate"] * cores} for r in rounds])
+    return {
+        "cases": cases,
+        "ratios": ratios(cases),
+        "startup_s": startup(job, result["settings"]["repeats"]),
+    }
 
 
 def _skipped(job: Job) -> dict[str, str]:
@@ -283,7 +299,7 @@ def compare_presets(job: Job, say: Say) -> dict[str, dict[str, Any]]:
 
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="deftly-bench-") as folder:
-        for preset in PRESETS:
+        for preset in sorted(PRESETS, key=lambda name: -PRESETS[name].timestep):
             mine = replace(job, preset=preset, tape=str(Path(folder) / f"{preset}.npz"))
             call(replace(mine, case="record", checkpoint=None))
             found[preset] = {"steps_per_second": call(replace(mine, case="env"))["rate"]}

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deftly import stats
 from deftly.commands.doctor import cores
 from deftly.config import EnvConfig, PPOConfig, SimConfig
 from deftly.config.presets import Preset
@@ -311,7 +312,8 @@ def success(job: Job) -> dict[str, Any]:
     episodes = run_episodes(
         job.new_task(), policy, job.episodes, seed=0, purpose=EVALUATE, sim_cfg=sim
     )
-    return {"success": episodes.success_rate, "episodes": job.episodes}
+    found = stats.proportion(episodes.values["success"].numpy())
+    return {"success": found["rate"], "wilson95": found["wilson95"], "episodes": job.episodes}
 
 
 def peak_memory() -> float:

@@ -56,7 +56,7 @@ def tables(result: dict[str, Any]) -> list[Titled]:
                 [_preset(*item) for item in result["presets"].items()],
             )
         )
-    return found
+    return [titled for titled in found if titled[2]]
 
 
 def _spread(case: dict[str, Any]) -> Row:
@@ -98,6 +98,9 @@ def _preset(name: str, result: dict[str, Any]) -> Row:
         f"{1e3 * result[k]:.2f} mm" if k in result else "" for k in ("penetration_m", "slip_m")
     )
     rate = f"{result['success']:.1%} of {result['episodes']}" if "success" in result else ""
+    if "wilson95" in result:
+        low, high = result["wilson95"]
+        rate += f" ({low:.1%} to {high:.1%})"
     return name, f"{result['steps_per_second']:,.0f}", depth, slip, rate
 
 

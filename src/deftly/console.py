@@ -41,10 +41,10 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-def debug(line: str) -> None:
-    """Print what helps to find out why something does not work as it should, if that is wanted."""
+def debug(line: Callable[[], str]) -> None:
+    """Print what helps to find out why something does not work as it should; asked for only if that is wanted."""
     if _Chosen.level == "debug":
-        print(printable(line, FINDING), file=sys.stderr, flush=True)
+        print(printable(line(), FINDING), file=sys.stderr, flush=True)
 
 
 class Finding(NamedTuple):

@@ -7,7 +7,7 @@ import deftly_bench
 from deftly import robots, tasks
 from deftly.commands.completion import INTO
 from deftly.commands.table import COMMANDS
-from deftly.config import parse, split_task, with_algorithm, with_task
+from deftly.config import parse, split_task, split_word, with_algorithm, with_task
 from deftly.errors import DeftlyError
 from deftly_bench import algorithms
 
@@ -34,9 +34,12 @@ def parse_command(words: list[str]) -> None:
     words = words[: words.index(">")] if ">" in words else words
     if "--config" in words:  # a file of the reader's
         del words[(at := words.index("--config")) : at + 2]
+    words = [word for word in words if not word.startswith("train=")]  # another
     positional = COMMANDS[name].positional
     given, rest = split_task(words) if positional else (None, words)
     assert given or positional.startswith("[") or not positional, f"{name} needs {positional}"
+    if name == "config":
+        _, rest = split_word(rest)
     cls = settings_of(name)
     if given in READERS:
         given = None

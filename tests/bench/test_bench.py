@@ -253,6 +253,23 @@ def test_measure_has_the_schema(monkeypatch):
     assert said
 
 
+def test_the_presets_alone(monkeypatch):
+    monkeypatch.setattr(
+        bench,
+        "call",
+        lambda job: {"rate": 1.0, "success": 0.5, "wilson95": [0.4, 0.6], "episodes": 100},
+    )
+    args = bench.BenchArgs(presets=True, speed=False)
+    found = bench.measure(bench._job(TASK, args), args, lambda line: None)
+    assert list(found["presets"]) == ["coarse", "fast", "default", "accurate"]
+    assert found["cases"] == {}
+    page = table.markdown(found)
+    assert "| fast | 1 |  |  | 50.0% of 100 (40.0% to 60.0%) |" in page
+    assert "Control steps per second" not in page
+    with pytest.raises(DeftlyError, match="leaves nothing to measure: add --presets True"):
+        bench.BenchArgs(speed=False)
+
+
 def test_ratios_are_taken_within_rounds():
     found = result()["ratios"]
     assert found["env/raw"] == pytest.approx((9 / 20 + 12 / 24) / 2)

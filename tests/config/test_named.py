@@ -6,7 +6,7 @@ from cube_settings import read
 from deftly.commands.eval import EvalArgs
 from deftly.commands.play import PlayArgs
 from deftly.config import TrainArgs, parse, switches
-from deftly.config.named import MOST_NESTED, shipped
+from deftly.config.named import MOST_FILES, shipped
 from deftly.errors import DeftlyError
 
 
@@ -86,13 +86,24 @@ def test_a_file_may_list_defaults(here):
 def test_files_that_name_each_other_in_a_circle(here):
     (here / "a.yaml").write_text("config: b")
     (here / "b.yaml").write_text("defaults: a")
-    with pytest.raises(DeftlyError, match=f"more than {MOST_NESTED} files name each other"):
+    with pytest.raises(DeftlyError, match=f"more than {MOST_FILES} files name each other"):
         read("config=a")
+
+
+def test_files_that_name_many(here):
+    for name, named in zip("abcdefgh", "bcdefgh", strict=False):
+        (here / f"{name}.yaml").write_text(f"defaults: [{', '.join(named * 9)}]")
+    (here / "h.yaml").touch()
+    with pytest.raises(DeftlyError, match=f"more than {MOST_FILES} files name each other"):
+        read("config=a")
+    with pytest.raises(DeftlyError, match=r"^the command: more than"):
+        read(*(["config=debug"] * (MOST_FILES + 1)))
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        ([f"config={'x' * 5000}"], "there is no x+"),
         (["config=tran_headless"], "config=tran_headless: .* did you mean 'train_headless'"),
         (["config=zzz"], "come with Deftly are debug, test_record, test_render, train_headless"),
         (["train=NoSuch"], "make one: deftly config TASK train > NoSuch.yaml"),

@@ -6,8 +6,17 @@ from cube_settings import CubeArgs, Weights, read
 
 from deftly.commands.play import PlayArgs
 from deftly.commands.train import TrainArgs
-from deftly.config import ALIASES, RunsConfig, TaskConfig, parse, split_task, with_task
+from deftly.config import (
+    ALIASES,
+    RunsConfig,
+    TaskConfig,
+    parse,
+    split_task,
+    switches,
+    with_task,
+)
 from deftly.config.older_names import resolve
+from deftly.console import debug, say, set_log_level
 from deftly.errors import DeftlyError
 
 
@@ -127,6 +136,19 @@ def test_a_video_that_is_switched_on_and_off():
     assert parse(PlayArgs, words, prog="deftly play").video is None
 
 
+@pytest.mark.parametrize("word", ["--viewer", "viewer=", "--video", "video="])
+def test_a_setting_of_the_commands_own_is_not_switched_by_nothing(word):
+    with pytest.raises(DeftlyError, match="is empty, but it must be"):
+        parse(PlayArgs, [word], prog="deftly play")
+
+
+@pytest.mark.parametrize("word", ["test=", "render="])
+def test_a_switch_that_is_left_empty_is_refused(word):
+    with pytest.raises(DeftlyError, match=f"has no setting {word[:-1]}"):
+        parse(PlayArgs, [word], prog="deftly play")
+    assert switches([word], ("test", "render")) == {}
+
+
 def test_what_a_command_does_not_have_is_off_anyway():
     off = ["render=false", "env.recordVideo=false", "test=false", "headless=true"]
     assert parse(RunsConfig, off, prog="deftly runs") == RunsConfig()
@@ -181,3 +203,23 @@ def test_a_real_field_wins_over_an_alias():
 def test_an_alias_without_a_target_is_refused():
     with pytest.raises(DeftlyError, match=r"numEnvs \(--env.num-envs\)"):
         read("numEnvs=3", cls=RunsConfig)
+
+
+def test_every_command_has_a_log_level(capsys):
+    assert parse(RunsConfig, ["logLevel=warning"], prog="deftly runs") == RunsConfig()
+    say("unheard")
+    parse(RunsConfig, ["logging.logLevel=debug"], prog="deftly runs")
+    parse(RunsConfig, [], prog="deftly runs")
+    debug(lambda: "heard")
+    set_log_level("info")
+    debug(lambda: "unheard")
+    say("heard")
+    assert capsys.readouterr() == ("heard\n", "heard\n")
+    for cls in (RunsConfig, TrainArgs):
+        with pytest.raises(
+            DeftlyError, match="log-level is loud, but it must be one of debug, info"
+        ):
+            parse(cls, ["logLevel=loud"], prog="deftly x")
+    with pytest.raises(SystemExit):
+        parse(RunsConfig, ["--help"], prog="deftly runs")
+    assert "--log-level {debug,info,warning}" in capsys.readouterr().out

@@ -18,8 +18,9 @@ from deftly.config import (
     split_word,
     suggest,
     with_setting,
+    without_setting,
 )
-from deftly.config.mapping import words_of
+from deftly.config.mapping import changed, words_of
 from deftly.errors import DeftlyError
 
 
@@ -153,6 +154,19 @@ def test_with_setting():
     words = ["--seed", "1", "--checkpoint", "old", "x=2", "checkpoint=older", "--gate", "steps<5"]
     expected = ["--seed", "1", "x=2", "--gate", "steps<5", "--checkpoint", "runs/a b"]
     assert with_setting(words, "checkpoint", "runs/a b") == expected
+
+
+def test_changed_is_what_to_type_for_the_same_settings():
+    words = ["--sim.preset", "fast", "--task.ranges.cube-x", "0.2", "--train.hidden", "8", "8"]
+    args = read("physics=fast", "task.ranges.cube_x=0.2", "train.hidden=8,8")
+    assert changed(args) == words
+    assert read(*words) == args
+    assert changed(CubeArgs()) == []
+
+
+def test_without_setting_ends_at_the_next_flag_of_one_dash():
+    words = ["--checkpoint", "old", "-cn", "debug", "checkpoint=older"]
+    assert without_setting(words, "checkpoint") == ["-cn", "debug"]
 
 
 def test_negative_values_are_not_flags():

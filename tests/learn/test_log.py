@@ -69,10 +69,12 @@ def test_a_full_disk_is_said_once_and_ends_nothing(capsys):
     )
 
 
-@pytest.mark.parametrize(("level", "count"), [("info", 1), ("debug", 3)])
-def test_lines_without_a_terminal(level, count):
+@pytest.mark.parametrize(
+    ("level", "every", "count"), [("info", 10, 1), ("info", 2, 2), ("debug", 10, 3)]
+)
+def test_lines_without_a_terminal(level, every, count):
     out = io.StringIO()
-    writer = log.progress(Console(file=out), "task", 100, level)
+    writer = log.progress(Console(file=out), "task", 100, level, every)
     for iteration in (8, 9, 10):
         writer.write({**ROW, "iteration": iteration})
     writer.close()

@@ -71,3 +71,18 @@ def test_two_processes_train_one_policy_and_resume_it(tiny_at, tmp_path):
     for got, wanted in zip(resumed, (first, second), strict=True):
         assert got.keys() == wanted.keys()
         assert all(torch.equal(got[name], wanted[name]) for name in got)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torch.distributed.launch", "torch.distributed.run"])
+def test_launchers_start_the_command(launcher, tiny_at, tmp_path):
+    """As in the documents of other systems: `python -m torch.distributed.launch --nproc_per_node=2 ...`."""
+    tiny = tiny_at(tmp_path)
+    task, *flags = tiny.words
+    command = [sys.executable, "-m", launcher, "--standalone", "--nproc_per_node=2", "-m", "deftly"]
+    words = ["train", f"task={task}", *flags, "maxIter=2", "env.render=false"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *words], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert tiny.checkpoint().ranks == 2
+    assert tiny.checkpoint().iteration == 2

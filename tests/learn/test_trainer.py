@@ -265,3 +265,12 @@ def test_kill_9_while_checkpoints_are_written(tiny):
     found = tiny.checkpoint()
     assert tiny.train(found.iteration + 1, "--resume", "latest") == 0
     assert tiny.checkpoint().iteration == found.iteration + 1
+
+
+def test_deterministic_algorithms_are_asked_for(tiny, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        assert tiny.train(1, "training.torch_deterministic=true") == 0
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -74,6 +74,9 @@ def _require_folder() -> None:
 
 def _dispatch(name: str, rest: list[str]) -> int:
     if name in COMMANDS:
+        from deftly.console import set_log_level
+
+        set_log_level("info")  # what a command before this one was told
         return importlib.import_module(COMMANDS[name].module).main(rest)
     if name in ("-V", "--version"):
         print(f"deftly {__version__}")

@@ -7,14 +7,14 @@ import shlex
 from deftly import api
 from deftly.config import (
     TrainArgs,
-    changed,
     parse,
     split_task,
     switches,
     with_algorithm,
     without_setting,
 )
-from deftly.console import debug
+from deftly.config.mapping import changed
+from deftly.console import debug, set_log_level
 from deftly.errors import DeftlyError
 
 
@@ -28,11 +28,12 @@ def main(argv: list[str]) -> int:
         parse(with_algorithm(TrainArgs, []), rest, prog="deftly train TASK")  # answers --help
         raise DeftlyError("which task? `deftly train TASK`; `deftly tasks` lists them")
     args, source = api.training_settings(name, rest)
+    set_log_level(args.log_level)
     finished = api.nothing_left(args, source)
     if finished:
         print(finished)
         return 0
-    debug(shlex.join(["deftly", "train", name, *changed(args)]))
+    debug(lambda: shlex.join(["deftly", "train", name, *changed(args)]))
     done = api.run_training(name, args, source)
     if done.is_first_rank and args.log_level != "warning":
         _say_what_follows(done, args)

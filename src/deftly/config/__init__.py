@@ -21,7 +21,7 @@ from deftly.config.constraints import (
     Suffix,
     check,
 )
-from deftly.config.fields import Repeatable, changed, field_docs
+from deftly.config.fields import Repeatable, field_docs
 from deftly.config.ladder import LADDER, Rung, with_changes
 from deftly.config.named import suggest
 from deftly.config.older_names import ALIASES
@@ -87,7 +87,6 @@ __all__ = [
     "TD3Config",
     "TaskConfig",
     "TrainArgs",
-    "changed",
     "check",
     "chosen_algorithm",
     "defaults_under",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from typing_extensions import Doc
 
-from deftly.config.constraints import OnDisk, hints_of, kebab, limits, show
+from deftly.config.constraints import OnDisk, hints_of, kebab, limits
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,6 @@ def flags(cls: type, default: Any = MISSING, section: str = "") -> Iterator[Flag
             )
         else:
             yield Flag(name, hints[item.name], docs.get(item.name, ""), value)
-
-
-def changed(settings: Any) -> list[str]:
-    """What to type for settings that are not the usual ones: `['--sim.preset', 'fast', ...]`."""
-    cls = type(settings)
-    words: list[str] = []
-    for usual, own in zip(flags(cls), flags(cls, settings), strict=True):
-        if own.default != usual.default:
-            words += [f"--{own.name}", show(own.default)]
-    return words
 
 
 def sections(cls: type, default: Any = MISSING, section: str = "") -> Iterator[tuple[str, str]]:

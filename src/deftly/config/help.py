@@ -2,6 +2,7 @@
 
 import shutil
 import textwrap
+from collections.abc import Sequence
 from dataclasses import MISSING
 from typing import Any, Literal, get_args, get_origin
 
@@ -15,8 +16,11 @@ KEEP = "\N{NO-BREAK SPACE}"
 """Where a line is not broken."""
 
 
-def help_text(cls: type, prog: str) -> str:
-    """What `--help` prints of a command with the settings `cls`; `prog` is how it is called, as `deftly train TASK`."""
+def help_text(cls: type, prog: str, common: Sequence[Flag] = ()) -> str:
+    """What `--help` prints of a command with the settings `cls`; `prog` is how it is called, as `deftly train TASK`.
+
+    `common`: what every command takes, listed where `cls` has no setting of that name.
+    """
     width = min(WIDEST, max(60, shutil.get_terminal_size((100, 24)).columns))
     found = list(flags(cls))
     head = f"usage: {prog} [settings]" if found else f"usage: {prog}"
@@ -25,7 +29,8 @@ def help_text(cls: type, prog: str) -> str:
         "settings, as --NAME VALUE or NAME=VALUE; --config FILE.yaml reads them from a file:",
         "",
     ]
-    for flag in found:
+    names = {flag.name for flag in found}
+    for flag in [*found, *(flag for flag in common if flag.name not in names)]:
         if not flag.section:
             lines += _lines(flag, width)
     for section, doc in sections(cls):

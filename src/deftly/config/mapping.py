@@ -10,6 +10,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 from deftly.config import parse, suggest
+from deftly.config.fields import flags
 from deftly.errors import DeftlyError
 
 T = TypeVar("T")
@@ -63,6 +64,17 @@ def words_of(given: Mapping[str, Any], section: str = "") -> list[str]:
             words += words_of(value, f"{key}.")
         else:
             words += _flag(key, [*_plain(value)])
+    return words
+
+
+def changed(settings: Any) -> list[str]:
+    """The words of the command line for the settings that are not the usual ones of their class."""
+    cls = type(settings)
+    usual = {flag.name: flag.default for flag in flags(cls)}
+    words: list[str] = []
+    for flag in flags(cls, settings):
+        if flag.name not in usual or flag.default != usual[flag.name]:
+            words += _flag(flag.name, [*_plain(flag.default)])
     return words
 
 

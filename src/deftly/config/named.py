@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from deftly.config import yaml
-from deftly.config.constraints import kebab
+from deftly.config.constraints import MOST_SHOWN, kebab
+from deftly.console import printable
 from deftly.errors import DeftlyError
 
 Group = Literal["config", "train"]
@@ -31,8 +33,8 @@ GROUPS: dict[str, Group] = {
 """Key to the group of files that its value names."""
 ITSELF = ("config", "_self_")
 """Names in a list of defaults that mean what holds anyway: the task's own settings, and the file itself."""
-MOST_NESTED = 8
-"""Files that a file names, and so on."""
+MOST_FILES = 32
+"""Files that a command may name, and these, and so on."""
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,23 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f", did you mean '{near[0]}'?" if near else ""
 
 
-def opened(settings: list[Setting], depth: int = 0) -> list[Setting]:
+def opened(settings: list[Setting], allowance: Iterator[int] | None = None) -> list[Setting]:
     """Settings with what the files among them say, which counts before what stands beside the name of the file.
 
-    Raises DeftlyError for a file that there is not, and for files that name each other in a circle.
+    Raises DeftlyError for a file that there is not, and for too many, as of files that name each other in a circle.
     """
+    left = iter(range(MOST_FILES)) if allowance is None else allowance
     files: list[Setting] = []
     own: list[Setting] = []
     for setting in settings:
         for part in _parts(setting):
             if isinstance(part, Setting):
                 own.append(part)
-            elif depth >= MOST_NESTED:
-                raise DeftlyError(f"{setting.place}: more than {MOST_NESTED} files name each other")
+            elif next(left, None) is None:
+                place = setting.place or "the command"
+                raise DeftlyError(f"{place}: more than {MOST_FILES} files name each other")
             else:
-                files += opened(_read(part), depth + 1)
+                files += opened(_read(part), left)
     return files + own
 
 
@@ -114,11 +118,13 @@ def find(named: Named) -> Path:
     if not named.name:
         raise DeftlyError(f"{named.group} is empty: name a YAML file, as in {named.group}=my.yaml")
     given = Path(os.path.expanduser(named.name))
-    if given.suffix in SUFFIXES or given.is_file():
+    if given.suffix in SUFFIXES:
         return given
-    for folder in _folders(named.group):
-        for suffix in SUFFIXES:
-            path = folder / f"{named.name}{suffix}"
+    places = [
+        folder / f"{named.name}{suffix}" for folder in _folders(named.group) for suffix in SUFFIXES
+    ]
+    with suppress(OSError):  # a name that is too long
+        for path in (given, *places):
             if path.is_file():
                 return path
     raise DeftlyError(_missing(named))
@@ -130,11 +136,12 @@ def _folders(group: Group) -> list[Path]:
 
 def _missing(named: Named) -> str:
     known = sorted({path.stem for folder in _folders(named.group) for path in _files(folder)})
-    what = f"{named.group}={named.name}: there is no {named.name}.yaml here or in 'configs'"
+    name = printable(named.name, MOST_SHOWN)
+    what = f"{named.group}={name}: there is no {name}.yaml here or in 'configs'"
     if near := suggest(named.name, known):
         return what + near
     if named.group == "train":
-        return f"{what}; make one: deftly config TASK train > {named.name}.yaml"
+        return f"{what}; make one: deftly config TASK train > {name}.yaml"
     return f"{what}; those that come with Deftly are {', '.join(shipped())}"
 
 

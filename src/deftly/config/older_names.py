@@ -117,7 +117,9 @@ def switched(key: str, words: Sequence[str], known: Container[str]) -> dict[str,
     None for what is no switch, and for one that turns on what the command does not have. What it does not have is off
     anyway.
     """
-    sets = SWITCHES.get(resolve(key, SWITCHES), {}).get(" ".join(words).lower() or "true")
+    alone = not words and kebab(key) not in known  # `--headless`; `--viewer` lacks its value
+    value = "true" if alone else " ".join(words).lower()
+    sets = SWITCHES.get(resolve(key, SWITCHES), {}).get(value)
     if sets is None:
         return None
     found = {flag: word for flag, word in sets.items() if flag in known}

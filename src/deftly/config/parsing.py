@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, field, make_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 from deftly.config.constraints import MOST_SHOWN, check, kebab
 from deftly.config.fields import Flag, flags
@@ -19,7 +19,7 @@ from deftly.config.help import help_text
 from deftly.config.named import Setting, opened, settings_of, suggest
 from deftly.config.older_names import instead, resolve, switched
 from deftly.config.sections import ALGORITHMS, TaskConfig
-from deftly.console import printable, set_log_level
+from deftly.console import LogLevel, printable, set_log_level
 from deftly.errors import DeftlyError
 
 T = TypeVar("T")
@@ -35,7 +35,12 @@ SPELLINGS = {
     "no": "False",
     "off": "False",
 }
-
+LOG_LEVEL = Flag(
+    "log-level",
+    LogLevel,
+    "Of every command: print also its settings, what it does, or only results and problems.",
+    "info",
+)
 
 # ------------------------------------------------------------------ words
 
@@ -127,8 +132,8 @@ def without_setting(argv: Sequence[str], name: str) -> list[str]:
     leave_out = False
     for word in argv:
         found = ASSIGNMENT.fullmatch(word)
-        if word.startswith("--") or found:
-            key = found[1] if found else word[2:].partition("=")[0]
+        if word.startswith("--") or found or SHORT.fullmatch(word):
+            key = found[1] if found else word.lstrip("-").partition("=")[0]
             leave_out = resolve(key, (name,)) == name
         if not leave_out:
             words.append(word)
@@ -143,7 +148,7 @@ def switches(argv: Sequence[str], names: Sequence[str]) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for setting in typed_settings(argv):
         name = resolve(setting.key.lstrip("-"), names)
-        value = SPELLINGS.get(" ".join(setting.words).lower() or "true")
+        value = SPELLINGS.get(" ".join(setting.words).lower() if setting.words else "true")
         if name in names and value:
             found[name] = value == "True"
     return found
@@ -187,9 +192,10 @@ def parse(
     one line, for an unknown setting, a value of a wrong type or out of range, and a file that cannot be read.
     """
     if {"-h", "--help"} & set(argv):
-        print(help_text(cls, prog), end="")
+        print(help_text(cls, prog, (LOG_LEVEL,)), end="")
         raise SystemExit(0)
-    known = {flag.name: flag for flag in flags(cls)}
+    own = {flag.name: flag for flag in flags(cls)}
+    known = {LOG_LEVEL.name: LOG_LEVEL} | own
     chosen: dict[str, Setting] = {}
     for setting in [*settings_of(filed, origin or "the saved settings"), *typed_settings(argv)]:
         for name, found in _understood(setting, known, prog):
@@ -201,14 +207,26 @@ def parse(
     ]
     if missing:
         raise DeftlyError(f"{prog} needs --{missing[0].name}: {missing[0].doc}")
+    level = None if LOG_LEVEL.name in own else _log_level(chosen.pop(LOG_LEVEL.name, None))
     try:
         config = _build(cls, chosen, known, prog)
         check(config)
         _require_on_disk(chosen, known)
     except DeftlyError as error:
         raise DeftlyError(_placed(chosen.get(str(error).partition(" ")[0]), str(error))) from None
-    set_log_level(getattr(config, "log_level", "info"))
+    if level:
+        set_log_level(level)
     return config
+
+
+def _log_level(setting: Setting | None) -> LogLevel | None:
+    """The level that was typed to a command that has no such setting of its own, if it was."""
+    if setting is None:
+        return None
+    level = " ".join(setting.words)
+    if level not in get_args(LogLevel):
+        raise DeftlyError(_placed(setting, _misread(setting, LOG_LEVEL)))
+    return cast(LogLevel, level)
 
 
 def _understood(

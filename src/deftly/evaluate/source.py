@@ -28,13 +28,13 @@ from deftly.config import (
     RunsConfig,
     Settings,
     SimConfig,
-    changed,
     parse,
     split_task,
     suggest,
     with_task,
 )
-from deftly.console import LogLevel, debug, printable, say
+from deftly.config.mapping import changed
+from deftly.console import debug, printable, say
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.files import sha256
@@ -76,9 +76,6 @@ class PolicyArgs(Settings):
         KEYS,
         Doc("The robot's folder of keys, for a policy at tcp://HOST:PORT."),
     ] = None
-    log_level: Annotated[
-        LogLevel, Doc("Print also the settings, what is done, or only results and problems.")
-    ] = "info"
 
 
 @dataclass(frozen=True, eq=False)
@@ -427,7 +424,7 @@ def prepare(
     args = parse(
         command, flags, prog=prog, filed=like.settings(cls), origin=f"the settings of {like.label}"
     )
-    debug(shlex.join([*prog.split(), *changed(args)]))
+    debug(lambda: shlex.join([*prog.split(), *changed(args)]))
     task = cls(args.task)
     source.require(task.contract(), cls.name)
     return task, args, source
