@@ -333,6 +333,10 @@ class BoxGrasping(Box):
 
     Success: the box's centre above `success_height`, pressed by the thumb and a finger, for `hold_steps` steps in a
     row. Failure: the hand deeper than `max_depth` in the box, its palm on the ground, or the box `max_distance` away.
+
+    Randomization: where the hand starts and how it is turned, how far thumb and fingers are bent; place and yaw of the
+    box, its size (`box_size`), mass (x 0.7 .. 1.5) and friction (x 0.7 .. 1.3); gains of the servos (x 0.9 .. 1.1).
+    Noise of encoders (2 mrad, 2 mm) and of touch (0.05 N).
     """
 
     Config = BoxConfig
@@ -415,7 +419,7 @@ class BlindGrasping(Box):
     thumb and a finger press it, for `firm_s`. Stage 3: it is lifted and held. The stage (0, 1, 2) and what has passed
     of its time, as a fraction, are inputs of the contract: on a robot, who runs it says them, by clock and touch.
 
-    Observation (138): that of `dexhand-box`, then `stage` and `progress`.
+    Observation (138): that of `dexhand-box`, then `stage` and `progress`. Action (18) and Randomization as there.
 
     Success as in `dexhand-box`, in stage 3. Failure besides: after stage 1 the hand is not around the box, or moved it;
     stage 2 ends without a grasp; stage 3 loses it for `firm_s`.
