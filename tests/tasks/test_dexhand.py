@@ -196,7 +196,17 @@ def test_penalties_of_a_known_step():
     assert terms["depth"].tolist() == pytest.approx([0.0, 2.0])
     assert terms["press"].tolist() == pytest.approx([0.0, 1.0])
     assert terms["time"].tolist() == [1.0, 1.0]
+    assert terms["squeeze"].tolist() == [0.0, 0.0]
     assert not terms["failure"].any()
+
+
+def test_turning_the_hand_costs():
+    env = make(hand="left", **CENTRED)
+    joints = env.state.joint_pos.clone()
+    assert env.task.rewards(env.state)["turn"].abs().max() < 1e-12
+    joints[1, 3:6] += torch.tensor([0.1, -0.2, 0.2])
+    env.state.set_joint_pos(torch.tensor([False, True]), joints)
+    assert env.task.rewards(env.state)["turn"].tolist() == pytest.approx([0.0, 0.09])
 
 
 def test_success_is_a_hold_of_hold_steps():
@@ -269,6 +279,21 @@ def test_random_policy_never_succeeds():
     for _ in range(300):
         assert not env.step(2 * torch.rand(16, 18, generator=generator) - 1).success.any()
     assert env.broken_count == 0
+
+
+def test_a_push_comes_once_when_the_box_was_held_for_half_the_time(monkeypatch):
+    env = make(push_force=5.0, hold_steps=20)
+    s, task = env.state, env.task
+    box = env.model.body(BOX).id
+    forces = []
+    monkeypatch.setattr(task, "_gripped", lambda s: torch.tensor([True, False]))
+    s.place(BOX, torch.ones(2, dtype=torch.bool), torch.tensor([[0.0, 0.0, 0.5]] * 2).double())
+    for _ in range(18):
+        task.update(s)
+        forces.append(env.sim.bind("xfrc_applied")[:, box, :3].norm(dim=-1).clone())
+    pushed = [round(float(force[0]), 6) for force in forces]
+    assert pushed == [0.0] * 9 + [5.0] * 5 + [0.0] * 4
+    assert all(force[1] == 0 for force in forces)
 
 
 # ---------------------------------------------------------------- three stages

@@ -23,6 +23,9 @@ from deftly.tasks import Report, Task, task
 BOX = "box"
 HALF_EDGE = 0.025  # m: the box of 5 cm of seed 001
 FIRM = 0.3  # N: a fingertip that presses the box with more than this is in contact
+GENTLE = 15.0  # N: what all fingertips together may press the box with at no cost
+HINGES = slice(3, 6)  # of the joints: the carrier's
+PUSH_S = 0.1  # s: how long a push lasts
 LOWEST_PALM = 0.03  # m: below, the palm is on the ground
 ABOVE = {"ARTx": -0.115, "ARTy": -0.012, "ARTz": 0.30, "ARRy": 0.4}
 """The carrier in the keyframe `home`, m and rad: fingers a little down, the box below between them and the thumb."""
@@ -52,6 +55,12 @@ class Weights:
     press: Annotated[
         float, Doc("Force of the hand on the ground beyond 2 N, in units of 10 N, each step.")
     ] = -0.005
+    turn: Annotated[
+        float, Doc("Squared turn of the carrier's hinges away from palm down, rad2, each step.")
+    ] = -0.03
+    squeeze: Annotated[
+        float, Doc("Force of all fingertips on the box beyond 15 N, in units of 10 N, each step.")
+    ] = -0.01
     time: Annotated[float, Doc("Each step.")] = -0.003
     failure: Annotated[
         float, Doc("Once, when the episode fails: an early end must not pay.")
@@ -112,6 +121,11 @@ class BoxConfig(TaskConfig):
     touch_history: Annotated[
         int, Ge(1), Doc("Steps of touch that the policy sees, every fifth of them.")
     ] = 21
+    push_force: Annotated[
+        float,
+        Ge(0),
+        Doc("Force that pushes the box aside for 0.1 s once it was held for half of the time, N."),
+    ] = 0.0
     weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(
         default_factory=Weights
     )
@@ -216,6 +230,10 @@ class Box(Task):
         """An episode's potential starts where the hand does."""
         s.remember("potential", mask, self._potential(s))
         s.remember("time_to_grasp", mask, torch.nan)
+        if self.cfg.push_force:
+            s.remember("push_angle", mask, s.uniform(mask, 0.0, 2 * math.pi))
+            s.remember("push_left", mask, float(round(PUSH_S * self.cfg.rate)))
+            self._push(s, torch.zeros_like(mask))
 
     def update(self, s: State) -> None:
         """Count the steps held, note when the box was grasped, how often it slipped, how deep the hand went."""
@@ -223,6 +241,12 @@ class Box(Task):
         held, grasped = s.zeros("held"), s.zeros("time_to_grasp")
         counts = gripped & self._may_lift(s) & (height > cfg.success_height)
         held[:] = torch.where(counts, held + 1, 0.0)
+        if cfg.push_force:
+            left = s.zeros("push_left")
+            now = (left > 0) & ((held >= cfg.hold_steps / 2) | (s.zeros("pushing") > 0))
+            self._push(s, now)
+            left -= now.to(s.dtype)
+            s.zeros("pushing")[:] = now
         grasped[:] = torch.where(gripped & grasped.isnan(), s.steps * s.dt, grasped)
         s.zeros("slips")[:] += (s.zeros("gripped") > 0) & ~gripped & (height > 2 * _half(s))
         s.zeros("gripped")[:] = gripped
@@ -241,6 +265,8 @@ class Box(Task):
             "action_rate": (s.action - s.last_action).square().sum(-1),
             "depth": (1e3 * s.zeros("depth_now") - 0.5).clip(min=0.0),
             "press": (s.zeros("press_now") - 2.0).clip(0.0, 50.0) / 10.0,
+            "turn": (s.joint_pos[:, HINGES] - s.tensor(self._upright)).square().sum(-1),
+            "squeeze": (HAND.touch(s, BOX).sum(-1) - GENTLE).clip(0.0, 50.0) / 10.0,
             "time": torch.ones_like(s.zeros("held")),
             "failure": torch.stack([*self.failed(s).values()]).any(0),
         }
@@ -279,6 +305,11 @@ class Box(Task):
 
     # ------------------------------------------------------------------- inside
 
+    @property
+    def _upright(self) -> tuple[float, ...]:
+        """The carrier's hinges in the keyframe, rad."""
+        return tuple(self._above().get(name, 0.0) for name in dexhand021.HINGES)
+
     def _above(self) -> dict[str, float]:
         """The carrier in the keyframe, which a left hand's mirrors."""
         side = -1.0 if self.cfg.hand == "left" else 1.0
@@ -292,6 +323,13 @@ class Box(Task):
 
     def _inputs(self) -> tuple[Input, ...]:
         return ()
+
+    def _push(self, s: State, now: Tensor) -> None:
+        """Push the box over the ground's plane in the step that follows, where `now` is True."""
+        angle = s.zeros("push_angle")
+        force = self.cfg.push_force * torch.stack((angle.cos(), angle.sin()), -1)
+        body = s.sim.model.body(BOX).id
+        s.sim.bind("xfrc_applied")[:, body, :2] = force * now[:, None]
 
     def _may_lift(self, s: State) -> Tensor:
         return torch.ones_like(s.zeros("held"), dtype=torch.bool)
