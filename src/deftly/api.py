@@ -26,6 +26,8 @@ from deftly.config import (
     RunsConfig,
     SimConfig,
     TrainArgs,
+    chosen_algorithm,
+    defaults_under,
     parse,
     to_yaml,
     with_algorithm,
@@ -197,9 +199,8 @@ def training_settings(task: str, words: Sequence[str]) -> tuple[TrainArgs, Check
     cls = load_task(task)
     args_type = with_task(TrainArgs, cls.Config)
     prog = f"deftly train {task}"
-    args = parse(
-        with_algorithm(args_type, words, cls.defaults), words, prog=prog, filed=cls.defaults
-    )
+    defaults = defaults_under(chosen_algorithm(words, cls.defaults), cls.defaults)
+    args = parse(with_algorithm(args_type, words, defaults), words, prog=prog, filed=defaults)
     if not args.resume:
         return args, None
     if args.resume == "shipped":
@@ -207,6 +208,7 @@ def training_settings(task: str, words: Sequence[str]) -> tuple[TrainArgs, Check
             "a shipped policy holds no training state to resume from: start a run with --init shipped"
         )
     source = checkpoint.load(workspace.find_checkpoint(args.resume, cls.name, args.runs, "last"))
+    source.require_algorithm(chosen_algorithm(words, source.config))
     args_type = with_algorithm(args_type, words, source.config)
     kinds = get_type_hints(args_type)
     for section in fields(args_type):

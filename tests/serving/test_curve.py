@@ -169,6 +169,7 @@ def body_of_command(frame: bytes) -> bytes:
     return frame[9:] if frame[0] & 2 else frame[2:]
 
 
+@pytest.mark.realtime
 def test_heartbeats_of_libzmq_in_boxes_are_answered(tmp_path):
     new_keys(tmp_path / "keys")
     with running(keys=tmp_path / "keys/server") as server:

@@ -87,6 +87,7 @@ def test_greeting_handshake_and_reply_byte_for_byte(server):
         assert unpack(body) == {**message(), "ok": True}
 
 
+@pytest.mark.realtime
 def test_a_heartbeat_is_answered(server):
     with connected(server, GREETING, READY, encode(b"\x04PING\x00\x0aabc", COMMAND)) as peer:
         read(peer, 64)

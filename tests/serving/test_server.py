@@ -1,12 +1,14 @@
 """The policy server: every message answered, no robot spoils another's answer, keys, limits, a clean end."""
 
 import dataclasses
+import fcntl
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -17,11 +19,12 @@ import pytest
 import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from raw_peer import ask, call, message, open_session, raw
+from raw_peer import ask, call, message, open_session, raw, wait_for
 from toy_robot import CONTRACT, LOOPBACK, network, running, signals
 
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import ContractPolicy, OneRobot, PolicyError
+from deftly.serving import listener
 from deftly.serving import server as server_module
 from deftly.serving.client import Client
 from deftly.serving.server import Server
@@ -238,6 +241,7 @@ def test_closed_sessions_are_gone(peer):
     assert call(peer, "close", 2, session=session)["code"] == "no-session"
 
 
+@pytest.mark.realtime
 def test_idle_sessions_are_dropped():
     with running(idle_s=0.2) as server, raw(server.endpoint) as peer:
         session, busy = open_session(peer), open_session(peer)
@@ -268,6 +272,7 @@ def test_the_limit_refuses_a_robot_while_all_others_are_driven():
         assert call(peer, "status")["sessions"] == 2
 
 
+@pytest.mark.realtime
 @pytest.mark.parametrize("kept_by", ["reset", "repeated infer", "old seq", "bad signals"])
 def test_sessions_that_are_not_driven_lock_no_robot_out(monkeypatch, kept_by):
     monkeypatch.setattr(server_module, "PAUSE_S", 0.2)
@@ -330,14 +335,24 @@ class Gate:
 
     def __init__(self):
         self.open, self.sizes, self.fails = threading.Event(), [], lambda obs: False
+        self.entered = threading.Event()
         self.open.set()
 
     def __call__(self, obs):
-        self.open.wait(5)
+        self.entered.set()
+        self.open.wait(30)
         self.sizes.append(len(obs))
         if self.fails(obs):
             raise ZeroDivisionError("secret detail")
         return network(obs)
+
+
+def arrived(server) -> int:
+    """Bytes that the system holds for the server, which is busy: those of messages and what frames them."""
+    counts = [bytearray(4) for _ in server._link._peers]
+    for peer, count in zip(server._link._peers, counts):
+        fcntl.ioctl(peer.socket, termios.FIONREAD, count)
+    return sum(int.from_bytes(count, sys.byteorder) for count in counts)
 
 
 def coincide(server, gate, peers, requests):
@@ -347,25 +362,30 @@ def coincide(server, gate, peers, requests):
         session = open_session(other)
         assert call(other, "reset", 1, session=session, signals=signals(0))["ok"]
         gate.sizes.clear()
+        gate.entered.clear()
         other.send(pack(message("infer", 2, session=session, signals=signals(0))))
-        time.sleep(0.05)  # into the network
+        assert gate.entered.wait(30)
         for peer, frames in zip(peers, requests):
             for frame in frames:
                 peer.send(frame)
-        time.sleep(0.3)  # until all have arrived, on a busy machine too
+        size = sum(len(frame) for frames in requests for frame in frames)
+        wait_for(lambda: arrived(server) > size, seconds=30)
         gate.open.set()
         other.recv()
     return [[unpack(peer.recv()) for _ in frames] for peer, frames in zip(peers, requests)]
 
 
 @pytest.fixture
-def gated():
+def gated(monkeypatch):
+    # What arrives together is read in one round, however slow the machine.
+    monkeypatch.setattr(listener, "OTHERS", listener.OTHERS._replace(seconds=60.0))
+    monkeypatch.setattr(listener, "MIN_PAUSE_S", 60.0)
     gate = Gate()
     with running(ContractPolicy(CONTRACT, gate)) as server:
         peers = [zmq.Context.instance().socket(zmq.DEALER) for _ in range(5)]
         sessions = []
         for peer in peers:
-            peer.linger, peer.rcvtimeo = 0, 5000
+            peer.linger, peer.rcvtimeo = 0, 30000
             peer.connect(server.endpoint)
             sessions.append(ask(peer, pack(message("init")))["session"])
             ask(

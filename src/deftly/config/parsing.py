@@ -88,6 +88,14 @@ def with_task(args: type[T], task_config: type[TaskConfig]) -> type[T]:
 def with_algorithm(args: type[T], argv: Sequence[str], filed: Mapping[str, Any] = {}) -> type[T]:
     """`args` with the settings of the algorithm that `--train.algorithm` names in its `train` section.
 
+    See `chosen_algorithm`, which raises DeftlyError for one that there is not.
+    """
+    return _with_section(args, "train", ALGORITHMS[chosen_algorithm(argv, filed)])
+
+
+def chosen_algorithm(argv: Sequence[str], filed: Mapping[str, Any] = {}) -> str:
+    """The algorithm that `--train.algorithm` names.
+
     The words of the command count before `filed`, what a checkpoint or the task has set; without either it is PPO.
     Raises DeftlyError for an algorithm that there is not.
     """
@@ -101,7 +109,22 @@ def with_algorithm(args: type[T], argv: Sequence[str], filed: Mapping[str, Any] 
         raise DeftlyError(
             f"{flag} is '{chosen}', but it must be one of {known}{suggest(chosen, ALGORITHMS)}"
         )
-    return _with_section(args, "train", ALGORITHMS[chosen])
+    return chosen
+
+
+def defaults_under(algorithm: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's default settings under an algorithm.
+
+    Args:
+        algorithm: The one that is used.
+        defaults: Sections of settings, as `Task.defaults` has them: `train` is of the algorithm that it names (PPO, if
+            it names none), and a section of another algorithm's name takes its place under that one.
+    """
+    own = defaults.get("train", {}).get("algorithm", "ppo")
+    sections = {name: value for name, value in defaults.items() if name not in ALGORITHMS}
+    if algorithm != own:
+        sections["train"] = defaults.get(algorithm, {})
+    return sections
 
 
 def _with_section(args: type[T], name: str, kind: type[Any]) -> type[T]:

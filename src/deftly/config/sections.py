@@ -198,7 +198,113 @@ class PPOConfig(LearnerConfig):
             )
 
 
-ALGORITHMS: dict[str, type[LearnerConfig]] = {"ppo": PPOConfig}
+@dataclass(frozen=True)
+class OffPolicyConfig(LearnerConfig):
+    """What algorithms share that learn from a replay buffer. Its base settings are those of SAC."""
+
+    steps: Annotated[
+        int, Ge(1), Le(10**6), Doc("Control steps of every environment in an iteration.")
+    ] = 16
+    updates: Annotated[
+        int, Ge(1), Le(10**4), Doc("Gradient steps after each control step of all environments.")
+    ] = 4
+    batch: Annotated[int, Ge(1), Le(10**6), Doc("Transitions of a gradient step.")] = 256
+    buffer: Annotated[
+        int,
+        Ge(1),
+        Le(10**9),
+        Doc("Transitions that the replay buffer holds; it is saved with each checkpoint."),
+    ] = 400_000
+    learning_starts: Annotated[
+        int,
+        Ge(0),
+        Doc("Transitions of random actions before the first gradient step."),
+    ] = 10_000
+    n_step: Annotated[
+        int, Ge(1), Le(1000), Doc("Rewards that are summed before the value of what follows.")
+    ] = 3
+    hidden: Annotated[
+        tuple[Annotated[int, Ge(1), Le(65536)], ...],
+        Doc("Widths of the hidden layers of actor and critics."),
+    ] = (128, 128)
+    activation: Annotated[Activation, Doc("Activation between the layers.")] = "relu"
+    learning_rate: Annotated[float, Gt(0), Doc("Step size of actor and critics.")] = 3e-4
+    gamma: Annotated[float, Gt(0), Le(1), Doc("Discount per control step.")] = 0.98
+    tau: Annotated[
+        float, Gt(0), Le(1), Doc("How far target networks follow in a gradient step.")
+    ] = 0.01
+    max_grad_norm: Annotated[
+        float, Gt(0), Doc("Largest gradient norm; longer gradients are scaled down.")
+    ] = 10.0
+    keep_normalizer: Annotated[
+        bool,
+        Doc("Do not adapt the actor's normalizer; set by --init, since it would shift the policy."),
+    ] = False
+
+    def require_for(self, num_envs: int) -> None:
+        """Raise DeftlyError if the buffer is shorter than what it is to give."""
+        least = num_envs * (self.n_step + 1)
+        if self.buffer < least:
+            needed = f"{least}: env.num-envs {num_envs} times train.n-step {self.n_step} and one"
+            raise DeftlyError(f"train.buffer is {self.buffer}, but must hold at least {needed}")
+
+
+@dataclass(frozen=True)
+class SACConfig(OffPolicyConfig):
+    """Soft actor-critic."""
+
+    algorithm: Annotated[Literal["sac"], Doc("Learning algorithm: sac (soft actor-critic).")] = (
+        "sac"
+    )
+    temperature: Annotated[
+        float, Gt(0), Doc("Initial weight of the entropy; it adapts towards target_entropy.")
+    ] = 0.1
+    target_entropy: Annotated[
+        float, Doc("Entropy of the policy that the temperature aims for, nats per action.")
+    ] = -1.0
+
+
+@dataclass(frozen=True)
+class DDPGConfig(OffPolicyConfig):
+    """Deep deterministic policy gradient."""
+
+    algorithm: Annotated[
+        Literal["ddpg"],
+        Doc("Learning algorithm: ddpg (deep deterministic policy gradient)."),
+    ] = "ddpg"
+    noise: Annotated[
+        tuple[float, Annotated[float, Le(2)]],
+        RISING,
+        Doc(
+            "Standard deviation of the exploration noise, in units of the action: of the first "
+            "environment and of the last, those between evenly spaced."
+        ),
+    ] = (0.05, 0.4)
+
+
+@dataclass(frozen=True)
+class TD3Config(DDPGConfig):
+    """Twin delayed deep deterministic policy gradient."""
+
+    algorithm: Annotated[
+        Literal["td3"],
+        Doc("Learning algorithm: td3 (twin delayed deep deterministic policy gradient)."),
+    ] = "td3"
+    policy_delay: Annotated[
+        int, Ge(1), Le(1000), Doc("Gradient steps of the critics for one of the actor.")
+    ] = 2
+    target_noise: Annotated[
+        float, Ge(0), Doc("Standard deviation of the noise that smooths the target policy.")
+    ] = 0.2
+    target_noise_clip: Annotated[float, Ge(0), Doc("Largest noise of the target policy.")] = 0.5
+
+
+ALGORITHMS: dict[str, type[LearnerConfig]] = {
+    "ppo": PPOConfig,
+    "sac": SACConfig,
+    "ddpg": DDPGConfig,
+    "td3": TD3Config,
+}
 """The settings of each algorithm by its name, `--train.algorithm`."""
 
 

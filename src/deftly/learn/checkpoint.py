@@ -133,6 +133,14 @@ class Checkpoint:
             other = replace(other, robot=replace(other.robot, **named))
         own.require(other, str(self.path))
 
+    def require_algorithm(self, algorithm: str) -> None:
+        """Raise DeftlyError if its networks are those of another algorithm, which this one cannot go on with."""
+        if algorithm != self.algorithm:
+            raise DeftlyError(
+                f"{self.label} was trained by {self.algorithm}, and this training is by {algorithm}: "
+                f"give --train.algorithm {self.algorithm}, or train from nothing"
+            )
+
     def is_of(self, task: type[Task]) -> bool:
         """Whether the checkpoint is of this very task: the same name, defined in the same place.
 

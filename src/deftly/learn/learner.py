@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from deftly.config import LearnerConfig, PPOConfig
+from deftly.config import DDPGConfig, LearnerConfig, PPOConfig, SACConfig, TD3Config
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.learn.networks import Network, Policy
@@ -66,4 +66,16 @@ def make_learner(env: Env, settings: LearnerConfig, ranks: Ranks | None = None) 
         from deftly.learn.ppo import PPO
 
         return PPO(env, settings, ranks)
+    if isinstance(settings, SACConfig):
+        from deftly.learn.sac import SAC
+
+        return SAC(env, settings, ranks)
+    if isinstance(settings, TD3Config):
+        from deftly.learn.ddpg import TD3
+
+        return TD3(env, settings, ranks)
+    if isinstance(settings, DDPGConfig):
+        from deftly.learn.ddpg import DDPG
+
+        return DDPG(env, settings, ranks)
     raise DeftlyError(f"no learner has settings of type {type(settings).__name__}")

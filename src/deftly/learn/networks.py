@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,19 @@ MAX_LAYERS, MAX_WIDTH, MAX_GROUPS = 32, 65_536, 64
 """Largest network that is built from a description, which may come from anybody's checkpoint."""
 STD_RANGE = (0.05, 2.0)
 """Bounds of the exploration noise, in units of the action: never dead, never beyond the range of an action."""
+LOG_STD_RANGE = (-5.0, 2.0)
+"""Bounds of the logarithm of a squashed Gaussian's standard deviation before the tanh, as in CleanRL."""
+
+
+Head = Literal["plain", "gaussian", "tanh", "squashed_gaussian"]
+"""What the last layer's numbers are.
+
+- plain: the outputs.
+- gaussian: means, with a learned standard deviation of each output that does not depend on the input.
+- tanh: the outputs after a tanh.
+- squashed_gaussian: means and logarithms of standard deviations of a Gaussian, whose draws go through a tanh
+  (Haarnoja et al. 2018); twice as many numbers as outputs. The output is the tanh of the mean.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,9 +59,7 @@ class NetworkSpec:
     hidden: tuple[int, ...]  # widths of the hidden layers
     activation: str = "elu"
     normalizer: Literal["running", "none"] = "running"  # of the inputs
-    head: Literal["plain", "gaussian"] = (
-        "plain"  # gaussian: outputs are means, with a learned standard deviation each
-    )
+    head: Head = "plain"
 
     def __post_init__(self) -> None:
         widths = (*self.inputs.values(), self.outputs, *self.hidden)
@@ -63,7 +74,7 @@ class NetworkSpec:
             raise DeftlyError(
                 f"activation is '{str(self.activation)[:40]}', but it must be one of {known}"
             )
-        if self.normalizer not in ("running", "none") or self.head not in ("plain", "gaussian"):
+        if self.normalizer not in ("running", "none") or self.head not in get_args(Head):
             raise DeftlyError(
                 "a network is described with a normalizer or a head that this Deftly does not know"
             )
@@ -136,7 +147,7 @@ class Normalizer(nn.Module):
 
 
 class Network(nn.Module):
-    """The module that a `NetworkSpec` describes: normalizer, layers, and for a Gaussian head `std`."""
+    """The module that a `NetworkSpec` describes: normalizer, layers, and for the head `gaussian` its `std`."""
 
     def __init__(self, spec: NetworkSpec, init_std: float = 1.0):
         super().__init__()
@@ -149,13 +160,48 @@ class Network(nn.Module):
         for hidden in spec.hidden:
             modules += [nn.Linear(width, hidden), ACTIVATIONS[spec.activation]()]
             width = hidden
-        self.layers = nn.Sequential(*modules, nn.Linear(width, spec.outputs))
+        is_squashed = spec.head == "squashed_gaussian"
+        last = 2 * spec.outputs if is_squashed else spec.outputs
+        self.layers = nn.Sequential(*modules, nn.Linear(width, last))
         if spec.head == "gaussian":
             self.std = nn.Parameter(torch.full((spec.outputs,), init_std))
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs, or means of the Gaussian, `(n, outputs)`, for observations `(n, input_size)`."""
-        return self.layers(self.normalizer(x))
+        return self.outputs_of(self.layers(self.normalizer(x)))
+
+    def outputs_of(self, last: Tensor) -> Tensor:
+        """Outputs, `(n, outputs)`, of the last layer's numbers."""
+        if self.spec.head == "tanh":
+            return last.tanh()
+        if self.spec.head == "squashed_gaussian":
+            return last[..., : self.spec.outputs].tanh()
+        return last
+
+    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Outputs drawn from the head's distribution, `(n, outputs)`; those of a head without one are `forward`'s."""
+        if self.spec.head == "squashed_gaussian":
+            return self.squashed(x, generator)[0]
+        outputs = self(x)
+        if self.spec.head != "gaussian":
+            return outputs
+        return outputs + self.bounded_std() * _normal(outputs, generator)
+
+    def squashed(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs drawn from a squashed Gaussian, `(n, outputs)`, and the logarithms of their densities, `(n,)`.
+
+        Gradients go through the draw (the reparameterization trick).
+        """
+        mean, log_std = self.layers(self.normalizer(x)).chunk(2, -1)
+        log_std = log_std.clamp(*LOG_STD_RANGE)
+        noise = _normal(mean, generator)
+        before = mean + log_std.exp() * noise
+        log_prob = -(0.5 * (noise.square() + math.log(2 * math.pi)) + log_std).sum(-1)
+        # log(1 - tanh(x)^2), in a form that does not lose its digits where the tanh is close to 1.
+        slope = 2 * (math.log(2) - before - nn.functional.softplus(-2 * before))
+        return before.tanh(), log_prob - slope.sum(-1)
 
     def gather(self, obs: Mapping[str, Tensor]) -> Tensor:
         """The network's input, `(n, input_size)`, from observations by group."""
@@ -206,10 +252,13 @@ class Policy(nn.Module):
 
         `obs` is the concatenated input, or observations by group.
         """
-        mean = self.actor(obs if isinstance(obs, Tensor) else self.actor.gather(obs))
-        if not stochastic:
-            return mean
-        return mean + self.actor.bounded_std() * torch.randn_like(mean)
+        inputs = obs if isinstance(obs, Tensor) else self.actor.gather(obs)
+        return self.actor.draw(inputs) if stochastic else self.actor(inputs)
+
+
+def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers of a tensor's shape and device."""
+    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
 def gaussian_kl(old_mean: Tensor, old_std: Tensor, mean: Tensor, std: Tensor) -> Tensor:

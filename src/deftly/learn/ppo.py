@@ -14,7 +14,6 @@ divergence of each step, as rsl-rl does it. Three things differ from what is usu
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from deftly.config import PPOConfig
 from deftly.env import Env
+from deftly.learn import optimizers
 from deftly.learn.networks import (
     Network,
     NetworkSpec,
@@ -268,25 +268,19 @@ class PPO:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Optimizer, generator and counters, as a flat mapping of tensors."""
-        moments = {
-            f"optimizer/{index}/{name}": torch.as_tensor(value)
-            for index, state in self.optimizer.state_dict()["state"].items()
-            for name, value in state.items()
-        }
         counters = {
             "learning_rate": torch.tensor(self.learning_rate, dtype=torch.float64),
             "iterations": torch.tensor(self.iterations),
         }
-        return {**moments, **counters, "generator": self.generator.get_state()}
+        return {
+            **optimizers.pack(self.optimizer),
+            **counters,
+            "generator": self.generator.get_state(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` gave."""
-        moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        for key, value in state.items():
-            if key.startswith("optimizer/"):
-                _, index, name = key.split("/")
-                moments[int(index)][name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        optimizers.unpack(self.optimizer, state)
         self.learning_rate = float(state["learning_rate"])
         self.iterations = int(state["iterations"])
         self.generator.set_state(state["generator"])

@@ -101,6 +101,7 @@ def _checked(
     if args.init:
         start = checkpoint.load(checkpoint.find(args.init, task.name, args.runs))
         start.require(task, any_robot=True)
+        start.require_algorithm(args.train.algorithm)
         learner = replace(learner, keep_normalizer=True)  # a shifted input would be another policy
     return replace(args, train=learner), start
 

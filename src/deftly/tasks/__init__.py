@@ -57,7 +57,10 @@ class Task:
     Config: type[TaskConfig] = TaskConfig
     report: Report = Report()
     defaults: Mapping[str, Any] = {}
-    """Settings with which the task is trained, where they differ from the general ones: section to name to value."""
+    """Settings with which the task is trained, where they differ from the general ones: section to name to value.
+
+    `train` is of PPO; the settings of another algorithm are in a section of its name, such as `sac`.
+    """
 
     def __init__(self, cfg: TaskConfig):
         self.cfg: Any = cfg

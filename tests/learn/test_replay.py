@@ -1,0 +1,78 @@
+"""The replay buffer: n-step returns, true ends of episodes, and what it forgets."""
+
+import pytest
+import torch
+
+from deftly.learn.replay import ReplayBuffer
+
+GAMMA = 0.9
+ENVS, SIZE = 3, 2
+
+
+def filled(rows: int, capacity_rows: int):
+    """A buffer, and the steps that were written: each observation says its step and environment."""
+    torch.manual_seed(0)
+    buffer = ReplayBuffer(ENVS, capacity_rows * ENVS, {"policy": SIZE}, 1)
+    steps = []
+    for t in range(rows):
+        obs = torch.stack((torch.full((ENVS,), float(t)), torch.arange(ENVS).float()), -1)
+        terminated = torch.rand(ENVS) < 0.2
+        truncated = (torch.rand(ENVS) < 0.2) & ~terminated
+        step = {
+            "obs": {"policy": obs},
+            "actions": torch.randn(ENVS, 1),
+            "rewards": torch.randn(ENVS),
+            "terminated": terminated,
+            "truncated": truncated,
+            "next_obs": {"policy": obs + 0.5},
+        }
+        buffer.add(**step)
+        steps.append(step)
+    return buffer, steps
+
+
+@pytest.mark.parametrize("n_step", [1, 3, 5])
+@pytest.mark.parametrize("rows", [8, 13, 27])
+def test_returns_are_discounted_sums_up_to_the_end_of_an_episode(n_step, rows):
+    buffer, steps = filled(rows, 10)
+    found = buffer.sample(500, n_step, GAMMA, torch.Generator().manual_seed(1))
+    starts = set()
+    for i in range(500):
+        t, env = (int(number) for number in found.obs["policy"][i])
+        starts.add(t)
+        expected, weight, last = 0.0, 1.0, t
+        for last in range(t, t + n_step):
+            expected += weight * float(steps[last]["rewards"][env])
+            weight *= GAMMA
+            if steps[last]["terminated"][env] or steps[last]["truncated"][env]:
+                break
+        assert float(found.returns[i]) == pytest.approx(expected, abs=1e-5)
+        discount = 0.0 if steps[last]["terminated"][env] else weight
+        assert float(found.discounts[i]) == pytest.approx(discount, abs=1e-6)
+        assert found.next_obs["policy"][i].tolist() == [last + 0.5, env + 0.5]
+        assert torch.equal(found.actions[i], steps[t]["actions"][env])
+    assert starts == set(range(max(0, rows - 10), rows - n_step + 1))
+
+
+def test_it_holds_the_newest_rows():
+    buffer, _ = filled(4, 10)
+    assert len(buffer) == 4 * ENVS
+    buffer, _ = filled(25, 10)
+    assert len(buffer) == 10 * ENVS
+    newest = buffer.newest(3)["policy"]
+    assert newest[:, 0].tolist() == [22.0] * ENVS + [23.0] * ENVS + [24.0] * ENVS
+    assert len(buffer.newest(100)["policy"]) == 10 * ENVS
+
+
+@pytest.mark.parametrize("rows", [4, 25])
+def test_it_is_restored(rows):
+    buffer, _ = filled(rows, 10)
+    state = {name: value.clone() for name, value in buffer.state_dict().items()}
+    again = ReplayBuffer(ENVS, 10 * ENVS, {"policy": SIZE}, 1)
+    again.load_state_dict(state)
+    draws = [b.sample(50, 2, GAMMA, torch.Generator().manual_seed(3)) for b in (buffer, again)]
+    for one, two in zip(*draws):
+        pairs = zip(one.values(), two.values()) if isinstance(one, dict) else [(one, two)]
+        assert all(torch.equal(*pair) for pair in pairs)
+    with pytest.raises(ValueError, match=r"use the saved train\.buffer"):
+        ReplayBuffer(ENVS, 3 * ENVS, {"policy": SIZE}, 1).load_state_dict(state)
