@@ -135,6 +135,13 @@ def test_policy_does_not_see_the_box_and_the_critic_does(name):
     assert not torch.allclose(critic.float(), before["critic"][:, -critic.shape[1] :], atol=1e-2)
 
 
+def test_a_teacher_sees_the_box_too():
+    blind, seeing = make(num_envs=2), make(num_envs=2, see_box=True)
+    shown = seeing.obs["policy"][:, 136:]
+    assert torch.allclose(shown, seeing.state.pose(BOX).float())
+    assert torch.equal(seeing.obs["policy"][:, :136], blind.obs["policy"])
+
+
 def test_episodes_start_as_configured():
     env = make(num_envs=256, env={"randomize": True})
     box, joints = env.state.pose(BOX), env.state.joint_pos

@@ -121,6 +121,10 @@ class BoxConfig(TaskConfig):
     touch_history: Annotated[
         int, Ge(1), Doc("Steps of touch that the policy sees, every fifth of them.")
     ] = 21
+    see_box: Annotated[
+        bool,
+        Doc("The policy sees the box's pose: a teacher for `deftly distill`, not for a robot."),
+    ] = False
     push_force: Annotated[
         float,
         Ge(0),
@@ -173,8 +177,9 @@ class Box(Task):
     def contract(self) -> PolicyContract:
         """Velocities of the carrier and of the twelve finger motors; joints, touch and pads are seen."""
         cfg, count = self.cfg, len(self.robot.joints)
+        box = [Signal("box_pose", 7, "m", "base")] if cfg.see_box else []
         interface = self.robot.interface(
-            Signal("joint_vel", count, "m/s, rad/s"), Signal("touch", len(FINGERS), "N")
+            Signal("joint_vel", count, "m/s, rad/s"), Signal("touch", len(FINGERS), "N"), *box
         )
         pads = [Derive(f"pad{i}", "forward_kinematics", site=f"f_pad{i}") for i in FINGERS]
         lag = Derive("lag", "difference", (COMMAND, JOINT_POS))
@@ -186,14 +191,16 @@ class Box(Task):
             Observe("touch", (0.1,), clip=(0.0, 0.5), history=cfg.touch_history, stride=5),
             *(Observe(pad.name, (5.0,)) for pad in pads),
             Observe("action"),
-            *(Observe(given.name) for given in inputs),
+            *(Observe(seen.name) for seen in (*inputs, *box)),
         )
         act = dexhand021.act(cfg.base_speed, cfg.base_turn, cfg.finger_speed, cfg.lowpass)
         return PolicyContract(interface, cfg.rate, observe, act, inputs, (lag, *pads))
 
     def signals(self, s: State) -> dict[str, Tensor]:
         """Joint positions and velocities, force on each pad."""
-        return {"joint_pos": s.joint_pos, "joint_vel": s.joint_vel, "touch": HAND.pad_touch(s)}
+        box = {"box_pose": s.pose(BOX)} if self.cfg.see_box else {}
+        own = {"joint_pos": s.joint_pos, "joint_vel": s.joint_vel, "touch": HAND.pad_touch(s)}
+        return {**own, **box}
 
     def privileged(self, s: State) -> Tensor:
         """The box's pose, velocity and size, the fingertips from it, what has been reached."""
