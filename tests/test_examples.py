@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import deftly
 from deftly.policy import bundle
@@ -55,6 +56,18 @@ def test_gymnasium_search_improves_on_nothing(capsys):
     best = example("gymnasium_search").main(4, 2, sim={"threads": 1}, env={"episode_steps": 5})
     assert len(best) == 2
     assert np.isfinite(best).all()
+
+
+def test_a_task_of_a_hand(tmp_path):
+    file = str(EXAMPLES / "dexhand_touch.py")
+    training = deftly.train(file, runs={"root": tmp_path}, **TINY)
+    assert training.iteration == 2
+    env = deftly.make_env(file, num_envs=2, sim={"threads": 1})
+    site = env.state.site("f_pad2").clone()
+    env.state.place("ball", torch.tensor([True, False]), site)
+    env.sim.forward()
+    assert env.task.metrics(env.state)["final_distance"][0].item() == pytest.approx(0.0, abs=1e-9)
+    assert env.task._potential(env.state)[0, 0].item() == pytest.approx(1.0)
 
 
 def test_drive_a_robot():

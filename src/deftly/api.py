@@ -34,7 +34,7 @@ from deftly.config import (
     with_algorithm,
     with_task,
 )
-from deftly.config.mapping import require_names, settings_from, words_of
+from deftly.config.mapping import differences, require_names, settings_from, words_of
 from deftly.errors import DeftlyError
 from deftly.files import parse_yaml
 
@@ -216,7 +216,7 @@ def training_settings(task: str, words: Sequence[str]) -> tuple[TrainArgs, Check
     for section in fields(args_type):
         source.require_settings(section.name, kinds[section.name])
     usual = parse_yaml(to_yaml(args_type()), "the default settings")
-    saved = _differences(source.config, usual)
+    saved = differences(source.config, usual)
     return parse(
         args_type, words, prog=prog, filed=saved, origin=str(source.path / checkpoint.CONFIG)
     ), source
@@ -254,17 +254,6 @@ def run_training(
         stop_signal=trainer.stop_signal,
         is_first_rank=trainer.ranks.first,
     )
-
-
-def _differences(saved: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """The saved settings that are not the usual ones; what cannot be typed, such as a table of a task, stays usual."""
-    found: dict[str, Any] = {}
-    for name, value in saved.items():
-        if isinstance(value, dict):
-            found[name] = _differences(value, usual.get(name) or {})
-        elif name not in usual or value != usual[name]:
-            found[name] = value
-    return found
 
 
 # ------------------------------------------------------------------ evaluation and export

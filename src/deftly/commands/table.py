@@ -56,6 +56,15 @@ _ALL = (
     ),
     Command("train", "Learn", "TASK", "tasks", "TrainArgs", "train a policy on a task", True),
     Command(
+        "distill",
+        "Learn",
+        "TASK",
+        "tasks",
+        "DistillArgs",
+        "train a policy to do what another does that sees more",
+        True,
+    ),
+    Command(
         "eval",
         "Learn",
         "TASK",

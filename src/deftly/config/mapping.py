@@ -34,6 +34,17 @@ def settings_from(
     return parse(cls, words_of(given), prog=prog, filed=saved)
 
 
+def differences(saved: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The saved settings that are not the usual ones; what cannot be typed, such as a table of a task, stays usual."""
+    found: dict[str, Any] = {}
+    for name, value in saved.items():
+        if isinstance(value, dict):
+            found[name] = differences(value, usual.get(name) or {})
+        elif name not in usual or value != usual[name]:
+            found[name] = value
+    return found
+
+
 def require_names(cls: type, given: Mapping[str, Any], section: str = "") -> None:
     """Raise DeftlyError that names the first setting that `cls` does not have, with the nearest one that it has."""
     kinds = get_type_hints(cls)

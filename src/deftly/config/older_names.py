@@ -11,6 +11,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "seed": ("train.seed",),
     "maxIter": ("train.max-iterations",),
     "maxIterations": ("train.max-iterations",),
+    "teacher": ("train.teacher",),
     "load_run": ("resume", "policy"),
     "run_name": ("name",),
     "experiment_name": ("name",),

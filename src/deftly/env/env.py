@@ -342,7 +342,7 @@ class Env:
         }
         self.state.command = self._memory["command"]
         seen = {
-            _group(name): rows.merge(self.obs.get(_group(name)), value)
+            group_of(name): rows.merge(self.obs.get(group_of(name)), value)
             for name, value in observed.items()
         }
         critic = self._critic(seen["policy"], broken)
@@ -394,7 +394,7 @@ class Env:
         """Observations of the newest signals."""
         self.inputs = self._said()
         observed, self._memory = self.contract.observe(self.signals, self._memory, self.inputs)
-        groups = {_group(name): value for name, value in observed.items()}
+        groups = {group_of(name): value for name, value in observed.items()}
         return {**groups, "critic": self._critic(groups["policy"], broken)}
 
     def _critic(self, policy: Tensor, broken: Tensor) -> Tensor:
@@ -508,6 +508,6 @@ class Env:
         }
 
 
-def _group(name: str) -> str:
+def group_of(name: str) -> str:
     """How learners call a group of the contract's observation: the numbers are `policy`, images keep their name."""
     return "policy" if name == STATE else name

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from deftly.config import DDPGConfig, LearnerConfig, PPOConfig, SACConfig, TD3Config
+from deftly.config import DDPGConfig, DistillConfig, LearnerConfig, PPOConfig, SACConfig, TD3Config
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.learn.networks import Network, Policy
@@ -66,6 +66,10 @@ def make_learner(env: Env, settings: LearnerConfig, ranks: Ranks | None = None) 
         from deftly.learn.ppo import PPO
 
         return PPO(env, settings, ranks)
+    if isinstance(settings, DistillConfig):
+        from deftly.learn.distill import Distillation
+
+        return Distillation(env, settings, ranks)
     if isinstance(settings, SACConfig):
         from deftly.learn.sac import SAC
 

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from deftly import workspace
-from deftly.config import SimConfig, TrainArgs, to_yaml
+from deftly.config import DistillConfig, SimConfig, TrainArgs, to_yaml
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.files import write_text
@@ -100,6 +100,8 @@ def _checked(
     learner = args.train
     if learner.seed < 0:
         learner = replace(learner, seed=int(ranks.share_text(str(secrets.randbelow(2**31)))))
+    if isinstance(learner, DistillConfig):
+        learner = replace(learner, teacher=_teacher(learner, task, args))
     start = None
     if args.init:
         start = checkpoint.load(checkpoint.find(args.init, task.name, args.runs))
@@ -115,6 +117,13 @@ def _require_deterministic() -> None:
         "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
     )  # of torch's notes on reproducibility
     torch.use_deterministic_algorithms(True)
+
+
+def _teacher(settings: DistillConfig, task: Task, args: TrainArgs) -> str:
+    """The folder of the teacher's checkpoint."""
+    if not settings.teacher:
+        raise DeftlyError(f"which teacher? `deftly distill {task.name} --teacher RUN`")
+    return str(checkpoint.find(settings.teacher, task.name, args.runs).resolve())
 
 
 def _shared_threads(sim: SimConfig, ranks: Ranks) -> SimConfig:

@@ -105,7 +105,7 @@ class Base(Task):
     Action (18), in [-1, 1]: velocities of the carrier's slides and hinges and of the twelve finger motors, integrated
     on the command.
 
-    Success: the time is up. Failure: a fingertip is on the ground.
+    Success: the time is up. Failure: a fingertip is on the ground. Randomization: how the hand starts; servo gains.
     """
 
     Config = BaseConfig

@@ -23,6 +23,9 @@ from deftly.tasks import Report, Task, task
 BOX = "box"
 HALF_EDGE = 0.025  # m: the box of 5 cm of seed 001
 FIRM = 0.3  # N: a fingertip that presses the box with more than this is in contact
+GENTLE = 15.0  # N: what all fingertips together may press the box with at no cost
+HINGES = slice(3, 6)  # of the joints: the carrier's
+PUSH_S = 0.1  # s: how long a push lasts
 LOWEST_PALM = 0.03  # m: below, the palm is on the ground
 ABOVE = {"ARTx": -0.115, "ARTy": -0.012, "ARTz": 0.30, "ARRy": 0.4}
 """The carrier in the keyframe `home`, m and rad: fingers a little down, the box below between them and the thumb."""
@@ -52,7 +55,13 @@ class Weights:
     press: Annotated[
         float, Doc("Force of the hand on the ground beyond 2 N, in units of 10 N, each step.")
     ] = -0.005
-    time: Annotated[float, Doc("Each step.")] = -0.003
+    turn: Annotated[
+        float, Doc("Squared turn of the carrier's hinges away from palm down, rad2, each step.")
+    ] = -0.03
+    squeeze: Annotated[
+        float, Doc("Force of all fingertips on the box beyond 15 N, in units of 10 N, each step.")
+    ] = -0.01
+    time: Annotated[float, Doc("Each step.")] = -0.001
     failure: Annotated[
         float, Doc("Once, when the episode fails: an early end must not pay.")
     ] = -1.5
@@ -112,6 +121,15 @@ class BoxConfig(TaskConfig):
     touch_history: Annotated[
         int, Ge(1), Doc("Steps of touch that the policy sees, every fifth of them.")
     ] = 21
+    see_box: Annotated[
+        bool,
+        Doc("The policy sees the box's pose: a teacher for `deftly distill`, not for a robot."),
+    ] = False
+    push_force: Annotated[
+        float,
+        Ge(0),
+        Doc("Force that pushes the box aside for 0.1 s once it was held for half of the time, N."),
+    ] = 0.0
     weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(
         default_factory=Weights
     )
@@ -159,8 +177,9 @@ class Box(Task):
     def contract(self) -> PolicyContract:
         """Velocities of the carrier and of the twelve finger motors; joints, touch and pads are seen."""
         cfg, count = self.cfg, len(self.robot.joints)
+        box = [Signal("box_pose", 7, "m", "base")] if cfg.see_box else []
         interface = self.robot.interface(
-            Signal("joint_vel", count, "m/s, rad/s"), Signal("touch", len(FINGERS), "N")
+            Signal("joint_vel", count, "m/s, rad/s"), Signal("touch", len(FINGERS), "N"), *box
         )
         pads = [Derive(f"pad{i}", "forward_kinematics", site=f"f_pad{i}") for i in FINGERS]
         lag = Derive("lag", "difference", (COMMAND, JOINT_POS))
@@ -172,14 +191,16 @@ class Box(Task):
             Observe("touch", (0.1,), clip=(0.0, 0.5), history=cfg.touch_history, stride=5),
             *(Observe(pad.name, (5.0,)) for pad in pads),
             Observe("action"),
-            *(Observe(given.name) for given in inputs),
+            *(Observe(seen.name) for seen in (*inputs, *box)),
         )
         act = dexhand021.act(cfg.base_speed, cfg.base_turn, cfg.finger_speed, cfg.lowpass)
         return PolicyContract(interface, cfg.rate, observe, act, inputs, (lag, *pads))
 
     def signals(self, s: State) -> dict[str, Tensor]:
         """Joint positions and velocities, force on each pad."""
-        return {"joint_pos": s.joint_pos, "joint_vel": s.joint_vel, "touch": HAND.pad_touch(s)}
+        box = {"box_pose": s.pose(BOX)} if self.cfg.see_box else {}
+        own = {"joint_pos": s.joint_pos, "joint_vel": s.joint_vel, "touch": HAND.pad_touch(s)}
+        return {**own, **box}
 
     def privileged(self, s: State) -> Tensor:
         """The box's pose, velocity and size, the fingertips from it, what has been reached."""
@@ -216,6 +237,10 @@ class Box(Task):
         """An episode's potential starts where the hand does."""
         s.remember("potential", mask, self._potential(s))
         s.remember("time_to_grasp", mask, torch.nan)
+        if self.cfg.push_force:
+            s.remember("push_angle", mask, s.uniform(mask, 0.0, 2 * math.pi))
+            s.remember("push_left", mask, float(round(PUSH_S * self.cfg.rate)))
+            self._push(s, torch.zeros_like(mask))
 
     def update(self, s: State) -> None:
         """Count the steps held, note when the box was grasped, how often it slipped, how deep the hand went."""
@@ -223,6 +248,12 @@ class Box(Task):
         held, grasped = s.zeros("held"), s.zeros("time_to_grasp")
         counts = gripped & self._may_lift(s) & (height > cfg.success_height)
         held[:] = torch.where(counts, held + 1, 0.0)
+        if cfg.push_force:
+            left = s.zeros("push_left")
+            now = (left > 0) & ((held >= cfg.hold_steps / 2) | (s.zeros("pushing") > 0))
+            self._push(s, now)
+            left -= now.to(s.dtype)
+            s.zeros("pushing")[:] = now
         grasped[:] = torch.where(gripped & grasped.isnan(), s.steps * s.dt, grasped)
         s.zeros("slips")[:] += (s.zeros("gripped") > 0) & ~gripped & (height > 2 * _half(s))
         s.zeros("gripped")[:] = gripped
@@ -241,6 +272,8 @@ class Box(Task):
             "action_rate": (s.action - s.last_action).square().sum(-1),
             "depth": (1e3 * s.zeros("depth_now") - 0.5).clip(min=0.0),
             "press": (s.zeros("press_now") - 2.0).clip(0.0, 50.0) / 10.0,
+            "turn": (s.joint_pos[:, HINGES] - s.tensor(self._upright)).square().sum(-1),
+            "squeeze": (HAND.touch(s, BOX).sum(-1) - GENTLE).clip(0.0, 50.0) / 10.0,
             "time": torch.ones_like(s.zeros("held")),
             "failure": torch.stack([*self.failed(s).values()]).any(0),
         }
@@ -279,6 +312,11 @@ class Box(Task):
 
     # ------------------------------------------------------------------- inside
 
+    @property
+    def _upright(self) -> tuple[float, ...]:
+        """The carrier's hinges in the keyframe, rad."""
+        return tuple(self._above().get(name, 0.0) for name in dexhand021.HINGES)
+
     def _above(self) -> dict[str, float]:
         """The carrier in the keyframe, which a left hand's mirrors."""
         side = -1.0 if self.cfg.hand == "left" else 1.0
@@ -292,6 +330,13 @@ class Box(Task):
 
     def _inputs(self) -> tuple[Input, ...]:
         return ()
+
+    def _push(self, s: State, now: Tensor) -> None:
+        """Push the box over the ground's plane in the step that follows, where `now` is True."""
+        angle = s.zeros("push_angle")
+        force = self.cfg.push_force * torch.stack((angle.cos(), angle.sin()), -1)
+        body = s.sim.model.body(BOX).id
+        s.sim.bind("xfrc_applied")[:, body, :2] = force * now[:, None]
 
     def _may_lift(self, s: State) -> Tensor:
         return torch.ones_like(s.zeros("held"), dtype=torch.bool)
@@ -333,18 +378,23 @@ class BoxGrasping(Box):
 
     Success: the box's centre above `success_height`, pressed by the thumb and a finger, for `hold_steps` steps in a
     row. Failure: the hand deeper than `max_depth` in the box, its palm on the ground, or the box `max_distance` away.
+
+    Randomization: where the hand starts and how it is turned, how far thumb and fingers are bent; place and yaw of the
+    box, its size (`box_size`), mass (x 0.7 .. 1.5) and friction (x 0.7 .. 1.3); gains of the servos (x 0.9 .. 1.1).
+    Noise of encoders (2 mrad, 2 mm) and of touch (0.05 N).
     """
 
     Config = BoxConfig
-    # 18 elements of the action: the KL divergence of a step is a sum over them. A grasp and a hold take 5 s.
+    # 18 elements of the action: the KL divergence of a step is a sum over them. A grasp and a hold take 5 s: with a
+    # shorter horizon than that, a hasty grasp that is lost later pays as well as a careful one.
     defaults = {
         "env": {"num_envs": 512, "episode_steps": 300},
         "train": {
             "steps": 24,
-            "gamma": 0.99,
+            "gamma": 0.996,
             "init_std": 0.6,
             "desired_kl": 0.02,
-            "entropy": 0.001,
+            "entropy": 0.0,
         },
     }
 
@@ -415,7 +465,7 @@ class BlindGrasping(Box):
     thumb and a finger press it, for `firm_s`. Stage 3: it is lifted and held. The stage (0, 1, 2) and what has passed
     of its time, as a fraction, are inputs of the contract: on a robot, who runs it says them, by clock and touch.
 
-    Observation (138): that of `dexhand-box`, then `stage` and `progress`.
+    Observation (138): that of `dexhand-box`, then `stage` and `progress`. Action (18) and Randomization as there.
 
     Success as in `dexhand-box`, in stage 3. Failure besides: after stage 1 the hand is not around the box, or moved it;
     stage 2 ends without a grasp; stage 3 loses it for `firm_s`.

@@ -1,0 +1,28 @@
+"""`deftly distill TASK --teacher RUN`: a student learns to do what a policy does that sees more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from typing_extensions import Doc
+
+from deftly.commands import train
+from deftly.config import DistillConfig, TrainArgs, parse, split_task
+
+
+@dataclass(frozen=True)
+class DistillArgs(TrainArgs):
+    """Train a student to do what a teacher does; `deftly train` with the algorithm `distill`."""
+
+    train: Annotated[DistillConfig, Doc("The teacher, and how the student learns from it.")] = (  # type: ignore[assignment]
+        field(default_factory=DistillConfig)
+    )
+
+
+def main(argv: list[str]) -> int:
+    """The command line; the exit status is that of `deftly train`."""
+    name, rest = split_task(argv)
+    if name is None:
+        parse(DistillArgs, rest, prog="deftly distill TASK")  # answers --help
+    return train.main([*argv, "--train.algorithm", DistillConfig.algorithm])
