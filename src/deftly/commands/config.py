@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
             f"config needs a task: deftly config {next(iter(tasks.shipped()), 'TASK')}"
         )
     section, rest = split_word(rest) if rest else (None, rest)
-    if section not in (None, *SECTIONS):
+    if section is not None and section not in SECTIONS:
         near = suggest(section, SECTIONS)
         raise DeftlyError(f"no section '{section}': it is one of {', '.join(SECTIONS)}{near}")
     args, _ = api.training_settings(name, rest)
