@@ -60,6 +60,6 @@ def test_what_a_checkpoint_saved_says_it_as_well(two_algorithms):
 def test_an_algorithm_that_there_is_not():
     with pytest.raises(
         DeftlyError,
-        match=r"train\.algorithm is 'pop', but it must be one of ppo, sac, ddpg, td3, did you mean 'ppo'\?",
+        match=r"train\.algorithm is 'pop', but it must be one of ppo, sac, ddpg, td3, distill, did you mean 'ppo'\?",
     ):
         settings("--train.algorithm", "pop")

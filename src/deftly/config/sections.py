@@ -369,11 +369,11 @@ class DistillConfig(LearnerConfig):
 
 
 ALGORITHMS: dict[str, type[LearnerConfig]] = {
-    "distill": DistillConfig,
     "ppo": PPOConfig,
     "sac": SACConfig,
     "ddpg": DDPGConfig,
     "td3": TD3Config,
+    "distill": DistillConfig,
 }
 """The settings of each algorithm by its name, `--train.algorithm`."""
 
