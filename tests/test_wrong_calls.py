@@ -45,7 +45,7 @@ FIRST = {
     "SHELL": "bash",
 }
 """A right first word, by how the table writes it."""
-TASKS = {"grasps": "leap-right-cube-rotate"}
+TASKS = {"grasps": "leap-right-cube-rotate", "calibrate": "wildrobot"}
 NEEDED = {
     "replay": ("--task", "rail.py"),
     "grasps": ("--out", "new.npz"),
@@ -53,6 +53,8 @@ NEEDED = {
     "run": ("--driver", "fake"),
     "sysid": ("--log-file", "log.npz"),
     "play": ("--video", "new.mp4"),
+    "calibrate": ("--driver", "wildrobot"),
+    "distill": ("--teacher", "run"),
 }
 """What a command needs besides, to be refused for nothing but the wrong word."""
 ESC = "\x1b[31mred\x07"

@@ -107,7 +107,7 @@ def test_files_that_name_many(here):
         (["config=tran_headless"], "config=tran_headless: .* did you mean 'train_headless'"),
         (["config=zzz"], "come with Deftly are debug, test_record, test_render, train_headless"),
         (["train=NoSuch"], "make one: deftly config TASK train > NoSuch.yaml"),
-        (["config="], "config is empty: name a YAML file"),
+        (["config="], "--config needs a YAML file: it is empty"),
         (["+defaults=[/physics/fats]"], "sim.preset is fats, .* did you mean 'fast'"),
         (["config=no/such.yaml"], "no such file"),
     ],

@@ -13,6 +13,7 @@ from deftly.config import (
     parse,
     split_task,
     switches,
+    with_algorithm,
     with_task,
 )
 from deftly.config.older_names import resolve
@@ -88,6 +89,8 @@ def test_every_alias_reaches_a_field(old):
     booleans = ("test", "render", "video", "runs.workspace")
     flag = ALIASES[old][0]
     cls = with_task(TrainArgs, TaskConfig) if flag == "resume" else CubeArgs
+    if old == "teacher":  # of one algorithm alone
+        cls = with_algorithm(TrainArgs, ["--train.algorithm", "distill"])
     read(f"{old}={values.get(flag, 'true' if flag in booleans else '5')}", cls=cls)
 
 

@@ -100,7 +100,10 @@ def test_the_log_has_a_row_for_each_iteration(trained):
         (("--init", "nowhere"), "nowhere"),
         (("--train.minibatches", "1000"), "has only 32 samples"),
         (("--train.activation", "foo"), "foo"),
-        (("--train.algorithm", "pop"), r"one of ppo, sac, ddpg, td3, distill, did you mean 'ppo'\?"),
+        (
+            ("--train.algorithm", "pop"),
+            r"one of ppo, sac, ddpg, td3, distill, did you mean 'ppo'\?",
+        ),
     ],
 )
 def test_a_refused_training_leaves_no_run(tiny, flags, message):

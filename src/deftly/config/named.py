@@ -116,7 +116,10 @@ def _read(named: Named) -> list[Setting]:
 def find(named: Named) -> Path:
     """The file of a named configuration. Raises DeftlyError, one line, for a name of none."""
     if not named.name:
-        raise DeftlyError(f"{named.group} is empty: name a YAML file, as in {named.group}=my.yaml")
+        example = f"{named.group}=my.yaml"
+        raise DeftlyError(
+            f"--{named.group} needs a YAML file: it is empty, name one as in {example}"
+        )
     given = Path(os.path.expanduser(named.name))
     if given.suffix in SUFFIXES:
         return given
@@ -127,6 +130,8 @@ def find(named: Named) -> Path:
         for path in (given, *places):
             if path.is_file():
                 return path
+        if given.exists():
+            return given  # a folder or a pipe, which reading it says
     raise DeftlyError(_missing(named))
 
 
