@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deftly.config import DDPGConfig, TD3Config
+from deftly.config import TD3Config
+from deftly.config.sections import DeterministicConfig
 from deftly.env import Env
 from deftly.learn.off_policy import OffPolicy
 from deftly.learn.ranks import Ranks
@@ -26,7 +27,7 @@ METRICS: tuple[str, ...] = (
 
 
 class DDPG(OffPolicy):
-    """One learner on `env`; settings are documented in `DDPGConfig`.
+    """One learner on `env`; settings are documented in `DDPGConfig`, for TD3 in `TD3Config`.
 
     Environments explore with noise of different size: some stay close to the policy, others try what is far from it.
     """
@@ -34,9 +35,9 @@ class DDPG(OffPolicy):
     algorithm = "ddpg"
     metric_names: tuple[str, ...] = METRICS
     num_critics = 1
-    settings: DDPGConfig
+    settings: DeterministicConfig
 
-    def __init__(self, env: Env, settings: DDPGConfig, ranks: Ranks | None = None):
+    def __init__(self, env: Env, settings: DeterministicConfig, ranks: Ranks | None = None):
         super().__init__(
             env, settings, ranks, head="tanh", num_critics=self.num_critics, slow=["actor"]
         )
