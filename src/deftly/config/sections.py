@@ -326,6 +326,54 @@ class TD3Config(DeterministicConfig):
     target_noise_clip: Annotated[float, Ge(0), Doc("Largest noise of the target policy.")] = 0.5
 
 
+@dataclass(frozen=True)
+class DistillConfig(LearnerConfig):
+    """Behavioural cloning of a teacher on the states that the student comes to (DAgger)."""
+
+    algorithm: Annotated[
+        Literal["distill"], Doc("Learning algorithm: distill (a student imitates a teacher).")
+    ] = "distill"
+    teacher: Annotated[
+        str,
+        Doc("Who is imitated: a run or checkpoint of the task, which may see more and say less."),
+    ] = ""
+    mix_iterations: Annotated[
+        int,
+        Ge(0),
+        Le(10**9),
+        Doc("Iterations over which fewer and fewer environments are driven by the teacher."),
+    ] = 20
+    steps: Annotated[
+        int, Ge(1), Le(10**6), Doc("Control steps per environment in one rollout.")
+    ] = 16
+    epochs: Annotated[int, Ge(1), Le(10**6), Doc("Passes over each rollout.")] = 2
+    minibatches: Annotated[
+        int, Ge(1), Doc("Parts a rollout is split into for one gradient step each.")
+    ] = 8
+    hidden: Annotated[
+        tuple[Annotated[int, Ge(1), Le(65536)], ...],
+        Doc("Widths of the hidden layers of the student."),
+    ] = (128, 128)
+    activation: Annotated[Activation, Doc("Activation between the layers.")] = "elu"
+    learning_rate: Annotated[float, Gt(0), Doc("Step size.")] = 1e-3
+    init_std: Annotated[
+        float, Gt(0), Doc("Standard deviation of the student's noise, for a training from it.")
+    ] = 0.3
+    max_grad_norm: Annotated[
+        float, Gt(0), Doc("Largest gradient norm; longer gradients are scaled down.")
+    ] = 1.0
+    keep_normalizer: Annotated[
+        bool,
+        Doc(
+            "Do not adapt the student's normalizer; set by --init, since it would shift the policy."
+        ),
+    ] = False
+
+    def require_for(self, num_envs: int) -> None:
+        """Raise DeftlyError if a rollout has fewer samples than minibatches."""
+        _require_samples(self.minibatches, num_envs, self.steps)
+
+
 ALGORITHMS: dict[str, type[LearnerConfig]] = {
     "ppo": PPOConfig,
     "sac": SACConfig,
