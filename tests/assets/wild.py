@@ -163,7 +163,8 @@ class Hands:
     def put(self, angles):
         for i, (name, angle, off) in enumerate(zip(JOINTS, angles, ASKEW), 1):
             way = -1 if name in FLIPPED else 1
-            self.servos[i].position = unit(name, way * angle) + off
+            place = unit(name, way * angle) + off
+            self.servos[i].position = self.servos[i].goal = place
 
     def lean(self, angle):
         back = MOUNT * [1, -1, -1, -1]

@@ -481,7 +481,7 @@ def test_a_screen_that_takes_nothing_does_not_halt_the_robot(bundle, start, tmp_
             "bad:A",
             "ZeroDivisionError",
         ),
-        ("", "my_robot", "sim, fake, leap, or MODULE:CLASS such as my_robot:Driver"),
+        ("", "my_robot", "sim, fake, leap, wildrobot, or MODULE:CLASS such as my_robot:Driver"),
         ("", "no_such_module:A", "No module named 'no_such_module'"),
     ],
 )
