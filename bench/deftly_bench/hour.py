@@ -186,9 +186,9 @@ class Hour(Session):
         self.began = np.ones(ticks)  # s
         self.memory: list[tuple[float, float]] = []  # s, MB
 
-    def each(self, tick: Tick) -> bool:
+    def each(self, _: Tick) -> bool:
         """As a session does; then physics goes on."""
-        more = super().each(tick)
+        more = super().each(_)
         at = (self.ticker.count - 1) % len(self.took)
         self.took[at] = self.ticker.times()[(self.ticker.count - 1) % 1000]
         self.began[at] = now = self.ticker._now
@@ -266,6 +266,8 @@ def judged(session: Hour, args: HourArgs) -> dict[str, Any]:
     growth = full[-1] - full[0]
     found: dict[str, Any] = {
         "ticks": session.ticker.count,
+        "faults": [fault for _, fault, _ in session._faults],
+        "memory_mb_each_minute": [round(mb, 1) for mb in memory],
         "memory_mb": {"first": memory[0], "log full": full[0], "last": full[-1]},
         "growth_mb": growth,
     }

@@ -106,7 +106,7 @@ class Timetable:
         """The last row holds on: it must not drive the robot for ever."""
         said = self.at(math.inf)
         for element in self._words.elements:
-            value = float(said[element.name][element.index])
+            value = float(said[element.name][element.place])
             if element.is_rate and value != element.default:
                 raise OperatorError(
                     f"{path}, {last.where}: {element.label} is {value:g} {element.units} in the last row, "

@@ -21,7 +21,7 @@ class Element(NamedTuple):
 
     name: str
     """Of the input."""
-    index: int
+    place: int
     label: str
     """`speed`; of an input of several numbers `goal[1]`."""
     units: str
