@@ -136,9 +136,8 @@ class BoxConfig(TaskConfig):
 
 
 class Box(Task):
-    """What both tasks with a box share."""
+    """What both tasks with a box share; `cfg` is a `BoxConfig`."""
 
-    cfg: BoxConfig
     report = Report(
         metrics={
             "time_to_grasp": "time until the thumb and a finger first press the box, s",
@@ -472,7 +471,6 @@ class BlindGrasping(Box):
     """
 
     Config = BlindConfig
-    cfg: BlindConfig
     defaults = {**BoxGrasping.defaults, "env": {"num_envs": 512}}
 
     def inputs(self, s: State) -> dict[str, Tensor]:
