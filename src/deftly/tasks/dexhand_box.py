@@ -298,8 +298,9 @@ class Box(Task):
     def randomize(self) -> tuple[Randomize, ...]:
         """Box and friction, servo gains."""
         servos = tuple(joint.name for joint in self.robot.joints)
+        smallest, largest = self.cfg.box_size
         return (
-            Randomize("size", *self.cfg.box_size, (BOX,)),
+            Randomize("size", smallest, largest, (BOX,)),
             Randomize("mass", 0.7, 1.5, (BOX,)),
             Randomize("friction", 0.7, 1.3, (BOX, *HAND.pads), shared=True),
             *(Randomize(gain, 0.9, 1.1, servos, shared=True) for gain in ("kp", "kd")),
