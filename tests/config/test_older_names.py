@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import pytest
 from cube_settings import CubeArgs, Weights, read
 
+from deftly.commands.distill import DistillArgs
 from deftly.commands.play import PlayArgs
 from deftly.commands.train import TrainArgs
 from deftly.config import (
@@ -13,7 +14,6 @@ from deftly.config import (
     parse,
     split_task,
     switches,
-    with_algorithm,
     with_task,
 )
 from deftly.config.older_names import resolve
@@ -88,9 +88,8 @@ def test_every_alias_reaches_a_field(old):
     }
     booleans = ("test", "render", "video", "runs.workspace")
     flag = ALIASES[old][0]
-    cls = with_task(TrainArgs, TaskConfig) if flag == "resume" else CubeArgs
-    if old == "teacher":  # of one algorithm alone
-        cls = with_algorithm(TrainArgs, ["--train.algorithm", "distill"])
+    commands = {"resume": with_task(TrainArgs, TaskConfig), "train.teacher": DistillArgs}
+    cls = commands.get(flag, CubeArgs)
     read(f"{old}={values.get(flag, 'true' if flag in booleans else '5')}", cls=cls)
 
 

@@ -105,7 +105,7 @@ def test_resumed_is_uninterrupted(taught):
 def test_a_teacher_that_sees_the_same_decides_as_in_its_own_environments(taught):
     """Histories, commands and filtered actions follow what was done, across ends of episodes."""
     cls = load(taught[0])
-    env = Env(cls(cls.Config(see=True)), EnvConfig(num_envs=8), SimConfig(threads=1), 5)
+    env = Env(cls(cls.Config(**{"see": True})), EnvConfig(num_envs=8), SimConfig(threads=1), 5)
     teacher = Teacher(env, checkpoint.load(taught[1] / "checkpoints/last"))
     generator = torch.Generator().manual_seed(0)
     ended = 0

@@ -94,8 +94,8 @@ class Teacher:
 class Distillation:
     """One learner on `env`. `actor` is the student; settings are documented in `DistillConfig`."""
 
-    algorithm = "distill"
-    metric_names = ("loss/imitation", "teacher", "time/collect", "time/update")
+    algorithm: str = "distill"
+    metric_names: tuple[str, ...] = ("loss/imitation", "teacher", "time/collect", "time/update")
 
     def __init__(self, env: Env, settings: DistillConfig, ranks: Ranks | None = None):
         self.env, self.settings, self.ranks = env, settings, ranks or Ranks()

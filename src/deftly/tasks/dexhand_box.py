@@ -136,9 +136,8 @@ class BoxConfig(TaskConfig):
 
 
 class Box(Task):
-    """What both tasks with a box share."""
+    """What both tasks with a box share; `cfg` is a `BoxConfig`."""
 
-    cfg: BoxConfig
     report = Report(
         metrics={
             "time_to_grasp": "time until the thumb and a finger first press the box, s",
@@ -299,8 +298,9 @@ class Box(Task):
     def randomize(self) -> tuple[Randomize, ...]:
         """Box and friction, servo gains."""
         servos = tuple(joint.name for joint in self.robot.joints)
+        smallest, largest = self.cfg.box_size
         return (
-            Randomize("size", *self.cfg.box_size, (BOX,)),
+            Randomize("size", smallest, largest, (BOX,)),
             Randomize("mass", 0.7, 1.5, (BOX,)),
             Randomize("friction", 0.7, 1.3, (BOX, *HAND.pads), shared=True),
             *(Randomize(gain, 0.9, 1.1, servos, shared=True) for gain in ("kp", "kd")),
@@ -472,7 +472,6 @@ class BlindGrasping(Box):
     """
 
     Config = BlindConfig
-    cfg: BlindConfig
     defaults = {**BoxGrasping.defaults, "env": {"num_envs": 512}}
 
     def inputs(self, s: State) -> dict[str, Tensor]:
