@@ -120,6 +120,23 @@ def test_a_box_alone_is_no_table(faces):
     assert len(thing.cloud) == 3000
 
 
+def test_a_bump_on_a_side_is_no_thing_on_a_table():
+    front = scans.box(4000, (0.07, 0.07, 0.2), (1, 3, 5))
+    bump = scans.box(300, (0.006, 0.03, 0.03)) + np.array([0.038, 0, 0])
+    (thing,) = cut(np.concatenate([front, bump]))
+    assert not thing.stood
+    assert len(thing.cloud) > 4200
+
+
+def test_what_most_points_stand_on_is_the_table():
+    thing = scans.box(1500, (0.06, 0.08, 0.12)) + np.array([0.1, 0.1, 0.06])
+    wall = scans.box(6000, (2.0, 1.0, 0)) + np.array([0, 0, 3.0])
+    bumps = scans.box(300, (0.2, 0.2, 0.1)) + np.array([0.2, 0.2, 2.95])
+    (found,) = cut(np.concatenate([scans.table([thing]), wall, bumps]))
+    assert found.stood
+    assert found.cloud.points[:, 2].max() == pytest.approx(0.12, abs=0.006)
+
+
 def test_things_apart_are_cut_and_may_be_kept_together():
     points = np.concatenate([BALL, BALL + np.array([0.3, 0, 0])])
     assert [len(thing.cloud) for thing in cut(points)] == [800, 800]

@@ -1,8 +1,8 @@
 """A scan is cut into things: what stands on a table, or what lies apart.
 
-The table is the largest plane, by RANSAC (Fischler and Bolles 1981), on which something stands: a cluster of points
-above the plane and within its outline that is much smaller than it. A box that was scanned alone has no such plane,
-since its other sides run along the whole of each.
+The table is the plane, by RANSAC (Fischler and Bolles 1981), on which most points stand: in clusters above
+the plane and within its outline that are much smaller than it. A box that was scanned alone has no such plane, since
+its other sides run along the whole of each.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ LEAST_POINTS = 40
 """Points of the smallest thing, in the thinned scan."""
 LARGEST_THING = 0.6
 """Extent of a thing on a table, along either side of the table, as a fraction of the table's."""
+LEAST_HEIGHT = 5, 0.04
+"""Height of the lowest thing on a table, in units of the distance of neighbouring points, and as a fraction of the
+table's longer side; less is a bump."""
 GAP = 0.05
 """Things without a table are apart by more than this fraction of the extent of the scan."""
 LEAST_CLUSTER = 0.05
@@ -87,22 +90,27 @@ def _around(cloud: Cloud, places: np.ndarray, reach: float) -> Cloud:
 
 
 def _on_a_table(cloud: Cloud, rng: np.random.Generator) -> list[Thing]:
-    """What stands on the largest plane on which something stands."""
+    """What stands on the plane on which most points stand: noise of a far plane may look like small things on it."""
     coarse = thinned(cloud, COARSE).points
     cell = float(np.percentile(spacing(coarse), 90))
     if cell > FINE * extent(coarse):
         return []
     left = np.arange(len(coarse))
+    best: list[Thing] = []
     for _ in range(PLANES):
         plane = _plane(coarse, left, cell, rng)
         if plane is None:
             break
         for side in (1, -1):
             things = _things_on(_turned(plane, side), coarse, cloud, cell)
-            if things:
-                return things
+            if _points_of(things) > _points_of(best):
+                best = things
         left = np.setdiff1d(left, plane.rows)
-    return []
+    return best
+
+
+def _points_of(things: list[Thing]) -> int:
+    return sum(len(thing.cloud) for thing in things)
 
 
 def _plane(
@@ -145,9 +153,11 @@ def _things_on(plane: Plane, coarse: np.ndarray, cloud: Cloud, cell: float) -> l
         return []
     found = []
     sides = np.ptp(table, axis=0)
+    least_height = max(LEAST_HEIGHT[0] * cell, LEAST_HEIGHT[1] * sides.max())
     for rows in clusters(local[above], 3 * cell):
         thing = local[above[rows]]
-        if len(rows) < LEAST_POINTS or thing[:, 2].min() > 6 * cell:
+        low, high = thing[:, 2].min(), thing[:, 2].max()
+        if len(rows) < LEAST_POINTS or low > 6 * cell or high < least_height:
             continue
         if (np.ptp(thing[:, :2], axis=0) > LARGEST_THING * sides).any():
             return []  # the plane is a side of this
