@@ -41,6 +41,7 @@ FIRST = {
     "BUNDLE": "bundle",
     "FILE.npz": "log.npz",
     "LOG.npz": "log.npz",
+    "FILE...": "rail.py",
     "ROBOT": "jaka-zu5",
     "SHELL": "bash",
 }
@@ -49,6 +50,7 @@ TASKS = {"grasps": "leap-right-cube-rotate", "calibrate": "wildrobot"}
 NEEDED = {
     "replay": ("--task", "rail.py"),
     "grasps": ("--out", "new.npz"),
+    "scan": ("--out", "new"),
     "record": ("--out", "new.npz"),
     "run": ("--driver", "fake"),
     "sysid": ("--log-file", "log.npz"),

@@ -192,6 +192,13 @@ def require_plain(
         pass
 
 
+def open_plain(
+    path: Path, what: str, max_bytes: int, *, advice: str = ""
+) -> contextlib.AbstractContextManager[io.BufferedReader]:
+    """A plain file, open to be read piece by piece; a ValueError of the block becomes a FileError."""
+    return _opened(path, what, max_bytes, True, advice)
+
+
 def read_bytes(
     path: Path, what: str, max_bytes: int, *, links: bool = True, advice: str = ""
 ) -> bytes:

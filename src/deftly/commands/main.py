@@ -15,7 +15,12 @@ from deftly.commands.table import COMMANDS
 from deftly.errors import DeftlyError
 
 LEARNING = "mujoco torch gymnasium safetensors tensorboard matplotlib PIL av"
-EXTRAS = {"mjviser": "viewer", "viser": "viewer"} | dict.fromkeys(LEARNING.split(), "train")
+SCANNING = "scipy trimesh skimage coacd fast_simplification"
+EXTRAS = (
+    {"mjviser": "viewer", "viser": "viewer"}
+    | dict.fromkeys(SCANNING.split(), "scan")
+    | dict.fromkeys(LEARNING.split(), "train")
+)
 """Module to the extra that installs it."""
 
 

@@ -74,6 +74,14 @@ _ALL = (
         True,
     ),
     Command(
+        "scan",
+        "Learn",
+        "FILE...",
+        "",
+        "ScanArgs",
+        "make an object for simulation from a scan of it",
+    ),
+    Command(
         "grasps",
         "Learn",
         "TASK",

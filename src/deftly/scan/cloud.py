@@ -1,0 +1,118 @@
+"""Point clouds: what a scan file holds, freed of outliers and noise, and thinned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Points, and normals or triangles if the file had them. Units are the file's until `units` has set them to m."""
+
+    points: np.ndarray
+    """(n, 3) float64."""
+    normals: np.ndarray | None = None
+    """(n, 3), unit length, outward."""
+    faces: np.ndarray | None = None
+    """(m, 3) indices of points."""
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def at(self, rows: np.ndarray) -> Cloud:
+        """Some of the points, by index or mask, without triangles."""
+        normals = None if self.normals is None else self.normals[rows]
+        return Cloud(self.points[rows], normals)
+
+    def scaled(self, factor: float) -> Cloud:
+        """The same in other units."""
+        return replace(self, points=self.points * factor)
+
+
+def extent(points: np.ndarray) -> float:
+    """The largest side of the box around points."""
+    return float(np.ptp(points, axis=0).max()) if len(points) else 0.0
+
+
+def spacing(points: np.ndarray) -> np.ndarray:
+    """Distance of each point to its nearest neighbour (n,)."""
+    return cKDTree(points).query(points, k=2)[0][:, 1]
+
+
+def finite(cloud: Cloud) -> Cloud:
+    """The points whose coordinates are finite, each once; depth cameras write NaN where they see nothing."""
+    good = np.isfinite(cloud.points).all(-1)
+    if cloud.normals is None:
+        return Cloud(np.unique(cloud.points[good], axis=0))
+    good &= np.isfinite(cloud.normals).all(-1)
+    length = np.linalg.norm(cloud.normals, axis=-1)
+    good &= length > 1e-6
+    _, rows = np.unique(cloud.points[good], axis=0, return_index=True)
+    kept = cloud.at(good)
+    return Cloud(kept.points[rows], (kept.normals / length[good, None])[rows])
+
+
+def without_strays(cloud: Cloud, ranges: float = 20.0) -> Cloud:
+    """The points within so many interquartile ranges of the median: one wild point makes a scan look a town long."""
+    if not len(cloud):
+        return cloud
+    low, middle, high = np.percentile(cloud.points, [25, 50, 75], axis=0)
+    reach = ranges * (high - low).max()
+    if reach == 0:
+        return cloud
+    return cloud.at((np.abs(cloud.points - middle) <= reach).all(-1))
+
+
+def thinned(cloud: Cloud, count: int) -> Cloud:
+    """At most about `count` points, one for each cell of a grid that is as fine as that allows."""
+    if len(cloud) <= count:
+        return cloud
+    step = extent(cloud.points) / 1000
+    while True:
+        cells = np.floor((cloud.points - cloud.points.min(0)) / step).astype(np.int64)
+        _, rows = np.unique(cells, axis=0, return_index=True)
+        if len(rows) <= count:
+            return cloud.at(np.sort(rows))
+        step *= max(1.1, (len(rows) / count) ** 0.4)
+
+
+def denoised(points: np.ndarray, radius: float, most: int = 40) -> np.ndarray:
+    """Each point moved onto the plane through its neighbours: moving least squares of first order (Alexa 2003).
+
+    Neighbours are within `radius`, at most `most`; a point that has less than six stays where it is.
+    """
+    distance, rows = cKDTree(points).query(points, k=min(most, len(points)))
+    weight = (distance <= radius).astype(float)
+    count = weight.sum(-1)
+    near = points[rows]
+    centre = np.einsum("nk,nki->ni", weight, near) / count[:, None]
+    away = near - centre[:, None]
+    _, axes = np.linalg.eigh(np.einsum("nk,nki,nkj->nij", weight, away, away))
+    normal = axes[:, :, 0]
+    off_plane = ((points - centre) * normal).sum(-1)
+    off_plane[count < 6] = 0.0
+    return points - off_plane[:, None] * normal
+
+
+def without_outliers(cloud: Cloud, neighbours: int = 8, deviations: float = 4.0) -> Cloud:
+    """The points that are about as near to their neighbours as the others (Rusu 2008, statistical outlier removal)."""
+    count = min(neighbours + 1, len(cloud))
+    mean = cKDTree(cloud.points).query(cloud.points, k=count)[0][:, 1:].mean(-1)
+    typical = np.median(mean)
+    spread = 1.4826 * np.median(np.abs(mean - typical))  # the standard deviation of a normal
+    return cloud.at(mean <= typical + deviations * spread + typical)
+
+
+def clusters(points: np.ndarray, reach: float) -> list[np.ndarray]:
+    """Indices of the points of each connected cluster, the largest first; neighbours are within `reach`."""
+    pairs = cKDTree(points).query_pairs(reach, output_type="ndarray")
+    ones = np.ones(len(pairs), bool)
+    graph = coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(len(points),) * 2)
+    _, labels = connected_components(graph, directed=False)
+    order = np.argsort(-np.bincount(labels), kind="stable")
+    return [np.flatnonzero(labels == label) for label in order[:100]]

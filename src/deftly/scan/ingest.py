@@ -1,0 +1,164 @@
+"""The whole way of a scan: file, things, surface, body, MJCF, acceptance, folder."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deftly.console import Finding, failed
+from deftly.errors import DeftlyError
+from deftly.files import atomic_folder, write_bytes, write_json
+from deftly.objects.scanned import RECORD, SCHEMA
+from deftly.scan import accept, model, readers, segment, solid, units
+from deftly.scan.cloud import Cloud, extent, finite, thinned, without_outliers, without_strays
+from deftly.scan.settings import ScanSettings
+from deftly.scan.surface import Surface, reconstruct
+
+FEWEST = 30
+"""Points of the smallest scan."""
+POINTS, SCENE_POINTS = 15_000, 100_000
+"""Points that a thing, and a whole scan, are thinned to."""
+THIN = 0.01
+"""Least thickness of a cloud across its flattest direction, as a fraction of its extent."""
+
+
+class Ingested(NamedTuple):
+    """One object of a scan, tested, and not yet written."""
+
+    name: str
+    record: dict[str, Any]
+    """What `object.json` says."""
+    files: dict[str, bytes]
+    """MJCF and meshes."""
+    findings: list[Finding]
+    points: np.ndarray
+    """The scan of it (n, 3), m, in the frame of its body."""
+
+
+def ingest(path: Path, settings: ScanSettings) -> list[Ingested]:
+    """The objects of a scan file. Raises DeftlyError, one line, if there is none to be made of it."""
+    cloud = readers.read(path)
+    try:
+        surfaces, how, notes = _things(cloud, settings)
+        found, problems = [], []
+        for i, thing in enumerate(surfaces):
+            name = name_of(path.stem) + (f"_{i + 1}" if len(surfaces) > 1 else "")
+            try:
+                found.append(_object(name, thing, settings))
+            except DeftlyError as error:
+                problems.append(str(error))
+        if not found:
+            raise DeftlyError(problems[0])
+    except DeftlyError as error:
+        raise DeftlyError(f"{path}: {error}") from None
+    for made in found:
+        made.record.update(
+            source=path.name, units=how, notes=[*notes, *problems], seed=settings.seed
+        )
+    return found
+
+
+def name_of(stem: str) -> str:
+    """A name for files and bodies."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_")[:60] or "object"
+
+
+# ------------------------------------------------------------------ things
+
+
+def _things(
+    cloud: Cloud, settings: ScanSettings
+) -> tuple[list[Surface | segment.Thing], str, list[str]]:
+    """The things of a scan in m: a surface where the file is a solid mesh; how units were found; what to know."""
+    notes = []
+    if cloud.faces is not None:
+        mesh = solid.whole(cloud)
+        if not isinstance(mesh, str):
+            factor, how = units.factor(extent(mesh.vertices), settings.units, settings.size)
+            mesh.apply_scale(factor)
+            return [Surface(mesh, "mesh", "")], how, []
+        notes.append(f"{mesh}: a new surface is wrapped around it")
+        cloud = solid.as_cloud(solid.as_mesh(cloud))
+    whole = thinned(without_strays(finite(cloud)), SCENE_POINTS)
+    _require_body(whole)
+    things = segment.cut(whole, settings.scene, np.random.default_rng(settings.seed))
+    if not things:
+        raise DeftlyError("nothing stands on a table in it: --scene object takes it as one object")
+    cleaned = [thing._replace(cloud=without_outliers(thing.cloud)) for thing in things]
+    span = extent(cleaned[0].cloud.points)
+    if things[0].stood and settings.size is None:
+        span = extent(whole.points)
+    factor, how = units.factor(span, settings.units, settings.size)
+    return [thing._replace(cloud=thing.cloud.scaled(factor)) for thing in cleaned], how, notes
+
+
+def _require_body(cloud: Cloud) -> None:
+    """Raise DeftlyError for points of which no body can be made."""
+    if len(cloud) < FEWEST:
+        raise DeftlyError(
+            f"it has {len(cloud)} different points that are finite, and a scan has {FEWEST} or more"
+        )
+    axes = np.linalg.svd(cloud.points - cloud.points.mean(0), full_matrices=False)[2]
+    sides = np.ptp(cloud.points @ axes.T, axis=0)
+    if sides.min() < THIN * sides.max():
+        raise DeftlyError("its points lie in a plane or a line: scan it from more sides")
+
+
+def _object(name: str, thing: Surface | segment.Thing, settings: ScanSettings) -> Ingested:
+    """Surface, body, MJCF and acceptance of one thing."""
+    if isinstance(thing, Surface):
+        surface, points = thing, np.asarray(thing.mesh.vertices)
+    else:
+        _require_body(thing.cloud)
+        cloud = thinned(thing.cloud, POINTS)
+        points = cloud.points
+        surface = reconstruct(segment.grounded(cloud) if thing.stood else cloud)
+    if thing_is_grounded := isinstance(thing, segment.Thing) and thing.stood:
+        surface = surface._replace(closing=f"{surface.closing or 'closed'}, and down to the table")
+    simple = solid.simplified(surface.mesh, settings.faces)
+    surface = surface._replace(mesh=simple)
+    body = solid.body(surface, settings.density, settings.mass, settings.parts, settings.seed)
+    files = model.files(name, body)
+    measured = accept.measure(surface, body, points, model.on_floor(name, files).compile())
+    findings = accept.check(measured, settings.parts, settings.gripper)
+    record = {
+        "schema": SCHEMA,
+        "name": name,
+        "accepted": not failed(findings),
+        **measured,
+        "stood_on_table": thing_is_grounded,
+        "checks": [finding._asdict() for finding in findings],
+        "files": {file: hashlib.sha256(data).hexdigest() for file, data in files.items()},
+    }
+    return Ingested(name, record, files, findings, points - body.centre)
+
+
+# ------------------------------------------------------------------ the folder
+
+
+def require_place(folder: Path) -> None:
+    """Raise DeftlyError if a folder is there that no scan wrote: it would be replaced."""
+    if (
+        folder.exists()
+        and not (folder / RECORD).is_file()
+        and (folder.is_file() or any(folder.iterdir()))
+    ):
+        raise DeftlyError(f"'{folder}' is there and is no scanned object: name another --out")
+
+
+def write(made: Ingested, out: Path) -> Path:
+    """Write an object's folder into `out`, whole or not at all, with its report; returns it."""
+    from deftly.scan import report
+
+    folder = out / made.name
+    require_place(folder)
+    with atomic_folder(folder) as scratch:
+        for file, data in made.files.items():
+            write_bytes(scratch / file, data)
+        write_json(scratch / RECORD, made.record)
+        report.write(made, scratch)
+    return folder

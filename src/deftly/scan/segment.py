@@ -1,0 +1,204 @@
+"""A scan is cut into things: what stands on a table, or what lies apart.
+
+The table is the plane, by RANSAC (Fischler and Bolles 1981), on which most points stand: in clusters above
+the plane and within its outline that are much smaller than it. A box that was scanned alone has no such plane, since
+its other sides run along the whole of each.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.spatial import ConvexHull, Delaunay, QhullError, cKDTree
+
+from deftly.scan.cloud import Cloud, clusters, extent, spacing, thinned
+from deftly.scan.settings import Scene
+
+COARSE = 20_000
+"""Points of the thinned scan in which planes and clusters are sought."""
+PLANES, TRIALS = 5, 200
+"""Planes that are tried, and triples of points for each."""
+FINE = 0.02
+"""Most distance of neighbouring points in a scan with a table, as a fraction of its extent."""
+LEAST_PLANE = 0.1
+"""A plane has at least this fraction of the points."""
+LEAST_POINTS = 40
+"""Points of the smallest thing, in the thinned scan."""
+LARGEST_THING = 0.6
+"""Extent of a thing on a table, along either side of the table, as a fraction of the table's."""
+LEAST_HEIGHT = 5, 0.04
+"""Height of the lowest thing on a table, in units of the distance of neighbouring points, and as a fraction of the
+table's longer side; less is a bump."""
+GAP = 0.05
+"""Things without a table are apart by more than this fraction of the extent of the scan."""
+LEAST_CLUSTER = 0.05
+"""Fraction of the points that a thing without a table has at least."""
+
+
+class Thing(NamedTuple):
+    """One object of a scan."""
+
+    cloud: Cloud
+    """m; z is up where it stood on a table, whose top is z = 0."""
+    stood: bool
+    """Whether it stood on a table."""
+
+
+class Plane(NamedTuple):
+    """A plane in a scan."""
+
+    centre: np.ndarray
+    axes: np.ndarray
+    """Rows: two axes in the plane, its longest first, and the normal, right-handed."""
+    rows: np.ndarray
+    """Indices of the points on it."""
+
+    def local(self, points: np.ndarray) -> np.ndarray:
+        """Points in the plane's frame: along, across, height."""
+        return (points - self.centre) @ self.axes.T
+
+
+def cut(cloud: Cloud, scene: Scene, rng: np.random.Generator) -> list[Thing]:
+    """The things of a scan, m, the one with the most points first; empty if a table was asked for and there is none."""
+    if scene != "object":
+        found = _on_a_table(cloud, rng)
+        if found or scene == "table":
+            return found
+    return _apart(cloud, scene == "object")
+
+
+def _apart(cloud: Cloud, all_one: bool) -> list[Thing]:
+    coarse = thinned(cloud, COARSE).points
+    near = 4 * float(np.percentile(spacing(coarse), 90))
+    reach = max(near, GAP * extent(coarse))
+    least = 0.0 if all_one else LEAST_CLUSTER * len(coarse)
+    groups = [rows for rows in clusters(coarse, reach) if len(rows) >= least]
+    if all_one or len(groups) <= 1:
+        kept = coarse[np.concatenate(groups)] if groups else coarse
+        return [Thing(_around(cloud, kept, reach), False)]
+    return [Thing(_around(cloud, coarse[rows], reach / 2), False) for rows in groups]
+
+
+def _around(cloud: Cloud, places: np.ndarray, reach: float) -> Cloud:
+    """The points of a cloud that are within `reach` of places."""
+    distance, _ = cKDTree(places).query(cloud.points, distance_upper_bound=reach)
+    return cloud.at(np.isfinite(distance))
+
+
+# ------------------------------------------------------------------ tables
+
+
+def _on_a_table(cloud: Cloud, rng: np.random.Generator) -> list[Thing]:
+    """What stands on the plane on which most points stand: noise of a far plane may look like small things on it."""
+    coarse = thinned(cloud, COARSE).points
+    cell = float(np.percentile(spacing(coarse), 90))
+    if cell > FINE * extent(coarse):
+        return []
+    left = np.arange(len(coarse))
+    best: list[Thing] = []
+    for _ in range(PLANES):
+        plane = _plane(coarse, left, cell, rng)
+        if plane is None:
+            break
+        for side in (1, -1):
+            things = _things_on(_turned(plane, side), coarse, cloud, cell)
+            if _points_of(things) > _points_of(best):
+                best = things
+        left = np.setdiff1d(left, plane.rows)
+    return best
+
+
+def _points_of(things: list[Thing]) -> int:
+    return sum(len(thing.cloud) for thing in things)
+
+
+def _plane(
+    points: np.ndarray, rows: np.ndarray, cell: float, rng: np.random.Generator
+) -> Plane | None:
+    """The plane with the most points that hang together, among `rows`; None if it has too few of all points."""
+    least = LEAST_PLANE * len(points)
+    if len(rows) < max(least, 3):
+        return None
+    among = points[rows]
+    corners = among[rng.integers(len(among), size=(TRIALS, 3))]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    length = np.linalg.norm(normals, axis=-1, keepdims=True)
+    normals = np.divide(normals, length, out=np.zeros_like(normals), where=length > 0)
+    votes = [int((np.abs((among - a) @ n) < cell).sum()) for a, n in zip(corners[:, 0], normals)]
+    best = int(np.argmax(votes))
+    on_it = rows[np.abs((among - corners[best, 0]) @ normals[best]) < cell]
+    on_it = on_it[clusters(points[on_it], 3 * cell)[0]]
+    if len(on_it) < least:
+        return None
+    centre = points[on_it].mean(0)
+    _, _, axes = np.linalg.svd(points[on_it] - centre, full_matrices=False)
+    axes[2] = np.cross(axes[0], axes[1])
+    return Plane(centre, axes, on_it)
+
+
+def _turned(plane: Plane, side: int) -> Plane:
+    """The plane with its normal as it is, or to the other side."""
+    return plane._replace(axes=plane.axes * np.array([[1], [side], [side]]))
+
+
+def _things_on(plane: Plane, coarse: np.ndarray, cloud: Cloud, cell: float) -> list[Thing]:
+    local = plane.local(coarse)
+    table = local[plane.rows, :2]
+    outline = _outline(table)
+    if outline is None:
+        return []
+    above = np.flatnonzero((local[:, 2] > 2 * cell) & (outline.find_simplex(local[:, :2]) >= 0))
+    if not len(above):
+        return []
+    found = []
+    sides = np.ptp(table, axis=0)
+    least_height = max(LEAST_HEIGHT[0] * cell, LEAST_HEIGHT[1] * sides.max())
+    for rows in clusters(local[above], 3 * cell):
+        thing = local[above[rows]]
+        low, high = thing[:, 2].min(), thing[:, 2].max()
+        if len(rows) < LEAST_POINTS or low > 6 * cell or high < least_height:
+            continue
+        if (np.ptp(thing[:, :2], axis=0) > LARGEST_THING * sides).any():
+            return []  # the plane is a side of this
+        found.append(Thing(_standing(plane, cloud, thing, cell), True))
+    return found
+
+
+def _outline(table: np.ndarray) -> Delaunay | None:
+    """The convex outline of a table, to find what is within; None if it is a line."""
+    try:
+        return Delaunay(table[ConvexHull(table).vertices])
+    except QhullError:
+        return None
+
+
+def _standing(plane: Plane, cloud: Cloud, thing: np.ndarray, cell: float) -> Cloud:
+    """All points of a thing in the table's frame, its middle above the origin."""
+    low, high = thing.min(0) - 2 * cell, thing.max(0) + 2 * cell
+    local = plane.local(cloud.points)
+    inside = ((local > low) & (local < high)).all(-1) & (local[:, 2] > cell)
+    normals = None if cloud.normals is None else (cloud.normals @ plane.axes.T)[inside]
+    own = _around(Cloud(local[inside], normals), thing, 2 * cell)
+    middle = np.array([*own.points[:, :2].mean(0), 0.0])
+    return Cloud(own.points - middle, own.normals)
+
+
+def grounded(cloud: Cloud) -> Cloud:
+    """A thing that stood on a table, with a base where it did, and walls below its lowest points.
+
+    The walls reach down from points that are nearer to the table than a quarter of the thing's height.
+    """
+    points = cloud.points
+    step = max(float(np.percentile(spacing(points), 90)), extent(points) / 100)
+    cells, column = np.unique(np.rint(points[:, :2] / step), axis=0, return_inverse=True)
+    lowest = np.full(len(cells), np.inf)
+    np.minimum.at(lowest, column, points[:, 2])
+    low = lowest < points[:, 2].max() / 4
+    walls = [
+        np.column_stack([np.broadcast_to(cell * step, (count, 2)), np.arange(1, count + 1) * step])
+        for cell, height in zip(cells[low], lowest[low])
+        if (count := int(height / step)) > 0
+    ]
+    base = np.column_stack([cells * step, np.zeros(len(cells))])
+    return Cloud(np.concatenate([points, base, *walls]))
