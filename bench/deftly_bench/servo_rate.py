@@ -158,9 +158,10 @@ def emulated(first: int, servos: int, turnaround: float) -> Iterator[str]:
     command += ["--servos", str(servos), "--baud", str(BAUD)]
     command += ["--turnaround-ms", str(1e3 * turnaround)]
     path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     env = {**os.environ, "PYTHONPATH": path}
-    with subprocess.Popen(command, text=True, env=env, **pipes) as process:
+    with subprocess.Popen(
+        command, text=True, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         try:
             assert process.stdout is not None
             yield process.stdout.readline().strip()

@@ -240,7 +240,7 @@ class RobotInterface(Document):
         known = sorted(site.name for site in self.sites)
         raise ContractError(f"{self.name} has no site '{name}', but {known}")
 
-    def require_policy_of(self, trained: RobotInterface, what: str) -> None:
+    def require_policy_of(self, trained: Self, what: str) -> None:
         """Raise ContractError naming the first difference unless a policy made for `trained` may drive this robot.
 
         Its joints and signals must be the same. How its motors are mounted is its own, as `deftly calibrate` found it,

@@ -348,7 +348,7 @@ class WildRobotWalk(Task):
         full = self.cfg.weights.track * s.dt * progress["steps"]
         followed = progress["reward/track"] / max(full, 1e-6)
         care = self.cfg.leniency + (1.0 - self.cfg.leniency) * min(1.0, 2.0 * followed)
-        goals = dict.fromkeys(WEAR, care)
+        goals: dict[str, float] = dict.fromkeys(WEAR, care)
         goals["fastest"] = self.cfg.speed_growth * progress["success"]
         goals["push"] = self.cfg.push_growth * progress["success"]
         for name, goal in goals.items():

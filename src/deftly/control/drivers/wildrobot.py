@@ -56,11 +56,13 @@ class WildRobot(Driver):
         self._switches: FootSwitches | None = None
         with ExitStack() as unclaimed:
             if names & {ORIENTATION, ANGULAR_VELOCITY}:
-                self._imu = imu or Bno085(mount)
-                unclaimed.callback(self._imu.close)
+                imu = imu or Bno085(mount)
+                unclaimed.callback(imu.close)
+                self._imu = imu
             if SWITCHES in names:
-                self._switches = switches or FootSwitches()
-                unclaimed.callback(self._switches.close)
+                switches = switches or FootSwitches()
+                unclaimed.callback(switches.close)
+                self._switches = switches
             self.servos = Servos(robot, rate, port)
             unclaimed.pop_all()
 
