@@ -117,6 +117,15 @@ def test_symmetry_of_a_task_that_says_nothing_of_it_is_refused(slider):
         PPO(slider(2), replace(CFG, symmetry=True))
 
 
+def test_a_training_from_other_weights_can_explore_anew_and_a_resumed_one_goes_on(slider):
+    ppo = PPO(slider(4), replace(CFG, init_std=0.1, restart_std=0.4, learning_rate=1e-5))
+    ppo.iterate()
+    assert ppo.actor.std.detach() == pytest.approx(torch.full((2,), 0.4), abs=0.01)
+    ppo.actor.std.data.fill_(0.2)
+    ppo.iterate()
+    assert ppo.actor.std.detach() == pytest.approx(torch.full((2,), 0.2), abs=0.01)
+
+
 def test_the_step_size_follows_the_divergence(slider):
     ppo = PPO(slider(2), replace(CFG, desired_kl=0.01, learning_rate=1e-3))
     ppo._set_learning_rate(torch.tensor(0.03), False)

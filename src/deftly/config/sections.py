@@ -190,6 +190,13 @@ class PPOConfig(LearnerConfig):
         ),
     ] = False
     init_std: Annotated[float, Gt(0), Doc("Initial standard deviation of the action noise.")] = 1.0
+    restart_std: Annotated[
+        float | None,
+        Gt(0),
+        Doc(
+            "Standard deviation of the action noise with which --init goes on; unset: the one it brings."
+        ),
+    ] = None
     max_grad_norm: Annotated[
         float, Gt(0), Doc("Largest gradient norm; longer gradients are scaled down.")
     ] = 1.0

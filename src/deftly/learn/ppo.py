@@ -111,6 +111,8 @@ class PPO:
     def iterate(self) -> dict[str, float]:
         """One rollout and one update."""
         start = time.perf_counter()
+        if self.iterations == 0 and self.settings.restart_std is not None:
+            self.actor.std.data.fill_(self.settings.restart_std)
         critic_only = self.iterations < self.settings.critic_warmup
         rollout, finals = self._collect()
         collected = time.perf_counter()
