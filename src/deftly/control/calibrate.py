@@ -119,6 +119,7 @@ class ByHand:
             (words for end, words in self._positive.items() if name.endswith(end)),
             "turn it the positive way",
         )
+        problem = ""
         for _ in range(TRIES):
             moved = self._measured(f"{name}: {how}, by 15 degrees or more") - zero
             problem = self._problem(joint, moved)
@@ -144,6 +145,7 @@ class ByHand:
 
     def _mount(self) -> tuple[float, float, float, float]:
         upright = self._gravity("Hold the robot upright, still")
+        problem = ""
         for _ in range(TRIES):
             leaning = self._gravity("Lean all of it forward by about 30 degrees, still")
             try:
@@ -163,6 +165,7 @@ class ByHand:
 
     def _measured(self, what: str) -> np.ndarray:
         """Where the joints are, (num_joints,) rad, once somebody did something. Raises CalibrationError."""
+        problem = ""
         for _ in range(TRIES):
             self._ask(what)
             readings = self._readings(JOINT_POS)

@@ -201,9 +201,9 @@ def find_mount(upright: np.ndarray, leaning: np.ndarray) -> np.ndarray:
 def _open() -> Any:
     """The sensor on this computer's I2C. Raises DriverError that says what to do."""
     try:
-        import board
-        import busio
-        from adafruit_bno08x.i2c import BNO08X_I2C
+        import board  # pyright: ignore[reportMissingImports]
+        import busio  # pyright: ignore[reportMissingImports]
+        from adafruit_bno08x.i2c import BNO08X_I2C  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise DriverError(
             'the IMU needs adafruit-circuitpython-bno08x: pip install "deftly[wildrobot]"'
