@@ -25,7 +25,7 @@ class FootSwitches:
 
     def __init__(self, pins: Sequence[int] = PINS, factory: Any = None):
         try:
-            from gpiozero import DigitalInputDevice
+            from gpiozero import DigitalInputDevice  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise DriverError(
                 'foot switches need gpiozero: pip install "deftly[wildrobot]"'
