@@ -201,15 +201,9 @@ def find_mount(upright: np.ndarray, leaning: np.ndarray) -> np.ndarray:
 def _open() -> Any:
     """The sensor on this computer's I2C. Raises DriverError that says what to do."""
     try:
-<<<<<<< HEAD
-        import board  # type: ignore[import-not-found]
-        import busio  # type: ignore[import-not-found]
-        from adafruit_bno08x.i2c import BNO08X_I2C  # type: ignore[import-not-found]
-=======
         import board  # pyright: ignore[reportMissingImports]
         import busio  # pyright: ignore[reportMissingImports]
         from adafruit_bno08x.i2c import BNO08X_I2C  # pyright: ignore[reportMissingImports]
->>>>>>> hw
     except ImportError:
         raise DriverError(
             'the IMU needs adafruit-circuitpython-bno08x: pip install "deftly[wildrobot]"'
