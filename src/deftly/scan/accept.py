@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from trimesh import Trimesh
 
 from deftly.console import Finding, judge
@@ -104,7 +104,7 @@ def measure(
     hull = np.asarray(mesh.convex_hull.vertices) - solid.centre
     falls = [drop(compiled, turn, hull) for turn in TURNS]
     to_surface = distance_to_surface(mesh, points)
-    to_cloud, _ = cKDTree(points).query(sampled(mesh, 5000)[0])
+    to_cloud, _ = KDTree(points).query(sampled(mesh, 5000)[0])
     width, yaw = grasp_width(hull, falls[0].quat)
     return {
         "size": np.ptp(hull, axis=0).tolist(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def extent(points: np.ndarray) -> float:
 
 def spacing(points: np.ndarray) -> np.ndarray:
     """Distance of each point to its nearest neighbour (n,)."""
-    return cKDTree(points).query(points, k=2)[0][:, 1]
+    return KDTree(points).query(points, k=2)[0][:, 1]
 
 
 def finite(cloud: Cloud) -> Cloud:
@@ -86,7 +86,7 @@ def denoised(points: np.ndarray, radius: float, most: int = 40) -> np.ndarray:
 
     Neighbours are within `radius`, at most `most`; a point that has less than six stays where it is.
     """
-    distance, rows = cKDTree(points).query(points, k=min(most, len(points)))
+    distance, rows = KDTree(points).query(points, k=min(most, len(points)))
     weight = (distance <= radius).astype(float)
     count = weight.sum(-1)
     near = points[rows]
@@ -102,7 +102,7 @@ def denoised(points: np.ndarray, radius: float, most: int = 40) -> np.ndarray:
 def without_outliers(cloud: Cloud, neighbours: int = 8, deviations: float = 4.0) -> Cloud:
     """The points that are about as near to their neighbours as the others (Rusu 2008, statistical outlier removal)."""
     count = min(neighbours + 1, len(cloud))
-    mean = cKDTree(cloud.points).query(cloud.points, k=count)[0][:, 1:].mean(-1)
+    mean = KDTree(cloud.points).query(cloud.points, k=count)[0][:, 1:].mean(-1)
     typical = np.median(mean)
     spread = 1.4826 * np.median(np.abs(mean - typical))  # the standard deviation of a normal
     return cloud.at(mean <= typical + deviations * spread + typical)
@@ -110,7 +110,7 @@ def without_outliers(cloud: Cloud, neighbours: int = 8, deviations: float = 4.0)
 
 def clusters(points: np.ndarray, reach: float) -> list[np.ndarray]:
     """Indices of the points of each connected cluster, the largest first; neighbours are within `reach`."""
-    pairs = cKDTree(points).query_pairs(reach, output_type="ndarray")
+    pairs = KDTree(points).query_pairs(reach, output_type="ndarray")
     ones = np.ones(len(pairs), bool)
     graph = coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(len(points),) * 2)
     _, labels = connected_components(graph, directed=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class Header(NamedTuple):
     """What the lines before the data say."""
 
     dtype: np.dtype
-    count: int
+    points: int
     data: str
     rows: readers.Rows
     columns: readers.Rows
@@ -34,10 +34,10 @@ def read(file: BinaryIO) -> Cloud:
     """The cloud of a `.pcd` file. Raises ValueError if it is none."""
     header = _header(file)
     if header.data == "ascii":
-        table, _ = readers.read_lines(file, header.count, header.columns)
+        table, _ = readers.read_lines(file, header.points, header.columns)
     elif header.data == "binary":
-        readers.require_count(header.count, header.dtype.itemsize, file, "points")
-        table = readers.read_records(file, header.dtype, header.count, header.rows)
+        readers.require_count(header.points, header.dtype.itemsize, file, "points")
+        table = readers.read_records(file, header.dtype, header.points, header.rows)
     else:
         table = _read_compressed(file, header)
     return header.rows.cloud(table)
@@ -113,9 +113,9 @@ def _read_compressed(file: BinaryIO, header: Header) -> np.ndarray:
     if len(head) < 8:
         raise ValueError("it ends after its header")
     packed, size = struct.unpack("<II", head)
-    if size != header.count * header.dtype.itemsize:
+    if size != header.points * header.dtype.itemsize:
         raise ValueError(
-            f"it unpacks to {size} bytes, and {header.count} points take {header.count * header.dtype.itemsize}"
+            f"it unpacks to {size} bytes, and {header.points} points take {header.points * header.dtype.itemsize}"
         )
     if packed > readers.bytes_left(file) or size > EXPANSION * packed:
         raise ValueError(
@@ -124,13 +124,14 @@ def _read_compressed(file: BinaryIO, header: Header) -> np.ndarray:
     if size > readers.MAX_BYTES // 2:
         raise ValueError(f"it unpacks to {size} bytes, more than are read: thin it")
     raw = unpack_lzf(file.read(packed), size)
-    step = readers.step_for(header.count)
+    step = readers.step_for(header.points)
+    fields: Any = header.dtype.fields
     found = []
     for column in header.rows.columns:
         name = (header.dtype.names or ())[column]
-        kind, offset = (header.dtype.fields or {})[name][:2]
-        start = offset * header.count
-        found.append(np.frombuffer(raw, kind, header.count, start)[::step].astype(np.float64))
+        kind, offset = fields[name][:2]
+        start = offset * header.points
+        found.append(np.frombuffer(raw, kind, header.points, start)[::step].astype(np.float64))
     return np.stack(found, -1)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial import ConvexHull, Delaunay, QhullError, cKDTree
+from scipy.spatial import ConvexHull, Delaunay, KDTree, QhullError
 
 from deftly.scan.cloud import Cloud, clusters, extent, spacing, thinned
 from deftly.scan.settings import Scene
@@ -27,6 +27,8 @@ LEAST_POINTS = 40
 """Points of the smallest thing, in the thinned scan."""
 LARGEST_THING = 0.6
 """Extent of a thing on a table, along either side of the table, as a fraction of the table's."""
+INNER = 0.9
+"""Half of a thing on a table is within the outline of the table when that is scaled by this."""
 LEAST_HEIGHT = 5, 0.04
 """Height of the lowest thing on a table, in units of the distance of neighbouring points, and as a fraction of the
 table's longer side; less is a bump."""
@@ -82,7 +84,7 @@ def _apart(cloud: Cloud, all_one: bool) -> list[Thing]:
 
 def _around(cloud: Cloud, places: np.ndarray, reach: float) -> Cloud:
     """The points of a cloud that are within `reach` of places."""
-    distance, _ = cKDTree(places).query(cloud.points, distance_upper_bound=reach)
+    distance, _ = KDTree(places).query(cloud.points, distance_upper_bound=reach)
     return cloud.at(np.isfinite(distance))
 
 
@@ -145,8 +147,8 @@ def _turned(plane: Plane, side: int) -> Plane:
 def _things_on(plane: Plane, coarse: np.ndarray, cloud: Cloud, cell: float) -> list[Thing]:
     local = plane.local(coarse)
     table = local[plane.rows, :2]
-    outline = _outline(table)
-    if outline is None:
+    outline, inner = _outline(table, 1.0), _outline(table, INNER)
+    if outline is None or inner is None:
         return []
     above = np.flatnonzero((local[:, 2] > 2 * cell) & (outline.find_simplex(local[:, :2]) >= 0))
     if not len(above):
@@ -159,16 +161,19 @@ def _things_on(plane: Plane, coarse: np.ndarray, cloud: Cloud, cell: float) -> l
         low, high = thing[:, 2].min(), thing[:, 2].max()
         if len(rows) < LEAST_POINTS or low > 6 * cell or high < least_height:
             continue
+        if (inner.find_simplex(thing[:, :2]) < 0).mean() > 0.5:
+            continue  # it stands along the border: another side of the same thing
         if (np.ptp(thing[:, :2], axis=0) > LARGEST_THING * sides).any():
             return []  # the plane is a side of this
         found.append(Thing(_standing(plane, cloud, thing, cell), True))
     return found
 
 
-def _outline(table: np.ndarray) -> Delaunay | None:
-    """The convex outline of a table, to find what is within; None if it is a line."""
+def _outline(table: np.ndarray, scale: float) -> Delaunay | None:
+    """The convex outline of a table, scaled about its middle, to find what is within; None if it is a line."""
     try:
-        return Delaunay(table[ConvexHull(table).vertices])
+        middle = table.mean(0)
+        return Delaunay(middle + scale * (table[ConvexHull(table).vertices] - middle))
     except QhullError:
         return None
 

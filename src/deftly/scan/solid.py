@@ -65,12 +65,12 @@ def whole(cloud: Cloud) -> Trimesh | str:
 
 def as_mesh(cloud: Cloud) -> Trimesh:
     """The triangles of a cloud, without those that are lines or twice there; equal points are one."""
-    good = np.isfinite(cloud.points).all(-1)
+    good = np.asarray(np.isfinite(cloud.points).all(-1))
     assert cloud.faces is not None
     faces = cloud.faces[good[cloud.faces].all(-1)]
     mesh = Trimesh(np.nan_to_num(cloud.points), faces, process=False)
     mesh.merge_vertices(merge_tex=True, merge_norm=True)
-    mesh.update_faces(mesh.unique_faces() & mesh.nondegenerate_faces(height=None))
+    mesh.update_faces(mesh.unique_faces() & mesh.nondegenerate_faces(height=None))  # type: ignore[arg-type]
     mesh.remove_unreferenced_vertices()
     return mesh
 

@@ -10,11 +10,11 @@ is sane.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import fft, ndimage
-from scipy.spatial import ConvexHull, cKDTree
+from scipy.spatial import ConvexHull, KDTree
 from trimesh import Trimesh
 
 from deftly.errors import DeftlyError
@@ -64,7 +64,7 @@ class Grid(NamedTuple):
         """Positions (n, 3), m, of indices (n, 3)."""
         return self.origin + self.step * index
 
-    def index(self, places: np.ndarray) -> np.ndarray:
+    def cells(self, places: np.ndarray) -> np.ndarray:
         """Indices (n, 3) of the cells nearest to positions (n, 3), m."""
         return np.rint((places - self.origin) / self.step).astype(np.int64)
 
@@ -122,7 +122,7 @@ def _outside(grid: Grid, away: np.ndarray, radius: float) -> tuple[np.ndarray, s
 def _volume(grid: Grid, outside: np.ndarray, away: np.ndarray, radius: float) -> float:
     """About the volume of what is not outside when the outside is grown back by the ball, except at holes, m3."""
     touching = outside & (away < radius + 2 * grid.step)
-    depth = ndimage.distance_transform_edt(~touching)
+    depth = np.asarray(ndimage.distance_transform_edt(~touching))
     return float((~outside & (depth * grid.step > radius)).sum()) * grid.step**3
 
 
@@ -141,7 +141,7 @@ def _grid(points: np.ndarray, step: float, margin: float) -> Grid:
 
 def _nearest(grid: Grid, points: np.ndarray) -> np.ndarray:
     """For each cell the mean of the points in the nearest cell that has some, `(*grid.shape, 3)`, m."""
-    index = grid.index(points)
+    index = grid.cells(points)
     flat = np.ravel_multi_index(tuple(index.T), grid.shape)
     cells, member = np.unique(flat, return_inverse=True)
     count = np.bincount(member)
@@ -153,7 +153,7 @@ def _spread(grid: Grid, cells: np.ndarray, values: np.ndarray) -> np.ndarray:
     """For each cell the value of the nearest of `cells` (flat indices), `(*grid.shape, 3)`."""
     empty = np.ones(grid.shape, bool)
     empty.flat[cells] = False
-    where = ndimage.distance_transform_edt(empty, return_distances=False, return_indices=True)
+    where: Any = ndimage.distance_transform_edt(empty, return_distances=False, return_indices=True)
     row = np.zeros(grid.shape, np.int32)
     row.flat[cells] = np.arange(len(cells))
     return values[row[tuple(where)]]
@@ -170,7 +170,8 @@ def _offsets(grid: Grid, places: np.ndarray) -> np.ndarray:
 
 def _reached(free: np.ndarray) -> np.ndarray:
     """Which free cells are connected to the border of the grid."""
-    labels, _ = ndimage.label(free)
+    found: Any = ndimage.label(free)
+    labels = found[0]
     return free & (labels == labels[0, 0, 0])
 
 
@@ -246,7 +247,7 @@ def poisson(cloud: Cloud) -> Surface | None:
     grid = _grid(points, step, extent(points) / 4)
     areas = _areas(points)
     field = _indicator(grid, points, normals * areas[:, None], blur)
-    at_points = ndimage.map_coordinates(field, grid.index(points).T, order=1)
+    at_points = ndimage.map_coordinates(field, grid.cells(points).T, order=1)
     field -= np.average(at_points, weights=areas)
     inward = np.average(((points - points.mean(0)) * normals).sum(-1), weights=areas) < 0
     mesh = _level(grid, -field if inward else field)
@@ -259,7 +260,7 @@ def poisson(cloud: Cloud) -> Surface | None:
 def _areas(points: np.ndarray, neighbours: int = 8) -> np.ndarray:
     """The area that each point stands for (n,), m2: of the disc of its neighbours, by their number."""
     count = min(neighbours, len(points) - 1)
-    reach = cKDTree(points).query(points, k=count + 1)[0][:, -1]
+    reach = KDTree(points).query(points, k=count + 1)[0][:, -1]
     return np.pi * reach**2 / count
 
 
@@ -267,16 +268,18 @@ def _indicator(grid: Grid, points: np.ndarray, flux: np.ndarray, blur: float) ->
     """The solution f of laplace(f) = -div(flux), about 1 inside and 0 outside; flux (n, 3), m2."""
     frequencies = [2 * np.pi * fft.fftfreq(n, grid.step) for n in grid.shape]
     waves = np.meshgrid(*frequencies, indexing="ij", sparse=True)
-    square = sum(wave**2 for wave in waves)
+    square = np.asarray(sum(wave**2 for wave in waves))
     square[0, 0, 0] = 1.0
-    index = tuple(grid.index(points).T)
+    index = tuple(grid.cells(points).T)
     total = np.zeros(grid.shape, complex)
     for axis, wave in enumerate(waves):
         density = np.zeros(grid.shape)
         np.add.at(density, index, flux[:, axis] / grid.step**3)
-        total += 1j * wave * fft.fftn(density)
+        spectrum: Any = fft.fftn(density)
+        total += 1j * wave * spectrum
     smooth = np.exp(-square * (blur * grid.step) ** 2 / 2)
-    return np.real(fft.ifftn(total * smooth / square))
+    solution: Any = fft.ifftn(total * smooth / square)
+    return solution.real
 
 
 def _fits(mesh: Trimesh, points: np.ndarray, normals: np.ndarray) -> bool:
@@ -287,7 +290,7 @@ def _fits(mesh: Trimesh, points: np.ndarray, normals: np.ndarray) -> bool:
     if distance_to_surface(mesh, points).mean() > 0.02 * extent(points):
         return False
     places, faces = sampled(mesh, 10_000)
-    nearest = cKDTree(places).query(points)[1]
+    nearest = KDTree(places).query(points)[1]
     along = (mesh.face_normals[faces[nearest]] * normals).sum(-1) > 0
     return bool(max(along.mean(), 1 - along.mean()) > AGREEING)
 
@@ -342,7 +345,7 @@ def _convex(points: np.ndarray) -> Trimesh:
 def distance_to_surface(mesh: Trimesh, points: np.ndarray, samples: int = 30_000) -> np.ndarray:
     """Distance of points to a surface, m (n,): to the plane through the nearest of many samples on it."""
     places, faces = sampled(mesh, samples)
-    distance, row = cKDTree(places).query(points)
+    distance, row = KDTree(places).query(points)
     off_plane = np.abs(((points - places[row]) * mesh.face_normals[faces[row]]).sum(-1))
     reach = 2 * np.sqrt(mesh.area / samples)
     return np.where(distance < reach, off_plane, distance)
@@ -360,4 +363,4 @@ def unseen(mesh: Trimesh, points: np.ndarray) -> float:
     """The fraction of a surface that no point of the scan is near: what was made up where the cloud is open."""
     far = SEEN * float(np.percentile(spacing(points), 90)) + _step(points)
     places, _ = sampled(mesh, 5000)
-    return float((cKDTree(points).query(places)[0] > far).mean())
+    return float((KDTree(points).query(places)[0] > far).mean())
