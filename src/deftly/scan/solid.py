@@ -120,7 +120,7 @@ def simplified(mesh: Trimesh, faces: int) -> Trimesh:
 
     count = faces
     while count < len(mesh.faces):
-        points, triangles = fast_simplification.simplify(
+        points, triangles, *_ = fast_simplification.simplify(
             np.ascontiguousarray(mesh.vertices, np.float64),
             np.ascontiguousarray(mesh.faces, np.int32),
             target_count=count,
