@@ -92,7 +92,7 @@ def judge(result: dict, text: str) -> None:
     assert "not checked, for want of" in text
     assert 'pip install "deftly[train]"' in text
     assert text.startswith("policy: bundle ")
-    assert text.count("\n ok ") == 8
+    assert text.count("\n ok ") == 9
     assert text.count("\n warn ") == 2  # the closed loop, and a policy that never succeeded
 
 

@@ -8,7 +8,7 @@ from deftly.control.drivers.faults import Injection
 from deftly.control.operator.timetable import Timetable
 from deftly.control.safety import SafetyConfig
 from deftly.errors import DeftlyError
-from deftly.evaluate.report import read_report
+from deftly.evaluate.comparison import read_report
 from deftly.policy.protocol import ContractPolicy
 from deftly.tasks import load
 from deftly.twin.loop import run_episode
