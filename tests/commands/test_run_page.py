@@ -153,7 +153,8 @@ def test_a_simulated_robot_that_hangs_is_a_fault(monkeypatch, tmp_path, capsys):
 
 def test_the_page_names_every_state_fault_and_key():
     table = re.findall(r"^\| `([\w-]+)`", PAGE, re.MULTILINE)
-    assert table == ["s", "r", "q", *State, *(fault for fault in Fault if fault is not Fault.NONE)]
+    faults = [fault for fault in Fault if fault is not Fault.NONE]
+    assert table == ["s", "r", "q", "keyboard", "gamepad", *State, *faults]
     assert "Enter or `h`" in PAGE
 
 
