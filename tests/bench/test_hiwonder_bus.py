@@ -10,6 +10,8 @@ from deftly.errors import DeftlyError
 from deftly_bench import hiwonder_bus
 from deftly_bench.hiwonder_bus import EmulatedServos, obey
 
+pytestmark = pytest.mark.realtime  # a bus whose answers are waited for
+
 bus = wild.bus
 
 

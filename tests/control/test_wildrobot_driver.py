@@ -16,6 +16,8 @@ from deftly.control.drivers.wildrobot import WildRobot
 from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, SafetyConfig, State
 
+pytestmark = pytest.mark.realtime  # a bus whose answers are waited for
+
 bus, wait = wild.bus, wild.wait
 PATIENT = SafetyConfig(misses=100, miss_periods=9, stall_periods=90, signal_periods=9)
 HOME = np.array(wild.contract().robot.home())
