@@ -60,7 +60,8 @@ class OffPolicy:
         settings.require_for(env.num_envs)
         if settings.hindsight > 0 and env.task.goals is None:
             raise DeftlyError(
-                f"train.hindsight is {settings.hindsight:g}, but {env.task.name} has no goals to replace: 0"
+                f"train.hindsight is {settings.hindsight:g}, but {env.task.name} has no goals to replace "
+                "(some tasks have them under a sparse reward): leave it out"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
