@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from deftly.console import set_log_level
 from deftly.render import choose_gl
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' networks are tiny: threads only cost
@@ -34,6 +35,12 @@ def no_network(monkeypatch):
 
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
+
+
+@pytest.fixture(autouse=True)
+def usual_log_level():
+    """A test does not inherit how much the command of another was told to print."""
+    set_log_level("info")
 
 
 @pytest.fixture(autouse=True, scope="session")
