@@ -15,7 +15,7 @@ from deftly.contract import Coupling, Joint
 from deftly.robots import Robot
 from deftly.robots.entity import Entity
 from deftly.sim import looks
-from deftly.sim.scene import add_camera, cylinder_inertia
+from deftly.sim.scene import add_camera, add_tube, cylinder_inertia
 
 MASS_SCALE = 1 / 3.925
 WHITE = looks.Paint("jaka_white", (0.86, 0.87, 0.89, 1), specular=0.4, shininess=0.5)
@@ -232,7 +232,7 @@ def spec() -> mujoco.MjSpec:
     for name in ("link_1", "link_2"):  # overlap the base by construction: capsules have round ends
         s.add_exclude(bodyname1="base", bodyname2=name)
     for name, part, *tube in TUBES:
-        _add_tube(s, s.body(name), f"{name}_{part}", *tube)
+        add_tube(s, s.body(name), f"{name}_{part}", *tube)
     _add_gripper(s, body)
     for name, *tube in LOOKS:
         looks.tube(s, s.body(name), *tube)
@@ -272,27 +272,6 @@ def _add_link(
     servo.ctrlrange = limits
     servo.forcerange = (-torque, torque)
     return body
-
-
-def _add_tube(
-    s: mujoco.MjSpec,
-    body: mujoco.MjsBody,
-    name: str,
-    start: tuple,
-    end: tuple,
-    radius: float,
-    paint: looks.Paint,
-) -> None:
-    """A cylinder that is drawn, and a capsule of the same length that collides."""
-    looks.tube(s, body, start, end, radius, paint)
-    body.add_geom(
-        name=name,
-        type=mujoco.mjtGeom.mjGEOM_CAPSULE,
-        fromto=[*start, *end],
-        size=[0.9 * radius, 0, 0],
-        group=3,
-        mass=0,
-    )
 
 
 def _add_gripper(s: mujoco.MjSpec, flange: mujoco.MjsBody) -> None:

@@ -17,7 +17,7 @@ from deftly.contract import Joint
 from deftly.robots import Robot
 from deftly.robots.entity import Entity
 from deftly.sim import looks
-from deftly.sim.scene import add_camera, cylinder_inertia
+from deftly.sim.scene import add_camera, add_tube, cylinder_inertia
 
 Point = tuple[float, float, float]
 
@@ -202,7 +202,7 @@ def spec() -> mujoco.MjSpec:
     for number, (name, link) in enumerate(LINKS.items(), start=1):
         body = _add_link(s, body, number, name, link)
     for name, part, *tube in TUBES:
-        _add_tube(s, s.body(name), f"{name}_{part}", *tube)
+        add_tube(s, s.body(name), f"{name}_{part}", *tube, WHITE)
     # These overlap by construction: capsules have round ends.
     pairs = (
         ("base", "link1"),
@@ -241,21 +241,6 @@ def _add_link(
     servo.ctrlrange = link.limits
     servo.forcerange = (-link.torque, link.torque)
     return body
-
-
-def _add_tube(
-    s: mujoco.MjSpec, body: mujoco.MjsBody, name: str, start: Point, end: Point, radius: float
-) -> None:
-    """A cylinder that is drawn, and a slimmer capsule of the same length that collides."""
-    looks.tube(s, body, start, end, radius, WHITE)
-    body.add_geom(
-        name=name,
-        type=mujoco.mjtGeom.mjGEOM_CAPSULE,
-        fromto=[*start, *end],
-        size=[0.9 * radius, 0, 0],
-        group=3,
-        mass=0,
-    )
 
 
 def _add_hand(s: mujoco.MjSpec, flange: mujoco.MjsBody) -> None:

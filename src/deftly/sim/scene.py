@@ -204,6 +204,27 @@ def add_box(s: mujoco.MjSpec, name: str, half: float, mass: float, rgba: Colour)
     )
 
 
+def add_tube(
+    s: mujoco.MjSpec,
+    body: mujoco.MjsBody,
+    name: str,
+    start: looks.Point,
+    end: looks.Point,
+    radius: float,
+    paint: looks.Paint,
+) -> None:
+    """A cylinder of a link (m) that is drawn, and a slimmer capsule of the same length that collides."""
+    looks.tube(s, body, start, end, radius, paint)
+    body.add_geom(
+        name=name,
+        type=mujoco.mjtGeom.mjGEOM_CAPSULE,
+        fromto=[*start, *end],
+        size=[0.9 * radius, 0, 0],
+        group=3,
+        mass=0,
+    )
+
+
 def add_contact_force(s: mujoco.MjSpec, name: str, geom: str, body: str) -> None:
     """A sensor of the net contact force (N, world frame, 3 numbers) that a body exerts on a geom."""
     _add_contact_sensor(
