@@ -22,9 +22,13 @@ quickstart: install ## train, evaluate and watch a small task
 # Most tests run side by side, a file in one process; those in real time then run alone. Some tests wait for processes
 # of theirs, so there is one worker more than cores.
 WORKERS = $$($(BIN)/python -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
+# What fails there runs once more with nothing beside it; that it failed the first time stays on the screen.
+ALONE = || { status=$$?; [ $$status -eq 5 ] || { [ $$status -eq 1 ] && \
+	echo "once more, alone: what failed beside other tests" && \
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); }; }
 test: install ## run the tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
-		-m 'not slow and not warp and not realtime' $(ARGS) $(OR_NONE)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 4 \
+		-m 'not slow and not warp and not realtime' $(ARGS) $(ALONE)
 	$(BIN)/python -m pytest -m realtime $(ARGS) $(OR_NONE)
 
 test-slow: install ## run the long tests too: all episodes of the shipped policies, fuzzing, a fresh installation
