@@ -86,9 +86,7 @@ def test_launchers_start_the_command(launcher, tiny_at, tmp_path):
     command = [sys.executable, "-m", launcher, "--standalone", "--nproc_per_node=2", "-m", "deftly"]
     words = ["train", f"task={task}", *flags, "maxIter=2", "env.render=false"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *words], env=env, capture_output=True, text=True, timeout=280
-    )
+    done = subprocess.run([*command, *words], env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert tiny.checkpoint().ranks == 2
     assert tiny.checkpoint().iteration == 2
