@@ -34,6 +34,8 @@ class Assortment:
     def __init__(self, items: Sequence[Item]):
         self.items = tuple(items)
         self.bodies = tuple(item.body for item in self.items)
+        order = sorted(range(len(self)), key=lambda i: self.items[i].difficulty)
+        self._easiest_first = tuple(order)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -51,12 +53,12 @@ class Assortment:
     def draw(self, s: State, mask: Tensor, easiest: float = 1.0) -> None:
         """Draw an object for the environments of the mask, which stand at the home keyframe.
 
-        `easiest`, a fraction in 0 .. 1, leaves only so many of them to be drawn, at least the first.
+        `easiest`, a fraction in 0 .. 1: only so many of them are drawn, at least one; see `Item.difficulty`.
         """
         count = max(1, round(easiest * len(self)))
-        number = s.uniform(mask, 0.0, float(count)).floor().clip(0, count - 1)
+        place = s.uniform(mask, 0.0, float(count)).long().clip(0, count - 1)
         self.drawn(s)
-        s.remember(DRAWN, mask, number)
+        s.remember(DRAWN, mask, s.tensor(self._easiest_first)[place])
         if len(self) > 1:
             self._hold_up(s, mask)
 
@@ -64,12 +66,13 @@ class Assortment:
         """Bear the weight of the objects that are parked."""
         gravity = s.sim.expand("opt.gravity")
         forces = s.sim.bind("xfrc_applied")
+        drawn = self.drawn(s)
         for i, body in enumerate(self.bodies):
-            index = s.sim.model.body(body).id
+            force = forces[:, s.sim.model.body(body).id, :3]
             weight = s.parameter("body_mass", body)[:, None] * gravity
-            parked = (self.drawn(s) != i)[:, None]
-            force = torch.where(parked, -weight, 0.0)
-            forces[:, index, :3] = torch.where(mask[:, None], force, forces[:, index, :3])
+            parked = (drawn != i)[:, None]
+            wanted = torch.where(parked, -weight, 0.0)
+            force.copy_(torch.where(mask[:, None], wanted, force))
 
     def place(self, s: State, mask: Tensor, position: Tensor, quaternion: Tensor) -> None:
         """Put each environment's object somewhere where `mask` is True: see `State.place`."""

@@ -59,14 +59,31 @@ def of(found: ScannedObject, spec: mujoco.MjSpec, hand: Hand, scale: float = 1.0
     points = scale * surface_points(spec.compile()) @ turn.T
     low, high = points.min(0), points.max(0)
     z = max(0.0, low[2] + hand.below, high[2] - hand.above)
-    level = points[np.abs(points[:, 2] - min(z, high[2])) <= hand.pad[1]]
-    x = level[np.abs(level[:, 0]).argmin(), 0]
-    x = 0.0 if abs(x) <= hand.pad[0] else float(x)
-    between = level[np.abs(level[:, 0] - x) <= hand.pad[0], 1]
-    y = _centred(between, (low[1] + high[1]) / 2, (hand.opening - (high[1] - low[1])) / 2)
-    point = np.array((x, y, z))
+    level = points[_within(points[:, 2], min(z, high[2]), hand.pad[1])]
+    x = _nearest_to_centre(level[:, 0], hand.pad[0])
+    between = level[_within(level[:, 0], x, hand.pad[0]), 1]
+    y = _middle(between, low[1], high[1], hand.opening)
+    origin = np.array((x, y, z))
     grip = float(np.abs(between - y).max())
-    return GraspFrame(turn, -point, low - point, high - point, grip)
+    return GraspFrame(turn, -origin, low - origin, high - origin, grip)
+
+
+def _within(values: np.ndarray, middle: float, half: float) -> np.ndarray:
+    return np.abs(values - middle) <= half
+
+
+def _nearest_to_centre(x: np.ndarray, pad: float) -> float:
+    """Where along x the pads meet the object, closest to the centre of mass: 0, unless there is nothing."""
+    nearest = float(x[np.abs(x).argmin()])
+    return 0.0 if abs(nearest) <= pad else nearest
+
+
+def _middle(between: np.ndarray, low: float, high: float, opening: float) -> float:
+    """The middle of what is between the pads, as far as the open hand then has room for the rest of the object."""
+    wanted = (between.min() + between.max()) / 2
+    room = max(0.0, (opening - (high - low)) / 2)
+    middle = (low + high) / 2
+    return float(np.clip(wanted, middle - room, middle + room))
 
 
 def _upright(quat: tuple[float, ...], yaw: float) -> np.ndarray:
@@ -77,35 +94,36 @@ def _upright(quat: tuple[float, ...], yaw: float) -> np.ndarray:
     return np.array(((cos, -sin, 0), (sin, cos, 0), (0, 0, 1))) @ rest.reshape(3, 3)
 
 
-def _centred(between: np.ndarray, middle: float, room: float) -> float:
-    """The middle of what is between the pads, as far as the open hand then has room for the rest of the object."""
-    wanted = (between.min() + between.max()) / 2
-    return float(np.clip(wanted, middle - max(room, 0), middle + max(room, 0)))
-
-
 def surface_points(model: mujoco.MjModel) -> np.ndarray:
     """Points on the meshes by which a body touches others (n, 3), m, in its frame: corners, and evenly drawn ones."""
-    touching = np.flatnonzero((model.geom_contype != 0) & (model.geom_dataid >= 0))
-    triangles = np.concatenate([_triangles(model, geom) for geom in touching])
-    a, b, c = triangles[:, 0], triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
-    areas = np.linalg.norm(np.cross(b, c), axis=1)
-    rng = np.random.default_rng(0)
-    chosen = rng.choice(len(areas), SAMPLES, p=areas / areas.sum())
-    u, v = rng.random((2, SAMPLES, 1))
-    outside = u + v > 1
-    u, v = np.where(outside, 1 - u, u), np.where(outside, 1 - v, v)
-    return np.concatenate((triangles.reshape(-1, 3), a[chosen] + u * b[chosen] + v * c[chosen]))
+    touching = (model.geom_contype != 0) & (model.geom_dataid >= 0)
+    triangles = np.concatenate([_triangles(model, geom) for geom in np.flatnonzero(touching)])
+    corners = triangles.reshape(-1, 3)
+    return np.concatenate((corners, _drawn(triangles)))
 
 
 def _triangles(model: mujoco.MjModel, geom: int) -> np.ndarray:
     """The faces of a mesh geom (n, 3, 3), m, in the frame of its body."""
-    mesh = model.geom_dataid[geom]
-    corners = slice(model.mesh_vertadr[mesh], model.mesh_vertadr[mesh] + model.mesh_vertnum[mesh])
-    faces = slice(model.mesh_faceadr[mesh], model.mesh_faceadr[mesh] + model.mesh_facenum[mesh])
-    turn = np.empty(9)
-    mujoco.mju_quat2Mat(turn, model.geom_quat[geom])
-    points = model.mesh_vert[corners] @ turn.reshape(3, 3).T + model.geom_pos[geom]
-    return points[model.mesh_face[faces]]
+    mesh = model.mesh(model.geom_dataid[geom])
+    first_corner, corners = int(mesh.vertadr[0]), int(mesh.vertnum[0])
+    first_face, faces = int(mesh.faceadr[0]), int(mesh.facenum[0])
+    vertices = model.mesh_vert[first_corner : first_corner + corners]
+    matrix = np.empty(9)
+    mujoco.mju_quat2Mat(matrix, model.geom_quat[geom])
+    points = vertices @ matrix.reshape(3, 3).T + model.geom_pos[geom]
+    return points[model.mesh_face[first_face : first_face + faces]]
+
+
+def _drawn(triangles: np.ndarray) -> np.ndarray:
+    """Points drawn evenly over triangles (n, 3, 3), `(SAMPLES, 3)`; the same each time."""
+    rng = np.random.default_rng(0)
+    corner = triangles[:, 0]
+    one, other = triangles[:, 1] - corner, triangles[:, 2] - corner
+    areas = np.linalg.norm(np.cross(one, other), axis=1)
+    chosen = rng.choice(len(areas), SAMPLES, p=areas / areas.sum())
+    weights = rng.random((2, SAMPLES, 1))
+    u, v = np.where(weights.sum(0) > 1, 1 - weights, weights)  # folded into the triangle
+    return corner[chosen] + u * one[chosen] + v * other[chosen]
 
 
 def move(spec: mujoco.MjSpec, body: mujoco.MjsBody, frame: GraspFrame, scale: float = 1.0) -> None:
@@ -115,20 +133,23 @@ def move(spec: mujoco.MjSpec, body: mujoco.MjsBody, frame: GraspFrame, scale: fl
     """
     quat = np.empty(4)
     mujoco.mju_mat2Quat(quat, frame.turn.ravel())
+    turn = scale * frame.turn
     for mesh in spec.meshes:
         mesh.scale = [scale] * 3
     for geom in body.geoms:
-        geom.pos = frame.origin + scale * frame.turn @ geom.pos
+        geom.pos = frame.origin + turn @ geom.pos
         turned = np.empty(4)
         mujoco.mju_mulQuat(turned, quat, geom.quat)
         geom.quat = turned
-    body.ipos = frame.origin + scale * frame.turn @ body.ipos
+    body.ipos = frame.origin + turn @ body.ipos
     body.mass *= scale**3
     body.fullinertia = scale**5 * _turned_inertia(body.fullinertia, frame.turn)
 
 
-def _turned_inertia(six: np.ndarray, turn: np.ndarray) -> np.ndarray:
+def _turned_inertia(inertia: np.ndarray, turn: np.ndarray) -> np.ndarray:
     """MuJoCo's `fullinertia` (xx yy zz xy xz yz) about turned axes."""
-    xx, yy, zz, xy, xz, yz = six
-    tensor = turn @ np.array(((xx, xy, xz), (xy, yy, yz), (xz, yz, zz))) @ turn.T
-    return tensor[(0, 1, 2, 0, 0, 1), (0, 1, 2, 1, 2, 2)]
+    rows, columns = np.array((0, 1, 2, 0, 0, 1)), np.array((0, 1, 2, 1, 2, 2))
+    tensor = np.zeros((3, 3))
+    tensor[rows, columns] = inertia
+    tensor[columns, rows] = inertia
+    return (turn @ tensor @ turn.T)[rows, columns]

@@ -76,6 +76,11 @@ class Item:
         return self.half[2] + self.centre[2]
 
     @property
+    def difficulty(self) -> float:
+        """What orders objects from easy to hard: wide ones leave the hand no room, others than boxes little to hold."""
+        return self.grip / 0.04 + 1.0 - self.fill
+
+    @property
     def code(self) -> tuple[float, ...]:
         """Size and shape in 8 numbers: half extents, centre of the box, half width where it is grasped, fill."""
         return (*self.half, *self.centre, self.grip, self.fill)

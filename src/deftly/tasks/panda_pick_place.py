@@ -1,8 +1,9 @@
 """Pick an object up with a Franka Panda and put it where one is told."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Literal
 
 import mujoco
@@ -41,6 +42,14 @@ HAND = Hand(
     above=0.038,  # the palm is 43 mm above it
 )
 """What of the hand decides where objects are grasped."""
+ABOVE = 0.0015
+"""Height above the table at which objects start, m: a larger one is not to start in it."""
+DIFFICULTY = "difficulty"
+"""What the curriculum sets in `State.scale`, 0 .. 1."""
+EASIER, HARDER = 0.4, 0.7
+"""Success rates below and above which the curriculum changes the difficulty."""
+CLIMB = 0.02
+"""By how much it does in an iteration: from 0 to 1 in 50."""
 CUBE = (0.025, 0.025, 0.025, 0.0, 0.0, 0.0, 0.025, 1.0)
 """`shape` of a cube of 5 cm."""
 SHAPE_BOUNDS = (*(0.0,) * 3, *(-0.5,) * 3, 0.0, 0.0), (*(0.5,) * 6, 0.04, 1.0)
@@ -138,6 +147,12 @@ class PickPlaceConfig(TaskConfig):
     reward: Annotated[
         Literal["dense", "sparse"], Doc("dense: `weights`; sparse: 1 at the goal, -1 elsewhere.")
     ] = "dense"
+    curriculum: Annotated[
+        bool,
+        Doc(
+            "Begin training with near and low goals and the objects that are easiest to grasp, and go on with success."
+        ),
+    ] = False
     weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(
         default_factory=Weights
     )
@@ -179,8 +194,10 @@ class PickPlace(Task):
     Success: the object is within `distance_threshold` of the goal and slower than `hold_speed`, for `hold_steps` steps
     in a row; ends the episode. Failure: the object falls 5 cm below the table top.
 
-    Randomization: which object; its position, yaw, mass (x 0.5 .. 2) and friction (x 0.7 .. 1.2); goal; home pose;
-    gains of the servos (x 0.9 .. 1.1). Sensor noise: object pose, 1 mm standard deviation and 1 mm bias.
+    Randomization, as factors unless said otherwise: which object; its position, yaw, mass (0.5 .. 2), friction (0.7 ..
+    1.2, with the pads'), damping ratio of its contacts (0.6 .. 1, so that it bounces) and, unless it was scanned, size
+    (0.95 .. 1.05); goal; home pose; gravity (0.97 .. 1.03); gains of the servos (0.9 .. 1.1) and damping of the joints
+    (0.8 .. 1.25). Sensors: object pose with 1 mm standard deviation and 1 mm bias, up to a step late, one in 20 lost.
     """
 
     Config = PickPlaceConfig
@@ -196,6 +213,7 @@ class PickPlace(Task):
             "time_to_grasp": "time until the first grip, s",
             "slips": "times the object slipped out in the air",
             "peak_press": "largest force of the fingers on the table, N",
+            "object": "which of the objects it was, counted from 0",
         },
         plots=(
             ("seconds", "Episode length, s"),
@@ -203,6 +221,12 @@ class PickPlace(Task):
             ("time_to_grasp", "Time to the first grip, s"),
         ),
     )
+
+    def __init__(self, cfg: TaskConfig):
+        super().__init__(cfg)
+        if len(self.cfg.objects) > 1:
+            kinds = tuple(Path(name).name for name in self.cfg.objects)
+            self.report = replace(type(self).report, breakdown=("object", ()), kinds=kinds)
 
     @cached_property
     def things(self) -> Assortment:
@@ -288,27 +312,29 @@ class PickPlace(Task):
         arm = len(panda.LINKS)
         joints[:, :arm] += s.uniform(mask, -cfg.home_noise, cfg.home_noise, arm)
         s.set_joint_pos(mask, joints)
-        self.things.draw(s, mask)
+        self.things.draw(s, mask, _difficulty(s))
         x, y = s.uniform(mask, *cfg.object_x), s.uniform(mask, *cfg.object_y)
         half_yaw = s.uniform(mask, -cfg.object_yaw, cfg.object_yaw) / 2
         nothing = torch.zeros_like(x)
-        position = torch.stack((x, y, self.things.numbers(s, "height")), -1)
+        height = self.things.numbers(s, "height") + ABOVE
+        position = torch.stack((x, y, height), -1)
         quat = torch.stack((half_yaw.cos(), nothing, nothing, half_yaw.sin()), -1)
         self.things.place(s, mask, position, quat)
         s.remember("goal", mask, self._draw_goal(s, mask, position))
 
     def _draw_goal(self, s: State, mask: Tensor, start: Tensor) -> Tensor:
-        """A place in its range, `(num_envs, 3)`; one too close to the start is put higher."""
-        cfg = self.cfg
-        goal = torch.stack(
-            (
-                s.uniform(mask, *cfg.goal_x),
-                s.uniform(mask, *cfg.goal_y),
-                start[:, 2] + s.uniform(mask, *cfg.goal_height),
-            ),
-            -1,
-        )
-        aside = (goal - start)[:, :2].norm(dim=-1)
+        """A place in its range, `(num_envs, 3)`; one too close to the start is put higher.
+
+        The easier the episodes are to be, the closer it is to the start, down to `least_way`, and to the table.
+        """
+        cfg, difficulty = self.cfg, _difficulty(s)
+        place = torch.stack((s.uniform(mask, *cfg.goal_x), s.uniform(mask, *cfg.goal_y)), -1)
+        height = difficulty * s.uniform(mask, *cfg.goal_height)
+        way = place - start[:, :2]
+        near = (cfg.least_way / way.norm(dim=-1, keepdim=True).clip(min=1e-9)).clip(max=1.0)
+        way = way * (difficulty + (1 - difficulty) * near)
+        goal = torch.cat((start[:, :2] + way, (start[:, 2] + height)[:, None]), -1)
+        aside = way.norm(dim=-1)
         lacking = (cfg.least_way**2 - aside.square()).clip(min=0.0).sqrt()
         goal[:, 2] = torch.maximum(goal[:, 2], start[:, 2] + lacking)
         return goal
@@ -369,21 +395,35 @@ class PickPlace(Task):
         """What `report` explains."""
         own = {name: s.store[name] for name in ("time_to_grasp", "slips", "peak_press")}
         distance = self._distance(s)
-        return {**own, "distance": distance, "within_2_cm": (distance < NEAR).to(s.dtype)}
+        near = (distance < NEAR).to(s.dtype)
+        thing = self.things.drawn(s).to(s.dtype)
+        return {**own, "distance": distance, "within_2_cm": near, "object": thing}
 
     def randomize(self) -> tuple[Randomize, ...]:
-        """Mass and friction of the objects, servo gains."""
+        """Objects, friction of the pads, gravity, and the arm's servos and joints."""
         arm, things = tuple(panda.LINKS), self.things
         parts = tuple(part for item in things.items for part in item.parts)
+        sized = tuple(item.body for item in things.items if item.is_primitive)
         return (
             Randomize("mass", 0.5, 2.0, things.bodies),
             Randomize("friction", 0.7, 1.2, (*parts, *ARM.pads), shared=True),
+            Randomize("restitution", 0.6, 1.0, parts, shared=True),
+            *((Randomize("size", 0.95, 1.05, sized),) if sized else ()),
+            Randomize("gravity", 0.97, 1.03),
+            Randomize("damping", 0.8, 1.25, arm, shared=True),
             *(Randomize(gain, 0.9, 1.1, arm, shared=True) for gain in ("kp", "kd")),
         )
 
     def noise(self) -> dict[str, Noise]:
-        """A camera's error of the object's pose."""
-        return {"object_pose": Noise(gaussian=0.001, bias=0.001)}
+        """A camera's error of the object's pose; some pictures come a step late, and some are lost."""
+        return {"object_pose": Noise(gaussian=0.001, bias=0.001, delay=1, dropout=0.05)}
+
+    def curriculum(self, s: State, progress: dict[str, float]) -> None:
+        """Episodes get harder while most succeed, and easier while most fail."""
+        if self.cfg.curriculum:
+            climb = (progress["success"] > HARDER) - (progress["success"] < EASIER)
+            level = s.scale.get(DIFFICULTY, 0.0) + CLIMB * climb
+            s.scale[DIFFICULTY] = min(max(level, 0.0), 1.0)
 
     # ------------------------------------------------------------------ goals in hindsight
 
@@ -427,8 +467,8 @@ class PickPlace(Task):
         clear = things.numbers(s, "top") + 0.055
         above = torch.minimum((1.5 * (aside - 0.01)).clip(min=0.0), clear)
         distance = (aside.square() + (away[:, 2] - above).square()).sqrt()
-        # a hand too closed for the object counts less
-        room = (opening / (things.numbers(s, "grip") + 0.004)).clip(0.0, 1.0)
+        # a hand more closed than one that holds the object counts less
+        room = (opening / (things.numbers(s, "grip") - 0.005).clip(min=0.005)).clip(0.0, 1.0)
         reach = (1 - torch.tanh(5 * distance)) * (0.5 + 0.5 * room)
         around = torch.exp(-(away.norm(dim=-1) / 0.025).square())
         grasp = 0.4 * around * (1 - opening / panda.FINGER_TRAVEL) + 0.6 * gripped
@@ -437,6 +477,11 @@ class PickPlace(Task):
         carry = torch.where(gripped | at_goal, (1 - way).clip(0.0, 1.0), 0.0)
         held = (s.zeros("held") / cfg.hold_steps).clip(max=1.0)
         return torch.stack((reach, grasp, carry, held), -1)
+
+
+def _difficulty(s: State) -> float:
+    """How hard episodes are to be, 0 .. 1: 1, as in evaluation, unless a curriculum says otherwise."""
+    return s.scale.get(DIFFICULTY, 1.0)
 
 
 def tool_axis(s: State) -> Tensor:
