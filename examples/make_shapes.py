@@ -99,9 +99,9 @@ def bracket() -> np.ndarray:
 
 
 def cup() -> np.ndarray:
-    """A cup of 48 mm with a wall of 5 mm and a handle."""
-    r, h, wall = 0.024, 0.050, 0.005
-    bowl = revolved([(0, 0), (r, 0), (r, h), (r - wall, h), (r - wall, wall), (0, wall)])
+    """A cup of 48 mm with a thick wall, a hollow 22 mm deep, and a handle."""
+    r, h, wall, deep = 0.024, 0.050, 0.008, 0.022
+    bowl = revolved([(0, 0), (r, 0), (r, h), (r - wall, h), (r - wall, h - deep), (0, h - deep)])
     ring = along(np.array(arc((0.024, 0.025), 0.014, -85, 85)))
     angles = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     outward = (ring - (0.024, 0.025)) / 0.014

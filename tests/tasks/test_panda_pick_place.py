@@ -95,6 +95,19 @@ def test_an_expert_does_it(expert_run):
     assert metrics["time_to_grasp"].isfinite().all()
 
 
+def test_an_expert_picks_up_what_was_scanned():
+    """Grasped at the grasp frame, which is all that the expert knows of them."""
+    env = make(4, plain=False, objects=("pawn", "tee"))
+    env.auto_reset = False
+    assert env.task.things.drawn(env.state).unique().tolist() == [0, 1]
+    expert, success = Expert(env), torch.zeros(4, dtype=torch.bool)
+    for _ in range(120):
+        success |= env.step(expert.act()).success
+        if bool(success.all()):
+            break
+    assert success.all()
+
+
 def test_potentials_are_paid_once(expert_run):
     """Whatever the way: each sums to the change of a number within 0 .. 1."""
     env, _, sums = expert_run

@@ -50,12 +50,12 @@ def of(found: ScannedObject, spec: mujoco.MjSpec, hand: Hand, scale: float = 1.0
     touch the table or the palm the object.
 
     Args:
-        found: The object, whose record says how it rests and where it is narrowest.
+        found: The object, which says how it rests and where it is narrowest.
         spec: Its MJCF.
         hand: What grasps it.
         scale: By which it is scaled.
     """
-    turn = _upright(found.rest[0][1:], float(found.record["grasp_yaw"]))
+    turn = _upright(found.rest[0][1:], found.grasp_yaw)
     points = scale * surface_points(spec.compile()) @ turn.T
     low, high = points.min(0), points.max(0)
     z = max(0.0, low[2] + hand.below, high[2] - hand.above)

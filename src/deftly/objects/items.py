@@ -194,7 +194,7 @@ def of_scan(found: scanned.ScannedObject, hand: Hand, size: float | None = None)
             f"'{shown}' is {1e3 * width:.0f} mm wide where it is narrowest, and the hand opens "
             f"{1e3 * hand.opening:.0f} mm: leave it out, or scale it with task.object_size={fitting:g}"
         )
-    spec = found.spec()
+    spec = _read(found)
     frame = grasp_frame.of(found, spec, hand, scale)
     half, centre = (frame.high - frame.low) / 2, (frame.high + frame.low) / 2
     return Item(
@@ -207,6 +207,16 @@ def of_scan(found: scanned.ScannedObject, hand: Hand, size: float | None = None)
         build=partial(_build_scanned, found, frame, scale),
         parts=tuple(PREFIX + geom.name for geom in spec.geoms if geom.contype),
     )
+
+
+def _read(found: scanned.ScannedObject) -> mujoco.MjSpec:
+    """Its MJCF. Raises DeftlyError if that is not one body with meshes by which it touches, as a scan writes it."""
+    spec = found.spec()
+    touching = [geom for geom in spec.geoms if geom.contype and geom.meshname]
+    if len(spec.worldbody.bodies) != 1 or len(spec.bodies) != 2 or not touching:
+        file = printable(found.folder / scanned.MODEL)
+        raise DeftlyError(f"{file} is not what deftly scan writes: scan it again")
+    return spec
 
 
 def _point(values: Sequence[float]) -> Point:
