@@ -304,8 +304,8 @@ def evaluate(
         task: Name or file of the task.
         policy: `latest`, a run, a checkpoint folder or `shipped`; None: the newest run, else the shipped policy.
         gates: Conditions such as `success>=0.9` and `steps<80`.
-        settings: `episodes`, `seed`, `stochastic`, `wider`, `only_outside`, and the sections `sim`, `env`, `task` and
-            `runs`. What is not given of `sim` and `task` is as in the training.
+        settings: `episodes`, `seed`, `stochastic`, `wider`, `only_outside`, `widened`, and the sections `sim`, `env`,
+            `task` and `runs`. What is not given of `sim` and `task` is as in the training.
 
     Raises:
         DeftlyError: There is no such policy, its contract is not the task's, or a setting or gate is wrong.

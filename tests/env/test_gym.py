@@ -1,3 +1,4 @@
+import ctypes.util
 import dataclasses
 import warnings
 from pathlib import Path
@@ -337,3 +338,44 @@ def test_the_renderer_is_made_at_the_first_render(monkeypatch):
     assert made == [envs.batch.drawn]
     envs.close()
     assert made[-1] == "closed"
+
+
+SEEKER = str(Path(__file__).parents[1] / "assets" / "seeker.py")
+needs_gl = pytest.mark.skipif(
+    not any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")),
+    reason="no GL library is installed",
+)
+
+
+@needs_gl
+def test_what_a_policy_sees_beside_numbers_is_in_a_dict():
+    env = deftly.env.gym.make(SEEKER, task={"observation": "rgb"})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_env(env, skip_render_check=True)
+    assert [str(w.message) for w in caught if "infinity" not in str(w.message)] == []
+    assert list(env.observation_space.keys()) == ["state", "top"]  # type: ignore[attr-defined]
+    obs, _ = env.reset(seed=1)
+    assert obs["top"].shape == (16, 16, 3)
+    assert obs["top"].dtype == np.uint8
+
+
+@needs_gl
+@pytest.mark.parametrize("mode", ["same_step", "next_step"])
+def test_a_batch_of_images_and_the_end_of_an_episode(mode):
+    envs = deftly.env.gym.make(
+        SEEKER, 3, task={"observation": "rgb"}, max_episode_steps=2, autoreset_mode=mode
+    )
+    first, _ = envs.reset(seed=0)
+    assert first in envs.observation_space
+    still = np.zeros((3, 2), np.float32)
+    for _ in range(2):
+        obs, *_, infos = envs.step(still)
+        assert obs in envs.observation_space
+    if mode == "same_step":
+        final = infos["final_obs"][1]
+        assert final in envs.single_observation_space  # type: ignore[attr-defined]
+        assert not np.array_equal(final["top"], obs["top"][1])
+    else:
+        again = envs.step(still)[0]
+        assert not np.array_equal(again["top"], obs["top"])

@@ -60,7 +60,7 @@ def test_groups_are_concatenated_in_their_order():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "cnn"}, "kind 'cnn'"),
+        ({"kind": "rnn"}, "kind 'rnn'"),
         ({"activation": "foo"}, "must be one of elu"),
         ({"hidden": [10**9]}, "cannot be built"),
         ({"hidden": [0]}, "cannot be built"),
@@ -138,3 +138,87 @@ def test_a_stochastic_action_has_the_bounded_standard_deviation():
         (policy(x, stochastic=True) - policy(x)).std(0), torch.full((4,), 2.0), rtol=0.03
     )
     assert torch.equal(policy(x), network(x))
+
+
+SEES = NetworkSpec(
+    {"policy": 3},
+    2,
+    (8,),
+    head="gaussian",
+    images={"front": (16, 12), "wrist": (8, 8)},
+    filters=((4, 5, 2), (6, 3, 1)),
+)
+
+
+def seen(count: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = {
+        name: torch.randint(0, 256, (count, *size, 3), generator=generator, dtype=torch.uint8)
+        for name, size in SEES.images.items()
+    }
+    return {"policy": torch.randn(count, 3, generator=generator), **images}
+
+
+def test_a_network_that_sees_is_rebuilt_from_its_description():
+    network = Network(SEES)
+    again = build(NetworkSpec.from_json(SEES.to_json()), network.state_dict())
+    assert again.spec == SEES
+    assert torch.equal(Policy(network)(seen(5)), Policy(again)(seen(5)))
+    assert Policy(network)(seen(5)).shape == (5, 2)
+    assert SEES.to_json()["kind"] == "cnn"
+    assert SPEC.to_json().keys().isdisjoint({"images", "filters"})  # as older versions read it
+
+
+def test_each_image_has_an_encoder_of_its_own():
+    policy, obs = Policy(Network(SEES)), seen(3)
+    for group in SEES.images:
+        assert not torch.equal(policy(obs), policy({**obs, group: 255 - obs[group]}))
+    swapped = {**obs, "policy": obs["policy"] + 1.0}
+    assert not torch.equal(policy(obs), policy(swapped))
+
+
+def test_a_spatial_softmax_says_where_a_filter_answers():
+    spec = NetworkSpec({"policy": 1}, 1, (4,), images={"eye": (9, 17)}, filters=((1, 1, 1),))
+    encoder = Network(spec).encoders[0]
+    with torch.no_grad():
+        encoder.convolutions[0].weight.fill_(10.0)  # type: ignore[union-attr, index]
+        encoder.convolutions[0].bias.zero_()  # type: ignore[union-attr, index]
+    images = torch.zeros(3, 9, 17, 3, dtype=torch.uint8)
+    for image, (row, column) in zip(images, ((0, 0), (4, 8), (8, 12))):
+        image[row, column] = 255
+    expected = torch.tensor([[-1.0, -1.0], [0.0, 0.0], [0.5, 1.0]])  # x, y
+    assert torch.allclose(encoder(images), expected, atol=1e-4)
+
+
+def test_a_draw_of_a_network_that_sees_is_around_its_mean():
+    policy = Policy(Network(SEES, init_std=0.1))
+    draws = torch.stack([policy(seen(3), stochastic=True) for _ in range(200)])
+    assert torch.allclose(draws.mean(0), policy(seen(3)), atol=0.05)
+    assert draws.std(0).mean() == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": {"front": [10**9, 8]}},
+        {"images": {"front": [8]}},
+        {"images": {"front": [8, 0]}},
+        {"images": {"front": [8.0, 8]}},
+        {"images": {"front": 8}},
+        {"images": [8, 8]},
+        {"images": {str(i): [8, 8] for i in range(1000)}},
+        {"filters": []},
+        {"filters": [[16, 5]]},
+        {"filters": [[10**6, 3, 1]]},
+        {"filters": [[16, 10**6, 1]]},
+        {"filters": [[16, 3, 4]]},
+        {"filters": [[16, 3, 0]]},
+        {"filters": [[16, 3, True]]},
+        {"filters": [[4, 3, 1]] * 1000},
+        {"filters": None},
+    ],
+)
+def test_a_description_of_images_that_is_none_is_refused_in_one_line(change):
+    with pytest.raises(DeftlyError, match=r"cannot be built|incomplete") as error:
+        NetworkSpec.from_json({**SEES.to_json(), **change})
+    assert "\n" not in str(error.value)

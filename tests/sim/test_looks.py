@@ -12,6 +12,7 @@ from deftly.config import EnvConfig, SimConfig
 from deftly.env import Env
 from deftly.robots import jaka_zu5
 from deftly.sim import looks
+from deftly.sim.randomize import Randomize
 
 ROBOTS = tuple(robots.shipped())
 # Sum of qpos (rad) after 500 steps of `move`, trace of the inertia matrix there (kg m2), and how many geoms collide:
@@ -86,7 +87,7 @@ def test_an_environment_is_drawn_with_its_own_values():
         shown = env.drawn_of(i)
         assert shown.geom("cube").size == pytest.approx(sizes[i, cube].numpy())
         assert shown.ngeom == env.drawn.ngeom
-        looked = np.setdiff1d(np.arange(shown.ngeom), looks._kept_geoms(env.drawn, env.model))
+        looked = np.setdiff1d(np.arange(shown.ngeom), looks.kept_geoms(env.drawn, env.model))
         assert np.array_equal(shown.geom_size[looked], env.drawn.geom_size[looked])
 
 
@@ -100,8 +101,20 @@ def test_images_of_an_environment_have_the_places_of_its_simulation():
 
     state = env.sim.state_of(0)
     plain, shown = pose(env.sim.model_of(0), state), pose(env.drawn_of(0), state)
-    kept = looks._kept_geoms(env.drawn, env.model)
+    kept = looks.kept_geoms(env.drawn, env.model)
     assert np.array_equal(shown.geom_xpos[kept], plain.geom_xpos)
+
+
+def test_images_show_a_joint_offset(slider):
+    """The link is off where sensor and servo have it: so it is where the simulation has it."""
+    from deftly.render import pose
+
+    env = slider(2, randomize=(Randomize("joint_offset", 0.1, 0.3, ("x",), op="add"),))
+    state = env.sim.state_of(1)
+    block = env.model.body("block").id
+    shown, plain = pose(env.drawn_of(1), state), pose(env.sim.model_of(1), state)
+    assert shown.xpos[block] == pytest.approx(plain.xpos[block])
+    assert shown.xpos[block, 0] != pytest.approx(env.state.joint_pos[1, 0].item(), abs=0.05)
 
 
 def scene() -> tuple[mujoco.MjSpec, mujoco.MjsBody]:

@@ -1,9 +1,11 @@
 import mujoco
+import numpy as np
 import pytest
 import torch
 
 from deftly.errors import DeftlyError
-from deftly.sim.randomize import Randomize, Randomizer, widen
+from deftly.sim.cpu import CpuSim
+from deftly.sim.randomize import Randomize, Randomizer, is_of, widen
 from deftly.sim.rows import Rows
 
 N = 200
@@ -329,3 +331,97 @@ def test_joint_offset_turns_the_link_and_not_the_reading(drawn):
     assert (qpos0[:, others] == torch.tensor(env.model.qpos0)[others]).all()
     block = env.state.body("block")[:, 0]
     assert torch.allclose(block, env.state.joint("x") - qpos0[:, column], atol=1e-9)
+
+
+LOOKS = """
+<mujoco>
+  <asset>
+    <texture name="t" type="2d" builtin="checker" width="8" height="8"/>
+    <material name="paint" rgba=".5 .6 .9 .7" texture="t" texrepeat="2 4"/>
+  </asset>
+  <worldbody>
+    <light dir="0 0 -1" diffuse=".5 .5 .5"/>
+    <light dir="0 1 -1" diffuse=".2 .2 .2"/>
+    <camera name="eye" pos="0 0 1" fovy="50"/>
+    <geom name="ball" size=".1" rgba=".2 .4 .95 1" material="paint"/>
+  </worldbody>
+</mujoco>
+"""
+
+
+@pytest.fixture
+def looked():
+    """Draws visual entries in many environments; gives the nominal model and the fields."""
+
+    def draw(*entries: Randomize):
+        sim = CpuSim(mujoco.MjModel.from_xml_string(LOOKS), N, threads=1)
+        randomizer = Randomizer(sim, entries)
+        generator = torch.Generator().manual_seed(0)
+        randomizer.draw(Rows(torch.ones(N, dtype=torch.bool)), generator)
+        return sim.model, randomizer.fields
+
+    return draw
+
+
+def test_light_is_drawn_for_each_lamp_and_colour(looked):
+    _, fields = looked(Randomize("light", 0.5, 1.5))
+    light = fields["light_diffuse"].double()
+    assert covers(light[:, 0, 0], 0.25, 0.75)
+    assert covers(light[:, 1, 2], 0.1, 0.3)
+    assert (light[:, 0, 0] - light[:, 0, 1]).abs().max() > 0.1
+
+
+def test_light_comes_from_another_direction(looked):
+    model, fields = looked(Randomize("light_direction", -0.3, 0.3, op="add"))
+    direction = fields["light_dir"]
+    assert torch.allclose(direction.norm(dim=-1), torch.ones(N, 2, dtype=torch.float64))
+    cosine = (direction * torch.tensor(model.light_dir)).sum(-1)
+    assert 0.8 < cosine.min() < 0.95
+
+
+@pytest.mark.parametrize(
+    ("quantity", "field", "nominal"),
+    [("color", "geom_rgba", (0.2, 0.4, 0.95)), ("material", "mat_rgba", (0.5, 0.6, 0.9))],
+)
+def test_colours_stay_colours_and_keep_their_opacity(looked, quantity, field, nominal):
+    model, fields = looked(Randomize(quantity, -0.3, 0.3, op="add"))
+    drawn = fields[field][:, 0].double()
+    assert (drawn[:, 3] == getattr(model, field)[0, 3]).all()
+    for i, value in enumerate(nominal):
+        assert drawn[:, i].min() == pytest.approx(max(0.0, value - 0.3), abs=0.02)
+        assert drawn[:, i].max() == pytest.approx(min(1.0, value + 0.3), abs=0.02)
+
+
+def test_a_pattern_repeats_more_or_less_often_in_both_directions(looked):
+    _, fields = looked(Randomize("pattern", 0.5, 2.0))
+    repeat = fields["mat_texrepeat"][:, 0].double()
+    assert covers(repeat[:, 0], 1.0, 4.0)
+    assert torch.allclose(repeat[:, 1], 2 * repeat[:, 0])
+
+
+def test_a_camera_moves_turns_and_zooms(looked):
+    model, fields = looked(
+        Randomize("camera_position", -0.1, 0.1, op="add"),
+        Randomize("camera_rotation", -0.2, 0.2, op="add"),
+        Randomize("fovy", 0.9, 1.1),
+    )
+    assert covers(fields["cam_pos"][:, 0, 2], 0.9, 1.1)
+    assert covers(fields["cam_fovy"][:, 0], 45.0, 55.0)
+    quaternions = fields["cam_quat"][:, 0].numpy()
+    velocity = np.zeros((N, 3))
+    for i, quaternion in enumerate(quaternions):
+        mujoco.mju_subQuat(velocity[i], quaternion, model.cam_quat[0])
+    assert np.linalg.norm(quaternions, axis=-1) == pytest.approx(1.0)
+    assert all(covers(torch.tensor(axis), -0.2, 0.2) for axis in velocity.T)
+
+
+def test_a_rotation_has_no_scale(looked):
+    with pytest.raises(DeftlyError, match='give op="add"'):
+        looked(Randomize("camera_rotation", 0.9, 1.1))
+
+
+def test_what_images_show_is_told_from_the_physics():
+    light, mass = Randomize("light", 0.5, 1.5), Randomize("mass", 0.5, 1.5)
+    for kind, meant in (("all", [True, True]), ("visual", [True, False])):
+        assert [is_of(entry, kind) for entry in (light, mass)] == meant  # type: ignore[arg-type]
+    assert [is_of(entry, "physics") for entry in (light, mass)] == [False, True]

@@ -1,5 +1,7 @@
 """panda-pick-place: an expert does it through the task's own actions; what success, reward and observation are."""
 
+import ctypes.util
+
 import mujoco
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ DOWN = np.array([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]])
 
 def make(num_envs: int, plain: bool = True, **task) -> Env:
     cls = load("panda-pick-place")
+    task = {"objects": ("cube",), **task}
     quiet = {"randomize": False, "noise": False} if plain else {}
     return Env(
         cls(cls.Config(**task)), EnvConfig(num_envs=num_envs, **quiet), SimConfig(threads=1), 3
@@ -209,3 +212,74 @@ def test_a_goal_in_hindsight_is_seen_as_if_it_had_been_given():
     assert goals.goal_reward(achieved, achieved + 0.01).tolist() == [1.0, 1.0]
     assert goals.goal_reward(achieved, achieved + 0.05).tolist() == [-1.0, -1.0]
     assert make(1).task.goals is None
+
+
+# ------------------------------------------------------------------------ images
+
+needs_gl = pytest.mark.skipif(
+    not any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")),
+    reason="no GL library is installed",
+)
+
+
+def contract(observation: str, **task):
+    cls = load("panda-pick-place")
+    return cls(cls.Config(observation=observation, **task)).contract()
+
+
+@pytest.mark.parametrize(
+    ("observation", "size", "signals"),
+    [
+        ("state", 33, ("joint_pos", "object_pose")),
+        ("rgb_and_state", 33, ("joint_pos", "object_pose", "front", "wrist")),
+        ("rgb", 22, ("joint_pos", "front", "wrist")),
+    ],
+)
+def test_what_a_policy_sees_under_each_setting(observation, size, signals):
+    found = contract(observation, image_size=24)
+    assert tuple(signal.name for signal in found.signals) == signals
+    assert found.obs_size() == size
+    cameras = tuple(name for name in signals if name in ("front", "wrist"))
+    assert found.groups == ("state", *cameras)
+    assert all(found.group_shape(name) == (24, 24, 3) for name in cameras)
+
+
+def test_all_settings_mean_the_same_by_an_action():
+    terms = [contract(name).act_terms for name in ("state", "rgb_and_state", "rgb")]
+    assert terms[0] == terms[1] == terms[2]
+
+
+def test_numbers_beside_images_tell_nothing_of_the_object():
+    found = contract("rgb")
+    signals = {"joint_pos": np.array((*panda.HOME, 0.04, 0.02))}
+    signals |= {name: np.zeros((64, 64, 3), np.uint8) for name in ("front", "wrist")}
+    inputs = {"goal": np.array([0.5, 0.1, 0.3])}
+    seen = found.observe(signals, found.reset(signals, inputs), inputs)[0]["state"]
+    tool = seen[:3]
+    assert seen[7:16] == pytest.approx([*panda.HOME, 1.0, 0.5])
+    assert seen[16:19] == pytest.approx(inputs["goal"] - tool)
+    assert seen[19:] == pytest.approx(inputs["goal"])
+
+
+@needs_gl
+def test_images_show_the_object_in_both_cameras():
+    """The object is the one thing that is blue; light, colours and cameras as they are by default."""
+    env = make(6, observation="rgb", image_size=32)
+    for name, least in (("front", 3), ("wrist", 8)):
+        image = env.obs[name].int()
+        blue = image[..., 2] - image[..., 0] > 60
+        assert (blue.flatten(1).sum(1) >= least).all()
+    assert env.obs["front"].shape == (6, 32, 32, 3)
+    assert env.obs["policy"].shape == (6, 22)
+
+
+@needs_gl
+def test_images_differ_by_more_than_where_the_object_is():
+    env = make(4, plain=False, observation="rgb", image_size=16)
+    corner = env.obs["front"][:, -1, 0].int()  # of the table
+    assert ((corner - corner[0]).abs().amax(-1)[1:] > 8).all()
+    fields = env._randomizer.fields
+    assert {"light_diffuse", "light_dir", "geom_rgba", "mat_rgba", "cam_pos", "cam_quat"} <= set(
+        fields
+    )
+    assert "light_diffuse" not in make(1, plain=False)._randomizer.fields

@@ -1,5 +1,6 @@
 """An image on its whole way: from the simulation through client and server to a policy that sees nothing else."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,17 @@ def test_an_environment_shows_the_image_in_a_group_of_its_own(task):
     env.reset(torch.tensor([False, True, False]))
     changed = (env.obs["front"] != before).flatten(1).any(-1)
     assert changed.tolist() == [False, True, False]
+
+
+def test_a_policy_may_see_an_image_and_no_numbers(task):
+    found = task.contract()
+    (front,) = (term for term in found.observe_terms if term.group == "front")
+    alone = replace(found, observe_terms=(front,))
+    task.contract = lambda: alone
+    env = Env(task, EnvConfig(num_envs=2), SimConfig(threads=1))
+    step = env.step(torch.zeros(2, 2))
+    assert set(step.obs) == {"front", "critic"}
+    assert step.obs["critic"].shape == (2, 3)  # what the task adds
 
 
 def test_the_simulated_robot_measures_the_image(task):

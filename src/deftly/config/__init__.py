@@ -22,7 +22,7 @@ from deftly.config.constraints import (
     check,
 )
 from deftly.config.fields import Repeatable, field_docs
-from deftly.config.ladder import LADDER, Rung, with_changes
+from deftly.config.ladder import LADDER, VISUAL_LADDER, Rung, Widened, with_changes
 from deftly.config.named import suggest
 from deftly.config.older_names import ALIASES
 from deftly.config.parsing import (
@@ -72,6 +72,7 @@ __all__ = [
     "RISING",
     "RUN_NAME",
     "SEEDS",
+    "VISUAL_LADDER",
     "DDPGConfig",
     "DistillConfig",
     "EnvConfig",
@@ -89,6 +90,7 @@ __all__ = [
     "TD3Config",
     "TaskConfig",
     "TrainArgs",
+    "Widened",
     "check",
     "chosen_algorithm",
     "defaults_under",

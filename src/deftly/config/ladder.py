@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from deftly.config.named import suggest
 from deftly.errors import DeftlyError
 
 T = TypeVar("T")
+Widened = Literal["all", "physics", "visual"]
+"""Which ranges of a randomization are meant: all, those of the physics, or those of what images show."""
 Sections = Mapping[str, Any]
 """Settings by section: `{"task": {"push_force": (4.0, 4.0)}, "env": {"noise": False}}`."""
 
@@ -28,6 +30,10 @@ class Rung:
     """Draw actions from the policy's distribution."""
     wider: float = 1.0
     """How many times as wide the ranges of the randomization are."""
+    only_outside: bool = False
+    """With `wider`: nothing is drawn that lies in the task's own ranges."""
+    widened: Widened = "all"
+    """With `wider`: which ranges."""
     most_episodes: int = 0
     """Episodes at most, for a rung whose episodes are long; 0: as many as asked for."""
     levels: Mapping[float, Sections] = field(default_factory=dict)
@@ -70,3 +76,14 @@ LADDER = (
     ),
 )
 """The ladder of a task that brings none of its own."""
+VISUAL_LADDER = (
+    *LADDER,
+    Rung(
+        "visual",
+        "lights, colours and cameras outside of the ranges of the training, up to 1.5 times as wide",
+        wider=1.5,
+        only_outside=True,
+        widened="visual",
+    ),
+)
+"""The same for a policy that sees images."""

@@ -357,6 +357,15 @@ class DistillConfig(LearnerConfig):
     minibatches: Annotated[
         int, Ge(1), Doc("Parts a rollout is split into for one gradient step each.")
     ] = 8
+    buffer: Annotated[
+        int,
+        Ge(0),
+        Le(10**9),
+        Doc(
+            "Newest steps of all rollouts that are kept, saved, and drawn from for as many "
+            "gradient steps; 0: each rollout is learned from and forgotten."
+        ),
+    ] = 0
     hidden: Annotated[
         tuple[Annotated[int, Ge(1), Le(65536)], ...],
         Doc("Widths of the hidden layers of the student."),
@@ -377,8 +386,13 @@ class DistillConfig(LearnerConfig):
     ] = False
 
     def require_for(self, num_envs: int) -> None:
-        """Raise DeftlyError if a rollout has fewer samples than minibatches."""
+        """Raise DeftlyError if a rollout has fewer samples than minibatches, or more than the buffer holds."""
         _require_samples(self.minibatches, num_envs, self.steps)
+        if 0 < self.buffer < num_envs * self.steps:
+            rollout = (
+                f"{num_envs * self.steps}: env.num-envs {num_envs} times train.steps {self.steps}"
+            )
+            raise DeftlyError(f"train.buffer is {self.buffer}, but must hold a rollout, {rollout}")
 
 
 ALGORITHMS: dict[str, type[LearnerConfig]] = {

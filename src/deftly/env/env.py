@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deftly.config import EnvConfig, SimConfig
-from deftly.contract import STATE, Memory, PolicyContract
+from deftly.contract import STATE, Memory, PolicyContract, Signal
 from deftly.control.operator.words import Words
 from deftly.env.metrics import (
     EpisodeMetrics,
@@ -24,6 +25,7 @@ from deftly.env.metrics import (
     means,
 )
 from deftly.errors import DeftlyError
+from deftly.render.cameras import Cameras, image_signals
 from deftly.sim import looks, make_sim
 from deftly.sim.pushes import Pushes
 from deftly.sim.randomize import Randomize, Randomizer, prepare
@@ -116,6 +118,7 @@ class Env:
         }
         self._metrics = EpisodeMetrics(self.num_envs, self._weights, self.device)
         self._checked = False
+        self._cameras: Cameras | None = None
         self._final: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
         self._ended: dict[str, Tensor] | None = None
         self.auto_reset = True
@@ -345,7 +348,7 @@ class Env:
             group_of(name): rows.merge(self.obs.get(group_of(name)), value)
             for name, value in observed.items()
         }
-        critic = self._critic(seen["policy"], broken)
+        critic = self._critic(seen, broken)
         self.obs = {**seen, "critic": rows.merge(self.obs.get("critic"), rows.take(critic))}
 
     # ------------------------------------------------------------------------------- signals and observations
@@ -353,11 +356,25 @@ class Env:
     def _true_signals(self, broken: Tensor, rows: Rows | None = None) -> dict[str, Tensor]:
         """What a perfect robot would measure now, by name, in all or some environments: float32, images as they are."""
         found = self.task.signals(self.state)
-        if found.keys() != self._signal_shapes.keys():
+        images = self._seen(image_signals(self.contract, found), rows)
+        names = found.keys() | images.keys()
+        if names != self._signal_shapes.keys():
             raise DeftlyError(
                 f"`signals` gives {[*found]}, but the contract names {[*self._signal_shapes]}"
             )
-        return {name: self._true_signal(name, value, broken, rows) for name, value in found.items()}
+        true = {name: self._true_signal(name, v, broken, rows) for name, v in found.items()}
+        return true | images
+
+    def _seen(self, signals: tuple[Signal, ...], rows: Rows | None) -> dict[str, Tensor]:
+        """What the scene's cameras see in all or some environments, `(n, height, width, 3)` uint8 by signal."""
+        if not signals:
+            return {}
+        if self._cameras is None:
+            self._cameras = Cameras(self.drawn, signals)
+            weakref.finalize(self, self._cameras.close)
+        ids = range(self.num_envs) if rows is None or rows.ids is None else rows.ids.tolist()
+        images = self._cameras.images(self.sim, ids, self._randomizer.fields)
+        return {name: torch.from_numpy(v).to(self.device) for name, v in images.items()}
 
     def _true_signal(self, name: str, value: Tensor, broken: Tensor, rows: Rows | None) -> Tensor:
         shape = self._signal_shapes[name]
@@ -395,10 +412,11 @@ class Env:
         self.inputs = self._said()
         observed, self._memory = self.contract.observe(self.signals, self._memory, self.inputs)
         groups = {group_of(name): value for name, value in observed.items()}
-        return {**groups, "critic": self._critic(groups["policy"], broken)}
+        return {**groups, "critic": self._critic(groups, broken)}
 
-    def _critic(self, policy: Tensor, broken: Tensor) -> Tensor:
-        """What the critic sees: what the policy does, and what the task adds."""
+    def _critic(self, seen: Obs, broken: Tensor) -> Tensor:
+        """What the critic sees: the numbers that the policy sees, if there are any, and what the task adds."""
+        policy = seen.get("policy", torch.zeros(self.num_envs, 0, device=self.device))
         privileged = self.task.privileged(self.state)
         if privileged is None:
             return policy

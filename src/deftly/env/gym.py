@@ -17,7 +17,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from typing_extensions import Doc
@@ -25,12 +25,15 @@ from typing_extensions import Doc
 from deftly.config import EnvConfig, SimConfig, suggest, with_task
 from deftly.config.mapping import settings_from
 from deftly.contract import ACTION, COMMAND, STATE, PolicyContract
-from deftly.env import Env
+from deftly.env import Env, group_of
 from deftly.errors import DeftlyError
+from deftly.policy.protocol import single_input
 from deftly.render import Renderer
 from deftly.tasks import load, shipped
 
 Array = np.ndarray
+Obs = Array | dict[str, Array]
+"""What the policy sees: numbers, or where there are images each group of the contract's observation by name."""
 Infos = dict[str, Any]
 Seeds = int | Sequence[int | None] | None
 
@@ -45,7 +48,7 @@ class GymSettings:
     )
 
 
-class TaskVectorEnv(VectorEnv[Array, Array, Array]):
+class TaskVectorEnv(VectorEnv[Obs, Array, Array]):
     """`num_envs` environments of a task in one batch.
 
     What happens when an episode ends is Gymnasium's `autoreset_mode`:
@@ -105,7 +108,7 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
 
     def reset(
         self, *, seed: Seeds = None, options: dict[str, Any] | None = None
-    ) -> tuple[Array, Infos]:
+    ) -> tuple[Obs, Infos]:
         """Start an episode everywhere, or where `options["reset_mask"]`, `(num_envs,)` bool, says so.
 
         The environments share one stream of draws: several seeds make one.
@@ -119,11 +122,7 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
         super().reset(seed=seed)
         if seed is not None:
             self.batch.seed(seed)
-        obs = (
-            self.batch.reset(None if mask is None else torch.from_numpy(mask))["policy"]
-            .numpy()
-            .copy()
-        )
+        obs = self._seen(self.batch.reset(None if mask is None else torch.from_numpy(mask)))
         self._ended = np.zeros(self.num_envs, bool) if mask is None else self._ended & ~mask
         infos = {
             "is_success": np.zeros(self.num_envs, bool),
@@ -144,7 +143,7 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
             )
         return mask.copy()
 
-    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Infos]:
+    def step(self, actions: Array) -> tuple[Obs, Array, Array, Array, Infos]:
         """One control step of all environments. Raises DeftlyError for actions of a wrong shape."""
         if self.autoreset_mode is AutoresetMode.DISABLED and self._ended.any():
             raise ResetNeeded(
@@ -152,13 +151,11 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
             )
         step = self.batch.step(torch.from_numpy(np.array(actions, np.float32)))
         judged = (step.reward, step.terminated, step.truncated, step.success)
-        tensors = (*judged, step.obs["policy"], step.final_obs["policy"])
-        reward, terminated, truncated, success, obs, last = (
-            t.numpy().copy() for t in tensors
-        )  # they change later
+        reward, terminated, truncated, success = (t.numpy().copy() for t in judged)  # they change
+        obs, last = self._seen(step.obs), self._seen(step.final_obs)
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and self._ended.any():
             fresh = self._ended
-            obs = self.batch.reset(torch.from_numpy(fresh))["policy"].numpy().copy()
+            obs = self._seen(self.batch.reset(torch.from_numpy(fresh)))
             reward[fresh] = 0.0
             for flags in (terminated, truncated, success):
                 flags[fresh] = False
@@ -167,12 +164,18 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
         infos: Infos = {"is_success": success, "_is_success": np.ones(self.num_envs, bool)}
         if done.any() and self.autoreset_mode is AutoresetMode.SAME_STEP:
             infos["is_success"] = success & ~done
-            final_obs = np.fromiter(
-                (o if ended else None for o, ended in zip(last, done)), object, self.num_envs
-            )
+            final_obs = np.full(self.num_envs, None, object)
+            for i in np.flatnonzero(done):
+                final_obs[i] = _row(last, i)
             infos |= {"final_obs": final_obs, "_final_obs": done, "_final_info": done.copy()}
             infos["final_info"] = {"is_success": success & done, "_is_success": done}
         return obs, reward, terminated, truncated, infos
+
+    def _seen(self, obs: Mapping[str, torch.Tensor]) -> Obs:
+        """What the policy sees of all environments, a copy."""
+        contract = self.batch.contract
+        groups = {name: obs[group_of(name)].numpy().copy() for name in contract.groups}
+        return groups[STATE] if single_input(contract) else groups
 
     def render(self) -> tuple[Array, ...] | None:
         """An image of each environment, `(height, width, 3)` uint8, in render mode "rgb_array".
@@ -193,7 +196,7 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
         self._renderer = None
 
 
-class TaskEnv(gymnasium.Env[Array, Array]):
+class TaskEnv(gymnasium.Env[Obs, Array]):
     """One environment of a task, with the settings of `TaskVectorEnv`; after the end of an episode, call `reset`."""
 
     metadata = {
@@ -217,13 +220,13 @@ class TaskEnv(gymnasium.Env[Array, Array]):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Array, Infos]:
+    ) -> tuple[Obs, Infos]:
         """Start an episode; with a seed, the one that this seed always gives."""
         super().reset(seed=seed)
         self._done = False
-        return self._envs.reset(seed=seed)[0][0], {"is_success": False}
+        return _row(self._envs.reset(seed=seed)[0], 0), {"is_success": False}
 
-    def step(self, action: Array) -> tuple[Array, float, bool, bool, Infos]:
+    def step(self, action: Array) -> tuple[Obs, float, bool, bool, Infos]:
         """One control step. `info["is_success"]` says whether the task is done."""
         if self._done:
             raise ResetNeeded("the episode is over: call reset() before step()")
@@ -231,7 +234,7 @@ class TaskEnv(gymnasium.Env[Array, Array]):
         self._done = bool(terminated[0] or truncated[0])
         success = infos.get("final_info", infos)["is_success"]
         return (
-            obs[0],
+            _row(obs, 0),
             float(reward[0]),
             bool(terminated[0]),
             bool(truncated[0]),
@@ -253,12 +256,25 @@ def make(name: str, num_envs: int | None = None, **config: Any) -> TaskEnv | Tas
     return TaskEnv(name, **config) if num_envs is None else TaskVectorEnv(name, num_envs, **config)
 
 
-def observation_space(contract: PolicyContract) -> Box:
-    """The policy's observation, bounded by commands, actions and clips; a joint may be pressed past its limits."""
+def observation_space(contract: PolicyContract) -> Box | Dict:
+    """What the policy sees: a box of numbers, or where there are images a box of each group of the observation."""
+    if single_input(contract):
+        return _numbers_space(contract, STATE)
+    spaces: dict[str, Box] = {}
+    for group in contract.groups:
+        if contract.is_image(group):
+            spaces[group] = Box(0, 255, contract.group_shape(group), np.uint8)
+        else:
+            spaces[group] = _numbers_space(contract, group)
+    return Dict(spaces)
+
+
+def _numbers_space(contract: PolicyContract, group: str) -> Box:
+    """A group of numbers, bounded by commands, actions and clips; a joint may be pressed past its limits."""
     limits = [j.lower for j in contract.joints], [j.upper for j in contract.joints]
     bounds, parts = {COMMAND: limits, ACTION: ([-1.0], [1.0])}, []
     for term in contract.observe_terms:
-        if term.group != STATE:
+        if term.group != group:
             continue
         bound = bounds.get(term.term, ([-np.inf], [np.inf]))
         source = np.broadcast_to(bound, (2, contract.source_size(term.term)))
@@ -266,6 +282,13 @@ def observation_space(contract: PolicyContract) -> Box:
         parts += [ends.clip(*term.clip) if term.clip else ends] * term.frames
     low, high = np.concatenate(parts, axis=1).astype(np.float32)
     return Box(low, high, dtype=np.float32)
+
+
+def _row(obs: Obs, index: int) -> Obs:
+    """What the policy sees of one environment."""
+    if isinstance(obs, dict):
+        return {name: value[index] for name, value in obs.items()}
+    return obs[index]
 
 
 def action_space(contract: PolicyContract) -> Box:

@@ -19,6 +19,7 @@ from deftly.errors import DeftlyError
 from deftly.files import sha256
 from deftly.policy import bundle
 from deftly.policy.bundle import TOLERANCE, Bundle
+from deftly.policy.protocol import single_input
 
 if TYPE_CHECKING:
     from deftly.learn.checkpoint import Checkpoint
@@ -61,7 +62,7 @@ def examine(folder: Path, settings: CheckSettings) -> list[Finding]:
     c, facts = found.contract, found.manifest
     made = f"{found.task}, iteration {facts['checkpoint']['iteration']}, made by Deftly {facts['deftly']}"
     files = f"{len(facts['files'])} files are those of {bundle.MANIFEST}, by sha256"
-    network = f"one file, observation (n, {c.obs_size()}) to action (n, {c.action_size}), float32"
+    network = f"one file, {_observed(c)} to action (n, {c.action_size}), float32"
     robot = (
         []
         if found.robot_config == yaml.safe_load(bundle.robot_config(c))
@@ -94,6 +95,21 @@ def examine(folder: Path, settings: CheckSettings) -> list[Finding]:
     ]
 
 
+def _observed(c: PolicyContract) -> str:
+    """Names and shapes of a network's inputs, in words."""
+    if single_input(c):
+        return f"observation (n, {c.obs_size()})"
+    shapes = {group: ", ".join(map(str, c.group_shape(group))) for group in c.groups}
+    images = {group: " uint8" if c.is_image(group) else "" for group in c.groups}
+    return " and ".join(f"{group} (n, {shapes[group]}){images[group]}" for group in c.groups)
+
+
+def _at_rest(c: PolicyContract, *batch: int) -> dict[str, np.ndarray]:
+    """Signals that are all zero, (*batch, size) each: dark images, no numbers."""
+    kinds = {True: np.uint8, False: np.float32}
+    return {s.name: np.zeros((*batch, *s.shape), kinds[s.is_image]) for s in c.signals}
+
+
 def _golden(found: Bundle) -> Finding:
     errors = found.golden_errors()
     wrong = [
@@ -109,7 +125,7 @@ def _golden(found: Bundle) -> Finding:
 def _home_problems(c: PolicyContract) -> Iterator[str]:
     """A robot that stands at home, and is told to be there, stays there."""
     home = np.array(c.home())
-    signals = {s.name: np.zeros(s.size) for s in c.signals} | {"joint_pos": home}
+    signals = _at_rest(c) | {"joint_pos": home}
     memory = c.reset(signals)
     targets, _ = c.act(c.action_for(home, memory), memory)
     for joint, target in zip(c.joints, targets):
@@ -120,7 +136,7 @@ def _home_problems(c: PolicyContract) -> Iterator[str]:
 def _pose_problems(c: PolicyContract) -> Iterator[str]:
     """A robot that stands in a pose that actions reach from home, and is told to be there, stays there."""
     home = np.array(c.home(), np.float32)
-    signals = {s.name: np.zeros((ROBOTS, s.size), np.float32) for s in c.signals}
+    signals = _at_rest(c, ROBOTS)
     actions = np.random.default_rng(1).uniform(-0.9, 0.9, (ROBOTS, c.action_size))
     memory = c.reset(signals | {"joint_pos": np.tile(home, (ROBOTS, 1))})
     poses, _ = c.act(actions.astype(np.float32), memory)
@@ -136,7 +152,10 @@ def _limit_problems(c: PolicyContract) -> Iterator[str]:
     lower, upper = (
         np.array([getattr(j, name) for j in c.joints], np.float32) for name in ("lower", "upper")
     )
-    signals = {s.name: rng.normal(0, 10, (ROBOTS, s.size)).astype(np.float32) for s in c.signals}
+    numbers = [s for s in c.signals if not s.is_image]
+    signals = _at_rest(c, ROBOTS) | {
+        s.name: rng.normal(0, 10, (ROBOTS, s.size)).astype(np.float32) for s in numbers
+    }
     memory, wrong = c.reset(signals), np.zeros(len(c.joints), bool)
     for _ in range(TICKS):
         action = rng.uniform(-1, 1, (ROBOTS, c.action_size)) * rng.choice(
@@ -257,9 +276,9 @@ def _compare(
         ours = _ending(env.ended)
         env.seed(seed)
         env.reset()
-        env.step(network(env.obs["policy"]))
+        env.step(network(env.obs))
         while not env.ended:
-            env.step(network(env.obs["policy"]))
+            env.step(network(env.obs))
         ends.append(f"{ours} after {int(env.ended['steps'])} steps")
         if ours != _ending(env.ended):
             wrong.append(

@@ -13,7 +13,7 @@ from annotated_types import Ge, Lt
 from typing_extensions import Doc
 
 from deftly import __version__, stats
-from deftly.config import SEEDS, EnvConfig, Settings, SimConfig, draw_seed
+from deftly.config import SEEDS, EnvConfig, Settings, SimConfig, Widened, draw_seed
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
 from deftly.evaluate.gates import check_gate, require_metric
@@ -61,6 +61,9 @@ class EvalSettings(Settings):
     only_outside: Annotated[
         bool, Doc("With wider: draw nothing that lies in the task's own ranges.")
     ] = False
+    widened: Annotated[
+        Widened, Doc("With wider: all ranges, those of the physics, or of what images show.")
+    ] = "all"
     sim: Annotated[SimConfig, Doc("The physics engine; as in the training unless set.")] = field(
         default_factory=SimConfig
     )
@@ -77,6 +80,8 @@ class EvalSettings(Settings):
             raise DeftlyError(
                 "--only-outside draws what --wider adds to the ranges: add --wider 1.5"
             )
+        if self.widened != "all" and self.wider == 1:
+            raise DeftlyError("--widened says which ranges --wider widens: add --wider 1.5")
 
 
 class EnvWorld:
@@ -102,6 +107,8 @@ class EnvWorld:
         }
         if settings.wider > 1:
             disturbances |= {"wider": settings.wider, "only_outside": settings.only_outside}
+            if settings.widened != "all":
+                disturbances["widened"] = settings.widened
         return {
             "preset": settings.sim.preset,
             "engine": settings.sim.engine,
@@ -257,17 +264,20 @@ def _metrics(ran: Episodes) -> Metrics:
 
 def _widened(task: Task, settings: EvalSettings) -> Task:
     """A task whose randomization is as wide as the settings want it; the task itself if they want nothing."""
-    from deftly.sim.randomize import widen
+    from deftly.sim.randomize import is_of, widen
 
     if settings.wider == 1:
         return task
-    entries = tuple(
-        widen(entry, settings.wider, settings.only_outside) for entry in task.randomize()
-    )
-    if not entries or not settings.env.randomize:
+    chosen = [is_of(entry, settings.widened) for entry in task.randomize()]
+    if not any(chosen) or not settings.env.randomize:
+        kind = "" if settings.widened == "all" else f" ({settings.widened})"
         raise DeftlyError(
-            f"--wider has nothing to widen: {task.name} is evaluated without randomization"
+            f"--wider has nothing to widen: {task.name} is evaluated without randomization{kind}"
         )
-    wide = copy.copy(task)
-    wide.randomize = lambda: entries
-    return wide
+    entries = tuple(
+        widen(entry, settings.wider, settings.only_outside) if wide else entry
+        for entry, wide in zip(task.randomize(), chosen)
+    )
+    other = copy.copy(task)
+    other.randomize = lambda: entries
+    return other

@@ -21,11 +21,17 @@ import yaml
 
 from deftly import __version__
 from deftly.config import EnvConfig, SimConfig, to_yaml
+from deftly.contract import STATE
 from deftly.errors import DeftlyError
 from deftly.evaluate.evaluate import EvalSettings, measure
 from deftly.files import pack_npz
 from deftly.policy import bundle
-from deftly.policy.protocol import ACTION, OBSERVATION, ContractPolicy, OnnxNetwork
+from deftly.policy.protocol import (
+    ACTION,
+    OBSERVATION,
+    ContractPolicy,
+    OnnxNetwork,
+)
 
 if TYPE_CHECKING:
     from deftly.contract import PolicyContract
@@ -89,17 +95,23 @@ def export(
 
 
 def to_onnx(policy: Policy) -> bytes:
-    """The mean action of a policy as an ONNX model: normalizer inside, any number of rows, no other files."""
+    """The mean action of a policy as an ONNX model: normalizer inside, any number of rows, no other files.
+
+    Its input is `observation`, or where it sees images `state` and each of them by name.
+    """
     import torch
 
     network = policy.actor.eval()
+    spec, batch = network.spec, {0: torch.export.Dim("batch")}
+    numbers = torch.zeros(2, spec.input_size)
+    images = [torch.zeros(2, *size, 3, dtype=torch.uint8) for size in spec.images.values()]
     with _quiet():
         program = torch.onnx.export(
             network,
-            (torch.zeros(2, network.spec.input_size),),
-            input_names=[OBSERVATION],
+            (numbers, *images),
+            input_names=[STATE, *spec.images] if images else [OBSERVATION],
             output_names=[ACTION],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=(batch, (batch,) * len(images)) if images else (batch,),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
@@ -138,18 +150,30 @@ def compare(policy: Policy, network: OnnxNetwork, size: int) -> float:
     """Largest difference of the actions of torch and of ONNX, for observations from usual to absurd.
 
     It is measured against the row's largest action where that is above 1: in float32 an action of 1e6 has no 1e-5.
+    Images are of random pixels.
     """
     import torch
 
-    draws = np.random.default_rng(0).standard_normal((64, size)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    draws = rng.standard_normal((64, size)).astype(np.float32)
     alone = np.concatenate((np.eye(size), -np.eye(size)), dtype=np.float32)
     obs = np.concatenate(
         [scale * rows for scale in EXTREMES for rows in (draws, alone)], dtype=np.float32
     )
-    expected = policy(torch.from_numpy(obs)).numpy()
-    both = np.stack(
-        (network(obs), np.concatenate([network(row[None]) for row in obs]))
-    )  # at once, and one by one
+    images = {
+        name: rng.integers(0, 256, (len(obs), *edges, 3), np.uint8)
+        for name, edges in policy.actor.spec.images.items()
+    }
+    pixels = [torch.from_numpy(each) for each in images.values()]
+    with torch.inference_mode():
+        expected = policy.actor(torch.from_numpy(obs), *pixels).numpy()
+
+    def acts(rows: slice) -> np.ndarray:
+        seen = {name: value[rows] for name, value in images.items()}
+        return network({STATE: obs[rows], **seen} if seen else obs[rows])
+
+    one_by_one = [acts(slice(i, i + 1)) for i in range(len(obs))]
+    both = np.stack((acts(slice(None)), np.concatenate(one_by_one)))
     errors = np.abs(both - expected) / np.maximum(1.0, np.abs(expected).max(-1, keepdims=True))
     return float(np.nan_to_num(errors, nan=np.inf).max())
 
@@ -179,7 +203,9 @@ def pack_golden(
     arrays = {f"signal/{name}": value for name, value in signals.items()}
     arrays |= {f"input/{name}": value for name, value in inputs.items()}
     file = io.BytesIO()
-    pack_npz(file, arrays | bundle.replay(contract, network, signals, inputs), level=0)
+    has_images = any(signal.is_image for signal in contract.signals)
+    level = 6 if has_images else 0  # of 1.6 MB, of two cameras of 64x64 pixels, a tenth is left
+    pack_npz(file, arrays | bundle.replay(contract, network, signals, inputs), level=level)
     return file.getvalue()
 
 

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from deftly.config import SimConfig, parse, with_task
-from deftly.env import Env
+from deftly.env import Env, Obs
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import Decision, OneRobot, Policy, Signals
 from deftly.tasks import Task, load, shipped
 
 
-def drive(env: Env, policy: Policy, seed: int) -> Iterator[tuple[Signals, Tensor, Decision]]:
+def drive(env: Env, policy: Policy, seed: int) -> Iterator[tuple[Signals, Obs, Decision]]:
     """Drive one episode of one environment as a robot is driven: by a policy that is given signals and inputs alone.
 
-    Yields after each step what the policy was given and decided, and in between the observation (1, obs_size) that
-    training would have shown it; `env.ended` tells how the episode ended.
+    Yields after each step what the policy was given and decided, and in between the observation (1, ...) by group
+    that training would have shown it; `env.ended` tells how the episode ended.
     """
     env.auto_reset = False
     env.seed(seed)
@@ -27,7 +27,7 @@ def drive(env: Env, policy: Policy, seed: int) -> Iterator[tuple[Signals, Tensor
     robot.reset()
     applied = env.state.command[0].numpy()  # where the robot was held until now
     while True:
-        signals, obs = _of_first(env.signals), env.obs["policy"]
+        signals, obs = _of_first(env.signals), env.obs
         decision, applied = robot.infer(signals, applied, _of_first(env.inputs)), None
         env.step(torch.from_numpy(decision.action)[None])
         yield signals, obs, decision

@@ -126,8 +126,12 @@ class Ladder:
         is_exported = self.source.loaded is None or isinstance(self.source.loaded, Bundle)
         if rung.stochastic and is_exported:
             return f"{printable(self.source.label, 80)} gives its mean action alone"
-        if rung.wider > 1 and not self.task.randomize():
-            return "the task has no randomization"
+        from deftly.sim.randomize import is_of  # it imports MuJoCo
+
+        entries = self.task.randomize()
+        if rung.wider > 1 and not any(is_of(entry, rung.widened) for entry in entries):
+            what = "of what images show" if rung.widened == "visual" and entries else ""
+            return f"the task has no randomization {what}".strip()
         return ""
 
     def _measured(self, rung: Rung) -> Iterator[tuple[float | None, Mapping[str, Any]]]:
@@ -154,6 +158,8 @@ class Ladder:
             seed=given.seed,
             stochastic=rung.stochastic,
             wider=rung.wider,
+            only_outside=rung.only_outside,
+            widened=rung.widened,
             sim=given.sim,
             env=env,
         )

@@ -2,14 +2,17 @@
 
 The teacher is a policy of the same robot whose contract may see more: where the box is, say. In the first iterations it
 drives most environments, and then fewer, so that the student learns from what a good policy meets before it learns
-from its own mistakes. Each rollout is learned from and forgotten, as rsl-rl's distillation does it.
+from its own mistakes. Each rollout is learned from and forgotten, as rsl-rl's distillation does it, unless there is
+a `buffer`: then the newest lessons of all rollouts are learned from again and again, which pays where a lesson is an
+image that takes longer to draw than to learn from.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +37,71 @@ class Lessons(NamedTuple):
 
     inputs: Tensor  # (..., size of the student's input), not normalized
     actions: Tensor  # (..., action_size)
+    images: tuple[Tensor, ...] = ()  # (..., height, width, 3) uint8 of each group of images
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Lessons:
+        """All of it changed in the same way, such as some rows of it."""
+        return Lessons(change(self.inputs), change(self.actions), tuple(map(change, self.images)))
+
+
+class LessonBuffer:
+    """The newest lessons of all rollouts: DAgger's aggregated data set, of a bounded size.
+
+    Args:
+        capacity: Lessons that are kept.
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.written = 0
+        self._kept: Lessons | None = None
+
+    def __len__(self) -> int:
+        """Lessons that it holds."""
+        return min(self.written, self.capacity)
+
+    def add(self, lessons: Lessons) -> None:
+        """Write lessons, flat, over the oldest."""
+        count = len(lessons.inputs)
+        if self._kept is None:
+            self._kept = lessons.map(self._room_for)
+        places = (self.written + torch.arange(count)) % self.capacity
+        for kept, new in zip(_tensors(self._kept), _tensors(lessons)):
+            kept[places] = new
+        self.written += count
+
+    def draw(self, count: int, generator: torch.Generator) -> Lessons:
+        """Some lessons, with replacement."""
+        assert self._kept is not None
+        rows = torch.randint(len(self), (count,), generator=generator, device=generator.device)
+        return self._kept.map(lambda kept: kept[rows])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was written, and how much there was, as a flat mapping of tensors."""
+        kept = _tensors(self._kept) if self._kept else ()
+        rows = {f"buffer/{i}": value[: len(self)] for i, value in enumerate(kept)}
+        return {**rows, "buffer/written": torch.tensor(self.written)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Restore what `state_dict` gave. Raises ValueError if it was of another size."""
+        self.written, self._kept = int(state["buffer/written"]), None
+        rows = [state[f"buffer/{i}"] for i in range(len(state)) if f"buffer/{i}" in state]
+        if not rows:
+            return
+        if len(rows[0]) != len(self):
+            raise ValueError(f"the buffer holds {len(rows[0])} lessons: use the saved train.buffer")
+        inputs, actions, *images = (self._room_for(saved.to(device)) for saved in rows)
+        self._kept = Lessons(inputs, actions, tuple(images))
+        for kept, saved in zip(_tensors(self._kept), rows):
+            kept[: len(self)] = saved
+
+    def _room_for(self, rows: Tensor) -> Tensor:
+        """Zeros for as many rows as it may hold."""
+        return rows.new_zeros(self.capacity, *rows.shape[1:])
+
+
+def _tensors(lessons: Lessons) -> tuple[Tensor, ...]:
+    return (lessons.inputs, lessons.actions, *lessons.images)
 
 
 class Teacher:
@@ -108,7 +176,9 @@ class Distillation:
             self.actor = student_network(env, settings).to(self.device)
         self.networks: Mapping[str, Network] = {"actor": self.actor}
         self.ranks.broadcast_(self.networks.values())
-        self.parameters = [*self.actor.layers.parameters()]
+        layers = (self.actor.encoders, self.actor.layers)
+        self.parameters = [value for layer in layers for value in layer.parameters()]
+        self.buffer = LessonBuffer(settings.buffer)
         self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, fused=True)
         self.iterations = 0
         self.generator = torch.Generator(self.device)
@@ -147,26 +217,29 @@ class Distillation:
 
     @torch.no_grad()
     def _collect(self, share: float) -> Lessons:
-        """Drive the environments for some steps, and ask the teacher in each."""
+        """Drive the environments for some steps, and ask the teacher in each; the lessons are flat."""
         env, teacher = self.env, self.teacher
         taught = torch.arange(env.num_envs, device=self.device) < round(share * env.num_envs)
-        inputs, actions = [], []
+        steps: list[Lessons] = []
         for _ in range(self.settings.steps):
-            inputs.append(self.actor.gather(env.obs))
-            actions.append(teacher.decide())
-            action = torch.where(taught[:, None], actions[-1], self.actor(inputs[-1]))
+            inputs, images = self.actor.gather(env.obs), self.actor.images(env.obs)
+            steps.append(Lessons(inputs, teacher.decide(), images))
+            action = torch.where(taught[:, None], steps[-1].actions, self.actor(inputs, *images))
             step = env.step(action)
             teacher.follow(action, step.terminated | step.truncated)
-        return Lessons(torch.stack(inputs), torch.stack(actions))
+        inputs, actions, images = zip(*steps)
+        return Lessons(
+            torch.cat(inputs), torch.cat(actions), tuple(torch.cat(each) for each in zip(*images))
+        )
 
     def _update(self, lessons: Lessons) -> float:
         """Take gradient steps, `epochs` times through the lessons; returns the mean squared error per element."""
-        lessons = Lessons(*(value.flatten(0, 1) for value in lessons))
         if not self.settings.keep_normalizer:
             self.actor.normalizer.update(lessons.inputs, self.ranks)  # type: ignore[operator]
         total = torch.zeros((), device=self.device)
         for batch in self._minibatches(lessons):
-            loss = (self.actor(batch.inputs) - batch.actions).square().mean()
+            answers = self.actor(batch.inputs, *batch.images)
+            loss = (answers - batch.actions).square().mean()
             self.optimizer.zero_grad()
             loss.backward()
             self.ranks.average_gradients(self.parameters)
@@ -176,17 +249,26 @@ class Distillation:
         return float(total) / (self.settings.epochs * self.settings.minibatches)
 
     def _minibatches(self, lessons: Lessons) -> Iterator[Lessons]:
-        """Parts in a new random order in each epoch; what a division leaves over is not used."""
+        """Parts in a new random order in each epoch; what a division leaves over is not used.
+
+        With a buffer as many parts, each as large, drawn from all that it holds.
+        """
         count = len(lessons.inputs)
         size = count // self.settings.minibatches
+        if self.settings.buffer:
+            self.buffer.add(lessons)
+            for _ in range(self.settings.epochs * self.settings.minibatches):
+                yield self.buffer.draw(size, self.generator)
+            return
         for _ in range(self.settings.epochs):
             order = torch.randperm(count, generator=self.generator, device=self.device)
             for part in order.split(size)[: self.settings.minibatches]:
-                yield Lessons(*(value[part] for value in lessons))
+                yield lessons.map(partial(_rows, part))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Optimizer, generator, counter, and what the teacher remembers, as a flat mapping of tensors."""
+        """Optimizer, generator, counter, buffer, and what the teacher remembers, as a flat mapping of tensors."""
         return {
+            **self.buffer.state_dict(),
             **optimizers.pack(self.optimizer),
             **{f"teacher/{name}": value for name, value in self.teacher.memory.items()},
             "iterations": torch.tensor(self.iterations),
@@ -199,15 +281,28 @@ class Distillation:
         self.teacher.memory = {
             name: state[f"teacher/{name}"].to(self.device) for name in self.teacher.memory
         }
+        if self.settings.buffer:
+            self.buffer.load_state_dict(state, self.device)
         self.iterations = int(state["iterations"])
         self.generator.set_state(state["generator"].cpu())
 
 
+def _rows(rows: Tensor, value: Tensor) -> Tensor:
+    return value[rows]
+
+
 def student_network(env: Env, settings: DistillConfig) -> Network:
-    """The student's network: as PPO's actor, so that PPO can go on from it."""
-    inputs = {group: value.shape[-1] for group, value in env.obs.items() if group != PRIVILEGED}
+    """The student's network: as PPO's actor, so that PPO can go on from it; it sees images as well."""
+    groups = {group: value.shape for group, value in env.obs.items() if group != PRIVILEGED}
+    images = {group: (shape[1], shape[2]) for group, shape in groups.items() if len(shape) == 4}
+    inputs = {group: shape[1] for group, shape in groups.items() if group not in images}
     spec = NetworkSpec(
-        inputs, env.contract.action_size, settings.hidden, settings.activation, head="gaussian"
+        inputs,
+        env.contract.action_size,
+        settings.hidden,
+        settings.activation,
+        head="gaussian",
+        images=images,
     )
     return Network(spec, settings.init_std)
 

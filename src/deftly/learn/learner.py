@@ -61,7 +61,9 @@ class Learner(Protocol):
 
 
 def make_learner(env: Env, settings: LearnerConfig, ranks: Ranks | None = None) -> Learner:
-    """The learner whose settings these are."""
+    """The learner whose settings these are. Raises DeftlyError if it does not learn from what the task shows."""
+    if not isinstance(settings, DistillConfig):
+        _require_numbers(env, settings.algorithm)
     if isinstance(settings, PPOConfig):
         from deftly.learn.ppo import PPO
 
@@ -83,3 +85,16 @@ def make_learner(env: Env, settings: LearnerConfig, ranks: Ranks | None = None) 
 
         return DDPG(env, settings, ranks)
     raise DeftlyError(f"no learner has settings of type {type(settings).__name__}")
+
+
+def _require_numbers(env: Env, algorithm: str) -> None:
+    """Raise DeftlyError if the observation has images."""
+    contract = env.contract
+    images = [group for group in contract.groups if contract.is_image(group)]
+    if images:
+        seen = (
+            f"the policy sees images ({', '.join(images)}), from which {algorithm} does not learn"
+        )
+        raise DeftlyError(
+            f"{seen}: train a policy that sees numbers, and `deftly distill {env.task.name} --teacher RUN`"
+        )

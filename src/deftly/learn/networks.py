@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -33,6 +33,12 @@ LOG_STD_RANGE = (-5.0, 2.0)
 """Bounds of the logarithm of a squashed Gaussian's standard deviation before the tanh, as in CleanRL."""
 
 
+MAX_FILTERS, MAX_KERNEL, MAX_EDGE = 1024, 32, 4096
+"""Largest convolution, and longest edge of an image in pixels, of a network that is built from a description."""
+FILTERS = ((16, 5, 2), (32, 3, 2), (32, 3, 1))
+"""Convolutions over an image: filters, edge of the kernel, stride. A 64x64 image becomes 32 maps of 16x16."""
+
+
 Head = Literal["plain", "gaussian", "tanh", "squashed_gaussian"]
 """What the last layer's numbers are.
 
@@ -46,7 +52,7 @@ Head = Literal["plain", "gaussian", "tanh", "squashed_gaussian"]
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A multilayer perceptron over groups of observations.
+    """A multilayer perceptron over groups of observations, and over what convolutions find in images.
 
     It says all that is needed to build the network again, so that a checkpoint is read without the settings, the
     code or the version of the learner that made it.
@@ -60,6 +66,10 @@ class NetworkSpec:
     activation: str = "elu"
     normalizer: Literal["running", "none"] = "running"  # of the inputs
     head: Head = "plain"
+    images: Mapping[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # groups that are images, and their height and width, pixels
+    filters: tuple[tuple[int, int, int], ...] = FILTERS  # of each image's encoder
 
     def __post_init__(self) -> None:
         widths = (*self.inputs.values(), self.outputs, *self.hidden)
@@ -68,6 +78,9 @@ class NetworkSpec:
             most = (
                 f"at most {MAX_LAYERS} layers and {MAX_GROUPS} inputs, widths of 1 to {MAX_WIDTH}"
             )
+            raise DeftlyError(f"a network is described that cannot be built: {most}")
+        if not self._images_can_be_built():
+            most = f"images of at most {MAX_EDGE} pixels, {MAX_FILTERS} filters, kernels of {MAX_KERNEL}"
             raise DeftlyError(f"a network is described that cannot be built: {most}")
         if self.activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
@@ -79,31 +92,60 @@ class NetworkSpec:
                 "a network is described with a normalizer or a head that this Deftly does not know"
             )
 
+    def _images_can_be_built(self) -> bool:
+        """Whether the description of images and of their convolutions is one."""
+        edges = [edge for size in self.images.values() for edge in size]
+        within = [(edge, MAX_EDGE) for edge in edges]
+        for count, kernel, stride in self.filters:
+            within += [(count, MAX_FILTERS), (kernel, MAX_KERNEL), (stride, kernel)]
+        return (
+            len(self.images) <= MAX_GROUPS
+            and all(len(size) == 2 for size in self.images.values())
+            and 1 <= len(self.filters) <= MAX_LAYERS
+            and all(type(number) is int and 1 <= number <= most for number, most in within)
+        )
+
+    @property
+    def features(self) -> int:
+        """Numbers that enter the first hidden layer: the input, and a pair of coordinates for each filter's map."""
+        return self.input_size + 2 * self.filters[-1][0] * len(self.images)
+
     @property
     def input_size(self) -> int:
-        """Numbers in a row of the input."""
+        """Numbers in a row of the input, images apart."""
         return sum(self.inputs.values())
 
     def to_json(self) -> dict[str, Any]:
         """The description as plain data."""
-        return {
-            "kind": "mlp",
+        described = {
+            "kind": "cnn" if self.images else "mlp",
             **asdict(self),
             "inputs": dict(self.inputs),
             "hidden": list(self.hidden),
         }
+        if self.images:
+            described["images"] = {name: list(size) for name, size in self.images.items()}
+            described["filters"] = [list(each) for each in self.filters]
+        else:
+            del described["images"], described["filters"]
+        return described
 
     @classmethod
     def from_json(cls, data: Any) -> NetworkSpec:
         """Read what `to_json` gave. Raises DeftlyError for anything else."""
         try:
-            if data["kind"] != "mlp":
+            if data["kind"] not in ("mlp", "cnn"):
                 raise DeftlyError(
-                    f"a network is of kind '{str(data['kind'])[:40]}', this Deftly builds 'mlp'"
+                    f"a network is of kind '{str(data['kind'])[:40]}', this Deftly builds 'mlp' and 'cnn'"
                 )
-            values = {name: data[name] for name in cls.__dataclass_fields__}
+            sees = data["kind"] == "cnn"
+            names = cls.__dataclass_fields__.keys() - (() if sees else ("images", "filters"))
+            values = {name: data[name] for name in names}
             values["hidden"] = tuple(values["hidden"])
             values["inputs"] = dict(values["inputs"])
+            if sees:
+                values["images"] = {name: tuple(size) for name, size in data["images"].items()}
+                values["filters"] = tuple(tuple(each) for each in data["filters"])
             return cls(**values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DeftlyError(
@@ -146,8 +188,45 @@ class Normalizer(nn.Module):
         self.mean += rate * shift
 
 
+class ImageEncoder(nn.Module):
+    """Convolutions over an image, and where in it each filter answers: a spatial softmax (arXiv:1509.06113).
+
+    Picking and placing is about where things are. This gives a place for each filter, 64 numbers for 32, where
+    flattened maps give thousands, whose layer would have to learn the same at each place anew.
+    """
+
+    grid_x: Tensor
+    grid_y: Tensor
+
+    def __init__(self, size: tuple[int, int], spec: NetworkSpec):
+        super().__init__()
+        modules: list[nn.Module] = []
+        channels, (height, width) = 3, size
+        for count, kernel, stride in spec.filters:
+            modules += [nn.Conv2d(channels, count, kernel, stride, padding=kernel // 2)]
+            modules += [ACTIVATIONS[spec.activation]()]
+            channels = count
+            height = (height + 2 * (kernel // 2) - kernel) // stride + 1
+            width = (width + 2 * (kernel // 2) - kernel) // stride + 1
+        self.convolutions = nn.Sequential(*modules[:-1])
+        self.sharpness = nn.Parameter(torch.ones(channels, 1, 1))
+        self.register_buffer("grid_x", torch.linspace(-1, 1, width).view(1, width))
+        self.register_buffer("grid_y", torch.linspace(-1, 1, height).view(height, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Coordinates in -1 .. 1, `(n, 2 * filters)`, all x before all y, of images `(n, height, width, 3)` uint8."""
+        pixels = image.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        answer = self.sharpness * self.convolutions(pixels)
+        weight = (answer - answer.amax((2, 3), keepdim=True)).exp()
+        weight = weight / weight.sum((2, 3), keepdim=True)
+        x, y = (weight * self.grid_x).sum((2, 3)), (weight * self.grid_y).sum((2, 3))
+        return torch.cat((x, y), -1)
+
+
 class Network(nn.Module):
-    """The module that a `NetworkSpec` describes: normalizer, layers, and for the head `gaussian` its `std`."""
+    """The module that a `NetworkSpec` describes: normalizer, encoders of images, layers, and for the head
+    `gaussian` its `std`.
+    """
 
     def __init__(self, spec: NetworkSpec, init_std: float = 1.0):
         super().__init__()
@@ -155,8 +234,9 @@ class Network(nn.Module):
         self.normalizer = (
             Normalizer(spec.input_size) if spec.normalizer == "running" else nn.Identity()
         )
+        self.encoders = nn.ModuleList(ImageEncoder(size, spec) for size in spec.images.values())
         modules: list[nn.Module] = []
-        width = spec.input_size
+        width = spec.features
         for hidden in spec.hidden:
             modules += [nn.Linear(width, hidden), ACTIVATIONS[spec.activation]()]
             width = hidden
@@ -166,9 +246,14 @@ class Network(nn.Module):
         if spec.head == "gaussian":
             self.std = nn.Parameter(torch.full((spec.outputs,), init_std))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs, or means of the Gaussian, `(n, outputs)`, for observations `(n, input_size)`."""
-        return self.outputs_of(self.layers(self.normalizer(x)))
+    def forward(self, x: Tensor, *images: Tensor) -> Tensor:
+        """Outputs, or means of the Gaussian, `(n, outputs)`, for numbers `(n, input_size)` and images of each group."""
+        return self.outputs_of(self.layers(self.features_of(x, images)))
+
+    def features_of(self, x: Tensor, images: Sequence[Tensor]) -> Tensor:
+        """Normalized numbers, and behind them what the encoders find in the images, `(n, features)`."""
+        found = [encoder(image) for encoder, image in zip(self.encoders, images, strict=True)]
+        return torch.cat((self.normalizer(x), *found), -1) if found else self.normalizer(x)
 
     def outputs_of(self, last: Tensor) -> Tensor:
         """Outputs, `(n, outputs)`, of the last layer's numbers."""
@@ -178,11 +263,13 @@ class Network(nn.Module):
             return last[..., : self.spec.outputs].tanh()
         return last
 
-    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def draw(
+        self, x: Tensor, generator: torch.Generator | None = None, images: Sequence[Tensor] = ()
+    ) -> Tensor:
         """Outputs drawn from the head's distribution, `(n, outputs)`; those of a head without one are `forward`'s."""
         if self.spec.head == "squashed_gaussian":
             return self.squashed(x, generator)[0]
-        outputs = self(x)
+        outputs = self(x, *images)
         if self.spec.head != "gaussian":
             return outputs
         return outputs + self.bounded_std() * _normal(outputs, generator)
@@ -207,6 +294,10 @@ class Network(nn.Module):
         """The network's input, `(n, input_size)`, from observations by group."""
         parts = [obs[group] for group in self.spec.inputs]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def images(self, obs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """The images that the network sees, `(n, height, width, 3)` each, from observations by group."""
+        return tuple(obs[group] for group in self.spec.images)
 
     def bounded_std(self) -> Tensor:
         """Standard deviation of each output, `(outputs,)`, within `STD_RANGE`."""
@@ -252,8 +343,13 @@ class Policy(nn.Module):
 
         `obs` is the concatenated input, or observations by group.
         """
-        inputs = obs if isinstance(obs, Tensor) else self.actor.gather(obs)
-        return self.actor.draw(inputs) if stochastic else self.actor(inputs)
+        if isinstance(obs, Tensor):
+            inputs, images = obs, ()
+        else:
+            inputs, images = self.actor.gather(obs), self.actor.images(obs)
+        if stochastic:
+            return self.actor.draw(inputs, images=images)
+        return self.actor(inputs, *images)
 
 
 def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deftly.contract import Memory, PolicyContract
 from deftly.contract.arrays import Array
+from deftly.env import group_of
 from deftly.policy.protocol import ContractPolicy, Signals, as_seen
 
 
@@ -48,7 +49,7 @@ class NetworkPolicy(ContractPolicy):
 def _called(network: Callable[..., Tensor], obs: Any, how: Mapping[str, Any]) -> Array:
     """The network's actions, of the library of its observation."""
     if isinstance(obs, Mapping):
-        tensors: Any = {name: torch.as_tensor(value) for name, value in obs.items()}
+        tensors: Any = {group_of(name): torch.as_tensor(value) for name, value in obs.items()}
         is_torch = all(isinstance(value, Tensor) for value in obs.values())
     else:
         tensors = torch.as_tensor(obs)

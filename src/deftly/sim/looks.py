@@ -21,7 +21,7 @@ CORNERS = np.array(list(itertools.product((-1.0, 1.0), repeat=3)))
 """Of a box, in units of its half sizes, (8, 3)."""
 EDGE = 0.18
 """How much of the edges of a box is cut off, a fraction of its smallest half size."""
-PREFIXES = ("body_", "jnt_", "dof_", "geom_", "site_", "cam_", "light_", "mat_", "tendon_")
+PREFIXES = ("body_", "jnt_", "dof_", "geom_", "site_", "cam_", "light_", "mat_", "tendon_", "qpos0")
 """Of the fields of a model that may differ between environments and are seen."""
 
 
@@ -53,7 +53,7 @@ def restored(drawn: mujoco.MjModel, model: mujoco.MjModel) -> mujoco.MjModel:
         model: compiled without; one environment's, say, with masses and sizes of its own.
     """
     shown = copy.copy(drawn)
-    kept = _kept_geoms(drawn, model)
+    kept = kept_geoms(drawn, model)
     for field in _float_fields(model):
         values = getattr(model, field)
         if field.startswith("geom_"):
@@ -63,7 +63,7 @@ def restored(drawn: mujoco.MjModel, model: mujoco.MjModel) -> mujoco.MjModel:
     return shown
 
 
-def _kept_geoms(drawn: mujoco.MjModel, model: mujoco.MjModel) -> np.ndarray:
+def kept_geoms(drawn: mujoco.MjModel, model: mujoco.MjModel) -> np.ndarray:
     """The geoms of the scene with looks that the one without has too, (ngeom,) of the latter: all of a body, or what
     collides or has a name.
     """

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deftly.config import Widened
 from deftly.errors import DeftlyError
 from deftly.sim.protocol import Sim
 from deftly.sim.rows import Rows, wide
@@ -28,7 +29,22 @@ Quantity = Literal[
     "torque",
     "latency",
     "gravity",
+    "light",
+    "light_direction",
+    "color",
+    "material",
+    "pattern",
+    "camera_position",
+    "camera_rotation",
+    "fovy",
 ]
+VISUAL = frozenset(
+    (
+        *("light", "light_direction", "color", "material", "pattern"),
+        *("camera_position", "camera_rotation", "fovy"),
+    )
+)
+"""Quantities that images show and the physics does not."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,11 @@ class Randomize:
     MuJoCo has no coefficient of restitution; what is drawn is the damping ratio z of contacts (`solref[1]`, 1 unless
     the scene says otherwise). Things bounce back with a fraction exp(-2 z atan(w / z) / w) of the speed at which they
     hit, w = sqrt(1 - z2): 0.14 at 1, 0.25 at 0.6, 0.45 at 0.3, if both geoms have the same; MuJoCo takes the mean.
+
+    What images alone show: light (diffuse red, green, blue) and light_direction (of a unit vector) of lights; color
+    (red, green, blue) of geoms, and the same as material of materials; pattern (how often the texture of one repeats);
+    camera_position (m, in the frame of the body), camera_rotation (rad, a rotation vector in the camera's frame) and
+    fovy (degrees) of cameras. Each component is drawn by itself; colours stay within 0 .. 1.
     """
 
     quantity: Quantity
@@ -71,6 +92,11 @@ def widen(entry: Randomize, factor: float, only_outside: bool = False) -> Random
     return replace(entry, low=max(lowest, middle - half), high=middle + half, without=without)
 
 
+def is_of(entry: Randomize, kind: Widened) -> bool:
+    """Whether an entry is of the physics, or of what images show; all are of `all`."""
+    return kind == "all" or (entry.quantity in VISUAL) == (kind == "visual")
+
+
 _ALL = slice(None)
 # quantity -> (what names name, whether constants follow, the fields it draws with the columns that change)
 _FIELDS: dict[str, tuple[str, bool, dict[str, slice]]] = {
@@ -88,8 +114,21 @@ _FIELDS: dict[str, tuple[str, bool, dict[str, slice]]] = {
     "torque": ("actuator", False, {"actuator_forcerange": _ALL}),
     "latency": ("actuator", False, {"actuator_delay": _ALL}),
     "gravity": ("", False, {"opt.gravity": _ALL}),
+    "light": ("light", False, {"light_diffuse": _ALL}),
+    "light_direction": ("light", False, {"light_dir": _ALL}),
+    "color": ("geom", False, {"geom_rgba": slice(0, 3)}),
+    "material": ("material", False, {"mat_rgba": slice(0, 3)}),
+    "pattern": ("material", False, {"mat_texrepeat": _ALL}),
+    "camera_position": ("camera", False, {"cam_pos": _ALL}),
+    "camera_rotation": ("camera", False, {"cam_quat": _ALL}),
+    "fovy": ("camera", False, {"cam_fovy": _ALL}),
 }
 _TOGETHER = ("mass", "size", "kp", "kd", "gravity")  # several numbers of one size
+_VECTORS = (  # quantities whose three components are drawn each by itself
+    *("com", "light", "light_direction", "color", "material"),
+    *("camera_position", "camera_rotation"),
+)
+_COLOURS = ("light", "color", "material")
 
 
 def prepare(s: mujoco.MjSpec, entries: tuple[Randomize, ...], timestep: float) -> None:
@@ -165,7 +204,7 @@ class _Draw:
             target = _Target(sim.expand(field), elements, columns, bool(kind))
             self._targets.append(target)
         draws = 1 if entry.shared else len(elements)
-        axes = 3 if entry.quantity == "com" else 1
+        axes = 3 if entry.quantity in _VECTORS else 1
         self._shape = (draws, axes)
         self._together = entry.quantity in _TOGETHER
         self._size = _size(entry, self._targets[0].nominal)
@@ -174,6 +213,8 @@ class _Draw:
     def _check(self) -> None:
         """Raise DeftlyError if what is added could leave nothing of a mass, an extent, a gain."""
         entry = self._entry
+        if entry.quantity == "camera_rotation" and entry.op == "scale":
+            raise DeftlyError('randomize camera_rotation: give op="add": a rotation has no scale')
         if entry.op != "add" or not self._together:
             return
         short = self._size[(self._size > 0) & (self._size + entry.low <= 0)]
@@ -191,8 +232,17 @@ class _Draw:
             scales = True
         for target in self._targets:
             nominal = rows.take(target.nominal)
-            drawn = nominal * value if scales else nominal + value
-            target.write(rows, drawn)
+            target.write(rows, self._changed(nominal, value, scales).to(nominal.dtype))
+
+    def _changed(self, nominal: Tensor, value: Tensor, scales: bool) -> Tensor:
+        """Nominal values `(rows.count, elements, columns)` after a draw."""
+        quantity = self._entry.quantity
+        if quantity == "camera_rotation":
+            return _rotated(nominal, value)
+        drawn = nominal * value if scales else nominal + value
+        if quantity == "light_direction":
+            return drawn / drawn.norm(dim=-1, keepdim=True)
+        return drawn.clip(0.0, 1.0) if quantity in _COLOURS else drawn
 
     def _uniform(self, rows: Rows, generator: torch.Generator) -> Tensor:
         """Draws of the entry's range, `(rows.count, elements or 1, 3 or 1)`, without the part that is left out."""
@@ -204,6 +254,17 @@ class _Draw:
         if entry.without:
             value = torch.where(value < low, value, value + gap)
         return value
+
+
+def _rotated(quaternion: Tensor, rotation: Tensor) -> Tensor:
+    """Quaternions w x y z `(..., 4)`, each rotated in its own frame by a rotation vector `(..., 3)`, rad."""
+    angle = rotation.norm(dim=-1, keepdim=True)
+    half_sinc = 0.5 * torch.sinc(angle / (2 * math.pi))  # sin(angle / 2) / angle
+    v = half_sinc * rotation
+    c = (angle / 2).cos()
+    w, u = quaternion[..., :1], quaternion[..., 1:]
+    real = w * c - (u * v).sum(-1, keepdim=True)
+    return torch.cat((real, w * v + c * u + torch.linalg.cross(u, v.expand_as(u))), -1)
 
 
 def _size(entry: Randomize, nominal: Tensor) -> Tensor:
@@ -240,6 +301,9 @@ def _names(model: mujoco.MjModel, kind: str) -> list[str]:
         "geom": model.ngeom,
         "joint": model.njnt,
         "actuator": model.nu,
+        "light": model.nlight,
+        "material": model.nmat,
+        "camera": model.ncam,
     }
     return [getattr(model, kind)(i).name for i in range(counts[kind])]
 

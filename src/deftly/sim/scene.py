@@ -122,6 +122,23 @@ def add_floor(s: mujoco.MjSpec, z: float, collides: bool = False) -> None:
     )
 
 
+def add_pattern(s: mujoco.MjSpec, material: str) -> None:
+    """Give a material of one colour a checkered texture, which varies its brightness by a few percent."""
+    name = f"{material}_checker"
+    s.add_texture(
+        name=name,
+        type=mujoco.mjtTexture.mjTEXTURE_2D,
+        builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
+        rgb1=[1.0, 1.0, 1.0],
+        rgb2=[0.9, 0.9, 0.9],
+        width=64,
+        height=64,
+    )
+    found = s.material(material)
+    found.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = name
+    found.texrepeat = [4, 4]
+
+
 def incline(s: mujoco.MjSpec, slope: float, uphill: float) -> None:
     """Let the floor z = 0 be a plane that rises by an angle (rad) in a direction (rad, from x to y): gravity leans.
 

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 import mujoco
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 from typing_extensions import Doc
 
-from deftly.config import RANGE, TaskConfig
+from deftly.config import RANGE, VISUAL_LADDER, TaskConfig
 from deftly.contract import Act, Derive, Input, Observe, PolicyContract, Signal
 from deftly.objects import items
 from deftly.objects.assortment import Assortment
@@ -31,6 +31,18 @@ OBJECT, GOAL_OFFSET, GOAL = slice(7, 10), slice(17, 20), slice(20, 23)
 """Where the observation has the object's position, and what depends on the goal."""
 MAX_PRESS = 200.0
 """Force on the table up to which the reward counts it, N."""
+CAMERAS = ("front", "wrist")
+"""Whose images a policy sees with `task.observation` rgb or rgb_and_state, each in a group of the observation."""
+VISUAL = (
+    Randomize("light", 0.5, 1.5),
+    Randomize("light_direction", -0.3, 0.3, op="add"),
+    Randomize("material", 0.6, 1.3, ("wood", "deftly_floor", "panda_white", "panda_grey")),
+    Randomize("pattern", 0.5, 2.0, ("wood", "deftly_floor")),
+    Randomize("camera_position", -0.01, 0.01, op="add"),
+    Randomize("camera_rotation", -0.03, 0.03, op="add"),
+    Randomize("fovy", 0.95, 1.05),
+)
+"""What images show differently in each episode. Cameras: as one puts them up by hand, within 1 cm and 2 degrees."""
 NEAR = 0.02
 """The stricter distance to the goal that the evaluation reports as well, m."""
 GRASP_NEAR = 0.035
@@ -111,7 +123,7 @@ class PickPlaceConfig(TaskConfig):
             "What is picked up, one of these in each episode: cube, sphere, cylinder, a shipped object, "
             "or a folder that deftly scan wrote."
         ),
-    ] = ("cube",)
+    ] = ("cube", "sphere", "cylinder", "pawn", "tee")
     object_half: Annotated[
         float, Gt(0.01), Lt(0.036), Doc("Half the edge of a cube, radius of the others, m.")
     ] = 0.025
@@ -144,6 +156,11 @@ class PickPlaceConfig(TaskConfig):
         float, Gt(0), Doc("Joint speed at action 1, rad/s; the arm's limit is 2.175.")
     ] = 0.8
     lowpass: Annotated[float, Ge(0), Lt(1), Doc("Weight of the previous action of the arm.")] = 0.4
+    observation: Annotated[
+        Literal["state", "rgb_and_state", "rgb"],
+        Doc("What the policy sees: numbers; images too; or images, the arm's joints and the goal."),
+    ] = "state"
+    image_size: Annotated[int, Ge(8), Le(1024), Doc("Edge of the square images, pixels.")] = 64
     reward: Annotated[
         Literal["dense", "sparse"], Doc("dense: `weights`; sparse: 1 at the goal, -1 elsewhere.")
     ] = "dense"
@@ -184,6 +201,16 @@ class PickPlace(Task):
     `shape` says in that frame half extents (3) and centre (3) of the box around it, half of its width between the
     fingers, and what fraction of the box it fills. One of `objects` is drawn for each episode.
 
+    With `observation` rgb_and_state the policy also sees two images `(image_size, image_size, 3)` uint8, `front` and
+    `wrist`. With rgb nothing measures the object: the policy sees these images, and beside them (22)
+
+    | index | term          | meaning                                      | unit |
+    |-------|---------------|----------------------------------------------|------|
+    | 0-6   | tool_pose     | as above                                     | m    |
+    | 7-15  | joint_pos     | joints of the arm, fingers                   | rad  |
+    | 16-18 | goal_way      | goal minus tool point                        | m    |
+    | 19-21 | goal          | as above                                     | m    |
+
     Action (9), in [-1, 1]:
 
     | index | meaning                                                                       |
@@ -198,14 +225,18 @@ class PickPlace(Task):
     1.2, with the pads'), damping ratio of its contacts (0.6 .. 1, so that it bounces) and, unless it was scanned, size
     (0.95 .. 1.05); goal; home pose; gravity (0.97 .. 1.03); gains of the servos (0.9 .. 1.1) and damping of the joints
     (0.8 .. 1.25). Sensors: object pose with 1 mm standard deviation and 1 mm bias, up to a step late, one in 20 lost.
+    With images also what they show: lights, colours of objects, table and floor, poses and angles of the cameras; see
+    `VISUAL`.
     """
 
     Config = PickPlaceConfig
     defaults = {
         "env": {"num_envs": 512, "episode_steps": 100},
         "train": {"init_std": 0.5, "desired_kl": 0.02},
+        "distill": {"buffer": 40_000, "minibatches": 4, "activation": "relu"},
     }
     cfg: PickPlaceConfig
+    ladder = VISUAL_LADDER
     report = Report(
         metrics={
             "within_2_cm": "fraction of episodes that end within 2 cm of the goal",
@@ -244,8 +275,13 @@ class PickPlace(Task):
         """Itself, if the reward is of the goal alone."""
         return self if self.cfg.reward == "sparse" else None
 
+    @property
+    def sees(self) -> bool:
+        """Whether the policy sees images."""
+        return self.cfg.observation != "state"
+
     def scene(self) -> mujoco.MjSpec:
-        """The arm on a table with the objects; cameras `front` and `wrist`."""
+        """The arm on a table with the objects; cameras `front`, closer if the policy sees its images, and `wrist`."""
         s = panda.spec()
         scene.prepare(s)
         scene.add_floor(s, -0.75)
@@ -254,49 +290,78 @@ class PickPlace(Task):
         for body in (*self.things.bodies, "world"):
             ARM.add_touch(s, body)
         ARM.add_wrist_camera(s)
-        scene.add_camera(s, "front", eye=(1.55, -1.05, 0.85), target=(0.28, 0.0, 0.28), fovy=40)
+        if self.sees:
+            scene.add_camera(s, "front", eye=(1.10, 0.0, 0.55), target=(0.45, 0.0, 0.08), fovy=45)
+            scene.add_pattern(s, scene.WOOD.name)
+        else:
+            scene.add_camera(s, "front", eye=(1.55, -1.05, 0.85), target=(0.28, 0.0, 0.28), fovy=40)
         scene.add_home(s, {j.name: j.home for j in panda.ROBOT.joints})
         return s
 
     def contract(self) -> PolicyContract:
         """Velocity control of seven joints, and the hand, at `rate`."""
         cfg = self.cfg
-        interface = panda.ROBOT.interface(Signal("object_pose", 7, "m, quaternion wxyz", "base"))
+        measures_object = cfg.observation != "rgb"
+        shape = (cfg.image_size, cfg.image_size, 3)
+        cameras = CAMERAS if self.sees else ()
+        signals = [Signal(name, shape, dtype="uint8") for name in cameras]
+        if measures_object:
+            signals.insert(0, Signal("object_pose", 7, "m, quaternion wxyz", "base"))
         goal = Input("goal", 3, "m", "base", lower=GOAL_LOW, upper=GOAL_HIGH, default=(0.5, 0, 0.2))
-        shape = Input("shape", items.CODE, "m", "object", *SHAPE_BOUNDS, default=CUBE)
+        inputs = [goal]
         arm = len(panda.LINKS)
         derive = (
             Derive("tool_pose", "forward_kinematics", site="tool", pose=True),
             Derive("tool_pos", "part", ("tool_pose",), count=3),
-            Derive("object_pos", "part", ("object_pose",), count=3),
-            Derive("tool_offset", "difference", ("object_pos", "tool_pos")),
-            Derive("goal_offset", "difference", ("goal", "object_pos")),
-            Derive("fingers", "part", ("joint_pos",), first=arm, count=len(FINGERS)),
         )
-        observe = (
-            Observe("tool_pose"),
-            Observe("object_pose"),
-            Observe("tool_offset"),
-            Observe("goal_offset"),
-            Observe("goal"),
-            Observe("fingers", (1 / panda.FINGER_TRAVEL,)),
-            Observe("shape", (*(1 / panda.FINGER_TRAVEL,) * (items.CODE - 1), 1.0)),
-        )
+        if measures_object:
+            derive += (
+                Derive("object_pos", "part", ("object_pose",), count=3),
+                Derive("tool_offset", "difference", ("object_pos", "tool_pos")),
+                Derive("goal_offset", "difference", ("goal", "object_pos")),
+                Derive("fingers", "part", ("joint_pos",), first=arm, count=len(FINGERS)),
+            )
+            observe = (
+                Observe("tool_pose"),
+                Observe("object_pose"),
+                Observe("tool_offset"),
+                Observe("goal_offset"),
+                Observe("goal"),
+                Observe("fingers", (1 / panda.FINGER_TRAVEL,)),
+                Observe("shape", (*(1 / panda.FINGER_TRAVEL,) * (items.CODE - 1), 1.0)),
+            )
+            inputs.append(Input("shape", items.CODE, "m", "object", *SHAPE_BOUNDS, default=CUBE))
+        else:
+            derive += (Derive("goal_way", "difference", ("goal", "tool_pos")),)
+            scale = (1.0,) * arm + (1 / panda.FINGER_TRAVEL,) * len(FINGERS)
+            observe = (
+                Observe("tool_pose"),
+                Observe("joint_pos", scale),
+                Observe("goal_way"),
+                Observe("goal"),
+            )
+        observe += tuple(Observe(name, group=name) for name in cameras)
         act = (
             Act(tuple(panda.LINKS), "velocity", (cfg.speed,), cfg.lowpass),
             Act(FINGERS, "gripper", (panda.GRIP_SPEED,)),
         )
-        return PolicyContract(interface, cfg.rate, observe, act, (goal, shape), derive)
+        interface = panda.ROBOT.interface(*signals)
+        return PolicyContract(interface, cfg.rate, observe, act, tuple(inputs), derive)
 
     def signals(self, s: State) -> dict[str, Tensor]:
-        """Joint positions and the object's pose."""
+        """Joint positions and the object's pose; images are what the scene's cameras see."""
+        if self.cfg.observation == "rgb":
+            return {"joint_pos": s.joint_pos}
         pose = self.things.pose(s)
         upright = torch.where(pose[:, 3:4] < 0, -pose[:, 3:], pose[:, 3:])
         return {"joint_pos": s.joint_pos, "object_pose": torch.cat((pose[:, :3], upright), -1)}
 
     def inputs(self, s: State) -> dict[str, Tensor]:
         """The goal of the episode, and what its object is like."""
-        return {"goal": s.zeros("goal", 3), "shape": self.things.numbers(s, "code")}
+        goal = {"goal": s.zeros("goal", 3)}
+        if self.cfg.observation == "rgb":
+            return goal
+        return {**goal, "shape": self.things.numbers(s, "code")}
 
     def privileged(self, s: State) -> Tensor:
         """Joints, their velocities, the object's velocity, grip, fraction of the steps to hold."""
@@ -400,7 +465,7 @@ class PickPlace(Task):
         return {**own, "distance": distance, "within_2_cm": near, "object": thing}
 
     def randomize(self) -> tuple[Randomize, ...]:
-        """Objects, friction of the pads, gravity, and the arm's servos and joints."""
+        """Objects, friction of the pads, gravity, the arm's servos and joints; what images show."""
         arm, things = tuple(panda.LINKS), self.things
         parts = tuple(part for item in things.items for part in item.parts)
         sized = tuple(item.body for item in things.items if item.is_primitive)
@@ -412,10 +477,17 @@ class PickPlace(Task):
             Randomize("gravity", 0.97, 1.03),
             Randomize("damping", 0.8, 1.25, arm, shared=True),
             *(Randomize(gain, 0.9, 1.1, arm, shared=True) for gain in ("kp", "kd")),
+            *(
+                (Randomize("color", -0.12, 0.2, things.shown, op="add"), *VISUAL)
+                if self.sees
+                else ()
+            ),
         )
 
     def noise(self) -> dict[str, Noise]:
-        """A camera's error of the object's pose; some pictures come a step late, and some are lost."""
+        """A camera's error of the object's pose, where one measures it; some come a step late, and some are lost."""
+        if self.cfg.observation == "rgb":
+            return {}
         return {"object_pose": Noise(gaussian=0.001, bias=0.001, delay=1, dropout=0.05)}
 
     def curriculum(self, s: State, progress: dict[str, float]) -> None:

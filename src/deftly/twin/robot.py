@@ -10,6 +10,7 @@ through which a task looks at all that. Nothing is randomized: it is the nominal
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections import deque
 from collections.abc import Mapping
 from operator import attrgetter
@@ -22,8 +23,10 @@ import torch
 from torch import Tensor
 
 from deftly.config import SimConfig
+from deftly.contract import Signal
 from deftly.control.drivers import Driver, DriverError, Reading
 from deftly.errors import DeftlyError
+from deftly.render.cameras import Cameras, image_signals
 from deftly.sim.scene import compile_scene
 from deftly.sim.sensors import Noise
 from deftly.sim.state import State
@@ -180,6 +183,7 @@ class SimRobot(Driver):
         self.sim = OneSim(self.model)
         self.data, self.latency = self.sim.data, 1e-3 * latency_ms
         self._noise = task.noise() if noise else {}
+        self._cameras: Cameras | None = None
         State(self.sim, self.contract, 0)  # says which joint of the contract the scene lacks
         self._ctrl = [self.model.actuator(name).id for name in self.contract.joint_names]
         self.reset(0)
@@ -334,4 +338,14 @@ class SimRobot(Driver):
         """What the robot measures, (size,) float64 each; an image as it is."""
         signals = {name: value[0] for name, value in self.task.signals(self.view).items()}
         arrays = {n: v if v.dtype == torch.uint8 else v.double() for n, v in signals.items()}
-        return {name: value.numpy().copy() for name, value in arrays.items()}
+        numbers = {name: value.numpy().copy() for name, value in arrays.items()}
+        return numbers | self._images(image_signals(self.contract, signals))
+
+    def _images(self, signals: tuple[Signal, ...]) -> dict[str, np.ndarray]:
+        """What the scene's cameras see, (height, width, 3) uint8 by signal."""
+        if not signals:
+            return {}
+        if self._cameras is None:
+            self._cameras = Cameras(self.model, signals)
+            weakref.finalize(self, self._cameras.close)
+        return {name: rows[0] for name, rows in self._cameras.images(self.sim, [0]).items()}
