@@ -250,3 +250,15 @@ def test_the_engine_on_warp_fits_mujoco(monkeypatch, warp, level, said):
     found = doctor.engines()
     assert found.level == level
     assert said in found.text
+
+
+WATCHER = str(Path(__file__).parents[1] / "assets/watcher.py")
+
+
+def test_a_task_of_images_is_sound(capsys, quick):
+    """PPO does not learn from images: that is said, and is no fault of the task."""
+    assert cli.main(["doctor", WATCHER]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "2 observations and images (front), 2 actions" in out
+    assert "warn learning not tried: the policy sees images (front)" in out
+    assert "deftly distill watcher" in out

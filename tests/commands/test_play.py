@@ -426,3 +426,14 @@ def test_errors_are_one_line(tmp_path, capsys, no_display, monkeypatch):
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert expected in error
+
+
+@pytest.mark.parametrize("name", ["zero", "random"])
+def test_who_has_no_policy_drives_a_robot_that_sees_too(name):
+    cls = load(str(Path(__file__).parents[1] / "assets/watcher.py"))
+    seeing = cls(cls.Config()).contract()
+    numbers = {s.name: torch.zeros(3, *s.shape) for s in seeing.signals if not s.is_image}
+    signals = {**numbers, "front": torch.zeros(3, 48, 48, 3, dtype=torch.uint8)}
+    action = play._untrained(name, seeing).infer(signals).action
+    assert action.shape == (3, 2)
+    assert bool(action.any()) == (name == "random")

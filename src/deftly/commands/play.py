@@ -170,8 +170,9 @@ class Reloaded:
 def _untrained(agent: str, contract: PolicyContract) -> Policy:
     """Nobody (zeros), or uniform noise."""
 
-    def act(obs: Tensor) -> Tensor:
-        shape = len(obs), contract.action_size
+    def act(obs: Tensor | Mapping[str, Tensor]) -> Tensor:
+        rows = obs if isinstance(obs, Tensor) else next(iter(obs.values()))
+        shape = len(rows), contract.action_size
         return torch.zeros(shape) if agent == "zero" else 2 * torch.rand(shape) - 1
 
     return NetworkPolicy(contract, act)
