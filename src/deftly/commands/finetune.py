@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,7 @@ from deftly import render
 from deftly.config import OUTPUT_FOLDER, SEEDS, Repeatable, Settings, parse
 from deftly.console import duration, say, show
 from deftly.errors import DeftlyError
-from deftly.vla.models import RECIPES, Kind, Recipe
+from deftly.vla.recipes import RECIPES, Kind, Recipe
 
 if TYPE_CHECKING:
     from deftly.data.lerobot import Dataset
@@ -122,8 +122,6 @@ def _finetune(dataset: Path, args: FinetuneArgs) -> int:
 
 def _recipe(args: FinetuneArgs) -> Recipe:
     """The model's recipe with what was typed."""
-    from dataclasses import replace
-
     recipe = RECIPES[args.policy]
     typed = {
         name: getattr(args, name)

@@ -398,7 +398,7 @@ def _require_videos(found: Dataset, frames: int) -> None:
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """Columns of numbers of all rows, in their order, images apart."""
+    """Columns of numbers of all rows, in their order: float32, or whole numbers."""
     import pyarrow.lib
     import pyarrow.parquet as parquet
 
@@ -408,6 +408,10 @@ def read_rows(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
         found = {
             name: np.concatenate([np.asarray(table[name].to_pylist()) for table in tables])
             for name in columns
+        }
+        found = {
+            name: each.astype(np.float32) if each.dtype.kind == "f" else each
+            for name, each in found.items()
         }
     except (OSError, ValueError, KeyError, pyarrow.lib.ArrowException) as error:
         reason = printable(" ".join(str(error).split()), 120)

@@ -83,9 +83,11 @@ class VlaCheckpoint:
     def model(self, device: str = "cpu") -> Model:
         """The model with its weights. Raises DeftlyError where LeRobot or a base model is missing."""
         from lerobot.configs import PreTrainedConfig
+        from lerobot.policies.factory import get_policy_class
 
         from deftly.vla import models
 
+        assert get_policy_class  # its import registers the kinds of `config.json`
         config = PreTrainedConfig.from_pretrained(self.path)
         config.device, config.pretrained_path = device, None
         kind, base, rank = (self.about[name] for name in ("model", "base", "lora"))

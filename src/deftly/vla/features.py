@@ -116,15 +116,16 @@ class Droid:
 
     def __init__(self, contract: PolicyContract):
         self.contract = contract
-        gripper = [act.joints[0] for act in contract.act_terms if act.kind == "gripper"]
-        self._arm = [i for i, joint in enumerate(contract.joints) if joint.name not in gripper]
+        grips = [act for act in contract.act_terms if act.kind == "gripper"]
+        fingers = [name for act in grips for name in act.joints]
+        self._arm = [i for i, name in enumerate(contract.joint_names) if name not in fingers]
         kinds = {act.kind for act in contract.act_terms} - {"gripper", "velocity", "delta"}
-        if len(gripper) != 1 or len(self._arm) > DROID_JOINTS or kinds:
+        if len(grips) != 1 or len(self._arm) > DROID_JOINTS or kinds:
             raise DeftlyError(
                 f"{contract.robot.name} does not fit DROID's layout, an arm of at most {DROID_JOINTS} joints that "
                 "takes velocities, and one gripper: use --layout contract"
             )
-        self._gripper = contract.joint_names.index(gripper[0])
+        self._fingers = [contract.joint_names.index(name) for name in fingers]
         self.state_names = [f"joint_{i + 1}" for i in range(DROID_JOINTS)] + ["gripper"]
         self.action_names = [f"joint_{i + 1}.velocity" for i in range(DROID_JOINTS)] + [
             "gripper.open"
@@ -153,20 +154,21 @@ class Droid:
     def state(self, joint_pos: np.ndarray) -> np.ndarray:
         """State (..., 8) of measured joints (..., num_joints)."""
         joint_pos = np.asarray(joint_pos, np.float32)
-        joint = self.contract.joints[self._gripper]
+        joint = self.contract.joints[self._fingers[0]]
         state = np.zeros((*joint_pos.shape[:-1], DROID_JOINTS + 1), np.float32)
         state[..., : len(self._arm)] = joint_pos[..., self._arm]
-        opening = joint_pos[..., self._gripper] - joint.lower
+        opening = joint_pos[..., self._fingers[0]] - joint.lower
         state[..., -1] = opening / (joint.upper - joint.lower)
         return state
 
     def joint_pos(self, state: np.ndarray) -> np.ndarray:
-        """The inverse of `state`."""
+        """The inverse of `state`; fingers of one gripper are open alike."""
         state = np.asarray(state, np.float32)
-        joint = self.contract.joints[self._gripper]
         joint_pos = np.zeros((*state.shape[:-1], len(self.contract.joints)), np.float32)
         joint_pos[..., self._arm] = state[..., : len(self._arm)]
-        joint_pos[..., self._gripper] = joint.lower + state[..., -1] * (joint.upper - joint.lower)
+        for i in self._fingers:
+            joint = self.contract.joints[i]
+            joint_pos[..., i] = joint.lower + state[..., -1] * (joint.upper - joint.lower)
         return joint_pos
 
     def to_dataset(self, action: np.ndarray) -> np.ndarray:
