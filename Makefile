@@ -8,7 +8,7 @@ STAMP := $(VENV)/.stamp-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
 OR_NONE := || [ $$? -eq 5 ]
 HAS_EGL := $(BIN)/python -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("EGL"))'
 
-.PHONY: help install quickstart scan-demo test test-slow test-warp check docs bench clean gl
+.PHONY: help install quickstart scan-demo test test-slow test-warp vla test-vla check docs bench clean gl
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -42,6 +42,25 @@ test-warp: install ## run the tests of the Warp engine, which needs the extra gp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gpu]'
 	$(BIN)/python -m pytest -m warp $(ARGS)
 
+# LeRobot needs Python 3.12 and a torch of its own, so it has an environment of its own: .venv-vla/bin/deftly. On a
+# computer without an NVIDIA GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves 4 GB.
+VLA := .venv-vla
+VLA_STAMP := $(VLA)/.stamp-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
+PYTHON312 ?= python3.12
+TORCH_INDEX ?=
+vla: $(VLA_STAMP) ## make .venv-vla (Python 3.12), for deftly demos and deftly finetune
+
+$(VLA_STAMP):
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null || \
+		{ echo "no Python 3.12: make vla PYTHON312=/path/to/python3.12" >&2; exit 1; }
+	@test -x $(VLA)/bin/python || $(PYTHON312) -m venv $(VLA)
+	$(VLA)/bin/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) 'torch==2.11.0+cpu') -e '.[train,vla]' pytest
+	@rm -f $(VLA)/.stamp-* && touch $@
+
+test-vla: vla ## run the tests of data sets and models, which need .venv-vla
+	HF_HUB_OFFLINE=1 $(VLA)/bin/python -m pytest -m vla $(ARGS)
+
 check: $(STAMP) ## lint, format, types, layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -55,7 +74,7 @@ bench: install ## measure this machine
 	$(BIN)/deftly bench $(ARGS)
 
 clean: ## remove what make and the tools made; runs stay
-	rm -rf $(VENV) build dist .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache MUJOCO_LOG.TXT
+	rm -rf $(VENV) $(VLA) build dist .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache MUJOCO_LOG.TXT
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf src/*.egg-info
 

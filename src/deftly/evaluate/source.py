@@ -4,7 +4,7 @@
     latest_test             what the task's newest test run measured
     shipped                 the policy that Deftly ships for the task
     a run, part of its name, a path, each with `:last` or `:iter_000100`     a checkpoint of that run
-    a folder                a checkpoint, or a bundle of `deftly export`
+    a folder                a checkpoint (of `deftly finetune` too), or a bundle of `deftly export`
     tcp://HOST:PORT         the policy of a server, `deftly serve`
 
 Without a word it is the task's newest run with a checkpoint, else the shipped policy. A bundle or an endpoint is
@@ -41,10 +41,12 @@ from deftly.files import sha256
 from deftly.policy import bundle
 from deftly.policy.bundle import Bundle
 from deftly.policy.protocol import Policy
+from deftly.vla import checkpoint as vla
 
 if TYPE_CHECKING:
     from deftly.learn.checkpoint import Checkpoint
     from deftly.tasks import Task
+    from deftly.vla.checkpoint import VlaCheckpoint
 
 Form = Literal["checkpoint", "bundle"]
 """In which of its two forms the shipped policy is taken: with torch, or without."""
@@ -82,10 +84,10 @@ class PolicyArgs(Settings):
 class PolicySource:
     """A policy that was found, and what is known of it before it decides."""
 
-    kind: Literal["run", "checkpoint", "bundle", "shipped", "endpoint"]
+    kind: Literal["run", "checkpoint", "bundle", "shipped", "endpoint", "model"]
     label: str
     """What to type after --policy."""
-    loaded: Bundle | Checkpoint | None
+    loaded: Bundle | Checkpoint | VlaCheckpoint | None
     """None if only a server has it."""
     like: PolicySource | None = None
     """What has the settings and the report of a server's policy, if --settings-from says."""
@@ -97,7 +99,7 @@ class PolicySource:
         if self.kind == "run" and self.loaded is not None:
             run = self.loaded.path.parent.parent
             name = f"run {run.name}"
-        elif self.kind in ("checkpoint", "bundle"):
+        elif self.kind in ("checkpoint", "bundle", "model"):
             name = f"{self.kind} {self.label}"
         return f"policy: {printable(name)}" + (
             "" if self.loaded is None else f" (iteration {self.iteration})"
@@ -154,6 +156,8 @@ class PolicySource:
             return {}
         if isinstance(self.loaded, Bundle):
             return dict(self.loaded.manifest["settings"])
+        if isinstance(self.loaded, vla.VlaCheckpoint):
+            return self.loaded.settings
         return _saved(self.loaded, task)
 
     def require(self, contract: PolicyContract, task: str) -> None:
@@ -170,11 +174,19 @@ class PolicySource:
 
     def checkpoint(self, verb: str) -> Checkpoint:
         """The checkpoint that it is. Raises DeftlyError for a bundle or an endpoint, which `verb` cannot use."""
-        if self.loaded is None or isinstance(self.loaded, Bundle):
+        if self.loaded is None or isinstance(self.loaded, (Bundle, vla.VlaCheckpoint)):
             raise DeftlyError(
                 f"{verb} needs a checkpoint, and {self.label} is {_article(self.kind)}: give a run"
             )
         return self.loaded
+
+    def seen_by(self, task: Task) -> Task:
+        """The task as this policy sees it: of one that learned from images, through the cameras of the scene."""
+        if not isinstance(self.loaded, vla.VlaCheckpoint) or self.loaded.task != task.name:
+            return task
+        from deftly.vla.cameras import seen_through
+
+        return seen_through(task, self.loaded.contract)
 
     def open(
         self,
@@ -192,7 +204,9 @@ class PolicySource:
             timeout: Longest wait for a server's decision, s.
             keys: The robot's folder of keys, for a server that has them.
         """
-        if stochastic and (self.loaded is None or isinstance(self.loaded, Bundle)):
+        if stochastic and (
+            self.loaded is None or isinstance(self.loaded, (Bundle, vla.VlaCheckpoint))
+        ):
             raise DeftlyError(
                 f"{self.label} is {_article(self.kind)} and gives its mean action: leave out --stochastic"
             )
@@ -204,6 +218,8 @@ class PolicySource:
             contract.require(self.loaded.contract, self.label)
         if isinstance(self.loaded, Bundle):
             return self.loaded.policy()
+        if isinstance(self.loaded, vla.VlaCheckpoint):
+            return self.loaded.open()
         from deftly.learn.policy import NetworkPolicy
 
         return NetworkPolicy(self.loaded.contract, self.loaded.policy(), stochastic)
@@ -233,6 +249,9 @@ def resolve(
         (path / name).exists() for name in (bundle.MANIFEST, bundle.NETWORK, bundle.SPEC)
     ):
         return of_bundle(path)
+    for folder in (path, path / "checkpoint"):
+        if vla.is_one(folder):
+            return of_vla(folder)
     return _of_run(spec, task, runs)
 
 
@@ -248,6 +267,11 @@ def task_name(task: str | None) -> str | None:
 def of_bundle(path: Path) -> PolicySource:
     """The policy of a bundle."""
     return PolicySource("bundle", str(path), bundle.load(path))
+
+
+def of_vla(path: Path) -> PolicySource:
+    """The policy of a model of `deftly finetune`."""
+    return PolicySource("model", str(path), vla.load(path))
 
 
 def of_checkpoint(found: Checkpoint) -> PolicySource:
@@ -425,6 +449,6 @@ def prepare(
         command, flags, prog=prog, filed=like.settings(cls), origin=f"the settings of {like.label}"
     )
     debug(lambda: shlex.join([*prog.split(), *changed(args)]))
-    task = cls(args.task)
+    task = source.seen_by(cls(args.task))
     source.require(task.contract(), cls.name)
     return task, args, source
