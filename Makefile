@@ -8,7 +8,7 @@ STAMP := $(VENV)/.stamp-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
 OR_NONE := || [ $$? -eq 5 ]
 HAS_EGL := $(BIN)/python -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("EGL"))'
 
-.PHONY: help install quickstart test test-slow test-warp check docs bench clean gl
+.PHONY: help install quickstart test test-slow test-warp test-openpi check docs bench clean gl
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -34,6 +34,11 @@ test-slow: install ## run the long tests too: all episodes of the shipped polici
 test-warp: install ## run the tests of the Warp engine, which needs the extra gpu
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gpu]'
 	$(BIN)/python -m pytest -m warp $(ARGS)
+
+test-openpi: install ## drive our policy server with openpi-client, in an environment of its own: it wants numpy < 2
+	test -x .venv-openpi/bin/python || $(BIN)/python -m venv .venv-openpi
+	.venv-openpi/bin/python -m pip install --quiet --disable-pip-version-check openpi-client==0.1.2 typing_extensions
+	OPENPI_CLIENT_PYTHON=.venv-openpi/bin/python $(BIN)/python -m pytest -m vla tests/serving $(ARGS)
 
 check: $(STAMP) ## lint, format, types, layers
 	$(BIN)/ruff check

@@ -3,14 +3,14 @@
 A chunk is asked for every `executed` control steps, and each action in it is for one step, the first for that in which
 it was asked for. The newest chunk that is there decides. One that took d steps is used from its action d on: what is in
 the past by then is skipped. That is the simplest form of real-time chunking (K. Black, M. Y. Galliker, S. Levine,
-Real-time execution of action chunking flow policies, 2025, arXiv:2506.07339, which makes the new chunk agree with what is
-executed meanwhile as well). `ensemble` averages over all chunks that have an action for the step, as temporal ensembling
-does (T. Z. Zhao et al., Learning fine-grained bimanual manipulation with low-cost hardware, RSS 2023, arXiv:2304.13705).
+Real-time execution of action chunking flow policies, 2025, arXiv:2506.07339, which makes the new chunk agree with what
+is executed meanwhile as well). `ensemble` averages over all chunks that have an action for the step, as temporal
+ensembling does (T. Z. Zhao et al., Learning fine-grained bimanual manipulation with low-cost hardware, RSS 2023).
 
 In an environment the model is asked in the step itself, and a delay is simulated: `delay`. On a robot it is asked in a
-thread of its own (`Ahead`), and the delay is measured: a chunk is asked for as early as the longest of the last few took.
-A robot without an action holds the command that it has; after `late` such steps there is no decision any more, which the
-safety kernel makes a fault.
+thread of its own (`Ahead`), and the delay is measured: a chunk is asked for as early as the slowest of the last few
+took. A robot without an action holds the command that it has; after `late` such steps there is no decision any more,
+which the safety kernel makes a fault.
 """
 
 from __future__ import annotations
@@ -427,7 +427,7 @@ class ChunkPolicy(ContractPolicy):
 
 
 def said_by_all(contract: PolicyContract, inputs: Inputs, count: int) -> dict[str, Any]:
-    """Every input of a contract for `count` robots, numbers `(count, size)` float32 and texts; defaults where unsaid."""
+    """Every input for `count` robots, numbers `(count, size)` float32 and lists of texts; the default where unsaid."""
     found: dict[str, Any] = {}
     for given in contract.inputs:
         value = inputs.get(given.name)

@@ -1,16 +1,19 @@
 """How openpi's observations and actions stand for signals, inputs and actions of a contract.
 
-`Own` has the contract's own names, units and actions. `Droid` is the layout of the DROID platform, in which pi0-FAST and
-pi0.5 for DROID were trained: two images, seven joints, a gripper and a prompt; actions of eight numbers.
+`Own` has the contract's own names, units and actions. `Droid` is the layout of the DROID platform, in which pi0-FAST
+and pi0.5 for DROID were trained: two images, seven joints, a gripper and a prompt; actions of eight numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
+from typing_extensions import Doc
 
+from deftly.config import Settings
 from deftly.console import printable
 from deftly.contract import JOINT_POS, Act, Inputs, PolicyContract, Signal
 from deftly.contract.terms import MAX_PROMPT
@@ -24,6 +27,29 @@ WRIST = f"{PREFIX}wrist_image_left"
 JOINTS, GRIPPER = f"{PREFIX}joint_position", f"{PREFIX}gripper_position"
 DROID_JOINTS = 7
 """Joints of DROID's arm, a Franka Panda; those of a shorter arm come first, the others are 0."""
+
+
+@dataclass(frozen=True)
+class OpenpiConfig(Settings):
+    """How a policy behind openpi's protocol, `ws://HOST:PORT`, is spoken with."""
+
+    layout: Annotated[
+        LayoutName | None,
+        Doc(
+            "Names and units: deftly, the contract's own, or droid. Unset: as the server says, else droid."
+        ),
+    ] = None
+    gripper_open: Annotated[
+        Literal[0, 1], Doc("Of droid: what an open gripper is; a closed one is the other.")
+    ] = 1
+    prompt: Annotated[str, Doc("What is said to a policy whose contract has no text.")] = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.prompt) > MAX_PROMPT:
+            raise DeftlyError(
+                f"openpi.prompt has {len(self.prompt)} characters, at most {MAX_PROMPT}"
+            )
 
 
 class LayoutError(DeftlyError):
@@ -54,7 +80,7 @@ class Layout(Protocol):
 
 
 class Own:
-    """`observation/SIGNAL` for each signal, inputs by their names, `prompt` also for the first text; actions as they are."""
+    """`observation/SIGNAL` for each signal, inputs by their names, the first text as `prompt`; actions as they are."""
 
     name: LayoutName = "deftly"
 
@@ -89,8 +115,8 @@ class Droid:
     """DROID's layout: `observation/exterior_image_1_left`, `.../wrist_image_left`, `.../joint_position` (7),
     `.../gripper_position` (1), `prompt`; actions are seven joint velocities, rad/s, and an absolute gripper position.
 
-    A joint that no action of the contract moves has the velocity 0. A gripper's position is a fraction of its range, and
-    an action of it above or below one half opens or closes it. What else the contract wants is `observation/SIGNAL`.
+    A joint that no action of the contract moves has the velocity 0. A gripper's position is a fraction of its range;
+    its action opens or closes it, from one half on. What else the contract wants is `observation/SIGNAL`.
 
     Args:
         contract: One arm of at most seven joints, moved by velocities or deltas, and one gripper.
@@ -131,8 +157,8 @@ class Droid:
 
     def read(self, observation: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """See `Layout`."""
-        arm = _numbers(observation, JOINTS, DROID_JOINTS)
-        open_part = self._turned(_numbers(observation, GRIPPER, 1)[0])
+        arm = read_numbers(observation, JOINTS, DROID_JOINTS)
+        open_part = self._turned(read_numbers(observation, GRIPPER, 1)[0])
         joint_pos = np.zeros(len(self.contract.joints), np.float32)
         joint_pos[self._arm] = arm[: len(self._arm)]
         for i in self._fingers:
@@ -177,7 +203,7 @@ def layout(name: LayoutName, contract: PolicyContract, gripper_open: float = 1.0
 
 
 def _columns(contract: PolicyContract, arm: list[int]) -> tuple[list[float], list[int], int]:
-    """Of each element of the action the velocity of an action of 1, rad/s, and its place in DROID's; the gripper's column.
+    """Of each element of the action the velocity of an action of 1, rad/s, and its place in DROID's; the gripper's.
 
     Raises LayoutError if the actions are no velocities and one gripper.
     """
@@ -217,8 +243,8 @@ def _images(contract: PolicyContract) -> dict[str, str]:
 
 def _refuse(contract: PolicyContract, what: str) -> None:
     raise LayoutError(
-        f"the layout 'droid' is for one arm of at most {DROID_JOINTS} joints moved by velocities, a gripper and at most "
-        f"three images; {contract.robot.name} has {what}: use the layout 'deftly'"
+        f"the layout 'droid' is for one arm of at most {DROID_JOINTS} joints moved by velocities, a gripper and "
+        f"at most three images; {contract.robot.name} has {what}: use the layout 'deftly'"
     )
 
 
@@ -231,7 +257,7 @@ def _signal(observation: Mapping[str, Any], signal: Signal) -> np.ndarray:
     """A signal of an observation. Raises LayoutError if it is missing, or no such signal."""
     key = PREFIX + signal.name
     if not signal.is_image:
-        return _numbers(observation, key, signal.size)
+        return read_numbers(observation, key, signal.size)
     value = _found(observation, key)
     if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.shape != signal.shape:
         shape = " x ".join(map(str, signal.shape))
@@ -239,7 +265,7 @@ def _signal(observation: Mapping[str, Any], signal: Signal) -> np.ndarray:
     return value
 
 
-def _numbers(observation: Mapping[str, Any], key: str, size: int) -> np.ndarray:
+def read_numbers(observation: Mapping[str, Any], key: str, size: int) -> np.ndarray:
     """Numbers `(size,)` float32 of an observation; a single one may come without its axis."""
     value = _found(observation, key)
     try:
@@ -273,7 +299,7 @@ def _inputs(
             continue
         value = observation[key]
         if not given.is_text:
-            found[given.name] = _numbers(observation, key, given.size)
+            found[given.name] = read_numbers(observation, key, given.size)
         elif isinstance(value, str) and len(value) <= MAX_PROMPT:
             found[given.name] = value
         else:
