@@ -8,7 +8,7 @@ STAMP := $(VENV)/.stamp-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
 OR_NONE := || [ $$? -eq 5 ]
 HAS_EGL := $(BIN)/python -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("EGL"))'
 
-.PHONY: help install quickstart scan-demo test test-slow test-warp vla test-vla check docs bench clean gl
+.PHONY: help install quickstart scan-demo test test-slow test-warp vla test-vla test-openpi check docs bench clean gl
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -31,7 +31,7 @@ ALONE = || { status=$$?; [ $$status -eq 5 ] || { [ $$status -eq 1 ] && \
 	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); }; }
 test: install ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 4 \
-		-m 'not slow and not warp and not realtime' $(ARGS) $(ALONE)
+		-m 'not slow and not warp and not vla and not openpi and not realtime' $(ARGS) $(ALONE)
 	$(BIN)/python -m pytest -m realtime $(ARGS) $(OR_NONE)
 
 test-slow: install ## run the long tests too: all episodes of the shipped policies, fuzzing, a fresh installation
@@ -60,6 +60,11 @@ $(VLA_STAMP):
 
 test-vla: vla ## run the tests of data sets and models, which need .venv-vla
 	HF_HUB_OFFLINE=1 $(VLA)/bin/python -m pytest -m vla $(ARGS)
+
+test-openpi: install ## drive our policy server with openpi-client, in an environment of its own: it wants numpy < 2
+	test -x .venv-openpi/bin/python || $(BIN)/python -m venv .venv-openpi
+	.venv-openpi/bin/python -m pip install --quiet --disable-pip-version-check openpi-client==0.1.2 typing_extensions
+	OPENPI_CLIENT_PYTHON=.venv-openpi/bin/python $(BIN)/python -m pytest -m openpi $(ARGS)
 
 check: $(STAMP) ## lint, format, types, layers
 	$(BIN)/ruff check

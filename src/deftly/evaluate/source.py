@@ -6,6 +6,7 @@
     a run, part of its name, a path, each with `:last` or `:iter_000100`     a checkpoint of that run
     a folder                a checkpoint (of `deftly finetune` too), or a bundle of `deftly export`
     tcp://HOST:PORT         the policy of a server, `deftly serve`
+    ws://HOST:PORT          action chunks of a server that speaks openpi's protocol, `deftly serve` or openpi's own
 
 Without a word it is the task's newest run with a checkpoint, else the shipped policy. A bundle or an endpoint is
 resolved and opened without torch and MuJoCo.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -40,7 +41,10 @@ from deftly.errors import DeftlyError
 from deftly.files import sha256
 from deftly.policy import bundle
 from deftly.policy.bundle import Bundle
+from deftly.policy.chunks import ChunkConfig, ChunkPolicy
+from deftly.policy.layouts import OpenpiConfig
 from deftly.policy.protocol import Policy
+from deftly.serving.endpoint import is_websocket
 from deftly.vla import checkpoint as vla
 
 if TYPE_CHECKING:
@@ -60,7 +64,10 @@ OLDER = {
 }
 """Older names of the flag `--policy`."""
 SETTINGS_FROM = "settings-from"
-POLICY = "Policy: latest, a run, a checkpoint or bundle folder, shipped, tcp://HOST:PORT; unset: latest, else shipped."
+POLICY = (
+    "Policy: latest, a run, a checkpoint or bundle folder, shipped, tcp:// or ws://HOST:PORT; "
+    "unset: latest, else shipped."
+)
 """What the help says of --policy."""
 
 
@@ -71,13 +78,19 @@ class PolicyArgs(Settings):
     policy: Annotated[str | None, Doc(POLICY)] = None
     settings_from: Annotated[
         str | None,
-        Doc("With tcp://: the run or bundle whose settings of task and physics are used."),
+        Doc("With tcp:// or ws://: the run or bundle whose settings of task and physics are used."),
     ] = None
     keys: Annotated[
         Path | None,
         KEYS,
-        Doc("The robot's folder of keys, for a policy at tcp://HOST:PORT."),
+        Doc("The robot's folder of keys, for a policy at tcp:// or ws://HOST:PORT."),
     ] = None
+    chunk: Annotated[
+        ChunkConfig, Doc("How action chunks are executed, of a policy that gives them.")
+    ] = field(default_factory=ChunkConfig)
+    openpi: Annotated[OpenpiConfig, Doc("How a policy at ws://HOST:PORT is spoken with.")] = field(
+        default_factory=OpenpiConfig
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +104,10 @@ class PolicySource:
     """None if only a server has it."""
     like: PolicySource | None = None
     """What has the settings and the report of a server's policy, if --settings-from says."""
+    chunk: ChunkConfig = field(default_factory=ChunkConfig)
+    """How its action chunks are executed, if it gives any."""
+    openpi: OpenpiConfig = field(default_factory=OpenpiConfig)
+    """How it is spoken with at `ws://HOST:PORT`."""
 
     @property
     def line(self) -> str:
@@ -195,6 +212,7 @@ class PolicySource:
         stochastic: bool = False,
         timeout: float = 1.0,
         keys: Path | None = None,
+        ahead: bool = False,
     ) -> Policy:
         """A new policy.
 
@@ -203,6 +221,7 @@ class PolicySource:
             stochastic: Draw actions from its distribution. Only a checkpoint can.
             timeout: Longest wait for a server's decision, s.
             keys: The robot's folder of keys, for a server that has them.
+            ahead: Ask for action chunks while the last ones are executed, as a robot in real time needs it.
         """
         if stochastic and (
             self.loaded is None or isinstance(self.loaded, (Bundle, vla.VlaCheckpoint))
@@ -210,6 +229,11 @@ class PolicySource:
             raise DeftlyError(
                 f"{self.label} is {_article(self.kind)} and gives its mean action: leave out --stochastic"
             )
+        if self.loaded is None and is_websocket(self.label):
+            from deftly.serving.openpi_client import OpenpiModel
+
+            model = OpenpiModel(self.label, contract, timeout, keys, self.openpi)
+            return ChunkPolicy(model, self.chunk, ahead)
         if self.loaded is None:
             from deftly.serving.client import Client
 
@@ -236,10 +260,6 @@ def resolve(
         return _default(task, runs, form)
     if spec == "latest_test":
         spec = workspace.tested_policy(task, runs)
-    if spec.startswith(("ws://", "wss://")):
-        raise DeftlyError(
-            f"--policy {spec}: policies behind a websocket come with a later version; use tcp://HOST:PORT"
-        )
     if "://" in spec:
         return PolicySource("endpoint", spec, None)
     if spec == SHIPPED:
@@ -441,6 +461,8 @@ def prepare(
     if getattr(args, "settings_from", None):
         like = resolve(args.settings_from, cls.name, args.runs, form)
         source = replace(source, like=like)
+    if hasattr(args, "chunk"):
+        source = replace(source, chunk=args.chunk, openpi=args.openpi)
     if isinstance(like.loaded, Bundle) and like.task != cls.name:
         raise DeftlyError(
             f"{like.label} is a policy of {like.task}, not of {cls.name}: name the task {like.task}"
