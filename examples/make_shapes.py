@@ -4,11 +4,13 @@
     deftly scan clouds/*.xyz --out objects --units m --scene object
 
 Two of them, `pawn` and `tee`, come with the package as objects; the other five are for evaluation: no policy that is
-shipped was trained on them. Lengths in m; each stands on z = 0 as it rests on a table, and fits a hand of 80 mm.
+shipped was trained on them. With a number behind the folder, so many random shapes are written instead, for training.
+Lengths in m; each stands on z = 0 as it rests on a table, and fits a hand of 80 mm.
 """
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -144,10 +146,37 @@ SHAPES: dict[str, Callable[[], np.ndarray]] = {
 }
 
 
-def main(folder: Path) -> None:
-    """Write `NAME.xyz` of each shape."""
+def random_prism(rng: np.random.Generator) -> np.ndarray:
+    """A prism over a polygon of 4 to 8 corners about its middle, often hollow at a side, 22 to 40 mm thick."""
+    count = int(rng.integers(4, 9))
+    angles = 2 * np.pi * (np.arange(count) + rng.uniform(-0.25, 0.25, count)) / count
+    radii = rng.uniform(0.013, 0.036, count)
+    outline = np.stack((radii * np.cos(angles), 0.8 * radii * np.sin(angles)), -1)
+    return extruded([(float(x), float(y)) for x, y in outline], rng.uniform(0.022, 0.040))
+
+
+def random_vase(rng: np.random.Generator) -> np.ndarray:
+    """A solid of revolution of four radii, 35 to 80 mm high, that stands on a foot of 15 mm or more."""
+    heights = np.linspace(0, rng.uniform(0.035, 0.080), 4)
+    radii = rng.uniform(0.010, 0.028, 4)
+    radii[0] = max(radii[0], 0.015)
+    sides = [(float(r), float(z)) for r, z in zip(radii, heights)]
+    return revolved([(0.0, 0.0), *sides, (0.0, sides[-1][1])])
+
+
+def random_shapes(count: int) -> dict[str, Callable[[], np.ndarray]]:
+    """Shapes that are the same each time: two prisms, then a solid of revolution, and so on."""
+    made = {}
+    for i in range(count):
+        shape = random_vase if i % 3 == 2 else random_prism
+        made[f"random_{i:02d}"] = partial(shape, np.random.default_rng(i))
+    return made
+
+
+def main(folder: Path, random: int = 0) -> None:
+    """Write `NAME.xyz` of each shape, or of so many random ones."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, shape in SHAPES.items():
+    for name, shape in (random_shapes(random) if random else SHAPES).items():
         points = shape()
         rng = np.random.default_rng(0)
         np.savetxt(folder / f"{name}.xyz", points + rng.normal(0, NOISE, points.shape), fmt="%.5f")
@@ -155,4 +184,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "clouds"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "clouds"), *map(int, sys.argv[2:3]))
