@@ -16,7 +16,7 @@ from make_shapes import NOISE, bottle
 from deftly.policy import bundle
 
 TASK = "panda-pick-place"
-BRIEFLY = ["--train.max-iterations", "30", "--env.num-envs", "128", "--eval-every", "0"]
+BRIEFLY = ["--train.max-iterations", "20", "--env.num-envs", "128", "--eval-every", "0"]
 
 
 def deftly(*words: str) -> None:

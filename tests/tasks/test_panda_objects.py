@@ -1,5 +1,6 @@
 """panda-pick-place with several objects: who has which, where the others are, and what is made of it."""
 
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -9,6 +10,7 @@ from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
 from deftly.objects import assortment
+from deftly.sim import looks
 from deftly.tasks import load
 
 OBJECTS = ("cube", "sphere", "pawn")
@@ -94,6 +96,14 @@ def test_the_contract_does_not_depend_on_the_objects():
     cls = load("panda-pick-place")
     one, several = cls(cls.Config()), cls(cls.Config(objects=OBJECTS, object_half=0.02))
     assert one.contract().hash == several.contract().hash
+
+
+def test_pictures_do_not_show_what_is_parked(env):
+    data = mujoco.MjData(env.model)
+    state = mujoco.mjtState.mjSTATE_INTEGRATION
+    mujoco.mj_setState(env.model, data, env.sim.state_of(0), state.value)
+    mujoco.mj_kinematics(env.model, data)
+    assert looks.corners(env.model, data)[:, 2].min() > -0.75
 
 
 # ------------------------------------------------------------------ the report

@@ -97,7 +97,9 @@ def _upright(quat: tuple[float, ...], yaw: float) -> np.ndarray:
 def surface_points(model: mujoco.MjModel) -> np.ndarray:
     """Points on the meshes by which a body touches others (n, 3), m, in its frame: corners, and evenly drawn ones."""
     touching = (model.geom_contype != 0) & (model.geom_dataid >= 0)
-    triangles = np.concatenate([_triangles(model, geom) for geom in np.flatnonzero(touching)])
+    triangles = np.concatenate(
+        [_triangles(model, geom) for geom in np.flatnonzero(touching).tolist()]
+    )
     corners = triangles.reshape(-1, 3)
     return np.concatenate((corners, _drawn(triangles)))
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import mujoco
+import numpy as np
 
 from deftly.console import printable
 from deftly.errors import DeftlyError
@@ -223,7 +224,7 @@ def _read(found: scanned.ScannedObject) -> mujoco.MjSpec:
     return spec
 
 
-def _point(values: Sequence[float]) -> Point:
+def _point(values: np.ndarray) -> Point:
     x, y, z = map(float, values)
     return x, y, z
 
