@@ -8,7 +8,7 @@ STAMP := $(VENV)/.stamp-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
 OR_NONE := || [ $$? -eq 5 ]
 HAS_EGL := $(BIN)/python -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("EGL"))'
 
-.PHONY: help install quickstart test test-slow test-warp check docs bench clean gl
+.PHONY: help install quickstart scan-demo test test-slow test-warp check docs bench clean gl
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -18,6 +18,9 @@ install: gl ## make .venv and install deftly with everything it can use
 
 quickstart: install ## train, evaluate and watch a small task
 	$(BIN)/deftly quickstart
+
+scan-demo: install ## from a scan to a report of success, in build/scan-demo
+	$(BIN)/python examples/scan_to_skill.py
 
 # Most tests run side by side, a file in one process; those in real time then run alone. Some tests wait for processes
 # of theirs, so there is one worker more than cores.

@@ -57,6 +57,32 @@ def test_added_mass_scales_the_inertia(drawn):
     )
 
 
+def test_restitution_is_the_damping_ratio_of_contacts(drawn):
+    env, fields = drawn(Randomize("restitution", 0.3, 0.9, ("ball",)))
+    ball = index(env, "geom", "ball")
+    assert covers(fields["geom_solref"][:, ball, 1], 0.3, 0.9)
+    assert (fields["geom_solref"][:, ball, 0] == env.model.geom_solref[ball, 0]).all()
+
+
+@pytest.mark.parametrize(("ratio", "restitution"), [(1.0, 0.135), (0.6, 0.25), (0.3, 0.45)])
+def test_a_ball_bounces_as_documented(ratio, restitution):
+    spec = mujoco.MjSpec()
+    spec.option.timestep = 0.001
+    spec.worldbody.add_geom(
+        type=mujoco.mjtGeom.mjGEOM_PLANE, size=[1, 1, 0.1], solref=[0.02, ratio]
+    )
+    body = spec.worldbody.add_body(pos=[0, 0, 0.3])
+    body.add_freejoint()
+    body.add_geom(size=[0.05, 0, 0], mass=0.1, solref=[0.02, ratio])
+    model = spec.compile()
+    data = mujoco.MjData(model)
+    speeds = []
+    for _ in range(400):
+        mujoco.mj_step(model, data)
+        speeds.append(data.qvel[2])
+    assert max(speeds) / -min(speeds) == pytest.approx(restitution, abs=0.01)
+
+
 def test_com_moves_along_each_axis_on_its_own(drawn):
     env, fields = drawn(Randomize("com", -0.02, 0.02, ("block",), op="add"))
     com = fields["body_ipos"][:, index(env, "body", "block")]

@@ -450,6 +450,11 @@ class TrainArgs(Settings):
             "Start from the weights of this checkpoint, also of a mirrored robot's; all else starts anew."
         ),
     ] = None
+    reward: Annotated[
+        str | None,
+        Doc("A reward of your own, FILE.py:FUNCTION, as one more term; it is kept with the run."),
+    ] = None
+    reward_only: Annotated[bool, Doc("With reward: the task's own terms count nothing.")] = False
     until_success: Annotated[
         float | None,
         Gt(0),
@@ -487,6 +492,10 @@ class TrainArgs(Settings):
         if self.resume and self.init:
             raise DeftlyError(
                 "--resume continues a run and --init starts a new one: give one of them"
+            )
+        if self.reward_only and not self.reward:
+            raise DeftlyError(
+                "--reward-only needs a reward of your own: add --reward FILE.py:FUNCTION"
             )
         if self.env.device != "cpu" and self.sim.engine == "cpu":
             raise DeftlyError(

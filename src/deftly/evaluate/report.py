@@ -45,11 +45,14 @@ def divide(values: Values, task: Task | type[Task]) -> dict[str, Any]:
     """What a report has of a task's `breakdown`: by bin, success and the means of the metrics that the task names.
 
     A bin holds what is `low` or more and less than `high`. What is beyond the edges is in bins without `low` or `high`.
-    Nothing of a task without a breakdown; raises DeftlyError if it names an unknown metric.
+    One of the task's `kinds` has a `name` too. Nothing of a task without a breakdown; raises DeftlyError if it names an
+    unknown metric.
     """
     if not task.report.breakdown:
         return {}
     metric, edges = task.report.breakdown
+    kinds = task.report.kinds
+    edges = edges or tuple(float(edge) for edge in range(len(kinds) + 1))
     if metric not in values:
         raise DeftlyError(
             f"{task.name} breaks its report down by '{metric}', which none of its metrics is"
@@ -63,8 +66,10 @@ def divide(values: Values, task: Task | type[Task]) -> dict[str, Any]:
         is_outermost = low is None or high is None
         if is_outermost and not inside.any():
             continue
+        kind = {} if low is None or index > len(kinds) else {"name": kinds[index - 1]}
         bins.append(
             {
+                **kind,
                 "low": low,
                 "high": high,
                 "episodes": int(inside.sum()),
@@ -148,7 +153,7 @@ def bins_table(report: Report) -> list[tuple[str, ...]]:
     bins = report["breakdown"]["bins"]
     rates = [b["success"]["rate"] for b in bins]
     intervals = [b["success"]["wilson95"] for b in bins]
-    ranges = [f"{number(b['low'])} to {number(b['high'])}".strip() for b in bins]
+    ranges = [b.get("name") or f"{number(b['low'])} to {number(b['high'])}".strip() for b in bins]
     return [
         (report["breakdown"]["metric"], *ranges),
         ("episodes", *(str(b["episodes"]) for b in bins)),
@@ -424,19 +429,25 @@ def _limits(edges: list[float]) -> tuple[float, float]:
 
 
 def _by_bin(cards: list[str], breakdown: Mapping[str, Any], task: Task | type[Task]) -> None:
-    """Success with its interval, and the mean of the task's first metric, by bin; ticks are the edges of the bins."""
+    """Success with its interval, and the mean of the task's first metric, by bin."""
     bins, (name, title) = breakdown["bins"], task.report.plots[0]
-    what = meaning(breakdown["metric"], task) or breakdown["metric"]
+    metric = breakdown["metric"]
+    what = metric if task.report.kinds else meaning(metric, task) or metric
     places = np.arange(len(bins)) + 0.5
-    edges = [number(edge) for edge in (*(b["low"] for b in bins), bins[-1]["high"])]
+    ticks: dict[str, Any] = {
+        "xticks": range(len(bins) + 1),
+        "xticklabels": [number(edge) for edge in (*(b["low"] for b in bins), bins[-1]["high"])],
+    }
+    if names := [printable(b["name"], 20) for b in bins if "name" in b]:
+        ticks = {"xticks": places[: len(names)], "xticklabels": names}
     rates = np.array([b["success"]["rate"] for b in bins], float)
     low, high = np.array([b["success"]["wilson95"] for b in bins]).T
     with plot_card(cards, f"Success by {what}") as axes:
         axes.vlines(places, low, high, color=ACCENT, linewidth=2)
         axes.plot(places, rates, "o", color=ACCENT)
-        axes.set(ylim=(-0.03, 1.03), xticks=range(len(edges)), xticklabels=edges)
+        axes.set(ylim=(-0.03, 1.03), **ticks)
     with plot_card(cards, f"{title}, mean by {what}") as axes:
         axes.bar(
             places, np.array([b["metrics"].get(name) for b in bins], float), 0.85, color=ACCENT
         )
-        axes.set(xticks=range(len(edges)), xticklabels=edges)
+        axes.set(**ticks)

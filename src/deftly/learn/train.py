@@ -17,7 +17,7 @@ from deftly.config import DistillConfig, SimConfig, TrainArgs, to_yaml
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.files import write_text
-from deftly.learn import checkpoint, log
+from deftly.learn import checkpoint, custom_reward, log
 from deftly.learn.learner import make_learner
 from deftly.learn.ranks import Ranks
 from deftly.learn.trainer import Callback, Trainer
@@ -49,9 +49,14 @@ def train(
     task = load(name)(args.task)
     task.require()
     args, start = _checked(task, args, source, ranks)
+    custom = _custom_reward(args, source)
+    if custom is not None:
+        task = custom_reward.added(task, custom, args.reward_only)
     env = Env(
         task, args.env, _shared_threads(args.sim, ranks), args.train.seed, f"train/{ranks.rank}"
     )
+    if custom is not None:
+        custom_reward.require(custom, env)
     env.stagger()
     learner = make_learner(env, args.train, ranks)
     if start is not None:
@@ -77,6 +82,8 @@ def train(
             trainer.resume(source)
         if ranks.first:
             write_text(run / checkpoint.CONFIG, settings)
+            if custom is not None and source is None:
+                custom_reward.save(run, custom)
             trainer.writers = [*_files(trainer, args), *writers]
             for writer in trainer.writers:
                 stack.callback(writer.close)
@@ -109,6 +116,19 @@ def _checked(
         start.require_algorithm(args.train.algorithm)
         learner = replace(learner, keep_normalizer=True)  # a shifted input would be another policy
     return replace(args, train=learner), start
+
+
+def _custom_reward(
+    args: TrainArgs, source: checkpoint.Checkpoint | None
+) -> custom_reward.CustomReward | None:
+    """The user's reward: of his file, or where a run goes on, of the copy that it keeps."""
+    if args.reward and getattr(args.train, "hindsight", 0.0) > 0:
+        raise DeftlyError(
+            "--reward is not known for goals that were replaced in hindsight: leave out one of the two"
+        )
+    if source is not None:
+        return custom_reward.of_run(source.path.parent.parent, args.reward)
+    return custom_reward.read(args.reward) if args.reward else None
 
 
 def _require_deterministic() -> None:

@@ -7,6 +7,7 @@ of mass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class ScannedObject:
     """kg/m3."""
     grasp_width: float
     """Its smallest width between vertical fingers, where it rests, m."""
+    grasp_yaw: float
+    """The direction of that width in the first resting pose, rad about z."""
     rest: tuple[tuple[float, ...], ...]
     """How it rests on a plane: height of its frame, m, and quaternion w x y z, of each pose; the first as scanned."""
     accepted: bool
@@ -82,12 +85,23 @@ def _parsed(folder: Path, record: dict[str, Any]) -> ScannedObject:
     if MODEL not in record["files"]:
         raise ValueError(f"it names no {MODEL}")
     x, y, z = map(float, record["size"])
+    if min(x, y, z) <= 0:
+        raise ValueError("its size is not positive")
     return ScannedObject(
         name=str(record["name"]),
         folder=folder,
         size=(x, y, z),
-        rest=tuple((float(pose["height"]), *map(float, pose["quat"])) for pose in record["rest"]),
+        grasp_yaw=float(record["grasp_yaw"]),
+        rest=tuple(_rest(pose) for pose in record["rest"]),
         accepted=record["accepted"] is True,
         record=record,
         **numbers,
     )
+
+
+def _rest(pose: Mapping[str, Any]) -> tuple[float, ...]:
+    """Height and quaternion of a resting pose. Raises ValueError if that is none."""
+    w, x, y, z = map(float, pose["quat"])
+    if abs(math.hypot(w, x, y, z) - 1) > 1e-3:
+        raise ValueError("a resting pose has no orientation")
+    return float(pose["height"]), w, x, y, z

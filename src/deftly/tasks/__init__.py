@@ -40,6 +40,8 @@ class Report:
     """Metrics whose distribution is plotted, each with a title; the first is shown by the bins of `breakdown` too."""
     breakdown: tuple[str, tuple[float, ...]] | None = None
     """The metric by which the episodes are divided, and the rising edges of its bins."""
+    kinds: tuple[str, ...] = ()
+    """Names of what the metric of `breakdown` counts through, such as objects: 0 is the first. No edges are needed."""
 
 
 class Goals(Protocol):

@@ -1,7 +1,9 @@
 """Pick an object up with a Franka Panda and put it where one is told."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Literal
 
 import mujoco
@@ -12,9 +14,12 @@ from typing_extensions import Doc
 
 from deftly.config import RANGE, VISUAL_LADDER, TaskConfig
 from deftly.contract import Act, Derive, Input, Observe, PolicyContract, Signal
+from deftly.objects import items
+from deftly.objects.assortment import Assortment
+from deftly.objects.grasp_frame import Hand
 from deftly.robots import panda
 from deftly.robots.panda import ARM, FINGERS
-from deftly.sim import scene
+from deftly.sim import looks, scene
 from deftly.sim.randomize import Randomize
 from deftly.sim.sensors import Noise
 from deftly.sim.state import State
@@ -26,13 +31,15 @@ OBJECT, GOAL_OFFSET, GOAL = slice(7, 10), slice(17, 20), slice(20, 23)
 """Where the observation has the object's position, and what depends on the goal."""
 MAX_PRESS = 200.0
 """Force on the table up to which the reward counts it, N."""
+PAINT = looks.Paint("object", (0.15, 0.50, 0.85, 1.0), specular=0.1, shininess=0.2)
+"""Of objects that a policy sees in images."""
 CAMERAS = ("front", "wrist")
 """Whose images a policy sees with `task.observation` rgb or rgb_and_state, each in a group of the observation."""
 VISUAL = (
     Randomize("light", 0.5, 1.5),
     Randomize("light_direction", -0.3, 0.3, op="add"),
-    Randomize("color", -0.12, 0.2, ("object",), op="add"),
     Randomize("material", 0.6, 1.3, ("wood", "deftly_floor", "panda_white", "panda_grey")),
+    Randomize("material", -0.12, 0.2, (PAINT.name,), op="add"),
     Randomize("pattern", 0.5, 2.0, ("wood", "deftly_floor")),
     Randomize("camera_position", -0.01, 0.01, op="add"),
     Randomize("camera_rotation", -0.03, 0.03, op="add"),
@@ -41,6 +48,27 @@ VISUAL = (
 """What images show differently in each episode. Cameras: as one puts them up by hand, within 1 cm and 2 degrees."""
 NEAR = 0.02
 """The stricter distance to the goal that the evaluation reports as well, m."""
+GRASP_NEAR = 0.035
+"""Distance of the tool point to the grasp point below which pressing pads are a grip, m."""
+HAND = Hand(
+    opening=2 * (panda.FINGER_TRAVEL - 0.002),  # 2 mm of room at each side
+    pad=(panda.PAD_HALF[0], panda.PAD_HALF[2]),
+    below=0.012,  # fingertips end 9.5 mm below the tool point
+    above=0.038,  # the palm is 43 mm above it
+)
+"""What of the hand decides where objects are grasped."""
+ABOVE = 0.0015
+"""Height above the table at which objects start, m: a larger one is not to start in it."""
+DIFFICULTY = "difficulty"
+"""What the curriculum sets in `State.scale`, 0 .. 1."""
+EASIER, HARDER = 0.4, 0.7
+"""Success rates below and above which the curriculum changes the difficulty."""
+CLIMB = 0.02
+"""By how much it does in an iteration: from 0 to 1 in 50."""
+CUBE = (0.025, 0.025, 0.025, 0.0, 0.0, 0.0, 0.025, 1.0)
+"""`shape` of a cube of 5 cm."""
+SHAPE_BOUNDS = (*(0.0,) * 3, *(-0.5,) * 3, 0.0, 0.0), (*(0.5,) * 6, 0.04, 1.0)
+"""Smallest and largest numbers of `shape`."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +120,25 @@ class PickPlaceConfig(TaskConfig):
     object_yaw: Annotated[
         float, Ge(0), Doc("The object starts turned by up to this much, rad.")
     ] = 0.3
-    object_half: Annotated[float, Gt(0.01), Lt(0.036), Doc("Half the cube's edge, m.")] = 0.025
-    object_mass: Annotated[float, Gt(0), Doc("Mass of the object, kg.")] = 0.1
+    objects: Annotated[
+        tuple[str, ...],
+        Doc(
+            "What is picked up, one of these in each episode: cube, sphere, cylinder, a shipped object, "
+            "or a folder that deftly scan wrote."
+        ),
+    ] = ("cube",)
+    object_half: Annotated[
+        float, Gt(0.01), Lt(0.036), Doc("Half the edge of a cube, radius of the others, m.")
+    ] = 0.025
+    object_mass: Annotated[
+        float, Gt(0), Doc("Mass of cube, sphere and cylinder, kg; scanned objects bring theirs.")
+    ] = 0.1
+    object_size: Annotated[
+        float | None,
+        Gt(0),
+        Lt(1),
+        Doc("Longest side to which scanned objects are scaled, m; unset: as scanned."),
+    ] = None
     goal_x: Annotated[tuple[float, float], RANGE, Doc("Where the goal is: x, m.")] = (0.40, 0.60)
     goal_y: Annotated[tuple[float, float], RANGE, Doc("Where the goal is: y, m.")] = (-0.15, 0.15)
     goal_height: Annotated[
@@ -122,6 +167,12 @@ class PickPlaceConfig(TaskConfig):
     reward: Annotated[
         Literal["dense", "sparse"], Doc("dense: `weights`; sparse: 1 at the goal, -1 elsewhere.")
     ] = "dense"
+    curriculum: Annotated[
+        bool,
+        Doc(
+            "Begin training with near and low goals and the objects that are easiest to grasp, and go on with success."
+        ),
+    ] = False
     weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(
         default_factory=Weights
     )
@@ -136,7 +187,7 @@ class PickPlaceConfig(TaskConfig):
 class PickPlace(Task):
     """Pick an object up with a Franka Panda and hold it still at a goal, on the table or in the air.
 
-    Observation (25):
+    Observation (33):
 
     | index | term          | meaning                                      | unit |
     |-------|---------------|----------------------------------------------|------|
@@ -146,8 +197,12 @@ class PickPlace(Task):
     | 17-19 | goal_offset   | goal minus object                            | m    |
     | 20-22 | goal          | where the object is to be (an input)         | m    |
     | 23-24 | fingers       | way of each finger from the middle           | m    |
+    | 25-32 | shape         | size and shape of the object (an input)      | m    |
 
-    All in the arm's base frame. `tool_pose` is no signal: the contract computes it from the measured joints.
+    All in the arm's base frame. `tool_pose` is no signal: the contract computes it from the measured joints. The
+    object's frame is its grasp frame: its origin is where it is grasped, y is the direction in which it is narrowest.
+    `shape` says in that frame half extents (3) and centre (3) of the box around it, half of its width between the
+    fingers, and what fraction of the box it fills. One of `objects` is drawn for each episode.
 
     With `observation` rgb_and_state the policy also sees two images `(image_size, image_size, 3)` uint8, `front` and
     `wrist`. With rgb nothing measures the object: the policy sees these images, and beside them (22)
@@ -169,9 +224,12 @@ class PickPlace(Task):
     Success: the object is within `distance_threshold` of the goal and slower than `hold_speed`, for `hold_steps` steps
     in a row; ends the episode. Failure: the object falls 5 cm below the table top.
 
-    Randomization: object position, yaw, mass (x 0.5 .. 2) and friction (x 0.7 .. 1.2); goal; home pose; gains of the
-    servos (x 0.9 .. 1.1). Sensor noise: object pose, 1 mm standard deviation and 1 mm bias. With images also what they
-    show: lights, colours of object, table and floor, poses and angles of the cameras; see `VISUAL`.
+    Randomization, as factors unless said otherwise: which object; its position, yaw, mass (0.5 .. 2), friction (0.7 ..
+    1.2, with the pads'), damping ratio of its contacts (0.6 .. 1, so that it bounces) and, unless it was scanned, size
+    (0.95 .. 1.05); goal; home pose; gravity (0.97 .. 1.03); gains of the servos (0.9 .. 1.1) and damping of the joints
+    (0.8 .. 1.25). Sensors: object pose with 1 mm standard deviation and 1 mm bias, up to a step late, one in 20 lost.
+    With images also what they show: lights, colours of objects, table and floor, poses and angles of the cameras, see
+    `VISUAL`.
     """
 
     Config = PickPlaceConfig
@@ -189,6 +247,7 @@ class PickPlace(Task):
             "time_to_grasp": "time until the first grip, s",
             "slips": "times the object slipped out in the air",
             "peak_press": "largest force of the fingers on the table, N",
+            "object": "which of the objects it was, counted from 0",
         },
         plots=(
             ("seconds", "Episode length, s"),
@@ -196,6 +255,23 @@ class PickPlace(Task):
             ("time_to_grasp", "Time to the first grip, s"),
         ),
     )
+
+    def __init__(self, cfg: TaskConfig):
+        super().__init__(cfg)
+        if len(self.cfg.objects) > 1:
+            kinds = tuple(Path(name).name for name in self.cfg.objects)
+            self.report = replace(type(self).report, breakdown=("object", ()), kinds=kinds)
+
+    @cached_property
+    def things(self) -> Assortment:
+        """The objects. Raises DeftlyError for one that is missing or does not fit the hand."""
+        cfg = self.cfg
+        found = items.find(cfg.objects, HAND, cfg.object_half, cfg.object_mass, cfg.object_size)
+        return Assortment(found)
+
+    def require(self) -> None:
+        """Read the objects."""
+        self.things  # noqa: B018
 
     @property
     def goals(self) -> "PickPlace | None":
@@ -208,19 +284,20 @@ class PickPlace(Task):
         return self.cfg.observation != "state"
 
     def scene(self) -> mujoco.MjSpec:
-        """The arm on a table with one cube; cameras `front`, closer if the policy sees its images, and `wrist`."""
-        cfg, s = self.cfg, panda.spec()
+        """The arm on a table with the objects; cameras `front`, closer if the policy sees its images, and `wrist`."""
+        s = panda.spec()
         scene.prepare(s)
         scene.add_floor(s, -0.75)
         scene.add_table(s, centre=(0.35, 0.0), half=(0.55, 0.5), height=0.75)
-        scene.add_box(s, "object", cfg.object_half, cfg.object_mass, rgba=(0.12, 0.45, 0.75, 1.0))
-        s.body("object").pos = [sum(cfg.object_x) / 2, sum(cfg.object_y) / 2, cfg.object_half]
-        ARM.add_touch(s, "object")
-        ARM.add_touch(s, "world")
+        self.things.add(s)
+        for body in (*self.things.bodies, "world"):
+            ARM.add_touch(s, body)
         ARM.add_wrist_camera(s)
         if self.sees:
             scene.add_camera(s, "front", eye=(1.10, 0.0, 0.55), target=(0.45, 0.0, 0.08), fovy=45)
             scene.add_pattern(s, scene.WOOD.name)
+            for body in self.things.bodies:
+                looks.repaint(s, s.body(body), PAINT)
         else:
             scene.add_camera(s, "front", eye=(1.55, -1.05, 0.85), target=(0.28, 0.0, 0.28), fovy=40)
         scene.add_home(s, {j.name: j.home for j in panda.ROBOT.joints})
@@ -228,69 +305,56 @@ class PickPlace(Task):
 
     def contract(self) -> PolicyContract:
         """Velocity control of seven joints, and the hand, at `rate`."""
-        cfg = self.cfg
-        measures_object = cfg.observation != "rgb"
-        shape = (cfg.image_size, cfg.image_size, 3)
-        cameras = CAMERAS if self.sees else ()
-        signals = [Signal(name, shape, dtype="uint8") for name in cameras]
-        if measures_object:
-            signals.insert(0, Signal("object_pose", 7, "m, quaternion wxyz", "base"))
-        goal = Input("goal", 3, "m", "base", lower=GOAL_LOW, upper=GOAL_HIGH, default=(0.5, 0, 0.2))
-        arm = len(panda.LINKS)
+        cfg, arm = self.cfg, len(panda.LINKS)
         derive = (
             Derive("tool_pose", "forward_kinematics", site="tool", pose=True),
             Derive("tool_pos", "part", ("tool_pose",), count=3),
         )
-        if measures_object:
-            derive += (
-                Derive("object_pos", "part", ("object_pose",), count=3),
-                Derive("tool_offset", "difference", ("object_pos", "tool_pos")),
-                Derive("goal_offset", "difference", ("goal", "object_pos")),
-                Derive("fingers", "part", ("joint_pos",), first=arm, count=len(FINGERS)),
-            )
-            observe = (
-                Observe("tool_pose"),
-                Observe("object_pose"),
-                Observe("tool_offset"),
-                Observe("goal_offset"),
-                Observe("goal"),
-                Observe("fingers", (1 / panda.FINGER_TRAVEL,)),
-            )
-        else:
-            derive += (Derive("goal_way", "difference", ("goal", "tool_pos")),)
-            scale = (1.0,) * arm + (1 / panda.FINGER_TRAVEL,) * len(FINGERS)
-            observe = (
-                Observe("tool_pose"),
-                Observe("joint_pos", scale),
-                Observe("goal_way"),
-                Observe("goal"),
-            )
-        observe += tuple(Observe(name, group=name) for name in cameras)
+        goal = Input("goal", 3, "m", "base", lower=GOAL_LOW, upper=GOAL_HIGH, default=(0.5, 0, 0.2))
+        shape = Input("shape", items.CODE, "m", "object", *SHAPE_BOUNDS, default=CUBE)
         act = (
             Act(tuple(panda.LINKS), "velocity", (cfg.speed,), cfg.lowpass),
             Act(FINGERS, "gripper", (panda.GRIP_SPEED,)),
         )
-        interface = panda.ROBOT.interface(*signals)
-        return PolicyContract(interface, cfg.rate, observe, act, (goal,), derive)
+        size = (cfg.image_size, cfg.image_size, 3)
+        images = [Signal(name, size, dtype="uint8") for name in CAMERAS if self.sees]
+        seen = tuple(Observe(image.name, group=image.name) for image in images)
+        if cfg.observation == "rgb":
+            derive += (Derive("goal_way", "difference", ("goal", "tool_pos")),)
+            interface = panda.ROBOT.interface(*images)
+            observe = _numbers_beside_images()
+            return PolicyContract(interface, cfg.rate, observe + seen, act, (goal,), derive)
+        derive += (
+            Derive("object_pos", "part", ("object_pose",), count=3),
+            Derive("tool_offset", "difference", ("object_pos", "tool_pos")),
+            Derive("goal_offset", "difference", ("goal", "object_pos")),
+            Derive("fingers", "part", ("joint_pos",), first=arm, count=len(FINGERS)),
+        )
+        pose = Signal("object_pose", 7, "m, quaternion wxyz", "base")
+        interface = panda.ROBOT.interface(pose, *images)
+        return PolicyContract(interface, cfg.rate, _numbers() + seen, act, (goal, shape), derive)
 
     def signals(self, s: State) -> dict[str, Tensor]:
         """Joint positions and the object's pose; images are what the scene's cameras see."""
         if self.cfg.observation == "rgb":
             return {"joint_pos": s.joint_pos}
-        pose = s.pose("object")
+        pose = self.things.pose(s)
         upright = torch.where(pose[:, 3:4] < 0, -pose[:, 3:], pose[:, 3:])
         return {"joint_pos": s.joint_pos, "object_pose": torch.cat((pose[:, :3], upright), -1)}
 
     def inputs(self, s: State) -> dict[str, Tensor]:
-        """The goal of the episode."""
-        return {"goal": s.zeros("goal", 3)}
+        """The goal of the episode, and what its object is like."""
+        goal = {"goal": s.zeros("goal", 3)}
+        if self.cfg.observation == "rgb":
+            return goal
+        return {**goal, "shape": self.things.numbers(s, "code")}
 
     def privileged(self, s: State) -> Tensor:
         """Joints, their velocities, the object's velocity, grip, fraction of the steps to hold."""
         held = s.zeros("held")[:, None] / self.cfg.hold_steps
         grip = s.zeros("gripped")[:, None]
-        away = 10 * (ARM.tool(s) - s.body("object"))
-        motion = (s.joint_pos, s.joint_vel, s.velocity("object")[:, :3])
+        away = 10 * (ARM.tool(s) - self.things.position(s))
+        motion = (s.joint_pos, s.joint_vel, self.things.velocity(s)[:, :3])
         return torch.cat((*motion, away, grip, held, s.last_action), -1)
 
     def reset(self, s: State, mask: Tensor) -> None:
@@ -299,26 +363,29 @@ class PickPlace(Task):
         arm = len(panda.LINKS)
         joints[:, :arm] += s.uniform(mask, -cfg.home_noise, cfg.home_noise, arm)
         s.set_joint_pos(mask, joints)
+        self.things.draw(s, mask, _difficulty(s))
         x, y = s.uniform(mask, *cfg.object_x), s.uniform(mask, *cfg.object_y)
         half_yaw = s.uniform(mask, -cfg.object_yaw, cfg.object_yaw) / 2
         nothing = torch.zeros_like(x)
-        position = torch.stack((x, y, nothing + cfg.object_half), -1)
+        height = self.things.numbers(s, "height") + ABOVE
+        position = torch.stack((x, y, height), -1)
         quat = torch.stack((half_yaw.cos(), nothing, nothing, half_yaw.sin()), -1)
-        s.place("object", mask, position, quat)
+        self.things.place(s, mask, position, quat)
         s.remember("goal", mask, self._draw_goal(s, mask, position))
 
     def _draw_goal(self, s: State, mask: Tensor, start: Tensor) -> Tensor:
-        """A place in its range, `(num_envs, 3)`; one too close to the start is put higher."""
-        cfg = self.cfg
-        goal = torch.stack(
-            (
-                s.uniform(mask, *cfg.goal_x),
-                s.uniform(mask, *cfg.goal_y),
-                cfg.object_half + s.uniform(mask, *cfg.goal_height),
-            ),
-            -1,
-        )
-        aside = (goal - start)[:, :2].norm(dim=-1)
+        """A place in its range, `(num_envs, 3)`; one too close to the start is put higher.
+
+        The easier the episodes are to be, the closer it is to the start, down to `least_way`, and to the table.
+        """
+        cfg, difficulty = self.cfg, _difficulty(s)
+        place = torch.stack((s.uniform(mask, *cfg.goal_x), s.uniform(mask, *cfg.goal_y)), -1)
+        height = difficulty * s.uniform(mask, *cfg.goal_height)
+        way = place - start[:, :2]
+        near = (cfg.least_way / way.norm(dim=-1, keepdim=True).clip(min=1e-9)).clip(max=1.0)
+        way = way * (difficulty + (1 - difficulty) * near)
+        goal = torch.cat((start[:, :2] + way, (start[:, 2] + height)[:, None]), -1)
+        aside = way.norm(dim=-1)
         lacking = (cfg.least_way**2 - aside.square()).clip(min=0.0).sqrt()
         goal[:, 2] = torch.maximum(goal[:, 2], start[:, 2] + lacking)
         return goal
@@ -335,7 +402,7 @@ class PickPlace(Task):
         """Count the steps at the goal, note when the object was gripped and how often it slipped."""
         cfg, gripped = self.cfg, self._gripped(s)
         held, was = s.zeros("held"), s.zeros("potential", 4)
-        still = s.velocity("object")[:, :3].norm(dim=-1) < cfg.hold_speed
+        still = self.things.velocity(s)[:, :3].norm(dim=-1) < cfg.hold_speed
         at_goal = self._distance(s) < cfg.distance_threshold
         held[:] = torch.where(at_goal & still, held + 1, 0.0)
         grasped, peak = s.zeros("time_to_grasp"), s.zeros("peak_press")
@@ -343,7 +410,7 @@ class PickPlace(Task):
         before = peak.clip(max=MAX_PRESS)
         peak[:] = torch.maximum(peak, ARM.touch(s, "world").sum(-1))
         s.zeros("press_rise")[:] = peak.clip(max=MAX_PRESS) - before
-        in_air = s.body("object")[:, 2] > cfg.object_half + 0.01
+        in_air = self.things.position(s)[:, 2] > self.things.numbers(s, "height") + 0.01
         slips = s.zeros("slips")
         slips += (s.zeros("gripped") > 0.5) & ~gripped & in_air
         s.zeros("gripped")[:] = gripped
@@ -358,7 +425,7 @@ class PickPlace(Task):
         return {
             **gains,
             "success": self.success(s),
-            "sparse": self.goal_reward(s.body("object"), s.zeros("goal", 3)),
+            "sparse": self.goal_reward(self.things.position(s), s.zeros("goal", 3)),
             "tilt": self._tilt(s),
             "posture": elbow.square().sum(-1),
             "action_rate": (s.action - s.last_action).square().sum(-1),
@@ -369,7 +436,7 @@ class PickPlace(Task):
 
     def failed(self, s: State) -> dict[str, Tensor]:
         """The object is off the table."""
-        return {"object_fell": s.body("object")[:, 2] < -0.05}
+        return {"object_fell": self.things.position(s)[:, 2] < -0.05}
 
     def success(self, s: State) -> Tensor:
         """At the goal for long enough."""
@@ -379,23 +446,38 @@ class PickPlace(Task):
         """What `report` explains."""
         own = {name: s.store[name] for name in ("time_to_grasp", "slips", "peak_press")}
         distance = self._distance(s)
-        return {**own, "distance": distance, "within_2_cm": (distance < NEAR).to(s.dtype)}
+        near = (distance < NEAR).to(s.dtype)
+        thing = self.things.drawn(s).to(s.dtype)
+        return {**own, "distance": distance, "within_2_cm": near, "object": thing}
 
     def randomize(self) -> tuple[Randomize, ...]:
-        """Mass and friction of the object, servo gains; what images show."""
-        arm = tuple(panda.LINKS)
+        """Objects, friction of the pads, gravity, the arm's servos and joints; what images show."""
+        arm, things = tuple(panda.LINKS), self.things
+        parts = tuple(part for item in things.items for part in item.parts)
+        sized = tuple(item.body for item in things.items if item.is_primitive)
         return (
-            Randomize("mass", 0.5, 2.0, ("object",)),
-            Randomize("friction", 0.7, 1.2, ("object", *ARM.pads), shared=True),
+            Randomize("mass", 0.5, 2.0, things.bodies),
+            Randomize("friction", 0.7, 1.2, (*parts, *ARM.pads), shared=True),
+            Randomize("restitution", 0.6, 1.0, parts, shared=True),
+            *((Randomize("size", 0.95, 1.05, sized),) if sized else ()),
+            Randomize("gravity", 0.97, 1.03),
+            Randomize("damping", 0.8, 1.25, arm, shared=True),
             *(Randomize(gain, 0.9, 1.1, arm, shared=True) for gain in ("kp", "kd")),
             *(VISUAL if self.sees else ()),
         )
 
     def noise(self) -> dict[str, Noise]:
-        """A camera's error of the object's pose, where one measures it."""
+        """A camera's error of the object's pose; some pictures come a step late, and some are lost."""
         if self.cfg.observation == "rgb":
             return {}
-        return {"object_pose": Noise(gaussian=0.001, bias=0.001)}
+        return {"object_pose": Noise(gaussian=0.001, bias=0.001, delay=1, dropout=0.05)}
+
+    def curriculum(self, s: State, progress: dict[str, float]) -> None:
+        """Episodes get harder while most succeed, and easier while most fail."""
+        if self.cfg.curriculum:
+            climb = (progress["success"] > HARDER) - (progress["success"] < EASIER)
+            level = s.scale.get(DIFFICULTY, 0.0) + CLIMB * climb
+            s.scale[DIFFICULTY] = min(max(level, 0.0), 1.0)
 
     # ------------------------------------------------------------------ goals in hindsight
 
@@ -418,11 +500,13 @@ class PickPlace(Task):
 
     def _distance(self, s: State) -> Tensor:
         """Of the object to the goal, `(num_envs,)`, m."""
-        return (s.body("object") - s.zeros("goal", 3)).norm(dim=-1)
+        return (self.things.position(s) - s.zeros("goal", 3)).norm(dim=-1)
 
     def _gripped(self, s: State) -> Tensor:
-        """Both fingers press the object, and it is between their tips."""
-        return ARM.is_grasping(s, "object", within=1.4 * self.cfg.object_half)
+        """Both fingers press the object, and its grasp point is between their tips."""
+        pressed = torch.stack([ARM.touch(s, body) for body in self.things.bodies]).amax(0) > 1.0
+        near = (ARM.tool(s) - self.things.position(s)).norm(dim=-1) < GRASP_NEAR
+        return pressed.all(-1) & near
 
     def _tilt(self, s: State) -> Tensor:
         """Squared sine of the angle between the tool and the vertical."""
@@ -430,15 +514,15 @@ class PickPlace(Task):
 
     def _potential(self, s: State, gripped: Tensor) -> Tensor:
         """How far the episode has come, `(num_envs, 4)`, each in 0 .. 1: reach, grasp, carry, hold."""
-        cfg, centre = self.cfg, s.body("object")
-        opening = s.joint(FINGERS[0])
-        away = ARM.tool(s) - centre
+        cfg, things, opening = self.cfg, self.things, s.joint(FINGERS[0])
+        away = ARM.tool(s) - things.position(s)
         aside = away[:, :2].norm(dim=-1)
         # a funnel: off to the side, the place to be is higher up
-        above = (1.5 * (aside - 0.01)).clip(0.0, 0.08)
+        clear = things.numbers(s, "top") + 0.055
+        above = torch.minimum((1.5 * (aside - 0.01)).clip(min=0.0), clear)
         distance = (aside.square() + (away[:, 2] - above).square()).sqrt()
-        # a hand too closed for the object counts less
-        room = (opening / (cfg.object_half + 0.004)).clip(0.0, 1.0)
+        # a hand more closed than one that holds the object counts less
+        room = (opening / (things.numbers(s, "grip") - 0.005).clip(min=0.005)).clip(0.0, 1.0)
         reach = (1 - torch.tanh(5 * distance)) * (0.5 + 0.5 * room)
         around = torch.exp(-(away.norm(dim=-1) / 0.025).square())
         grasp = 0.4 * around * (1 - opening / panda.FINGER_TRAVEL) + 0.6 * gripped
@@ -447,6 +531,35 @@ class PickPlace(Task):
         carry = torch.where(gripped | at_goal, (1 - way).clip(0.0, 1.0), 0.0)
         held = (s.zeros("held") / cfg.hold_steps).clip(max=1.0)
         return torch.stack((reach, grasp, carry, held), -1)
+
+
+def _numbers() -> tuple[Observe, ...]:
+    """What a policy sees that is told of the object."""
+    return (
+        Observe("tool_pose"),
+        Observe("object_pose"),
+        Observe("tool_offset"),
+        Observe("goal_offset"),
+        Observe("goal"),
+        Observe("fingers", (1 / panda.FINGER_TRAVEL,)),
+        Observe("shape", (*(1 / panda.FINGER_TRAVEL,) * (items.CODE - 1), 1.0)),
+    )
+
+
+def _numbers_beside_images() -> tuple[Observe, ...]:
+    """What a policy sees besides images that is told nothing of the object."""
+    arm, fingers = (1.0,) * len(panda.LINKS), (1 / panda.FINGER_TRAVEL,) * len(FINGERS)
+    return (
+        Observe("tool_pose"),
+        Observe("joint_pos", arm + fingers),
+        Observe("goal_way"),
+        Observe("goal"),
+    )
+
+
+def _difficulty(s: State) -> float:
+    """How hard episodes are to be, 0 .. 1: 1, as in evaluation, unless a curriculum says otherwise."""
+    return s.scale.get(DIFFICULTY, 1.0)
 
 
 def tool_axis(s: State) -> Tensor:
