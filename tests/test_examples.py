@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -171,6 +173,27 @@ class Swing(Task):
     def success(self, s):
         return s.joint_pos.abs().amax(-1) < 0.05
 '''
+
+
+def test_the_shapes_stand_on_a_table_and_fit_a_hand():
+    for name, shape in example("make_shapes").SHAPES.items():
+        points = shape()
+        assert len(points) > 4000, name
+        assert np.isfinite(points).all(), name
+        assert points[:, 2].min() == pytest.approx(0, abs=5e-4), name
+        angles = np.arange(0, np.pi, 0.05)
+        widths = np.ptp(points[:, :2] @ np.stack((np.cos(angles), np.sin(angles))), axis=0)
+        assert widths.min() < 0.07, name
+
+
+@pytest.mark.slow
+def test_from_a_scan_to_a_report(tmp_path):
+    script = [sys.executable, str(EXAMPLES / "scan_to_skill.py"), str(tmp_path)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "objects/bottle/report.html").is_file()
+    report = json.loads((tmp_path / "report/eval.json").read_text())
+    assert report["episodes"] == 60
 
 
 def test_the_notebook_is_stored_without_outputs():

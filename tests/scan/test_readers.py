@@ -1,4 +1,7 @@
+import io
+import os
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -121,10 +124,19 @@ def test_of_too_many_points_every_second_is_kept(tmp_path, monkeypatch):
         assert len(kept) <= 120
 
 
+def zip_bomb():
+    """A hundred kilobytes that unpack to a hundred megabytes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("scan.xyz", bytes(100_000_000))
+    return file.getvalue()
+
+
 HEAD = b"ply\nformat binary_little_endian 1.0\nelement vertex %d\n" + b"".join(
     b"property float %c\n" % axis for axis in b"xyz"
 )
 BOMB = b"\x00\x00" + b"\xe0\xff\x00" * 1000
+ZIP_BOMB = zip_bomb()
 DAMAGED = {
     "empty.pcd": b"",
     "empty.ply": b"",
@@ -177,6 +189,7 @@ DAMAGED = {
     "beyond.obj": b"v 0 0 0\nf 1 2 3\n",
     "before.obj": b"v 0 0 0\nf -1 -2 -3\n",
     "edge.obj": b"v 0 0 0\nv 1 0 0\nf 1 2\n",
+    **{f"zip.{suffix}": ZIP_BOMB for suffix in ("pcd", "ply", "stl", "obj", "xyz")},
     "scan.las": b"LASF",
     "scan": b"1 2 3",
 }  # fmt: skip
@@ -194,7 +207,10 @@ def test_a_damaged_file_is_refused_in_a_line(tmp_path, name):
 
 def test_what_is_no_file_is_refused(tmp_path):
     (tmp_path / "folder.ply").mkdir()
-    for name in ("folder.ply", "missing.ply"):
+    os.mkfifo(tmp_path / "fifo.xyz")
+    (tmp_path / "zero.stl").symlink_to("/dev/zero")
+    (tmp_path / "loop.obj").symlink_to("loop.obj")
+    for name in ("folder.ply", "missing.ply", "fifo.xyz", "zero.stl", "loop.obj"):
         with pytest.raises(DeftlyError, match=name):
             readers.read(tmp_path / name)
 

@@ -325,6 +325,7 @@ NOTHING = {
     "one.xyz": (b"0 0 0\n", "1 different points"),
     "same.xyz": (b"1 1 1\n" * 500, "1 different points"),
     "nan.xyz": (b"nan nan nan\n" * 500, "0 different points"),
+    "inf.xyz": (b"inf -inf 1e999\n" * 500, "0 different points"),
     "line.xyz": (scans.xyz(np.arange(100)[:, None] * np.ones(3)), "a plane or a line"),
     "plane.xyz": (scans.xyz(scans.box(500, (0.1, 0.1, 0))), "a plane or a line"),
     "grain.xyz": (scans.xyz(BALL * 1e-5), "--units"),
