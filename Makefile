@@ -8,7 +8,7 @@ STAMP := $(VENV)/.stamp-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
 OR_NONE := || [ $$? -eq 5 ]
 HAS_EGL := $(BIN)/python -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("EGL"))'
 
-.PHONY: help install quickstart scan-demo test test-slow test-warp check docs bench clean gl
+.PHONY: help install quickstart scan-demo test test-slow test-warp vla test-vla test-openpi check docs bench clean gl
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -25,9 +25,13 @@ scan-demo: install ## from a scan to a report of success, in build/scan-demo
 # Most tests run side by side, a file in one process; those in real time then run alone. Some tests wait for processes
 # of theirs, so there is one worker more than cores.
 WORKERS = $$($(BIN)/python -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
+# What fails there runs once more with nothing beside it; that it failed the first time stays on the screen.
+ALONE = || { status=$$?; [ $$status -eq 5 ] || { [ $$status -eq 1 ] && \
+	echo "once more, alone: what failed beside other tests" && \
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); }; }
 test: install ## run the tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
-		-m 'not slow and not warp and not realtime' $(ARGS) $(OR_NONE)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 4 \
+		-m 'not slow and not warp and not vla and not openpi and not realtime' $(ARGS) $(ALONE)
 	$(BIN)/python -m pytest -m realtime $(ARGS) $(OR_NONE)
 
 test-slow: install ## run the long tests too: all episodes of the shipped policies, fuzzing, a fresh installation
@@ -37,6 +41,30 @@ test-slow: install ## run the long tests too: all episodes of the shipped polici
 test-warp: install ## run the tests of the Warp engine, which needs the extra gpu
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gpu]'
 	$(BIN)/python -m pytest -m warp $(ARGS)
+
+# LeRobot needs Python 3.12 and a torch of its own, so it has an environment of its own: .venv-vla/bin/deftly. On a
+# computer without an NVIDIA GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves 4 GB.
+VLA := .venv-vla
+VLA_STAMP := $(VLA)/.stamp-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
+PYTHON312 ?= python3.12
+TORCH_INDEX ?=
+vla: $(VLA_STAMP) ## make .venv-vla (Python 3.12), for deftly demos and deftly finetune
+
+$(VLA_STAMP):
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null || \
+		{ echo "no Python 3.12: make vla PYTHON312=/path/to/python3.12" >&2; exit 1; }
+	@test -x $(VLA)/bin/python || $(PYTHON312) -m venv $(VLA)
+	$(VLA)/bin/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) 'torch==2.11.0+cpu') -e '.[train,vla]' pytest
+	@rm -f $(VLA)/.stamp-* && touch $@
+
+test-vla: vla ## run the tests of data sets and models, which need .venv-vla
+	HF_HUB_OFFLINE=1 $(VLA)/bin/python -m pytest -m vla $(ARGS)
+
+test-openpi: install ## drive our policy server with openpi-client, in an environment of its own: it wants numpy < 2
+	test -x .venv-openpi/bin/python || $(BIN)/python -m venv .venv-openpi
+	.venv-openpi/bin/python -m pip install --quiet --disable-pip-version-check openpi-client==0.1.2 typing_extensions
+	OPENPI_CLIENT_PYTHON=.venv-openpi/bin/python $(BIN)/python -m pytest -m openpi $(ARGS)
 
 check: $(STAMP) ## lint, format, types, layers
 	$(BIN)/ruff check
@@ -51,7 +79,7 @@ bench: install ## measure this machine
 	$(BIN)/deftly bench $(ARGS)
 
 clean: ## remove what make and the tools made; runs stay
-	rm -rf $(VENV) build dist .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache MUJOCO_LOG.TXT
+	rm -rf $(VENV) $(VLA) build dist .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache MUJOCO_LOG.TXT
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf src/*.egg-info
 

@@ -420,16 +420,18 @@ def load_policy(
     *,
     keys: str | Path | None = None,
     timeout: float = 0.25,
+    ahead: bool = False,
     runs: Mapping[str, Any] | RunsConfig | None = None,
 ) -> Policy:
     """A policy that decides for robots from their signals, batched: one row for each robot.
 
     Args:
-        policy: A bundle's folder, `tcp://HOST:PORT` of a policy server, `latest`, a run, a checkpoint folder, or
-            `shipped`; None: the newest run of `task`, else its shipped policy.
+        policy: A bundle's folder, `tcp://HOST:PORT` or `ws://HOST:PORT` of a policy server, `latest`, a run, a
+            checkpoint folder, or `shipped`; None: the newest run of `task`, else its shipped policy.
         task: Name or file of the task; needed for None and `shipped`.
         keys: The robot's folder of keys, for a server that asks for them.
         timeout: Longest wait for a server's decision, s; a control loop wants less than its period.
+        ahead: Ask for action chunks while the last ones are executed, as a robot in real time needs it.
         runs: The section `runs`: where runs are kept.
 
     Raises:
@@ -439,7 +441,7 @@ def load_policy(
 
     name = source.task_name(task)
     chosen = source.resolve(None if policy is None else str(policy), name, _runs(runs), "bundle")
-    return chosen.open(timeout=timeout, keys=None if keys is None else Path(keys))
+    return chosen.open(timeout=timeout, keys=None if keys is None else Path(keys), ahead=ahead)
 
 
 def _runs(given: Mapping[str, Any] | RunsConfig | None) -> RunsConfig:

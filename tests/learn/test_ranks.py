@@ -29,7 +29,11 @@ def torchrun(out: Path, words: list[str]) -> list[dict[str, torch.Tensor]]:
     port = ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, *port, str(SCRIPT), str(out), *words], env=env, capture_output=True, text=True
+        [*command, *port, str(SCRIPT), str(out), *words],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [load_file(f"{out}-{rank}.safetensors") for rank in (0, 1)]
@@ -82,7 +86,7 @@ def test_launchers_start_the_command(launcher, tiny_at, tmp_path):
     command = [sys.executable, "-m", launcher, "--standalone", "--nproc_per_node=2", "-m", "deftly"]
     words = ["train", f"task={task}", *flags, "maxIter=2", "env.render=false"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *words], env=env, capture_output=True, text=True)
+    done = subprocess.run([*command, *words], env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert tiny.checkpoint().ranks == 2
     assert tiny.checkpoint().iteration == 2

@@ -82,8 +82,10 @@ def test_new_keys_are_whole_secret_and_never_overwritten(tmp_path):
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     assert files == [
         "robot/client.key_secret",
+        "robot/openpi.token",
         "robot/server.key",
         "server/clients/robot.key",
+        "server/openpi.token",
         "server/server.key",
         "server/server.key_secret",
     ]

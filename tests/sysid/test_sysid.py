@@ -286,6 +286,22 @@ def test_bad_flags_are_refused_in_one_line(words, said):
         sysid_main([TASK, *words])
 
 
+@pytest.mark.parametrize("driver", [["--driver", "sim"], ["--driver", "fake"], []])
+def test_a_calibration_is_of_a_real_robot(driver, tmp_path):
+    (tmp_path / "c.json").write_text("{}")
+    words = ["--excite", "True", "--out", "a.npz", "--calibration", str(tmp_path / "c.json")]
+    with pytest.raises(DeftlyError, match="--calibration is of a real robot: give its --driver"):
+        sysid_main([TASK, *words, *driver])
+
+
+def test_a_calibration_reaches_the_driver(tmp_path):
+    (tmp_path / "c.json").write_text("{}")
+    words = ["--finger", "thumb", "--seconds", "5", "--calibration", str(tmp_path / "c.json")]
+    out = ["--excite", "True", "--out", str(tmp_path / "a.npz"), "--driver", "wildrobot"]
+    with pytest.raises(DeftlyError, match=r"cannot read '.*c\.json' as a calibration"):
+        sysid_main([TASK, *out, *words])
+
+
 # --------------------------------------------------------------- excitation
 
 

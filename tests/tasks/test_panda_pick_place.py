@@ -20,6 +20,7 @@ DOWN = np.array([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]])
 
 def make(num_envs: int, plain: bool = True, **task) -> Env:
     cls = load("panda-pick-place")
+    task = {"objects": ("cube",), **task}
     quiet = {"randomize": False, "noise": False} if plain else {}
     return Env(
         cls(cls.Config(**task)), EnvConfig(num_envs=num_envs, **quiet), SimConfig(threads=1), 3

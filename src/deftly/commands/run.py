@@ -45,8 +45,11 @@ from deftly.control.signals import ending_on_signals
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import POLICY, PolicySource, policy_words, resolve, task_name
 from deftly.files import why_unwritable
+from deftly.policy.chunks import ChunkConfig
+from deftly.policy.layouts import OpenpiConfig
 from deftly.policy.protocol import Policy
 from deftly.serving.client import Client
+from deftly.serving.endpoint import is_websocket
 
 HANGING: dict[str, Any] = {"start_envelope": 10.0, "approach_s": 0.0}
 """Bounds of a check of the joints: a robot that hangs is anywhere, and is not brought home."""
@@ -54,9 +57,13 @@ PERIOD_FRACTION = 0.8
 """Longest wait for a server's answer, in control periods, unless one is asked for."""
 
 
+CHUNK_S = 10.0
+"""Longest wait for an action chunk, s, unless one is asked for: the robot has held long before."""
+
+
 @dataclass(frozen=True)
 class RunArgs(Settings):
-    """Let a policy drive a robot: `deftly run TASK`, or `deftly run --policy BUNDLE`, or `--policy tcp://...`."""
+    """Let a policy drive a robot: `deftly run TASK`, or `deftly run --policy BUNDLE`, or `--policy tcp://...`, or `ws://...`."""
 
     driver: Annotated[
         str,
@@ -67,8 +74,14 @@ class RunArgs(Settings):
     policy: Annotated[str | None, Doc(POLICY)] = None
     settings_from: Annotated[
         str | None,
-        Doc("With tcp://: the bundle or run whose contract the robot has."),
+        Doc("With tcp:// or ws://: the bundle or run whose contract the robot has."),
     ] = None
+    chunk: Annotated[
+        ChunkConfig, Doc("How action chunks are executed, of a policy that gives them.")
+    ] = field(default_factory=ChunkConfig)
+    openpi: Annotated[OpenpiConfig, Doc("How a policy at ws://HOST:PORT is spoken with.")] = field(
+        default_factory=OpenpiConfig
+    )
     runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
     keys: Annotated[Path | None, KEYS, Doc("The robot's folder of `deftly serve --new-keys`.")] = (
         None
@@ -76,7 +89,9 @@ class RunArgs(Settings):
     timeout_ms: Annotated[
         float | None,
         Gt(0),
-        Doc("Longest wait for the server's answer; unset: 0.8 of the control period."),
+        Doc(
+            "Longest wait for the server's answer; unset: 0.8 of the control period; of a chunk 10 s."
+        ),
     ] = None
     port: Annotated[
         str | None,
@@ -227,6 +242,7 @@ def find_source(task: str | None, args: RunArgs) -> tuple[PolicySource, PolicySo
         )
     name = task_name(task) if args.policy is None else task
     source = resolve(args.policy, name, args.runs, "bundle")
+    source = replace(source, chunk=args.chunk, openpi=args.openpi)
     like = resolve(args.settings_from, name, args.runs, "bundle") if args.settings_from else source
     if like.loaded is None:
         return source, None
@@ -243,7 +259,12 @@ def open_policy(
 ) -> tuple[PolicyContract, Policy]:
     """The robot's contract and its policy, in this process or on a server. Raises DeftlyError if it cannot be had."""
     if source.loaded is not None:
-        return source.loaded.contract, source.open()
+        return source.loaded.contract, source.open(ahead=True)
+    if is_websocket(source.label):
+        wanted = like.contract if like else None
+        timeout = CHUNK_S if args.timeout_ms is None else 1e-3 * args.timeout_ms
+        policy = source.open(wanted, timeout=timeout, keys=args.keys, ahead=True)
+        return policy.contract, policy
     client = Client(source.label, keys=args.keys)
     with ExitStack() as unclaimed:
         unclaimed.callback(client.close)

@@ -17,9 +17,12 @@ from deftly.console import printable, show
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import PolicySource, policy_words, resolve, task_name
 from deftly.policy.bundle import Bundle
-from deftly.policy.protocol import ContractPolicy
+from deftly.policy.layouts import OpenpiConfig
+from deftly.policy.protocol import ContractPolicy, Policy
+from deftly.serving.endpoint import is_websocket
 from deftly.serving.keys import new_keys
 from deftly.serving.link import Connection
+from deftly.serving.openpi_server import OpenpiServer
 from deftly.serving.server import IDLE_S, MAX_SESSIONS, Server
 
 
@@ -36,9 +39,12 @@ class ServeArgs(Settings):
     bind: Annotated[
         str,
         Doc(
-            "Where to answer; an address that other machines reach needs keys. Port * takes a free one."
+            "Where to answer; ws:// speaks openpi's protocol. Not on loopback it needs keys. Port * takes a free one."
         ),
     ] = "tcp://127.0.0.1:5555"
+    openpi: Annotated[OpenpiConfig, Doc("With ws://: names and units that clients use.")] = field(
+        default_factory=OpenpiConfig
+    )
     keys: Annotated[
         Path | None,
         KEYS,
@@ -110,14 +116,14 @@ def main(argv: list[str]) -> int:
         print_status(Connection(args.status, args.keys).ask("status", 3.0))
         return 0
     source = find(task, args)
-    policy = source.open()
+    policy = source.open(ahead=not is_websocket(args.bind))
     if isinstance(policy, ContractPolicy):
         policy.require_network()
-    server = Server(
-        policy, args.bind, keys=args.keys, idle_s=args.idle_s, max_sessions=args.max_clients
-    )
+    server = _server(policy, args)
     gc.freeze()  # what is loaded now stays: going through it again and again would hold answers up
-    locked = " with keys" if args.keys else ""
+    locked = ""
+    if args.keys:
+        locked = " with a token, not encrypted" if is_websocket(args.bind) else " with keys"
     contract = policy.contract
     print(
         f"serving {contract.robot.name} at {server.endpoint}{locked}, contract {contract.hash[:12]}, {source.line}"
@@ -126,6 +132,17 @@ def main(argv: list[str]) -> int:
     server.run_until_signal()
     print(f"answered {server.counts.answered} requests", flush=True)
     return 0
+
+
+def _server(policy: Policy, args: ServeArgs) -> Server | OpenpiServer:
+    """What answers at the address that was asked for."""
+    if is_websocket(args.bind):
+        return OpenpiServer(
+            policy, args.bind, keys=args.keys, cfg=args.openpi, max_clients=args.max_clients
+        )
+    return Server(
+        policy, args.bind, keys=args.keys, idle_s=args.idle_s, max_sessions=args.max_clients
+    )
 
 
 def find(task: str | None, args: ServeArgs) -> PolicySource:

@@ -110,10 +110,15 @@ class SysidArgs(Settings):
     driver: Annotated[
         str | None,
         Doc(
-            "What to move: sim (the robot alone), fake, leap, or your own MODULE:CLASS; unset: nothing."
+            "What to move: sim (the robot alone), fake, leap, wildrobot, or your own MODULE:CLASS; unset: nothing."
         ),
     ] = None
     port: Annotated[str | None, Doc("Passed to the driver: a serial device, an address.")] = None
+    calibration: Annotated[
+        Path | None,
+        INPUT_FILE,
+        Doc("How this robot's motors are mounted: the file of `deftly calibrate`."),
+    ] = None
     out: Annotated[
         Path | None, Suffix(".npz"), OUTPUT_FILE, Doc("Where the log, or the motion, goes, .npz.")
     ] = None
@@ -150,6 +155,10 @@ class SysidArgs(Settings):
             raise DeftlyError("--excite needs a file to write: --out LOG.npz")
         if not self.excite and (self.driver or self.out):
             raise DeftlyError(f"--{'driver' if self.driver else 'out'} is for --excite True")
+        if self.calibration and self.driver in (None, "fake", "sim"):
+            raise DeftlyError(
+                "--calibration is of a real robot: give its --driver with --excite True, or leave it out"
+            )
 
 
 def main(argv: list[str]) -> int:
@@ -274,7 +283,7 @@ def _on_hardware(name: str, policy: MotionPolicy, args: SysidArgs, facts: dict[s
             return super().each(_) and not policy.done
 
     with ExitStack() as stack:
-        run_args = RunArgs(driver=str(args.driver), port=args.port)
+        run_args = RunArgs(driver=str(args.driver), port=args.port, calibration=args.calibration)
         driver = find_driver(name, run_args, contract, stack)
         kernel = Kernel(contract.robot, contract.rate, args.safety)
         buffer = LogBuffer(contract, len(policy.cmd) + round(120 * contract.rate))

@@ -109,6 +109,23 @@ _ALL = (
         True,
     ),
     Command(
+        "demos",
+        "Learn",
+        "TASK",
+        "tasks",
+        "DemosArgs",
+        "collect demonstrations of a policy, with images, for a model to learn from",
+        True,
+    ),
+    Command(
+        "finetune",
+        "Learn",
+        "DATASET",
+        "",
+        "FinetuneArgs",
+        "fine-tune a model on demonstrations, from images and words",
+    ),
+    Command(
         "export", "Hand over", "TASK", "tasks", "ExportArgs", "turn a policy into a bundle", True
     ),
     Command("check", "Hand over", "[BUNDLE]", "tasks", "CheckArgs", "check a bundle"),

@@ -4,8 +4,9 @@
     latest_test             what the task's newest test run measured
     shipped                 the policy that Deftly ships for the task
     a run, part of its name, a path, each with `:last` or `:iter_000100`     a checkpoint of that run
-    a folder                a checkpoint, or a bundle of `deftly export`
+    a folder                a checkpoint (of `deftly finetune` too), or a bundle of `deftly export`
     tcp://HOST:PORT         the policy of a server, `deftly serve`
+    ws://HOST:PORT          action chunks of a server that speaks openpi's protocol, `deftly serve` or openpi's own
 
 Without a word it is the task's newest run with a checkpoint, else the shipped policy. A bundle or an endpoint is
 resolved and opened without torch and MuJoCo.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -40,11 +41,16 @@ from deftly.errors import DeftlyError
 from deftly.files import sha256
 from deftly.policy import bundle
 from deftly.policy.bundle import Bundle
+from deftly.policy.chunks import ChunkConfig, ChunkPolicy
+from deftly.policy.layouts import OpenpiConfig
 from deftly.policy.protocol import Policy
+from deftly.serving.endpoint import is_websocket
+from deftly.vla import checkpoint as vla
 
 if TYPE_CHECKING:
     from deftly.learn.checkpoint import Checkpoint
     from deftly.tasks import Task
+    from deftly.vla.checkpoint import VlaCheckpoint
 
 Form = Literal["checkpoint", "bundle"]
 """In which of its two forms the shipped policy is taken: with torch, or without."""
@@ -58,7 +64,10 @@ OLDER = {
 }
 """Older names of the flag `--policy`."""
 SETTINGS_FROM = "settings-from"
-POLICY = "Policy: latest, a run, a checkpoint or bundle folder, shipped, tcp://HOST:PORT; unset: latest, else shipped."
+POLICY = (
+    "Policy: latest, a run, a checkpoint or bundle folder, shipped, tcp:// or ws://HOST:PORT; "
+    "unset: latest, else shipped."
+)
 """What the help says of --policy."""
 
 
@@ -69,26 +78,36 @@ class PolicyArgs(Settings):
     policy: Annotated[str | None, Doc(POLICY)] = None
     settings_from: Annotated[
         str | None,
-        Doc("With tcp://: the run or bundle whose settings of task and physics are used."),
+        Doc("With tcp:// or ws://: the run or bundle whose settings of task and physics are used."),
     ] = None
     keys: Annotated[
         Path | None,
         KEYS,
-        Doc("The robot's folder of keys, for a policy at tcp://HOST:PORT."),
+        Doc("The robot's folder of keys, for a policy at tcp:// or ws://HOST:PORT."),
     ] = None
+    chunk: Annotated[
+        ChunkConfig, Doc("How action chunks are executed, of a policy that gives them.")
+    ] = field(default_factory=ChunkConfig)
+    openpi: Annotated[OpenpiConfig, Doc("How a policy at ws://HOST:PORT is spoken with.")] = field(
+        default_factory=OpenpiConfig
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class PolicySource:
     """A policy that was found, and what is known of it before it decides."""
 
-    kind: Literal["run", "checkpoint", "bundle", "shipped", "endpoint"]
+    kind: Literal["run", "checkpoint", "bundle", "shipped", "endpoint", "model"]
     label: str
     """What to type after --policy."""
-    loaded: Bundle | Checkpoint | None
+    loaded: Bundle | Checkpoint | VlaCheckpoint | None
     """None if only a server has it."""
     like: PolicySource | None = None
     """What has the settings and the report of a server's policy, if --settings-from says."""
+    chunk: ChunkConfig = field(default_factory=ChunkConfig)
+    """How its action chunks are executed, if it gives any."""
+    openpi: OpenpiConfig = field(default_factory=OpenpiConfig)
+    """How it is spoken with at `ws://HOST:PORT`."""
 
     @property
     def line(self) -> str:
@@ -97,7 +116,7 @@ class PolicySource:
         if self.kind == "run" and self.loaded is not None:
             run = self.loaded.path.parent.parent
             name = f"run {run.name}"
-        elif self.kind in ("checkpoint", "bundle"):
+        elif self.kind in ("checkpoint", "bundle", "model"):
             name = f"{self.kind} {self.label}"
         return f"policy: {printable(name)}" + (
             "" if self.loaded is None else f" (iteration {self.iteration})"
@@ -154,6 +173,8 @@ class PolicySource:
             return {}
         if isinstance(self.loaded, Bundle):
             return dict(self.loaded.manifest["settings"])
+        if isinstance(self.loaded, vla.VlaCheckpoint):
+            return self.loaded.settings
         return _saved(self.loaded, task)
 
     def require(self, contract: PolicyContract, task: str) -> None:
@@ -170,11 +191,19 @@ class PolicySource:
 
     def checkpoint(self, verb: str) -> Checkpoint:
         """The checkpoint that it is. Raises DeftlyError for a bundle or an endpoint, which `verb` cannot use."""
-        if self.loaded is None or isinstance(self.loaded, Bundle):
+        if self.loaded is None or isinstance(self.loaded, (Bundle, vla.VlaCheckpoint)):
             raise DeftlyError(
                 f"{verb} needs a checkpoint, and {self.label} is {_article(self.kind)}: give a run"
             )
         return self.loaded
+
+    def seen_by(self, task: Task) -> Task:
+        """The task as this policy sees it: of one that learned from images, through the cameras of the scene."""
+        if not isinstance(self.loaded, vla.VlaCheckpoint) or self.loaded.task != task.name:
+            return task
+        from deftly.vla.cameras import seen_through
+
+        return seen_through(task, self.loaded.contract)
 
     def open(
         self,
@@ -183,6 +212,7 @@ class PolicySource:
         stochastic: bool = False,
         timeout: float = 1.0,
         keys: Path | None = None,
+        ahead: bool = False,
     ) -> Policy:
         """A new policy.
 
@@ -191,11 +221,19 @@ class PolicySource:
             stochastic: Draw actions from its distribution. Only a checkpoint can.
             timeout: Longest wait for a server's decision, s.
             keys: The robot's folder of keys, for a server that has them.
+            ahead: Ask for action chunks while the last ones are executed, as a robot in real time needs it.
         """
-        if stochastic and (self.loaded is None or isinstance(self.loaded, Bundle)):
+        if stochastic and (
+            self.loaded is None or isinstance(self.loaded, (Bundle, vla.VlaCheckpoint))
+        ):
             raise DeftlyError(
                 f"{self.label} is {_article(self.kind)} and gives its mean action: leave out --stochastic"
             )
+        if self.loaded is None and is_websocket(self.label):
+            from deftly.serving.openpi_client import OpenpiModel
+
+            model = OpenpiModel(self.label, contract, timeout, keys, self.openpi)
+            return ChunkPolicy(model, self.chunk, ahead)
         if self.loaded is None:
             from deftly.serving.client import Client
 
@@ -204,6 +242,8 @@ class PolicySource:
             contract.require(self.loaded.contract, self.label)
         if isinstance(self.loaded, Bundle):
             return self.loaded.policy()
+        if isinstance(self.loaded, vla.VlaCheckpoint):
+            return self.loaded.open()
         from deftly.learn.policy import NetworkPolicy
 
         return NetworkPolicy(self.loaded.contract, self.loaded.policy(), stochastic)
@@ -220,10 +260,6 @@ def resolve(
         return _default(task, runs, form)
     if spec == "latest_test":
         spec = workspace.tested_policy(task, runs)
-    if spec.startswith(("ws://", "wss://")):
-        raise DeftlyError(
-            f"--policy {spec}: policies behind a websocket come with a later version; use tcp://HOST:PORT"
-        )
     if "://" in spec:
         return PolicySource("endpoint", spec, None)
     if spec == SHIPPED:
@@ -233,6 +269,9 @@ def resolve(
         (path / name).exists() for name in (bundle.MANIFEST, bundle.NETWORK, bundle.SPEC)
     ):
         return of_bundle(path)
+    for folder in (path, path / "checkpoint"):
+        if vla.is_one(folder):
+            return of_vla(folder)
     return _of_run(spec, task, runs)
 
 
@@ -248,6 +287,11 @@ def task_name(task: str | None) -> str | None:
 def of_bundle(path: Path) -> PolicySource:
     """The policy of a bundle."""
     return PolicySource("bundle", str(path), bundle.load(path))
+
+
+def of_vla(path: Path) -> PolicySource:
+    """The policy of a model of `deftly finetune`."""
+    return PolicySource("model", str(path), vla.load(path))
 
 
 def of_checkpoint(found: Checkpoint) -> PolicySource:
@@ -417,6 +461,8 @@ def prepare(
     if getattr(args, "settings_from", None):
         like = resolve(args.settings_from, cls.name, args.runs, form)
         source = replace(source, like=like)
+    if hasattr(args, "chunk"):
+        source = replace(source, chunk=args.chunk, openpi=args.openpi)
     if isinstance(like.loaded, Bundle) and like.task != cls.name:
         raise DeftlyError(
             f"{like.label} is a policy of {like.task}, not of {cls.name}: name the task {like.task}"
@@ -425,6 +471,6 @@ def prepare(
         command, flags, prog=prog, filed=like.settings(cls), origin=f"the settings of {like.label}"
     )
     debug(lambda: shlex.join([*prog.split(), *changed(args)]))
-    task = cls(args.task)
+    task = source.seen_by(cls(args.task))
     source.require(task.contract(), cls.name)
     return task, args, source

@@ -34,6 +34,7 @@ class Assortment:
     def __init__(self, items: Sequence[Item]):
         self.items = tuple(items)
         self.bodies = tuple(item.body for item in self.items)
+        self.shown = tuple(item.shown for item in self.items)
         order = sorted(range(len(self)), key=lambda i: self.items[i].difficulty)
         self._easiest_first = tuple(order)
 

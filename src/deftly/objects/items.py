@@ -58,6 +58,8 @@ class Item:
     """Its body on a free joint, with the grasp frame as its frame; to be attached with `PREFIX`."""
     parts: tuple[str, ...]
     """Names of the geoms by which it touches other things."""
+    shown: str
+    """Name of the geom that one sees."""
     is_primitive: bool = False
 
     @property
@@ -150,6 +152,7 @@ def _primitive(name: str, half: float, mass: float) -> Item:
         mass=mass,
         build=partial(_build_primitive, name, half, mass),
         parts=(body,),
+        shown=body,
         is_primitive=True,
     )
 
@@ -206,6 +209,7 @@ def of_scan(found: scanned.ScannedObject, hand: Hand, size: float | None = None)
         mass=scale**3 * found.mass,
         build=partial(_build_scanned, found, frame, scale),
         parts=tuple(PREFIX + geom.name for geom in spec.geoms if geom.contype),
+        shown=PREFIX + _surface(found),
     )
 
 
@@ -230,5 +234,12 @@ def _build_scanned(
     """Its MJCF with the body's frame moved to the grasp frame."""
     spec = found.spec()
     (body,) = spec.worldbody.bodies
+    for geom in body.geoms:
+        geom.name = geom.name or _surface(found)
     grasp_frame.move(spec, body, frame, scale)
     return spec
+
+
+def _surface(found: scanned.ScannedObject) -> str:
+    """Name of the geom that shows a scan, which its MJCF gives none."""
+    return f"{found.name}_surface"

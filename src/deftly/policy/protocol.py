@@ -222,9 +222,7 @@ class ContractPolicy:
         rows = list(range(count)) if ids is None else list(ids)
         memory = self._recall(rows, signals, inputs)
         if applied is not None:
-            memory = self.contract.follow(
-                _commanded(self._read({COMMAND: applied})[COMMAND], memory), memory
-            )
+            memory = self._followed(applied, memory)
         groups, memory = self.contract.observe(signals, memory, inputs)
         action = self.network(seen(self.contract, groups))
         if tuple(action.shape) != (count, self.contract.action_size):
@@ -242,6 +240,11 @@ class ContractPolicy:
     def _read(self, signals: Signals) -> dict[str, Array]:
         """Signals as the arrays with which the policy computes."""
         return as_seen(signals)
+
+    def _followed(self, applied: Array, memory: Memory) -> Memory:
+        """The memory after the robots were commanded this; NaN: the last targets."""
+        command = self._read({COMMAND: applied})[COMMAND]
+        return self.contract.follow(_commanded(command, memory), memory)
 
     def _keep_finite(self, rows: list[int], memory: Memory, action: Array, targets: Array) -> None:
         """Remember what was decided; a decision that is not finite, which no robot can follow, is not remembered."""
@@ -266,7 +269,7 @@ class ContractPolicy:
         if fresh:
             some = {name: value[fresh] for name, value in signals.items()}
             begun = self.contract.reset(
-                some, {name: _rows_of(value, fresh) for name, value in inputs.items()}
+                some, {name: rows_of(value, fresh) for name, value in inputs.items()}
             )
             for name, value in memory.items():
                 value[fresh] = begun[name]
@@ -341,7 +344,7 @@ def _commanded(applied: Array, memory: Memory) -> Array:
     return xp.where(xp.isnan(applied), memory[COMMAND], applied)
 
 
-def _rows_of(value: Any, places: list[int]) -> Any:
+def rows_of(value: Any, places: Sequence[int]) -> Any:
     """Some robots' part of an input: of an array, or of a list of texts."""
     return [value[place] for place in places] if isinstance(value, list) else value[places]
 

@@ -5,11 +5,13 @@ FOLDER/server/server.key
 FOLDER/server/clients/robot.key     the robots that are answered: one file each, read when the server starts
 FOLDER/robot/client.key_secret      goes to the robot: `Client(..., keys=Path("robot"))`
 FOLDER/robot/server.key             whom the robot trusts
+FOLDER/{server,robot}/openpi.token  what a client of openpi's protocol says to be answered: its api_key
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import shutil
 import stat
@@ -22,13 +24,17 @@ from zmq.utils import z85
 
 from deftly.console import printable
 from deftly.errors import DeftlyError
-from deftly.files import KB, FileError, atomic_folder, require_plain
+from deftly.files import KB, FileError, atomic_folder, read_text, require_plain
 
 KEY_LENGTH = 40
 """Characters of a key of 32 bytes (Z85, ZeroMQ RFC 32)."""
 MAX_BYTES = 64 * KB
 """Largest file of a key that is read."""
 KEY_BYTES = 32
+TOKEN = "openpi.token"
+"""File of the token in a folder of keys."""
+MIN_TOKEN, MAX_TOKEN = 32, 256
+"""Characters of a token."""
 
 
 class ServerKeys(NamedTuple):
@@ -59,6 +65,10 @@ def new_keys(folder: Path) -> None:
         (scratch / "server/clients").mkdir()
         (scratch / "robot/client.key").rename(scratch / "server/clients/robot.key")
         shutil.copy(scratch / "server/server.key", scratch / "robot/server.key")
+        token = secrets.token_hex(KEY_BYTES)
+        for part in ("server", "robot"):
+            (scratch / part / TOKEN).touch(mode=0o600)
+            (scratch / part / TOKEN).write_text(token + "\n")
 
 
 def load_key(path: Path) -> tuple[bytes, bytes | None]:
@@ -83,6 +93,27 @@ def load_key(path: Path) -> tuple[bytes, bytes | None]:
             f"chmod 600 {shlex.quote(str(path))}"
         )
     return public, secret
+
+
+def load_token(folder: Path) -> str:
+    """The token of a folder of keys. Raises DeftlyError if it has none, or one that others can read."""
+    path = folder / TOKEN
+    if not path.exists():
+        raise DeftlyError(
+            f"'{printable(folder)}' has no {TOKEN}, which openpi's protocol needs: 'deftly serve --new-keys DIR' makes "
+            "one for the server and one for the robot"
+        )
+    token = read_text(path, "a token", MAX_BYTES).strip()
+    if _mode(path) & 0o077:
+        raise DeftlyError(
+            f"'{printable(path)}' is a secret that other users can read: chmod 600 {shlex.quote(str(path))}, if "
+            "nobody did"
+        )
+    if not MIN_TOKEN <= len(token) <= MAX_TOKEN or not token.isascii() or not token.isalnum():
+        raise FileError(
+            f"cannot read '{printable(path)}' as a token: it is {MIN_TOKEN} to {MAX_TOKEN} letters and digits"
+        )
+    return token
 
 
 def _mode(path: Path) -> int:

@@ -21,8 +21,6 @@ CORNERS = np.array(list(itertools.product((-1.0, 1.0), repeat=3)))
 """Of a box, in units of its half sizes, (8, 3)."""
 EDGE = 0.18
 """How much of the edges of a box is cut off, a fraction of its smallest half size."""
-UNSET = (0.5, 0.5, 0.5, 1.0)
-"""The colour of a geom that leaves it to its material."""
 PREFIXES = ("body_", "jnt_", "dof_", "geom_", "site_", "cam_", "light_", "mat_", "tendon_", "qpos0")
 """Of the fields of a model that may differ between environments and are seen."""
 
@@ -163,13 +161,6 @@ def material(spec: mujoco.MjSpec, paint: Paint) -> str:
     if spec.material(paint.name) is None:
         spec.add_material(**paint._asdict())
     return paint.name
-
-
-def repaint(spec: mujoco.MjSpec, body: mujoco.MjsBody, paint: Paint) -> None:
-    """Give all geoms of a body a paint, whose colour may then differ between environments."""
-    for geom in body.geoms:
-        geom.material = material(spec, paint)
-        geom.rgba = UNSET
 
 
 def _cut_box(half: Point) -> np.ndarray:

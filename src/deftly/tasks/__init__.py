@@ -91,6 +91,8 @@ class Task:
     """
     ladder: tuple[Rung, ...] = LADDER
     """The conditions of `deftly eval TASK --ladder`."""
+    prompts: tuple[str, ...] = ()
+    """How a person would say what is to be done, first the plainest: the instructions of `deftly demos`."""
 
     def __init__(self, cfg: TaskConfig):
         self.cfg: Any = cfg

@@ -168,6 +168,13 @@ class PickCube(Task):
         "train": {"init_std": 0.5, "desired_kl": 0.02},
     }
     cfg: PickCubeConfig
+    prompts = (
+        "pick up the red cube",
+        "grasp the red cube and lift it",
+        "take the cube from the table",
+        "lift the red block off the table and hold it",
+        "raise the red cube",
+    )
     report = Report(
         metrics={
             "time_to_grasp": "time until the first grip, s",

@@ -19,7 +19,7 @@ from deftly.objects.assortment import Assortment
 from deftly.objects.grasp_frame import Hand
 from deftly.robots import panda
 from deftly.robots.panda import ARM, FINGERS
-from deftly.sim import looks, scene
+from deftly.sim import scene
 from deftly.sim.randomize import Randomize
 from deftly.sim.sensors import Noise
 from deftly.sim.state import State
@@ -31,15 +31,12 @@ OBJECT, GOAL_OFFSET, GOAL = slice(7, 10), slice(17, 20), slice(20, 23)
 """Where the observation has the object's position, and what depends on the goal."""
 MAX_PRESS = 200.0
 """Force on the table up to which the reward counts it, N."""
-PAINT = looks.Paint("object", (0.15, 0.50, 0.85, 1.0), specular=0.1, shininess=0.2)
-"""Of objects that a policy sees in images."""
 CAMERAS = ("front", "wrist")
 """Whose images a policy sees with `task.observation` rgb or rgb_and_state, each in a group of the observation."""
 VISUAL = (
     Randomize("light", 0.5, 1.5),
     Randomize("light_direction", -0.3, 0.3, op="add"),
     Randomize("material", 0.6, 1.3, ("wood", "deftly_floor", "panda_white", "panda_grey")),
-    Randomize("material", -0.12, 0.2, (PAINT.name,), op="add"),
     Randomize("pattern", 0.5, 2.0, ("wood", "deftly_floor")),
     Randomize("camera_position", -0.01, 0.01, op="add"),
     Randomize("camera_rotation", -0.03, 0.03, op="add"),
@@ -126,7 +123,7 @@ class PickPlaceConfig(TaskConfig):
             "What is picked up, one of these in each episode: cube, sphere, cylinder, a shipped object, "
             "or a folder that deftly scan wrote."
         ),
-    ] = ("cube",)
+    ] = ("cube", "sphere", "cylinder", "pawn", "tee")
     object_half: Annotated[
         float, Gt(0.01), Lt(0.036), Doc("Half the edge of a cube, radius of the others, m.")
     ] = 0.025
@@ -228,7 +225,7 @@ class PickPlace(Task):
     1.2, with the pads'), damping ratio of its contacts (0.6 .. 1, so that it bounces) and, unless it was scanned, size
     (0.95 .. 1.05); goal; home pose; gravity (0.97 .. 1.03); gains of the servos (0.9 .. 1.1) and damping of the joints
     (0.8 .. 1.25). Sensors: object pose with 1 mm standard deviation and 1 mm bias, up to a step late, one in 20 lost.
-    With images also what they show: lights, colours of objects, table and floor, poses and angles of the cameras, see
+    With images also what they show: lights, colours of objects, table and floor, poses and angles of the cameras; see
     `VISUAL`.
     """
 
@@ -296,8 +293,6 @@ class PickPlace(Task):
         if self.sees:
             scene.add_camera(s, "front", eye=(1.10, 0.0, 0.55), target=(0.45, 0.0, 0.08), fovy=45)
             scene.add_pattern(s, scene.WOOD.name)
-            for body in self.things.bodies:
-                looks.repaint(s, s.body(body), PAINT)
         else:
             scene.add_camera(s, "front", eye=(1.55, -1.05, 0.85), target=(0.28, 0.0, 0.28), fovy=40)
         scene.add_home(s, {j.name: j.home for j in panda.ROBOT.joints})
@@ -305,34 +300,53 @@ class PickPlace(Task):
 
     def contract(self) -> PolicyContract:
         """Velocity control of seven joints, and the hand, at `rate`."""
-        cfg, arm = self.cfg, len(panda.LINKS)
+        cfg = self.cfg
+        measures_object = cfg.observation != "rgb"
+        shape = (cfg.image_size, cfg.image_size, 3)
+        cameras = CAMERAS if self.sees else ()
+        signals = [Signal(name, shape, dtype="uint8") for name in cameras]
+        if measures_object:
+            signals.insert(0, Signal("object_pose", 7, "m, quaternion wxyz", "base"))
+        goal = Input("goal", 3, "m", "base", lower=GOAL_LOW, upper=GOAL_HIGH, default=(0.5, 0, 0.2))
+        inputs = [goal]
+        arm = len(panda.LINKS)
         derive = (
             Derive("tool_pose", "forward_kinematics", site="tool", pose=True),
             Derive("tool_pos", "part", ("tool_pose",), count=3),
         )
-        goal = Input("goal", 3, "m", "base", lower=GOAL_LOW, upper=GOAL_HIGH, default=(0.5, 0, 0.2))
-        shape = Input("shape", items.CODE, "m", "object", *SHAPE_BOUNDS, default=CUBE)
+        if measures_object:
+            derive += (
+                Derive("object_pos", "part", ("object_pose",), count=3),
+                Derive("tool_offset", "difference", ("object_pos", "tool_pos")),
+                Derive("goal_offset", "difference", ("goal", "object_pos")),
+                Derive("fingers", "part", ("joint_pos",), first=arm, count=len(FINGERS)),
+            )
+            observe = (
+                Observe("tool_pose"),
+                Observe("object_pose"),
+                Observe("tool_offset"),
+                Observe("goal_offset"),
+                Observe("goal"),
+                Observe("fingers", (1 / panda.FINGER_TRAVEL,)),
+                Observe("shape", (*(1 / panda.FINGER_TRAVEL,) * (items.CODE - 1), 1.0)),
+            )
+            inputs.append(Input("shape", items.CODE, "m", "object", *SHAPE_BOUNDS, default=CUBE))
+        else:
+            derive += (Derive("goal_way", "difference", ("goal", "tool_pos")),)
+            scale = (1.0,) * arm + (1 / panda.FINGER_TRAVEL,) * len(FINGERS)
+            observe = (
+                Observe("tool_pose"),
+                Observe("joint_pos", scale),
+                Observe("goal_way"),
+                Observe("goal"),
+            )
+        observe += tuple(Observe(name, group=name) for name in cameras)
         act = (
             Act(tuple(panda.LINKS), "velocity", (cfg.speed,), cfg.lowpass),
             Act(FINGERS, "gripper", (panda.GRIP_SPEED,)),
         )
-        size = (cfg.image_size, cfg.image_size, 3)
-        images = [Signal(name, size, dtype="uint8") for name in CAMERAS if self.sees]
-        seen = tuple(Observe(image.name, group=image.name) for image in images)
-        if cfg.observation == "rgb":
-            derive += (Derive("goal_way", "difference", ("goal", "tool_pos")),)
-            interface = panda.ROBOT.interface(*images)
-            observe = _numbers_beside_images()
-            return PolicyContract(interface, cfg.rate, observe + seen, act, (goal,), derive)
-        derive += (
-            Derive("object_pos", "part", ("object_pose",), count=3),
-            Derive("tool_offset", "difference", ("object_pos", "tool_pos")),
-            Derive("goal_offset", "difference", ("goal", "object_pos")),
-            Derive("fingers", "part", ("joint_pos",), first=arm, count=len(FINGERS)),
-        )
-        pose = Signal("object_pose", 7, "m, quaternion wxyz", "base")
-        interface = panda.ROBOT.interface(pose, *images)
-        return PolicyContract(interface, cfg.rate, _numbers() + seen, act, (goal, shape), derive)
+        interface = panda.ROBOT.interface(*signals)
+        return PolicyContract(interface, cfg.rate, observe, act, tuple(inputs), derive)
 
     def signals(self, s: State) -> dict[str, Tensor]:
         """Joint positions and the object's pose; images are what the scene's cameras see."""
@@ -463,11 +477,15 @@ class PickPlace(Task):
             Randomize("gravity", 0.97, 1.03),
             Randomize("damping", 0.8, 1.25, arm, shared=True),
             *(Randomize(gain, 0.9, 1.1, arm, shared=True) for gain in ("kp", "kd")),
-            *(VISUAL if self.sees else ()),
+            *(
+                (Randomize("color", -0.12, 0.2, things.shown, op="add"), *VISUAL)
+                if self.sees
+                else ()
+            ),
         )
 
     def noise(self) -> dict[str, Noise]:
-        """A camera's error of the object's pose; some pictures come a step late, and some are lost."""
+        """A camera's error of the object's pose, where one measures it; some come a step late, and some are lost."""
         if self.cfg.observation == "rgb":
             return {}
         return {"object_pose": Noise(gaussian=0.001, bias=0.001, delay=1, dropout=0.05)}
@@ -531,30 +549,6 @@ class PickPlace(Task):
         carry = torch.where(gripped | at_goal, (1 - way).clip(0.0, 1.0), 0.0)
         held = (s.zeros("held") / cfg.hold_steps).clip(max=1.0)
         return torch.stack((reach, grasp, carry, held), -1)
-
-
-def _numbers() -> tuple[Observe, ...]:
-    """What a policy sees that is told of the object."""
-    return (
-        Observe("tool_pose"),
-        Observe("object_pose"),
-        Observe("tool_offset"),
-        Observe("goal_offset"),
-        Observe("goal"),
-        Observe("fingers", (1 / panda.FINGER_TRAVEL,)),
-        Observe("shape", (*(1 / panda.FINGER_TRAVEL,) * (items.CODE - 1), 1.0)),
-    )
-
-
-def _numbers_beside_images() -> tuple[Observe, ...]:
-    """What a policy sees besides images that is told nothing of the object."""
-    arm, fingers = (1.0,) * len(panda.LINKS), (1 / panda.FINGER_TRAVEL,) * len(FINGERS)
-    return (
-        Observe("tool_pose"),
-        Observe("joint_pos", arm + fingers),
-        Observe("goal_way"),
-        Observe("goal"),
-    )
 
 
 def _difficulty(s: State) -> float:

@@ -1,0 +1,168 @@
+"""Checks of demonstrations: do the cameras see what matters, are they frozen, does the arm move smoothly?"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mujoco
+import numpy as np
+
+from deftly.contract import PolicyContract
+from deftly.files import write_text
+from deftly.render import Renderer, pose
+
+if TYPE_CHECKING:
+    from deftly.data.demonstrations import Episode
+    from deftly.env import Env
+
+MIN_ROBOT, MIN_OBJECT = 0.01, 0.0005
+"""Smallest parts of an image that the robot, and the object, must cover for the camera to see them: 25 of 224 x 224
+pixels are 5 x 5."""
+STILL = 1e-3
+"""Largest change of a joint between frames that may leave an image as it is, rad or m."""
+MAX_FROZEN = 0.2
+"""Largest fraction of the frames, of those in which a joint moved, that may equal the frame before."""
+SLOW = 0.05
+"""Part of a joint's top speed below which a change of direction is no jitter."""
+MAX_REVERSALS = 0.25
+"""Largest fraction of the steps in which a joint may turn around."""
+
+
+class Labels(Renderer):
+    """Renders which geom each pixel shows."""
+
+    def geoms(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
+        """Index of the geom at each pixel, `(height, width)`; -1 where there is none."""
+        for flag in (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR):
+            self._scene.flags[flag.value] = 1
+        colours = self.image(model, data).astype(np.int64)
+        ids = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2] - 1
+        shown = np.full(max(self._scene.ngeom, 1) + 1, -1)
+        for geom in self._scene.geoms[: self._scene.ngeom]:
+            if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM.value and geom.segid >= 0:
+                shown[geom.segid] = geom.objid
+        return shown[np.clip(ids, -1, len(shown) - 1)]
+
+
+def visible(env: Env, episode: Episode, cameras: Sequence[str], size: int) -> dict[str, Any]:
+    """Whether a camera that stands in the scene sees robot and object first, and each camera the object once.
+
+    Looked at are the first, the middle and the last frame. A scene without a free body has no object.
+    """
+    model = env.drawn_of(episode.env)
+    robot, objects = _bodies(env, model)
+    states = [episode.states[i] for i in (0, len(episode) // 2, -1)]
+    seen: dict[str, Any] = {}
+    for name in cameras:
+        with Labels(env.drawn, name, (size, size), plain=True) as labels:
+            shots = [labels.geoms(model, pose(model, state)) for state in states]
+        bodies = [np.where(shot >= 0, model.geom_bodyid[shot], -1) for shot in shots]
+        stands = model.camera(name).bodyid[0] == 0
+        robot_part = [float(np.isin(each, robot).mean()) for each in bodies]
+        object_part = [float(np.isin(each, objects).mean()) for each in bodies]
+        fine = max(object_part) >= MIN_OBJECT or not len(objects)
+        if stands:
+            fine = fine and robot_part[0] >= MIN_ROBOT
+            fine = fine and (object_part[0] >= MIN_OBJECT or not len(objects))
+        seen[f"{name} sees"] = _found(fine, min(robot_part) if stands else max(object_part))
+    return seen
+
+
+def _bodies(env: Env, model: mujoco.MjModel) -> tuple[np.ndarray, np.ndarray]:
+    """Bodies of the robot's joints, and free bodies that have none of them."""
+    names = env.contract.joint_names
+    robot = {int(model.joint(name).bodyid[0]) for name in names}
+    roots = {int(model.body_rootid[body]) for body in robot}
+    free = {
+        int(model.jnt_bodyid[i])
+        for i in np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE.value)
+    }
+    return np.array(sorted(robot)), np.array(sorted(free - roots), int)
+
+
+def moving(images: Mapping[str, np.ndarray], joint_pos: np.ndarray) -> dict[str, Any]:
+    """Whether each camera's images (steps, height, width, 3) change as the joints (steps, num_joints) do."""
+    moved = np.abs(np.diff(joint_pos, axis=0)).max(-1, initial=0.0) > STILL
+    found = {}
+    for name, frames in images.items():
+        same = (frames[1:] == frames[:-1]).reshape(len(frames) - 1, -1).all(-1)
+        frozen = float(same[moved].mean()) if moved.any() else 0.0
+        found[f"{name} moves"] = _found(frozen <= MAX_FROZEN, frozen)
+    return found
+
+
+def smooth(contract: PolicyContract, joint_pos: np.ndarray) -> dict[str, Any]:
+    """Whether the joints (steps, num_joints) move without jitter: how often the one that does most turns around."""
+    velocity = np.diff(joint_pos, axis=0) * contract.rate
+    slow = SLOW * np.array([joint.velocity for joint in contract.joints])
+    fast = np.abs(velocity) > slow
+    turns = (velocity[1:] * velocity[:-1] < 0) & fast[1:] & fast[:-1]
+    worst = float(turns.mean(0).max()) if len(turns) else 0.0
+    return {"smooth": _found(worst <= MAX_REVERSALS, worst)}
+
+
+def _found(fine: bool, value: float) -> dict[str, Any]:
+    return {"fine": bool(fine), "value": round(value, 6)}
+
+
+MEANING = {
+    "sees": "smallest part of the image that the robot covers, or largest that the object does",
+    "moves": "fraction of frames that stand still while a joint moves",
+    "smooth": "fraction of steps in which a joint turns around",
+}
+
+
+def failures(facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is wrong, a line for each check, with the episodes; empty if nothing is."""
+    lines = []
+    for name in facts[0]["checks"]:
+        bad = [i for i, fact in enumerate(facts) if not fact["checks"][name]["fine"]]
+        if bad:
+            few = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
+            lines.append(f"{name}: {len(bad)} of {len(facts)} episodes fail ({few})")
+    return lines
+
+
+def write_report(
+    folder: Path, facts: Sequence[Mapping[str, Any]], sheets: Sequence[Mapping[str, np.ndarray]]
+) -> None:
+    """Write `report.html`: what was checked, and the first and the last frame of the first episodes."""
+    rows = []
+    for name in facts[0]["checks"]:
+        values = [fact["checks"][name]["value"] for fact in facts]
+        fine = sum(fact["checks"][name]["fine"] for fact in facts)
+        meaning = MEANING[name.split()[-1]]
+        rows.append(
+            f"<tr><td>{escape(name)}</td><td>{fine} of {len(facts)}</td><td>{min(values):.4g} .. {max(values):.4g}</td>"
+            f"<td>{meaning}</td></tr>"
+        )
+    steps = [fact["steps"] for fact in facts]
+    pictures = "".join(_row(i, sheet) for i, sheet in enumerate(sheets[:12]))
+    problems = "".join(f"<li>{escape(line)}</li>" for line in failures(facts)) or "<li>none</li>"
+    write_text(
+        folder / "report.html",
+        "<!doctype html><meta charset=utf-8><title>Demonstrations</title>"
+        "<style>body{font:15px sans-serif;max-width:60em;margin:2em auto}td{padding:2px 12px}img{width:112px}</style>"
+        f"<h1>Demonstrations</h1><p>{len(facts)} episodes, {sum(steps)} frames, {min(steps)} to {max(steps)} steps, "
+        f"{sum(fact['success'] for fact in facts)} successes.</p><h2>Problems</h2><ul>{problems}</ul><h2>Checks</h2>"
+        f"<table><tr><th>check</th><th>episodes that pass</th><th>range</th><th>what it is</th></tr>{''.join(rows)}"
+        f"</table><h2>First and last frames</h2>{pictures}\n",
+    )
+
+
+def _row(number: int, sheet: Mapping[str, np.ndarray]) -> str:
+    images = "".join(_embedded(image) for frames in sheet.values() for image in frames)
+    return f"<p>{number} {images}</p>"
+
+
+def _embedded(image: np.ndarray) -> str:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="JPEG", quality=80)
+    return f'<img src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'

@@ -1,0 +1,277 @@
+"""What a data set and a model call things, and what the numbers mean: one table for who writes and who reads.
+
+A row of a data set is what the robot measured *before* it was told the action of that row. The names are LeRobot's:
+`observation.state`, `observation.images.CAMERA`, `action`. Two layouts of the numbers:
+
+    contract   state: the robot's joints, rad (m); action: as the task's contract has it
+    droid      state and action of 8 numbers, as openpi's DROID models have them; see `Droid`
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from deftly.contract import (
+    JOINT_POS,
+    STATE,
+    Act,
+    Input,
+    Observe,
+    PolicyContract,
+    Signal,
+)
+from deftly.errors import DeftlyError
+
+OBS_STATE, IMAGES, ACTION = "observation.state", "observation.images.", "action"
+EXECUTED = "executed_action"
+"""Feature of what the robot was told: `action`, or that with noise, so that the states that follow teach recovery."""
+PROMPT = "prompt"
+"""Name of the contract's input that holds the words."""
+DROID_JOINTS = 7
+Layout = Literal["contract", "droid"]
+
+
+def seen_contract(
+    contract: PolicyContract, cameras: tuple[str, ...], size: int, prompt: str
+) -> PolicyContract:
+    """The contract of a policy that sees images, joints and words where another sees what no camera gives.
+
+    Args:
+        contract: The task's own; its actions stay.
+        cameras: Names of cameras of the scene, each a signal `(size, size, 3)` and a group of the observation.
+        size: Width and height of an image, pixels.
+        prompt: What the policy is told if nobody says anything.
+    """
+    joints = next(signal for signal in contract.signals if signal.name == JOINT_POS)
+    images = tuple(Signal(name, (size, size, 3), dtype="uint8") for name in cameras)
+    looks = tuple(Observe(name, group=name) for name in cameras)
+    return replace(
+        contract,
+        robot=replace(contract.robot, signals=(joints, *images)),
+        observe_terms=(Observe(JOINT_POS, group=STATE), *looks),
+        inputs=(Input(PROMPT, dtype="text", text=prompt),),
+        derive=(),
+    )
+
+
+def exact(contract: PolicyContract, action: np.ndarray) -> np.ndarray:
+    """Actions (..., action_size) float32 as the robot takes them: within [-1, 1], and of a gripper its sign alone."""
+    grips = np.concatenate(
+        [[act.kind == "gripper"] * len(act.joints) for act in contract.act_terms]
+    )
+    clipped = np.clip(action, -1.0, 1.0)
+    return np.where(grips, np.where(clipped > 0, 1.0, -1.0), clipped).astype(np.float32)
+
+
+class Plain:
+    """The layout `contract`: nothing is changed."""
+
+    def __init__(self, contract: PolicyContract):
+        self.contract = contract
+        self.state_names = list(contract.joint_names)
+        self.action_names = _action_names(contract)
+
+    @property
+    def meaning(self) -> dict[str, str]:
+        """What each number of state and action is, in words."""
+        state = {joint.name: f"position, {joint.units}" for joint in self.contract.joints}
+        return {**state, **dict(zip(self.action_names, _action_words(self.contract)))}
+
+    @property
+    def ranges(self) -> dict[str, np.ndarray]:
+        """Whole range of each number, by feature."""
+        state = [joint.upper - joint.lower for joint in self.contract.joints]
+        return {OBS_STATE: np.array(state), ACTION: np.full(len(self.action_names), 2.0)}
+
+    def state(self, joint_pos: np.ndarray) -> np.ndarray:
+        """State (..., num_joints) of measured joints (..., num_joints)."""
+        return np.asarray(joint_pos, np.float32)
+
+    def joint_pos(self, state: np.ndarray) -> np.ndarray:
+        """The inverse of `state`."""
+        return np.asarray(state, np.float32)
+
+    def to_dataset(self, action: np.ndarray) -> np.ndarray:
+        """The action (..., action_size) of a data set, of one of the contract."""
+        return exact(self.contract, action)
+
+    def to_contract(self, action: np.ndarray) -> np.ndarray:
+        """The inverse of `to_dataset`."""
+        return np.asarray(action, np.float32)
+
+
+class Droid:
+    """The layout of DROID (Khazatsky et al. 2024) as openpi has it: 7 arm joints and a gripper of which 1 is open.
+
+    State: positions of the arm's joints, rad, 0 for those that an arm of fewer joints lacks; the gripper's opening
+    divided by its largest. Action: velocities of the same joints, rad/s, coupled joints included; 1 to open the
+    gripper, 0 to close it. A contract's gripper closes above 0: the convention is inverted here and nowhere else.
+
+    Raises DeftlyError for a robot that it cannot describe: more joints, or actions that are no velocities.
+    """
+
+    def __init__(self, contract: PolicyContract):
+        self.contract = contract
+        grips = [act for act in contract.act_terms if act.kind == "gripper"]
+        fingers = [name for act in grips for name in act.joints]
+        self._arm = [i for i, name in enumerate(contract.joint_names) if name not in fingers]
+        kinds = {act.kind for act in contract.act_terms} - {"gripper", "velocity", "delta"}
+        if len(grips) != 1 or len(self._arm) > DROID_JOINTS or kinds:
+            raise DeftlyError(
+                f"{contract.robot.name} does not fit DROID's layout, an arm of at most {DROID_JOINTS} joints that "
+                "takes velocities, and one gripper: use --layout contract"
+            )
+        self._fingers = [contract.joint_names.index(name) for name in fingers]
+        self.state_names = [f"joint_{i + 1}" for i in range(DROID_JOINTS)] + ["gripper"]
+        self.action_names = [f"joint_{i + 1}.velocity" for i in range(DROID_JOINTS)] + [
+            "gripper.open"
+        ]
+
+    @property
+    def meaning(self) -> dict[str, str]:
+        """What each number of state and action is, in words."""
+        words = [
+            *["position, rad; 0 where the arm has no such joint"] * DROID_JOINTS,
+            "opening divided by the largest, 1 = open",
+            *["velocity, rad/s"] * DROID_JOINTS,
+            "1 opens, 0 closes",
+        ]
+        return dict(zip([*self.state_names, *self.action_names], words))
+
+    @property
+    def ranges(self) -> dict[str, np.ndarray]:
+        """Whole range of each number, by feature; of what an arm lacks, 1."""
+        joints = self.contract.joints
+        state, action = np.ones(DROID_JOINTS + 1), np.ones(DROID_JOINTS + 1)
+        state[: len(self._arm)] = [joints[i].upper - joints[i].lower for i in self._arm]
+        action[: len(self._arm)] = [2.0 * joints[i].velocity for i in self._arm]
+        return {OBS_STATE: state, ACTION: action}
+
+    def state(self, joint_pos: np.ndarray) -> np.ndarray:
+        """State (..., 8) of measured joints (..., num_joints)."""
+        joint_pos = np.asarray(joint_pos, np.float32)
+        joint = self.contract.joints[self._fingers[0]]
+        state = np.zeros((*joint_pos.shape[:-1], DROID_JOINTS + 1), np.float32)
+        state[..., : len(self._arm)] = joint_pos[..., self._arm]
+        opening = joint_pos[..., self._fingers[0]] - joint.lower
+        state[..., -1] = opening / (joint.upper - joint.lower)
+        return state
+
+    def joint_pos(self, state: np.ndarray) -> np.ndarray:
+        """The inverse of `state`; fingers of one gripper are open alike."""
+        state = np.asarray(state, np.float32)
+        joint_pos = np.zeros((*state.shape[:-1], len(self.contract.joints)), np.float32)
+        joint_pos[..., self._arm] = state[..., : len(self._arm)]
+        for i in self._fingers:
+            joint = self.contract.joints[i]
+            joint_pos[..., i] = joint.lower + state[..., -1] * (joint.upper - joint.lower)
+        return joint_pos
+
+    def to_dataset(self, action: np.ndarray) -> np.ndarray:
+        """The action (..., 8) of a data set, of one of the contract (..., action_size)."""
+        action = exact(self.contract, action)
+        velocity = np.zeros((*action.shape[:-1], len(self.contract.joints)), np.float32)
+        for i, (joint, scale) in enumerate(self._scales):
+            if scale is not None:
+                velocity[..., joint] = action[..., i] * scale
+        for coupling in self.contract.robot.couplings:
+            names = self.contract.joint_names
+            parts = [ratio * velocity[..., names.index(name)] for name, ratio in coupling.of]
+            velocity[..., names.index(coupling.joint)] = sum(parts)
+        found = np.zeros((*action.shape[:-1], DROID_JOINTS + 1), np.float32)
+        found[..., : len(self._arm)] = velocity[..., self._arm]
+        closes = next(i for i, (_, scale) in enumerate(self._scales) if scale is None)
+        found[..., -1] = action[..., closes] <= 0
+        return found
+
+    def to_contract(self, action: np.ndarray) -> np.ndarray:
+        """The inverse of `to_dataset`; what coupled joints are told is left out, since they follow."""
+        action = np.asarray(action, np.float32)
+        found = np.empty((*action.shape[:-1], len(self._scales)), np.float32)
+        for i, (joint, scale) in enumerate(self._scales):
+            if scale is None:
+                found[..., i] = np.where(action[..., -1] > 0.5, -1.0, 1.0)
+            else:
+                found[..., i] = action[..., self._arm.index(joint)] / scale
+        return found
+
+    @cached_property
+    def _scales(self) -> list[tuple[int, float | None]]:
+        """Of each element of the contract's action, the joint and its speed at 1, rad/s; None of the gripper."""
+        return [
+            (self.contract.joint_names.index(name), _speed(self.contract, act, i))
+            for act in self.contract.act_terms
+            for i, name in enumerate(act.joints)
+        ]
+
+
+def layout_of(name: Layout, contract: PolicyContract) -> Plain | Droid:
+    """The mapping of a layout for a contract."""
+    return Droid(contract) if name == "droid" else Plain(contract)
+
+
+def features(layout: Plain | Droid, contract: PolicyContract, video: bool) -> dict[str, Any]:
+    """The features of a data set, as LeRobot describes them.
+
+    Args:
+        layout: How the numbers are laid out.
+        contract: What the cameras are, `seen_contract`.
+        video: Store the images as videos; else each by itself.
+    """
+    kind = "video" if video else "image"
+    images = {
+        IMAGES + signal.name: {
+            "dtype": kind,
+            "shape": signal.shape,
+            "names": ["height", "width", "channels"],
+        }
+        for signal in contract.signals
+        if signal.is_image
+    }
+    return {
+        OBS_STATE: _numbers(layout.state_names),
+        **images,
+        ACTION: _numbers(layout.action_names),
+        EXECUTED: _numbers(layout.action_names),
+    }
+
+
+def _numbers(names: list[str]) -> dict[str, Any]:
+    return {"dtype": "float32", "shape": (len(names),), "names": names}
+
+
+def _speed(contract: PolicyContract, act: Act, i: int) -> float | None:
+    """Speed at an action of 1, rad/s; None of a gripper."""
+    if act.kind == "gripper":
+        return None
+    if not act.scale:
+        return contract.joints[contract.joint_names.index(act.joints[i])].velocity
+    scale = act.scale[i if len(act.scale) > 1 else 0]
+    return scale * contract.rate if act.kind == "delta" else scale
+
+
+def _action_names(contract: PolicyContract) -> list[str]:
+    return [f"{joint}.{act.kind}" for act in contract.act_terms for joint in act.joints]
+
+
+def _action_words(contract: PolicyContract) -> list[str]:
+    """What each element of the action does, for a reader who has no contract at hand."""
+    words = {
+        "absolute": "position; 0 is the middle of the range",
+        "relative": "position, from home or from the start",
+        "delta": "change of the commanded position",
+        "velocity": "velocity, integrated on the command",
+        "gripper": "1 closes, -1 opens",
+    }
+    found = []
+    for act in contract.act_terms:
+        scales = act.scale or (None,)
+        for i, _ in enumerate(act.joints):
+            scale = scales[i if len(scales) > 1 else 0]
+            unit = f"; 1 is {scale:g}" if scale and act.kind != "gripper" else ""
+            found.append(f"{act.kind}: {words[act.kind]}{unit}; within [-1, 1]")
+    return found

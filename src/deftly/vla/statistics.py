@@ -1,0 +1,106 @@
+"""Normalization statistics of a data set: computed once, kept with every checkpoint, and bound to it by a hash.
+
+A model that is asked with other statistics than it learned with does not fail, it is wrong; so they are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from deftly.errors import DeftlyError
+from deftly.vla.features import ACTION, OBS_STATE
+
+Statistics = dict[str, dict[str, list[Any]]]
+"""By feature: `mean`, `std`, `min`, `max`, `q01`, `q99`, each as long as a row; of an image (3, 1, 1), in 0 .. 1."""
+FLOOR = 0.01
+"""Smallest standard deviation, as a part of the whole range: a joint that never moved must not magnify its noise."""
+
+
+def of_numbers(rows: np.ndarray, ranges: np.ndarray) -> dict[str, list[float]]:
+    """Statistics of rows (n, size).
+
+    Args:
+        rows: What was seen.
+        ranges: Whole range of each element, (size,), such as between a joint's limits.
+    """
+    rows = np.asarray(rows, np.float64)
+    found = {
+        "mean": rows.mean(0),
+        "std": np.maximum(rows.std(0), FLOOR * ranges),
+        "min": rows.min(0),
+        "max": rows.max(0),
+        "q01": np.quantile(rows, 0.01, axis=0),
+        "q99": np.quantile(rows, 0.99, axis=0),
+    }
+    flat = found["q99"] - found["q01"] < FLOOR * ranges
+    for low, high in (("min", "max"), ("q01", "q99")):
+        found[low] = found[low] - np.where(flat, FLOOR * ranges, 0.0)
+        found[high] = found[high] + np.where(flat, FLOOR * ranges, 0.0)
+    return {name: np.asarray(value, np.float32).tolist() for name, value in found.items()}
+
+
+def of_images(images: np.ndarray) -> dict[str, list[Any]]:
+    """Statistics of images (n, height, width, 3) uint8: of each colour, in 0 .. 1, shaped (3, 1, 1)."""
+    count, total, squares = 0, np.zeros(3), np.zeros(3)
+    for start in range(0, len(images), 256):
+        part = images[start : start + 256].reshape(-1, 3).astype(np.float32) / 255.0
+        count += len(part)
+        total += part.sum(0, dtype=np.float64)
+        squares += np.square(part).sum(0, dtype=np.float64)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))
+    shape = (3, 1, 1)
+    found = {"mean": mean, "std": std, "min": np.zeros(3), "max": np.ones(3)}
+    return {
+        name: np.asarray(value, np.float32).reshape(shape).tolist() for name, value in found.items()
+    }
+
+
+def digest(statistics: Statistics) -> str:
+    """sha256 of their canonical JSON, in hex."""
+    text = json.dumps(statistics, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_same(mine: Statistics, other: Statistics, what: str) -> None:
+    """Raise DeftlyError naming the first difference between statistics and those of `what`."""
+    if digest(mine) == digest(other):
+        return
+    names = [name for name in (*mine, *other) if mine.get(name) != other.get(name)]
+    raise DeftlyError(
+        f"the normalization statistics of {what} are others, first those of '{names[0]}': it learned from another data "
+        "set; give that one, or start a new training"
+    )
+
+
+def parse(tree: Any, features: Mapping[str, int], what: str) -> Statistics:
+    """Statistics that were read from a file.
+
+    Args:
+        tree: The JSON.
+        features: Length of each feature of numbers that must be there.
+        what: The file, for the message.
+
+    Raises DeftlyError unless each has finite numbers of the right count.
+    """
+    try:
+        for name, size in features.items():
+            for key in ("mean", "std", "min", "max", "q01", "q99"):
+                values = np.asarray(tree[name][key], np.float64)
+                if values.shape != (size,) or not np.isfinite(values).all():
+                    raise ValueError(f"'{key}' of '{name}' is not {size} finite numbers")
+            if (np.asarray(tree[name]["std"]) <= 0).any():
+                raise ValueError(f"'std' of '{name}' is not positive")
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
+        raise DeftlyError(f"{what} has no whole normalization statistics: {reason}") from None
+    return tree
+
+
+NUMBERS = (OBS_STATE, ACTION)
+"""Features that every model needs statistics of."""
