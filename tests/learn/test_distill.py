@@ -119,6 +119,16 @@ def test_a_teacher_that_sees_the_same_decides_as_in_its_own_environments(taught)
     assert ended > 8
 
 
+def test_a_teacher_is_shown_the_scene_that_is_there(taught):
+    """Of its own settings, those decide what it sees; all else is as in the student's environments."""
+    cls = load(taught[0])
+    env = Env(cls(cls.Config(goal=0.2, start=0.3)), EnvConfig(num_envs=2), SimConfig(threads=1), 5)
+    teacher = Teacher(env, checkpoint.load(taught[1] / "checkpoints/last"))
+    assert (teacher.task.cfg.see, env.task.cfg.see) == (True, False)
+    assert (teacher.task.cfg.goal, teacher.task.cfg.start) == (0.2, 0.3)
+    assert teacher.decide().shape == (2, 2)
+
+
 def test_a_teacher_of_other_actions_is_refused(taught):
     cls = load(taught[0])
     env = Env(cls(cls.Config(rate=10.0)), EnvConfig(num_envs=2), SimConfig(threads=1), 5)

@@ -17,7 +17,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
-from gymnasium.spaces import Box, Dict
+from gymnasium.spaces import Box, Dict, Space
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from typing_extensions import Doc
@@ -165,7 +165,7 @@ class TaskVectorEnv(VectorEnv[Obs, Array, Array]):
         if done.any() and self.autoreset_mode is AutoresetMode.SAME_STEP:
             infos["is_success"] = success & ~done
             final_obs = np.full(self.num_envs, None, object)
-            for i in np.flatnonzero(done):
+            for i in np.flatnonzero(done).tolist():
                 final_obs[i] = _row(last, i)
             infos |= {"final_obs": final_obs, "_final_obs": done, "_final_info": done.copy()}
             infos["final_info"] = {"is_success": success & done, "_is_success": done}
@@ -260,7 +260,7 @@ def observation_space(contract: PolicyContract) -> Box | Dict:
     """What the policy sees: a box of numbers, or where there are images a box of each group of the observation."""
     if single_input(contract):
         return _numbers_space(contract, STATE)
-    spaces: dict[str, Box] = {}
+    spaces: dict[str, Space[Any]] = {}
     for group in contract.groups:
         if contract.is_image(group):
             spaces[group] = Box(0, 255, contract.group_shape(group), np.uint8)

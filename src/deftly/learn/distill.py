@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -112,7 +112,7 @@ class Teacher:
 
     def __init__(self, env: Env, source: checkpoint.Checkpoint):
         self.env = env
-        self.task = type(env.task)(_task_settings(env, source))
+        self.task = type(env.task)(_seen_by(env, _task_settings(env, source)))
         self.contract = self.task.contract()
         self.contract.require(source.contract, str(source.path))
         self._require_same_actions()
@@ -322,3 +322,16 @@ def _task_settings(env: Env, source: checkpoint.Checkpoint) -> TaskConfig:
     usual = parse_yaml(to_yaml(args()), "the default settings")
     saved = differences({"task": source.known_settings("task", kind)}, usual)
     return parse(args, [], prog="deftly distill", filed=saved).task
+
+
+def _seen_by(env: Env, saved: TaskConfig) -> TaskConfig:
+    """The settings of the environments' task, but for those of the teacher's on which its contract depends.
+
+    So the teacher sees what it was trained to see, of the scene that is there: other objects, say, than it met.
+    """
+    kind, cfg = type(env.task), env.task.cfg
+    for item in fields(saved):
+        changed = replace(cfg, **{item.name: getattr(saved, item.name)})
+        if changed != cfg and kind(changed).contract() != kind(cfg).contract():
+            cfg = changed
+    return cfg

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from deftly.sim.protocol import Sim
 
+DRAW_HERE = ("LP_NUM_THREADS", "0")
+"""For Mesa's software rasterizer: to hand an image this small to other threads takes longer than to draw it."""
 SLICES, STACKS, QUADS = 8, 4, 1
 """Of round shapes and planes. An image of 64x64 pixels does not show more, and software takes its time by vertices."""
 
@@ -48,6 +51,7 @@ class Cameras(Renderer):
         self._data = mujoco.MjData(self._model)
         self._kept: np.ndarray | None = None
         self._views = [_view(self._model, signal) for signal in self.signals]
+        os.environ.setdefault(*DRAW_HERE)
         height, width = np.max([signal.shape[:2] for signal in self.signals], axis=0).tolist()
         super().__init__(self._model, size=(width, height))
         for flag in ("SHADOW", "REFLECTION", "HAZE", "SKYBOX"):
