@@ -256,10 +256,12 @@ def _rendered(
 def _assemble(parts: Parts, plan: Plan, count: int, out: Path, video: bool) -> None:
     """Make the data set of the episodes, by LeRobot's writer, in the place of `out`."""
     import av.logging
+    import datasets
     from lerobot.configs import RGBEncoderConfig
     from lerobot.datasets import LeRobotDataset
 
     av.logging.set_libav_level(av.logging.ERROR)  # the encoder would say twenty lines an episode
+    datasets.disable_progress_bars()
 
     contract = plan.source.task.contract()
     layout = layout_of(plan.layout, contract)
