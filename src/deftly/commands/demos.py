@@ -99,7 +99,8 @@ def main(argv: list[str]) -> int:
 
     lerobot.require_lerobot()
     if args.check:
-        return _check(task, args)
+        return _check(task, args, args.check)
+    assert args.out is not None
     plan = _plan(task, args, source)
     policy = source.open(task.contract(), keys=args.keys)
     try:
@@ -171,22 +172,22 @@ def _said(folder: Path) -> int:
     return 1 if lines else 0
 
 
-def _check(task: Task, args: DemosArgs) -> int:
+def _check(task: Task, args: DemosArgs, folder: Path) -> int:
     """Whether a data set is whole, and replays."""
     from deftly.data import lerobot
     from deftly.data.demonstrations import Source, replay
 
-    found = lerobot.require_whole(args.check)
+    found = lerobot.require_whole(folder)
     facts = found.facts
     if facts["task"] != task.name:
-        raise DeftlyError(f"'{args.check}' is of {facts['task']}: name that task")
+        raise DeftlyError(f"'{folder}' is of {facts['task']}: name that task")
     source = Source(task, args.sim, facts["seed"], facts["batch"], facts["perturb"])
     results = replay(source, lerobot.stored_actions(found))
     was = {(fact["batch"], fact["env"]): fact["success"] for fact in facts["episodes"]}
     same = sum(results[place] == success for place, success in was.items())
     count = len(was)
     show(f"open loop, {same} of {count} episodes end as they did ({100 * same / count:.1f} %)")
-    return max(_said(args.check), int(same < REPLAYED * count))
+    return max(_said(folder), int(same < REPLAYED * count))
 
 
 REPLAYED = 0.95

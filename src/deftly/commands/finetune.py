@@ -112,7 +112,7 @@ def _finetune(dataset: Path, args: FinetuneArgs) -> int:
         f"on {args.device}"
     )
     _require_memory(cost.memory_gb, args)
-    if args.dry_run:
+    if args.dry_run or args.out is None:
         return 0
     training = train.Training(plan, model, frames, args.out, args.resume)
     place = training.run(args.save_every, args.eval_every, _evaluation(args))

@@ -256,10 +256,12 @@ def _rendered(
 def _assemble(parts: Parts, plan: Plan, count: int, out: Path, video: bool) -> None:
     """Make the data set of the episodes, by LeRobot's writer, in the place of `out`."""
     import av.logging
-    from lerobot.configs import RGBEncoderConfig
-    from lerobot.datasets import LeRobotDataset
+    import datasets  # type: ignore[import-not-found]
+    from lerobot.configs import RGBEncoderConfig  # type: ignore[import-not-found]
+    from lerobot.datasets import LeRobotDataset  # type: ignore[import-not-found]
 
     av.logging.set_libav_level(av.logging.ERROR)  # the encoder would say twenty lines an episode
+    datasets.disable_progress_bars()
 
     contract = plan.source.task.contract()
     layout = layout_of(plan.layout, contract)
@@ -388,7 +390,7 @@ def _require_videos(found: Dataset, frames: int) -> None:
             try:
                 with av.open(str(file)) as video:
                     count += video.streams.video[0].frames
-            except (av.error.FFmpegError, IndexError) as error:
+            except (av.FFmpegError, IndexError) as error:
                 raise DeftlyError(f"'{file}' is no video: {printable(error, 100)}") from None
         if count != frames:
             raise DeftlyError(
@@ -399,8 +401,8 @@ def _require_videos(found: Dataset, frames: int) -> None:
 
 def read_rows(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
     """Columns of numbers of all rows, in their order: float32, or whole numbers."""
-    import pyarrow.lib
-    import pyarrow.parquet as parquet
+    import pyarrow.lib  # type: ignore[import-not-found]
+    import pyarrow.parquet as parquet  # type: ignore[import-not-found]
 
     try:
         files = sorted((path / "data").glob("*/*.parquet"))
@@ -436,8 +438,8 @@ def stored_actions(found: Dataset) -> dict[tuple[int, int], np.ndarray]:
 def push(path: Path, repo: str) -> str:
     """Upload a data set to a repository of the Hugging Face hub; its address. Raises DeftlyError without a token."""
     require_lerobot()
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import HfApi, get_token  # type: ignore[import-not-found]
+    from huggingface_hub.errors import HfHubHTTPError  # type: ignore[import-not-found]
 
     if not get_token():
         raise DeftlyError(

@@ -82,8 +82,8 @@ class VlaCheckpoint:
 
     def model(self, device: str = "cpu") -> Model:
         """The model with its weights. Raises DeftlyError where LeRobot or a base model is missing."""
-        from lerobot.configs import PreTrainedConfig
-        from lerobot.policies.factory import get_policy_class
+        from lerobot.configs import PreTrainedConfig  # type: ignore[import-not-found]
+        from lerobot.policies.factory import get_policy_class  # type: ignore[import-not-found]
 
         from deftly.vla import models
 

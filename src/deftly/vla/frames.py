@@ -109,7 +109,7 @@ def load(
         images[name] = store
     ends = np.flatnonzero(np.diff(episode, append=-1))
     last = ends[np.searchsorted(ends, np.arange(count))]
-    told = [prompts[i] for i in episode]
+    told = [prompts[i] for i in episode.tolist()]
     return Frames(images, rows[OBS_STATE], rows[ACTION], last, told)
 
 
@@ -125,7 +125,7 @@ def _of_videos(path: Path, camera: str) -> Iterator[np.ndarray]:
 def _of_tables(path: Path, camera: str) -> Iterator[np.ndarray]:
     import io
 
-    import pyarrow.parquet as parquet
+    import pyarrow.parquet as parquet  # type: ignore[import-not-found]
     from PIL import Image
 
     for file in sorted((path / "data").glob("*/*.parquet")):

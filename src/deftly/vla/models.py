@@ -26,7 +26,7 @@ from deftly.vla.recipes import RECIPES
 from deftly.vla.statistics import Statistics
 
 if TYPE_CHECKING:
-    from lerobot.configs import PreTrainedConfig
+    from lerobot.configs import PreTrainedConfig  # type: ignore[import-not-found]
 
 LORA_TARGETS = r".*\.(q_proj|v_proj)"
 """Layers that LoRA adapts where the model does not say: queries and values of all attention (Hu et al. 2021)."""
@@ -65,8 +65,8 @@ def config_of(
 
     Raises DeftlyError for a setting that it does not have, or refuses.
     """
-    from lerobot.configs import FeatureType, PolicyFeature
-    from lerobot.policies.factory import make_policy_config
+    from lerobot.configs import FeatureType, PolicyFeature  # type: ignore[import-not-found]
+    from lerobot.policies.factory import make_policy_config  # type: ignore[import-not-found]
 
     recipe = RECIPES[kind]
     settings = dict(recipe.config) | {recipe.chunk_field: chunk, "n_action_steps": executed}
@@ -91,8 +91,8 @@ def config_of(
 
 
 def _parsed(kind: str, extra: Sequence[str]) -> dict[str, Any]:
-    from lerobot.configs import PreTrainedConfig
-    from lerobot.policies.factory import make_policy_config
+    from lerobot.configs import PreTrainedConfig  # type: ignore[import-not-found]
+    from lerobot.policies.factory import make_policy_config  # type: ignore[import-not-found]
 
     assert make_policy_config  # its import registers the kinds
     known = [field.name for field in fields(PreTrainedConfig.get_choice_class(kind))]
@@ -115,7 +115,8 @@ class Model(NamedTuple):
 
     kind: str
     config: PreTrainedConfig
-    network: nn.Module
+    network: Any
+    """A `torch.nn.Module`, of LeRobot's own kind."""
     before: Any
     """Normalizes, tokenizes, moves to the device."""
     after: Any
@@ -137,9 +138,9 @@ class Model(NamedTuple):
         batch |= {OBS_STATE: torch.from_numpy(state), "task": list(prompts)}
         self.network.eval()
         seen = self._shaped(self.before(batch))
-        policy = getattr(self.network, "base_model", self.network)
-        actions = getattr(policy, "model", policy) if policy is not self.network else policy
-        predicted = actions.predict_action_chunk(seen)
+        adapted = hasattr(self.network, "get_base_model")
+        policy = self.network.get_base_model() if adapted else self.network
+        predicted = policy.predict_action_chunk(seen)
         return self.after(predicted[:, :, : self.action_size]).float().numpy()
 
     @property
@@ -165,7 +166,7 @@ def build(
 
     Raises DeftlyError, one line, where weights or tokenizers are neither on this machine nor can be fetched.
     """
-    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors  # type: ignore[import-not-found]
 
     tensors = {
         name: {key: torch.tensor(value) for key, value in each.items()}
@@ -189,7 +190,7 @@ def _adapted(network: Any, rank: int) -> nn.Module:
     """The network, or with LoRA of a rank around it; what is not adapted is frozen."""
     if not rank:
         return network
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model  # type: ignore[import-not-found]
 
     targets = (network._get_default_peft_targets() or {}).get("target_modules", LORA_TARGETS)
     for parameter in network.parameters():
@@ -222,9 +223,9 @@ def calibrate(network: nn.Module, model: Model, batch: Mapping[str, Any]) -> Non
     and 1, activations grow from block to block, and little is learned. A pass over a batch sets them, layer after
     layer, to what the layer sees (layer-sequential unit variance, Mishkin & Matas 2016).
     """
-    from torchvision.ops.misc import FrozenBatchNorm2d
+    from torchvision.ops.misc import FrozenBatchNorm2d  # type: ignore[import-not-found]
 
-    def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def measure(layer: Any, inputs: tuple[Tensor, ...]) -> None:
         seen = inputs[0].float()
         layer.running_mean.copy_(seen.mean((0, 2, 3)))
         layer.running_var.copy_(seen.var((0, 2, 3)).clamp_min(1e-6))
