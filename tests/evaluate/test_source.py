@@ -126,7 +126,7 @@ def test_the_shipped_policy_is_one_in_both_forms():
         ("shipped", None, "shipped needs a task"),
         ("shipped", "slider", "no policy is shipped for slider"),
         ("latest", "slider", "no train run of slider"),
-        ("ws://host:1", "slider", "later version"),
+        ("ws://host", "slider", "is no endpoint"),
     ],
 )
 def test_what_is_not_there_is_one_line(spec, task, message, tmp_path):

@@ -44,7 +44,7 @@ from deftly.policy.bundle import Bundle
 from deftly.policy.chunks import ChunkConfig, ChunkPolicy
 from deftly.policy.layouts import OpenpiConfig
 from deftly.policy.protocol import Policy
-from deftly.serving.endpoint import is_websocket
+from deftly.serving.endpoint import is_websocket, read_websocket
 
 if TYPE_CHECKING:
     from deftly.learn.checkpoint import Checkpoint
@@ -244,6 +244,8 @@ def resolve(
         return _default(task, runs, form)
     if spec == "latest_test":
         spec = workspace.tested_policy(task, runs)
+    if is_websocket(spec):
+        read_websocket(spec)
     if "://" in spec:
         return PolicySource("endpoint", spec, None)
     if spec == SHIPPED:
