@@ -7,6 +7,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 from deftly.stats import (
+    clustered_interval,
+    effective_size,
     fisher,
     half_level,
     mcnemar,
@@ -234,3 +236,51 @@ def test_the_interval_of_the_half_level_holds_what_it_says():
         low, high = half_level(levels, counts, [20] * 5)["interval95"]
         missed += not (low or 0.0) <= 3.2 <= (high or 9.0)
     assert missed <= 18
+
+
+def test_episodes_from_the_same_starts_count_as_what_they_say():
+    clusters = np.tile(np.arange(5), 4)
+    same = np.tile([1, 1, 1, 0, 0], 4)  # four samples that say nothing new
+    found = proportion(same, clusters)
+    assert found["rate"] == 0.6
+    assert found["count"] == 12
+    assert found["effective"] == pytest.approx(
+        4.0
+    )  # as five clusters, whose variance has four degrees of freedom
+    assert found["wilson95"] == pytest.approx(list(wilson(0.6 * 4, 4)))
+    rng = np.random.default_rng(0)
+    independent = rng.random(2000) < 0.6
+    free = proportion(independent, np.tile(np.arange(500), 4))
+    assert free["effective"] > 1600
+    alike = np.tile([1, 0], 10)  # each cluster has half of both: as good as all of them
+    assert effective_size(alike, np.repeat(np.arange(10), 2)) == 20
+    assert effective_size(np.ones(20), np.tile(np.arange(5), 4)) == 5
+
+
+def test_a_clustered_interval_holds_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    held = naive = 0
+    for _ in range(400):
+        p = rng.beta(0.7, 0.7, 50)  # some starts are easy, some are hard: the mean is one half
+        results = (rng.random((4, 50)) < p).ravel()
+        clusters = np.tile(np.arange(50), 4)
+        low, high = proportion(results, clusters)["wilson95"]
+        held += low <= 0.5 <= high
+        low, high = wilson(int(results.sum()), 200)
+        naive += low <= 0.5 <= high
+    assert 0.92 <= held / 400 <= 0.98
+    assert naive / 400 < 0.88
+
+
+def test_a_clustered_mean_is_that_of_its_clusters_where_they_are_of_one_size():
+    rng = np.random.default_rng(2)
+    values = rng.normal(size=(4, 30)) + rng.normal(size=30)
+    clusters = np.tile(np.arange(30), 4)
+    found = clustered_interval(values.ravel(), clusters)
+    summary = summarize(values.mean(0))
+    assert found == pytest.approx(mean_interval(summary))
+    holes = values.ravel().copy()
+    holes[:5] = np.nan
+    assert clustered_interval(holes, clusters) is not None
+    assert clustered_interval(np.full(4, np.nan), np.arange(4)) is None
+    assert clustered_interval(np.ones(4), np.zeros(4)) is None

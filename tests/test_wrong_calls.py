@@ -264,7 +264,7 @@ SPECIAL = [
     ),
     Call("address", ("serve", "--policy", "bundle", "--bind", "tcp://127.0.0.1:PORT"), "in use"),
     Call("address", ("play", "rail.py", "--viewer", "web", "--port", "PORT"), "another --port"),
-    Call("address", ("eval", "rail.py", "--policy", "ws://127.0.0.1:1"), "websocket"),
+    Call("address", ("eval", "rail.py", "--policy", "ws://127.0.0.1:1"), "no policy server at ws"),
     Call("keys", ("serve", "--policy", "bundle", "--keys", "bad"), "--new-keys"),
     Call("keys", ("serve", "--new-keys", "bad"), "never overwritten"),
     # drivers

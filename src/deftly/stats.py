@@ -20,10 +20,11 @@ CHI_SQUARE_95 = 3.841458820694124
 """95 % quantile of the chi-square distribution with one degree of freedom."""
 
 
-def wilson(count: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson(count: float, total: float, z: float = 1.959963984540054) -> tuple[float, float]:
     """Wilson score interval of a proportion, `count` of `total`; 95 % by the default quantile. (0, 1) of nothing.
 
-    E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
+    E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927). Counts need not
+    be whole: of an effective sample size they are not.
     """
     if total == 0:
         return 0.0, 1.0
@@ -49,12 +50,71 @@ def fisher(count_a: int, total_a: int, count_b: int, total_b: int) -> float:
     return float(found.pvalue)
 
 
-def proportion(results: np.ndarray) -> dict[str, Any]:
-    """Rate, count and 95 % interval of `results`, `(n,)` of 0 and 1 or booleans; the rate of none is None."""
+def proportion(results: np.ndarray, clusters: np.ndarray | None = None) -> dict[str, Any]:
+    """Rate, count and 95 % interval of `results`, `(n,)` of 0 and 1 or booleans; the rate of none is None.
+
+    With `clusters`, `(n,)`, results with the same number belong together, as episodes from the same start do: the
+    interval is Wilson's of the effective sample size, which is `effective` then.
+    """
     count = int(results.sum())
     total = len(results)
     rate = count / total if total else None
-    return {"rate": rate, "count": count, "wilson95": list(wilson(count, total))}
+    if clusters is None or rate is None:
+        return {"rate": rate, "count": count, "wilson95": list(wilson(count, total))}
+    effective = effective_size(results, clusters)
+    interval = wilson(rate * effective, effective)
+    return {"rate": rate, "count": count, "wilson95": list(interval), "effective": effective}
+
+
+def effective_size(results: np.ndarray, clusters: np.ndarray) -> float:
+    """How many independent results of 0 and 1 say as much as these `(n,)`, of which those of a cluster are alike.
+
+    It is n over the design effect (L. Kish, Survey sampling, 1965), and at most n; as many as there are clusters where
+    all results are the same, since nothing is known of what they share. Wilson's interval with it covers well in
+    clustered samples (N. Dean and M. Pagano, Evaluating confidence interval methods for binomial proportions in
+    clustered surveys, Journal of Survey Statistics and Methodology 3 (2015)).
+    """
+    import numpy as np
+
+    rate = float(np.mean(results))
+    independent = rate * (1 - rate)
+    if independent == 0:
+        return float(len(np.unique(clusters)))
+    error = clustered_error(np.asarray(results, float), clusters)
+    return float(len(results)) if error == 0 else min(len(results), independent / error**2)
+
+
+def clustered_error(values: np.ndarray, clusters: np.ndarray) -> float:
+    """Standard error of the mean of `values`, `(n,)`, those of a cluster being dependent; infinite of one cluster.
+
+    A mean over clusters is a ratio, of sums of values to sizes; this is its linearization (W. G. Cochran, Sampling
+    techniques, 1977, 6.3 and 9A).
+    """
+    import numpy as np
+
+    _, cluster = np.unique(clusters, return_inverse=True)
+    sizes = np.bincount(cluster)
+    if len(sizes) < 2:
+        return math.inf
+    rest = np.bincount(cluster, weights=values - values.mean())
+    return math.sqrt(len(sizes) / (len(sizes) - 1) * float(rest @ rest)) / len(values)
+
+
+def clustered_interval(values: np.ndarray, clusters: np.ndarray) -> list[float] | None:
+    """95 % interval of the mean of the finite `values`, by Student's t over clusters; None of fewer than two of these.
+
+    Needs scipy (the extra `train`).
+    """
+    import numpy as np
+
+    finite = np.isfinite(values)
+    count = len(np.unique(clusters[finite]))
+    if count < 2:
+        return None
+    kept = values[finite]
+    error = clustered_error(kept, clusters[finite])
+    found = _difference(float(kept.mean()), error, count - 1)
+    return [found.low, found.high]
 
 
 def percentiles(

@@ -3,9 +3,11 @@
 import importlib
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from openpi_arm import serving
 from toy_robot import running
 
 from deftly import workspace
@@ -126,7 +128,7 @@ def test_the_shipped_policy_is_one_in_both_forms():
         ("shipped", None, "shipped needs a task"),
         ("shipped", "slider", "no policy is shipped for slider"),
         ("latest", "slider", "no train run of slider"),
-        ("ws://host:1", "slider", "later version"),
+        ("ws://host", "slider", "is no endpoint"),
     ],
 )
 def test_what_is_not_there_is_one_line(spec, task, message, tmp_path):
@@ -179,9 +181,9 @@ def test_checkpoint_bundle_and_endpoint_have_the_same_episodes(exported):
     task = cls(cls.Config())
     bundled = of_bundle(exported.bundle)
     settings = EvalSettings(episodes=12, sim=SimConfig(threads=1))
-    with running(bundled.open()) as server:
-        endpoint = PolicySource("endpoint", server.endpoint, None)
-        sources = (of_checkpoint(checkpoint.load(exported.checkpoint)), bundled, endpoint)
+    with running(bundled.open()) as server, serving(bundled.open()) as websocket:
+        endpoints = [PolicySource("endpoint", each.endpoint, None) for each in (server, websocket)]
+        sources = (of_checkpoint(checkpoint.load(exported.checkpoint)), bundled, *endpoints)
         measured = [measure(task, source, settings) for source in sources]
     (_, first), *others = measured
     for report, values in others:
@@ -204,6 +206,23 @@ def test_only_a_checkpoint_can_be_drawn_from(exported):
         cls(cls.Config()), of_checkpoint(checkpoint.load(exported.checkpoint)), settings
     )
     assert drawn["stochastic"] is True
+
+
+def test_samples_of_the_same_starts_differ_and_the_interval_allows_for_it(exported):
+    cls = load(exported.task)
+    source = of_checkpoint(checkpoint.load(exported.checkpoint))
+    settings = EvalSettings(episodes=4, samples=3, stochastic=True, sim=SimConfig(threads=1))
+    found, values = measure(cls(cls.Config()), source, settings)
+    assert found["episodes"] == 12
+    assert found["samples"] == 3
+    assert found["success"]["effective"] <= 12
+    returns = values["return"].reshape(3, 4)
+    assert (np.ptp(returns, axis=0) > 0).all()  # drawn anew
+    once, first = measure(cls(cls.Config()), source, replace(settings, samples=1))
+    np.testing.assert_array_equal(first["return"], returns[0])
+    assert "samples" not in once
+    with pytest.raises(DeftlyError, match="--samples runs each start again"):
+        measure(cls(cls.Config()), source, replace(settings, stochastic=False))
 
 
 def test_the_policy_sees_signals_alone(exported):

@@ -2,10 +2,13 @@
 
 import dataclasses
 import io
+import sys
+from contextlib import contextmanager
 
 import msgpack
 import numpy as np
 import pytest
+import zmq
 from onnx import TensorProto, helper, numpy_helper
 from toy_robot import CONTRACT, ROBOT, running
 
@@ -16,6 +19,7 @@ from deftly.serving.client import Client
 from deftly.serving.wire import (
     MAX_FRAME,
     WireError,
+    jpeg,
     max_frame,
     pack,
     read_image,
@@ -63,6 +67,21 @@ def model(contract=SEEING, pixel=TensorProto.UINT8) -> bytes:
     return helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
     ).SerializeToString()
+
+
+@contextmanager
+def raw(endpoint: str):
+    """What asks a server with a message as it is, and gives its reply."""
+    with zmq.Context.instance().socket(zmq.REQ) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RCVTIMEO, 10_000)
+        socket.connect(endpoint)
+
+        def ask(message):
+            socket.send(pack(message))
+            return unpack(socket.recv())
+
+        yield ask
 
 
 def signals(seed: int) -> dict[str, np.ndarray]:
@@ -217,3 +236,52 @@ def test_a_bundle_of_a_policy_that_sees(tmp_path):
     robot = OneRobot(policy)
     robot.reset()
     np.testing.assert_array_equal(robot.infer(rows[0]).action, golden["action"][0])
+
+
+def smooth() -> np.ndarray:
+    """An image that a JPEG changes little."""
+    rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH]
+    return np.stack((rows // 2, columns // 2, rows // 2), -1).astype(np.uint8)
+
+
+def test_images_as_jpeg_come_back_nearly_as_they_were(network):
+    pytest.importorskip("PIL")
+    seen = {**signals(0), "front": smooth()}
+    value = msgpack.unpackb(msgpack.packb(jpeg(smooth(), 90)), raw=False)
+    assert len(value["data"]) < smooth().nbytes / 10
+    found = read_image(value, smooth().shape, "front")
+    assert np.abs(found.astype(int) - smooth()).mean() < 2
+    with running(ContractPolicy(SEEING, network)) as server:
+        client = OneRobot(Client(server.endpoint, SEEING, timeout=10.0, quality=90))
+        client.reset()
+        assert client.infer(seen).action[0] == pytest.approx(smooth().mean() / 255, abs=0.01)
+        client.close()
+
+
+@pytest.mark.parametrize("kind", ["size", "grey", "cut", "png", "text", "nothing"])
+def test_hostile_jpegs_are_refused(kind):
+    images = pytest.importorskip("PIL.Image")
+    file = io.BytesIO()
+    size = (9, 8) if kind == "size" else (8, 8)
+    images.new("L" if kind == "grey" else "RGB", size).save(
+        file, "PNG" if kind == "png" else "JPEG"
+    )
+    data = {"cut": file.getvalue()[:-30], "text": "x", "nothing": b""}.get(kind, file.getvalue())
+    with pytest.raises(WireError, match="'eye' is no JPEG of 8 x 8 x 3"):
+        read_image({"format": "jpeg", "data": data}, (8, 8, 3), "eye")
+
+
+def test_a_jpeg_is_refused_where_nothing_reads_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(
+        WireError, match="'eye' is a JPEG, which needs Pillow here: pip install pillow"
+    ):
+        read_image({"format": "jpeg", "data": b"x"}, (8, 8, 3), "eye")
+
+
+def test_messages_of_version_1_are_answered_in_it(network):
+    with running(ContractPolicy(SEEING, network)) as server, raw(server.endpoint) as ask:
+        for version, code in ((1, None), (2, None), (3, "bad-version"), (True, "bad-version")):
+            reply = ask({"v": version, "type": "ping", "seq": 0, "time": 0.0})
+            assert reply.get("code") == code
+            assert reply["v"] == (version if code is None else 2)

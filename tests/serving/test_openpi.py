@@ -1,19 +1,24 @@
 """openpi's websocket protocol: our server, our client, a stand-in of openpi's server, and who sends garbage."""
 
 import dataclasses
+import sys
 import threading
 import time
 
 import msgpack
 import numpy as np
 import pytest
-from toy_robot import CONTRACT, network
+from toy_robot import CONTRACT, network, running
 
+from deftly.commands.run import RunArgs, find_source, open_policy
+from deftly.commands.serve import ServeArgs
+from deftly.commands.serve import _server as made
 from deftly.contract import Act
 from deftly.errors import DeftlyError
 from deftly.policy.chunks import ChunkConfig, ChunkPolicy, Observed
 from deftly.policy.layouts import Droid, LayoutError, OpenpiConfig, Own
 from deftly.policy.protocol import ContractPolicy, OneRobot, PolicyError
+from deftly.serving.client import Client
 from deftly.serving.keys import new_keys
 from deftly.serving.openpi_wire import pack, unpack
 from deftly.serving.wire import WireError
@@ -459,3 +464,72 @@ def test_who_is_not_there_or_is_another_robots_is_named():
         with pytest.raises(PolicyError, match="under another contract"):
             OpenpiModel(server.endpoint, CONTRACT)
         assert OpenpiModel(server.endpoint).contract == ARM
+
+
+# ------------------------------------------------------------- in the commands
+
+
+def test_a_server_of_our_own_messages_answers_while_a_slow_model_thinks():
+    model = Model()
+    model.gate.clear()
+    policy = ChunkPolicy(model, ChunkConfig(late=3), ahead=True)
+    with running(policy) as server:
+        robots = [OneRobot(Client(server.endpoint, ARM, timeout=SECONDS)) for _ in range(2)]
+        for robot in robots:
+            robot.reset()
+        for _ in range(3):
+            for number, robot in enumerate(robots):  # nothing is there yet: they hold
+                targets = robot.infer(seen(number)).targets
+                np.testing.assert_allclose(targets, seen(number)["joint_pos"], atol=1e-6)
+        with pytest.raises(PolicyError, match="no action chunk for 3 control periods"):
+            robots[0].infer(seen(0))
+        model.gate.set()
+        wait_for(lambda: policy._asker._answers.qsize() or policy.delays)
+        wait_for(lambda: len(model.seen) == 2)
+        wait_for(lambda: decides(robots[1], seen(1)))
+        for robot in robots:
+            robot.close()
+    policy.close()
+
+
+def decides(robot, signals) -> bool:
+    """Whether a robot is moved by its chunk yet."""
+    try:
+        return bool(robot.infer(signals).action[1] == signals["joint_pos"][0])
+    except PolicyError:
+        return False
+
+
+def test_run_asks_ahead_and_takes_the_contract_of_who_tells_it():
+    with serving(ChunkPolicy(Model())) as server:
+        args = RunArgs(driver="fake", policy=server.endpoint, chunk=ChunkConfig(executed=5))
+        source, like = find_source(None, args)
+        contract, policy = open_policy(source, like, args)
+        assert contract == ARM
+        assert isinstance(policy, ChunkPolicy)
+        assert policy.ahead
+        assert policy.executed == 5
+        policy.close()
+    with openpi_server(droid_reply()) as endpoint:
+        args = RunArgs(driver="fake", policy=endpoint)
+        source, like = find_source(None, args)
+        with pytest.raises(PolicyError, match="give --settings-from with a run or bundle"):
+            open_policy(source, like, args)
+
+
+def test_serve_takes_the_protocol_from_the_address():
+    args = ServeArgs(bind=LOOPBACK, openpi=OpenpiConfig(layout="droid"), max_clients=3)
+    server = made(ChunkPolicy(Model()), args)
+    assert isinstance(server, OpenpiServer)
+    assert server.layout.name == "droid"
+    assert server.max_clients == 3
+    server.close()
+
+
+def test_without_the_library_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "websockets.asyncio.server", None)
+    monkeypatch.setitem(sys.modules, "websockets.sync.client", None)
+    with pytest.raises(DeftlyError, match=r'pip install "deftly\[openpi\]"'):
+        OpenpiServer(ChunkPolicy(Model()), LOOPBACK)
+    with pytest.raises(DeftlyError, match=r'pip install "deftly\[openpi\]"'):
+        OpenpiModel("ws://127.0.0.1:8000", ARM)

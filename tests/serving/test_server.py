@@ -122,7 +122,7 @@ def test_wrong_types_in_every_field_are_answered_and_change_nothing(peer, kind, 
 def test_codes(peer):
     session = open_session(peer)
     for changed, code in {
-        ("v", 2): "bad-version",
+        ("v", 3): "bad-version",
         ("type", "eval"): "unknown-type",
         ("seq", -1): "bad-field",
         ("time", "now"): "bad-field",

@@ -62,6 +62,9 @@ class EvalArgs(PolicyArgs, EvalSettings):
             "Show the first episodes in video.mp4 and the page; unset: if this machine can render."
         ),
     ] = None
+    failures: Annotated[
+        bool, Doc("Let the video show the first episodes that failed, of those side by side (512).")
+    ] = False
     video_episodes: Annotated[int, Ge(1), Doc("How many episodes the video shows.")] = 4
     camera: Annotated[
         str | None,
@@ -73,6 +76,8 @@ class EvalArgs(PolicyArgs, EvalSettings):
         super().__post_init__()
         for text in self.gate:
             read_gate(text)
+        if self.failures and self.video is False:
+            raise DeftlyError("--failures says what the video shows: leave out --video False")
         if self.by and not self.compare:
             raise DeftlyError("--by says what --compare judges: add --compare REPORT")
         if self.has_ladder:
@@ -125,9 +130,13 @@ def _evaluate(
     result["command"] = command
     folder = _folder(task, args)
     video = None
-    if recorder:
+    if recorder and (not args.failures or recorder.keep_failed(values["success"])):
         video = folder / "video.mp4"
         render.write_video(video, recorder.frames(), task.contract().rate)
+        if args.failures:
+            result["video"] = report.FAILED
+    elif args.failures:
+        print("no video of failures: none of the episodes that were watched failed")
     report.write(folder, result, values, task, video)
     for head, *rows in filter(None, (report.metrics_table(result), report.bins_table(result))):
         show(table(head, rows), "")
@@ -142,7 +151,9 @@ def _measure(
     task: Task, found: PolicySource, args: EvalArgs, gates: Sequence[str]
 ) -> tuple[Result, Metrics, render.Recorder | None]:
     """The evaluation, and who took the pictures, if this machine can."""
-    recorder = None if args.video is False else render.Recorder(args.video_episodes, args.camera)
+    recorder = None
+    if args.video is not False:
+        recorder = render.Recorder(args.video_episodes, args.camera, failed=args.failures)
     try:
         watch = recorder and recorder.watch
         return *measure(task, found, args, watch, args.keys, gates), recorder

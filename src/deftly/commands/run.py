@@ -35,6 +35,7 @@ from deftly.console import print_unless_stuck
 from deftly.contract import PolicyContract, RobotInterface
 from deftly.control import calibrate
 from deftly.control.drivers import Driver, FakeDriver, lacking
+from deftly.control.image_log import ImageLog
 from deftly.control.joints import JointCheck
 from deftly.control.log import LogBuffer, max_ticks
 from deftly.control.loop import HANGS_S, PatientClock, Runner, Tick
@@ -76,6 +77,12 @@ class RunArgs(Settings):
         str | None,
         Doc("With tcp:// or ws://: the bundle or run whose contract the robot has."),
     ] = None
+    jpeg: Annotated[
+        int,
+        Ge(0),
+        Le(95),
+        Doc("Quality of images sent to tcp://HOST:PORT as JPEG; 0: as they are."),
+    ] = 0
     chunk: Annotated[
         ChunkConfig, Doc("How action chunks are executed, of a policy that gives them.")
     ] = field(default_factory=ChunkConfig)
@@ -187,7 +194,8 @@ def main(argv: list[str]) -> int:
                 raise DeftlyError(
                     f"log-seconds is {args.log_seconds:g}, but at most {most:g} s of this robot fit a log"
                 )
-            buffer = LogBuffer(contract, math.ceil(args.log_seconds * contract.rate), robot)
+            ticks = math.ceil(args.log_seconds * contract.rate)
+            buffer = LogBuffer(contract, ticks, robot, _image_log(args.log, robot, ticks))
             kernel = Kernel(robot, contract.rate, args.safety)
             runner = stack.enter_context(Runner(policy, kernel, driver, buffer))
             unclaimed.pop_all()  # the runner lets go of policy and robot
@@ -242,7 +250,7 @@ def find_source(task: str | None, args: RunArgs) -> tuple[PolicySource, PolicySo
         )
     name = task_name(task) if args.policy is None else task
     source = resolve(args.policy, name, args.runs, "bundle")
-    source = replace(source, chunk=args.chunk, openpi=args.openpi)
+    source = replace(source, chunk=args.chunk, openpi=args.openpi, jpeg=args.jpeg)
     like = resolve(args.settings_from, name, args.runs, "bundle") if args.settings_from else source
     if like.loaded is None:
         return source, None
@@ -265,7 +273,7 @@ def open_policy(
         timeout = CHUNK_S if args.timeout_ms is None else 1e-3 * args.timeout_ms
         policy = source.open(wanted, timeout=timeout, keys=args.keys, ahead=True)
         return policy.contract, policy
-    client = Client(source.label, keys=args.keys)
+    client = Client(source.label, keys=args.keys, quality=args.jpeg)
     with ExitStack() as unclaimed:
         unclaimed.callback(client.close)
         period_ms = 1e3 / client.contract.rate
@@ -416,6 +424,13 @@ def _facts(task: str | None, args: RunArgs, source: PolicySource) -> dict[str, A
         "safety": json.dumps(asdict(args.safety)),
         "began": datetime.now().astimezone().isoformat(),
     }
+
+
+def _image_log(log: Path | None, robot: RobotInterface, ticks: int) -> ImageLog | None:
+    """What keeps the images of a robot with cameras, if a log is asked for."""
+    if log is None or not any(signal.is_image for signal in robot.signals):
+        return None
+    return ImageLog(log, robot, ticks)
 
 
 def _require_place(log: Path | None) -> None:

@@ -144,7 +144,7 @@ def replay_policy(found: Log, asked: Sequence[np.ndarray | None], path: Path) ->
         if not row["decided"]:
             policy = None
             continue
-        decision = policy.infer(found.signals(tick), asked[tick], found.inputs(tick))
+        decision = policy.infer(found.signals(tick, images=True), asked[tick], found.inputs(tick))
         compared += 1
         for name, value in decision._asdict().items():
             if not same(value, row[name].astype(np.float32)):
@@ -156,12 +156,13 @@ def replay_policy(found: Log, asked: Sequence[np.ndarray | None], path: Path) ->
 
 
 def _require_numbers(found: Log) -> None:
-    """Raise DeftlyError if the policy saw what a log does not keep."""
-    images = any(signal.is_image for signal in found.robot.signals)
+    """Raise DeftlyError if the policy saw what this log does not keep."""
+    images = any(signal.is_image for signal in found.robot.signals) and not found.has_images
     texts = any(given.is_text for given in found.contract.inputs)
     if images or texts:
+        what = "images, which 'deftly run --log' writes beside it" if images else "texts"
         raise DeftlyError(
-            "a log keeps neither images nor texts: the decisions of this policy cannot be replayed"
+            f"the log keeps no {what}: the decisions of this policy cannot be replayed"
         )
 
 

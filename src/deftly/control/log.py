@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ import numpy as np
 
 from deftly.console import printable
 from deftly.contract import PolicyContract, RobotInterface
+from deftly.control.image_log import ImageLog, file_names, read_png
 from deftly.errors import DeftlyError
 from deftly.files import FileError, read_npz, write_npz
 
 SCHEMA = "deftly.log/1"
 MAX_BYTES = 512 * 2**20
 """Size of the largest log that is read, unpacked."""
+IMAGES, FIRST_TICK = "images", "first_tick"
+"""Facts of a log with images: their folder, beside it, and the number of its first tick in their names."""
 SNAPSHOT_TICKS = 256
 """Ticks between two snapshots of the safety kernel in a log."""
 Snapshot = Mapping[str, np.ndarray | float | str]
@@ -52,17 +55,41 @@ class Log:
     """Arrays and numbers saved beside the rows, such as `task`, `seed`, `safety` (JSON), `reason`."""
     snapshots: Mapping[str, np.ndarray] = field(default_factory=dict)
     """The safety kernel before some of the ticks, a row each: `tick`, and what `Kernel.snapshot` gives."""
+    place: Path = Path()
+    """The folder of the log."""
 
     def __len__(self) -> int:
         return len(self.rows["now"])
 
-    def signals(self, tick: int) -> dict[str, np.ndarray]:
-        """What was measured in a tick, by signal name."""
+    @property
+    def has_images(self) -> bool:
+        """Whether images were kept beside it."""
+        return bool(self.facts.get(IMAGES))
+
+    def signals(self, tick: int, images: bool = False) -> dict[str, np.ndarray]:
+        """What was measured in a tick, by signal name; with `images`, these too: a FileError if one was not kept."""
         signals = {}
         for signal in self.robot.signals:
             if not signal.is_image:
                 signals[signal.name] = self.rows[f"signal/{signal.name}"][tick]
+            elif images:
+                image = self.image(tick, signal.name)
+                if image is None:
+                    raise FileError(f"the image '{signal.name}' of tick {tick} was not kept")
+                signals[signal.name] = image
         return signals
+
+    def image(self, tick: int, name: str) -> np.ndarray | None:
+        """What a camera's signal was in a tick, its shape of uint8; None if it was not kept.
+
+        Raises FileError for a file that is damaged.
+        """
+        folder = str(self.facts.get(IMAGES, ""))
+        if not folder or Path(folder).name != folder:
+            return None
+        number = int(self.facts.get(FIRST_TICK, 0)) + tick
+        path = self.place / folder / f"{number:08d}_{file_names(self.robot)[name]}.png"
+        return read_png(path, self.robot.signal(name).shape) if path.exists() else None
 
     def inputs(self, tick: int) -> dict[str, np.ndarray]:
         """What an operator or planner said to the policy in a tick, by name; without what was left at its default."""
@@ -95,14 +122,23 @@ class Log:
 class LogBuffer:
     """The newest `ticks` rows of a control loop; memory is taken once, when it is made.
 
-    The robot is the contract's, unless another one is driven.
+    The robot is the contract's, unless another one is driven. Images are written by `images`, if there is one, while
+    the loop runs: they would not fit into memory.
     """
 
-    def __init__(self, contract: PolicyContract, ticks: int, robot: RobotInterface | None = None):
+    def __init__(
+        self,
+        contract: PolicyContract,
+        ticks: int,
+        robot: RobotInterface | None = None,
+        images: ImageLog | None = None,
+    ):
         if ticks < 1:
             raise DeftlyError(f"a log of {ticks} ticks keeps nothing: at least 1")
         self.contract = contract
         self.robot = robot or contract.robot
+        self.images = images
+        self._cameras = [signal.name for signal in self.robot.signals if signal.is_image]
         self._ticks = ticks
         self._begun = 0  # ticks whose writing began; another thread may save meanwhile
         self._count = 0  # ticks written
@@ -133,6 +169,9 @@ class LogBuffer:
         with np.errstate(all="ignore"):  # of numbers too large for a column
             for name, column in self._rows.items():
                 column[place] = _fitting(row.get(name), column)
+        if self.images is not None:
+            for name in self._cameras:
+                self.images.put(self._count, name, row.get(f"signal/{name}"))
         self._count = self._begun
         oldest = self._count - self._ticks
         while self._snapshots and self._snapshots[0][0] < oldest:
@@ -163,6 +202,10 @@ class LogBuffer:
             first = kept[0][0]
         skipped = first - max(0, end - self._ticks)
         rows = {name: column[skipped:] for name, column in copied.items()}
+        if self.images is not None and self.images.folder.parent == path.parent:
+            dropped = self.images.flush()
+            named = {IMAGES: self.images.folder.name, FIRST_TICK: first}
+            facts = {**facts, **named, "images_dropped": dropped}
         write(path, self.contract, rows, facts, _stacked(kept, first), self.robot)
 
 
@@ -208,7 +251,7 @@ def read(path: Path) -> Log:
     what = "a log of 'deftly run' or 'deftly record'"
     arrays = read_npz(path, what, MAX_BYTES)
     try:
-        return _checked(arrays)
+        return replace(_checked(arrays), place=path.parent)
     except Exception as error:  # contract and numpy have many errors for an array that does not fit
         reason = printable(error, 160) or type(error).__name__
         raise FileError(f"{path} is not {what}: {reason}") from None

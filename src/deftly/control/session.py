@@ -274,6 +274,10 @@ class Session:
         if self.log:
             self.buffer.save(self.log, self._facts())
             self.screen.say(f"log: {self.log}")
+        images = self.buffer.images
+        if images is not None:
+            left_out = f", {images.dropped} left out" if images.dropped else ""
+            self.screen.say(f"images: {images.folder}{left_out}")
 
     def _facts(self) -> dict[str, Any]:
         """What the log says beside the ticks, with what happened so far."""

@@ -43,7 +43,7 @@ CONDITIONS = (
     "stochastic",
 )
 """What should be alike where two reports are compared."""
-SAME_EPISODES = ("world", "task", "seed", "episodes")
+SAME_EPISODES = ("world", "task", "seed", "episodes", "samples")
 """What is alike where the episodes of two reports start alike, one by one."""
 JUDGED = ("reward_per_step",)
 """Metrics that a comparison judges, besides success, unless it is told others."""
@@ -155,7 +155,7 @@ def difference(old: Side, new: Side, name: str) -> Difference | None:
 
 
 def _are_paired(old: Side, new: Side, name: str) -> bool:
-    same = all(old.report[key] == new.report[key] for key in SAME_EPISODES)
+    same = all(old.report.get(key) == new.report.get(key) for key in SAME_EPISODES)
     return same and name in _values(old) and name in _values(new)
 
 

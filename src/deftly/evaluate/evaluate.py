@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 from typing_extensions import Doc
 
 from deftly import __version__, stats
@@ -51,6 +51,14 @@ class EvalSettings(Settings):
     stochastic: Annotated[
         bool, Doc("Draw actions from the policy's distribution instead of taking its mean.")
     ] = False
+    samples: Annotated[
+        int,
+        Ge(1),
+        Le(1000),
+        Doc(
+            "How often each start is run, of a policy that draws its actions; intervals allow for it."
+        ),
+    ] = 1
     wider: Annotated[
         float,
         Ge(1),
@@ -129,7 +137,18 @@ class EnvWorld:
         return ["steps", *sorted(common), *self.task.metrics(env.state)]
 
     def run(self, policy: Policy, episodes: int) -> Episodes:
-        """Run exactly so many episodes."""
+        """Run so many episodes, each start several times if asked; DeftlyError if these would be the same."""
+        from deftly.evaluate.rollout import repeated
+
+        samples = self._settings.samples
+        if samples > 1 and policy.deterministic:
+            raise DeftlyError(
+                "--samples runs each start again, which gives the same with a policy that draws nothing: "
+                "add --stochastic, or leave it out"
+            )
+        return repeated([self._once(policy, episodes, sample) for sample in range(samples)])
+
+    def _once(self, policy: Policy, episodes: int, sample: int) -> Episodes:
         from deftly.evaluate.rollout import EVALUATE, run_episodes
 
         return run_episodes(
@@ -140,8 +159,9 @@ class EnvWorld:
             purpose=EVALUATE,
             env_cfg=self._settings.env,
             sim_cfg=self._settings.sim,
-            on_step=self._on_step,
-            what="evaluating",
+            on_step=None if sample else self._on_step,
+            what=f"evaluating, sample {sample + 1}" if self._settings.samples > 1 else "evaluating",
+            sample=sample,
         )
 
 
@@ -226,8 +246,15 @@ def _report(
     statistics: dict[str, dict[str, Any]] = {
         name: stats.summarize(value) for name, value in values.items() if name != "success"
     }
-    for summary in statistics.values():
-        summary["mean95"] = stats.mean_interval(summary)
+    clusters = None
+    if ran.samples > 1:
+        clusters = np.arange(len(ran)) % (len(ran) // ran.samples)
+    for name, summary in statistics.items():
+        if clusters is None:
+            summary["mean95"] = stats.mean_interval(summary)
+        else:
+            summary["mean95"] = stats.clustered_interval(values[name], clusters)
+    repeats = {} if clusters is None else {"samples": ran.samples}
     return {
         "schema": report.SCHEMA,
         "world": world.name,
@@ -236,14 +263,15 @@ def _report(
         "contract": contract.hash,
         "policy": report.policy_facts(source, task.name),
         "episodes": len(ran),
+        **repeats,
         "seed": world.seed,
         "stochastic": stochastic,
         **world.conditions,
         "wall_seconds": round(ran.seconds, 3),
         "version": __version__,
-        "success": stats.proportion(values["success"]),
+        "success": stats.proportion(values["success"], clusters),
         "metrics": statistics,
-        **report.divide(values, task),
+        **report.divide(values, task, clusters),
         "broken_physics": int(values["failed/physics"].sum()),
         **ran.sections,
     }

@@ -35,18 +35,22 @@ Values = Mapping[str, np.ndarray]
 SCHEMA = REPORT_SCHEMA
 REPORTS = {"env": "eval.json", "twin": "sim2sim.json"}
 """Name of a report's file, by the world in which was evaluated."""
+FAILED = "failed"
+"""What a report calls a video of episodes that failed."""
 EPISODES = "episodes.csv"
 """The metrics of each episode, beside a report."""
 MAX_INLINE_VIDEO = 8_000_000
 """Bytes up to which a video is put into the page itself."""
 
 
-def divide(values: Values, task: Task | type[Task]) -> dict[str, Any]:
+def divide(
+    values: Values, task: Task | type[Task], clusters: np.ndarray | None = None
+) -> dict[str, Any]:
     """What a report has of a task's `breakdown`: by bin, success and the means of the metrics that the task names.
 
     A bin holds what is `low` or more and less than `high`. What is beyond the edges is in bins without `low` or `high`.
     One of the task's `kinds` has a `name` too. Nothing of a task without a breakdown; raises DeftlyError if it names an
-    unknown metric.
+    unknown metric. Episodes of a cluster, `(episodes,)`, have the same start.
     """
     if not task.report.breakdown:
         return {}
@@ -73,7 +77,9 @@ def divide(values: Values, task: Task | type[Task]) -> dict[str, Any]:
                 "low": low,
                 "high": high,
                 "episodes": int(inside.sum()),
-                "success": proportion(values["success"][inside]),
+                "success": proportion(
+                    values["success"][inside], None if clusters is None else clusters[inside]
+                ),
                 "metrics": {name: summarize(values[name][inside])["mean"] for name in own},
             }
         )
@@ -127,6 +133,8 @@ def headline(report: Report) -> str:
     success = report["success"]
     low, high = success["wilson95"]
     count = f"{success['count']} of {report['episodes']}"
+    if samples := report.get("samples"):
+        count += f": {samples} samples of {report['episodes'] // samples} starts"
     task = printable(report["task"], 60)
     return f"{task}: success {success['rate']:.1%} ({count}), 95 % interval {low:.1%} to {high:.1%}"
 
@@ -264,7 +272,7 @@ def html(
     tables = {"Metrics": metrics_table(report), "By parts": bins_table(report)}
     parts = {
         "gates": "".join(gate_mark(gate) for gate in report.get("gates", ())),
-        "video": _player(video) if video else "",
+        "video": _player(video, report) if video else "",
         "plots": _plots(report, values, task),
         "tables": "".join(card(title, rows, task) for title, rows in tables.items() if rows),
         "twin": _twin(report["twin"]) if "twin" in report else "",
@@ -286,13 +294,14 @@ def gate_mark(gate: Mapping[str, Any]) -> str:
     return f'<span class="gate {kind}">{escape(verdict(gate))}</span>'
 
 
-def _player(video: Path) -> str:
+def _player(video: Path, report: Report) -> str:
     """The video, inside the page if it is small."""
     source = escape(video.name)
     if video.stat().st_size < MAX_INLINE_VIDEO:
         source = "data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode()
     player = f'<video controls muted loop playsinline preload=auto src="{source}"></video>'
-    return f"<section class=card><h2>The first episodes, in real time</h2>{player}</section>"
+    which = "Episodes that failed" if report.get("video") == FAILED else "The first episodes"
+    return f"<section class=card><h2>{which}, in real time</h2>{player}</section>"
 
 
 def _twin(section: Mapping[str, Any]) -> str:

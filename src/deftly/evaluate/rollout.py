@@ -1,7 +1,7 @@
 """Run a policy for some episodes and keep the metrics of each: what evaluation, play and training share."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
@@ -34,6 +34,7 @@ class Episodes:
     ]  # name to (episodes,) float64: what `Env.ended` holds but `env`; NaN where there is none
     rate: float  # of control, Hz
     seconds: float  # wall time
+    samples: int = 1  # times that each start was run: all starts in their order, then all again
     sections: dict[str, Any] = field(default_factory=dict)
     """What the world in which they ran adds to a report."""
 
@@ -81,13 +82,15 @@ def run_episodes(
     stochastic: bool = False,
     on_step: OnStep | None = None,
     what: str = "",
+    sample: int = 0,
 ) -> Episodes:
     """Run exactly `episodes` episodes: the first of each environment, which favours neither short nor long.
 
     `seed` and `purpose` (`VALIDATE`, `EVALUATE`, ...) decide every draw: the same arguments give the same metrics bit
     for bit, and torch's own random state is left as it was. A `policy` decides from signals, as on a robot; a bare
     network is taken under the task's contract, and `stochastic` is for that alone. Of `env_cfg`, num_envs is not used.
-    With `what`, such as "evaluating", it shows how far it is.
+    With `what`, such as "evaluating", it shows how far it is. Another `sample` starts alike, and a stochastic policy
+    draws other actions.
     """
     if episodes < 1:
         raise DeftlyError(f"episodes is {episodes}, but it must be 1 or more")
@@ -101,10 +104,22 @@ def run_episodes(
             env = Env(
                 task, replace(cfg, num_envs=min(CHUNK, episodes - first)), sim_cfg, seed, name
             )
-            torch.manual_seed(env.state.generator.initial_seed() + 1)  # of a stochastic policy
+            torch.manual_seed(
+                env.state.generator.initial_seed() + 1 + sample
+            )  # of a stochastic policy
             parts.append(_run_chunk(env, acts, watch))
     values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Episodes(values, task.contract().rate, time.perf_counter() - start)
+
+
+def repeated(samples: Sequence[Episodes]) -> Episodes:
+    """Several samples of the same starts as one."""
+    first = samples[0]
+    if len(samples) == 1:
+        return first
+    values = {name: torch.cat([each.values[name] for each in samples]) for name in first.values}
+    seconds = sum(each.seconds for each in samples)
+    return Episodes(values, first.rate, seconds, len(samples), first.sections)
 
 
 class _Shown:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from annotated_types import Ge, Le
 from typing_extensions import Doc
 
 from deftly import workspace
@@ -44,7 +45,7 @@ from deftly.policy.bundle import Bundle
 from deftly.policy.chunks import ChunkConfig, ChunkPolicy
 from deftly.policy.layouts import OpenpiConfig
 from deftly.policy.protocol import Policy
-from deftly.serving.endpoint import is_websocket
+from deftly.serving.endpoint import is_websocket, read_websocket
 from deftly.vla import checkpoint as vla
 
 if TYPE_CHECKING:
@@ -85,6 +86,12 @@ class PolicyArgs(Settings):
         KEYS,
         Doc("The robot's folder of keys, for a policy at tcp:// or ws://HOST:PORT."),
     ] = None
+    jpeg: Annotated[
+        int,
+        Ge(0),
+        Le(95),
+        Doc("Quality of images sent to tcp://HOST:PORT as JPEG; 0: as they are."),
+    ] = 0
     chunk: Annotated[
         ChunkConfig, Doc("How action chunks are executed, of a policy that gives them.")
     ] = field(default_factory=ChunkConfig)
@@ -108,6 +115,8 @@ class PolicySource:
     """How its action chunks are executed, if it gives any."""
     openpi: OpenpiConfig = field(default_factory=OpenpiConfig)
     """How it is spoken with at `ws://HOST:PORT`."""
+    jpeg: int = 0
+    """Quality of the images that a server is sent at `tcp://HOST:PORT`; 0: they are sent as they are."""
 
     @property
     def line(self) -> str:
@@ -237,7 +246,7 @@ class PolicySource:
         if self.loaded is None:
             from deftly.serving.client import Client
 
-            return Client(self.label, contract, timeout, keys)
+            return Client(self.label, contract, timeout, keys, self.jpeg)
         if contract is not None:
             contract.require(self.loaded.contract, self.label)
         if isinstance(self.loaded, Bundle):
@@ -260,6 +269,8 @@ def resolve(
         return _default(task, runs, form)
     if spec == "latest_test":
         spec = workspace.tested_policy(task, runs)
+    if is_websocket(spec):
+        read_websocket(spec)
     if "://" in spec:
         return PolicySource("endpoint", spec, None)
     if spec == SHIPPED:
@@ -462,7 +473,7 @@ def prepare(
         like = resolve(args.settings_from, cls.name, args.runs, form)
         source = replace(source, like=like)
     if hasattr(args, "chunk"):
-        source = replace(source, chunk=args.chunk, openpi=args.openpi)
+        source = replace(source, chunk=args.chunk, openpi=args.openpi, jpeg=args.jpeg)
     if isinstance(like.loaded, Bundle) and like.task != cls.name:
         raise DeftlyError(
             f"{like.label} is a policy of {like.task}, not of {cls.name}: name the task {like.task}"

@@ -153,21 +153,41 @@ class Renderer(contextlib.ExitStack):
 
 
 class Recorder:
-    """Keeps the states of the first episodes of `rollout.run_episodes(on_step=watch)`, which `frames` then renders."""
+    """Keeps the states of the first episodes of `rollout.run_episodes(on_step=watch)`, which `frames` then renders.
 
-    def __init__(self, episodes: int, camera: str | None = None, size: tuple[int, int] = SIZE):
+    Args:
+        episodes: How many.
+        camera: Whose view; None: of the first camera that stands in the scene.
+        size: Width and height, pixels.
+        failed: Keep the states of all that run side by side, so that `keep_failed` can choose.
+    """
+
+    def __init__(
+        self,
+        episodes: int,
+        camera: str | None = None,
+        size: tuple[int, int] = SIZE,
+        failed: bool = False,
+    ):
         self._count, self._camera, self._size = episodes, camera, size
+        self._watches_all = failed
         self._episodes: list[tuple[mujoco.MjModel, list[np.ndarray]]] = []
 
     def watch(self, env: Env, running: Tensor) -> None:
         """Keep the states of environments in their first episode; without OpenGL it raises before the first step."""
         if not self._episodes:
             self._env, self._renderer = env, Renderer(env.drawn, self._camera, self._size)
-            count = min(self._count, env.num_envs)
+            count = env.num_envs if self._watches_all else min(self._count, env.num_envs)
             self._episodes = [(env.drawn_of(i), []) for i in range(count)]
         for i, (_, states) in enumerate(self._episodes):
             if env is self._env and running[i]:
                 states.append(env.sim.state_of(i))
+
+    def keep_failed(self, success: np.ndarray) -> int:
+        """Keep the first that failed, by the `success` of the episodes, `(n,)` in their order; returns how many."""
+        failed = np.flatnonzero(success[: len(self._episodes)] == 0)[: self._count]
+        self._episodes = [self._episodes[i] for i in failed]
+        return len(failed)
 
     def frames(self) -> Iterator[np.ndarray]:
         """The episodes one after the other, each with its last frame held for half a second."""

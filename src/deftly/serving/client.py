@@ -14,7 +14,7 @@ import numpy as np
 from deftly.contract import COMMAND, ContractError, Inputs, PolicyContract
 from deftly.policy.protocol import NO_INPUTS, Decision, PolicyError, Signals, as_seen
 from deftly.serving.link import Connection, Refused
-from deftly.serving.wire import WireError, max_frame, read_array
+from deftly.serving.wire import WireError, jpeg, max_frame, read_array
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +41,7 @@ class Client:
         contract: The robot's; None takes the server's.
         timeout: Longest wait for the decisions of up to eight robots, s.
         keys: The robot's folder of `deftly serve --new-keys`.
+        quality: Send images as JPEG of this quality, 1 to 95, for a network that is slow; 0: as they are.
 
     Raises PolicyError if there is no server, or another contract there; the same object tries again at the next call.
     """
@@ -54,8 +55,10 @@ class Client:
         contract: PolicyContract | None = None,
         timeout: float = 0.25,
         keys: Path | None = None,
+        quality: int = 0,
     ):
         self.timeout = timeout
+        self._quality = quality
         self._link = Connection(endpoint, keys)
         self._robots: dict[int, _Robot] = {0: _Robot()}
         try:
@@ -93,14 +96,16 @@ class Client:
             self._robots.setdefault(row, _Robot()) for row in (range(count) if ids is None else ids)
         ]
         rows = [_row(seen, inputs, place) for place in range(count)]
+        sent = [self._compressed(row) for row in rows] if self._quality else rows
         fresh = [place for place, robot in enumerate(robots) if robot.fresh]
         if fresh:
-            self._start([robots[place] for place in fresh], [rows[place] for place in fresh])
+            begun = [robots[place] for place in fresh]
+            self._start(begun, [rows[place] for place in fresh], [sent[place] for place in fresh])
         for place, robot in enumerate(robots):
             command = None if applied is None else np.asarray(applied[place], np.float32)
-            self._add_command(rows[place], robot, command)
+            self._add_command(sent[place], robot, command)
             robot.doubt = True
-        replies = self._in_session("infer", self.timeout, robots, rows)
+        replies = self._in_session("infer", self.timeout, robots, sent)
         return self._read(replies, robots)
 
     def forget(self, ids: Sequence[int]) -> None:
@@ -113,19 +118,29 @@ class Client:
         self._leave([*self._robots.values()])
         self._link.close()
 
-    def _start(self, robots: list[_Robot], rows: list[dict[str, Any]]) -> None:
+    def _compressed(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A message whose images are JPEG."""
+        told = {
+            name: jpeg(value, self._quality) if value.dtype == np.uint8 else value
+            for name, value in row["signals"].items()
+        }
+        return {**row, "signals": told}
+
+    def _start(
+        self, robots: list[_Robot], rows: list[dict[str, Any]], sent: list[dict[str, Any]]
+    ) -> None:
         """Episodes begin where these robots are; sessions are opened where there is none."""
         new = [robot for robot in robots if robot.session is None]
         if new:
             self._init(new, self.contract)
         try:
-            self._in_session("reset", self.patience, robots, rows)
+            self._in_session("reset", self.patience, robots, sent)
         except PolicyError:
             lost = [robot for robot in robots if robot.session is None]
             if not lost:
                 raise
             self._init(lost, self.contract)
-            self._in_session("reset", self.patience, robots, rows)
+            self._in_session("reset", self.patience, robots, sent)
         for robot, row in zip(robots, rows):
             robot.last = self.contract.reset(row["signals"], row.get("inputs"))[COMMAND]
             robot.fresh = robot.doubt = False

@@ -53,7 +53,7 @@ class Share(NamedTuple):
     messages: int
     """Of one peer."""
     reads: int
-    """Of one peer, each of at most `CHUNK` bytes."""
+    """Of one peer, each of at most `CHUNK` bytes; of a robot with images, of `BUFFER`."""
     seconds: float
     """Of all together."""
 
@@ -113,6 +113,8 @@ class Listener:
 
     def __init__(self, endpoint: Endpoint, max_frame: int, mechanism: Callable[[], Mechanism]):
         self._max_frame = max_frame
+        self._robot_chunk = BUFFER if max_frame > BUFFER else CHUNK
+        """Bytes that are read of a robot at one time: its images would take many small reads."""
         self._mechanism = mechanism
         self._peers: dict[Peer, None] = {}  # the oldest first
         self._accounts: dict[bytes, Account] = {}
@@ -383,8 +385,9 @@ class Listener:
         peer.account.served += seconds
 
     def _read(self, peer: Peer) -> None:
+        size = CHUNK if peer.rank else self._robot_chunk
         try:
-            data = peer.socket.recv(CHUNK)
+            data = peer.socket.recv(size)
         except BlockingIOError:
             peer.may_have_data = False
             return
@@ -393,7 +396,7 @@ class Listener:
         if not data:
             self._close(peer)
             return
-        peer.may_have_data = len(data) == CHUNK
+        peer.may_have_data = len(data) == size
         if peer.engine.is_ready and not peer.engine.is_amid_message:
             peer.began = time.monotonic()
         peer.engine.inbox += data

@@ -41,7 +41,8 @@ class OpenpiModel:
     Raises PolicyError if there is no server, or another contract there; the same object tries again at the next call.
     """
 
-    deterministic = True  # as far as anybody knows: a server does not say
+    deterministic = False
+    """A server does not say whether it draws its actions: they may be drawn."""
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ from deftly.serving.keys import read_server_keys
 from deftly.serving.listener import Listener, Peer
 from deftly.serving.wire import (
     MAX_FRAME,
+    SPOKEN,
     VERSION,
     WireError,
     max_frame,
@@ -219,6 +220,9 @@ class Server:
         body, echo = request.body, request.echo
         body |= unpack(payload[0], self._frame)
         seq, sent, kind = body.get("seq"), body.get("time"), body.get("type")
+        is_spoken = type(body.get("v")) is int and body["v"] in SPOKEN
+        if is_spoken:
+            echo["v"] = body["v"]
         if type(seq) is int and 0 <= seq < 2**63:
             echo["seq"] = seq
         if isinstance(sent, int | float) and type(sent) is not bool and abs(sent) < 2**63:
@@ -227,10 +231,11 @@ class Server:
             raise Refusal("unknown-type", f"'type' is none of {', '.join(_HANDLERS)}")
         echo["type"] = kind
         self.counts.types[kind] += 1
-        if type(body.get("v")) is not int or body["v"] != VERSION:
+        if not is_spoken:
+            spoken = " or ".join(map(str, SPOKEN))
             raise Refusal(
                 "bad-version",
-                f"'v' is not {VERSION}, the version of the messages that is spoken here",
+                f"'v' is not {spoken}, the versions of the messages that are spoken here",
             )
         if echo["seq"] is None or echo["time"] is None:
             raise Refusal(

@@ -1,14 +1,15 @@
 """The messages between a policy server and its robots: msgpack maps of bounded size, checked against the contract.
 
 An array is a map `{"dtype": "<f4" or "<f8", "shape": [n], "data": bytes}`, or a plain list of numbers; an image is
-`{"dtype": "|u1", "shape": [height, width, 3], "data": bytes}`. Nothing is ever built from a peer's bytes but numbers,
-text, lists and maps.
+`{"dtype": "|u1", "shape": [height, width, 3], "data": bytes}` or `{"format": "jpeg", "data": bytes}`. Nothing is ever
+built from a peer's bytes but numbers, text, lists, maps and images of the contract's size.
 
 docs/wire.md describes the messages for those who speak them from another language.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,10 @@ from deftly.contract import PolicyContract, RobotInterface
 from deftly.contract.terms import MAX_PROMPT
 from deftly.errors import DeftlyError
 
-VERSION = 1
+VERSION = 2
+SPOKEN = (1, 2)
+"""Versions that are answered, in their own; in 1 no image is a JPEG."""
+JPEG = "jpeg"
 MAX_FRAME = 65_536
 """Bytes of the longest message that is read, in either direction, apart from images: see `max_frame`."""
 MAX_LIST, MAX_MAP = 512, 256
@@ -83,12 +87,50 @@ def read_array(value: object, size: int, name: str) -> np.ndarray:
 
 def read_image(value: object, shape: tuple[int, ...], name: str) -> np.ndarray:
     """An image of a message, of exactly this shape, uint8. Raises WireError for anything else."""
+    if isinstance(value, dict) and value.get("format") == JPEG:
+        return _decoded(value.get("data"), shape, name)
     try:
         if not isinstance(value, dict) or value["dtype"] != IMAGE or value["shape"] != list(shape):
             raise ValueError
         return np.frombuffer(value["data"], np.uint8).reshape(shape)
     except (KeyError, TypeError, ValueError):
         raise WireError(f"'{name}' is no image of {' x '.join(map(str, shape))} bytes") from None
+
+
+def jpeg(image: np.ndarray, quality: int) -> dict[str, Any]:
+    """An image `(height, width, 3)` uint8 for a message, compressed with loss: the less, the higher `quality`, 1 to 95.
+
+    Raises WireError where Pillow is missing.
+    """
+    file = io.BytesIO()
+    _pillow().fromarray(image).save(file, format="JPEG", quality=quality)
+    return {"format": JPEG, "data": file.getvalue()}
+
+
+def _decoded(data: object, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """The image of a JPEG, whose size is known before it is decoded. Raises WireError unless it is that of `shape`."""
+    images = _pillow(name)
+    try:
+        if not isinstance(data, bytes):
+            raise ValueError
+        with images.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            if (image.height, image.width, len(image.getbands())) != shape:
+                raise ValueError
+            return np.asarray(image)
+    except Exception:  # of a damaged file: several kinds
+        raise WireError(f"'{name}' is no JPEG of {' x '.join(map(str, shape))}") from None
+
+
+def _pillow(name: str = "") -> Any:
+    """Pillow's module of images. Raises WireError where it is missing."""
+    try:
+        from PIL import Image
+    except ImportError:
+        what = f"'{name}' is a JPEG, which" if name else "a JPEG"
+        raise WireError(
+            f"{what} needs Pillow here: pip install pillow, or send images raw"
+        ) from None
+    return Image
 
 
 def read_inputs(value: object, contract: PolicyContract) -> dict[str, Any]:
