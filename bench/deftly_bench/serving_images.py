@@ -1,4 +1,4 @@
-"""Round trips of two images of 224 x 224, without inference, over both protocols: `python -m deftly_bench.serving_images`.
+"""Round trips of two 224 x 224 images without inference, over both protocols: `python -m deftly_bench.serving_images`.
 
 The server is a process of its own whose policy looks at nothing. A plain echo of as many bytes over a loopback socket,
 in the same run, says what this computer can do at most. `processor_ms` is what client and server together used of the
