@@ -231,7 +231,7 @@ class PickPlace(Task):
 
     Config = PickPlaceConfig
     defaults = {
-        "env": {"num_envs": 512, "episode_steps": 100},
+        "env": {"num_envs": 256, "episode_steps": 100},
         "train": {"init_std": 0.5, "desired_kl": 0.02},
         "distill": {"buffer": 40_000, "minibatches": 4, "activation": "relu"},
     }
