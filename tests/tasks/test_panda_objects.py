@@ -94,7 +94,10 @@ def test_objects_that_cannot_be_used_are_refused_before_anything_is_built():
 
 def test_the_contract_does_not_depend_on_the_objects():
     cls = load("panda-pick-place")
-    one, several = cls(cls.Config()), cls(cls.Config(objects=OBJECTS, object_half=0.02))
+    one, several = (
+        cls(cls.Config(objects=("cube",))),
+        cls(cls.Config(objects=OBJECTS, object_half=0.02)),
+    )
     assert one.contract().hash == several.contract().hash
 
 
@@ -127,7 +130,7 @@ def test_success_by_object():
 
 def test_one_object_has_no_parts():
     cls = load("panda-pick-place")
-    assert report.divide({}, cls(cls.Config())) == {}
+    assert report.divide({}, cls(cls.Config(objects=("cube",)))) == {}
 
 
 # ------------------------------------------------------------------ the curriculum
