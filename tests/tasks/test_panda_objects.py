@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from deftly.config import EnvConfig, SimConfig
+from deftly.config import EnvConfig, SimConfig, TrainArgs, parse, with_task
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.evaluate import report
@@ -84,6 +84,20 @@ def test_goals_stand_above_where_the_object_rests(env):
     env.reset()
     least = s.zeros("goal", 3)[:, 2] - things.numbers(s, "height")
     assert float(least.min()) >= 0
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["task.objects=cube,pawn,out/milk/"],
+        ["task.objects=[cube, pawn, out/milk/]"],
+        ["--task.objects", "cube,pawn,out/milk/"],
+        ["--task.objects", "cube", "pawn", "out/milk/"],
+    ],
+)
+def test_objects_are_named_as_lists_are(typed):
+    args = parse(with_task(TrainArgs, load("panda-pick-place").Config), typed, prog="train")
+    assert args.task.objects == ("cube", "pawn", "out/milk/")
 
 
 def test_objects_that_cannot_be_used_are_refused_before_anything_is_built():

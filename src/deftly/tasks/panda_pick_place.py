@@ -176,6 +176,8 @@ class PickPlaceConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        names = ",".join(self.objects).split(",")
+        object.__setattr__(self, "objects", tuple(filter(None, map(str.strip, names))))
         if self.reward == "sparse":
             object.__setattr__(self, "weights", SPARSE)
 
