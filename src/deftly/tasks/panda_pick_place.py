@@ -227,7 +227,7 @@ class PickPlace(Task):
     1.2, with the pads'), damping ratio of its contacts (0.6 .. 1, so that it bounces) and, unless it was scanned, size
     (0.95 .. 1.05); goal; home pose; gravity (0.97 .. 1.03); gains of the servos (0.9 .. 1.1) and damping of the joints
     (0.8 .. 1.25). Sensors: object pose with 1 mm standard deviation and 1 mm bias, up to a step late, one in 20 lost.
-    With images also what they show: lights, colours of objects, table and floor, poses and angles of the cameras; see
+    With images also what they show: lights, colours of table, floor and arm, poses and angles of the cameras; see
     `VISUAL`.
     """
 
