@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_refused_before_it_learns(dataset, tmp_path):
         finetune.main([*words, "--memory-gb", "0.000001"])
     with pytest.raises(DeftlyError, match="more than --cache-gb"):
         finetune.main([*words, "--cache-gb", "0.0000001"])
-    with pytest.raises(DeftlyError, match=r"act has no setting 'dim_modle'; did you mean"):
+    with pytest.raises(DeftlyError, match=r"act has no 'dim_modle', did you mean 'dim_model'"):
         finetune.main([*words, "--set", "dim_modle:3"])
     with pytest.raises(DeftlyError, match="torch sees no GPU here"):
         finetune.main([*words, "--device", "cuda"])

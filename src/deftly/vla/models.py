@@ -100,9 +100,7 @@ def _parsed(kind: str, extra: Sequence[str]) -> dict[str, Any]:
     for word in extra:
         name, colon, value = word.partition(":")
         if not colon or name not in known:
-            raise DeftlyError(
-                f"{kind} has no setting '{name}'{suggest(name, known)}: --set NAME:VALUE"
-            )
+            raise DeftlyError(f"--set NAME:VALUE: {kind} has no '{name}'{suggest(name, known)}")
         try:
             found[name] = json.loads(value)
         except json.JSONDecodeError:
