@@ -6,6 +6,7 @@ import shutil
 import filmed
 import numpy as np
 import pytest
+import tiny_vlm
 
 from deftly.commands import finetune
 from deftly.config import SimConfig
@@ -21,10 +22,7 @@ from deftly.vla.features import ACTION, IMAGES, OBS_STATE, seen_contract
 pytestmark = pytest.mark.vla
 SIZE = 32
 TINY = ("--batch", "4", "--chunk", "4", "--executed", "2", "--image-size", "32")
-SMALL = (
-    *("--set", "dim_model=32", "--set", "dim_feedforward=32"),
-    *("--set", "n_heads=2", "--set", "n_encoder_layers=1"),
-)
+SMALL = ("--set", "dim_model:32", "dim_feedforward:32", "n_heads:2", "n_encoder_layers:1")
 
 
 def toy():
@@ -230,11 +228,24 @@ def test_what_does_not_fit_is_refused_before_it_learns(dataset, tmp_path):
         finetune.main([*words, "--memory-gb", "0.000001"])
     with pytest.raises(DeftlyError, match="more than --cache-gb"):
         finetune.main([*words, "--cache-gb", "0.0000001"])
-    with pytest.raises(DeftlyError, match=r"act has no setting 'dim_modle'; did you mean"):
-        finetune.main([*words, "--set", "dim_modle=3"])
+    with pytest.raises(DeftlyError, match=r"act has no 'dim_modle', did you mean 'dim_model'"):
+        finetune.main([*words, "--set", "dim_modle:3"])
     with pytest.raises(DeftlyError, match="torch sees no GPU here"):
         finetune.main([*words, "--device", "cuda"])
     assert not (tmp_path / "x").exists()
+
+
+def test_a_tiny_smolvla_goes_the_whole_way(dataset, tmp_path):
+    """From random weights: statistics, loss, checkpoint, and the policy in the environment."""
+    base = tiny_vlm.write(tmp_path / "vlm")
+    sizes = ("num_vlm_layers:2", "resize_imgs_with_padding:[32,32]", "num_steps:2")
+    words = [str(dataset), "--policy", "smolvla", "--weights", "none", "--out", str(tmp_path / "s")]
+    words += ["--steps", "2", *TINY, "--set", f"vlm_model_name:{base}", *sizes]
+    assert finetune.main(words) == 0
+    found = source.resolve(str(tmp_path / "s"), None, None)
+    task = found.seen_by(toy())
+    result, _ = measure(task, found, EvalSettings(episodes=2, sim=SimConfig(threads=1)))
+    assert result["episodes"] == 2
 
 
 def test_without_weights_a_line_says_what_to_fetch(dataset, tmp_path, monkeypatch):

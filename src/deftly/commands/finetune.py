@@ -51,7 +51,7 @@ class FinetuneArgs(Settings):
     ] = None
     lora: Annotated[int, Ge(-1), Le(1024), Doc("Rank of LoRA; 0: none; -1: the recipe's.")] = -1
     set: Annotated[
-        tuple[str, ...], Repeatable(), Doc("LeRobot's own settings of the model, NAME=VALUE.")
+        tuple[str, ...], Repeatable(), Doc("LeRobot's own settings of the model, NAME:VALUE.")
     ] = ()
     device: Annotated[str, Doc("Where it learns: cpu, cuda or cuda:N.")] = "cpu"
     memory_gb: Annotated[

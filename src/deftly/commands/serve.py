@@ -159,7 +159,7 @@ def find(task: str | None, args: ServeArgs) -> PolicySource:
         )
     if name not in (None, source.task):
         raise DeftlyError(f"{source.label} is a policy of {source.task}, not of {name}")
-    if not isinstance(source.loaded, Bundle):
+    if source.kind != "model" and not isinstance(source.loaded, Bundle):
         import torch
 
         torch.set_num_threads(1)  # a network this small is slower on more

@@ -123,8 +123,9 @@ class Ladder:
 
     def _obstacle(self, rung: Rung) -> str:
         """Why a rung cannot be climbed by this policy, or in this task; empty if it can."""
-        is_exported = self.source.loaded is None or isinstance(self.source.loaded, Bundle)
-        if rung.stochastic and is_exported:
+        source = self.source
+        has_no_spread = source.loaded is None or isinstance(source.loaded, Bundle)
+        if rung.stochastic and (has_no_spread or source.kind == "model"):
             return f"{printable(self.source.label, 80)} gives its mean action alone"
         from deftly.sim.randomize import is_of  # it imports MuJoCo
 

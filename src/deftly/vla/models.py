@@ -60,7 +60,7 @@ def config_of(
         shapes: Sizes of state, action and images.
         chunk: Actions that it predicts.
         executed: How many of them the robot executes before it looks again.
-        extra: `NAME=VALUE` of LeRobot's own settings, values in JSON or plain words.
+        extra: `NAME:VALUE` of LeRobot's own settings, values in JSON or plain words.
         device: Where it runs.
 
     Raises DeftlyError for a setting that it does not have, or refuses.
@@ -98,11 +98,9 @@ def _parsed(kind: str, extra: Sequence[str]) -> dict[str, Any]:
     known = [field.name for field in fields(PreTrainedConfig.get_choice_class(kind))]
     found = {}
     for word in extra:
-        name, equals, value = word.partition("=")
-        if not equals or name not in known:
-            raise DeftlyError(
-                f"{kind} has no setting '{name}'{suggest(name, known)}: --set NAME=VALUE"
-            )
+        name, colon, value = word.partition(":")
+        if not colon or name not in known:
+            raise DeftlyError(f"--set NAME:VALUE: {kind} has no '{name}'{suggest(name, known)}")
         try:
             found[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -208,7 +206,7 @@ def _missing(kind: str, weights: str, error: Exception) -> str:
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     return (
         f"{kind} needs {', '.join(parts)}, which cannot be read here{offline}: on a machine with the network type "
-        f"{commands}, or give folders with --weights DIR and --set NAME=DIR of its tokenizer ({_line(error)})"
+        f"{commands}, or give folders with --weights DIR and --set NAME:DIR of its tokenizer ({_line(error)})"
     )
 
 
