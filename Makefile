@@ -90,7 +90,7 @@ $(BIN)/python:
 		echo "no venv: apt-get install python3-venv, or make PYTHON=/path/to/another/python3" >&2; exit 1; }
 
 $(STAMP): $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,scan,viewer,leap,keys,docs,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,scan,viewer,leap,keys,openpi,docs,dev]'
 	@rm -f $(VENV)/.stamp-* && touch $@
 
 # Videos need OpenGL without a display. Only root on a machine with apt installs it; without it, everything else works.

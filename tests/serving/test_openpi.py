@@ -23,7 +23,7 @@ from deftly.serving.keys import new_keys
 from deftly.serving.openpi_wire import pack, unpack
 from deftly.serving.wire import WireError
 
-websockets = pytest.importorskip("websockets", minversion="13")
+websockets = pytest.importorskip("websockets", minversion="15")
 
 from openpi_arm import ARM, LOOPBACK, SECONDS, Model, seen, serving  # noqa: E402
 from openpi_peer import openpi_server  # noqa: E402
@@ -324,6 +324,19 @@ def test_health_browsers_and_the_limit_of_clients():
             first.recv(SECONDS)
             with pytest.raises(websockets.exceptions.InvalidStatus, match="503"):
                 connect(server.endpoint)
+
+
+def test_who_asks_nothing_makes_room_for_a_new_client():
+    model = ChunkPolicy(Model())
+    with (
+        serving(model, max_clients=1, idle_s=0.0) as server,
+        connect(server.endpoint, compression=None) as idle,
+    ):
+        idle.recv(SECONDS)
+        _, replies, _ = talk(server, pack(server.layout.observation(seen(0), {})))
+        assert isinstance(replies[0], bytes)
+        with pytest.raises(websockets.exceptions.ConnectionClosed, match="idle: connect anew"):
+            idle.recv(SECONDS)
 
 
 def test_off_loopback_only_with_a_token(tmp_path):

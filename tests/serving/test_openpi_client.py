@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("websockets", minversion="13")
+pytest.importorskip("websockets", minversion="15")
 
 from openpi_arm import ARM, Model, serving
 

@@ -138,7 +138,12 @@ def _server(policy: Policy, args: ServeArgs) -> Server | OpenpiServer:
     """What answers at the address that was asked for."""
     if is_websocket(args.bind):
         return OpenpiServer(
-            policy, args.bind, keys=args.keys, cfg=args.openpi, max_clients=args.max_clients
+            policy,
+            args.bind,
+            keys=args.keys,
+            cfg=args.openpi,
+            max_clients=args.max_clients,
+            idle_s=args.idle_s,
         )
     return Server(
         policy, args.bind, keys=args.keys, idle_s=args.idle_s, max_sessions=args.max_clients

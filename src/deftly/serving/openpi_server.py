@@ -12,6 +12,7 @@ import errno
 import hmac
 import http
 import logging
+import math
 import queue
 import signal
 import socket
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from websockets.http11 import Request, Response
 
 HEALTH = "/healthz"
-MAX_CLIENTS = 64
+MAX_CLIENTS, IDLE_S = 64, 60.0
 MAX_ROBOTS = 4096
 """Robots of all connections together; of a policy that answers chunks, no robot is remembered."""
 MAX_BATCH = 64
@@ -55,8 +56,11 @@ log = logging.getLogger("deftly.serve")
 class _Client:
     """A connection."""
 
+    connection: ServerConnection
     robots: dict[int, int] = field(default_factory=dict)
     """The policy's number for each of its robots."""
+    asked: float = field(default_factory=time.monotonic)
+    """When it asked last; infinite while it waits for an answer."""
 
 
 class _Asked(NamedTuple):
@@ -77,6 +81,7 @@ class OpenpiServer:
             bound.
         cfg: How observations and actions stand for the contract's; `deftly` unless it says otherwise.
         max_clients: Connections.
+        idle_s: Time without a question after which a connection may lose its place to a new one.
 
     Raises DeftlyError if it cannot bind, there are no websockets here, or the contract has no place in the layout.
     """
@@ -89,6 +94,7 @@ class OpenpiServer:
         keys: Path | None = None,
         cfg: OpenpiConfig | None = None,
         max_clients: int = MAX_CLIENTS,
+        idle_s: float = IDLE_S,
     ):
         self.policy = policy
         self.contract = policy.contract
@@ -97,6 +103,7 @@ class OpenpiServer:
             spoken.layout or "deftly", policy.contract, spoken.gripper_open
         )
         self.max_clients = max_clients
+        self.idle_s = idle_s
         self.counts = Counts()
         where = read_websocket(endpoint)
         if where.scheme != "ws":
@@ -112,6 +119,7 @@ class OpenpiServer:
         self.endpoint = f"ws://{host}:{self._socket.getsockname()[1]}"
         """Where it answers."""
         self._clients: set[_Client] = set()
+        self._closing: set[asyncio.Future[None]] = set()
         self._waiting: asyncio.Queue[_Asked] = asyncio.Queue()
         self._stop = threading.Event()
         self._taken: set[int] = set()  # numbers of robots
@@ -188,30 +196,43 @@ class OpenpiServer:
             if not hmac.compare_digest(said.encode(), wanted.encode()):
                 self.counts.errors["no-key"] += 1
                 return connection.respond(http.HTTPStatus.UNAUTHORIZED, "needs the server's key\n")
-        if len(self._clients) >= self.max_clients:
+        if len(self._clients) >= self.max_clients and not self._make_room():
             self.counts.errors["too-many-sessions"] += 1
             full = f"{self.max_clients} clients are served, which is the limit\n"
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, full)
         return None
 
+    def _make_room(self) -> bool:
+        """Whether the client that has asked nothing for the longest time makes room for a new one; it is told."""
+        idle = min(self._clients, key=lambda client: client.asked)
+        if time.monotonic() - idle.asked < self.idle_s:
+            return False
+        self._clients.discard(idle)
+        task = asyncio.ensure_future(idle.connection.close(1001, "idle: connect anew"))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        return True
+
     async def _converse(self, connection: ServerConnection) -> None:
         """One client from its metadata to its end."""
         from websockets.exceptions import ConnectionClosed
 
-        client = _Client()
+        client = _Client(connection)
         self._clients.add(client)
         took: float | None = None
         try:
             await connection.send(pack(self.metadata))
             async for message in connection:
                 began = time.monotonic()
+                client.asked = math.inf
                 try:
                     reply = await self._answer(client, message, took)
                 except Exception as error:
                     await self._fail(connection, error)
                     return
                 await connection.send(reply)
-                took = time.monotonic() - began
+                client.asked = time.monotonic()
+                took = client.asked - began
                 self.counts.answered += 1
                 self.counts.add_latency(took)
         except ConnectionClosed:
