@@ -56,8 +56,9 @@ class ImageLog:
 
     def put(self, tick: int, name: str, image: object) -> None:
         """Keep the image of a signal in a tick, if that is one; it is not copied, and must not change any more."""
-        fits = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
-        if name not in self._names or not fits:
+        if name not in self._names or not isinstance(image, np.ndarray):
+            return
+        if image.dtype != np.uint8 or image.ndim != 3:
             return
         try:
             self._images.put_nowait((tick, name, image))

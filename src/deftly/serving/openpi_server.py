@@ -127,13 +127,13 @@ class OpenpiServer:
     @property
     def metadata(self) -> dict[str, Any]:
         """What a client is told first."""
-        chunks = isinstance(self.policy, ChunkPolicy)
+        horizon = self.policy.model.horizon if isinstance(self.policy, ChunkPolicy) else 1
         return {
             "server": "deftly",
             "robot": self.contract.robot.name,
             "rate": self.contract.rate,
             "layout": self.layout.name,
-            "horizon": self.policy.model.horizon if chunks else 1,
+            "horizon": horizon,
             "action_size": self.layout.action_size,
             "contract": self.contract.hash,
             "spec": self.contract.to_json(),

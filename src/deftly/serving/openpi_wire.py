@@ -86,8 +86,9 @@ def _decoded(entries: dict[Any, Any]) -> Any:
 def _array(entries: Mapping[Any, Any]) -> np.ndarray:
     dtype = _dtype(entries)
     data, shape = entries.get(b"data"), entries.get(b"shape")
-    is_shape = isinstance(shape, list) and len(shape) <= MAX_AXES
-    if not is_shape or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
+    if not isinstance(shape, list) or len(shape) > MAX_AXES:
+        raise WireError(f"an array has the shape {printable(shape, 60)}")
+    if not all(type(n) is int and 0 <= n < 2**31 for n in shape):
         raise WireError(f"an array has the shape {printable(shape, 60)}")
     if not isinstance(data, bytes) or math.prod(shape) * dtype.itemsize != len(data):
         raise WireError(f"an array of {shape} numbers of {dtype} has other bytes than these need")
