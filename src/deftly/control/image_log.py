@@ -58,10 +58,11 @@ class ImageLog:
         """Keep the image of a signal in a tick, if that is one; it is not copied, and must not change any more."""
         if name not in self._names or not isinstance(image, np.ndarray):
             return
-        if image.dtype != np.uint8 or image.ndim != 3:
+        pixels: np.ndarray = image
+        if pixels.dtype != np.uint8 or pixels.ndim != 3:
             return
         try:
-            self._images.put_nowait((tick, name, image))
+            self._images.put_nowait((tick, name, pixels))
         except queue.Full:
             self.dropped += 1
 

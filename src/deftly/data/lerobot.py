@@ -381,6 +381,7 @@ def require_whole(path: Path) -> Dataset:
 def _require_videos(found: Dataset, frames: int) -> None:
     """Raise DeftlyError unless each camera's videos hold a frame for each row."""
     import av
+    from av.error import FFmpegError
 
     for name, feature in found.info["features"].items():
         if feature["dtype"] != "video":
@@ -390,7 +391,7 @@ def _require_videos(found: Dataset, frames: int) -> None:
             try:
                 with av.open(str(file)) as video:
                     count += video.streams.video[0].frames
-            except (av.FFmpegError, IndexError) as error:
+            except (FFmpegError, IndexError) as error:
                 raise DeftlyError(f"'{file}' is no video: {printable(error, 100)}") from None
         if count != frames:
             raise DeftlyError(

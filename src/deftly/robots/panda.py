@@ -201,8 +201,8 @@ def spec() -> mujoco.MjSpec:
     )
     for number, (name, link) in enumerate(LINKS.items(), start=1):
         body = _add_link(s, body, number, name, link)
-    for name, part, *tube in TUBES:
-        add_tube(s, s.body(name), f"{name}_{part}", *tube, WHITE)
+    for name, part, start, end, radius in TUBES:
+        add_tube(s, s.body(name), f"{name}_{part}", start, end, radius, WHITE)
     # These overlap by construction: capsules have round ends.
     pairs = (
         ("base", "link1"),

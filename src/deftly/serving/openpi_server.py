@@ -127,7 +127,8 @@ class OpenpiServer:
     @property
     def metadata(self) -> dict[str, Any]:
         """What a client is told first."""
-        horizon = self.policy.model.horizon if isinstance(self.policy, ChunkPolicy) else 1
+        policy = self.policy
+        horizon = policy.model.horizon if isinstance(policy, ChunkPolicy) else 1
         return {
             "server": "deftly",
             "robot": self.contract.robot.name,

@@ -85,7 +85,8 @@ def _decoded(entries: dict[Any, Any]) -> Any:
 
 def _array(entries: Mapping[Any, Any]) -> np.ndarray:
     dtype = _dtype(entries)
-    data, shape = entries.get(b"data"), entries.get(b"shape")
+    data: Any = entries.get(b"data")
+    shape: Any = entries.get(b"shape")
     if not isinstance(shape, list) or len(shape) > MAX_AXES:
         raise WireError(f"an array has the shape {printable(shape, 60)}")
     if not all(type(n) is int and 0 <= n < 2**31 for n in shape):

@@ -109,7 +109,7 @@ def load(
         images[name] = store
     ends = np.flatnonzero(np.diff(episode, append=-1))
     last = ends[np.searchsorted(ends, np.arange(count))]
-    told = [prompts[i] for i in episode.tolist()]
+    told = [prompts[int(i)] for i in episode]
     return Frames(images, rows[OBS_STATE], rows[ACTION], last, told)
 
 
