@@ -218,7 +218,7 @@ def test_a_bundle_is_driven_from_where_the_hand_was_held():
 
     steps = drive(env, ContractPolicy(env.contract, network), 3)
     for _, obs, _ in islice(steps, 3):
-        assert np.abs(seen[-1] - obs.numpy()).max() < 1e-6
+        assert np.abs(seen[-1] - obs["policy"].numpy()).max() < 1e-6
 
 
 MEETING = {"if": (0.16, -0.95, 1.71, 0.11), "mf": (0.24, -0.93, 0.77, 0.88)}

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.util
 import re
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.abc import SourceLoader
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -80,12 +82,30 @@ def read(spec: str) -> CustomReward:
     return _run(spec, path, found[2], source)
 
 
+class _Source(SourceLoader):
+    """Imports the source that was read, which is what is kept with the run; no bytecode is written beside the file."""
+
+    def __init__(self, path: str, source: bytes):
+        self._path = path
+        self._source = source
+
+    def get_filename(self, fullname: str) -> str:
+        """The path that tracebacks name."""
+        return self._path
+
+    def get_data(self, path: str) -> bytes:
+        """The source."""
+        return self._source
+
+
 def _run(spec: str, path: Path, name: str, source: bytes) -> CustomReward:
     """The function of this name that a file's source defines."""
-    module = ModuleType(f"deftly_reward_{path.stem}")
-    module.__file__ = str(path)
+    loader = _Source(str(path), source)
+    made = importlib.util.spec_from_loader(f"deftly_reward_{path.stem}", loader)
+    assert made is not None
+    module = importlib.util.module_from_spec(made)
     try:
-        exec(compile(source, str(path), "exec"), vars(module))
+        loader.exec_module(module)
     except (Exception, SystemExit) as error:
         reason = printable(f"{type(error).__name__}: {error}", 200)
         raise DeftlyError(f"{printable(path)} does not import: {reason}") from error

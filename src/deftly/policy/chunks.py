@@ -47,7 +47,7 @@ MEASURED = 8
 
 
 @dataclass(frozen=True)
-class ChunkConfig(Settings):
+class ChunkConfig(Settings, section="chunk"):
     """How the chunks of a policy are executed."""
 
     executed: Annotated[

@@ -30,7 +30,7 @@ DROID_JOINTS = 7
 
 
 @dataclass(frozen=True)
-class OpenpiConfig(Settings):
+class OpenpiConfig(Settings, section="openpi"):
     """How a policy behind openpi's protocol, `ws://HOST:PORT`, is spoken with."""
 
     layout: Annotated[
