@@ -25,10 +25,11 @@ scan-demo: install ## from a scan to a report of success, in build/scan-demo
 # Most tests run side by side, a file in one process; those in real time then run alone. Some tests wait for processes
 # of theirs, so there is one worker more than cores.
 WORKERS = $$($(BIN)/python -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
-# What fails there runs once more with nothing beside it; that it failed the first time stays on the screen.
+# What fails there runs once more with nothing beside it; that it failed the first time stays on the screen. Nothing is
+# left to run (5) if a test hung once: pytest-xdist has run it again in a new process.
 ALONE = || { status=$$?; [ $$status -eq 5 ] || { [ $$status -eq 1 ] && \
 	echo "once more, alone: what failed beside other tests" && \
-	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); }; }
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS) $(OR_NONE); }; }
 test: install ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 4 \
 		-m 'not slow and not warp and not vla and not openpi and not realtime' $(ARGS) $(ALONE)
