@@ -143,7 +143,8 @@ def _teacher(settings: DistillConfig, task: Task, args: TrainArgs) -> str:
     """The folder of the teacher's checkpoint."""
     if not settings.teacher:
         raise DeftlyError(f"which teacher? `deftly distill {task.name} --teacher RUN`")
-    return str(checkpoint.find(settings.teacher, task.name, args.runs).resolve())
+    name = (settings.teacher == "shipped" and task.teacher) or task.name
+    return str(checkpoint.find(settings.teacher, name, args.runs).resolve())
 
 
 def _shared_threads(sim: SimConfig, ranks: Ranks) -> SimConfig:

@@ -91,6 +91,8 @@ class Task:
     """
     ladder: tuple[Rung, ...] = LADDER
     """The conditions of `deftly eval TASK --ladder`."""
+    teacher: str = ""
+    """The task whose shipped policy `deftly distill --teacher shipped` takes; empty: its own."""
     prompts: tuple[str, ...] = ()
     """How a person would say what is to be done, first the plainest: the instructions of `deftly demos`."""
 
@@ -218,6 +220,10 @@ SHIPPED = {
     "panda-pick-place": (
         "deftly.tasks.panda_pick_place",
         "Pick an object up with a Franka Panda and hold it still at a goal, on the table or in the air.",
+    ),
+    "panda-pick-place-rgb": (
+        "deftly.tasks.panda_pick_place",
+        "Pick an object up with a Franka Panda and hold it still at a goal, seen by two cameras and not measured.",
     ),
     "wildrobot-stand": (
         "deftly.tasks.wildrobot_stand",

@@ -553,6 +553,33 @@ class PickPlace(Task):
         return torch.stack((reach, grasp, carry, held), -1)
 
 
+@dataclass(frozen=True)
+class SeeingConfig(PickPlaceConfig):
+    """Parameters of `panda-pick-place`, seen by cameras unless said otherwise."""
+
+    observation: Annotated[
+        Literal["state", "rgb_and_state", "rgb"],
+        Doc("What the policy sees: images, the arm's joints and the goal; numbers; or both."),
+    ] = "rgb"
+
+
+@task("panda-pick-place-rgb")
+class SeeingPickPlace(PickPlace):
+    """Pick an object up with a Franka Panda and hold it still at a goal, seen by two cameras and not measured.
+
+    `panda-pick-place` with `observation` rgb: `deftly distill panda-pick-place-rgb --teacher shipped` learns it from the
+    policy that sees numbers.
+
+    Observation: images `front` and `wrist`, each `(image_size, image_size, 3)` uint8, and 22 numbers: pose of the tool
+    point (7), joints of the arm and fingers (9), goal minus tool point (3), goal (3); see the table there. Action (9),
+    Success, Failure and Randomization as there, with what images show among it.
+    """
+
+    Config = SeeingConfig
+    defaults = {**PickPlace.defaults, "env": {"num_envs": 64, "episode_steps": 100}}
+    teacher = "panda-pick-place"
+
+
 def _difficulty(s: State) -> float:
     """How hard episodes are to be, 0 .. 1: 1, as in evaluation, unless a curriculum says otherwise."""
     return s.scale.get(DIFFICULTY, 1.0)
