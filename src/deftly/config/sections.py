@@ -366,6 +366,18 @@ class DistillConfig(LearnerConfig):
             "gradient steps; 0: each rollout is learned from and forgotten."
         ),
     ] = 0
+    augment_shift: Annotated[
+        int,
+        Ge(0),
+        Le(64),
+        Doc("Images are learned from moved by up to so many pixels, at random; 0: as they are."),
+    ] = 0
+    augment_gain: Annotated[
+        float,
+        Ge(0),
+        Lt(1),
+        Doc("And each colour of them brighter or darker by up to this fraction."),
+    ] = 0.0
     hidden: Annotated[
         tuple[Annotated[int, Ge(1), Le(65536)], ...],
         Doc("Widths of the hidden layers of the student."),

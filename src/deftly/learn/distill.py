@@ -25,7 +25,7 @@ from deftly.contract import Memory
 from deftly.env import Env, group_of
 from deftly.errors import DeftlyError
 from deftly.files import parse_yaml
-from deftly.learn import checkpoint, optimizers
+from deftly.learn import augmentation, checkpoint, optimizers
 from deftly.learn.networks import Network, NetworkSpec, Policy
 from deftly.learn.ppo import PRIVILEGED
 from deftly.learn.ranks import Ranks
@@ -238,7 +238,7 @@ class Distillation:
             self.actor.normalizer.update(lessons.inputs, self.ranks)  # type: ignore[operator]
         total = torch.zeros((), device=self.device)
         for batch in self._minibatches(lessons):
-            answers = self.actor(batch.inputs, *batch.images)
+            answers = self.actor(batch.inputs, *map(self._augmented, batch.images))
             loss = (answers - batch.actions).square().mean()
             self.optimizer.zero_grad()
             loss.backward()
@@ -247,6 +247,13 @@ class Distillation:
             self.optimizer.step()
             total += loss.detach()
         return float(total) / (self.settings.epochs * self.settings.minibatches)
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        """Images of lessons as they are learned from, changed at random."""
+        shift, gain = self.settings.augment_shift, self.settings.augment_gain
+        if shift:
+            images = augmentation.shifted(images, shift, self.generator)
+        return augmentation.relit(images, gain, self.generator) if gain else images
 
     def _minibatches(self, lessons: Lessons) -> Iterator[Lessons]:
         """Parts in a new random order in each epoch; what a division leaves over is not used.

@@ -235,7 +235,13 @@ class PickPlace(Task):
     defaults = {
         "env": {"num_envs": 256, "episode_steps": 100},
         "train": {"init_std": 0.5, "desired_kl": 0.02},
-        "distill": {"buffer": 40_000, "minibatches": 4, "activation": "relu"},
+        "distill": {
+            "buffer": 40_000,
+            "minibatches": 4,
+            "activation": "relu",
+            "augment_shift": 2,
+            "augment_gain": 0.3,
+        },
     }
     cfg: PickPlaceConfig
     ladder = VISUAL_LADDER
@@ -567,8 +573,8 @@ class SeeingConfig(PickPlaceConfig):
 class SeeingPickPlace(PickPlace):
     """Pick an object up with a Franka Panda and hold it still at a goal, seen by two cameras and not measured.
 
-    `panda-pick-place` with `observation` rgb: `deftly distill panda-pick-place-rgb --teacher shipped` learns it from the
-    policy that sees numbers.
+    `panda-pick-place` with `observation` rgb. `deftly distill panda-pick-place-rgb --teacher shipped` learns it from
+    the policy that sees numbers.
 
     Observation: images `front` and `wrist`, each `(image_size, image_size, 3)` uint8, and 22 numbers: pose of the tool
     point (7), joints of the arm and fingers (9), goal minus tool point (3), goal (3); see the table there. Action (9),

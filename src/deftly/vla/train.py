@@ -98,7 +98,11 @@ class Training:
         self._parameters = [p for p in model.network.parameters() if p.requires_grad]
         # Fused: on a CPU a third of the time of the loop over tensors, a sixth of a whole step of ACT.
         self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=plan.learning_rate, weight_decay=1e-4, betas=(0.9, 0.95), fused=True
+            self._parameters,
+            lr=plan.learning_rate,
+            weight_decay=1e-4,
+            betas=(0.9, 0.95),
+            fused=True,
         )
         if resume:
             self._resume()
