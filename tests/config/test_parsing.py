@@ -95,6 +95,11 @@ def test_suggest():
             ["training.torch_determinist=true"],
             "(--train.torch-determinist), did you mean 'train.torch-deterministic'?",
         ),
+        (
+            ["--train.augment-shift", "2"],
+            "setting --train.augment-shift: distill has it, add --train.algorithm distill",
+        ),
+        (["train.tau=0.01"], "sac, ddpg, td3 have it, add --train.algorithm sac"),
         (["env.num_envs=many"], "env.num-envs is many, but it must be a whole number"),
         (["--sim.preset", "fats"], "one of coarse, fast, default, accurate, did you mean 'fast'?"),
         (["stray"], "cannot read 'stray'"),

@@ -9,7 +9,7 @@ import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, field, make_dataclass
+from dataclasses import MISSING, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
@@ -285,11 +285,27 @@ def _unknown(setting: Setting, name: str, known: Mapping[str, Flag], prog: str) 
     dashes = "--" if setting.key.startswith("--") else ""
     near = suggest(dashes + name, [dashes + flag for flag in known])
     what = f"{setting.place}: there is no" if setting.place else f"{prog} has no"
-    if advice := instead(name):
+    if advice := instead(name) or _of_another_algorithm(name, known):
         return f"{what} setting {written}: {advice}"
     if setting.place:
         return f"{what} setting {written}{near}"
     return f"{what} setting {written}{near or '; --help lists them'}"
+
+
+def _of_another_algorithm(name: str, known: Mapping[str, Flag]) -> str:
+    """What to type for a setting that other algorithms have than the one that was chosen; empty if none has it."""
+    section, _, field_name = name.partition(".")
+    if section != "train" or "train.algorithm" not in known:
+        return ""
+    having = [
+        algorithm
+        for algorithm, kind in ALGORITHMS.items()
+        if field_name in {kebab(each.name) for each in fields(kind)}
+    ]
+    if not having:
+        return ""
+    verb = "has" if len(having) == 1 else "have"
+    return f"{', '.join(having)} {verb} it, add --train.algorithm {having[0]}"
 
 
 def _spell(words: list[str], flag: Flag) -> list[str]:
