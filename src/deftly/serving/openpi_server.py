@@ -8,13 +8,11 @@ which. docs/wire.md has the conversation.
 from __future__ import annotations
 
 import asyncio
-import errno
 import hmac
 import http
 import logging
 import math
 import queue
-import signal
 import socket
 import threading
 import time
@@ -36,6 +34,7 @@ from deftly.serving.counts import Counts
 from deftly.serving.endpoint import read_websocket
 from deftly.serving.keys import load_token
 from deftly.serving.openpi_wire import APPLIED, INSTALL, RESET, ROBOT, max_message, pack, unpack
+from deftly.serving.startup import require_keys, run_until_signal, unbound
 from deftly.serving.wire import WireError
 
 if TYPE_CHECKING:
@@ -108,10 +107,7 @@ class OpenpiServer:
         where = read_websocket(endpoint)
         if where.scheme != "ws":
             raise DeftlyError(f"cannot serve on '{endpoint}': serve ws://, and wss:// with a proxy")
-        if not where.is_local and keys is None:
-            raise DeftlyError(
-                f"'{endpoint}' may be reached from other machines: give --keys DIR, or bind to 127.0.0.1"
-            )
+        require_keys(endpoint, where, keys)
         self._token = None if keys is None else load_token(keys)
         _require_websockets()
         self._socket = _bound(endpoint, where.host, where.port)
@@ -147,13 +143,7 @@ class OpenpiServer:
 
     def run_until_signal(self) -> None:
         """Answer until SIGTERM or SIGINT; the main thread's."""
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, lambda *_: self.stop()) for number in numbers}
-        try:
-            self.run()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        run_until_signal(self.run, self.stop)
 
     def stop(self) -> None:
         """Let `run` return; from any thread."""
@@ -385,9 +375,7 @@ def _bound(endpoint: str, host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
     except OSError as error:
-        hint = "; choose another port" if error.errno == errno.EADDRINUSE else ""
-        reason = error.strerror or str(error)
-        raise DeftlyError(f"cannot serve on '{endpoint}': {reason}{hint}") from None
+        raise unbound(endpoint, error) from None
 
 
 def _quiet() -> logging.Logger:
