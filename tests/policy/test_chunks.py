@@ -24,6 +24,7 @@ class Counting:
 
     def __init__(self, horizon: int = 10, contract: PolicyContract = CONTRACT):
         self.horizon: int | None = horizon
+        self.executed: int | None = None
         self.contract = contract
         self.asked: list[Observed] = []
         self.gate = threading.Event()

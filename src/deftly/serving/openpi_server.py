@@ -124,13 +124,14 @@ class OpenpiServer:
     def metadata(self) -> dict[str, Any]:
         """What a client is told first."""
         policy = self.policy
-        horizon = policy.model.horizon if isinstance(policy, ChunkPolicy) else 1
+        chunks = isinstance(policy, ChunkPolicy)
         return {
             "server": "deftly",
             "robot": self.contract.robot.name,
             "rate": self.contract.rate,
             "layout": self.layout.name,
-            "horizon": horizon,
+            "horizon": policy.model.horizon if chunks else 1,
+            "executed": policy.executed if chunks else 1,
             "action_size": self.layout.action_size,
             "contract": self.contract.hash,
             "spec": self.contract.to_json(),
