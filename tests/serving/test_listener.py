@@ -1,7 +1,10 @@
 """The listener of a policy server: every form of ZMTP, and peers that mean harm."""
 
+import platform
 import socket
 import struct
+import subprocess
+import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -17,7 +20,17 @@ from deftly.serving.client import Client
 from deftly.serving.endpoint import Endpoint
 from deftly.serving.server import Server
 from deftly.serving.wire import MAX_FRAME, pack, unpack
-from deftly.serving.zmtp import COMMAND, LONG, MORE, ROUTER_METADATA, Null, encode, greeting
+from deftly.serving.zmtp import (
+    COMMAND,
+    LONG,
+    MORE,
+    ROUTER_METADATA,
+    Engine,
+    Null,
+    ProtocolError,
+    encode,
+    greeting,
+)
 
 GREETING = greeting(b"NULL")
 READY = encode(b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER", COMMAND)
@@ -392,3 +405,71 @@ def test_what_one_key_was_served_counts_for_all_its_connections():
         for _ in range(round(listener.HALF_LIFE_S)):
             link._forget()
         assert accounts[b"attacker"].served == pytest.approx(before / 2)
+
+
+# ------------------------------------------------------------------------- images
+
+LONG_BODY = bytes(range(256)) * 1200
+
+
+@pytest.mark.parametrize("piece", [100_000, 70_000, 16_384, 4_999, 313_000])
+def test_a_long_frame_is_the_same_however_it_is_cut(piece):
+    engine = Engine(Null(), len(LONG_BODY))
+    stream = GREETING + READY + 2 * (encode(b"", MORE) + encode(LONG_BODY)) + PING
+    scratch = memoryview(bytearray(16_384))
+    messages, sent = [], 0
+    while len(messages) < 3:
+        frames = engine.next_message()
+        if frames:
+            messages.append([bytes(frame) for frame in frames])
+        if frames is not None:
+            continue
+        room = engine.room(scratch, piece)
+        data = stream[sent : sent + min(piece, len(room))]
+        assert data
+        room[: len(data)] = data
+        sent += len(data)
+        engine.add(room[: len(data)])
+    assert messages == [[b"", LONG_BODY], [b"", LONG_BODY], [b"", pack(message())]]
+    assert (engine.held, engine.is_amid_message) == (0, False)
+
+
+def test_who_announces_a_long_frame_holds_what_he_sent():
+    engine = Engine(Null(), 10**9)
+    head = GREETING + READY + bytes((LONG,)) + (10**9).to_bytes(8, "big") + b"abc"
+    engine.add(memoryview(head))
+    while engine.next_message() is not None:
+        pass
+    assert engine.is_amid_message
+    assert engine.held == 3
+    assert len(engine.room(memoryview(bytearray(10)), 4096)) == 4096
+    engine.clear()
+    assert not engine.is_amid_message
+    with pytest.raises(ProtocolError):
+        engine = Engine(Null(), 10**9 - 1)
+        engine.add(memoryview(head))
+        while engine.next_message() is not None:
+            pass
+
+
+KEEPS = """
+import resource
+from deftly.serving.memory import keep_memory
+keep_memory()
+def message():
+    parts = [bytes(300_000) + b"x" for _ in range(4)]
+for _ in range(10):
+    message()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    message()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_a_server_keeps_the_memory_of_a_message_for_the_next():
+    ran = subprocess.run(
+        [sys.executable, "-c", KEEPS], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert int(ran.stdout) < 20  # pages; without it, some hundred for each message

@@ -17,6 +17,7 @@ from deftly.policy.layouts import PROMPT, Layout, LayoutName, OpenpiConfig, layo
 from deftly.policy.protocol import PolicyError
 from deftly.serving.endpoint import read_websocket
 from deftly.serving.keys import load_token
+from deftly.serving.memory import keep_memory
 from deftly.serving.openpi_wire import APPLIED, INSTALL, RESET, ROBOT, pack, unpack
 from deftly.serving.wire import WireError
 
@@ -69,6 +70,8 @@ class OpenpiModel:
         except BaseException:
             self.close()
             raise
+        if any(signal.is_image for signal in self.contract.signals):
+            keep_memory()
         self.horizon = self._count("horizon")
         self.executed = self._count("executed")
 

@@ -116,7 +116,8 @@ class OpenpiServer:
         """Where it answers."""
         self._clients: set[_Client] = set()
         self._closing: set[asyncio.Future[None]] = set()
-        self._waiting: asyncio.Queue[_Asked] = asyncio.Queue()
+        self._waiting = queue.SimpleQueue[_Asked | None]()
+        """Those who wait for a decision; None: the server has ended."""
         self._stop = threading.Event()
         self._taken: set[int] = set()  # numbers of robots
 
@@ -168,15 +169,14 @@ class OpenpiServer:
             "server_header": "deftly",
             "logger": _quiet(),
         }
-        decides = asyncio.create_task(self._decide_all())
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._work, args=(loop,), name="policy", daemon=True).start()
         try:
             async with serve(self._converse, sock=self._socket, **settings):
                 while not self._stop.is_set():
                     await asyncio.sleep(0.05)
         finally:
-            decides.cancel()
-            with suppress(asyncio.CancelledError):
-                await decides
+            self._waiting.put(None)
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer a request that is not to become a conversation; None: it is."""
@@ -283,41 +283,26 @@ class OpenpiServer:
     async def _decided(self, seen: Observed) -> np.ndarray:
         """The actions of one robot under the contract, (horizon, action_size)."""
         answer: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
-        await self._waiting.put(_Asked(seen, answer))
+        self._waiting.put(_Asked(seen, answer))
         return await answer
 
-    async def _decide_all(self) -> None:
-        """Decide for those who wait, in another thread, one call after the other."""
-        batches = queue.SimpleQueue[tuple[list[_Asked], asyncio.Future[list[Any]]] | None]()
-        loop = asyncio.get_running_loop()
-        threading.Thread(
-            target=self._work, args=(batches, loop), name="policy", daemon=True
-        ).start()
-        try:
-            while True:
-                batch = [await self._waiting.get()]
-                while not self._waiting.empty() and len(batch) < MAX_BATCH:
-                    batch.append(self._waiting.get_nowait())
-                self.counts.batches[len(batch)] += 1
-                decided: asyncio.Future[list[Any]] = loop.create_future()
-                batches.put((batch, decided))
-                for asked, actions in zip(batch, await decided):
-                    if asked.answer.done():  # its client has gone
-                        continue
-                    if isinstance(actions, Exception):
-                        asked.answer.set_exception(actions)
-                    else:
-                        asked.answer.set_result(actions)
-        finally:
-            batches.put(None)
-
-    def _work(self, batches: queue.SimpleQueue[Any], loop: asyncio.AbstractEventLoop) -> None:
-        """Call the policy, in a thread of its own, which a policy that hangs does not keep from ending."""
-        while (work := batches.get()) is not None:
-            batch, decided = work
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Decide for those who wait, in a thread of its own, which a policy that hangs does not keep from ending."""
+        while batch := self._batch():
+            self.counts.batches[len(batch)] += 1
             found = self._infer_all(batch)
             with suppress(RuntimeError):  # the server has ended meanwhile
-                loop.call_soon_threadsafe(_set_unless_done, decided, found)
+                loop.call_soon_threadsafe(_tell, batch, found)
+
+    def _batch(self) -> list[_Asked]:
+        """Those who wait at one time, as soon as somebody does; nobody when the server has ended."""
+        batch = []
+        while not batch or (len(batch) < MAX_BATCH and not self._waiting.empty()):
+            asked = self._waiting.get()
+            if asked is None:
+                return []
+            batch.append(asked)
+        return batch
 
     def _infer_all(self, batch: list[_Asked]) -> list[np.ndarray | Exception]:
         """Actions of each; if the call fails, each is asked for alone, so that only the guilty one fails."""
@@ -356,10 +341,15 @@ class OpenpiServer:
         await connection.close(1011, "see the message before")
 
 
-def _set_unless_done(future: asyncio.Future[Any], value: Any) -> None:
-    """Give a future its value, unless who waited for it has gone."""
-    if not future.done():
-        future.set_result(value)
+def _tell(batch: list[_Asked], found: list[np.ndarray | Exception]) -> None:
+    """Give those who wait their answers, unless they have gone."""
+    for asked, actions in zip(batch, found):
+        if asked.answer.done():
+            continue
+        if isinstance(actions, Exception):
+            asked.answer.set_exception(actions)
+        else:
+            asked.answer.set_result(actions)
 
 
 def _require_websockets() -> None:

@@ -70,8 +70,8 @@ def _encoded(value: object) -> dict[bytes, Any]:
         raise TypeError(f"cannot send a value of type {kind}")
     if isinstance(value, np.generic):
         return {_SCALAR: True, b"data": value.item(), b"dtype": value.dtype.str}
-    data = value.tobytes()
-    return {_ARRAY: True, b"data": data, b"dtype": value.dtype.str, b"shape": value.shape}
+    data = np.ascontiguousarray(value)
+    return {_ARRAY: True, b"data": data.data, b"dtype": value.dtype.str, b"shape": value.shape}
 
 
 def _decoded(entries: dict[Any, Any]) -> Any:

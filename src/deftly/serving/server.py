@@ -42,7 +42,7 @@ from deftly.serving.wire import (
     read_signals,
     unpack,
 )
-from deftly.serving.zmtp import Mechanism, Null
+from deftly.serving.zmtp import Body, Mechanism, Null
 
 IDLE_S, MAX_SESSIONS = 60.0, 64
 MAX_BATCH = 64
@@ -192,14 +192,14 @@ class Server:
                 self._handle(_Request(peer, delimited, time.monotonic()), frames[delimited:])
             self._decide()
 
-    def _handle(self, request: _Request, payload: list[bytes]) -> None:
+    def _handle(self, request: _Request, payload: list[Body]) -> None:
         try:
             self._read(request, payload)
             _HANDLERS[request.echo["type"]](self, request)
         except Exception as error:
             self._refuse(request, error)
 
-    def _read(self, request: _Request, payload: list[bytes]) -> None:
+    def _read(self, request: _Request, payload: list[Body]) -> None:
         """Check what every message has."""
         if len(payload) != 1:
             raise Refusal("bad-frames", "a message is one frame, or an empty one and one")

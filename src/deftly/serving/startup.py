@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deftly.errors import DeftlyError
 from deftly.serving.endpoint import Endpoint
+from deftly.serving.memory import keep_memory
 
 
 def require_keys(endpoint: str, where: Endpoint, keys: Path | None) -> None:
@@ -27,6 +28,7 @@ def unbound(endpoint: str, error: OSError, advice: str = "") -> DeftlyError:
 
 def run_until_signal(run: Callable[[], None], stop: Callable[[], None]) -> None:
     """Call `run`, which returns after `stop`; SIGTERM and SIGINT call that. For the main thread."""
+    keep_memory()
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, lambda *_: stop()) for number in numbers}
     try:

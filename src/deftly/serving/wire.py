@@ -185,7 +185,6 @@ def read_signals(value: object, robot: RobotInterface) -> dict[str, np.ndarray]:
 def _encode(value: object) -> dict[str, Any]:
     if not isinstance(value, np.ndarray) or (value.dtype.kind != "f" and value.dtype != np.uint8):
         raise TypeError(f"cannot send a {type(value).__name__}")
-    if value.dtype == np.uint8:
-        return {"dtype": IMAGE, "shape": list(value.shape), "data": value.tobytes()}
-    dtype = "<f8" if value.dtype.itemsize == 8 else "<f4"
-    return {"dtype": dtype, "shape": list(value.shape), "data": value.astype(dtype).tobytes()}
+    dtype = IMAGE if value.dtype == np.uint8 else "<f8" if value.dtype.itemsize == 8 else "<f4"
+    data = np.ascontiguousarray(value, dtype)
+    return {"dtype": dtype, "shape": list(value.shape), "data": data.data}
