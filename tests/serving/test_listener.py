@@ -7,12 +7,17 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import zmq
+from openpi_arm import ARM
 from raw_peer import call, message, open_session, raw, wait_for
 from toy_robot import CONTRACT, network, running, signals
 
+from deftly.contract import Signal
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import ContractPolicy, OneRobot
 from deftly.serving import listener
@@ -430,6 +435,7 @@ def test_a_long_frame_is_the_same_however_it_is_cut(piece):
         room[: len(data)] = data
         sent += len(data)
         engine.add(room[: len(data)])
+    assert engine.missing == 0
     assert messages == [[b"", LONG_BODY], [b"", LONG_BODY], [b"", pack(message())]]
     assert (engine.held, engine.is_amid_message) == (0, False)
 
@@ -441,7 +447,7 @@ def test_who_announces_a_long_frame_holds_what_he_sent():
     while engine.next_message() is not None:
         pass
     assert engine.is_amid_message
-    assert engine.held == 3
+    assert (engine.held, engine.missing) == (3, 10**9 - 3)
     assert len(engine.room(memoryview(bytearray(10)), 4096)) == 4096
     engine.clear()
     assert not engine.is_amid_message
@@ -473,3 +479,34 @@ def test_a_server_keeps_the_memory_of_a_message_for_the_next():
         [sys.executable, "-c", KEEPS], capture_output=True, text=True, timeout=120, check=True
     )
     assert int(ran.stdout) < 20  # pages; without it, some hundred for each message
+
+
+def seeing_arm():
+    """The arm with a large image, so that a message of it is a long frame."""
+    wrist, front = (
+        Signal("wrist", (4, 4, 3), dtype="uint8"),
+        Signal("front", (160, 224, 3), dtype="uint8"),
+    )
+    joints = ARM.signals[0]
+    return replace(ARM, robot=replace(ARM.robot, signals=(joints, front, wrist)))
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (30,), (16_386,), (40_000, 70_000), (107_000, 107_500)])
+def test_images_that_come_in_pieces_are_read_when_all_are_there(cuts):
+    arm = seeing_arm()
+    policy = ContractPolicy(arm, lambda obs: np.zeros((len(obs["state"]), 4), np.float32))
+    shapes = {s.name: np.full(s.shape, 7, "uint8" if s.is_image else "f4") for s in arm.signals}
+    with running(policy) as server, connected(server, GREETING, READY) as peer:
+        read(peer, 64)
+        read_frame(peer)
+        peer.sendall(encode(pack(message("init"))))
+        session = {"session": unpack(read_frame(peer)[1])["session"], "signals": shapes}
+        for seq in range(2, 8):
+            kind = "reset" if seq == 2 else "infer"
+            data = encode(pack({**message(kind, seq), **session}))
+            assert len(data) > 107_520
+            for begin, end in pairwise((0, *cuts, len(data))):
+                peer.sendall(data[begin:end])
+            assert unpack(read_frame(peer)[1])["ok"]
+            peer.sendall(encode(pack(message("ping", seq))))  # a short one is heard at once
+            assert unpack(read_frame(peer)[1])["ok"]

@@ -90,6 +90,8 @@ class Peer:
         """Since when it is in its handshake, or its message, or does not read."""
         self.watched = 0
         """Events that the selector waits for."""
+        self.awaited = 1
+        """Bytes that have to be there before the selector says so."""
         self.may_have_data = False
         """Whether there may be something to read, from the system or in the inbox."""
         self.queued: int | None = None
@@ -325,6 +327,13 @@ class Listener:
             peer.may_have_data = True
             self._queue(peer)
 
+    def _await_whole(self, peer: Peer) -> None:
+        """Hear of a robot again when all of its long frame is there, not for each piece of it."""
+        wanted = 1 if peer.rank else max(1, peer.engine.missing)
+        if wanted != peer.awaited:
+            peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
+            peer.awaited = wanted
+
     def _queue(self, peer: Peer) -> None:
         """Let a peer wait for its turn if there is something to read, else for the system to say so."""
         if peer.is_closed or peer.queued is not None or peer.outbox:
@@ -332,6 +341,7 @@ class Listener:
         if peer.may_have_data:
             self._put(peer)
         else:
+            self._await_whole(peer)
             self._watch(peer, selectors.EVENT_READ)
 
     def _put(self, peer: Peer) -> None:
@@ -400,8 +410,9 @@ class Listener:
             return
         if peer.engine.is_ready and not peer.engine.is_amid_message:
             peer.began = time.monotonic()
-        ended = peer.engine.add(room[:count])
-        peer.may_have_data = count == len(room) and not ended  # the selector says if there is more
+        peer.engine.add(room[:count])
+        # of a long frame, the selector says when all of it is there
+        peer.may_have_data = count == len(room) and room is self._scratch
         self._count_held(peer)
         if self._held > MAX_HELD:
             holders = (other for other in self._peers if other.rank and other.held >= CHUNK)

@@ -126,19 +126,23 @@ class Engine:
         """Bytes that came, and were not yet taken apart."""
         return len(self.inbox) + self._filled
 
+    @property
+    def missing(self) -> int:
+        """Bytes of the long frame that has begun which have not come yet; 0 if there is none."""
+        return 0 if self._long is None else len(self._long) - self._filled
+
     def room(self, scratch: memoryview, most: int) -> memoryview:
         """Where the next bytes are to be read: `scratch`, or at most so many into the long frame that has begun."""
         if self._long is None:
             return scratch
         return self._long[self._filled : self._filled + most]
 
-    def add(self, data: memoryview) -> bool:
-        """Take what was read into `room`; whether it ends a long frame."""
+    def add(self, data: memoryview) -> None:
+        """Take what was read into `room`."""
         if self._long is None:
             self.inbox += data
-            return False
-        self._filled += len(data)
-        return self._filled == len(self._long)
+        else:
+            self._filled += len(data)
 
     def clear(self) -> None:
         """Let go of what came."""
