@@ -44,6 +44,7 @@ class Network:
         self.failing = False
 
     def chunk(self, images, state, prompts):
+        assert all(image.flags.writeable for image in images.values())
         self.asked.append((images, state, prompts))
         count = self.config.n_action_steps
         if self.failing:

@@ -457,14 +457,14 @@ def said_by_all(contract: PolicyContract, inputs: Inputs, count: int) -> dict[st
 
 def _merged(requests: Sequence[Request]) -> Request:
     """Requests of several robots as one."""
-    if len(requests) == 1:
-        return requests[0]
     return [plan for plans, _ in requests for plan in plans], merged([seen for _, seen in requests])
 
 
 def merged(parts: Sequence[Observed]) -> Observed:
     """What is observed of several groups of robots, as of one."""
     first = parts[0]
+    if len(parts) == 1:
+        return first
     return Observed(
         {name: np.concatenate([part.signals[name] for part in parts]) for name in first.signals},
         {name: _joined([part.inputs[name] for part in parts]) for name in first.inputs},

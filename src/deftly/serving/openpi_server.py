@@ -319,7 +319,8 @@ class OpenpiServer:
             return self.policy.predict(seen)
         fresh = [row for row, is_fresh in zip(seen.ids, seen.fresh) if is_fresh]
         self.policy.reset(fresh)
-        signals = seen.signals
+        # torch wants arrays that may be written to, and those of a message may not
+        signals = {name: np.require(value, None, "W") for name, value in seen.signals.items()}
         action = np.asarray(self.policy.infer(signals, seen.inputs, seen.command, seen.ids).action)
         if not np.isfinite(action).all():
             raise PolicyError("the policy gave no action of finite numbers")

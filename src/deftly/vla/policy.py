@@ -35,7 +35,8 @@ class VlaModel:
 
     def predict(self, seen: Observed) -> np.ndarray:
         """The next actions of each robot under the contract, `(n, horizon, action_size)`."""
-        images = {name: seen.signals[name] for name in self._cameras}
+        # torch wants arrays that may be written to, and those of a message may not
+        images = {name: np.require(seen.signals[name], None, "W") for name in self._cameras}
         state = self._layout.state(seen.signals[JOINT_POS])
         return self._layout.to_contract(self._model.chunk(images, state, seen.inputs[PROMPT]))
 
