@@ -75,6 +75,7 @@ class Blind:
     contract = CONTRACT
     deterministic = True
     horizon: int | None = HORIZON
+    executed: int | None = None
 
     def predict(self, seen: Observed) -> np.ndarray:
         return np.zeros((len(seen.ids), HORIZON, CONTRACT.action_size), np.float32)

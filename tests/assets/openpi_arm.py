@@ -55,6 +55,7 @@ class Model:
     contract = ARM
     deterministic = True
     horizon = 10
+    executed = None
 
     def __init__(self):
         self.seen: list[Observed] = []

@@ -1,15 +1,23 @@
 """The listener of a policy server: every form of ZMTP, and peers that mean harm."""
 
+import platform
 import socket
 import struct
+import subprocess
+import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import zmq
+from openpi_arm import ARM
 from raw_peer import call, message, open_session, raw, wait_for
 from toy_robot import CONTRACT, network, running, signals
 
+from deftly.contract import Signal
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import ContractPolicy, OneRobot
 from deftly.serving import listener
@@ -17,7 +25,17 @@ from deftly.serving.client import Client
 from deftly.serving.endpoint import Endpoint
 from deftly.serving.server import Server
 from deftly.serving.wire import MAX_FRAME, pack, unpack
-from deftly.serving.zmtp import COMMAND, LONG, MORE, ROUTER_METADATA, Null, encode, greeting
+from deftly.serving.zmtp import (
+    COMMAND,
+    LONG,
+    MORE,
+    ROUTER_METADATA,
+    Engine,
+    Null,
+    ProtocolError,
+    encode,
+    greeting,
+)
 
 GREETING = greeting(b"NULL")
 READY = encode(b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER", COMMAND)
@@ -392,3 +410,103 @@ def test_what_one_key_was_served_counts_for_all_its_connections():
         for _ in range(round(listener.HALF_LIFE_S)):
             link._forget()
         assert accounts[b"attacker"].served == pytest.approx(before / 2)
+
+
+# ------------------------------------------------------------------------- images
+
+LONG_BODY = bytes(range(256)) * 1200
+
+
+@pytest.mark.parametrize("piece", [100_000, 70_000, 16_384, 4_999, 313_000])
+def test_a_long_frame_is_the_same_however_it_is_cut(piece):
+    engine = Engine(Null(), len(LONG_BODY))
+    stream = GREETING + READY + 2 * (encode(b"", MORE) + encode(LONG_BODY)) + PING
+    scratch = memoryview(bytearray(16_384))
+    messages, sent = [], 0
+    while len(messages) < 3:
+        frames = engine.next_message()
+        if frames:
+            messages.append([bytes(frame) for frame in frames])
+        if frames is not None:
+            continue
+        room = engine.room(scratch, piece)
+        data = stream[sent : sent + min(piece, len(room))]
+        assert data
+        room[: len(data)] = data
+        sent += len(data)
+        engine.add(room[: len(data)])
+    assert engine.missing == 0
+    assert messages == [[b"", LONG_BODY], [b"", LONG_BODY], [b"", pack(message())]]
+    assert (engine.held, engine.is_amid_message) == (0, False)
+
+
+def test_who_announces_a_long_frame_holds_what_he_sent():
+    engine = Engine(Null(), 10**9)
+    head = GREETING + READY + bytes((LONG,)) + (10**9).to_bytes(8, "big") + b"abc"
+    engine.add(memoryview(head))
+    while engine.next_message() is not None:
+        pass
+    assert engine.is_amid_message
+    assert (engine.held, engine.missing) == (3, 10**9 - 3)
+    assert len(engine.room(memoryview(bytearray(10)), 4096)) == 4096
+    engine.clear()
+    assert not engine.is_amid_message
+    with pytest.raises(ProtocolError):
+        engine = Engine(Null(), 10**9 - 1)
+        engine.add(memoryview(head))
+        while engine.next_message() is not None:
+            pass
+
+
+KEEPS = """
+import resource
+from deftly.serving.memory import keep_memory
+keep_memory()
+def message():
+    parts = [bytes(300_000) + b"x" for _ in range(4)]
+for _ in range(10):
+    message()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    message()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_a_server_keeps_the_memory_of_a_message_for_the_next():
+    ran = subprocess.run(
+        [sys.executable, "-c", KEEPS], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert int(ran.stdout) < 20  # pages; without it, some hundred for each message
+
+
+def seeing_arm():
+    """The arm with a large image, so that a message of it is a long frame."""
+    wrist, front = (
+        Signal("wrist", (4, 4, 3), dtype="uint8"),
+        Signal("front", (160, 224, 3), dtype="uint8"),
+    )
+    joints = ARM.signals[0]
+    return replace(ARM, robot=replace(ARM.robot, signals=(joints, front, wrist)))
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (30,), (16_386,), (40_000, 70_000), (107_000, 107_500)])
+def test_images_that_come_in_pieces_are_read_when_all_are_there(cuts):
+    arm = seeing_arm()
+    policy = ContractPolicy(arm, lambda obs: np.zeros((len(obs["state"]), 4), np.float32))
+    shapes = {s.name: np.full(s.shape, 7, "uint8" if s.is_image else "f4") for s in arm.signals}
+    with running(policy) as server, connected(server, GREETING, READY) as peer:
+        read(peer, 64)
+        read_frame(peer)
+        peer.sendall(encode(pack(message("init"))))
+        session = {"session": unpack(read_frame(peer)[1])["session"], "signals": shapes}
+        for seq in range(2, 8):
+            kind = "reset" if seq == 2 else "infer"
+            data = encode(pack({**message(kind, seq), **session}))
+            assert len(data) > 107_520
+            for begin, end in pairwise((0, *cuts, len(data))):
+                peer.sendall(data[begin:end])
+            assert unpack(read_frame(peer)[1])["ok"]
+            peer.sendall(encode(pack(message("ping", seq))))  # a short one is heard at once
+            assert unpack(read_frame(peer)[1])["ok"]

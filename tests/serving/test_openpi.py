@@ -230,6 +230,19 @@ def test_a_policy_that_decides_step_by_step_is_the_same_as_here():
         policy.close()
 
 
+def test_a_network_is_given_images_that_it_may_write_to():
+    """As torch wants them."""
+    writeable = []
+
+    def looks(groups):
+        writeable.append(groups["front"].flags.writeable)
+        return np.zeros((len(groups["state"]), 4), np.float32)
+
+    with serving(ContractPolicy(ARM, looks)) as server:
+        talk(server, pack(server.layout.observation(seen(0), {})))
+    assert writeable == [True]
+
+
 def test_what_is_wrong_is_said_in_a_line_and_others_go_on():
     with serving(ChunkPolicy(Model())) as server:
         good = pack(server.layout.observation(seen(0), {}))

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from toy_robot import CONTRACT, signals
 
 from deftly.console import printable
+from deftly.serving import openpi_wire
 from deftly.serving.wire import (
     MAX_FRAME,
     MAX_LIST,
@@ -173,3 +174,15 @@ def test_signals_are_refused_by_name():
 def test_printable(text):
     assert printable(text).isprintable()
     assert len(printable(text * 100)) <= 300
+
+
+@pytest.mark.parametrize("packs", [pack, openpi_wire.pack])
+def test_arrays_that_do_not_lie_together_in_memory_are_sent_as_they_are(packs):
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    numbers = np.arange(8, dtype="<f8")
+    sent = {"image": image[:, ::-1], "turned": image.T, "numbers": numbers[::2], "none": image[:0]}
+    found = msgpack.unpackb(packs(sent))
+    for name, value in sent.items():
+        entries = {str(key).strip("b'"): entry for key, entry in found[name].items()}
+        array = np.frombuffer(entries["data"], entries["dtype"]).reshape(entries["shape"])
+        np.testing.assert_array_equal(array, value, err_msg=name)

@@ -186,14 +186,14 @@ def test_the_model_is_a_policy_of_every_command(trained):
 def test_a_robot_executes_its_chunk_and_then_looks_again(trained):
     out, _ = trained
     policy = checkpoint.load(out / "checkpoint").open()
-    asked, real = [], policy._model.chunk
+    asked, real = [], policy.model._model.chunk
 
     class Counted:
         def chunk(self, images, state, prompts):
             asked.append((len(state), list(prompts)))
             return real(images, state, prompts)
 
-    policy._model = Counted()
+    policy.model._model = Counted()
     signals = {
         "joint_pos": np.zeros((2, 2), np.float32),
         "front": np.zeros((2, SIZE, SIZE, 3), np.uint8),

@@ -22,11 +22,9 @@ from typing_extensions import Doc
 from deftly import __version__
 from deftly.config import (
     INPUT_FILE,
-    KEYS,
     OUTPUT_FILE,
     SEEDS,
     RunsConfig,
-    Settings,
     Suffix,
     parse,
     split_task,
@@ -44,10 +42,9 @@ from deftly.control.safety import Kernel, SafetyConfig
 from deftly.control.session import Session
 from deftly.control.signals import ending_on_signals
 from deftly.errors import DeftlyError
-from deftly.evaluate.source import POLICY, PolicySource, policy_words, resolve, task_name
+from deftly.evaluate.source import PolicyArgs, PolicySource, policy_words, resolve, task_name
 from deftly.files import why_unwritable
-from deftly.policy.chunks import ChunkConfig
-from deftly.policy.layouts import OpenpiConfig
+from deftly.policy.chunks import ChunkPolicy
 from deftly.policy.protocol import Policy
 from deftly.serving.client import Client
 from deftly.serving.endpoint import is_websocket
@@ -62,8 +59,8 @@ CHUNK_S = 10.0
 """Longest wait for an action chunk, s, unless one is asked for: the robot has held long before."""
 
 
-@dataclass(frozen=True)
-class RunArgs(Settings):
+@dataclass(frozen=True, kw_only=True)
+class RunArgs(PolicyArgs):
     """Let a policy drive a robot: `deftly run TASK`, or `deftly run --policy BUNDLE`, or `--policy tcp://...`, or `ws://...`."""
 
     driver: Annotated[
@@ -72,27 +69,11 @@ class RunArgs(Settings):
             "The robot: sim (TASK, simulated), fake, leap, wildrobot (both at --port), or your own MODULE:CLASS."
         ),
     ]
-    policy: Annotated[str | None, Doc(POLICY)] = None
     settings_from: Annotated[
         str | None,
         Doc("With tcp:// or ws://: the bundle or run whose contract the robot has."),
     ] = None
-    jpeg: Annotated[
-        int,
-        Ge(0),
-        Le(95),
-        Doc("Quality of images sent to tcp://HOST:PORT as JPEG; 0: as they are."),
-    ] = 0
-    chunk: Annotated[
-        ChunkConfig, Doc("How action chunks are executed, of a policy that gives them.")
-    ] = field(default_factory=ChunkConfig)
-    openpi: Annotated[OpenpiConfig, Doc("How a policy at ws://HOST:PORT is spoken with.")] = field(
-        default_factory=OpenpiConfig
-    )
     runs: Annotated[RunsConfig, Doc("Where runs are kept.")] = field(default_factory=RunsConfig)
-    keys: Annotated[Path | None, KEYS, Doc("The robot's folder of `deftly serve --new-keys`.")] = (
-        None
-    )
     timeout_ms: Annotated[
         float | None,
         Gt(0),
@@ -250,7 +231,7 @@ def find_source(task: str | None, args: RunArgs) -> tuple[PolicySource, PolicySo
         )
     name = task_name(task) if args.policy is None else task
     source = resolve(args.policy, name, args.runs, "bundle")
-    source = replace(source, chunk=args.chunk, openpi=args.openpi, jpeg=args.jpeg)
+    source = source.asked(args)
     like = resolve(args.settings_from, name, args.runs, "bundle") if args.settings_from else source
     if like.loaded is None:
         return source, None
@@ -267,7 +248,10 @@ def open_policy(
 ) -> tuple[PolicyContract, Policy]:
     """The robot's contract and its policy, in this process or on a server. Raises DeftlyError if it cannot be had."""
     if source.loaded is not None:
-        return source.loaded.contract, source.open(ahead=True)
+        policy = source.open(ahead=True)
+        if isinstance(policy, ChunkPolicy):
+            policy.require_network()  # a model's first call is slow: the robot need not wait for it
+        return source.loaded.contract, policy
     if is_websocket(source.label):
         wanted = like.contract if like else None
         timeout = CHUNK_S if args.timeout_ms is None else 1e-3 * args.timeout_ms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,9 +21,15 @@ def library(array: Array) -> Any:
     return sys.modules[package]
 
 
+@functools.cache
+def dtype_name(dtype: Any) -> str:
+    """The name of a dtype of either library, which takes numpy some microseconds to write."""
+    return str(dtype)
+
+
 def require_float(array: Array) -> None:
     """Raise ContractError for an array of whole numbers, which would be truncated in silence."""
-    if "float" not in str(array.dtype):
+    if "float" not in dtype_name(array.dtype):
         raise ContractError(
             f"signals and actions are floating point, got an array of {array.dtype}"
         )

@@ -29,6 +29,7 @@ from deftly.contract.arrays import (
     Like,
     Memory,
     clip,
+    dtype_name,
     join,
     library,
     require_float,
@@ -422,7 +423,7 @@ class _Observations:
 
 
 def _is_uint8(value: Array) -> bool:
-    return "uint8" in str(value.dtype)
+    return "uint8" in dtype_name(value.dtype)
 
 
 def _phase_key(clock: Derive) -> str:

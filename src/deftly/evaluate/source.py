@@ -74,7 +74,7 @@ POLICY = (
 
 @dataclass(frozen=True)
 class PolicyArgs(Settings):
-    """Which policy a command takes, wherever it is."""
+    """Which policy a command takes, wherever it is, and how it is asked."""
 
     policy: Annotated[str | None, Doc(POLICY)] = None
     settings_from: Annotated[
@@ -186,6 +186,10 @@ class PolicySource:
             return self.loaded.settings
         return _saved(self.loaded, task)
 
+    def asked(self, args: PolicyArgs) -> PolicySource:
+        """This policy, asked as a command's arguments say."""
+        return replace(self, chunk=args.chunk, openpi=args.openpi, jpeg=args.jpeg)
+
     def require(self, contract: PolicyContract, task: str) -> None:
         """Raise DeftlyError, one line, unless it was made under this contract of this task; a server is asked later."""
         if self.contract is None or self.contract.hash == contract.hash:
@@ -252,7 +256,7 @@ class PolicySource:
         if isinstance(self.loaded, Bundle):
             return self.loaded.policy()
         if isinstance(self.loaded, vla.VlaCheckpoint):
-            return self.loaded.open()
+            return self.loaded.open(self.chunk, ahead)
         from deftly.learn.policy import NetworkPolicy
 
         return NetworkPolicy(self.loaded.contract, self.loaded.policy(), stochastic)
@@ -472,8 +476,8 @@ def prepare(
     if getattr(args, "settings_from", None):
         like = resolve(args.settings_from, cls.name, args.runs, form)
         source = replace(source, like=like)
-    if hasattr(args, "chunk"):
-        source = replace(source, chunk=args.chunk, openpi=args.openpi, jpeg=args.jpeg)
+    if isinstance(args, PolicyArgs):
+        source = source.asked(args)
     if isinstance(like.loaded, Bundle) and like.task != cls.name:
         raise DeftlyError(
             f"{like.label} is a policy of {like.task}, not of {cls.name}: name the task {like.task}"

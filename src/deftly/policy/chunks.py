@@ -39,8 +39,8 @@ from deftly.policy.protocol import (
     rows_of,
 )
 
-HORIZON = 10
-"""Actions of a chunk unless the model says otherwise: those of openpi's pi0-FAST for DROID."""
+HORIZON, EXECUTED = 10, 8
+"""Actions of a chunk, and how many of them are executed, unless the model says otherwise: openpi's for DROID."""
 MAX_HORIZON = 1000
 MEASURED = 8
 """Chunks whose delay is remembered."""
@@ -51,8 +51,11 @@ class ChunkConfig(Settings, section="chunk"):
     """How the chunks of a policy are executed."""
 
     executed: Annotated[
-        int, Ge(1), Le(MAX_HORIZON), Doc("Control steps from asking for one chunk to the next.")
-    ] = 8
+        int | None,
+        Ge(1),
+        Le(MAX_HORIZON),
+        Doc("Control steps from asking for one chunk to the next; unset: the model's own, else 8."),
+    ] = None
     delay: Annotated[
         int,
         Ge(0),
@@ -105,6 +108,8 @@ class ChunkModel(Protocol):
     deterministic: bool
     horizon: int | None
     """Actions of a chunk; None: not known yet. One that decides step by step has 1, and may remember the episode."""
+    executed: int | None
+    """How many of them it was trained to execute before it is asked again; None: it does not say."""
 
     def predict(self, seen: Observed) -> np.ndarray:
         """The next actions of each robot under the contract, `(n, horizon, action_size)`, one for each control step.
@@ -268,11 +273,21 @@ class ChunkPolicy(ContractPolicy):
         self.delays: deque[int] = deque(maxlen=MEASURED)
         """Control steps that the last chunks took."""
         self._plans: dict[int, Plan] = {}
-        self.executed = 1 if model.horizon == 1 else self.cfg.executed
+        self.executed = 1 if model.horizon == 1 else self.cfg.executed or model.executed or EXECUTED
         """Control steps from asking for one chunk to the next."""
         self._asker = Ahead(self._predict) if ahead else AtOnce(self._predict, self.cfg.delay)
         if model.horizon is not None:
             self._require_horizon(model.horizon)
+
+    def require_network(self) -> None:
+        """Raise DeftlyError unless the model answers; also gets its first, slow call done."""
+        signals = {
+            signal.name: np.zeros((1, *signal.shape), np.uint8 if signal.is_image else np.float32)
+            for signal in self.contract.signals
+        }
+        command = np.array([self.contract.home()], np.float32)
+        said = said_by_all(self.contract, NO_INPUTS, 1)
+        self._predict(([], Observed(signals, said, command, [0], [True])))
 
     def predict(self, seen: Observed) -> np.ndarray:
         """A chunk of each of n robots, `(n, horizon, action_size)` float32, straight from the model, and checked.
@@ -442,14 +457,14 @@ def said_by_all(contract: PolicyContract, inputs: Inputs, count: int) -> dict[st
 
 def _merged(requests: Sequence[Request]) -> Request:
     """Requests of several robots as one."""
-    if len(requests) == 1:
-        return requests[0]
     return [plan for plans, _ in requests for plan in plans], merged([seen for _, seen in requests])
 
 
 def merged(parts: Sequence[Observed]) -> Observed:
     """What is observed of several groups of robots, as of one."""
     first = parts[0]
+    if len(parts) == 1:
+        return first
     return Observed(
         {name: np.concatenate([part.signals[name] for part in parts]) for name in first.signals},
         {name: _joined([part.inputs[name] for part in parts]) for name in first.inputs},

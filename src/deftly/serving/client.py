@@ -14,6 +14,7 @@ import numpy as np
 from deftly.contract import COMMAND, ContractError, Inputs, PolicyContract
 from deftly.policy.protocol import NO_INPUTS, Decision, PolicyError, Signals, as_seen
 from deftly.serving.link import Connection, Refused
+from deftly.serving.memory import keep_memory
 from deftly.serving.wire import WireError, jpeg, max_frame, read_array
 
 
@@ -66,6 +67,8 @@ class Client:
         except BaseException:
             self._link.close()
             raise
+        if any(signal.is_image for signal in self.contract.signals):
+            keep_memory()
 
     def ping(self) -> None:
         """Raise PolicyError unless the server answers."""

@@ -25,6 +25,7 @@ from deftly.serving.zmtp import (
     COMMAND,
     MORE,
     ROUTER_METADATA,
+    Body,
     ProtocolError,
     encode,
     require_peer_type,
@@ -72,9 +73,10 @@ class Curve:
         """
         return self._ready(command) if self._robot_short else self._welcome(command)
 
-    def open(self, flags: int, body: bytes) -> tuple[int, bytes]:
+    def open(self, flags: int, body: Body) -> tuple[int, Body]:
         """Flags and body that are in the box of a MESSAGE."""
         del flags  # not authenticated
+        body = bytes(body)
         if not body.startswith(MESSAGE):
             raise ProtocolError
         nonce, box = _split(body[len(MESSAGE) :], SHORT_NONCE)

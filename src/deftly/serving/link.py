@@ -23,6 +23,7 @@ OPTIONS |= {
     zmq.RECONNECT_IVL: 50,
     zmq.CONNECT_TIMEOUT: 1000,
 }  # ms; IMMEDIATE: nothing queues for a server that is away
+OPTIONS[zmq.SNDBUF] = 2**20  # bytes: the images of a message are sent at once
 
 
 WINDOW = 8

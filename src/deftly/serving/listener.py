@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deftly.serving.endpoint import LOCALHOST, Endpoint
-from deftly.serving.zmtp import Engine, Mechanism, ProtocolError
+from deftly.serving.zmtp import Body, Engine, Mechanism, ProtocolError
 
 MAX_PEERS = 2048
 """Connections; the oldest that is no robot's makes room for the next."""
 MAX_HELD = 32 * 2**20
 """Bytes of incomplete frames that are kept for all peers together."""
 BUFFER = 256 * 2**10
-"""Bytes that the system keeps for each connection and direction."""
+"""Bytes that the system keeps for each connection and direction, at least."""
 HANDSHAKE_S, STALL_S = 5.0, 10.0
 """Time for the handshake; time to send a message that was begun, or to take a reply."""
 SWEEP_S = 1.0
@@ -53,7 +53,7 @@ class Share(NamedTuple):
     messages: int
     """Of one peer."""
     reads: int
-    """Of one peer, each of at most `CHUNK` bytes; of a robot with images, of `BUFFER`."""
+    """Of one peer, each of at most `CHUNK` bytes; those of a robot's images are read at once."""
     seconds: float
     """Of all together."""
 
@@ -85,11 +85,13 @@ class Peer:
         self.outbox = bytearray()
         """What the system did not take yet; until it does, nothing more is read."""
         self.held = 0
-        """Bytes in the engine's inbox when they were counted."""
+        """Bytes in the engine when they were counted."""
         self.began = now
         """Since when it is in its handshake, or its message, or does not read."""
         self.watched = 0
         """Events that the selector waits for."""
+        self.awaited = 1
+        """Bytes that have to be there before the selector says so."""
         self.may_have_data = False
         """Whether there may be something to read, from the system or in the inbox."""
         self.queued: int | None = None
@@ -113,8 +115,10 @@ class Listener:
 
     def __init__(self, endpoint: Endpoint, max_frame: int, mechanism: Callable[[], Mechanism]):
         self._max_frame = max_frame
-        self._robot_chunk = BUFFER if max_frame > BUFFER else CHUNK
-        """Bytes that are read of a robot at one time: its images would take many small reads."""
+        self._buffer = max(BUFFER, max_frame)
+        """Bytes that the system keeps for each connection and direction: no robot waits amid its images."""
+        self._scratch = memoryview(bytearray(CHUNK))
+        """Where bytes are read that belong into no long frame."""
         self._mechanism = mechanism
         self._peers: dict[Peer, None] = {}  # the oldest first
         self._accounts: dict[bytes, Account] = {}
@@ -156,7 +160,7 @@ class Listener:
             listening.setblocking(False)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-                listening.setsockopt(socket.SOL_SOCKET, buffer, BUFFER)
+                listening.setsockopt(socket.SOL_SOCKET, buffer, self._buffer)
             _detect_dead_peers(listening)
             listening.bind(address)
             listening.listen(BACKLOG)
@@ -192,7 +196,7 @@ class Listener:
             self._close_stalled(now)
             self._forget()
 
-    def robots(self) -> Iterator[tuple[Peer, list[bytes]]]:
+    def robots(self) -> Iterator[tuple[Peer, list[Body]]]:
         """Messages that came from robots, each as its peer and its frames; of wrong ones, three frames."""
         end = time.monotonic() + ROBOTS.seconds
         for _ in range(len(self._queues[0])):
@@ -200,7 +204,7 @@ class Listener:
                 return
             yield from self._visit_next(0, ROBOTS)
 
-    def others(self) -> Iterator[tuple[Peer, list[bytes]]]:
+    def others(self) -> Iterator[tuple[Peer, list[Body]]]:
         """Messages of the other peers, unless it is time for a pause.
 
         Half of the turns are of the lowest rank, so that who was served least comes first; the others are of each rank
@@ -283,7 +287,7 @@ class Listener:
             return
         self._watch(peer, 0)
         peer.is_closed = True
-        peer.engine.inbox.clear()
+        peer.engine.clear()
         peer.outbox.clear()
         self._count_held(peer)
         peer.socket.close()
@@ -323,6 +327,13 @@ class Listener:
             peer.may_have_data = True
             self._queue(peer)
 
+    def _await_whole(self, peer: Peer) -> None:
+        """Hear of a robot again when all of its long frame is there, not for each piece of it."""
+        wanted = 1 if peer.rank else max(1, peer.engine.missing)
+        if wanted != peer.awaited:
+            peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
+            peer.awaited = wanted
+
     def _queue(self, peer: Peer) -> None:
         """Let a peer wait for its turn if there is something to read, else for the system to say so."""
         if peer.is_closed or peer.queued is not None or peer.outbox:
@@ -330,6 +341,7 @@ class Listener:
         if peer.may_have_data:
             self._put(peer)
         else:
+            self._await_whole(peer)
             self._watch(peer, selectors.EVENT_READ)
 
     def _put(self, peer: Peer) -> None:
@@ -338,7 +350,7 @@ class Listener:
 
     # -------------------------------------------------------------------- bytes
 
-    def _visit_next(self, rank: int, share: Share) -> Iterator[tuple[Peer, list[bytes]]]:
+    def _visit_next(self, rank: int, share: Share) -> Iterator[tuple[Peer, list[Body]]]:
         """Messages of the peer that waits the longest, unless it has changed its rank meanwhile."""
         queue = self._queues[rank]
         peer = queue.popleft() if queue else None
@@ -348,7 +360,7 @@ class Listener:
             if rank:
                 self._charge(peer, time.thread_time() - begin)
 
-    def _visit(self, peer: Peer, share: Share) -> Iterator[tuple[Peer, list[bytes]]]:
+    def _visit(self, peer: Peer, share: Share) -> Iterator[tuple[Peer, list[Body]]]:
         """Messages of one peer, up to its share."""
         peer.queued = None
         messages = reads = 0
@@ -385,28 +397,29 @@ class Listener:
         peer.account.served += seconds
 
     def _read(self, peer: Peer) -> None:
-        size = CHUNK if peer.rank else self._robot_chunk
+        room = peer.engine.room(self._scratch, CHUNK if peer.rank else self._max_frame)
         try:
-            data = peer.socket.recv(size)
+            count = peer.socket.recv_into(room)
         except BlockingIOError:
             peer.may_have_data = False
             return
         except OSError:
-            data = b""
-        if not data:
+            count = 0
+        if not count:
             self._close(peer)
             return
-        peer.may_have_data = len(data) == size
         if peer.engine.is_ready and not peer.engine.is_amid_message:
             peer.began = time.monotonic()
-        peer.engine.inbox += data
+        peer.engine.add(room[:count])
+        # of a long frame, the selector says when all of it is there
+        peer.may_have_data = count == len(room) and room is self._scratch
         self._count_held(peer)
         if self._held > MAX_HELD:
             holders = (other for other in self._peers if other.rank and other.held >= CHUNK)
             self._close(next(holders, peer))  # the oldest connection
 
     def _count_held(self, peer: Peer) -> None:
-        held = len(peer.engine.inbox)
+        held = peer.engine.held
         self._held += held - peer.held
         peer.held = held
 

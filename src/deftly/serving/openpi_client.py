@@ -17,6 +17,7 @@ from deftly.policy.layouts import PROMPT, Layout, LayoutName, OpenpiConfig, layo
 from deftly.policy.protocol import PolicyError
 from deftly.serving.endpoint import read_websocket
 from deftly.serving.keys import load_token
+from deftly.serving.memory import keep_memory
 from deftly.serving.openpi_wire import APPLIED, INSTALL, RESET, ROBOT, pack, unpack
 from deftly.serving.wire import WireError
 
@@ -69,8 +70,10 @@ class OpenpiModel:
         except BaseException:
             self.close()
             raise
-        horizon = self.metadata.get("horizon") if self._is_deftly else None
-        self.horizon = horizon if type(horizon) is int and 1 <= horizon <= MAX_HORIZON else None
+        if any(signal.is_image for signal in self.contract.signals):
+            keep_memory()
+        self.horizon = self._count("horizon")
+        self.executed = self._count("executed")
 
     def predict(self, seen: Observed) -> np.ndarray:
         """The next actions of each robot, `(n, horizon, action_size)`; see `ChunkModel`."""
@@ -156,6 +159,11 @@ class OpenpiModel:
         except WireError as error:
             self.close()
             raise PolicyError(f"no policy server at {self.endpoint}: {error}") from None
+
+    def _count(self, name: str) -> int | None:
+        """A number of actions that a server of Deftly tells; None: it does not."""
+        told = self.metadata.get(name) if self._is_deftly else None
+        return told if type(told) is int and 1 <= told <= MAX_HORIZON else None
 
     def _require_same(self, metadata: dict[str, Any]) -> None:
         """Raise PolicyError if a server that was restarted has another policy now."""

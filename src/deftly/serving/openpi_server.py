@@ -8,13 +8,11 @@ which. docs/wire.md has the conversation.
 from __future__ import annotations
 
 import asyncio
-import errno
 import hmac
 import http
 import logging
 import math
 import queue
-import signal
 import socket
 import threading
 import time
@@ -36,6 +34,7 @@ from deftly.serving.counts import Counts
 from deftly.serving.endpoint import read_websocket
 from deftly.serving.keys import load_token
 from deftly.serving.openpi_wire import APPLIED, INSTALL, RESET, ROBOT, max_message, pack, unpack
+from deftly.serving.startup import require_keys, run_until_signal, unbound
 from deftly.serving.wire import WireError
 
 if TYPE_CHECKING:
@@ -108,10 +107,7 @@ class OpenpiServer:
         where = read_websocket(endpoint)
         if where.scheme != "ws":
             raise DeftlyError(f"cannot serve on '{endpoint}': serve ws://, and wss:// with a proxy")
-        if not where.is_local and keys is None:
-            raise DeftlyError(
-                f"'{endpoint}' may be reached from other machines: give --keys DIR, or bind to 127.0.0.1"
-            )
+        require_keys(endpoint, where, keys)
         self._token = None if keys is None else load_token(keys)
         _require_websockets()
         self._socket = _bound(endpoint, where.host, where.port)
@@ -120,7 +116,8 @@ class OpenpiServer:
         """Where it answers."""
         self._clients: set[_Client] = set()
         self._closing: set[asyncio.Future[None]] = set()
-        self._waiting: asyncio.Queue[_Asked] = asyncio.Queue()
+        self._waiting = queue.SimpleQueue[_Asked | None]()
+        """Those who wait for a decision; None: the server has ended."""
         self._stop = threading.Event()
         self._taken: set[int] = set()  # numbers of robots
 
@@ -128,13 +125,14 @@ class OpenpiServer:
     def metadata(self) -> dict[str, Any]:
         """What a client is told first."""
         policy = self.policy
-        horizon = policy.model.horizon if isinstance(policy, ChunkPolicy) else 1
+        chunks = isinstance(policy, ChunkPolicy)
         return {
             "server": "deftly",
             "robot": self.contract.robot.name,
             "rate": self.contract.rate,
             "layout": self.layout.name,
-            "horizon": horizon,
+            "horizon": policy.model.horizon if chunks else 1,
+            "executed": policy.executed if chunks else 1,
             "action_size": self.layout.action_size,
             "contract": self.contract.hash,
             "spec": self.contract.to_json(),
@@ -147,13 +145,7 @@ class OpenpiServer:
 
     def run_until_signal(self) -> None:
         """Answer until SIGTERM or SIGINT; the main thread's."""
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, lambda *_: self.stop()) for number in numbers}
-        try:
-            self.run()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        run_until_signal(self.run, self.stop)
 
     def stop(self) -> None:
         """Let `run` return; from any thread."""
@@ -177,15 +169,14 @@ class OpenpiServer:
             "server_header": "deftly",
             "logger": _quiet(),
         }
-        decides = asyncio.create_task(self._decide_all())
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._work, args=(loop,), name="policy", daemon=True).start()
         try:
             async with serve(self._converse, sock=self._socket, **settings):
                 while not self._stop.is_set():
                     await asyncio.sleep(0.05)
         finally:
-            decides.cancel()
-            with suppress(asyncio.CancelledError):
-                await decides
+            self._waiting.put(None)
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer a request that is not to become a conversation; None: it is."""
@@ -292,41 +283,26 @@ class OpenpiServer:
     async def _decided(self, seen: Observed) -> np.ndarray:
         """The actions of one robot under the contract, (horizon, action_size)."""
         answer: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
-        await self._waiting.put(_Asked(seen, answer))
+        self._waiting.put(_Asked(seen, answer))
         return await answer
 
-    async def _decide_all(self) -> None:
-        """Decide for those who wait, in another thread, one call after the other."""
-        batches = queue.SimpleQueue[tuple[list[_Asked], asyncio.Future[list[Any]]] | None]()
-        loop = asyncio.get_running_loop()
-        threading.Thread(
-            target=self._work, args=(batches, loop), name="policy", daemon=True
-        ).start()
-        try:
-            while True:
-                batch = [await self._waiting.get()]
-                while not self._waiting.empty() and len(batch) < MAX_BATCH:
-                    batch.append(self._waiting.get_nowait())
-                self.counts.batches[len(batch)] += 1
-                decided: asyncio.Future[list[Any]] = loop.create_future()
-                batches.put((batch, decided))
-                for asked, actions in zip(batch, await decided):
-                    if asked.answer.done():  # its client has gone
-                        continue
-                    if isinstance(actions, Exception):
-                        asked.answer.set_exception(actions)
-                    else:
-                        asked.answer.set_result(actions)
-        finally:
-            batches.put(None)
-
-    def _work(self, batches: queue.SimpleQueue[Any], loop: asyncio.AbstractEventLoop) -> None:
-        """Call the policy, in a thread of its own, which a policy that hangs does not keep from ending."""
-        while (work := batches.get()) is not None:
-            batch, decided = work
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Decide for those who wait, in a thread of its own, which a policy that hangs does not keep from ending."""
+        while batch := self._batch():
+            self.counts.batches[len(batch)] += 1
             found = self._infer_all(batch)
             with suppress(RuntimeError):  # the server has ended meanwhile
-                loop.call_soon_threadsafe(_set_unless_done, decided, found)
+                loop.call_soon_threadsafe(_tell, batch, found)
+
+    def _batch(self) -> list[_Asked]:
+        """Those who wait at one time, as soon as somebody does; nobody when the server has ended."""
+        batch = []
+        while not batch or (len(batch) < MAX_BATCH and not self._waiting.empty()):
+            asked = self._waiting.get()
+            if asked is None:
+                return []
+            batch.append(asked)
+        return batch
 
     def _infer_all(self, batch: list[_Asked]) -> list[np.ndarray | Exception]:
         """Actions of each; if the call fails, each is asked for alone, so that only the guilty one fails."""
@@ -343,7 +319,8 @@ class OpenpiServer:
             return self.policy.predict(seen)
         fresh = [row for row, is_fresh in zip(seen.ids, seen.fresh) if is_fresh]
         self.policy.reset(fresh)
-        signals = seen.signals
+        # torch wants arrays that may be written to, and those of a message may not
+        signals = {name: np.require(value, None, "W") for name, value in seen.signals.items()}
         action = np.asarray(self.policy.infer(signals, seen.inputs, seen.command, seen.ids).action)
         if not np.isfinite(action).all():
             raise PolicyError("the policy gave no action of finite numbers")
@@ -365,10 +342,15 @@ class OpenpiServer:
         await connection.close(1011, "see the message before")
 
 
-def _set_unless_done(future: asyncio.Future[Any], value: Any) -> None:
-    """Give a future its value, unless who waited for it has gone."""
-    if not future.done():
-        future.set_result(value)
+def _tell(batch: list[_Asked], found: list[np.ndarray | Exception]) -> None:
+    """Give those who wait their answers, unless they have gone."""
+    for asked, actions in zip(batch, found):
+        if asked.answer.done():
+            continue
+        if isinstance(actions, Exception):
+            asked.answer.set_exception(actions)
+        else:
+            asked.answer.set_result(actions)
 
 
 def _require_websockets() -> None:
@@ -385,9 +367,7 @@ def _bound(endpoint: str, host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
     except OSError as error:
-        hint = "; choose another port" if error.errno == errno.EADDRINUSE else ""
-        reason = error.strerror or str(error)
-        raise DeftlyError(f"cannot serve on '{endpoint}': {reason}{hint}") from None
+        raise unbound(endpoint, error) from None
 
 
 def _quiet() -> logging.Logger:

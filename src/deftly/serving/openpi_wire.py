@@ -9,7 +9,6 @@ docs/wire.md has the conversation.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 
 from deftly.console import printable
 from deftly.contract import RobotInterface
-from deftly.serving.wire import MAX_FRAME, WireError
+from deftly.serving.wire import MAX_FRAME, PACKED, WireError
 
 ROBOT, RESET, APPLIED = "robot", "reset", "applied"
 """What a message may say beside an observation, to a server of Deftly."""
@@ -30,7 +29,12 @@ SLACK = 2**20
 """Bytes by which a message may be longer than it need be: a client may tell more than is asked for."""
 LARGER = 4
 """How many times as large as the contract's images may be: one line on their size beats a closed connection."""
-_DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
+DTYPES = {
+    order + kind: np.dtype(order + kind)
+    for order in ("", "<", ">", "|", "=")
+    for kind in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+}
+"""Types of arrays by their names."""
 _ARRAY, _SCALAR = b"__ndarray__", b"__npgeneric__"
 _BOUNDS = {"max_ext_len": 0, "max_array_len": MAX_ITEMS, "max_map_len": MAX_ITEMS}
 
@@ -43,7 +47,7 @@ def max_message(robot: RobotInterface) -> int:
 
 def pack(message: Mapping[str, Any]) -> bytes:
     """The bytes of a message. Raises TypeError for arrays of other types than numbers."""
-    return msgpack.packb(message, default=_encoded)  # type: ignore[return-value]
+    return msgpack.packb(message, default=_encoded, buf_size=PACKED)  # type: ignore[return-value]
 
 
 def unpack(data: bytes, most: int) -> dict[str, Any]:
@@ -65,13 +69,13 @@ def unpack(data: bytes, most: int) -> dict[str, Any]:
 
 
 def _encoded(value: object) -> dict[bytes, Any]:
-    if not isinstance(value, np.ndarray | np.generic) or not _DTYPE.fullmatch(value.dtype.str):
+    if not isinstance(value, np.ndarray | np.generic) or value.dtype.str not in DTYPES:
         kind = getattr(value, "dtype", type(value).__name__)
         raise TypeError(f"cannot send a value of type {kind}")
     if isinstance(value, np.generic):
         return {_SCALAR: True, b"data": value.item(), b"dtype": value.dtype.str}
-    data = value.tobytes()
-    return {_ARRAY: True, b"data": data, b"dtype": value.dtype.str, b"shape": value.shape}
+    data = np.ascontiguousarray(value)
+    return {_ARRAY: True, b"data": data.data, b"dtype": value.dtype.str, b"shape": value.shape}
 
 
 def _decoded(entries: dict[Any, Any]) -> Any:
@@ -112,6 +116,6 @@ def _dtype(entries: Mapping[Any, Any]) -> np.dtype[Any]:
     name = entries.get(b"dtype")
     if isinstance(name, bytes):
         name = name.decode("ascii", "replace")
-    if not isinstance(name, str) or not _DTYPE.fullmatch(name):
+    if not isinstance(name, str) or name not in DTYPES:
         raise WireError(f"an array has the type {printable(name, 40)}, and only numbers are read")
-    return np.dtype(name)
+    return DTYPES[name]

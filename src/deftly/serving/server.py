@@ -6,11 +6,9 @@ peer sends is checked before it meets another's: it can spoil nothing but its ow
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import secrets
-import signal
 import threading
 import time
 import traceback
@@ -31,6 +29,7 @@ from deftly.serving.counts import Counts
 from deftly.serving.endpoint import EXAMPLE, read_endpoint
 from deftly.serving.keys import read_server_keys
 from deftly.serving.listener import Listener, Peer
+from deftly.serving.startup import require_keys, run_until_signal, unbound
 from deftly.serving.wire import (
     MAX_FRAME,
     SPOKEN,
@@ -43,7 +42,7 @@ from deftly.serving.wire import (
     read_signals,
     unpack,
 )
-from deftly.serving.zmtp import Mechanism, Null
+from deftly.serving.zmtp import Body, Mechanism, Null
 
 IDLE_S, MAX_SESSIONS = 60.0, 64
 MAX_BATCH = 64
@@ -144,18 +143,12 @@ class Server:
             where = read_endpoint(endpoint)
         except DeftlyError as error:
             raise DeftlyError(f"cannot serve: {error}") from None
-        if not where.is_local and keys is None:
-            raise DeftlyError(
-                f"'{endpoint}' may be reached from other machines: give --keys DIR, or bind to 127.0.0.1"
-            )
+        require_keys(endpoint, where, keys)
         mechanism = Null if keys is None else _with_keys(keys)
         try:
             return Listener(where, self._frame, mechanism)
         except OSError as error:
-            in_use = error.errno == errno.EADDRINUSE
-            hint = "; choose another port" if in_use else f", as in {EXAMPLE}"
-            reason = error.strerror or str(error)
-            raise DeftlyError(f"cannot serve on '{endpoint}': {reason}{hint}") from None
+            raise unbound(endpoint, error, f", as in {EXAMPLE}") from None
 
     def run(self) -> None:
         """Answer until `stop` is called, then close."""
@@ -171,14 +164,7 @@ class Server:
 
     def run_until_signal(self) -> None:
         """Answer until SIGTERM or SIGINT; the main thread's."""
-        before = {
-            s: signal.signal(s, lambda *_: self.stop()) for s in (signal.SIGTERM, signal.SIGINT)
-        }
-        try:
-            self.run()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        run_until_signal(self.run, self.stop)
 
     def stop(self) -> None:
         """Let `run` return, within a tenth of a second; from any thread."""
@@ -206,14 +192,14 @@ class Server:
                 self._handle(_Request(peer, delimited, time.monotonic()), frames[delimited:])
             self._decide()
 
-    def _handle(self, request: _Request, payload: list[bytes]) -> None:
+    def _handle(self, request: _Request, payload: list[Body]) -> None:
         try:
             self._read(request, payload)
             _HANDLERS[request.echo["type"]](self, request)
         except Exception as error:
             self._refuse(request, error)
 
-    def _read(self, request: _Request, payload: list[bytes]) -> None:
+    def _read(self, request: _Request, payload: list[Body]) -> None:
         """Check what every message has."""
         if len(payload) != 1:
             raise Refusal("bad-frames", "a message is one frame, or an empty one and one")

@@ -29,6 +29,8 @@ MAX_FRAME = 65_536
 """Bytes of the longest message that is read, in either direction, apart from images: see `max_frame`."""
 MAX_LIST, MAX_MAP = 512, 256
 """Elements of the longest list and map: msgpack sets aside the memory that a header claims, at every depth."""
+PACKED = 2**19
+"""Bytes into which a message is packed before more are taken: two images of 224 x 224 fit."""
 _BOUNDS = {"max_ext_len": 0, "max_array_len": MAX_LIST, "max_map_len": MAX_MAP}
 IMAGE = "|u1"
 """Type of an image's numbers: one byte each."""
@@ -41,7 +43,7 @@ class WireError(DeftlyError):
 
 def pack(message: Mapping[str, Any]) -> bytes:
     """The bytes of a message; arrays in it may be numpy's."""
-    return msgpack.packb(message, default=_encode)  # type: ignore[return-value]
+    return msgpack.packb(message, default=_encode, buf_size=PACKED)  # type: ignore[return-value]
 
 
 def max_frame(robot: RobotInterface) -> int:
@@ -185,7 +187,6 @@ def read_signals(value: object, robot: RobotInterface) -> dict[str, np.ndarray]:
 def _encode(value: object) -> dict[str, Any]:
     if not isinstance(value, np.ndarray) or (value.dtype.kind != "f" and value.dtype != np.uint8):
         raise TypeError(f"cannot send a {type(value).__name__}")
-    if value.dtype == np.uint8:
-        return {"dtype": IMAGE, "shape": list(value.shape), "data": value.tobytes()}
-    dtype = "<f8" if value.dtype.itemsize == 8 else "<f4"
-    return {"dtype": dtype, "shape": list(value.shape), "data": value.astype(dtype).tobytes()}
+    dtype = IMAGE if value.dtype == np.uint8 else "<f8" if value.dtype.itemsize == 8 else "<f4"
+    data = np.ascontiguousarray(value, dtype)
+    return {"dtype": dtype, "shape": list(value.shape), "data": data.data}

@@ -8,6 +8,8 @@ from __future__ import annotations
 import struct
 from typing import ClassVar, Protocol
 
+import numpy as np
+
 MORE, LONG, COMMAND = 1, 2, 4
 """Flags of a frame: another one follows, its size has eight bytes, it is a command."""
 GREETING_SIZE = 64
@@ -17,9 +19,15 @@ FRAMES_AT_ONCE = 16
 """Frames that are taken apart at one time."""
 KEPT_FRAMES = 3
 """Frames that are kept of one message: they tell what to answer."""
+OWN_BUFFER = 65_536
+"""Bytes of the longest frame that is read through the inbox; a longer one, of images, is read into its own buffer."""
 ROUTER_METADATA = b"\x0bSocket-Type" + struct.pack(">I", 6) + b"ROUTER"
 PEER_TYPES = (b"DEALER", b"REQ", b"ROUTER")
 """Socket types that may speak with a ROUTER."""
+
+
+Body = bytes | memoryview
+"""Content of a frame."""
 
 
 class ProtocolError(Exception):
@@ -43,7 +51,7 @@ class Mechanism(Protocol):
         """The command that answers one of the peer's. Raises ProtocolError."""
         ...
 
-    def open(self, flags: int, body: bytes) -> tuple[int, bytes]:
+    def open(self, flags: int, body: Body) -> tuple[int, Body]:
         """Flags and body of a frame that came. Raises ProtocolError."""
         ...
 
@@ -69,7 +77,7 @@ class Null:
         self.is_ready = True
         return b"\x05READY" + ROUTER_METADATA
 
-    def open(self, flags: int, body: bytes) -> tuple[int, bytes]:
+    def open(self, flags: int, body: Body) -> tuple[int, Body]:
         """As it came."""
         return flags, body
 
@@ -92,8 +100,11 @@ class Engine:
         self._mechanism = mechanism
         self._max_frame = max_frame
         self._is_greeted = False
-        self._frames: list[bytes] = []
+        self._frames: list[Body] = []
         self._frame_count = 0
+        self._long: memoryview | None = None
+        """The body of a long frame that has begun."""
+        self._long_flags = self._filled = 0
 
     @property
     def is_ready(self) -> bool:
@@ -108,9 +119,38 @@ class Engine:
     @property
     def is_amid_message(self) -> bool:
         """Whether a part of a message, or of the handshake, has come."""
-        return bool(self.inbox or self._frames)
+        return bool(self.inbox or self._frames or self._long is not None)
 
-    def next_message(self) -> list[bytes] | None:
+    @property
+    def held(self) -> int:
+        """Bytes that came, and were not yet taken apart."""
+        return len(self.inbox) + self._filled
+
+    @property
+    def missing(self) -> int:
+        """Bytes of the long frame that has begun which have not come yet; 0 if there is none."""
+        return 0 if self._long is None else len(self._long) - self._filled
+
+    def room(self, scratch: memoryview, most: int) -> memoryview:
+        """Where the next bytes are to be read: `scratch`, or at most so many into the long frame that has begun."""
+        if self._long is None:
+            return scratch
+        return self._long[self._filled : self._filled + most]
+
+    def add(self, data: memoryview) -> None:
+        """Take what was read into `room`."""
+        if self._long is None:
+            self.inbox += data
+        else:
+            self._filled += len(data)
+
+    def clear(self) -> None:
+        """Let go of what came."""
+        self.inbox.clear()
+        self._long = None
+        self._filled = 0
+
+    def next_message(self) -> list[Body] | None:
         """The frames of the next message, of which three are kept; None if more has to come.
 
         Empty after a command, and after many frames of a message that has still more: there may be a message behind.
@@ -125,7 +165,7 @@ class Engine:
                 return None
             flags, body = frame
             if flags & COMMAND:
-                self._answer(body)
+                self._answer(bytes(body))
                 return []
             self._collect(body)
             if not flags & MORE:
@@ -156,7 +196,7 @@ class Engine:
         del inbox[:GREETING_SIZE]
         return True
 
-    def _next_frame(self) -> tuple[int, bytes] | None:
+    def _next_frame(self) -> tuple[int, Body] | None:
         """Flags and body of the next frame, opened; None if it is not whole."""
         frame = self._take_frame()
         if frame is None:
@@ -170,8 +210,10 @@ class Engine:
             raise ProtocolError
         return flags, body
 
-    def _take_frame(self) -> tuple[int, bytes] | None:
-        """Take a whole frame out of the inbox."""
+    def _take_frame(self) -> tuple[int, Body] | None:
+        """Take a whole frame out of the inbox, or the long one that has begun."""
+        if self._long is not None:
+            return self._take_long(self._long)
         inbox = self.inbox
         if len(inbox) < 2:
             return None
@@ -186,19 +228,42 @@ class Engine:
         if size > self._max_frame + self._mechanism.overhead:
             raise ProtocolError
         if len(inbox) < head + size:
+            if size > OWN_BUFFER:
+                self._begin_long(flags & ~LONG, head, size)
             return None
-        body = bytes(inbox[head : head + size])
+        with memoryview(inbox) as view:
+            body = bytes(view[head : head + size])
         del inbox[: head + size]
         return flags & ~LONG, body
 
-    def _collect(self, body: bytes) -> None:
+    def _begin_long(self, flags: int, head: int, size: int) -> None:
+        """Give a frame of which a part has come its own buffer.
+
+        Its memory is taken as it is written to: who only announces a frame holds none.
+        """
+        body = memoryview(np.empty(size, np.uint8))
+        self._filled = len(self.inbox) - head
+        body[: self._filled] = self.inbox[head:]
+        self.inbox.clear()
+        self._long = body
+        self._long_flags = flags
+
+    def _take_long(self, body: memoryview) -> tuple[int, Body] | None:
+        """The long frame that has begun, if it is whole."""
+        if self._filled < len(body):
+            return None
+        self._long = None
+        self._filled = 0
+        return self._long_flags, body
+
+    def _collect(self, body: Body) -> None:
         self._frame_count += 1
         if self._frame_count > MAX_FRAMES:
             raise ProtocolError
         if self._frame_count < KEPT_FRAMES:
             self._frames.append(body)
         elif self._frame_count == KEPT_FRAMES:  # too many: all that counts is if the first is empty
-            self._frames = [self._frames[0][:1], b"", b""]
+            self._frames = [bytes(self._frames[0][:1]), b"", b""]
 
     def _answer(self, command: bytes) -> None:
         if not self.is_ready:

@@ -37,7 +37,7 @@ from deftly.vla.features import ACTION, OBS_STATE, layout_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deftly.policy.protocol import Policy
+    from deftly.policy.chunks import ChunkConfig, ChunkPolicy
     from deftly.vla.models import Model
     from deftly.vla.statistics import Statistics
 
@@ -106,14 +106,15 @@ class VlaCheckpoint:
             raise DeftlyError(f"{self.path}: the weights are not those of its {CONFIG}; {OTHER}")
         model.network.load_state_dict(weights, strict=False)
 
-    def open(self) -> Policy:
-        """The policy. Raises DeftlyError, one line, where LeRobot is missing."""
+    def open(self, cfg: ChunkConfig | None = None, ahead: bool = False) -> ChunkPolicy:
+        """The policy; see `ChunkPolicy`. Raises DeftlyError, one line, where LeRobot is missing."""
         from deftly.vla.models import require_installed
 
         require_installed()
-        from deftly.vla.policy import VlaPolicy
+        from deftly.policy.chunks import ChunkPolicy
+        from deftly.vla.policy import VlaModel
 
-        return VlaPolicy(self)
+        return ChunkPolicy(VlaModel(self), cfg, ahead)
 
 
 def is_one(path: Path) -> bool:

@@ -1,80 +1,56 @@
-"""A fine-tuned model as a `Policy`: it is asked for a chunk of actions when a robot has executed those of the last."""
+"""A fine-tuned model as a model of action chunks, which `policy.chunks` executes as those of every other one."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deftly.contract import STATE, Inputs
-from deftly.contract.arrays import Array
-from deftly.policy.protocol import (
-    NO_INPUTS,
-    ContractPolicy,
-    Decision,
-    PolicyError,
-    Signals,
-)
-from deftly.vla.checkpoint import VlaCheckpoint
+from deftly.contract import JOINT_POS
+from deftly.policy.chunks import Observed
 from deftly.vla.features import PROMPT, layout_of
+from deftly.vla.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from deftly.vla.checkpoint import VlaCheckpoint
+    from deftly.vla.models import Model
+
+DRAWS = ("diffusion", "smolvla", "pi05")
+"""Kinds that begin with noise: diffusion and flow matching."""
 
 
-class VlaPolicy(ContractPolicy):
-    """Decides from images, joints and words; each robot executes `executed` actions of a chunk, then it looks again.
-
-    Robots whose chunks have run out are asked for together, in one call of the model.
-    """
+class VlaModel:
+    """A `ChunkModel` that answers from images, joints and words, for all robots that ask at one time in one call."""
 
     def __init__(self, checkpoint: VlaCheckpoint):
-        super().__init__(checkpoint.contract, self._next, deterministic=True)
+        self.contract = checkpoint.contract
+        self.executed: int | None = checkpoint.about["executed"]
         self._model = checkpoint.model()
-        self._executed = checkpoint.about["executed"]
-        self._layout = layout_of(checkpoint.about["layout"], checkpoint.contract)
-        self._default = next(given.text for given in self.contract.inputs if given.name == PROMPT)
-        self._cameras = [group for group in self.contract.groups if group != STATE]
-        self._left: dict[int, deque[np.ndarray]] = {}
-        """Actions of the contract that a robot has not executed yet, by its row."""
-        self._rows: list[int] = []
-        self._prompts: list[str] = []
+        self._layout = layout_of(checkpoint.about["layout"], self.contract)
+        self._cameras = [signal.name for signal in self.contract.signals if signal.is_image]
+        self.horizon: int | None = _whole_chunks(self._model)
+        # pi0_fast samples its tokens only at a temperature
+        sampled = getattr(self._model.config, "temperature", 0.0) > 0.0
+        self.deterministic = self._model.kind not in DRAWS and not sampled
 
-    def reset(self, ids: Sequence[int] | None = None) -> None:
-        """These robots start an episode: what is left of their chunks is not executed."""
-        super().reset(ids)
-        for row in list(self._left) if ids is None else ids:
-            self._left.pop(row, None)
+    def predict(self, seen: Observed) -> np.ndarray:
+        """The next actions of each robot under the contract, `(n, horizon, action_size)`."""
+        # torch wants arrays that may be written to, and those of a message may not
+        images = {name: np.require(seen.signals[name], None, "W") for name in self._cameras}
+        state = self._layout.state(seen.signals[JOINT_POS])
+        return self._layout.to_contract(self._model.chunk(images, state, seen.inputs[PROMPT]))
 
-    def forget(self, ids: Sequence[int]) -> None:
-        """These robots are gone."""
-        super().forget(ids)
-        for row in ids:
-            self._left.pop(row, None)
+    def close(self) -> None:
+        """Nothing is held."""
 
-    def infer(
-        self,
-        signals: Signals,
-        inputs: Inputs = NO_INPUTS,
-        applied: Array | None = None,
-        ids: Sequence[int] | None = None,
-    ) -> Decision:
-        """Decide one control step of n robots; see `Policy`."""
-        count = len(next(iter(signals.values())))
-        self._rows = list(range(count)) if ids is None else list(ids)
-        said = inputs.get(PROMPT)
-        self._prompts = [self._default] * count if said is None else [str(text) for text in said]
-        return super().infer(signals, inputs, applied, ids)
 
-    def _next(self, seen: Any) -> np.ndarray:
-        """The next action of each robot that is asked for, (n, action_size)."""
-        empty = [place for place, row in enumerate(self._rows) if not self._left.get(row)]
-        if empty:
-            images = {name: np.asarray(seen[name])[empty] for name in self._cameras}
-            state = self._layout.state(np.asarray(seen[STATE])[empty])
-            prompts = [self._prompts[place] for place in empty]
-            chunks = self._model.chunk(images, state, prompts)[:, : self._executed]
-            if not np.isfinite(chunks).all():
-                raise PolicyError("the model gave actions that are not finite")
-            for place, chunk in zip(empty, self._layout.to_contract(chunks)):
-                self._left[self._rows[place]] = deque(chunk)
-        return np.stack([self._left[row].popleft() for row in self._rows]).astype(np.float32)
+def _whole_chunks(model: Model) -> int:
+    """Let a model give all actions that it predicts from the observation on; how many these are.
+
+    LeRobot's diffusion cuts chunks off at `n_action_steps`, and pi0_fast decodes the cosine transform of `chunk_size`
+    actions as that of so many, which makes others of them.
+    """
+    config = model.config
+    before = getattr(config, "n_obs_steps", 1) - 1  # a chunk of diffusion begins with the past
+    config.n_action_steps = getattr(config, RECIPES[model.kind].chunk_field) - before
+    return config.n_action_steps
