@@ -92,7 +92,10 @@ class Task:
     ladder: tuple[Rung, ...] = LADDER
     """The conditions of `deftly eval TASK --ladder`."""
     prompts: tuple[str, ...] = ()
-    """How a person would say what is to be done, first the plainest: the instructions of `deftly demos`."""
+    """How a person would say what is to be done, first the plainest: the instructions of `deftly demos`.
+
+    `{object}` stands for the name of what was drawn for an episode, one of the report's `kinds`.
+    """
 
     def __init__(self, cfg: TaskConfig):
         self.cfg: Any = cfg
