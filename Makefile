@@ -59,11 +59,11 @@ $(VLA_STAMP):
 		{ echo "no Python 3.12: make vla PYTHON312=/path/to/python3.12" >&2; exit 1; }
 	@test -x $(VLA)/bin/python || $(PYTHON312) -m venv $(VLA)
 	$(VLA)/bin/python -m pip install --quiet --disable-pip-version-check \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) 'torch==2.11.0+cpu') -e '.[train,vla]' pytest
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) 'torch==2.11.0+cpu') -e '.[train,vla,openpi]' pytest
 	@rm -f $(VLA)/.stamp-* && touch $@
 
 test-vla: vla ## run the tests of data sets and models, which need .venv-vla
-	HF_HUB_OFFLINE=1 $(VLA)/bin/python -m pytest -m vla $(ARGS)
+	HF_HUB_OFFLINE=1 $(VLA)/bin/python -m pytest -m vla tests/vla tests/data $(ARGS)
 
 test-openpi: install ## drive our policy server with openpi-client, in an environment of its own: it wants numpy < 2
 	test -x .venv-openpi/bin/python || $(BIN)/python -m venv .venv-openpi

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from deftly.config import SimConfig
-from deftly.data import lerobot
+from deftly.data import dataset, lerobot
 from deftly.data import lerobot_checks as checks
 from deftly.data.demonstrations import Source, replay, simulate
 from deftly.errors import DeftlyError
-from deftly.tasks import load
+from deftly.render import NoGLError
+from deftly.tasks import Report, load
 from deftly.vla.features import seen_contract
 
 
@@ -171,6 +172,40 @@ def test_a_policy_that_never_succeeds_ends_the_collection(task, tmp_path, monkey
         lerobot._fill(parts, plan(task), policy, 2)
 
 
+def test_what_would_fail_after_a_while_is_refused_before(task, monkeypatch):
+    monkeypatch.setattr(lerobot, "MAX_PART", 2 * lerobot.MB)
+    large = seen_contract(task.contract(), ("front",), 512, "go")
+    with pytest.raises(DeftlyError, match=r"take up to 30 MB, more than 2: a smaller --size"):
+        lerobot._require_possible(plan(task, seen=large))
+    monkeypatch.setattr(lerobot, "Renderer", no_gl)
+    with pytest.raises(NoGLError, match="no OpenGL"):
+        lerobot._require_possible(plan(task))
+    cls = load(filmed.FILE)
+    odd = cls(cls.Config(rate=12.5))
+    with pytest.raises(DeftlyError, match=r"whole number of frames in a second.* 12.5"):
+        lerobot._require_possible(
+            plan(odd, seen=seen_contract(odd.contract(), ("front",), 32, "go"))
+        )
+
+
+def no_gl(*_, **__):
+    raise NoGLError("no OpenGL to render with")
+
+
+def test_an_episode_knows_what_was_drawn(task, monkeypatch):
+    """Of a task whose report counts through kinds, such as objects."""
+    report = Report(breakdown=("corner", ()), kinds=("left", "right"))
+    monkeypatch.setattr(type(task), "report", report)
+
+    def corner(self, s):
+        return {"corner": (s.joint_pos[:, 0] > 0).float()}
+
+    monkeypatch.setattr(type(task), "metrics", corner)
+    _, episodes = simulate(source(task), filmed.expert(task), 0)
+    assert all(each.object in ("left", "right") for each in episodes)
+    assert len({each.object for each in episodes}) == 2
+
+
 def test_a_frozen_camera_is_found():
     rng = np.random.default_rng(0)
     joints = np.linspace(0, 1, 30)[:, None]
@@ -205,6 +240,6 @@ def test_half_a_data_set_is_refused(tmp_path, files, says):
     for name in files:
         (tmp_path / "meta" / name).write_text("{}")
     with pytest.raises(DeftlyError, match=says):
-        lerobot.open_dataset(tmp_path)
+        dataset.open_dataset(tmp_path)
     with pytest.raises(DeftlyError, match="deftly demos TASK --out"):
-        lerobot.open_dataset(tmp_path / "nothing")
+        dataset.open_dataset(tmp_path / "nothing")

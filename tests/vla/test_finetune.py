@@ -4,74 +4,56 @@ import json
 import shutil
 
 import filmed
+import filmed_data
 import numpy as np
 import pytest
-import tiny_vlm
 
+from deftly.commands import demos as demos_command
 from deftly.commands import finetune
 from deftly.config import SimConfig
-from deftly.data import lerobot
+from deftly.data import dataset
 from deftly.data.demonstrations import Source, replay
 from deftly.errors import DeftlyError
 from deftly.evaluate import source
 from deftly.evaluate.evaluate import EvalSettings, measure
-from deftly.tasks import load
 from deftly.vla import checkpoint
-from deftly.vla.features import ACTION, IMAGES, OBS_STATE, seen_contract
+from deftly.vla.features import ACTION, IMAGES, OBS_STATE
 
 pytestmark = pytest.mark.vla
-SIZE = 32
+SIZE = filmed_data.SIZE
 TINY = ("--batch", "4", "--chunk", "4", "--executed", "2", "--image-size", "32")
 SMALL = ("--set", "dim_model:32", "dim_feedforward:32", "n_heads:2", "n_encoder_layers:1")
-
-
-def toy():
-    cls = load(filmed.FILE)
-    return cls(cls.Config(episode_steps=40, goal=0.08))
-
-
-def collected(folder, video=True, count=4):
-    task = toy()
-    plan = lerobot.Plan(
-        source=Source(task, SimConfig(threads=1), 3, 4, 0.2),
-        seen=seen_contract(task.contract(), ("front",), SIZE, task.prompts[0]),
-        layout="contract",
-        prompts=task.prompts,
-        only_success=True,
-        policy="expert",
-        policy_sha256="",
-        settings={"task": {"episode_steps": 40, "goal": 0.08}, "sim": {}},
-    )
-    return lerobot.collect(plan, filmed.expert(task), count, folder, video)
+toy, collected = filmed_data.toy, filmed_data.collected
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
+def demos(tmp_path_factory):
     return collected(tmp_path_factory.mktemp("data") / "demos")
 
 
 @pytest.fixture(scope="module")
-def trained(dataset, tmp_path_factory):
+def trained(demos, tmp_path_factory):
     out = tmp_path_factory.mktemp("model") / "act"
-    words = [str(dataset), "--policy", "act", "--out", str(out), "--steps", "4", *TINY, *SMALL]
-    assert finetune.main([*words, "--save-every", "2"]) == 0
+    words = [str(demos), "--policy", "act", "--out", str(out), "--steps", "4", *TINY, *SMALL]
+    words += ["--eval-every", "4", "--eval-episodes", "2", "--task-file", filmed.FILE]
+    assert finetune.main(words) == 0
     return out, words
 
 
 @pytest.fixture
-def damaged(dataset, tmp_path):
-    return shutil.copytree(dataset, tmp_path / "damaged")
+def damaged(demos, tmp_path):
+    return shutil.copytree(demos, tmp_path / "damaged")
 
 
-def test_lerobot_reads_what_was_stored(dataset):
+def test_lerobot_reads_what_was_stored(demos):
     from lerobot.datasets import LeRobotDataset
 
     rate = toy().contract().rate
-    data = LeRobotDataset("local/demos", dataset, delta_timestamps={ACTION: [0.0, 1 / rate]})
-    found = lerobot.open_dataset(dataset)
+    data = LeRobotDataset("local/demos", demos, delta_timestamps={ACTION: [0.0, 1 / rate]})
+    found = dataset.open_dataset(demos)
     steps = [fact["steps"] for fact in found.facts["episodes"]]
     assert (data.num_episodes, len(data), data.fps) == (4, sum(steps), rate)
-    rows = lerobot.read_rows(dataset, (OBS_STATE, ACTION))
+    rows = dataset.read_rows(demos, (OBS_STATE, ACTION))
     for i in (0, steps[0] - 2, steps[0]):
         item = data[i]
         np.testing.assert_array_equal(item[OBS_STATE].numpy(), rows[OBS_STATE][i])
@@ -82,7 +64,7 @@ def test_lerobot_reads_what_was_stored(dataset):
     assert last["action_is_pad"].tolist() == [False, True]
 
 
-def test_images_are_of_before_the_action(dataset, tmp_path):
+def test_images_are_of_before_the_action(demos, tmp_path):
     """Stored as images, nothing is lost: each equals what the camera shows in the state of its row."""
     from PIL import Image
 
@@ -105,9 +87,9 @@ def test_images_are_of_before_the_action(dataset, tmp_path):
     assert not np.array_equal(frames[0], frames[-1])
 
 
-def test_stored_actions_replay(dataset):
-    found = lerobot.require_whole(dataset)
-    results = replay(Source(toy(), SimConfig(threads=1), 3, 4, 0.2), lerobot.stored_actions(found))
+def test_stored_actions_replay(demos):
+    found = dataset.require_whole(demos)
+    results = replay(Source(toy(), SimConfig(threads=1), 3, 4, 0.2), dataset.stored_actions(found))
     assert all(results.values())
     assert len(results) == 4
 
@@ -122,56 +104,180 @@ def test_what_is_missing_or_shifted_is_refused(damaged):
     place = table.column_names.index("timestamp")
     parquet.write_table(table.set_column(place, "timestamp", late), file)
     with pytest.raises(DeftlyError, match=r"the time stamps are shifted: frame 0 of episode 0"):
-        lerobot.require_whole(damaged)
+        dataset.require_whole(damaged)
     parquet.write_table(table.slice(0, len(table) - 3), file)
     with pytest.raises(DeftlyError, match="half written: its rows are not those"):
-        lerobot.require_whole(damaged)
+        dataset.require_whole(damaged)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DeftlyError, match="half written: its tables do not read"):
-        lerobot.require_whole(damaged)
+        dataset.require_whole(damaged)
     parquet.write_table(table, file)
     (video,) = (damaged / "videos").glob("*/*/*.mp4")
     video.unlink()
     with pytest.raises(DeftlyError, match="has 0 frames of front, expected"):
-        lerobot.require_whole(damaged)
+        dataset.require_whole(damaged)
+
+
+def recoded(folder, size=SIZE, late=0, keep=1.0):
+    """Write a data set's video anew: other pixels, frames `late` ticks off, or only the first part of its bytes."""
+    import av
+
+    (file,) = dataset.video_files(folder, "front")
+    with av.open(str(file)) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+        base, step = video.streams.video[0].time_base, 1 / video.streams.video[0].average_rate
+    with av.open(str(file), "w", options={"movflags": "faststart"}) as video:
+        stream = video.add_stream("libx264", rate=1 / step, options={"g": "2"})
+        stream.height, stream.width, stream.pix_fmt = size, size, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = base
+        for i, frame in enumerate(frames):
+            shown = av.VideoFrame.from_ndarray(frame[:size, :size].copy(), format="rgb24")
+            shown.pts, shown.time_base = round(i * step / base) + late, base
+            video.mux(stream.encode(shown))
+        video.mux(stream.encode(None))
+    data = file.read_bytes()
+    file.write_bytes(data[: round(keep * len(data))])
+
+
+def test_videos_are_those_of_the_rows(damaged, tmp_path):
+    recoded(damaged)
+    assert dataset.require_whole(damaged)
+    words = [str(damaged), "--policy", "act", "--out", str(tmp_path / "x"), *TINY, *SMALL]
+    recoded(damaged, late=300)
+    with pytest.raises(DeftlyError, match=r"the time stamps of front are shifted: a frame is"):
+        finetune.main(words)
+    recoded(damaged, size=16)
+    with pytest.raises(DeftlyError, match=r"image 0 of front has shape \(16, 16, 3\), and the con"):
+        finetune.main(words)
+    recoded(damaged, size=16, keep=0.6)
+    with pytest.raises(DeftlyError, match=r"frames of front, expected|does not decode|is no video"):
+        finetune.main(words)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "says"),
+    [
+        ("action", lambda rows: rows * np.nan, "'action' has rows without finite numbers"),
+        (
+            "observation.state",
+            lambda rows: rows[:, :1],
+            r"'observation.state' has shape \(\d+, 1\)",
+        ),
+        ("episode_index", lambda rows: rows - 1, "its rows are not those of its 4 episodes"),
+        ("episode_index", lambda rows: rows * 10**9, "its rows are not those of its 4 episodes"),
+        ("timestamp", lambda rows: rows * np.nan, "'timestamp' has rows without finite numbers"),
+    ],
+)
+def test_rows_that_are_none_are_refused(damaged, tmp_path, name, changed, says):
+    words = [str(damaged), "--policy", "act", "--out", str(tmp_path / "x"), *TINY, *SMALL]
+    rewritten(damaged, name, changed)
+    with pytest.raises(DeftlyError, match=says):
+        finetune.main(words)
+
+
+def test_check_replays_in_the_task_and_the_physics_of_then(demos, damaged, capsys):
+    """The toy task's own settings are others, and no policy of it is at hand."""
+    demos_command.main([filmed.FILE, "--check", str(demos)])
+    out = capsys.readouterr().out
+    assert "open loop, 4 of 4 episodes end as they did (100.0 %)" in out
+    rewritten(damaged, "executed_action", lambda rows: rows * 0.0)
+    assert demos_command.main([filmed.FILE, "--check", str(damaged)]) == 1
+    assert "open loop, 0 of 4 episodes end as they did (0.0 %)" in capsys.readouterr().out
+    with pytest.raises(DeftlyError, match="was made for the task 'filmed', none of Deftly's: give"):
+        demos_command.main(["--check", str(demos)])
+    with pytest.raises(DeftlyError, match="made for the task 'filmed', not for jaka-pick-cube"):
+        demos_command.main(["jaka-pick-cube", "--check", str(demos)])
+    with pytest.raises(DeftlyError, match="--check looks at a data set, and --out makes one"):
+        demos_command.main([filmed.FILE, "--check", str(demos), "--out", "x"])
+    change(damaged, "settings", "task", value={"speed_of_light": 3})
+    with pytest.raises(DeftlyError, match=r"settings of the data set .* do not fit filmed"):
+        demos_command.main([filmed.FILE, "--check", str(damaged)])
+    change(damaged, "settings", "task", value={"rate": 10.0})
+    with pytest.raises(DeftlyError, match="made under another contract"):
+        demos_command.main([filmed.FILE, "--check", str(damaged)])
+
+
+def test_evaluation_is_prepared_before_the_training(demos, damaged, tmp_path):
+    words = [str(damaged), "--policy", "act", "--out", str(tmp_path / "x"), *TINY, *SMALL]
+    words += ["--eval-every", "2"]
+    with pytest.raises(DeftlyError, match="was made for the task 'filmed', none of Deftly's: give"):
+        finetune.main(words)
+    change(damaged, "settings", "task", value={"rate": 10.0})
+    with pytest.raises(DeftlyError, match="made under another contract"):
+        finetune.main([*words, "--task-file", filmed.FILE])
+    with pytest.raises(DeftlyError, match="--task-file says where --eval-every evaluates"):
+        finetune.main([*words[:-2], "--task-file", filmed.FILE])
+    assert not (tmp_path / "x").exists()
+
+
+def test_success_is_measured_while_it_learns(trained):
+    rows = (trained[0] / "metrics.csv").read_text().splitlines()
+    table = [dict(zip(rows[0].split(","), row.split(","))) for row in rows[1:]]
+    measured = {row["iteration"]: row["eval_success"] for row in table}
+    assert float(measured["4"]) in (0.0, 0.5, 1.0)
 
 
 def test_a_data_set_of_another_contract_is_refused(damaged):
     text = (damaged / "meta/contract.json").read_text().replace('"rate":20.0', '"rate":10.0')
     (damaged / "meta/contract.json").write_text(text)
     with pytest.raises(DeftlyError, match="is not the contract with which the data set was made"):
-        lerobot.open_dataset(damaged)
+        dataset.open_dataset(damaged)
 
 
-def test_resume_is_the_training_uninterrupted(trained, tmp_path):
-    from safetensors.torch import load_file
-
+def test_what_is_not_the_same_training_does_not_go_on(trained, damaged, tmp_path):
+    """Said before a model is built: what is read alone decides."""
     out, words = trained
-    half = tmp_path / "half"
-    from deftly.vla.train import Training
-
-    steps, real = [], Training.advance
-
-    def dies(self):
-        if self.step == 2 and not steps:
-            steps.append(2)
-            raise KeyboardInterrupt
-        return real(self)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, "advance", dies)
-        mine = [str(half) if word == str(out) else word for word in words]
-        with pytest.raises(KeyboardInterrupt):
-            finetune.main([*mine, "--save-every", "2"])
-        assert checkpoint.load(half / "checkpoint").iteration == 2
-        assert finetune.main([*mine, "--save-every", "2", "--resume"]) == 0
-    one, other = (load_file(each / "checkpoint" / checkpoint.WEIGHTS) for each in (out, half))
-    assert one.keys() == other.keys()
-    assert all((one[name] == other[name]).all() for name in one)
-    with pytest.raises(DeftlyError, match="holds a training: go on with it, --resume"):
-        finetune.main(mine)
-    with pytest.raises(DeftlyError, match="was trained with training"):
-        finetune.main([*mine, "--resume", "--learning-rate", "0.5"])
+        patch.setattr("deftly.vla.models.build", None)
+        with pytest.raises(DeftlyError, match="holds a training: go on with it, --resume"):
+            finetune.main(words)
+        with pytest.raises(DeftlyError, match="was trained with training"):
+            finetune.main([*words, "--resume", "--learning-rate", "0.5"])
+        other = [str(tmp_path / "new") if word == str(out) else word for word in words]
+        with pytest.raises(DeftlyError, match="holds no training to go on with"):
+            finetune.main([*other, "--resume"])
+        with pytest.raises(DeftlyError, match=r"normalization statistics of .* are others"):
+            rewritten(damaged, "action", lambda rows: rows * 0.5)
+            finetune.main([str(damaged), *words[1:], "--resume"])
+
+
+def test_the_state_of_another_training_is_refused(trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "act")
+    words = [str(folder) if word == str(trained[0]) else word for word in trained[1]]
+    state = folder / "checkpoint" / checkpoint.STATE
+    state.write_bytes(state.read_bytes()[:-1] + b"x")
+    with pytest.raises(DeftlyError, match=r"state.safetensors is not the file that vla.json names"):
+        finetune.main([*words, "--resume"])
+    state.unlink()
+    with pytest.raises(
+        DeftlyError, match=r"has no state.safetensors, so its training cannot go on"
+    ):
+        finetune.main([*words, "--resume"])
+
+
+def change(folder, *path, value):
+    """Change what a data set says of itself."""
+    file = folder / dataset.FACTS
+    tree = json.loads(file.read_text())
+    inner = tree
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    file.write_text(json.dumps(tree))
+
+
+def rewritten(folder, name, changed):
+    """Change a column of a data set's table; its file."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    (file,) = dataset.data_files(folder)
+    table = parquet.read_table(file)
+    values = changed(np.array(table[name].to_pylist()))
+    place = table.column_names.index(name)
+    parquet.write_table(table.set_column(place, name, pa.array(values.tolist())), file)
+    return file
 
 
 def test_the_model_is_a_policy_of_every_command(trained):
@@ -222,9 +328,11 @@ def test_damaged_checkpoints_are_refused(trained, tmp_path):
         checkpoint.load(folder)
 
 
-def test_what_does_not_fit_is_refused_before_it_learns(dataset, tmp_path):
-    words = [str(dataset), "--policy", "act", "--out", str(tmp_path / "x"), *TINY, *SMALL]
-    with pytest.raises(DeftlyError, match=r"needs about \d+ GB to learn"):
+def test_what_does_not_fit_is_refused_before_it_learns(demos, tmp_path):
+    words = [str(demos), "--policy", "act", "--out", str(tmp_path / "x"), *TINY, *SMALL]
+    with pytest.raises(
+        DeftlyError, match=r"needs about [\d.]+ GB to learn, and --memory-gb is 1e-06"
+    ):
         finetune.main([*words, "--memory-gb", "0.000001"])
     with pytest.raises(DeftlyError, match="more than --cache-gb"):
         finetune.main([*words, "--cache-gb", "0.0000001"])
@@ -232,24 +340,13 @@ def test_what_does_not_fit_is_refused_before_it_learns(dataset, tmp_path):
         finetune.main([*words, "--set", "dim_modle:3"])
     with pytest.raises(DeftlyError, match="torch sees no GPU here"):
         finetune.main([*words, "--device", "cuda"])
+    with pytest.raises(DeftlyError, match=r"needs about [\d.]+ GB to learn, and cpu has"):
+        finetune.main([*words, "--batch", "100000"])
     assert not (tmp_path / "x").exists()
 
 
-def test_a_tiny_smolvla_goes_the_whole_way(dataset, tmp_path):
-    """From random weights: statistics, loss, checkpoint, and the policy in the environment."""
-    base = tiny_vlm.write(tmp_path / "vlm")
-    sizes = ("num_vlm_layers:2", "resize_imgs_with_padding:[32,32]", "num_steps:2")
-    words = [str(dataset), "--policy", "smolvla", "--weights", "none", "--out", str(tmp_path / "s")]
-    words += ["--steps", "2", *TINY, "--set", f"vlm_model_name:{base}", *sizes]
-    assert finetune.main(words) == 0
-    found = source.resolve(str(tmp_path / "s"), None, None)
-    task = found.seen_by(toy())
-    result, _ = measure(task, found, EvalSettings(episodes=2, sim=SimConfig(threads=1)))
-    assert result["episodes"] == 2
-
-
-def test_without_weights_a_line_says_what_to_fetch(dataset, tmp_path, monkeypatch):
+def test_without_weights_a_line_says_what_to_fetch(demos, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    words = [str(dataset), "--policy", "smolvla", "--out", str(tmp_path / "x"), "--batch", "2"]
+    words = [str(demos), "--policy", "smolvla", "--out", str(tmp_path / "x"), "--batch", "2"]
     with pytest.raises(DeftlyError, match=r"hf download lerobot/smolvla_base"):
         finetune.main(words)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,7 @@ from deftly.errors import DeftlyError
 from deftly.evaluate import source
 from deftly.tasks import load
 from deftly.vla import checkpoint, statistics
-from deftly.vla.features import ACTION, OBS_STATE, seen_contract
+from deftly.vla.features import ACTION, IMAGES, OBS_STATE, seen_contract
 from deftly.vla.models import Model
 
 ABOUT = {
@@ -39,13 +40,16 @@ def contract():
 @pytest.fixture
 def folder(contract, tmp_path):
     rows = torch.linspace(-1, 1, 70).reshape(10, 7).numpy()
+    looks = statistics.of_images(np.zeros((2, 4, 4, 3), np.uint8))
     known = {
         OBS_STATE: statistics.of_numbers(rows, rows[0] * 0 + 1),
         ACTION: statistics.of_numbers(rows[:, :4], rows[0, :4] * 0 + 1),
+        **{IMAGES + name: looks for name in ("front", "wrist")},
     }
     model = Model("act", Settings(), torch.nn.Linear(2, 3), None, None)
+    about = {**ABOUT, "statistics_sha256": statistics.digest(known)}
     checkpoint.write(
-        tmp_path / "c", model, contract, known, ABOUT, {"optimizer/0/step": torch.ones(1)}
+        tmp_path / "c", model, contract, known, about, {"optimizer/0/step": torch.ones(1)}
     )
     return tmp_path / "c"
 
@@ -84,6 +88,7 @@ def test_a_file_that_was_changed_or_is_gone_is_refused(folder, name):
         {"files": {}},
         {"layout": "other"},
         {"task": None},
+        {"prompts": [1]},
     ],
 )
 def test_a_description_of_something_else_is_refused(folder, change):
@@ -91,6 +96,43 @@ def test_a_description_of_something_else_is_refused(folder, change):
     (folder / "vla.json").write_text(json.dumps({**about, **change}))
     with pytest.raises(DeftlyError, match=r"vla.json is (not of the schema|damaged)"):
         checkpoint.load(folder)
+
+
+def renamed(folder, file, tree):
+    """Write a file of a checkpoint anew, and its hash, as somebody does who mixes two checkpoints."""
+    (folder / file).write_text(json.dumps(tree))
+    about = json.loads((folder / "vla.json").read_text())
+    about["files"][file] = checkpoint.sha256(folder / file, "a file")
+    (folder / "vla.json").write_text(json.dumps(about))
+
+
+def test_statistics_of_others_or_without_an_image_are_refused(folder):
+    """What lacks some, LeRobot does not normalize, without a word."""
+    tree = json.loads((folder / checkpoint.STATISTICS).read_text())
+    tree[ACTION]["mean"][0] += 1.0
+    renamed(folder, checkpoint.STATISTICS, tree)
+    with pytest.raises(DeftlyError, match=r"statistics.json are not the ones that vla.json names"):
+        checkpoint.load(folder)
+    del tree[IMAGES + "wrist"]
+    renamed(folder, checkpoint.STATISTICS, tree)
+    with pytest.raises(DeftlyError, match=r"'observation.images.wrist' is missing"):
+        checkpoint.load(folder)
+
+
+def test_the_state_of_an_optimizer_is_the_checkpoints_own(folder):
+    found = checkpoint.load(folder)
+    assert found.optimizer_state().keys() == {"optimizer/0/step"}
+    content = (folder / checkpoint.STATE).read_bytes()
+    (folder / checkpoint.STATE).write_bytes(content[:-1] + b"x")
+    with pytest.raises(DeftlyError, match=r"state.safetensors is not the file that vla.json names"):
+        found.optimizer_state()
+
+
+def test_what_a_server_has_is_seen_as_by_the_model_whose_settings_are_used(folder, contract):
+    like = source.resolve(str(folder), None, source.RunsConfig())
+    served = source.PolicySource("endpoint", "ws://127.0.0.1:8000", None, like=like)
+    cls = load("jaka-pick-cube")
+    assert served.seen_by(cls(cls.Config())).contract() == contract
 
 
 def test_a_safetensors_file_that_is_cut_off_is_refused(folder):

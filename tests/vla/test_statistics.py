@@ -65,6 +65,6 @@ def test_the_same_are_taken_and_others_named(whole):
 def test_damaged_ones_are_refused_in_a_line(whole, change, says):
     change(whole)
     with pytest.raises(DeftlyError, match=says):
-        statistics.parse(whole, {OBS_STATE: 3, ACTION: 3}, "a file")
+        statistics.parse(whole, {OBS_STATE: (3,), ACTION: (3,)}, "a file")
     with pytest.raises(DeftlyError, match="no whole normalization statistics"):
-        statistics.parse([], {OBS_STATE: 3}, "a file")
+        statistics.parse([], {OBS_STATE: (3,)}, "a file")

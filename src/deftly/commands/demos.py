@@ -19,10 +19,12 @@ from deftly.config import (
     Repeatable,
     RunsConfig,
     SimConfig,
+    parse,
+    split_task,
 )
-from deftly.console import show
+from deftly.console import say, show
 from deftly.errors import DeftlyError
-from deftly.evaluate.source import PolicyArgs, PolicySource, prepare
+from deftly.evaluate.source import PolicyArgs, PolicySource, prepare, typed
 from deftly.files import KB, read_text
 from deftly.vla.features import Layout
 
@@ -61,7 +63,9 @@ class DemosArgs(PolicyArgs):
         ),
     ] = "contract"
     prompt: Annotated[
-        tuple[str, ...], Repeatable(), Doc("Instructions, in turn; unset: the task's own.")
+        tuple[str, ...],
+        Repeatable(),
+        Doc("Instructions, in turn; {object} is what was drawn; unset: the task's own."),
     ] = ()
     prompts: Annotated[
         Path | None, INPUT_FILE, Doc("File of instructions, one in a line, instead.")
@@ -91,16 +95,17 @@ class DemosArgs(PolicyArgs):
 def main(argv: list[str]) -> int:
     """Run `deftly demos`. The exit status is 1 if a check fails."""
     render.choose_gl()  # before anything imports MuJoCo
+    if typed(argv, "check") is not None:
+        return _check(argv)
     task, args, source = prepare(DemosArgs, "demos", argv)
     assert source is not None
-    if (args.out is None) == (args.check is None):
+    if args.out is None:
         raise DeftlyError("demos needs a folder: --out DIR to collect, or --check DIR to look at")
-    from deftly.data import lerobot
+    from deftly.data import hub, lerobot
 
     lerobot.require_lerobot()
-    if args.check:
-        return _check(task, args, args.check)
-    assert args.out is not None
+    if args.push_to_hub:
+        hub.require_upload(args.push_to_hub)
     plan = _plan(task, args, source)
     policy = source.open(task.contract(), keys=args.keys)
     try:
@@ -109,23 +114,30 @@ def main(argv: list[str]) -> int:
         policy.close()
     show(f"data set: {folder}; checks: {folder / 'report.html'}")
     if args.push_to_hub:
-        show(f"uploaded: {lerobot.push(folder, args.push_to_hub)}")
+        show(f"uploaded: {hub.push(folder, args.push_to_hub)}")
     return _said(folder)
 
 
 def _plan(task: Task, args: DemosArgs, source: PolicySource) -> Plan:
     """What is collected."""
     from deftly.data.demonstrations import Source
-    from deftly.data.lerobot import Plan
+    from deftly.data.lerobot import Plan, told
     from deftly.vla.cameras import cameras_of
     from deftly.vla.features import layout_of, seen_contract
 
-    layout_of(args.layout, task.contract())
+    contract = task.contract()
+    layout_of(args.layout, contract)
     prompts = _prompts(task, args)
     cameras = cameras_of(task, args.cameras)
+    heard = [given.name for given in contract.inputs if not given.is_text]
+    if heard:
+        say(
+            f"a model that learns from this is told words alone, not {', '.join(heard)} as the policy is: let words or "
+            "images say them, or keep them the same in all episodes"
+        )
     return Plan(
         source=Source(task, args.sim, args.seed, args.batch, args.perturb),
-        seen=seen_contract(task.contract(), cameras, args.size, prompts[0]),
+        seen=seen_contract(contract, cameras, args.size, told(prompts[0])),
         layout=args.layout,
         prompts=prompts,
         only_success=args.only_success,
@@ -149,6 +161,8 @@ def _settings(task: Task, args: DemosArgs) -> Mapping[str, Any]:
 
 def _prompts(task: Task, args: DemosArgs) -> tuple[str, ...]:
     """The instructions: typed, of a file, or the task's own."""
+    from deftly.data.lerobot import OBJECT
+
     prompts = args.prompt or task.prompts
     if args.prompts:
         lines = read_text(args.prompts, "a file of instructions", MAX_PROMPTS).splitlines()
@@ -157,14 +171,18 @@ def _prompts(task: Task, args: DemosArgs) -> tuple[str, ...]:
         raise DeftlyError(
             f"there is no instruction for {task.name}: say one, --prompt 'lift the cube'"
         )
+    if not task.report.kinds and any(OBJECT in prompt for prompt in prompts):
+        raise DeftlyError(
+            f"{task.name} does not say what it draws: leave {OBJECT} out of the prompt"
+        )
     return prompts
 
 
 def _said(folder: Path) -> int:
     """What the checks found, as the exit status."""
-    from deftly.data import lerobot, lerobot_checks
+    from deftly.data import dataset, lerobot_checks
 
-    facts = lerobot.open_dataset(folder).facts["episodes"]
+    facts = dataset.open_dataset(folder).facts["episodes"]
     lines = lerobot_checks.failures(facts)
     steps = sum(fact["steps"] for fact in facts)
     successes = sum(fact["success"] for fact in facts)
@@ -172,22 +190,30 @@ def _said(folder: Path) -> int:
     return 1 if lines else 0
 
 
-def _check(task: Task, args: DemosArgs, folder: Path) -> int:
-    """Whether a data set is whole, and replays."""
-    from deftly.data import lerobot
+def _check(argv: list[str]) -> int:
+    """Whether a data set is whole, and replays in the task and the physics with which it was collected."""
+    from deftly.data import dataset, lerobot
     from deftly.data.demonstrations import Source, replay
+    from deftly.evaluate.handover import rebuild
+    from deftly.vla.cameras import seen_through
 
-    found = lerobot.require_whole(folder)
+    name, flags = split_task(argv)
+    args = parse(DemosArgs, flags, prog="deftly demos [TASK]")
+    if args.out is not None:
+        raise DeftlyError("--check looks at a data set, and --out makes one: leave out one of them")
+    assert args.check is not None
+    lerobot.require_lerobot()
+    found = dataset.require_whole(args.check)
     facts = found.facts
-    if facts["task"] != task.name:
-        raise DeftlyError(f"'{folder}' is of {facts['task']}: name that task")
-    source = Source(task, args.sim, facts["seed"], facts["batch"], facts["perturb"])
-    results = replay(source, lerobot.stored_actions(found))
-    was = {(fact["batch"], fact["env"]): fact["success"] for fact in facts["episodes"]}
-    same = sum(results[place] == success for place, success in was.items())
-    count = len(was)
+    what = f"the data set '{args.check}'"
+    task, sim = rebuild(name, facts["settings"], facts["task"], what)
+    seen_through(task, found.contract, what)
+    source = Source(task, sim, facts["seed"], facts["batch"], facts["perturb"])
+    results = replay(source, dataset.stored_actions(found))
+    same = sum(results[fact["batch"], fact["env"]] == fact["success"] for fact in facts["episodes"])
+    count = len(facts["episodes"])
     show(f"open loop, {same} of {count} episodes end as they did ({100 * same / count:.1f} %)")
-    return max(_said(folder), int(same < REPLAYED * count))
+    return max(_said(args.check), int(same < REPLAYED * count))
 
 
 REPLAYED = 0.95

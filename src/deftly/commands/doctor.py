@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from importlib import metadata, util
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from packaging.requirements import Requirement
 from typing_extensions import Doc
@@ -139,12 +139,25 @@ def _proc(file: str) -> dict[str, str]:
     return {}
 
 
+class Memory(NamedTuple):
+    """Memory of this machine, GB; 0: not known on this system."""
+
+    available: float
+    total: float
+
+
+def memory_gb() -> Memory:
+    """Memory that is there."""
+    sizes = _proc("meminfo")
+    return Memory(*(int(sizes.get(f"Mem{key}", "0 kB").split()[0]) / 1e6 for key in MEMORY_KEYS))
+
+
+MEMORY_KEYS = ("Available", "Total")
+
+
 def memory() -> Finding:
     """Memory that is available."""
-    free, total = (
-        int(_proc("meminfo").get(key, "0 kB").split()[0]) / 1e6
-        for key in ("MemAvailable", "MemTotal")
-    )
+    free, total = memory_gb()
     here = f"{free:.1f} of {total:.1f} GB available" if total else "not known on this system"
     few = f"{here}, {MEMORY_GB:g} GB wanted: train with fewer env.num_envs"
     return judge("memory", [few] if total and free < MEMORY_GB else [], here, "warn")

@@ -11,13 +11,14 @@ from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
 from deftly import render
-from deftly.config import OUTPUT_FOLDER, SEEDS, Repeatable, Settings, parse
+from deftly.config import OUTPUT_FOLDER, SEEDS, Repeatable, Settings, parse, split_word
 from deftly.console import duration, say, show
 from deftly.errors import DeftlyError
+from deftly.files import sha256
 from deftly.vla.recipes import RECIPES, Kind, Recipe
 
 if TYPE_CHECKING:
-    from deftly.data.lerobot import Dataset
+    from deftly.data.dataset import Dataset
     from deftly.vla.frames import Frames
     from deftly.vla.train import Plan
 
@@ -46,9 +47,9 @@ class FinetuneArgs(Settings):
         int, Ge(0), Le(1024), Doc("Images are brought to this size, pixels; 0: the recipe's.")
     ] = 0
     weights: Annotated[
-        str | None,
-        Doc("Pretrained weights: a folder, a repository of the hub, or none; unset: the recipe's."),
-    ] = None
+        str,
+        Doc("Pretrained weights: a folder, a repository of the hub, or none; empty: the recipe's."),
+    ] = ""
     lora: Annotated[int, Ge(-1), Le(1024), Doc("Rank of LoRA; 0: none; -1: the recipe's.")] = -1
     set: Annotated[
         tuple[str, ...], Repeatable(), Doc("LeRobot's own settings of the model, NAME:VALUE.")
@@ -63,17 +64,25 @@ class FinetuneArgs(Settings):
     save_every: Annotated[int, Ge(1), Doc("Steps between checkpoints.")] = 500
     eval_every: Annotated[int, Ge(0), Doc("Steps between evaluations in simulation; 0: none.")] = 0
     eval_episodes: Annotated[int, Ge(1), Le(500), Doc("Episodes of such an evaluation.")] = 20
+    task_file: Annotated[
+        str | None, Doc("With eval-every: the file of the task, if it is none of Deftly's.")
+    ] = None
     seed: Annotated[
         int, Ge(0), Lt(SEEDS), Doc("Decides weights, and which frames a step sees.")
     ] = 0
     dry_run: Annotated[bool, Doc("Say what it would cost, and stop.")] = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task_file and not self.eval_every:
+            raise DeftlyError(
+                "--task-file says where --eval-every evaluates: add --eval-every 2000"
+            )
+
 
 def main(argv: list[str]) -> int:
     """Run `deftly finetune`."""
-    render.choose_gl()  # before anything imports MuJoCo
-    words = list(argv)
-    dataset = Path(words.pop(0)) if words and not words[0].startswith("-") else None
+    dataset, words = split_word(argv)
     args = parse(FinetuneArgs, words, prog="deftly finetune DATASET")
     if dataset is None:
         raise DeftlyError(
@@ -81,47 +90,56 @@ def main(argv: list[str]) -> int:
         )
     if args.out is None and not args.dry_run:
         raise DeftlyError("finetune needs a folder to write: --out DIR")
+    if args.eval_every:
+        render.choose_gl()  # before anything imports MuJoCo
     from deftly.vla.models import require_installed
 
     require_installed()
-    return _finetune(dataset, args)
+    return _finetune(Path(dataset), args)
 
 
 def _finetune(dataset: Path, args: FinetuneArgs) -> int:
-    """Read the data set, build the model, say what it costs, train."""
+    """Read the data set, say what it costs to learn from it, build the model, train."""
     import torch
 
-    from deftly.data import lerobot
-    from deftly.vla import models, train
+    from deftly.data.dataset import require_whole
+    from deftly.vla import cost, models, train
 
-    found = lerobot.require_whole(dataset)
+    found = require_whole(dataset)
     recipe = _recipe(args)
     _require_device(args.device)
+    evaluate = _evaluation(found, args)
+    room = _room_gb(args)
     plan, frames = _read(found, args, recipe)
+    if args.out is not None:
+        train.require_place(plan, args.out, args.resume)
+    shapes = models.Shapes.of(found.contract, found.facts["layout"], frames.size)
+    config = models.config_of(args.policy, shapes, plan.chunk, args.set, args.device)
+    parameters = cost.of_settings(args.policy, config, plan.lora)
+    _require_room(parameters.memory_gb, room, args)
     torch.manual_seed(args.seed)
-    cameras = tuple(frames.images)
-    size = next(iter(frames.images.values())).shape[1]
-    shapes = models.Shapes(frames.state.shape[1], frames.action.shape[1], cameras, size)
-    config = models.config_of(args.policy, shapes, plan.chunk, plan.executed, args.set, args.device)
     model = models.build(args.policy, config, plan.statistics, plan.base, plan.lora)
-    cost = models.cost_of(model, plan.batch)
-    seconds = train.seconds_a_step(model, frames, plan.batch, plan.chunk)
-    say(
-        f"{args.policy}: {cost.parameters / 1e6:.1f} M parameters, {cost.learning / 1e6:.1f} M learn; "
-        f"about {cost.memory_gb:.1f} GB and {duration(seconds * plan.steps)} for {plan.steps} steps of {plan.batch} "
-        f"on {args.device}"
-    )
-    _require_memory(cost.memory_gb, args)
-    if args.dry_run or args.out is None:
-        return 0
-    training = train.Training(plan, model, frames, args.out, args.resume)
-    place = training.run(args.save_every, args.eval_every, _evaluation(args))
+    with cost.said_if_too_large(args.device):
+        need = parameters.memory_gb + plan.batch * cost.activations_gb(model, frames, plan.chunk)
+        _require_room(need, room, args)
+        seconds = cost.seconds_a_step(model, frames, plan.batch, plan.chunk)
+        say(
+            f"{args.policy}: {parameters.total / 1e6:.1f} M parameters, {parameters.learning / 1e6:.1f} M learn; "
+            f"about {need:.1f} GB and {duration(seconds * plan.steps)} for {plan.steps} steps of {plan.batch} "
+            f"on {args.device}"
+        )
+        if args.dry_run or args.out is None:
+            return 0
+        training = train.Training(plan, model, frames, args.out, args.resume)
+        place = training.run(args.save_every, args.eval_every, evaluate)
     show(f"checkpoint: {place}; measure it: deftly eval {plan.task} --policy {place}")
     return 0
 
 
 def _recipe(args: FinetuneArgs) -> Recipe:
     """The model's recipe with what was typed."""
+    from deftly.vla.models import absolute
+
     recipe = RECIPES[args.policy]
     typed = {
         name: getattr(args, name)
@@ -130,8 +148,8 @@ def _recipe(args: FinetuneArgs) -> Recipe:
     }
     if args.lora >= 0:
         typed["lora"] = args.lora
-    if args.weights is not None:
-        typed["weights"] = "" if args.weights == "none" else args.weights
+    if args.weights:
+        typed["weights"] = "" if args.weights == "none" else absolute(args.weights)
     recipe = replace(recipe, **typed)
     if recipe.executed > recipe.chunk:
         raise DeftlyError(f"--executed {recipe.executed} is more than --chunk {recipe.chunk}")
@@ -140,19 +158,14 @@ def _recipe(args: FinetuneArgs) -> Recipe:
 
 def _read(found: Dataset, args: FinetuneArgs, recipe: Recipe) -> tuple[Plan, Frames]:
     """The plan, and the frames of the data set."""
-    from deftly.data import lerobot
-    from deftly.vla import frames, statistics
+    from deftly.data import frames
+    from deftly.vla import models, statistics
     from deftly.vla.features import ACTION, IMAGES, OBS_STATE, layout_of
     from deftly.vla.train import Plan
 
-    rows = lerobot.read_rows(found.path, (OBS_STATE, ACTION, "episode_index"))
-    images = {signal.name: signal.shape[0] for signal in found.contract.signals if signal.is_image}
-    kinds = {name: found.info["features"][IMAGES + name]["dtype"] == "video" for name in images}
-    size = recipe.image_size or next(iter(images.values()))
-    prompts = [fact["prompt"] for fact in found.facts["episodes"]]
-    loaded = frames.load(found.path, rows, prompts, kinds, size, args.cache_gb)
-    layout = layout_of(found.facts["layout"], found.contract)
-    ranges = layout.ranges
+    base = models.weights_file(args.policy, recipe.weights) if recipe.weights else None
+    loaded = frames.load(found, recipe.image_size, args.cache_gb)
+    ranges = layout_of(found.facts["layout"], found.contract).ranges
     measured = {
         OBS_STATE: statistics.of_numbers(loaded.state, ranges[OBS_STATE]),
         ACTION: statistics.of_numbers(loaded.action, ranges[ACTION]),
@@ -166,7 +179,9 @@ def _read(found: Dataset, args: FinetuneArgs, recipe: Recipe) -> tuple[Plan, Fra
         layout=found.facts["layout"],
         statistics=measured,
         dataset=str(found.path),
+        prompts=tuple(dict.fromkeys(fact["prompt"] for fact in found.facts["episodes"])),
         base=recipe.weights,
+        base_sha256=sha256(base, "pretrained weights") if base else "",
         lora=recipe.lora,
         chunk=recipe.chunk,
         executed=recipe.executed,
@@ -188,43 +203,64 @@ def _require_device(device: str) -> None:
         )
 
 
-def _require_memory(need_gb: float, args: FinetuneArgs) -> None:
-    """Raise DeftlyError if a training would not fit."""
-    import os
-
+def _room_gb(args: FinetuneArgs) -> float:
+    """Memory that a training may take, GB; infinite where the system does not say."""
     import torch
 
+    from deftly.commands.doctor import memory_gb
+
+    if args.memory_gb:
+        return args.memory_gb
     if args.device.startswith("cuda"):
-        has = torch.cuda.get_device_properties(args.device).total_memory / 1e9
-    else:
-        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    limit = args.memory_gb or has
-    if need_gb > limit:
+        return torch.cuda.get_device_properties(args.device).total_memory / 1e9
+    return memory_gb().available or float("inf")
+
+
+def _require_room(need_gb: float, room_gb: float, args: FinetuneArgs) -> None:
+    """Raise DeftlyError if a training would not fit."""
+    if need_gb > room_gb:
+        limit = (
+            f"--memory-gb is {room_gb:g}" if args.memory_gb else f"{args.device} has {room_gb:.1f}"
+        )
         raise DeftlyError(
-            f"{args.policy} needs about {need_gb:.0f} GB to learn, and {args.device} has {limit:.0f}: use --lora 16, a "
-            "smaller --batch, or a larger device"
+            f"{args.policy} needs about {need_gb:.1f} GB to learn, and {limit}: use a smaller --batch, --lora 16, or a "
+            "larger device"
         )
 
 
-def _evaluation(args: FinetuneArgs) -> Callable[[Path], float] | None:
-    """Success rate of a checkpoint in the environment of training, on episodes that no report uses."""
+def _evaluation(found: Dataset, args: FinetuneArgs) -> Callable[[Path], float] | None:
+    """Success rate of a checkpoint in the environment of training, on episodes that no report uses; None: not wanted.
+
+    Raises DeftlyError, before anything is trained, if the task is not at hand, or other than when it was collected.
+    """
     if not args.eval_every:
         return None
+    from deftly.evaluate import rollout
+    from deftly.evaluate.handover import rebuild
+    from deftly.evaluate.source import of_vla
+    from deftly.policy.protocol import PolicyError
+    from deftly.vla.cameras import seen_through
+
+    facts, what = found.facts, f"the data set '{found.path}'"
+    own, sim = rebuild(args.task_file, facts["settings"], facts["task"], what)
+    task = seen_through(own, found.contract, what)
 
     def measured(place: Path) -> float:
-        from deftly.evaluate import rollout
-        from deftly.evaluate.handover import load_task
-        from deftly.evaluate.source import of_vla
-        from deftly.vla import checkpoint
-        from deftly.vla.cameras import seen_through
-
-        found = checkpoint.load(place)
-        cls = load_task(found.task, found.task, str(place))
-        task = seen_through(cls(cls.Config()), found.contract)
         policy = of_vla(place).open(task.contract())
-        result = rollout.run_episodes(
-            task, policy, args.eval_episodes, seed=args.seed, purpose=rollout.VALIDATE
-        )
+        try:
+            result = rollout.run_episodes(
+                task,
+                policy,
+                args.eval_episodes,
+                seed=args.seed,
+                purpose=rollout.VALIDATE,
+                sim_cfg=sim,
+            )
+        except PolicyError as error:
+            say(f"no episode of the evaluation succeeds: {error}")
+            return 0.0
+        finally:
+            policy.close()
         return result.success_rate
 
     return measured

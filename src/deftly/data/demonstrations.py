@@ -61,6 +61,8 @@ class Episode:
     batch: int
     env: int
     success: bool = False
+    object: str = ""
+    """Name of what was drawn for it, of a task that says so (`Report.kinds`)."""
     states: list[np.ndarray] = field(default_factory=list)
     """Of the simulation, before each action."""
     joint_pos: list[np.ndarray] = field(default_factory=list)
@@ -98,11 +100,21 @@ def simulate(source: Source, policy: Policy, number: int) -> tuple[Env, list[Epi
         if env.ended:
             ids = env.ended["env"].tolist()
             policy.reset(ids)
-            for i, success in zip(ids, env.ended["success"].tolist()):
+            objects = _objects(source.task, env)
+            for place, i in enumerate(ids):
                 if running[i]:
-                    episodes[i].success = bool(success)
+                    episodes[i].success = bool(env.ended["success"][place])
+                    episodes[i].object = objects[place]
             running[ids] = False
     return env, episodes
+
+
+def _objects(task: Task, env: Env) -> list[str]:
+    """Names of what was drawn for the episodes that just ended; empty where the task does not say."""
+    kinds, breakdown = task.report.kinds, task.report.breakdown
+    if not kinds or breakdown is None:
+        return [""] * len(env.ended["env"])
+    return [kinds[int(number)] for number in env.ended[breakdown[0]]]
 
 
 class _Noise:

@@ -3,13 +3,7 @@
 LeRobot writes the footers of its tables when a data set is finished: a process killed before leaves nothing that can
 be read. So each episode is written atomically into `DIR.partial/` first, as images and numbers in an `.npz`; an
 interrupted collection goes on from there. The data set is then made of them in a scratch folder, and takes its place at
-`DIR` whole.
-
-Beside LeRobot's files stand
-
-    meta/contract.json    the contract of a policy that learns from it: what it sees, and what its actions mean
-    meta/deftly.json      where the episodes came from, the meaning of each number, and what was checked
-    README.md             the card of the data set; report.html, what the checks found
+`DIR` whole. What stands beside LeRobot's files is in `dataset`, which reads it.
 """
 
 from __future__ import annotations
@@ -19,10 +13,10 @@ import importlib.util
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +24,8 @@ from deftly import __version__
 from deftly.console import Progress, printable, progress, say
 from deftly.contract import PolicyContract
 from deftly.data import lerobot_checks as checks
+from deftly.data.card import card
+from deftly.data.dataset import CONTRACT, FACTS, SCHEMA, require_whole
 from deftly.data.demonstrations import Episode, Film, Source, simulate
 from deftly.errors import DeftlyError
 from deftly.files import (
@@ -37,13 +33,13 @@ from deftly.files import (
     atomic_folder,
     read_json,
     read_npz,
-    read_text,
     remove_folder,
     write_json,
     write_npz,
     write_text,
 )
 from deftly.policy.protocol import Policy
+from deftly.render import Renderer
 from deftly.vla.features import (
     ACTION,
     EXECUTED,
@@ -53,22 +49,21 @@ from deftly.vla.features import (
     Layout,
     Plain,
     features,
+    image_sizes,
     layout_of,
 )
 
 if TYPE_CHECKING:
     from deftly.env import Env
 
-SCHEMA = "deftly.dataset/1"
-CONTRACT, FACTS, INFO = "meta/contract.json", "meta/deftly.json", "meta/info.json"
+OBJECT = "{object}"
+"""Stands in an instruction for the name of what was drawn for an episode."""
 MAX_PART = 512 * MB
 """Largest file of an episode in `DIR.partial/`, unpacked."""
 MAX_BARREN = 512
 """Episodes without a success after which a collection gives up."""
 MAX_QUEUE = 100_000
 """Frames that wait for LeRobot's encoder: it drops what is more, and a dropped frame would shift those after it."""
-TOLERANCE_S = 1e-4
-"""By how much a time stamp may be off, s; LeRobot's own."""
 ENCODER = {"vcodec": "h264", "crf": 20, "g": 2, "preset": "fast"}
 """How videos are encoded: h264 plays everywhere; every second frame stands by itself, as LeRobot has it, so that
 reading a random one decodes two."""
@@ -94,7 +89,7 @@ class Plan:
     """The contract of a policy that sees, `seen_contract`."""
     layout: Layout
     prompts: tuple[str, ...]
-    """What the policy is told: in turn, so that a data set has paraphrases."""
+    """What the policy is told: in turn, so that a data set has paraphrases. `{object}` is what was drawn."""
     only_success: bool
     policy: str
     policy_sha256: str
@@ -104,12 +99,12 @@ class Plan:
     @property
     def cameras(self) -> tuple[str, ...]:
         """Names of the scene's cameras."""
-        return tuple(signal.name for signal in self.seen.signals if signal.is_image)
+        return tuple(image_sizes(self.seen))
 
     @property
     def size(self) -> int:
         """Width and height of an image, pixels."""
-        return next(signal.shape[0] for signal in self.seen.signals if signal.is_image)
+        return image_sizes(self.seen)[self.cameras[0]]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -135,18 +130,35 @@ def collect(plan: Plan, policy: Policy, count: int, out: Path, video: bool = Tru
     """Collect so many episodes into a data set at `out`; goes on where an interrupted collection stopped.
 
     Raises DeftlyError, before anything is simulated, if `out` holds anything, or `DIR.partial/` episodes of another
-    plan: neither is ever written over.
+    plan, neither of which is ever written over; if images cannot be rendered, or an episode of them is too large.
     """
     require_lerobot()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DeftlyError(
             f"'{out}' is not empty, and a data set is never written over: choose another --out"
         )
+    _require_possible(plan)
     parts = Parts(out.with_name(f"{out.name}.partial"), plan)
     _fill(parts, plan, policy, count)
     _assemble(parts, plan, count, out, video)
     remove_folder(parts.folder)
     return out
+
+
+def _require_possible(plan: Plan) -> None:
+    """Raise DeftlyError for what would only fail after a while: the rate, the size of an episode, OpenGL."""
+    task = plan.source.task
+    _whole(plan.seen.rate)
+    steps = task.cfg.episode_steps
+    need = steps * len(plan.cameras) * 3 * plan.size**2
+    if need > MAX_PART - MB:
+        raise DeftlyError(
+            f"the images of an episode of {steps} steps take up to {need / MB:.0f} MB, more than {MAX_PART / MB:.0f}: "
+            "a smaller --size, or fewer --cameras"
+        )
+    model = task.scene().compile()
+    for name in plan.cameras:
+        Renderer(model, name, (plan.size, plan.size), plain=True).close()
 
 
 class Parts:
@@ -242,6 +254,7 @@ def _rendered(
         "batch": episode.batch,
         "env": episode.env,
         "success": episode.success,
+        "object": episode.object,
         "steps": len(episode),
         "checks": {
             **checks.visible(env, episode, plan.cameras, plan.size),
@@ -282,12 +295,13 @@ def _assemble(parts: Parts, plan: Plan, count: int, out: Path, video: bool) -> N
         )
         for number in progress(range(count), "writing"):
             arrays, fact = parts.read(number)
-            prompt = plan.prompts[number % len(plan.prompts)]
+            prompt = told(plan.prompts[number % len(plan.prompts)], fact.get("object", ""))
             for frame in _frames(arrays, layout):
                 dataset.add_frame({**frame, "task": prompt})
             dataset.save_episode(parallel_encoding=False)
             facts.append({**fact, "prompt": prompt})
-            sheets.append({name: arrays[IMAGES + name][[0, -1]] for name in plan.cameras})
+            if number < checks.SHOWN:
+                sheets.append({name: arrays[IMAGES + name][[0, -1]] for name in plan.cameras})
         dataset.finalize()
         for path in root.iterdir():
             path.rename(scratch / path.name)
@@ -297,6 +311,11 @@ def _assemble(parts: Parts, plan: Plan, count: int, out: Path, video: bool) -> N
         checks.write_report(scratch, facts, sheets)
         write_text(scratch / "README.md", card(plan, facts, layout.meaning))
         require_whole(scratch)
+
+
+def told(prompt: str, name: str = "") -> str:
+    """An instruction with the name of the object that was drawn; "object" where there is none."""
+    return prompt.replace(OBJECT, name or "object")
 
 
 def _frames(arrays: Mapping[str, np.ndarray], layout: Plain | Droid) -> Iterator[dict[str, Any]]:
@@ -316,181 +335,3 @@ def _whole(rate: float) -> int:
             f"a LeRobot data set has a whole number of frames in a second, and the rate is {rate:g}"
         )
     return round(rate)
-
-
-# ------------------------------------------------------------------------- reading
-
-
-class Dataset(NamedTuple):
-    """What is known of a data set before its frames are read."""
-
-    path: Path
-    contract: PolicyContract
-    """Of a policy that learns from it."""
-    facts: dict[str, Any]
-    info: dict[str, Any]
-
-
-def open_dataset(path: Path) -> Dataset:
-    """A data set of `deftly demos`. Raises DeftlyError, one line, for any other folder."""
-    if not path.is_dir():
-        raise DeftlyError(f"no data set '{path}': 'deftly demos TASK --out {path}' makes one")
-    missing = [name for name in (INFO, FACTS, CONTRACT) if not (path / name).is_file()]
-    if missing:
-        raise DeftlyError(
-            f"'{path}' has no {missing[0]}: it is no data set of 'deftly demos', or half of one; collect it again"
-        )
-    info, facts = (read_json(path / name, "a part of a data set") for name in (INFO, FACTS))
-    if not isinstance(facts, dict) or facts.get("schema") != SCHEMA:
-        raise DeftlyError(
-            f"'{path / FACTS}' is not of the schema {SCHEMA}: collect the data set again"
-        )
-    contract = PolicyContract.from_json(
-        read_text(path / CONTRACT, "the contract of a data set").strip()
-    )
-    if contract.hash != facts.get("contract_sha256"):
-        raise DeftlyError(
-            f"'{path / CONTRACT}' is not the contract with which the data set was made"
-        )
-    return Dataset(path, contract, facts, info)
-
-
-def require_whole(path: Path) -> Dataset:
-    """Raise DeftlyError, one line, unless every episode has its rows at its time stamps, and its videos are there."""
-    found = open_dataset(path)
-    episodes, fps = found.facts["episodes"], found.info["fps"]
-    table = read_rows(path, ("episode_index", "frame_index", "timestamp"))
-    steps = [fact["steps"] for fact in episodes]
-    if np.bincount(table["episode_index"], minlength=len(steps)).tolist() != steps:
-        raise DeftlyError(
-            f"'{path}' is half written: its rows are not those of its {len(steps)} episodes"
-        )
-    starts = np.repeat(np.cumsum([0, *steps[:-1]]), steps)
-    frame = np.arange(len(starts)) - starts
-    late = np.abs(table["timestamp"] - frame / fps) > TOLERANCE_S
-    if (table["frame_index"] != frame).any() or late.any():
-        row = int(np.flatnonzero(late | (table["frame_index"] != frame))[0])
-        raise DeftlyError(
-            f"'{path}': the time stamps are shifted: frame {frame[row]} of episode {table['episode_index'][row]} "
-            f"is at {table['timestamp'][row]:g} s, expected {frame[row] / fps:g}"
-        )
-    _require_videos(found, sum(steps))
-    return found
-
-
-def _require_videos(found: Dataset, frames: int) -> None:
-    """Raise DeftlyError unless each camera's videos hold a frame for each row."""
-    import av
-    from av.error import FFmpegError
-
-    for name, feature in found.info["features"].items():
-        if feature["dtype"] != "video":
-            continue
-        count = 0
-        for file in sorted((found.path / "videos" / name).glob("*/*.mp4")):
-            try:
-                with av.open(str(file)) as video:
-                    count += video.streams.video[0].frames
-            except (FFmpegError, IndexError) as error:
-                raise DeftlyError(f"'{file}' is no video: {printable(error, 100)}") from None
-        if count != frames:
-            raise DeftlyError(
-                f"'{found.path}' has {count} frames of {name.removeprefix(IMAGES)}, expected {frames}: its videos are "
-                "missing or cut off; copy them again, or collect the data set again"
-            )
-
-
-def read_rows(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """Columns of numbers of all rows, in their order: float32, or whole numbers."""
-    import pyarrow.lib  # type: ignore[import-not-found]
-    import pyarrow.parquet as parquet  # type: ignore[import-not-found]
-
-    try:
-        files = sorted((path / "data").glob("*/*.parquet"))
-        tables = [parquet.read_table(file, columns=list(columns)) for file in files]
-        found = {
-            name: np.concatenate([np.asarray(table[name].to_pylist()) for table in tables])
-            for name in columns
-        }
-        found = {
-            name: each.astype(np.float32) if each.dtype.kind == "f" else each
-            for name, each in found.items()
-        }
-    except (OSError, ValueError, KeyError, pyarrow.lib.ArrowException) as error:
-        reason = printable(" ".join(str(error).split()), 120)
-        raise DeftlyError(f"'{path}' is half written: its tables do not read: {reason}") from None
-    return found
-
-
-def stored_actions(found: Dataset) -> dict[tuple[int, int], np.ndarray]:
-    """What the robot was told in each episode, (steps, action_size) in the contract's units, by batch and row of it."""
-    layout = layout_of(found.facts["layout"], found.contract)
-    told = layout.to_contract(read_rows(found.path, (EXECUTED,))[EXECUTED])
-    ends = np.cumsum([fact["steps"] for fact in found.facts["episodes"]])
-    parts = np.split(told, ends[:-1])
-    return {
-        (fact["batch"], fact["env"]): each for fact, each in zip(found.facts["episodes"], parts)
-    }
-
-
-# ------------------------------------------------------------------------ the hub
-
-
-def push(path: Path, repo: str) -> str:
-    """Upload a data set to a repository of the Hugging Face hub; its address. Raises DeftlyError without a token."""
-    require_lerobot()
-    from huggingface_hub import HfApi, get_token  # type: ignore[import-not-found]
-    from huggingface_hub.errors import HfHubHTTPError  # type: ignore[import-not-found]
-
-    if not get_token():
-        raise DeftlyError(
-            "--push-to-hub needs a token: make one at https://huggingface.co/settings/tokens and type "
-            "'hf auth login', or set HF_TOKEN"
-        )
-    api = HfApi()
-    try:
-        api.create_repo(repo, repo_type="dataset", exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=str(path), repo_type="dataset")
-        api.create_tag(repo, tag="v3.0", repo_type="dataset", exist_ok=True)
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = printable(" ".join(str(error).split()), 160)
-        raise DeftlyError(f"cannot upload to {repo}: {reason}") from None
-    return f"https://huggingface.co/datasets/{repo}"
-
-
-def card(plan: Plan, facts: Sequence[Mapping[str, Any]], meaning: Mapping[str, str]) -> str:
-    """The card of the data set, Markdown under the header that the hub reads."""
-    steps = [fact["steps"] for fact in facts]
-    successes = sum(fact["success"] for fact in facts)
-    noise = (
-        f"noise of {plan.source.perturb:g} on what was executed"
-        if plan.source.perturb
-        else "no noise"
-    )
-    rows = "\n".join(f"| `{name}` | {what} |" for name, what in meaning.items())
-    prompts = "\n".join(f"- {prompt}" for prompt in plan.prompts)
-    return f"""---
-license: mit
-task_categories: [robotics]
-tags: [LeRobot, deftly, simulation, {plan.seen.robot.name}]
----
-# {plan.source.task.name}: {len(facts)} demonstrations
-
-Simulated episodes of the robot `{plan.seen.robot.name}`, driven by the policy `{plan.policy}`
-(weights sha256 `{plan.policy_sha256[:16]}`), at {plan.seen.rate:g} Hz: {sum(steps)} frames, {successes} successes.
-Cameras {", ".join(plan.cameras)}, {plan.size} x {plan.size}. Seed {plan.source.seed}, {noise}.
-
-What a row holds was measured before its action was decided; the next row follows from it.
-`{EXECUTED}` is what the robot was told, `{ACTION}` what the policy wanted.
-
-| number | meaning |
-|---|---|
-{rows}
-
-Instructions:
-
-{prompts}
-
-Made by `deftly demos`, version {__version__}. The contract of a policy that learns from it is `{CONTRACT}`,
-sha256 `{plan.seen.hash[:16]}`. What was checked is in `report.html`.
-"""

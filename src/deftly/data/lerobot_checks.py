@@ -31,6 +31,12 @@ SLOW = 0.05
 """Part of a joint's top speed below which a change of direction is no jitter."""
 MAX_REVERSALS = 0.25
 """Largest fraction of the steps in which a joint may turn around."""
+NAMED = 8
+"""Episodes that fail a check, of which the first are named."""
+SHOWN = 12
+"""Episodes of which the report shows images."""
+NONE = -1
+"""Geom or body of a pixel that shows none."""
 
 
 class Labels(Renderer):
@@ -41,10 +47,11 @@ class Labels(Renderer):
         for flag in (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR):
             self._scene.flags[flag.value] = 1
         colours = self.image(model, data).astype(np.int64)
-        ids = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2] - 1
-        shown = np.full(max(self._scene.ngeom, 1) + 1, -1)
+        ids = colours @ (1, 256, 65536) - 1  # a segment's number is its colour; black is none
+        shown = np.full(max(self._scene.ngeom, 1) + 1, NONE)
         for geom in self._scene.geoms[: self._scene.ngeom]:
-            if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM.value and geom.segid >= 0:
+            is_geom = geom.objtype == mujoco.mjtObj.mjOBJ_GEOM.value
+            if is_geom and geom.segid >= 0:
                 shown[geom.segid] = geom.objid
         return shown[np.clip(ids, -1, len(shown) - 1)]
 
@@ -57,20 +64,34 @@ def visible(env: Env, episode: Episode, cameras: Sequence[str], size: int) -> di
     model = env.drawn_of(episode.env)
     robot, objects = _bodies(env, model)
     states = [episode.states[i] for i in (0, len(episode) // 2, -1)]
-    seen: dict[str, Any] = {}
+    seen = {}
     for name in cameras:
         with Labels(env.drawn, name, (size, size), plain=True) as labels:
             shots = [labels.geoms(model, pose(model, state)) for state in states]
-        bodies = [np.where(shot >= 0, model.geom_bodyid[shot], -1) for shot in shots]
+        bodies = [np.where(shot >= 0, model.geom_bodyid[shot], NONE) for shot in shots]
+        robot_part = _parts(bodies, robot)
+        object_part = _parts(bodies, objects) if len(objects) else None
         stands = model.camera(name).bodyid[0] == 0
-        robot_part = [float(np.isin(each, robot).mean()) for each in bodies]
-        object_part = [float(np.isin(each, objects).mean()) for each in bodies]
-        fine = max(object_part) >= MIN_OBJECT or not len(objects)
-        if stands:
-            fine = fine and robot_part[0] >= MIN_ROBOT
-            fine = fine and (object_part[0] >= MIN_OBJECT or not len(objects))
-        seen[f"{name} sees"] = _found(fine, min(robot_part) if stands else max(object_part))
+        judge = _standing if stands else _moving_along
+        seen[f"{name} sees"] = judge(robot_part, object_part)
     return seen
+
+
+def _parts(images: Sequence[np.ndarray], bodies: np.ndarray) -> list[float]:
+    """Which part of each image `(height, width)` of bodies shows one of these."""
+    return [float(np.isin(image, bodies).mean()) for image in images]
+
+
+def _standing(robot: list[float], objects: list[float] | None) -> dict[str, Any]:
+    """What a camera of the scene found: at the start it must see both, if there is an object."""
+    sees_object = objects is None or objects[0] >= MIN_OBJECT
+    return _found(sees_object and robot[0] >= MIN_ROBOT, min(robot))
+
+
+def _moving_along(_: list[float], objects: list[float] | None) -> dict[str, Any]:
+    """What a camera on the robot found: it must see the object once, if there is one."""
+    most = max(objects or [0.0])
+    return _found(objects is None or most >= MIN_OBJECT, most)
 
 
 def _bodies(env: Env, model: mujoco.MjModel) -> tuple[np.ndarray, np.ndarray]:
@@ -78,10 +99,8 @@ def _bodies(env: Env, model: mujoco.MjModel) -> tuple[np.ndarray, np.ndarray]:
     names = env.contract.joint_names
     robot = {int(model.joint(name).bodyid[0]) for name in names}
     roots = {int(model.body_rootid[body]) for body in robot}
-    free = {
-        int(model.jnt_bodyid[i])
-        for i in np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE.value)
-    }
+    free_joints = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE.value)
+    free = {int(model.jnt_bodyid[i]) for i in free_joints}
     return np.array(sorted(robot)), np.array(sorted(free - roots), int)
 
 
@@ -101,7 +120,8 @@ def smooth(contract: PolicyContract, joint_pos: np.ndarray) -> dict[str, Any]:
     velocity = np.diff(joint_pos, axis=0) * contract.rate
     slow = SLOW * np.array([joint.velocity for joint in contract.joints])
     fast = np.abs(velocity) > slow
-    turns = (velocity[1:] * velocity[:-1] < 0) & fast[1:] & fast[:-1]
+    turned = velocity[1:] * velocity[:-1] < 0
+    turns = turned & fast[1:] & fast[:-1]
     worst = float(turns.mean(0).max()) if len(turns) else 0.0
     return {"smooth": _found(worst <= MAX_REVERSALS, worst)}
 
@@ -109,6 +129,8 @@ def smooth(contract: PolicyContract, joint_pos: np.ndarray) -> dict[str, Any]:
 def _found(fine: bool, value: float) -> dict[str, Any]:
     return {"fine": bool(fine), "value": round(value, 6)}
 
+
+# ------------------------------------------------------------------ what was found
 
 MEANING = {
     "sees": "smallest part of the image that the robot covers, or largest that the object does",
@@ -121,41 +143,77 @@ def failures(facts: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is wrong, a line for each check, with the episodes; empty if nothing is."""
     lines = []
     for name in facts[0]["checks"]:
-        bad = [i for i, fact in enumerate(facts) if not fact["checks"][name]["fine"]]
+        bad = [str(i) for i, fact in enumerate(facts) if not fact["checks"][name]["fine"]]
         if bad:
-            few = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
-            lines.append(f"{name}: {len(bad)} of {len(facts)} episodes fail ({few})")
+            more = ["..."] if len(bad) > NAMED else []
+            named = ", ".join([*bad[:NAMED], *more])
+            lines.append(f"{name}: {len(bad)} of {len(facts)} episodes fail ({named})")
     return lines
+
+
+PAGE = """<!doctype html><meta charset=utf-8><title>Demonstrations</title>
+<style>
+body {{font: 15px sans-serif; max-width: 60em; margin: 2em auto}}
+td {{padding: 2px 12px}}
+img {{width: 112px}}
+</style>
+<h1>Demonstrations</h1>
+<p>{count} episodes, {frames} frames, {least} to {most} steps, {successes} successes.</p>
+<h2>Problems</h2>
+<ul>{problems}</ul>
+<h2>Checks</h2>
+<table>
+<tr><th>check</th><th>episodes that pass</th><th>range</th><th>what it is</th></tr>
+{rows}
+</table>
+<h2>First and last frames</h2>
+{images}
+"""
 
 
 def write_report(
     folder: Path, facts: Sequence[Mapping[str, Any]], sheets: Sequence[Mapping[str, np.ndarray]]
 ) -> None:
-    """Write `report.html`: what was checked, and the first and the last frame of the first episodes."""
-    rows = []
-    for name in facts[0]["checks"]:
-        values = [fact["checks"][name]["value"] for fact in facts]
-        fine = sum(fact["checks"][name]["fine"] for fact in facts)
-        meaning = MEANING[name.split()[-1]]
-        rows.append(
-            f"<tr><td>{escape(name)}</td><td>{fine} of {len(facts)}</td><td>{min(values):.4g} .. {max(values):.4g}</td>"
-            f"<td>{meaning}</td></tr>"
-        )
+    """Write `report.html`: what was checked, and the first and the last frame of the first episodes.
+
+    Args:
+        folder: Where.
+        facts: Of each episode, as `meta/deftly.json` has them.
+        sheets: Of each episode, images (2, size, size, 3) uint8 by the camera's name.
+    """
     steps = [fact["steps"] for fact in facts]
-    pictures = "".join(_row(i, sheet) for i, sheet in enumerate(sheets[:12]))
-    problems = "".join(f"<li>{escape(line)}</li>" for line in failures(facts)) or "<li>none</li>"
-    write_text(
-        folder / "report.html",
-        "<!doctype html><meta charset=utf-8><title>Demonstrations</title>"
-        "<style>body{font:15px sans-serif;max-width:60em;margin:2em auto}td{padding:2px 12px}img{width:112px}</style>"
-        f"<h1>Demonstrations</h1><p>{len(facts)} episodes, {sum(steps)} frames, {min(steps)} to {max(steps)} steps, "
-        f"{sum(fact['success'] for fact in facts)} successes.</p><h2>Problems</h2><ul>{problems}</ul><h2>Checks</h2>"
-        f"<table><tr><th>check</th><th>episodes that pass</th><th>range</th><th>what it is</th></tr>{''.join(rows)}"
-        f"</table><h2>First and last frames</h2>{pictures}\n",
+    problems = [f"<li>{escape(line)}</li>" for line in failures(facts) or ["none"]]
+    rows = [_row(name, facts) for name in facts[0]["checks"]]
+    images = [_images(number, sheet) for number, sheet in enumerate(sheets[:SHOWN])]
+    page = PAGE.format(
+        count=len(facts),
+        frames=sum(steps),
+        least=min(steps),
+        most=max(steps),
+        successes=sum(fact["success"] for fact in facts),
+        problems="".join(problems),
+        rows="\n".join(rows),
+        images="\n".join(images),
     )
+    write_text(folder / "report.html", page)
 
 
-def _row(number: int, sheet: Mapping[str, np.ndarray]) -> str:
+def _row(name: str, facts: Sequence[Mapping[str, Any]]) -> str:
+    """The row of a check in the table."""
+    found = [fact["checks"][name] for fact in facts]
+    values = [each["value"] for each in found]
+    fine = sum(each["fine"] for each in found)
+    cells = (
+        escape(name),
+        f"{fine} of {len(facts)}",
+        f"{min(values):.4g} .. {max(values):.4g}",
+        MEANING[name.split()[-1]],
+    )
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _images(number: int, sheet: Mapping[str, np.ndarray]) -> str:
+    """The images of an episode."""
     images = "".join(_embedded(image) for frames in sheet.values() for image in frames)
     return f"<p>{number} {images}</p>"
 
@@ -165,4 +223,5 @@ def _embedded(image: np.ndarray) -> str:
 
     file = io.BytesIO()
     Image.fromarray(image).save(file, format="JPEG", quality=80)
-    return f'<img src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img src="data:image/jpeg;base64,{data}">'

@@ -63,16 +63,16 @@ def load_task(given: str | None, named: str, what: str) -> type[Task]:
 
 
 def rebuild(
-    given: str | None, settings: Mapping[str, Any], named: str = ""
+    given: str | None, settings: Mapping[str, Any], named: str = "", what: str = "the bundle"
 ) -> tuple[Task, SimConfig]:
-    """The task (see `load_task`) and physics of a bundle's settings. Raises DeftlyError if the task has others now."""
-    cls = load_task(given, named, "the bundle")
+    """The task (see `load_task`) and physics of the settings of `what`. DeftlyError if the task has others now."""
+    cls = load_task(given, named, what)
     try:
         args: Any = parse(
-            with_task(Settings, cls.Config), [], prog="deftly", filed=settings, origin="the bundle"
+            with_task(Settings, cls.Config), [], prog="deftly", filed=settings, origin=what
         )
     except DeftlyError as error:
         raise DeftlyError(
-            f"the settings of the bundle do not fit {cls.name} as it is now: {error}"
+            f"the settings of {what} do not fit {cls.name} as it is now: {error}"
         ) from None
     return cls(args.task), args.sim

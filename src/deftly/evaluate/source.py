@@ -211,12 +211,16 @@ class PolicySource:
         return self.loaded
 
     def seen_by(self, task: Task) -> Task:
-        """The task as this policy sees it: of one that learned from images, through the cameras of the scene."""
-        if not isinstance(self.loaded, vla.VlaCheckpoint) or self.loaded.task != task.name:
+        """The task as this policy sees it: of one that learned from images, through the cameras of the scene.
+
+        What a server has is seen as by that whose settings are used (--settings-from).
+        """
+        known = self.loaded if self.like is None else self.like.loaded
+        if not isinstance(known, vla.VlaCheckpoint) or known.task != task.name:
             return task
         from deftly.vla.cameras import seen_through
 
-        return seen_through(task, self.loaded.contract)
+        return seen_through(task, known.contract)
 
     def open(
         self,

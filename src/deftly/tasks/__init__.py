@@ -94,7 +94,10 @@ class Task:
     teacher: str = ""
     """The task whose shipped policy `deftly distill --teacher shipped` takes; empty: its own."""
     prompts: tuple[str, ...] = ()
-    """How a person would say what is to be done, first the plainest: the instructions of `deftly demos`."""
+    """How a person would say what is to be done, first the plainest: the instructions of `deftly demos`.
+
+    `{object}` stands for the name of what was drawn for an episode, one of the report's `kinds`.
+    """
 
     def __init__(self, cfg: TaskConfig):
         self.cfg: Any = cfg

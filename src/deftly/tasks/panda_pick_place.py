@@ -245,6 +245,11 @@ class PickPlace(Task):
     }
     cfg: PickPlaceConfig
     ladder = VISUAL_LADDER
+    prompts = (
+        "pick up the {object} and put it at the goal",
+        "take the {object} and bring it to the goal",
+        "move the {object} to where it belongs",
+    )
     report = Report(
         metrics={
             "within_2_cm": "fraction of episodes that end within 2 cm of the goal",
@@ -263,8 +268,10 @@ class PickPlace(Task):
 
     def __init__(self, cfg: TaskConfig):
         super().__init__(cfg)
-        if len(self.cfg.objects) > 1:
-            kinds = tuple(Path(name).name for name in self.cfg.objects)
+        kinds = tuple(Path(name).name for name in self.cfg.objects)
+        if len(kinds) == 1:
+            self.prompts = tuple(text.replace("{object}", kinds[0]) for text in self.prompts)
+        if len(kinds) > 1:
             self.report = replace(type(self).report, breakdown=("object", ()), kinds=kinds)
 
     @cached_property

@@ -17,7 +17,7 @@ from deftly.render import FREE, Renderer, camera_index
 from deftly.sim import looks
 from deftly.sim.scene import compile_scene
 from deftly.tasks import Task
-from deftly.vla.features import seen_contract
+from deftly.vla.features import image_sizes, seen_contract
 
 if TYPE_CHECKING:
     from deftly.sim.sensors import Noise
@@ -57,20 +57,21 @@ class _Seen(Task):
 
     @cached_property
     def _eyes(self) -> Eyes:
-        images = {signal.name: signal.shape[0] for signal in self.seen.signals if signal.is_image}
-        return Eyes(self, images)
+        return Eyes(self, image_sizes(self.seen))
 
 
-def seen_through(task: Task, contract: PolicyContract) -> Task:
-    """The same task, whose policies see what a contract of `seen_contract` says.
+def seen_through(task: Task, contract: PolicyContract, what: str = "the policy") -> Task:
+    """The same task, whose policies see what a contract of `seen_contract` says, which `what` brings.
 
     Raises DeftlyError if the contract is of another robot, or its actions mean something else.
     """
     own = task.contract()
-    images = [signal for signal in contract.signals if signal.is_image]
-    names = cameras_of(task, tuple(signal.name for signal in images))
+    images = image_sizes(contract)
+    if not images:
+        raise DeftlyError(f"the contract of {what} has no image: it is not made for cameras")
+    names = cameras_of(task, tuple(images))
     prompt = next((given.text for given in contract.inputs if given.is_text), "")
-    seen_contract(own, names, images[0].shape[0], prompt).require(contract, "the policy")
+    seen_contract(own, names, images[names[0]], prompt).require(contract, what)
     kind = type(f"Seen{type(task).__name__}", (_Seen, type(task)), {"seen": contract})
     return kind(task.cfg)
 

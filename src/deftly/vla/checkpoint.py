@@ -32,7 +32,7 @@ from deftly.files import (
     write_json,
     write_text,
 )
-from deftly.vla.features import ACTION, OBS_STATE, layout_of
+from deftly.vla.features import IMAGES, image_sizes, layout_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,18 +82,27 @@ class VlaCheckpoint:
 
     def model(self, device: str = "cpu") -> Model:
         """The model with its weights. Raises DeftlyError where LeRobot or a base model is missing."""
-        from lerobot.configs import PreTrainedConfig  # type: ignore[import-not-found]
-        from lerobot.policies.factory import get_policy_class  # type: ignore[import-not-found]
-
         from deftly.vla import models
 
-        assert get_policy_class  # its import registers the kinds of `config.json`
-        config = PreTrainedConfig.from_pretrained(self.path)
-        config.device, config.pretrained_path = device, None
         kind, base, rank = (self.about[name] for name in ("model", "base", "lora"))
+        config = models.read_config(self.path, kind, device)
+        models.require_shapes(config, self.contract, self.about["layout"], str(self.path / CONFIG))
+        if base:
+            self._require_base(kind, base)
         model = models.build(kind, config, self.statistics, base, rank)
         self.load_into(model)
-        return model
+        told = models.Instructions(kind, self.about.get("prompts", ()))
+        return model._replace(instructions=told)
+
+    def _require_base(self, kind: str, base: str) -> None:
+        """Raise DeftlyError unless the pretrained weights below the adapter are those that it learned on."""
+        from deftly.vla import models
+
+        file = models.weights_file(kind, base)
+        if self.about.get("base_sha256") not in (None, sha256(file, "pretrained weights")):
+            raise DeftlyError(
+                f"{file} is not the file on which {self.path} was trained: give back that one, or train anew"
+            )
 
     def load_into(self, model: Model) -> None:
         """Write the weights into a model. Raises DeftlyError if they are those of another."""
@@ -105,6 +114,14 @@ class VlaCheckpoint:
         if not fits:
             raise DeftlyError(f"{self.path}: the weights are not those of its {CONFIG}; {OTHER}")
         model.network.load_state_dict(weights, strict=False)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The state of the optimizer, to go on from. Raises DeftlyError if it is missing, or another's."""
+        file = self.path / STATE
+        if not file.is_file():
+            raise DeftlyError(f"{self.path} has no {STATE}, so its training cannot go on; {OTHER}")
+        _require_content(file, self.about)
+        return read_tensors(file)
 
     def open(self, cfg: ChunkConfig | None = None, ahead: bool = False) -> ChunkPolicy:
         """The policy; see `ChunkPolicy`. Raises DeftlyError, one line, where LeRobot is missing."""
@@ -159,7 +176,7 @@ def write(
         # tensors that share memory are written once each
         save_file({name: value.clone() for name, value in weights.items()}, scratch / WEIGHTS)
         save_file(dict(state), scratch / STATE)
-        files = {name: sha256(scratch / name, "a file of a checkpoint") for name in BOUND}
+        files = {name: sha256(scratch / name, "a file of a checkpoint") for name in (*BOUND, STATE)}
         write_json(
             scratch / ABOUT,
             {
@@ -183,17 +200,27 @@ def load(path: Path) -> VlaCheckpoint:
             raise DeftlyError(f"{path} has no {what} ({name}): it cannot be used; {OTHER}")
         limit = MAX_WEIGHTS if name == WEIGHTS else 64 * MB
         require_plain(file, "a file of a checkpoint", limit, advice=OTHER)
-        if sha256(file, "a file of a checkpoint", limit) != about["files"][name]:
-            raise DeftlyError(f"{file} is not the file that {ABOUT} names: it was changed; {OTHER}")
+        _require_content(file, about)
     contract = PolicyContract.from_json(read_text(path / CONTRACT, "a contract").strip())
     if contract.hash != about["contract_sha256"]:
         raise DeftlyError(f"{path / CONTRACT} is not the contract that {ABOUT} names; {OTHER}")
     from deftly.vla import statistics
 
     layout = layout_of(about["layout"], contract)
-    sizes = {OBS_STATE: len(layout.state_names), ACTION: len(layout.action_names)}
+    shapes: dict[str, tuple[int, ...]] = {name: (size,) for name, size in layout.sizes.items()}
+    shapes |= {IMAGES + name: statistics.OF_COLOURS for name in image_sizes(contract)}
     tree = read_json(path / STATISTICS, "normalization statistics")
-    return VlaCheckpoint(path, about, contract, statistics.parse(tree, sizes, str(path)))
+    measured = statistics.parse(tree, shapes, str(path))
+    if statistics.digest(measured) != about["statistics_sha256"]:
+        raise DeftlyError(f"{path / STATISTICS} are not the ones that {ABOUT} names; {OTHER}")
+    return VlaCheckpoint(path, about, contract, measured)
+
+
+def _require_content(file: Path, about: Mapping[str, Any]) -> None:
+    """Raise DeftlyError unless a file is what `vla.json` names; older ones do not name the state."""
+    named = about["files"].get(file.name)
+    if named is not None and sha256(file, "a file of a checkpoint", MAX_WEIGHTS) != named:
+        raise DeftlyError(f"{file} is not the file that {ABOUT} names: it was changed; {OTHER}")
 
 
 def _require_about(path: Path, about: Any) -> None:
@@ -209,11 +236,15 @@ def _require_about(path: Path, about: Any) -> None:
         "executed": int,
         "settings": dict,
         "files": dict,
+        "statistics_sha256": str,
         "contract_sha256": str,
     }
     fits = isinstance(about, dict) and all(type(about.get(k)) is v for k, v in kinds.items())
     if not fits or about["schema"] != SCHEMA or about["layout"] not in ("contract", "droid"):
         raise DeftlyError(f"{path / ABOUT} is not of the schema {SCHEMA}; {OTHER}")
+    told = about.get("prompts", [])
+    if not isinstance(told, list) or not all(isinstance(text, str) for text in told):
+        raise DeftlyError(f"{path / ABOUT} is damaged: 'prompts' is no list of texts; {OTHER}")
     if not set(BOUND) <= set(about["files"]) or about["executed"] < 1:
         raise DeftlyError(f"{path / ABOUT} is damaged; {OTHER}")
 

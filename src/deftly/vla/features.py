@@ -58,6 +58,11 @@ def seen_contract(
     )
 
 
+def image_sizes(contract: PolicyContract) -> dict[str, int]:
+    """Width and height of the image of each camera that a policy sees, pixels, by the camera's name."""
+    return {signal.name: signal.shape[0] for signal in contract.signals if signal.is_image}
+
+
 def exact(contract: PolicyContract, action: np.ndarray) -> np.ndarray:
     """Actions (..., action_size) float32 as the robot takes them: within [-1, 1], and of a gripper its sign alone."""
     grips = np.concatenate(
@@ -74,6 +79,11 @@ class Plain:
         self.contract = contract
         self.state_names = list(contract.joint_names)
         self.action_names = _action_names(contract)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many numbers state and action have, by feature."""
+        return {OBS_STATE: len(self.state_names), ACTION: len(self.action_names)}
 
     @property
     def meaning(self) -> dict[str, str]:
@@ -130,6 +140,11 @@ class Droid:
         self.action_names = [f"joint_{i + 1}.velocity" for i in range(DROID_JOINTS)] + [
             "gripper.open"
         ]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many numbers state and action have, by feature."""
+        return {OBS_STATE: len(self.state_names), ACTION: len(self.action_names)}
 
     @property
     def meaning(self) -> dict[str, str]:

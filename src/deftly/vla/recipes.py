@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["act", "diffusion", "smolvla", "pi0_fast", "pi05"]
@@ -26,11 +26,10 @@ class Recipe:
     """Where its pretrained weights are on the Hugging Face hub; empty: it learns from random ones."""
     tokenizers: tuple[str, ...] = ()
     """Repositories of the hub that hold its tokenizers."""
-    config: tuple[tuple[str, Any], ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the model that differ from LeRobot's."""
     chunk_field: str = "chunk_size"
-    bytes_per_parameter: float = 16.0
-    """While learning: weights, gradients, two moments of AdamW; of a frozen parameter weights alone."""
+    """LeRobot's name of the setting that says how many actions are predicted."""
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -42,15 +41,15 @@ RECIPES: Mapping[str, Recipe] = {
         chunk=16,
         executed=8,
         image_size=64,
-        config=(
-            ("pretrained_backbone_weights", None),
-            ("dim_model", 256),
-            ("n_heads", 8),
-            ("dim_feedforward", 1024),
-            ("n_encoder_layers", 3),
-            ("use_vae", False),
-            ("dropout", 0.0),
-        ),
+        config={
+            "pretrained_backbone_weights": None,
+            "dim_model": 256,
+            "n_heads": 8,
+            "dim_feedforward": 1024,
+            "n_encoder_layers": 3,
+            "use_vae": False,
+            "dropout": 0.0,
+        },
     ),
     # Chi et al. 2023, of one observation: nobody has to remember for it.
     "diffusion": Recipe(
@@ -61,14 +60,14 @@ RECIPES: Mapping[str, Recipe] = {
         executed=8,
         image_size=96,
         chunk_field="horizon",
-        config=(
-            ("n_obs_steps", 1),
-            ("pretrained_backbone_weights", None),
-            ("crop_shape", None),
-            ("down_dims", (128, 256)),
-            ("num_inference_steps", 10),
-            ("noise_scheduler_type", "DDIM"),
-        ),
+        config={
+            "n_obs_steps": 1,
+            "pretrained_backbone_weights": None,
+            "crop_shape": None,
+            "down_dims": (128, 256),
+            "num_inference_steps": 10,
+            "noise_scheduler_type": "DDIM",
+        },
     ),
     # Shukor et al. 2025: the vision-language model stays, its action expert learns.
     "smolvla": Recipe(
@@ -92,7 +91,7 @@ RECIPES: Mapping[str, Recipe] = {
         lora=16,
         weights="lerobot/pi0fast-base",
         tokenizers=("google/paligemma-3b-pt-224", "lerobot/fast-action-tokenizer"),
-        config=(("dtype", "bfloat16"), ("gradient_checkpointing", True)),
+        config={"dtype": "bfloat16", "gradient_checkpointing": True},
     ),
     "pi05": Recipe(
         batch=2,
@@ -104,6 +103,6 @@ RECIPES: Mapping[str, Recipe] = {
         lora=16,
         weights="lerobot/pi05_base",
         tokenizers=("google/paligemma-3b-pt-224",),
-        config=(("dtype", "bfloat16"), ("gradient_checkpointing", True)),
+        config={"dtype": "bfloat16", "gradient_checkpointing": True},
     ),
 }

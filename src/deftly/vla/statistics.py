@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 
 from deftly.errors import DeftlyError
-from deftly.vla.features import ACTION, OBS_STATE
 
 Statistics = dict[str, dict[str, list[Any]]]
 """By feature: `mean`, `std`, `min`, `max`, `q01`, `q99`, each as long as a row; of an image (3, 1, 1), in 0 .. 1."""
+KEYS = ("mean", "std", "min", "max", "q01", "q99")
+"""What is computed of a feature; of an image the first four."""
+OF_COLOURS = (3, 1, 1)
+"""Shape of the statistics of an image, which broadcasts over (3, height, width)."""
 FLOOR = 0.01
 """Smallest standard deviation, as a part of the whole range: a joint that never moved must not magnify its noise."""
 
@@ -54,10 +57,10 @@ def of_images(images: np.ndarray) -> dict[str, list[Any]]:
         squares += np.square(part).sum(0, dtype=np.float64)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))
-    shape = (3, 1, 1)
     found = {"mean": mean, "std": std, "min": np.zeros(3), "max": np.ones(3)}
     return {
-        name: np.asarray(value, np.float32).reshape(shape).tolist() for name, value in found.items()
+        name: np.asarray(value, np.float32).reshape(OF_COLOURS).tolist()
+        for name, value in found.items()
     }
 
 
@@ -78,22 +81,22 @@ def require_same(mine: Statistics, other: Statistics, what: str) -> None:
     )
 
 
-def parse(tree: Any, features: Mapping[str, int], what: str) -> Statistics:
+def parse(tree: Any, shapes: Mapping[str, tuple[int, ...]], what: str) -> Statistics:
     """Statistics that were read from a file.
 
     Args:
         tree: The JSON.
-        features: Length of each feature of numbers that must be there.
+        shapes: Of each feature that must be there: (size,) of numbers, `OF_COLOURS` of an image.
         what: The file, for the message.
 
-    Raises DeftlyError unless each has finite numbers of the right count.
+    Raises DeftlyError unless each has finite numbers of the right count: what lacks some, LeRobot does not normalize.
     """
     try:
-        for name, size in features.items():
-            for key in ("mean", "std", "min", "max", "q01", "q99"):
+        for name, shape in shapes.items():
+            for key in KEYS if shape != OF_COLOURS else KEYS[:4]:
                 values = np.asarray(tree[name][key], np.float64)
-                if values.shape != (size,) or not np.isfinite(values).all():
-                    raise ValueError(f"'{key}' of '{name}' is not {size} finite numbers")
+                if values.shape != shape or not np.isfinite(values).all():
+                    raise ValueError(f"'{key}' of '{name}' is not {values_of(shape)}")
             if (np.asarray(tree[name]["std"]) <= 0).any():
                 raise ValueError(f"'std' of '{name}' is not positive")
     except (KeyError, TypeError, ValueError) as error:
@@ -102,5 +105,6 @@ def parse(tree: Any, features: Mapping[str, int], what: str) -> Statistics:
     return tree
 
 
-NUMBERS = (OBS_STATE, ACTION)
-"""Features that every model needs statistics of."""
+def values_of(shape: tuple[int, ...]) -> str:
+    """What is expected of a shape, in words."""
+    return f"{shape[0]} finite numbers" if len(shape) == 1 else f"finite numbers of shape {shape}"

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deftly.console import duration, say
+from deftly.console import duration, printable, say
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.learn import log, optimizers
 from deftly.vla import checkpoint, models
+from deftly.vla.checkpoint import VlaCheckpoint
 from deftly.vla.frames import Frames
 from deftly.vla.models import Model
 from deftly.vla.statistics import Statistics, digest, require_same
@@ -45,8 +46,12 @@ class Plan:
     layout: str
     statistics: Statistics
     dataset: str
+    prompts: tuple[str, ...]
+    """What the robot was told in it."""
     base: str
     """Pretrained weights: a folder or a repository of the hub; empty: random ones."""
+    base_sha256: str
+    """Of their file."""
     lora: int
     chunk: int
     executed: int
@@ -62,11 +67,13 @@ class Plan:
             "task": self.task,
             "model": self.kind,
             "base": self.base,
+            "base_sha256": self.base_sha256,
             "lora": self.lora,
             "layout": self.layout,
             "executed": self.executed,
             "settings": dict(self.settings),
             "dataset": self.dataset,
+            "prompts": list(self.prompts),
             "statistics_sha256": digest(self.statistics),
             "training": {
                 "steps": self.steps,
@@ -76,6 +83,34 @@ class Plan:
                 "seed": self.seed,
             },
         }
+
+
+def require_place(plan: Plan, folder: Path, resume: bool) -> None:
+    """Raise DeftlyError, before a model is built, unless a training may write there, or can go on there."""
+    if resume:
+        earlier(plan, folder)
+    elif (folder / NEWEST).exists():
+        raise DeftlyError(
+            f"'{folder}' holds a training: go on with it, --resume, or choose another --out"
+        )
+
+
+def earlier(plan: Plan, folder: Path) -> VlaCheckpoint:
+    """The checkpoint with which a training goes on. Raises DeftlyError if there is none, or it is of another plan."""
+    place = folder / NEWEST
+    if not checkpoint.is_one(place):
+        raise DeftlyError(f"'{folder}' holds no training to go on with: leave out --resume")
+    found = checkpoint.load(place)
+    plan.contract.require(found.contract, str(place))
+    require_same(plan.statistics, found.statistics, str(place))
+    wanted = plan.about
+    for name in ("model", "base", "base_sha256", "lora", "layout", "executed", "training"):
+        if found.about.get(name, wanted[name]) != wanted[name]:
+            raise DeftlyError(
+                f"'{place}' was trained with {name} {found.about.get(name)}, this is {wanted[name]}: resume with the "
+                "same settings, or start anew with another --out"
+            )
+    return found
 
 
 class Training:
@@ -106,26 +141,18 @@ class Training:
         )
         if resume:
             self._resume()
-        elif (folder / NEWEST).exists():
-            raise DeftlyError(
-                f"'{folder}' holds a training: go on with it, --resume, or choose another --out"
-            )
         elif not plan.base:
             models.calibrate(model.network, model, frames.batch(self._rows(0), plan.chunk))
 
     def _resume(self) -> None:
-        found = checkpoint.load(self.folder / NEWEST)
-        require_same(self.plan.statistics, found.statistics, str(found.path))
-        self.plan.contract.require(found.contract, str(found.path))
-        wanted = self.plan.about
-        for name in ("model", "base", "lora", "layout", "executed", "training"):
-            if found.about.get(name) != wanted[name]:
-                raise DeftlyError(
-                    f"'{found.path}' was trained with {name} {found.about.get(name)}, this is {wanted[name]}: resume "
-                    "with the same settings, or start anew with another --out"
-                )
+        found = earlier(self.plan, self.folder)
         found.load_into(self.model)
-        optimizers.unpack(self._optimizer, checkpoint.read_tensors(found.path / checkpoint.STATE))
+        try:
+            optimizers.unpack(self._optimizer, found.optimizer_state())
+        except (KeyError, ValueError) as error:
+            raise DeftlyError(
+                f"'{found.path}' has the state of another optimizer: {printable(error, 100)}"
+            ) from None
         self.step = found.iteration
 
     def _rows(self, step: int) -> np.ndarray:
@@ -224,15 +251,3 @@ def _line(row: Mapping[str, float], total: int, left: float) -> str:
     if "eval_success" in row:
         parts.append(f"success {100 * row['eval_success']:.0f} %")
     return ", ".join([*parts, f"{duration(left)} left"])
-
-
-def seconds_a_step(model: Model, frames: Frames, batch: int, chunk: int) -> float:
-    """Time of a step, s, by trying two; nothing has learned afterwards."""
-    times = []
-    for _ in range(2):
-        begun = time.perf_counter()
-        loss, _ = model.loss(frames.batch(np.arange(batch) % len(frames), chunk))
-        loss.backward()
-        times.append(time.perf_counter() - begun)
-        model.network.zero_grad(set_to_none=True)
-    return min(times)
