@@ -1,12 +1,13 @@
 """Several objects in a scene: those that were not drawn are parked, asleep, and nothing else changes by it."""
 
+import mujoco
 import torch
 
 from deftly.config import EnvConfig, SimConfig
 from deftly.env import Env
 from deftly.env import env as env_module
 from deftly.objects.assortment import PARKED
-from deftly.sim.scene import sleeps
+from deftly.sim.scene import let_sleep, sleeps
 from deftly.tasks import load
 
 OBJECTS = ("cube", "sphere", "pawn")
@@ -91,9 +92,11 @@ def test_a_state_continues_in_a_new_environment_to_the_bit():
 def test_objects_move_as_where_nothing_sleeps(monkeypatch):
     """In an engine that lets nothing sleep a force holds what is parked; what was drawn moves alike."""
     asleep = make()
-    monkeypatch.setattr(env_module, "let_sleep", lambda spec: None)
+    monkeypatch.setattr(env_module, "let_sleep", lambda spec, engine: let_sleep(spec, "warp"))
     awake = make()
     assert not sleeps(awake.model)
+    known_to_warp = awake.model.tree_sleep_policy < mujoco.mjtSleepPolicy.mjSLEEP_NEVER.value
+    assert known_to_warp.all()
     assert awake.sim.bind("xfrc_applied").any()
     for action in actions():
         seen, expected = asleep.step(action), awake.step(action)

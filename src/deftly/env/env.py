@@ -129,8 +129,8 @@ class Env:
         """The task's scene, prepared for what differs between episodes."""
         spec = self.task.scene()
         prepare(spec, entries, 1 / (self.contract.rate * self.substeps))
-        if self._sim_cfg.engine == "cpu" and not with_looks:
-            let_sleep(spec)
+        if not with_looks:  # images are drawn of any state: there is nothing to be asleep
+            let_sleep(spec, self._sim_cfg.engine)
         return compile_scene(spec, self.contract.rate, self._sim_cfg, with_looks)
 
     @cached_property

@@ -49,12 +49,16 @@ def compile_scene(
     return model
 
 
-def let_sleep(spec: mujoco.MjSpec) -> None:
+def let_sleep(spec: mujoco.MjSpec, engine: str = "cpu") -> None:
     """Let bodies that start asleep (`MjsBody.sleep`) cost nothing until something moves them; nothing else dozes off.
 
-    Without any such body the scene stays as it is.
+    Without any such body the scene stays as it is. In the engine warp all bodies are awake: it knows no such policy.
     """
-    if any(body.sleep == mujoco.mjtSleepPolicy.mjSLEEP_INIT for body in spec.bodies):
+    sleepers = [body for body in spec.bodies if body.sleep == mujoco.mjtSleepPolicy.mjSLEEP_INIT]
+    if engine != "cpu":
+        for body in sleepers:
+            body.sleep = mujoco.mjtSleepPolicy.mjSLEEP_AUTO
+    elif sleepers:
         spec.option.enableflags |= SLEEP
         spec.option.sleep_tolerance = 0.0  # m/s: what rests on a table goes on being simulated
 
