@@ -28,7 +28,7 @@ from deftly.config.presets import Preset
 from deftly.env import Env
 from deftly.learn import checkpoint
 from deftly.learn.ppo import PPO
-from deftly.sim.scene import compile_scene
+from deftly.sim.scene import compile_scene, let_sleep, sleeps
 from deftly.tasks import Task, load
 
 Engine = Literal["cpu", "warp"]
@@ -163,11 +163,14 @@ def spread(env: Env, tape: str) -> None:
 
 
 class Replay:
-    """Plays a tape with plain `mj_step`."""
+    """Plays a tape with plain `mj_step`, in the scene that environments step: without what is only drawn."""
 
     def __init__(self, job: Job):
         task = job.new_task()
-        self.model = compile_scene(task.scene(), task.contract().rate, SimConfig(preset=job.preset))
+        spec = task.scene()
+        let_sleep(spec)
+        sim = SimConfig(preset=job.preset)
+        self.model = compile_scene(spec, task.contract().rate, sim, with_looks=False)
         with np.load(job.tape, allow_pickle=False) as file:
             tape = {k: file[k] for k in file.files if not k.startswith(SNAP)}
         self.start, self.commands, self.substeps = (
@@ -185,7 +188,7 @@ class Replay:
         """Play the tape once for some of its environments; returns control steps."""
         model, data, substeps, step = self.model, self.data, self.substeps, mujoco.mj_step
         for i in members:
-            mujoco.mj_setState(model, data[i], self.start[i], FULL)
+            self._put(i, self.start[i])
         for t, row in enumerate(self.commands):
             self._reset(t, members)
             for i in members:
@@ -197,7 +200,13 @@ class Replay:
     def _reset(self, t: int, members: range) -> None:
         for i, state in self.resets.get(t, ()):
             if i in members:
-                mujoco.mj_setState(self.model, self.data[i], state, FULL)
+                self._put(i, state)
+
+    def _put(self, i: int, state: np.ndarray) -> None:
+        """Start from a state; which bodies sleep follows from it."""
+        if sleeps(self.model):
+            mujoco.mj_resetData(self.model, self.data[i])
+        mujoco.mj_setState(self.model, self.data[i], state, FULL)
 
     def exact(self) -> bool:
         """Whether the replay ended bit for bit where the environments did."""

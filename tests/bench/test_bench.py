@@ -105,6 +105,16 @@ def test_replay_follows_resets(tmp_path, monkeypatch):
     assert cases.raw(job)["exact"]
 
 
+def test_replay_of_a_scene_in_which_objects_sleep(tmp_path, monkeypatch):
+    """What is parked is another one in each episode."""
+    cls = load("panda-pick-place")
+    monkeypatch.setattr(cls, "success", lambda self, s: s.steps % 5 == 4)
+    tape = str(tmp_path / "tape.npz")
+    job = Job("", "panda-pick-place", tape, num_envs=4, seconds=0.01, tape_envs=4, tape_steps=12)
+    assert cases.record(job)["resets"] == 12
+    assert cases.raw(job)["exact"]
+
+
 def test_the_warp_engine_is_measured_beside_the_cpu_engine(monkeypatch):
     """The flag adds a case and its ratio; what is measured of it is told by the job alone."""
     asked = []

@@ -96,6 +96,20 @@ def test_a_free_body_is_named_not_its_joint(env):
         env.state.body("bal")
 
 
+def test_several_bodies_are_read_at_once_wherever_they_stand(env):
+    """In one piece they are live views, else copies; both have the order that was asked for."""
+    s = env.state
+    for names in (("base", "left", "right"), ("ball", "left"), ("right", "left"), ("ball",)):
+        assert torch.equal(s.bodies(names), torch.stack([s.body(name) for name in names], 1))
+    for names in (("base", "ball"), ("ball", "base"), ("ball",)):
+        assert torch.equal(s.poses(names), torch.stack([s.pose(name) for name in names], 1))
+        each = torch.stack([s.velocity(name) for name in names], 1)
+        assert torch.equal(s.velocities(names), each)
+    live = s.poses(("ball",))
+    s.pose("ball")[:, 0] = 7.0
+    assert live[:, 0, 0].tolist() == [7.0] * N
+
+
 def test_parameters_are_each_environments_own(env):
     env.state.parameter("geom_size", "ball")[2, 0] = 0.2
     assert env.state.parameter("geom_size", "ball")[:, 0].tolist() == [0.1, 0.1, 0.2, 0.1, 0.1, 0.1]

@@ -12,6 +12,7 @@ from deftly.evaluate import report
 from deftly.objects import assortment
 from deftly.sim import looks
 from deftly.tasks import load
+from deftly.tasks.panda_pick_place import SHAPE_ERRORS
 
 OBJECTS = ("cube", "sphere", "pawn")
 
@@ -50,6 +51,23 @@ def test_what_is_seen_is_the_object_that_was_drawn():
     codes = torch.tensor([item.code for item in things.items])[things.drawn(s)]
     assert torch.allclose(obs[:, 25:32] * 0.04, codes[:, :7].float(), atol=1e-6)
     assert torch.allclose(obs[:, 32], codes[:, 7].float())
+
+
+def test_what_is_said_of_a_shape_errs_by_as_much_as_is_asked_for():
+    """By another error in each environment, the same through an episode; the grasp point stays where it is."""
+    env = make(shape_error=0.01)
+    s, things = env.state, env.task.things
+    error = env.inputs["shape"] - things.numbers(s, "code").float()
+    most = 0.01 * torch.tensor(SHAPE_ERRORS)
+    assert (error.abs() <= most + 1e-6).all()
+    assert (error.abs().amax(0) > 0.7 * most).all()
+    env.step(torch.zeros(24, 9))
+    again = env.inputs["shape"] - things.numbers(s, "code").float()
+    assert torch.allclose(again, error, atol=1e-7)
+    assert torch.allclose(env.obs["policy"][:, 7:10], things.position(s).float(), atol=1e-6)
+    env.reset()
+    other = env.inputs["shape"] - things.numbers(s, "code").float()
+    assert (other - error).abs().amax(1).min() > 1e-4
 
 
 def test_a_new_episode_has_another_object_and_the_old_one_hangs_again():

@@ -30,7 +30,7 @@ from deftly.sim import looks, make_sim
 from deftly.sim.pushes import Pushes
 from deftly.sim.randomize import Randomize, Randomizer, prepare
 from deftly.sim.rows import Rows
-from deftly.sim.scene import compile_scene
+from deftly.sim.scene import compile_scene, let_sleep
 from deftly.sim.sensors import Sensors
 from deftly.sim.state import State
 from deftly.tasks import Task
@@ -129,6 +129,8 @@ class Env:
         """The task's scene, prepared for what differs between episodes."""
         spec = self.task.scene()
         prepare(spec, entries, 1 / (self.contract.rate * self.substeps))
+        if not with_looks:  # images are drawn of any state: there is nothing to be asleep
+            let_sleep(spec, self._sim_cfg.engine)
         return compile_scene(spec, self.contract.rate, self._sim_cfg, with_looks)
 
     @cached_property

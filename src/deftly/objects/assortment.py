@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import mujoco
 import torch
 
 from deftly.objects.items import PREFIX, Item
+from deftly.sim.scene import sleeps
 
 if TYPE_CHECKING:
-    import mujoco
     from torch import Tensor
 
     from deftly.sim.state import State
@@ -26,9 +27,9 @@ DRAWN = "drawn"
 class Assortment:
     """Objects, all of which are bodies of the scene: one is drawn, the others are parked.
 
-    A parked object hangs in the air below the floor: a force of the size of its weight holds it (`xfrc_applied`, which
-    is part of MuJoCo's state), and it touches nothing. So nothing but the state differs between environments, and any
-    engine can do it.
+    A parked object hangs in the air below the floor, where it touches nothing. MuJoCo lets it sleep, so that it costs
+    next to nothing; in an engine that lets nothing sleep a force of the size of its weight holds it (`xfrc_applied`,
+    which is part of the state). So nothing but the state differs between environments, and any engine can do it.
     """
 
     def __init__(self, items: Sequence[Item]):
@@ -45,7 +46,10 @@ class Assortment:
         """Put all of them into a scene, parked."""
         for i, item in enumerate(self.items):
             spec.attach(item.build(), frame=spec.worldbody.add_frame(), prefix=PREFIX)
-            spec.body(item.body).pos = [APART * i, 0.0, PARKED]
+            body = spec.body(item.body)
+            body.pos = [APART * i, 0.0, PARKED]
+            if len(self) > 1:
+                body.sleep = mujoco.mjtSleepPolicy.mjSLEEP_INIT
 
     def drawn(self, s: State) -> Tensor:
         """The number of each environment's object, `(num_envs,)` int64."""
@@ -60,7 +64,7 @@ class Assortment:
         place = s.uniform(mask, 0.0, float(count)).long().clip(0, count - 1)
         self.drawn(s)
         s.remember(DRAWN, mask, s.tensor(self._easiest_first)[place])
-        if len(self) > 1:
+        if len(self) > 1 and not sleeps(s.sim.model):
             self._hold_up(s, mask)
 
     def _hold_up(self, s: State, mask: Tensor) -> None:
@@ -82,23 +86,23 @@ class Assortment:
 
     def pose(self, s: State) -> Tensor:
         """Pose of each environment's object, `(num_envs, 7)`: grasp frame in the world, m, and quaternion w x y z."""
-        return self._of_drawn(s, [s.pose(body) for body in self.bodies])
+        return self.of_drawn(s, s.poses(self.bodies))
 
     def position(self, s: State) -> Tensor:
         """Position of its grasp frame in the world, `(num_envs, 3)`, m."""
-        return self._of_drawn(s, [s.body(body) for body in self.bodies])
+        return self.of_drawn(s, s.bodies(self.bodies))
 
     def velocity(self, s: State) -> Tensor:
         """Its velocity, `(num_envs, 6)`: linear in the world, m/s, and angular in its own frame, rad/s."""
-        return self._of_drawn(s, [s.velocity(body) for body in self.bodies])
+        return self.of_drawn(s, s.velocities(self.bodies))
 
     def numbers(self, s: State, name: str) -> Tensor:
         """An attribute of each environment's `Item`, `(num_envs,)`, or `(num_envs, k)` of one with several numbers."""
         return s.tensor(tuple(getattr(item, name) for item in self.items))[self.drawn(s)]
 
-    def _of_drawn(self, s: State, values: list[Tensor]) -> Tensor:
-        """Of a value of each object, `(num_envs, k)`, that of the object that was drawn."""
-        if len(values) == 1:
-            return values[0]
+    def of_drawn(self, s: State, values: Tensor) -> Tensor:
+        """Of a value of each object, `(num_envs, len(self), k)`, that of the object that was drawn."""
+        if len(self) == 1:
+            return values[:, 0]
         rows = torch.arange(s.num_envs, device=s.device)
-        return torch.stack(values, 1)[rows, self.drawn(s)]
+        return values[rows, self.drawn(s)]

@@ -64,6 +64,11 @@ class Entity:
         """Size of the force between each pad and a body of `add_touch`, `(num_envs, pads)`, N."""
         return s.sensors(tuple(_touch_name(pad, body) for pad in self.pads)).norm(dim=-1)
 
+    def touches(self, s: State, bodies: tuple[str, ...]) -> Tensor:
+        """The same of several bodies, `(num_envs, len(bodies), pads)`, N."""
+        names = tuple(_touch_name(pad, body) for body in bodies for pad in self.pads)
+        return s.sensors(names).norm(dim=-1).unflatten(1, (len(bodies), -1))
+
     def pad_distances(self, s: State) -> Tensor:
         """Signed distance between each two pads, `(num_envs, pairs)`, m, at most the cutoff; negative: they overlap.
 

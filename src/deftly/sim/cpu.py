@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from deftly.sim.guard import dump
+from deftly.sim.scene import sleeps
 
 Tensor = torch.Tensor
 
@@ -53,7 +54,8 @@ class CpuSim:
         self.model = model
         self.num_envs = num_envs
         threads = threads or len(os.sched_getaffinity(0))
-        self.batch = mujoco.batch.Batch(model, num_envs, threads)
+        self._sleeps = sleeps(model)
+        self.batch = mujoco.batch.Batch(model, num_envs, threads, persistent=self._sleeps)
         self.broken_count = 0
         self.overflow_count = 0
         self.dump_dir = dump_dir
@@ -169,7 +171,12 @@ class CpuSim:
         return self._state.clone()
 
     def set_state(self, state: Tensor) -> None:
-        """Restore what `get_state` gave; derived fields are stale until `forward`."""
+        """Restore what `get_state` gave; derived fields are stale until `forward`.
+
+        Which bodies sleep is not in it, and follows: all that start asleep, unless the state moves them.
+        """
+        if self._sleeps:
+            self.reset()
         self._state.copy_(state)
 
     def state_of(self, index: int) -> np.ndarray:

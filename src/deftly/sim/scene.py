@@ -27,6 +27,7 @@ TILE = 0.25  # m, edge of a square tile of uneven ground: longer than a step of 
 TILED = (-1.5, -1.5)  # m, corner of the tiled part of a floor, from which it extends along x and y
 TILES = (40, 12)  # of the tiled part, along x and y
 TILE_DEPTH = 0.1  # m, half the thickness of a tile
+SLEEP = mujoco.mjtEnableBit.mjENBL_SLEEP.value
 LEG_INSET = 0.04  # of a table's legs from its edges, m
 
 
@@ -46,6 +47,25 @@ def compile_scene(
     model = spec.compile()
     looks.show_hidden(model)
     return model
+
+
+def let_sleep(spec: mujoco.MjSpec, engine: str = "cpu") -> None:
+    """Let bodies that start asleep (`MjsBody.sleep`) cost nothing until something moves them; nothing else dozes off.
+
+    Without any such body the scene stays as it is. In the engine warp all bodies are awake: it knows no such policy.
+    """
+    sleepers = [body for body in spec.bodies if body.sleep == mujoco.mjtSleepPolicy.mjSLEEP_INIT]
+    if engine != "cpu":
+        for body in sleepers:
+            body.sleep = mujoco.mjtSleepPolicy.mjSLEEP_AUTO
+    elif sleepers:
+        spec.option.enableflags |= SLEEP
+        spec.option.sleep_tolerance = 0.0  # m/s: what rests on a table goes on being simulated
+
+
+def sleeps(model: mujoco.MjModel) -> bool:
+    """Whether bodies may be asleep in a model: they are then part of no integration state, see `CpuSim`."""
+    return bool(model.opt.enableflags & SLEEP)
 
 
 def prepare(s: mujoco.MjSpec) -> None:

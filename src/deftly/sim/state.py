@@ -57,7 +57,7 @@ class State:
         self.store: dict[str, Tensor] = {}
         self.scale: dict[str, float] = {}
         self._views: dict[tuple[str, str], Tensor] = {}
-        self._groups: dict[tuple[str, ...], slice | None] = {}
+        self._joined: dict[tuple[str, tuple[str, ...]], Tensor | None] = {}
         self._constants: dict[Any, Tensor] = {}
         self._rows: Rows | None = None
         self._joints = _JointMap(sim.model, contract.joint_names)
@@ -101,6 +101,14 @@ class State:
         """Velocity of a free body, `(num_envs, 6)`: linear in the world, m/s, and angular in its own frame, rad/s."""
         return self._view("qvel", "free", body)
 
+    def poses(self, bodies: tuple[str, ...]) -> Tensor:
+        """Poses of several free bodies, `(num_envs, len(bodies), 7)`; see `pose`."""
+        return self._views_of("qpos", "free", bodies)
+
+    def velocities(self, bodies: tuple[str, ...]) -> Tensor:
+        """Velocities of several free bodies, `(num_envs, len(bodies), 6)`; see `velocity`."""
+        return self._views_of("qvel", "free", bodies)
+
     def place(
         self, body: str, mask: Tensor, position: Tensor, quaternion: Tensor | None = None
     ) -> None:
@@ -123,6 +131,10 @@ class State:
         """World position of a body's frame, `(num_envs, 3)`, m."""
         return self._view("xpos", "body", name)
 
+    def bodies(self, names: tuple[str, ...]) -> Tensor:
+        """World positions of the frames of several bodies, `(num_envs, len(names), 3)`, m."""
+        return self._views_of("xpos", "body", names)
+
     def orientation(self, name: str) -> Tensor:
         """Orientation of a body's frame in the world, `(num_envs, 4)`, quaternion w x y z."""
         return self._view("xquat", "body", name)
@@ -137,12 +149,7 @@ class State:
 
     def sensors(self, names: tuple[str, ...]) -> Tensor:
         """Outputs of several sensors of one size, `(num_envs, len(names), k)`."""
-        if names not in self._groups:
-            self._groups[names] = _joined_slice(self.sim.model, names)
-        columns = self._groups[names]
-        if columns is None:
-            return torch.stack([self.sensor(name) for name in names], 1)
-        return self.sim.bind("sensordata")[:, columns].unflatten(1, (len(names), -1))
+        return self._views_of("sensordata", "sensor", names)
 
     def parameter(self, field: str, name: str) -> Tensor:
         """Each environment's value of an MjModel field: `parameter("geom_size", "cube")` is `(num_envs, 3)`.
@@ -211,6 +218,16 @@ class State:
             self._views[field, name] = self.sim.bind(field)[:, where]
         return self._views[field, name]
 
+    def _views_of(self, field: str, kind: str, names: tuple[str, ...]) -> Tensor:
+        """Several views side by side, `(num_envs, len(names), k)`: live where they lie in one piece."""
+        if (field, names) not in self._joined:
+            places = [_FIND[kind](self.sim.model, field, name) for name in names]
+            self._joined[field, names] = _one_piece(self.sim.bind(field), places)
+        joined = self._joined[field, names]
+        if joined is None:
+            return torch.stack([self._view(field, kind, name) for name in names], 1)
+        return joined
+
 
 class _Columns:
     """Columns of a field: a slice where they are in one piece, which is a live view, and else indices."""
@@ -275,13 +292,18 @@ def _sensor(model: mujoco.MjModel, _: str, name: str) -> slice:
     return slice(first, first + int(sensor.dim[0]))
 
 
-def _joined_slice(model: mujoco.MjModel, names: tuple[str, ...]) -> slice | None:
-    """The columns of several sensors; None if they are not in one piece."""
-    slices = [_sensor(model, "", name) for name in names]
+def _one_piece(live: Tensor, places: list[int] | list[slice]) -> Tensor | None:
+    """Columns or rows of a field, `(num_envs, len(places), k)`, as one view; None if they do not follow each other."""
+    slices = [p if isinstance(p, slice) else slice(p, p + 1) for p in places]
     for before, after in pairwise(slices):
-        if before.stop != after.start:
+        if before.stop != after.start or _length(before) != _length(after):
             return None
-    return slice(slices[0].start, slices[-1].stop)
+    whole = live[:, slices[0].start : slices[-1].stop]
+    return whole.unflatten(1, (len(places), -1)) if isinstance(places[0], slice) else whole
+
+
+def _length(part: slice) -> int:
+    return part.stop - part.start
 
 
 def _hinge(model: mujoco.MjModel, field: str, name: str) -> int:

@@ -67,6 +67,9 @@ CUBE = (0.025, 0.025, 0.025, 0.0, 0.0, 0.0, 0.025, 1.0)
 SHAPE_BOUNDS = (*(0.0,) * 3, *(-0.5,) * 3, 0.0, 0.0), (*(0.5,) * 6, 0.04, 1.0)
 """Smallest and largest numbers of `shape`."""
 
+SHAPE_ERRORS = (*(1.0,) * 6, 0.3, 10.0)
+"""What an error of `shape` is multiplied by: a width is measured better than a box; of the fill it is per m."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -136,6 +139,15 @@ class PickPlaceConfig(TaskConfig):
         Lt(1),
         Doc("Longest side to which scanned objects are scaled, m; unset: as scanned."),
     ] = None
+    shape_error: Annotated[
+        float,
+        Ge(0),
+        Le(0.05),
+        Doc(
+            "Half range of an error of what the input `shape` says, drawn for each episode, m: a policy that is "
+            "trained with it does not learn the numbers of its few objects by heart."
+        ),
+    ] = 0.0
     goal_x: Annotated[tuple[float, float], RANGE, Doc("Where the goal is: x, m.")] = (0.40, 0.60)
     goal_y: Annotated[tuple[float, float], RANGE, Doc("Where the goal is: y, m.")] = (-0.15, 0.15)
     goal_height: Annotated[
@@ -376,7 +388,10 @@ class PickPlace(Task):
         goal = {"goal": s.zeros("goal", 3)}
         if self.cfg.observation == "rgb":
             return goal
-        return {**goal, "shape": self.things.numbers(s, "code")}
+        shape = self.things.numbers(s, "code")
+        if self.cfg.shape_error:
+            shape = shape + s.zeros("shape_error", items.CODE)
+        return {**goal, "shape": shape}
 
     def privileged(self, s: State) -> Tensor:
         """Joints, their velocities, the object's velocity, grip, fraction of the steps to hold."""
@@ -401,6 +416,9 @@ class PickPlace(Task):
         quat = torch.stack((half_yaw.cos(), nothing, nothing, half_yaw.sin()), -1)
         self.things.place(s, mask, position, quat)
         s.remember("goal", mask, self._draw_goal(s, mask, position))
+        if cfg.shape_error:
+            error = s.uniform(mask, -cfg.shape_error, cfg.shape_error, items.CODE)
+            s.remember("shape_error", mask, error * s.tensor(SHAPE_ERRORS))
 
     def _draw_goal(self, s: State, mask: Tensor, start: Tensor) -> Tensor:
         """A place in its range, `(num_envs, 3)`; one too close to the start is put higher.
@@ -537,8 +555,9 @@ class PickPlace(Task):
 
     def _gripped(self, s: State) -> Tensor:
         """Both fingers press the object, and its grasp point is between their tips."""
-        pressed = torch.stack([ARM.touch(s, body) for body in self.things.bodies]).amax(0) > 1.0
-        near = (ARM.tool(s) - self.things.position(s)).norm(dim=-1) < GRASP_NEAR
+        things = self.things
+        pressed = things.of_drawn(s, ARM.touches(s, things.bodies)) > 1.0
+        near = (ARM.tool(s) - things.position(s)).norm(dim=-1) < GRASP_NEAR
         return pressed.all(-1) & near
 
     def _tilt(self, s: State) -> Tensor:
