@@ -83,7 +83,7 @@ bench: install ## measure this machine
 	$(BIN)/deftly bench $(ARGS)
 
 clean: ## remove what make and the tools made; runs stay
-	rm -rf $(VENV) $(VLA) build dist .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache MUJOCO_LOG.TXT
+	rm -rf $(VENV) $(VLA) .venv-openpi build dist .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache MUJOCO_LOG.TXT
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf src/*.egg-info
 

@@ -107,8 +107,10 @@ class OpenpiModel:
             if actions.ndim != 2 or not 1 <= len(actions) <= MAX_HORIZON:
                 raise WireError(f"'actions' has shape {actions.shape}, expected (horizon, size)")
             return self.layout.to_contract(actions.astype(np.float32))
-        except (WireError, DeftlyError) as error:
-            raise PolicyError(f"{self.endpoint}: {error}") from None
+        except PolicyError:
+            raise
+        except DeftlyError as error:
+            raise self._error(str(error)) from None
 
     def _ask(self, told: Mapping[str, Any]) -> dict[str, Any]:
         """The reply to an observation. Raises PolicyError if there is none in time; the next call connects anew."""
@@ -121,15 +123,19 @@ class OpenpiModel:
             reply = connection.recv(timeout=self.timeout)
         except TimeoutError:
             self.close()  # its answer may still come, and is not that of the next
-            raise PolicyError(f"no answer within {self.timeout:g} s") from None
+            raise self._error(f"no answer within {self.timeout:g} s") from None
         except Exception as error:  # the library's, of a connection that broke
             self.close()
-            raise PolicyError(f"the connection broke: {printable(error, 160)}") from None
+            raise self._error(f"the connection broke: {printable(error, 160)}") from None
         if isinstance(reply, str):
             self.close()
             lines = reply.strip().splitlines() or [""]  # openpi's server sends a whole traceback
-            raise PolicyError(f"the server failed: {printable(lines[-1], 200)}")
+            raise self._error(f"the server failed: {printable(lines[-1], 200)}")
         return unpack(reply, MAX_REPLY)
+
+    def _error(self, what: str) -> PolicyError:
+        """Why there is no answer, with whose it would be."""
+        return PolicyError(f"{self.endpoint}: {what}")
 
     def _connect(self) -> dict[str, Any]:
         """Open the conversation; returns the server's metadata."""
@@ -169,7 +175,7 @@ class OpenpiModel:
         """Raise PolicyError if a server that was restarted has another policy now."""
         if metadata.get("contract") != self.metadata.get("contract"):
             self.close()
-            raise PolicyError("the server has another policy now: connect anew")
+            raise self._error("the server has another policy now: connect anew")
 
     def _agreed(self, contract: PolicyContract | None) -> PolicyContract:
         """The contract of robot and server. Raises PolicyError if they differ, or none is known."""
