@@ -243,3 +243,28 @@ def test_half_a_data_set_is_refused(tmp_path, files, says):
         dataset.open_dataset(tmp_path)
     with pytest.raises(DeftlyError, match="deftly demos TASK --out"):
         dataset.open_dataset(tmp_path / "nothing")
+
+
+def test_the_report_names_what_failed_and_shows_the_first_episodes(tmp_path):
+    def fact(fine):
+        return {
+            "steps": 20,
+            "success": True,
+            "checks": {
+                "front moves": {"fine": fine, "value": 0.5},
+                "smooth": {"fine": True, "value": 0},
+            },
+        }
+
+    facts = [fact(True), *(fact(False) for _ in range(9))]
+    line = "front moves: 9 of 10 episodes fail (1, 2, 3, 4, 5, 6, 7, 8, ...)"
+    assert checks.failures(facts) == [line]
+    assert checks.failures(facts[:1]) == []
+    sheet = {"front": np.zeros((2, 8, 8, 3), np.uint8)}
+    checks.write_report(tmp_path, facts, [sheet] * 10)
+    page = (tmp_path / "report.html").read_text()
+    assert f"<li>{line}</li>" in page
+    assert "<td>front moves</td><td>1 of 10</td><td>0.5 .. 0.5</td><td>fraction of frames" in page
+    assert page.count("<img src=") == 20
+    checks.write_report(tmp_path, facts[:1], [sheet])
+    assert "<li>none</li>" in (tmp_path / "report.html").read_text()

@@ -101,7 +101,10 @@ def test_a_robot_without_a_gripper_does_not_fit_droid():
 def test_every_number_has_a_meaning(jaka):
     for mapping in (Plain(jaka), Droid(jaka)):
         assert set(mapping.meaning) == {*mapping.state_names, *mapping.action_names}
-    assert "1 closes" in Plain(jaka).meaning["gripper.gripper"]
+    assert Plain(jaka).meaning["gripper.gripper"] == "gripper: 1 closes, -1 opens; within [-1, 1]"
+    scale = jaka.act_terms[0].scale[0]
+    velocity = f"velocity, integrated on the command; 1 is {scale:g} rad/s; within [-1, 1]"
+    assert Plain(jaka).meaning["joint_1.velocity"] == velocity
     assert "1 opens" in Droid(jaka).meaning["gripper.open"]
 
 

@@ -111,6 +111,9 @@ def test_what_is_missing_or_shifted_is_refused(damaged):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DeftlyError, match="half written: its tables do not read"):
         dataset.require_whole(damaged)
+    file.unlink()
+    with pytest.raises(DeftlyError, match="half written: it has no tables"):
+        dataset.require_whole(damaged)
     parquet.write_table(table, file)
     (video,) = (damaged / "videos").glob("*/*/*.mp4")
     video.unlink()
@@ -339,7 +342,9 @@ def test_what_does_not_fit_is_refused_before_it_learns(demos, tmp_path):
     with pytest.raises(DeftlyError, match=r"act has no 'dim_modle', did you mean 'dim_model'"):
         finetune.main([*words, "--set", "dim_modle:3"])
     with pytest.raises(DeftlyError, match="torch sees no GPU here"):
-        finetune.main([*words, "--device", "cuda"])
+        finetune.main([*words, "--device", "cuda:3"])
+    with pytest.raises(DeftlyError, match="--device gpu is none of cpu, cuda, cuda:N"):
+        finetune.main([*words, "--device", "gpu"])
     with pytest.raises(DeftlyError, match=r"needs about [\d.]+ GB to learn, and cpu has"):
         finetune.main([*words, "--batch", "100000"])
     assert not (tmp_path / "x").exists()

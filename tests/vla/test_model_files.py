@@ -170,6 +170,16 @@ def test_a_model_of_another_task_is_refused(folder):
         found.require(task.contract(), task.name)
 
 
+def test_settings_of_another_task_are_not_taken_for_this_ones(folder):
+    """So that what is wrong is said: the task, not a setting that it does not have."""
+    about = json.loads((folder / "vla.json").read_text())
+    settings = {"task": {"cube_half": 0.02}, "sim": {"preset": "fine"}}
+    (folder / "vla.json").write_text(json.dumps({**about, "settings": settings}))
+    found = source.resolve(str(folder), None, source.RunsConfig())
+    assert found.settings(load("jaka-pick-cube")) == settings
+    assert found.settings(load("panda-pick-place")) == {"sim": {"preset": "fine"}}
+
+
 def test_its_task_is_seen_through_its_cameras(folder, contract):
     found = source.resolve(str(folder), None, source.RunsConfig())
     cls = load("jaka-pick-cube")

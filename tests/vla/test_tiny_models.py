@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import filmed_data
@@ -31,6 +32,8 @@ from deftly.vla.features import ACTION, OBS_STATE
 pytestmark = pytest.mark.vla
 SIZE = filmed_data.SIZE
 TINY = ("--batch", "2", "--chunk", "4", "--executed", "2", "--steps", "4")
+START_S = 280.0
+"""After which a server that has not started is given up, s: it imports LeRobot."""
 ASSETS = Path(tiny_pi.__file__).parent
 
 
@@ -192,14 +195,18 @@ def serving(folder):
     command = [sys.executable, str(ASSETS / "tiny_pi.py"), "serve", "--policy", str(folder)]
     command += ["--bind", "ws://127.0.0.1:0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    alarm = threading.Timer(START_S, process.kill)
+    alarm.start()
     try:
         for line in process.stdout:
             if line.startswith("serving "):
+                alarm.cancel()
                 yield re.search(r"ws://127\.0\.0\.1:\d+", line)[0]
                 break
         else:
             pytest.fail("the server ended before it served")
     finally:
+        alarm.cancel()
         process.terminate()
         process.wait(60)
     assert process.returncode == 0

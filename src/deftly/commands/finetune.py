@@ -197,9 +197,15 @@ def _require_device(device: str) -> None:
     """Raise DeftlyError unless torch can use a device."""
     import torch
 
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    kind, colon, number = device.partition(":")
+    known = device == "cpu" or (kind == "cuda" and (number.isdecimal() or not colon))
+    if not known:
+        raise DeftlyError(f"--device {device} is none of cpu, cuda, cuda:N")
+    count = torch.cuda.device_count()
+    if kind == "cuda" and int(number or 0) >= count:
+        sees = f"{count} GPUs" if count else "no GPU"
         raise DeftlyError(
-            f"--device {device}: torch sees no GPU here: use cpu, or a machine with one"
+            f"--device {device}: torch sees {sees} here: use cpu, or a machine with one"
         )
 
 

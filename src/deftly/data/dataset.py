@@ -230,8 +230,11 @@ def read_rows(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
     import pyarrow.lib  # type: ignore[import-not-found]
     import pyarrow.parquet as parquet  # type: ignore[import-not-found]
 
+    files = data_files(path)
+    if not files:
+        raise DeftlyError(f"'{path}' is half written: it has no tables; collect it again")
     try:
-        tables = [parquet.read_table(file, columns=list(columns)) for file in data_files(path)]
+        tables = [parquet.read_table(file, columns=list(columns)) for file in files]
         found = {
             name: np.concatenate([np.asarray(table[name].to_pylist()) for table in tables])
             for name in columns

@@ -32,7 +32,7 @@ def load(found: Dataset, size: int, limit_gb: float) -> Frames:
     need = len(state) * len(cameras) * 3 * size * size / GB
     if need > limit_gb:
         raise DeftlyError(
-            f"the images of '{found.path}' need {need:.1f} GB of memory at {size} pixels, more than --cache-gb "
+            f"the images of '{found.path}' need {need:.2g} GB of memory at {size} pixels, more than --cache-gb "
             f"{limit_gb:g}: allow more, or a smaller --image-size"
         )
     images = {name: _of_camera(found, name, size) for name in cameras}

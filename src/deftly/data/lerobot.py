@@ -269,9 +269,13 @@ def _rendered(
 def _assemble(parts: Parts, plan: Plan, count: int, out: Path, video: bool) -> None:
     """Make the data set of the episodes, by LeRobot's writer, in the place of `out`."""
     import av.logging
-    import datasets  # type: ignore[import-not-found]
-    from lerobot.configs import RGBEncoderConfig  # type: ignore[import-not-found]
-    from lerobot.datasets import LeRobotDataset  # type: ignore[import-not-found]
+
+    from deftly.vla.models import quiet
+
+    with quiet():  # it says with a traceback which decoder it lacks
+        import datasets  # type: ignore[import-not-found]
+        from lerobot.configs import RGBEncoderConfig  # type: ignore[import-not-found]
+        from lerobot.datasets import LeRobotDataset  # type: ignore[import-not-found]
 
     av.logging.set_libav_level(av.logging.ERROR)  # the encoder would say twenty lines an episode
     datasets.disable_progress_bars()

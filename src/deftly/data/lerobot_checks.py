@@ -63,18 +63,27 @@ def visible(env: Env, episode: Episode, cameras: Sequence[str], size: int) -> di
     """
     model = env.drawn_of(episode.env)
     robot, objects = _bodies(env, model)
-    states = [episode.states[i] for i in (0, len(episode) // 2, -1)]
+    middle = len(episode) // 2
+    states = [episode.states[i] for i in (0, middle, -1)]
     seen = {}
     for name in cameras:
         with Labels(env.drawn, name, (size, size), plain=True) as labels:
-            shots = [labels.geoms(model, pose(model, state)) for state in states]
-        bodies = [np.where(shot >= 0, model.geom_bodyid[shot], NONE) for shot in shots]
-        robot_part = _parts(bodies, robot)
-        object_part = _parts(bodies, objects) if len(objects) else None
+            images = [_shown(labels, model, state) for state in states]
+        robot_part = _parts(images, robot)
+        object_part = None
+        if len(objects):
+            object_part = _parts(images, objects)
         stands = model.camera(name).bodyid[0] == 0
         judge = _standing if stands else _moving_along
         seen[f"{name} sees"] = judge(robot_part, object_part)
     return seen
+
+
+def _shown(labels: Labels, model: mujoco.MjModel, state: np.ndarray) -> np.ndarray:
+    """Body at each pixel of an image of a state, `(height, width)`; -1 where there is none."""
+    geoms = labels.geoms(model, pose(model, state))
+    bodies = model.geom_bodyid[geoms]
+    return np.where(geoms == NONE, NONE, bodies)
 
 
 def _parts(images: Sequence[np.ndarray], bodies: np.ndarray) -> list[float]:
@@ -109,8 +118,11 @@ def moving(images: Mapping[str, np.ndarray], joint_pos: np.ndarray) -> dict[str,
     moved = np.abs(np.diff(joint_pos, axis=0)).max(-1, initial=0.0) > STILL
     found = {}
     for name, frames in images.items():
-        same = (frames[1:] == frames[:-1]).reshape(len(frames) - 1, -1).all(-1)
-        frozen = float(same[moved].mean()) if moved.any() else 0.0
+        pixels = frames.reshape(len(frames), -1)
+        same = (pixels[1:] == pixels[:-1]).all(-1)
+        frozen = 0.0
+        if moved.any():
+            frozen = float(same[moved].mean())
         found[f"{name} moves"] = _found(frozen <= MAX_FROZEN, frozen)
     return found
 
@@ -118,11 +130,13 @@ def moving(images: Mapping[str, np.ndarray], joint_pos: np.ndarray) -> dict[str,
 def smooth(contract: PolicyContract, joint_pos: np.ndarray) -> dict[str, Any]:
     """Whether the joints (steps, num_joints) move without jitter: how often the one that does most turns around."""
     velocity = np.diff(joint_pos, axis=0) * contract.rate
-    slow = SLOW * np.array([joint.velocity for joint in contract.joints])
-    fast = np.abs(velocity) > slow
+    top = np.array([joint.velocity for joint in contract.joints])
+    fast = np.abs(velocity) > SLOW * top
     turned = velocity[1:] * velocity[:-1] < 0
     turns = turned & fast[1:] & fast[:-1]
-    worst = float(turns.mean(0).max()) if len(turns) else 0.0
+    worst = 0.0
+    if len(turns):
+        worst = float(turns.mean(0).max())
     return {"smooth": _found(worst <= MAX_REVERSALS, worst)}
 
 
@@ -143,10 +157,12 @@ def failures(facts: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is wrong, a line for each check, with the episodes; empty if nothing is."""
     lines = []
     for name in facts[0]["checks"]:
-        bad = [str(i) for i, fact in enumerate(facts) if not fact["checks"][name]["fine"]]
-        if bad:
-            more = ["..."] if len(bad) > NAMED else []
-            named = ", ".join([*bad[:NAMED], *more])
+        fine = [fact["checks"][name]["fine"] for fact in facts]
+        bad = np.flatnonzero(np.logical_not(fine))
+        if len(bad):
+            named = ", ".join(map(str, bad[:NAMED]))
+            if len(bad) > NAMED:
+                named += ", ..."
             lines.append(f"{name}: {len(bad)} of {len(facts)} episodes fail ({named})")
     return lines
 
@@ -202,14 +218,16 @@ def _row(name: str, facts: Sequence[Mapping[str, Any]]) -> str:
     """The row of a check in the table."""
     found = [fact["checks"][name] for fact in facts]
     values = [each["value"] for each in found]
-    fine = sum(each["fine"] for each in found)
+    fine = [each["fine"] for each in found]
+    kind = name.split()[-1]
     cells = (
         escape(name),
-        f"{fine} of {len(facts)}",
+        f"{sum(fine)} of {len(facts)}",
         f"{min(values):.4g} .. {max(values):.4g}",
-        MEANING[name.split()[-1]],
+        MEANING[kind],
     )
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    inner = "</td><td>".join(cells)
+    return f"<tr><td>{inner}</td></tr>"
 
 
 def _images(number: int, sheet: Mapping[str, np.ndarray]) -> str:

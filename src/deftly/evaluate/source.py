@@ -183,7 +183,10 @@ class PolicySource:
         if isinstance(self.loaded, Bundle):
             return dict(self.loaded.manifest["settings"])
         if isinstance(self.loaded, vla.VlaCheckpoint):
-            return self.loaded.settings
+            saved = self.loaded.settings
+            if self.loaded.task != task.name:  # which is said when the contracts are compared
+                saved.pop("task", None)
+            return saved
         return _saved(self.loaded, task)
 
     def asked(self, args: PolicyArgs) -> PolicySource:

@@ -104,5 +104,5 @@ def said_if_too_large(device: str) -> Iterator[None]:
             raise
         raise DeftlyError(
             f"the memory of {device} is over: use a smaller --batch, --lora 16, or a larger device; "
-            "the last checkpoint is whole"
+            "what was saved is whole"
         ) from None

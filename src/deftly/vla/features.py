@@ -278,15 +278,21 @@ def _action_words(contract: PolicyContract) -> list[str]:
     words = {
         "absolute": "position; 0 is the middle of the range",
         "relative": "position, from home or from the start",
-        "delta": "change of the commanded position",
+        "delta": "change of the commanded position in a step",
         "velocity": "velocity, integrated on the command",
-        "gripper": "1 closes, -1 opens",
+        "gripper": "gripper: 1 closes, -1 opens",
     }
+    units = {joint.name: joint.units for joint in contract.joints}
     found = []
     for act in contract.act_terms:
-        scales = act.scale or (None,)
-        for i, _ in enumerate(act.joints):
-            scale = scales[i if len(scales) > 1 else 0]
-            unit = f"; 1 is {scale:g}" if scale and act.kind != "gripper" else ""
-            found.append(f"{act.kind}: {words[act.kind]}{unit}; within [-1, 1]")
+        scales = act.scale if len(act.scale) > 1 else act.scale * len(act.joints)
+        for i, joint in enumerate(act.joints):
+            whole = ""
+            if scales and act.kind != "gripper":
+                whole = f"; 1 is {scales[i]:g} {units[joint]}{PER.get(act.kind, '')}"
+            found.append(f"{words[act.kind]}{whole}; within [-1, 1]")
     return found
+
+
+PER = {"velocity": "/s"}
+"""What the unit of a joint is divided by, for a kind of action."""

@@ -139,7 +139,7 @@ def read_config(folder: Path, kind: str, device: str) -> PreTrainedConfig:
 
     assert make_policy_config  # its import registers the kinds
     try:
-        with _quiet():
+        with quiet():
             config = PreTrainedConfig.from_pretrained(folder)
     except (Exception, SystemExit) as error:  # its parser ends the program for an unknown setting
         raise DeftlyError(f"{folder} has settings that LeRobot refuses: {_line(error)}") from None
@@ -291,7 +291,7 @@ def network_of(kind: str, config: PreTrainedConfig, weights: str = "") -> Any:
 def _building(kind: str, weights: str) -> Iterator[None]:
     """LeRobot builds in this block, quietly, and runs no code of others; what it raises becomes a DeftlyError."""
     try:
-        with without_remote_code(), _quiet():
+        with without_remote_code(), quiet():
             yield
     except Exception as error:  # LeRobot, transformers and torch raise anything
         raise DeftlyError(_unbuildable(kind, weights, error)) from None
@@ -325,7 +325,7 @@ def _load_base(network: Any, file: Path) -> None:
     tensors = read_tensors(file)
     renamed = getattr(network, "_fix_pytorch_state_dict_keys", None)
     if renamed is not None:
-        with _quiet():
+        with quiet():
             fixed = renamed(tensors, network.config)
         tensors = {f"model.{name.removeprefix('model.')}": each for name, each in fixed.items()}
     try:
@@ -343,8 +343,8 @@ def _load_base(network: Any, file: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What LeRobot says while it builds goes to the error output, and its warnings nowhere: errors say what matters."""
+def quiet() -> Iterator[None]:
+    """What LeRobot says in this block goes to the error output, and its warnings nowhere: errors say what matters."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
