@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 from toy_robot import running
 
 import deftly
-from deftly.commands import check, export, sim2sim
-from deftly.config import DistillConfig, SimConfig
+from deftly.commands import check, distill, export, sim2sim
+from deftly.config import DistillConfig, EnvConfig, SimConfig
+from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.evaluate.evaluate import EvalSettings, measure
 from deftly.evaluate.source import PolicySource
-from deftly.learn.distill import LessonBuffer, Lessons
+from deftly.learn.distill import Distillation, LessonBuffer, Lessons
 from deftly.policy import bundle
 from deftly.tasks import load
 
@@ -37,6 +38,8 @@ SETTINGS = {
     "hidden": (32,),
     "learning_rate": 3e-3,
     "mix_iterations": 4,
+    "augment_shift": 1,
+    "augment_gain": 0.2,
 }
 
 
@@ -86,6 +89,23 @@ def success(school, policy, **settings) -> float:
 def test_a_student_that_sees_images_does_what_its_teacher_does(school, student):
     assert success(school, school.teacher) == 1.0
     assert success(school, student) >= 0.75
+
+
+@needs_gl
+def test_the_shipped_policy_of_another_task_teaches_and_is_remembered_by_that_word(tmp_path):
+    """It sees the numbers that it was trained with, which were saved before there was a choice."""
+    cls = load("panda-pick-place-rgb")
+    env = Env(cls(cls.Config(objects=("cube",))), EnvConfig(num_envs=2), SimConfig(threads=1))
+    settings = DistillConfig(teacher="shipped", steps=1, minibatches=1)
+    teacher = Distillation(env, settings).teacher
+    assert teacher.task.cfg.observation == "state"
+    assert teacher.decide().shape == (2, 9)
+    words = ["--teacher", "shipped", "--train.max-iterations", "1", "--train.steps", "1"]
+    small = ["--env.num-envs", "2", "--train.minibatches", "1", "--train.buffer", "0"]
+    quiet = ["--eval-every", "0", "--no-tensorboard", "--runs.root", str(tmp_path)]
+    assert distill.main([cls.name, *words, *small, *quiet, "task.objects=cube"]) == 0
+    (saved,) = tmp_path.glob("runs_all/*/checkpoints/iter_000001/config.yaml")
+    assert "teacher: shipped" in saved.read_text()
 
 
 @needs_gl

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from deftly.config import DistillConfig, TaskConfig, parse, to_yaml, with_task
+from deftly.config import DistillConfig, RunsConfig, TaskConfig, parse, to_yaml, with_task
 from deftly.config.mapping import differences
 from deftly.contract import Memory
 from deftly.env import Env, group_of
@@ -30,6 +30,7 @@ from deftly.learn.networks import Network, NetworkSpec, Policy
 from deftly.learn.ppo import PRIVILEGED
 from deftly.learn.ranks import Ranks
 from deftly.sim.rows import wide
+from deftly.tasks import Task, load, shipped
 
 
 class Lessons(NamedTuple):
@@ -170,7 +171,7 @@ class Distillation:
         self.device = env.device
         settings.require_for(env.num_envs)
         self.steps_per_iteration = settings.steps * env.num_envs
-        self.teacher = Teacher(env, checkpoint.load(Path(settings.teacher)))
+        self.teacher = Teacher(env, checkpoint.load(_place(settings.teacher, env.task)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.actor = student_network(env, settings).to(self.device)
@@ -294,6 +295,13 @@ class Distillation:
         self.generator.set_state(state["generator"].cpu())
 
 
+def _place(teacher: str, task: Task) -> Path:
+    """The folder of a teacher's checkpoint: `shipped` is that of the task, or of the one that it names."""
+    if teacher != "shipped":
+        return Path(teacher)
+    return checkpoint.find(teacher, task.teacher or task.name, RunsConfig())
+
+
 def _rows(rows: Tensor, value: Tensor) -> Tensor:
     return value[rows]
 
@@ -322,8 +330,10 @@ class _Saved:
 
 
 def _task_settings(env: Env, source: checkpoint.Checkpoint) -> TaskConfig:
-    """The settings of the task under which the teacher was trained."""
+    """The settings of the task under which the teacher was trained; what it did not save is as in its own task."""
     kind = type(env.task).Config
+    if source.task in shipped():
+        kind = load(source.task).Config
     source.require_settings("task", kind)
     args = with_task(_Saved, kind)
     usual = parse_yaml(to_yaml(args()), "the default settings")
@@ -337,7 +347,10 @@ def _seen_by(env: Env, saved: TaskConfig) -> TaskConfig:
     So the teacher sees what it was trained to see, of the scene that is there: other objects, say, than it met.
     """
     kind, cfg = type(env.task), env.task.cfg
+    known = {item.name for item in fields(cfg)}
     for item in fields(saved):
+        if item.name not in known:
+            continue
         changed = replace(cfg, **{item.name: getattr(saved, item.name)})
         if changed != cfg and kind(changed).contract() != kind(cfg).contract():
             cfg = changed

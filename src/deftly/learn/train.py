@@ -140,11 +140,13 @@ def _require_deterministic() -> None:
 
 
 def _teacher(settings: DistillConfig, task: Task, args: TrainArgs) -> str:
-    """The folder of the teacher's checkpoint."""
+    """The folder of the teacher's checkpoint, or `shipped`, which is the same on every computer."""
     if not settings.teacher:
         raise DeftlyError(f"which teacher? `deftly distill {task.name} --teacher RUN`")
-    name = (settings.teacher == "shipped" and task.teacher) or task.name
-    return str(checkpoint.find(settings.teacher, name, args.runs).resolve())
+    if settings.teacher == "shipped":
+        checkpoint.find("shipped", task.teacher or task.name, args.runs)
+        return "shipped"
+    return str(checkpoint.find(settings.teacher, task.name, args.runs).resolve())
 
 
 def _shared_threads(sim: SimConfig, ranks: Ranks) -> SimConfig:

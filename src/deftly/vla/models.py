@@ -389,7 +389,7 @@ def _missing(kind: str, weights: str, error: BaseException) -> str:
     )
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return printable(" ".join(str(error).split()), 160)
 
 
