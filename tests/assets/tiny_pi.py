@@ -22,7 +22,8 @@ def shrink(width: int = 16) -> None:
     from lerobot.policies.pi05 import modeling_pi05
 
     for module in (modeling_pi0_fast, modeling_pi05):
-        made = module.GemmaConfig(width, 2, 2 * width, num_heads=2, num_kv_heads=1, head_dim=8)
+        # LeRobot's pi05 takes it that there are eight heads
+        made = module.GemmaConfig(width, 2, 2 * width, num_heads=8, num_kv_heads=1, head_dim=8)
         module.get_gemma_config = lambda variant, made=made: made
         whole = module.PaliGemmaForConditionalGenerationWithPiGemma
 
