@@ -35,6 +35,7 @@ WANTED = {
     },
     "dexhand-box": {"success": (0.9, 1.0)},
     "panda-pick-place": {"success": (0.94, 1.0), "distance": (0.0, 0.03)},
+    "panda-pick-place-rgb": {"success": (0.86, 1.0), "distance": (0.0, 0.05)},
     "wildrobot-stand": {"success": (0.99, 1.0), "drift": (0.0, 0.1), "saturated": (0.0, 0.02)},
     "wildrobot-walk": {
         "success": (0.98, 1.0),
@@ -75,10 +76,11 @@ def evaluate_again(name: str, episodes: int | None = None) -> tuple[dict, dict]:
 
 @pytest.mark.parametrize("name", WANTED)
 def test_a_few_episodes_agree_with_the_report(name):
-    """32 episodes: Fisher's test finds no difference at the level of 0.1 %, which chance alone seldom reaches."""
-    report, again = evaluate_again(name, 32)
+    """32 episodes, or 8 where each step draws images: Fisher's test finds no difference at the level of 0.1 %."""
+    few = 8 if name.endswith("-rgb") else 32
+    report, again = evaluate_again(name, few)
     success = report["success"]
-    assert fisher(again["success"]["count"], 32, success["count"], report["episodes"]) > 0.001
+    assert fisher(again["success"]["count"], few, success["count"], report["episodes"]) > 0.001
     for metric, (least, most) in WANTED[name].items():
         assert least <= means(report)[metric] <= most
 
