@@ -419,7 +419,7 @@ def load_policy(
     task: str | None = None,
     *,
     keys: str | Path | None = None,
-    timeout: float = 0.25,
+    timeout: float | None = None,
     ahead: bool = False,
     runs: Mapping[str, Any] | RunsConfig | None = None,
 ) -> Policy:
@@ -430,7 +430,8 @@ def load_policy(
             checkpoint folder, or `shipped`; None: the newest run of `task`, else its shipped policy.
         task: Name or file of the task; needed for None and `shipped`.
         keys: The robot's folder of keys, for a server that asks for them.
-        timeout: Longest wait for a server's decision, s; a control loop wants less than its period.
+        timeout: Longest wait for a server's decision, s; a control loop wants less than its period. None: 0.25 s, and
+            10 s for a chunk that is asked for ahead.
         ahead: Ask for action chunks while the last ones are executed, as a robot in real time needs it.
         runs: The section `runs`: where runs are kept.
 
@@ -438,9 +439,13 @@ def load_policy(
         DeftlyError: There is none, its files are damaged, or the server does not answer.
     """
     from deftly.evaluate import source
+    from deftly.policy.chunks import CHUNK_S
+    from deftly.serving.endpoint import is_websocket
 
     name = source.task_name(task)
     chosen = source.resolve(None if policy is None else str(policy), name, _runs(runs), "bundle")
+    if timeout is None:
+        timeout = CHUNK_S if ahead and is_websocket(chosen.place) else 0.25
     return chosen.open(timeout=timeout, keys=None if keys is None else Path(keys), ahead=ahead)
 
 
@@ -515,7 +520,8 @@ def drive(
     from deftly.control.safety import Kernel, SafetyConfig
     from deftly.control.session import Session
 
-    chosen = load_policy(policy, task) if isinstance(policy, (str, Path)) else policy
+    named = isinstance(policy, (str, Path))
+    chosen = load_policy(policy, task, ahead=True) if named else policy
     bounds = (
         safety
         if isinstance(safety, SafetyConfig)

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from toy_robot import CONTRACT, network, running
 
+from deftly import api
 from deftly.commands.run import RunArgs, find_source, open_policy
 from deftly.commands.serve import ServeArgs
 from deftly.commands.serve import _server as made
 from deftly.contract import Act
+from deftly.control.drivers import FakeDriver
 from deftly.errors import DeftlyError
 from deftly.policy.chunks import ChunkConfig, ChunkPolicy, Observed
 from deftly.policy.layouts import Droid, LayoutError, OpenpiConfig, Own
@@ -541,6 +543,25 @@ def test_run_asks_ahead_and_takes_the_contract_of_who_tells_it():
         source, like = find_source(None, args)
         with pytest.raises(PolicyError, match="give --settings-from with a run or bundle"):
             open_policy(source, like, args)
+
+
+def test_a_policy_that_drives_from_python_asks_ahead_too(monkeypatch):
+    with serving(ChunkPolicy(Model())) as server:
+        policy = api.load_policy(server.endpoint, ahead=True)
+        assert isinstance(policy, ChunkPolicy)
+        assert (policy.ahead, policy.model.timeout) == (True, 10.0)
+        assert not api.load_policy(server.endpoint).ahead
+        policy.close()
+    asked = []
+
+    def refuse(*_, **how):
+        asked.append(how)
+        raise PolicyError("not here")
+
+    monkeypatch.setattr(api, "load_policy", refuse)
+    with pytest.raises(PolicyError, match="not here"):
+        api.drive(FakeDriver, "ws://127.0.0.1:9")
+    assert asked == [{"ahead": True}]
 
 
 def test_serve_takes_the_protocol_from_the_address():

@@ -44,7 +44,7 @@ from deftly.control.signals import ending_on_signals
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import PolicyArgs, PolicySource, policy_words, resolve, task_name
 from deftly.files import why_unwritable
-from deftly.policy.chunks import ChunkPolicy
+from deftly.policy.chunks import CHUNK_S, ChunkPolicy
 from deftly.policy.protocol import Policy
 from deftly.serving.client import Client
 from deftly.serving.endpoint import is_websocket
@@ -53,10 +53,6 @@ HANGING: dict[str, Any] = {"start_envelope": 10.0, "approach_s": 0.0}
 """Bounds of a check of the joints: a robot that hangs is anywhere, and is not brought home."""
 PERIOD_FRACTION = 0.8
 """Longest wait for a server's answer, in control periods, unless one is asked for."""
-
-
-CHUNK_S = 10.0
-"""Longest wait for an action chunk, s, unless one is asked for: the robot has held long before."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,8 @@ from deftly.policy.protocol import (
 HORIZON, EXECUTED = 10, 8
 """Actions of a chunk, and how many of them are executed, unless the model says otherwise: openpi's for DROID."""
 MAX_HORIZON = 1000
+CHUNK_S = 10.0
+"""Longest wait for a chunk on a robot, s, unless one is asked for: the robot has held long before."""
 MEASURED = 8
 """Chunks whose delay is remembered."""
 
