@@ -241,7 +241,7 @@ class Engine:
 
         Its memory is taken as it is written to: who only announces a frame holds none.
         """
-        body = memoryview(np.empty(size, np.uint8))
+        body = np.empty(size, np.uint8).data
         self._filled = len(self.inbox) - head
         body[: self._filled] = self.inbox[head:]
         self.inbox.clear()
