@@ -54,10 +54,14 @@ PYTHON312 ?= python3.12
 TORCH_INDEX ?=
 vla: $(VLA_STAMP) ## make .venv-vla (Python 3.12), for deftly demos and deftly finetune
 
+# PYTHON312, else the one that pyenv or uv has, whose python3.12 need not be on the PATH.
 $(VLA_STAMP):
-	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null || \
-		{ echo "no Python 3.12: make vla PYTHON312=/path/to/python3.12" >&2; exit 1; }
-	@test -x $(VLA)/bin/python || $(PYTHON312) -m venv $(VLA)
+	@test -x $(VLA)/bin/python || { \
+		for python in $(PYTHON312) "$$(pyenv prefix 3.12 2>/dev/null)/bin/python" "$$(uv python find 3.12 2>/dev/null)"; do \
+			"$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && \
+				exec "$$python" -m venv $(VLA); \
+		done; \
+		echo "no Python 3.12: make vla PYTHON312=/path/to/python3.12" >&2; exit 1; }
 	$(VLA)/bin/python -m pip install --quiet --disable-pip-version-check \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) 'torch==2.11.0+cpu') -e '.[train,vla,openpi]' pytest
 	@rm -f $(VLA)/.stamp-* && touch $@
