@@ -36,7 +36,7 @@ RECIPES: Mapping[str, Recipe] = {
     # Zhao et al. 2023, at a quarter of the width: what 200 episodes and a CPU bear.
     "act": Recipe(
         batch=8,
-        steps=16_000,
+        steps=6_000,
         learning_rate=2e-4,
         chunk=16,
         executed=8,
