@@ -8,7 +8,7 @@ STAMP := $(VENV)/.stamp-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
 OR_NONE := || [ $$? -eq 5 ]
 HAS_EGL := $(BIN)/python -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("EGL"))'
 
-# Hundreds of tests start Python anew: what was compiled is kept, where the environment says otherwise too.
+# Compiled modules, those of the tests among them, are kept between processes, even where the environment forbids it.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help install quickstart scan-demo test test-slow test-warp vla test-vla test-openpi check docs bench clean gl

@@ -3,9 +3,7 @@
 Time is simulated: a step of the loop is taken when the test says so, and the chunk on its way has come, or has not.
 """
 
-import contextlib
 import dataclasses
-import threading
 import time
 
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 
 pytest.importorskip("websockets", minversion="15")
 
-from openpi_arm import ARM, LOOPBACK, SECONDS, Model, serving
+from openpi_arm import ARM, SECONDS, Model, serving
 from openpi_peer import openpi_server
 
 from deftly.control.drivers import FakeDriver
@@ -22,7 +20,6 @@ from deftly.control.loop import Runner
 from deftly.control.safety import Fault, Kernel, SafetyConfig, State
 from deftly.policy.chunks import ChunkConfig, ChunkPolicy
 from deftly.serving.openpi_client import OpenpiModel
-from deftly.serving.openpi_server import OpenpiServer
 
 LATE = 3
 HORIZON, EXECUTED = 10, 8
@@ -180,33 +177,21 @@ def test_a_server_that_answers_nonsense_in_the_middle(name):
     assert problem.count("ws://") <= 1
 
 
-@contextlib.contextmanager
-def thread_of(policy, endpoint):
-    server = OpenpiServer(policy, endpoint)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-        thread.join(SECONDS)
-
-
 def test_a_server_that_dies_and_comes_back_and_one_with_another_policy():
-    with thread_of(ChunkPolicy(Model()), LOOPBACK) as server:
+    with serving(ChunkPolicy(Model())) as server:
         drive = Drive(server.endpoint)
         drive.step(EXECUTED // 2)
     drive.until_fault()
     problem = stands_safe(drive)
     assert "no policy server at ws://" in problem
     assert problem.count("ws://") == 1
-    with thread_of(ChunkPolicy(Model()), server.endpoint):
+    with serving(ChunkPolicy(Model()), endpoint=server.endpoint):
         drive.start()
         drive.step(2 * HORIZON)
         assert drive.runner.kernel.state is State.ACTIVE
     other = Model()
     other.contract = dataclasses.replace(ARM, rate=14)
-    with thread_of(ChunkPolicy(other), server.endpoint):
+    with serving(ChunkPolicy(other), endpoint=server.endpoint):
         drive.until_fault()
         assert "the server has another policy now" in stands_safe(drive)
         drive.runner.close()

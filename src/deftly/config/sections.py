@@ -370,13 +370,13 @@ class DistillConfig(LearnerConfig):
         int,
         Ge(0),
         Le(64),
-        Doc("Images are learned from moved by up to so many pixels, at random; 0: as they are."),
+        Doc("Random shift of the images that are learned from, at most so many pixels."),
     ] = 0
     augment_gain: Annotated[
         float,
         Ge(0),
         Lt(1),
-        Doc("And each colour of them brighter or darker by up to this fraction."),
+        Doc("Random brightness of each of their colours, up or down by at most this fraction."),
     ] = 0.0
     hidden: Annotated[
         tuple[Annotated[int, Ge(1), Le(65536)], ...],

@@ -171,7 +171,9 @@ class Distillation:
         self.device = env.device
         settings.require_for(env.num_envs)
         self.steps_per_iteration = settings.steps * env.num_envs
-        self.teacher = Teacher(env, checkpoint.load(_place(settings.teacher, env.task)))
+        self.teacher = Teacher(
+            env, checkpoint.load(teacher_place(settings.teacher, env.task, RunsConfig()))
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.actor = student_network(env, settings).to(self.device)
@@ -295,11 +297,13 @@ class Distillation:
         self.generator.set_state(state["generator"].cpu())
 
 
-def _place(teacher: str, task: Task) -> Path:
-    """The folder of a teacher's checkpoint: `shipped` is that of the task, or of the one that it names."""
-    if teacher != "shipped":
-        return Path(teacher)
-    return checkpoint.find(teacher, task.teacher or task.name, RunsConfig())
+def teacher_place(teacher: str, task: Task, runs: RunsConfig) -> Path:
+    """The folder of a teacher's checkpoint: `shipped` is that of the task, or of the one that it names.
+
+    Raises DeftlyError if there is none.
+    """
+    name = (teacher == "shipped" and task.teacher) or task.name
+    return checkpoint.find(teacher, name, runs)
 
 
 def _rows(rows: Tensor, value: Tensor) -> Tensor:

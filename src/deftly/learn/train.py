@@ -18,6 +18,7 @@ from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.files import write_text
 from deftly.learn import checkpoint, custom_reward, log
+from deftly.learn.distill import teacher_place
 from deftly.learn.learner import make_learner
 from deftly.learn.ranks import Ranks
 from deftly.learn.trainer import Callback, Trainer
@@ -142,11 +143,10 @@ def _require_deterministic() -> None:
 def _teacher(settings: DistillConfig, task: Task, args: TrainArgs) -> str:
     """The folder of the teacher's checkpoint, or `shipped`, which is the same on every computer."""
     if not settings.teacher:
-        raise DeftlyError(f"which teacher? `deftly distill {task.name} --teacher RUN`")
-    if settings.teacher == "shipped":
-        checkpoint.find("shipped", task.teacher or task.name, args.runs)
-        return "shipped"
-    return str(checkpoint.find(settings.teacher, task.name, args.runs).resolve())
+        example = "shipped" if task.teacher else "RUN"
+        raise DeftlyError(f"which teacher? `deftly distill {task.name} --teacher {example}`")
+    place = teacher_place(settings.teacher, task, args.runs)
+    return settings.teacher if settings.teacher == "shipped" else str(place.resolve())
 
 
 def _shared_threads(sim: SimConfig, ranks: Ranks) -> SimConfig:
