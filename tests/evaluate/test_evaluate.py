@@ -323,6 +323,19 @@ def test_video(root):
     assert "data:video/mp4" in (root / "again/report.html").read_text()
 
 
+def test_what_was_measured_is_kept_and_said_before_the_video(root, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deftly.render.write_video", interrupted)
+    short = ("--episodes", "1", "--env.episode-steps", "2", "--out", str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        run(root, *short, "--video", "True")
+    assert "report: " in capsys.readouterr().out
+    assert json.loads((tmp_path / "eval.json").read_text())["episodes"] == 1
+    assert "data:video/mp4" not in (tmp_path / "report.html").read_text()
+
+
 def test_no_video_without_opengl(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MUJOCO_GL", "off")
     out = ("--out", str(tmp_path), "--video")

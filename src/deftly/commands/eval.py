@@ -129,22 +129,37 @@ def _evaluate(
     result, values, recorder = _measure(task, found, args, gates)
     result["command"] = command
     folder = _folder(task, args)
-    video = None
-    if recorder and (not args.failures or recorder.keep_failed(values["success"])):
-        video = folder / "video.mp4"
-        render.write_video(video, recorder.frames(), task.contract().rate)
-        if args.failures:
-            result["video"] = report.FAILED
-    elif args.failures:
-        print("no video of failures: none of the episodes that were watched failed")
-    report.write(folder, result, values, task, video)
+    report.write(folder, result, values, task)  # a video takes long: what was measured is kept
     for head, *rows in filter(None, (report.metrics_table(result), report.bins_table(result))):
         show(table(head, rows), "")
     if earlier:
         side, lines = comparison.compare(earlier, comparison.read_side(folder), args.by)
         show(side, "\n".join(["", *lines, ""]))
     show("\n".join([*report.conclusion(result), f"report: {folder / 'report.html'}"]))
+    video = _write_video(folder, recorder, values, task, args.failures)
+    if video:
+        if args.failures:
+            result["video"] = report.FAILED
+        report.write(folder, result, values, task, video)
     return 0 if all(gate["holds"] for gate in result["gates"]) else 1
+
+
+def _write_video(
+    folder: Path,
+    recorder: render.Recorder | None,
+    values: Metrics,
+    task: Task,
+    failures: bool,
+) -> Path | None:
+    """The video of what was watched, if anything was; with `failures`, of the episodes among it that failed."""
+    watched = recorder and (not failures or recorder.keep_failed(values["success"]))
+    if recorder and watched:
+        path = folder / "video.mp4"
+        render.write_video(path, recorder.frames(), task.contract().rate)
+        return path
+    if failures:
+        print("no video of failures: none of the episodes that were watched failed")
+    return None
 
 
 def _measure(

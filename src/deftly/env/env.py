@@ -26,7 +26,8 @@ from deftly.env.metrics import (
 )
 from deftly.errors import DeftlyError
 from deftly.render.cameras import Cameras, image_signals
-from deftly.sim import looks, make_sim
+from deftly.sim import backlash, looks, make_sim
+from deftly.sim.backlash import Backlash
 from deftly.sim.pushes import Pushes
 from deftly.sim.randomize import Randomize, Randomizer, prepare
 from deftly.sim.rows import Rows
@@ -104,7 +105,9 @@ class Env:
         self.device = self.sim.device
         self.state = State(self.sim, self.contract, self.episode_steps)
         self.seed(seed)
-        self._randomizer = Randomizer(self.sim, entries)
+        of_model, of_gears = backlash.split(entries)
+        self._randomizer = Randomizer(self.sim, of_model)
+        self._backlash = Backlash(self.state, of_gears, self.contract.joint_names)
         self._signal_shapes = {s.name: (self.num_envs, *s.shape) for s in self.contract.signals}
         noise = task.noise() if cfg.noise else {}
         sizes = {s.name: s.size for s in self.contract.signals if not s.is_image}
@@ -220,7 +223,7 @@ class Env:
         s.last_action = s.action
         s.action = action.to(self.device, torch.float32).nan_to_num(0.0).clip(-1.0, 1.0)
         s.command, self._memory = self.contract.act(s.action, self._memory)
-        s.set_targets(s.command)
+        s.set_targets(self._backlash(s.command))
 
     def _reward(self, broken: Tensor) -> Tensor:
         """The weighted sum of the task's terms, `(num_envs,)`; nothing of environments whose physics broke."""
@@ -295,6 +298,7 @@ class Env:
         self.task.reset(s, mask)
         held = s.joint_pos.float()
         s.set_targets(held, mask)
+        self._backlash.start(rows, held)
         self.sim.hold_commands(mask)
         self.sim.forward(mask)
         settled = self._settle(rows)
@@ -524,6 +528,7 @@ class Env:
             "signals": self.signals,
             "sensors": self._sensors.state,
             "pushes": self._pushes.state,
+            "backlash": self._backlash.state,
             "episode": self._episode,
         }
 

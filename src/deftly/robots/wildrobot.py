@@ -47,6 +47,9 @@ DAMPING = TORQUE / SPEED  # N m s/rad, of the motor
 KD = 0.5 + 0.08516 - DAMPING  # N m s/rad: what is left of the published damping of servo and joint
 WEIGHT = 3.2972 * 9.81  # N
 IMU = (0.0, 0.0, 0.1672)  # m, in the frame of the waist
+MAX_BACKLASH = (
+    0.0175  # rad, of a joint: 1 degree, where hobby servos with metal gears are worn; not published
+)
 SWITCH_FORCE = 2.0  # N, at which a foot switch closes
 HOME_HEIGHT = 0.4567  # m, of the waist when the robot stands at home
 
@@ -429,6 +432,7 @@ class WildRobot(Legged):
             Randomize("kp", 0.9, 1.1, names),
             Randomize("torque", 0.9, 1.0, names),
             Randomize("latency", 0.0, 0.02, names, op="add", shared=True),
+            Randomize("backlash", 0.0, MAX_BACKLASH, names, op="add"),
         )
 
 

@@ -28,6 +28,7 @@ Quantity = Literal[
     "kd",
     "torque",
     "latency",
+    "backlash",
     "gravity",
     "light",
     "light_direction",
@@ -54,8 +55,9 @@ class Randomize:
     Quantities and what `names` name: mass (with the inertia), com (m) of bodies; friction (sliding), restitution, size
     of geoms (boxes, spheres, cylinders, capsules; the mass stays); damping, armature, frictionloss of joints, and
     joint_offset (rad or m: by how much the link is off where sensor and servo of the joint have it); kp, kd, torque
-    (limit) and latency (s) of actuators; gravity (its magnitude; no names). What is added to a mass, a first half
-    extent, a kp, kd or gravity scales the numbers that go with it.
+    (limit) and latency (s) of actuators; backlash (rad or m) of the contract's joints, see `deftly.sim.backlash`;
+    gravity (its magnitude; no names). What is added to a mass, a first half extent, a kp, kd or gravity scales the
+    numbers that go with it.
 
     MuJoCo has no coefficient of restitution; what is drawn is the damping ratio z of contacts (`solref[1]`, 1 unless
     the scene says otherwise). Things bounce back with a fraction exp(-2 z atan(w / z) / w) of the speed at which they
@@ -75,18 +77,30 @@ class Randomize:
     shared: bool = False  # whether the names share one draw
     without: tuple[float, float] | None = None  # part of the range that is never drawn
 
+    def uniform(
+        self, rows: Rows, generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor:
+        """Draws of the range without the part that is left out, `(rows.count, *shape)`."""
+        low, high = self.without or (0.0, 0.0)
+        gap = high - low
+        drawn = rows.draw(generator, *shape, dtype=dtype)
+        value = self.low + (self.high - self.low - gap) * drawn
+        if self.without:
+            value = torch.where(value < low, value, value + gap)
+        return value
+
 
 def widen(entry: Randomize, factor: float, only_outside: bool = False) -> Randomize:
     """An entry whose range is `factor` (1 or more) times as wide about its middle; or only what that adds to the range.
 
-    A scale stays positive: its `low` falls no further than to `low / factor`. A latency stays 0 or more.
+    A scale stays positive: its `low` falls no further than to `low / factor`. Latency and backlash stay 0 or more.
     """
     middle = (entry.low + entry.high) / 2
     half = factor * (entry.high - entry.low) / 2
     lowest = -math.inf
     if entry.op == "scale":
         lowest = entry.low / factor
-    elif entry.quantity == "latency":
+    elif entry.quantity in ("latency", "backlash"):
         lowest = 0.0
     without = (entry.low, entry.high) if only_outside else None
     return replace(entry, low=max(lowest, middle - half), high=middle + half, without=without)
@@ -224,7 +238,7 @@ class _Draw:
 
     def __call__(self, rows: Rows, generator: torch.Generator) -> None:
         """Draw for some environments."""
-        value = self._uniform(rows, generator)
+        value = self._entry.uniform(rows, generator, self._shape, self._dtype)
         scales = self._entry.op == "scale"
         if self._together and not scales:  # what is added to the first number scales all of them
             size = rows.take(self._size)
@@ -243,17 +257,6 @@ class _Draw:
         if quantity == "light_direction":
             return drawn / drawn.norm(dim=-1, keepdim=True)
         return drawn.clip(0.0, 1.0) if quantity in _COLOURS else drawn
-
-    def _uniform(self, rows: Rows, generator: torch.Generator) -> Tensor:
-        """Draws of the entry's range, `(rows.count, elements or 1, 3 or 1)`, without the part that is left out."""
-        entry = self._entry
-        low, high = entry.without or (0.0, 0.0)
-        gap = high - low
-        uniform = rows.draw(generator, *self._shape, dtype=self._dtype)
-        value = entry.low + (entry.high - entry.low - gap) * uniform
-        if entry.without:
-            value = torch.where(value < low, value, value + gap)
-        return value
 
 
 def _rotated(quaternion: Tensor, rotation: Tensor) -> Tensor:
