@@ -54,6 +54,12 @@ class Like:
         """Floating point numbers."""
         return self._library.asarray(values, dtype=self._dtype, device=self._device)
 
+    def unless(self, idle: float, values: Sequence[float]) -> Array | None:
+        """The numbers; None if all are `idle`, which changes nothing."""
+        if set(values) == {idle}:
+            return None
+        return self.numbers(values)
+
     def indices(self, values: Sequence[int]) -> Array:
         """Whole numbers, to pick by."""
         dtype = self._library.int64
@@ -79,9 +85,14 @@ def pick(values: Array, columns: Array | None) -> Array:
     """These columns of the last axis, by the fast way of either library; None picks them all, in their order."""
     if columns is None:
         return values
-    if hasattr(values, "index_select"):
+    if _has_index_select(type(values)):
         return values.index_select(-1, columns)
     return values.take(columns, -1)
+
+
+@functools.cache
+def _has_index_select(kind: type) -> bool:
+    return hasattr(kind, "index_select")
 
 
 def clip(value: Array, lower: Array, upper: Array) -> Array:
@@ -91,7 +102,7 @@ def clip(value: Array, lower: Array, upper: Array) -> Array:
 
 
 def all_finite(array: Array) -> bool:
-    """Whether all elements are finite. To count them is three times as fast as numpy's `all` on a robot's few joints."""
+    """Whether all elements are finite. To count them takes a third of the time of numpy's `all` on a few joints."""
     xp = library(array)
     return int(xp.count_nonzero(xp.isfinite(array))) == math.prod(array.shape)
 

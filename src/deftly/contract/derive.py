@@ -190,13 +190,13 @@ def norm(vector: Array) -> Array:
 
 def projected_gravity(orientation: Array) -> Array:
     """The world's downward unit vector in the body's frame, `(..., 3)`."""
-    w, x, y, z = _components(orientation)
+    w, x, y, z = _columns(orientation)
     gravity = (
         2.0 * (w * y - x * z),
         -2.0 * (w * x + y * z),
         2.0 * (x * x + y * y) - 1.0,
     )
-    return library(orientation).stack(gravity, -1)
+    return join(gravity)
 
 
 def heading_frame(vector: Array, orientation: Array) -> Array:
@@ -205,19 +205,16 @@ def heading_frame(vector: Array, orientation: Array) -> Array:
     A body whose forward axis is vertical has no yaw: its frame is then the world's.
     """
     xp = library(vector)
-    w, x, y, z = _components(orientation)
-    # The body's forward axis, projected on the horizontal plane.
-    forward_x = 1.0 - 2.0 * (y * y + z * z)
-    forward_y = 2.0 * (w * z + x * y)
+    forward_x, forward_y = _forward(orientation)
     length = xp.sqrt(forward_x * forward_x + forward_y * forward_y)
     has_yaw = length > 1e-6
     divisor = xp.where(has_yaw, length, length + 1.0)
     cosine = xp.where(has_yaw, forward_x / divisor, length * 0.0 + 1.0)
     sine = xp.where(has_yaw, forward_y / divisor, length * 0.0)
-    vx, vy, vz = _components(vector)
+    vx, vy, vz = _columns(vector)
     forward = cosine * vx + sine * vy
     left = cosine * vy - sine * vx
-    return xp.stack((forward, left, vz), -1)
+    return join((forward, left, vz))
 
 
 def world_frame(vector: Array, orientation: Array) -> Array:
@@ -227,10 +224,14 @@ def world_frame(vector: Array, orientation: Array) -> Array:
 
 def yaw(orientation: Array) -> Array:
     """Angle of the body's forward axis about the vertical, rad in -pi .. pi, `(..., 1)`."""
-    w, x, y, z = _components(orientation)
-    forward_x = 1.0 - 2.0 * (y * y + z * z)
-    forward_y = 2.0 * (w * z + x * y)
-    return library(orientation).arctan2(forward_y, forward_x)[..., None]
+    forward_x, forward_y = _forward(orientation)
+    return library(orientation).arctan2(forward_y, forward_x)
+
+
+def _forward(orientation: Array) -> tuple[Array, Array]:
+    """The body's forward axis, projected on the horizontal plane, `(..., 1)` each."""
+    w, x, y, z = _columns(orientation)
+    return 1.0 - 2.0 * (y * y + z * z), 2.0 * (w * z + x * y)
 
 
 def angle_between(start: Array, end: Array) -> Array:
@@ -257,15 +258,15 @@ def with_positive_w(quat: Array) -> Array:
 
 def multiply(a: Array, b: Array) -> Array:
     """Product of quaternions, `(..., 4)`: first b, then a."""
-    aw, ax, ay, az = _components(a)
-    bw, bx, by, bz = _components(b)
+    aw, ax, ay, az = _columns(a)
+    bw, bx, by, bz = _columns(b)
     product = (
         aw * bw - ax * bx - ay * by - az * bz,
         aw * bx + ax * bw + ay * bz - az * by,
         aw * by - ax * bz + ay * bw + az * bx,
         aw * bz + ax * by - ay * bx + az * bw,
     )
-    return library(a).stack(product, -1)
+    return join(product)
 
 
 def rotate(quat: Array, vector: Array) -> Array:
@@ -278,19 +279,14 @@ def rotate(quat: Array, vector: Array) -> Array:
 
 def cross(a: Array, b: Array) -> Array:
     """Cross product, `(..., 3)`."""
-    ax, ay, az = _components(a)
-    bx, by, bz = _components(b)
-    product = (
-        ay * bz - az * by,
-        az * bx - ax * bz,
-        ax * by - ay * bx,
-    )
-    return library(a).stack(product, -1)
+    a = join((a, a[..., :2]))  # x y z x y
+    b = join((b, b[..., :2]))
+    return a[..., 1:4] * b[..., 2:] - a[..., 2:] * b[..., 1:4]
 
 
-def _components(value: Array) -> list[Array]:
-    """Views of each element of the last axis, `(...)`."""
-    return [value[..., i] for i in range(value.shape[-1])]
+def _columns(value: Array) -> list[Array]:
+    """Views of each element of the last axis, `(..., 1)`."""
+    return [value[..., i : i + 1] for i in range(value.shape[-1])]
 
 
 FUNCTIONS: dict[str, Callable[..., Array]] = {
