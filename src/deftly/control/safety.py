@@ -269,10 +269,10 @@ class Kernel:
     def _set_bounds(self) -> None:
         """Limits, speeds and tolerances of each joint."""
         joints = self.robot.joints
-        grips = [joint.name in self.robot.gripping for joint in joints]
+        self._grips = np.isin(self.robot.joint_names, self.robot.gripping)
         margin = [
             0.0 if gripping else self.cfg.margin * (joint.upper - joint.lower)
-            for joint, gripping in zip(joints, grips)
+            for joint, gripping in zip(joints, self._grips)
         ]
         self._lower = [joint.lower + free for joint, free in zip(joints, margin)]
         self._upper = [joint.upper - free for joint, free in zip(joints, margin)]
@@ -287,7 +287,7 @@ class Kernel:
         self._envelope = [self.cfg.start_envelope * unit for unit in units]
         self._lead = [
             math.inf if gripping else self._lead_of(joint, unit)  # a gripper presses
-            for joint, unit, gripping in zip(joints, units, grips)
+            for joint, unit, gripping in zip(joints, units, self._grips)
         ]
         self._frozen = [joint.frozen or math.inf for joint in joints]
         self._home: Values = list(self.robot.home())
