@@ -117,15 +117,14 @@ class Actions:
     def _target(self, filtered: Array, command: Array, memory: Memory) -> Array:
         """Target of each element of the action, not yet within limits."""
         moved = self._gain * filtered
-        if self._integrates:
-            last = pick(command, self._columns)
+        last = pick(command, self._columns) if self._integrates else None
+        if last is not None:
             moved = self._kept(last) + moved
         if self._bias is not None or self._from_start is not None:
             moved = self._origin(memory) + moved
-        if self._gripper is None:
+        if self._gripper is None or last is None:  # a gripper goes on from the last command
             return moved
         xp = library(filtered)
-        last = pick(command, self._columns)
         goal = xp.where(filtered > 0.0, self._closed, self._open)
         step = clip(goal - last, self._negative_gain, self._gain)
         return xp.where(self._gripper, last + step, moved)
