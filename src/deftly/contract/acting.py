@@ -37,6 +37,7 @@ class Actions:
         joints = robot.joints
         elements = _elements(joints, acts, rate)
         columns = [robot.joint_names.index(element.joint.name) for element in elements]
+        self._least_action, self._most_action = like.numbers(-1.0), like.numbers(1.0)
         self.lower = like.numbers([joint.lower for joint in joints])
         self.upper = like.numbers([joint.upper for joint in joints])
         self._columns = _order(columns, len(joints), like)
@@ -53,17 +54,19 @@ class Actions:
         inverse_gains = [_inverse_gain(element) for element in elements]
         lowpass = [element.act.lowpass for element in elements]
         self._gain = like.numbers(gains)
+        self._negative_gain = -self._gain
         self._inverse_gain = like.numbers(inverse_gains)
-        self._lowpass = _unless(lowpass, 0.0, like)
+        self._lowpass = like.unless(0.0, lowpass)
+        self._of_new = None if self._lowpass is None else 1.0 - self._lowpass
 
     def _set_origins(self, elements: Sequence[_Element], like: Like) -> None:
         """From what each element counts: a fixed position, the start of the episode, the last command."""
         bias = [_bias(element) for element in elements]
         from_start = [float(element.act.origin == "start") for element in elements]
         from_last = [float(element.act.kind in INTEGRATED) for element in elements]
-        self._bias = _unless(bias, 0.0, like)
-        self._from_start = _unless(from_start, 0.0, like)
-        self._from_last = _unless(from_last, 1.0, like)
+        self._bias = like.unless(0.0, bias)
+        self._from_start = like.unless(0.0, from_start)
+        self._from_last = like.unless(1.0, from_last)
         self._integrates = any(from_last)
 
     def _set_grippers(self, elements: Sequence[_Element], like: Like) -> None:
@@ -81,17 +84,15 @@ class Actions:
         if self._from_start is not None:
             start[START] = command
         offset = pick(command, self._columns) - self._origin(start)
-        lowest = -1.0 + 0.0 * offset
-        highest = 1.0 + 0.0 * offset
-        action = clip(offset * self._inverse_gain, lowest, highest)
+        action = clip(offset * self._inverse_gain, self._least_action, self._most_action)
         return {COMMAND: command, ACTION: action, **start}
 
     def act(self, action: Array, memory: Memory) -> tuple[Array, Memory]:
         """Targets within limits, and the memory that holds them."""
         command = memory[COMMAND]
-        filtered = library(action).clip(action, -1.0, 1.0)
+        filtered = clip(action, self._least_action, self._most_action)
         if self._lowpass is not None:
-            filtered = self._lowpass * memory[ACTION] + (1.0 - self._lowpass) * filtered
+            filtered = self._lowpass * memory[ACTION] + self._of_new * filtered
         targets = self._target(filtered, command, memory)
         if self._driven is not None:
             targets = pick(join((command, targets)), self._driven)
@@ -107,7 +108,7 @@ class Actions:
         filtered = (goal - self._origin(memory) - self._kept(last)) / self._gain
         action = filtered
         if self._lowpass is not None:
-            action = (filtered - self._lowpass * memory[ACTION]) / (1.0 - self._lowpass)
+            action = (filtered - self._lowpass * memory[ACTION]) / self._of_new
         if self._gripper is None:
             return action
         xp = library(targets)
@@ -116,17 +117,16 @@ class Actions:
     def _target(self, filtered: Array, command: Array, memory: Memory) -> Array:
         """Target of each element of the action, not yet within limits."""
         moved = self._gain * filtered
-        if self._integrates:
-            last = pick(command, self._columns)
+        last = pick(command, self._columns) if self._integrates else None
+        if last is not None:
             moved = self._kept(last) + moved
         if self._bias is not None or self._from_start is not None:
             moved = self._origin(memory) + moved
-        if self._gripper is None:
+        if self._gripper is None or last is None:  # a gripper goes on from the last command
             return moved
         xp = library(filtered)
-        last = pick(command, self._columns)
         goal = xp.where(filtered > 0.0, self._closed, self._open)
-        step = clip(goal - last, -self._gain, self._gain)
+        step = clip(goal - last, self._negative_gain, self._gain)
         return xp.where(self._gripper, last + step, moved)
 
     def _kept(self, last: Array) -> Array | float:
@@ -157,13 +157,12 @@ class _Couplings:
             ratios = [ratio for _, ratio in pairs]
             self._leaders.append((like.indices(columns), like.numbers(ratios)))
         followers = [index[coupling.joint] for coupling in couplings]
-        self._followers = like.indices(followers)
         self._offset = like.numbers([coupling.offset for coupling in couplings])
         self._sources = _sources(followers, len(index), like)
 
     def follow(self, targets: Array) -> Array:
         """The targets with those of the followers."""
-        follower = self._offset + 0.0 * pick(targets, self._followers)
+        follower = self._offset
         for columns, ratio in self._leaders:
             follower = follower + ratio * pick(targets, columns)
         if self._sources is None:
@@ -172,8 +171,11 @@ class _Couplings:
 
 
 def _padded(couplings: Sequence[Coupling]) -> list[list[tuple[str, float]]]:
-    """Each coupling's leading joints and their ratios, filled up with ratios of 0, so that all are summed at once."""
-    longest = max(len(coupling.of) for coupling in couplings)
+    """Each coupling's leading joints and their ratios, filled up with ratios of 0, so that all are summed at once.
+
+    There is at least one, from which a follower of none has its batch axes.
+    """
+    longest = max(1, *(len(coupling.of) for coupling in couplings))
     padded = []
     for coupling in couplings:
         missing = longest - len(coupling.of)
@@ -220,13 +222,6 @@ def _inverse_gain(element: _Element) -> float:
     if element.act.kind in INTEGRATED:
         return 0.0
     return 1.0 / element.gain
-
-
-def _unless(values: Sequence[float], idle: float, like: Like) -> Array | None:
-    """The values as an array; None if all are `idle`, which changes nothing."""
-    if set(values) == {idle}:
-        return None
-    return like.numbers(values)
 
 
 def _order(columns: Sequence[int], count: int, like: Like) -> Array | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,12 @@ Memory = dict[str, Array]
 
 def library(array: Array) -> Any:
     """The library an array belongs to, numpy or torch."""
-    package, _, _ = type(array).__module__.partition(".")
+    return _library_of(type(array))
+
+
+@functools.cache
+def _library_of(kind: type) -> Any:
+    package, _, _ = kind.__module__.partition(".")
     return sys.modules[package]
 
 
@@ -48,6 +54,12 @@ class Like:
         """Floating point numbers."""
         return self._library.asarray(values, dtype=self._dtype, device=self._device)
 
+    def unless(self, idle: float, values: Sequence[float]) -> Array | None:
+        """The numbers; None if all are `idle`, which changes nothing."""
+        if set(values) == {idle}:
+            return None
+        return self.numbers(values)
+
     def indices(self, values: Sequence[int]) -> Array:
         """Whole numbers, to pick by."""
         dtype = self._library.int64
@@ -73,15 +85,26 @@ def pick(values: Array, columns: Array | None) -> Array:
     """These columns of the last axis, by the fast way of either library; None picks them all, in their order."""
     if columns is None:
         return values
-    if hasattr(values, "index_select"):
+    if _has_index_select(type(values)):
         return values.index_select(-1, columns)
     return values.take(columns, -1)
+
+
+@functools.cache
+def _has_index_select(kind: type) -> bool:
+    return hasattr(kind, "index_select")
 
 
 def clip(value: Array, lower: Array, upper: Array) -> Array:
     """Each element within its limits; NaN stays NaN. Three times as fast as numpy's `clip` on a robot's few joints."""
     xp = library(value)
     return xp.minimum(xp.maximum(value, lower), upper)
+
+
+def all_finite(array: Array) -> bool:
+    """Whether all elements are finite. To count them takes a third of the time of numpy's `all` on a few joints."""
+    xp = library(array)
+    return int(xp.count_nonzero(xp.isfinite(array))) == math.prod(array.shape)
 
 
 def join(parts: Sequence[Array]) -> Array:

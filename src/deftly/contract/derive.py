@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from deftly.contract.arrays import Array, join, library
+from deftly.contract.arrays import Array, Constants, Like, join, library, pick
 from deftly.contract.robot import JOINT_POS, RobotInterface
 from deftly.contract.schema import SMALLEST, ContractError, Name, NotNegative, Record
 
@@ -188,15 +188,72 @@ def norm(vector: Array) -> Array:
     return length[..., None]
 
 
+class _Products:
+    """Of an orientation w x y z, `shift + scale * (first + sign * second)` with products of two elements each.
+
+    All elements of the result are computed at once: a control step of one robot is many operations on few numbers, and
+    what it takes is how many they are.
+
+    Args:
+        like: Makes the arrays.
+        first: A product for each element of the result, such as `wy`.
+        second: As many more.
+        sign: With which sign the second ones are added.
+        scale: What the sums are multiplied by.
+        shift: What is added to that.
+    """
+
+    def __init__(
+        self,
+        like: Like,
+        first: tuple[str, ...],
+        sign: tuple[float, ...],
+        second: tuple[str, ...],
+        scale: tuple[float, ...],
+        shift: tuple[float, ...],
+    ):
+        products = [*first, *second]
+        self._count = len(first)
+        self._factors = like.indices(["wxyz".index(product[0]) for product in products])
+        self._others = like.indices(["wxyz".index(product[1]) for product in products])
+        self._sign = like.numbers(sign)
+        self._scale = like.numbers(scale)
+        self._shift = like.numbers(shift)
+
+    def of(self, orientation: Array) -> Array:
+        """The result, `(..., count)`."""
+        products = pick(orientation, self._factors) * pick(orientation, self._others)
+        sums = products[..., : self._count] + self._sign * products[..., self._count :]
+        return self._shift + self._scale * sums
+
+
+_GRAVITY = Constants(
+    lambda like: _Products(
+        like,
+        ("wy", "wx", "xx"),
+        (-1.0, 1.0, 1.0),
+        ("xz", "yz", "yy"),
+        scale=(2.0, -2.0, 2.0),
+        shift=(0.0, 0.0, -1.0),
+    )
+)
+_FORWARD = Constants(
+    lambda like: _Products(
+        like,
+        ("yy", "wz"),
+        (1.0, 1.0),
+        ("zz", "xy"),
+        scale=(-2.0, 2.0),
+        shift=(1.0, 0.0),
+    )
+)
+"""The body's forward axis, projected on the horizontal plane."""
+_AHEAD = Constants(lambda like: like.numbers((1.0, 0.0)))
+
+
 def projected_gravity(orientation: Array) -> Array:
     """The world's downward unit vector in the body's frame, `(..., 3)`."""
-    w, x, y, z = _components(orientation)
-    gravity = (
-        2.0 * (w * y - x * z),
-        -2.0 * (w * x + y * z),
-        2.0 * (x * x + y * y) - 1.0,
-    )
-    return library(orientation).stack(gravity, -1)
+    return _GRAVITY.like(orientation).of(orientation)
 
 
 def heading_frame(vector: Array, orientation: Array) -> Array:
@@ -205,19 +262,17 @@ def heading_frame(vector: Array, orientation: Array) -> Array:
     A body whose forward axis is vertical has no yaw: its frame is then the world's.
     """
     xp = library(vector)
-    w, x, y, z = _components(orientation)
-    # The body's forward axis, projected on the horizontal plane.
-    forward_x = 1.0 - 2.0 * (y * y + z * z)
-    forward_y = 2.0 * (w * z + x * y)
-    length = xp.sqrt(forward_x * forward_x + forward_y * forward_y)
+    forward = _FORWARD.like(orientation).of(orientation)
+    x = forward[..., :1]
+    y = forward[..., 1:]
+    length = xp.sqrt(x * x + y * y)
     has_yaw = length > 1e-6
-    divisor = xp.where(has_yaw, length, length + 1.0)
-    cosine = xp.where(has_yaw, forward_x / divisor, length * 0.0 + 1.0)
-    sine = xp.where(has_yaw, forward_y / divisor, length * 0.0)
-    vx, vy, vz = _components(vector)
-    forward = cosine * vx + sine * vy
-    left = cosine * vy - sine * vx
-    return xp.stack((forward, left, vz), -1)
+    unit = forward / xp.where(has_yaw, length, length + 1.0)
+    unit = xp.where(has_yaw, unit, length * 0.0 + _AHEAD.like(length))
+    cosine = unit[..., :1]
+    sine = unit[..., 1:]
+    turned = join((vector[..., 1:2], -vector[..., :1]))
+    return join((cosine * vector[..., :2] + sine * turned, vector[..., 2:]))
 
 
 def world_frame(vector: Array, orientation: Array) -> Array:
@@ -227,10 +282,8 @@ def world_frame(vector: Array, orientation: Array) -> Array:
 
 def yaw(orientation: Array) -> Array:
     """Angle of the body's forward axis about the vertical, rad in -pi .. pi, `(..., 1)`."""
-    w, x, y, z = _components(orientation)
-    forward_x = 1.0 - 2.0 * (y * y + z * z)
-    forward_y = 2.0 * (w * z + x * y)
-    return library(orientation).arctan2(forward_y, forward_x)[..., None]
+    forward = _FORWARD.like(orientation).of(orientation)
+    return library(orientation).arctan2(forward[..., 1:], forward[..., :1])
 
 
 def angle_between(start: Array, end: Array) -> Array:
@@ -257,40 +310,38 @@ def with_positive_w(quat: Array) -> Array:
 
 def multiply(a: Array, b: Array) -> Array:
     """Product of quaternions, `(..., 4)`: first b, then a."""
-    aw, ax, ay, az = _components(a)
-    bw, bx, by, bz = _components(b)
+    aw, ax, ay, az = _columns(a)
+    bw, bx, by, bz = _columns(b)
     product = (
         aw * bw - ax * bx - ay * by - az * bz,
         aw * bx + ax * bw + ay * bz - az * by,
         aw * by - ax * bz + ay * bw + az * bx,
         aw * bz + ax * by - ay * bx + az * bw,
     )
-    return library(a).stack(product, -1)
+    return join(product)
 
 
 def rotate(quat: Array, vector: Array) -> Array:
     """The vector `(..., 3)` rotated by a unit quaternion."""
     w = quat[..., :1]
-    axis = quat[..., 1:]
-    twice = 2.0 * cross(axis, vector)
-    return vector + w * twice + cross(axis, twice)
+    axis = _cyclic(quat[..., 1:])
+    twice = 2.0 * _cross(axis, _cyclic(vector))
+    return vector + w * twice + _cross(axis, _cyclic(twice))
 
 
-def cross(a: Array, b: Array) -> Array:
-    """Cross product, `(..., 3)`."""
-    ax, ay, az = _components(a)
-    bx, by, bz = _components(b)
-    product = (
-        ay * bz - az * by,
-        az * bx - ax * bz,
-        ax * by - ay * bx,
-    )
-    return library(a).stack(product, -1)
+def _cyclic(vector: Array) -> Array:
+    """x y z x y: of it, both y z x and z x y are views."""
+    return join((vector, vector[..., :2]))
 
 
-def _components(value: Array) -> list[Array]:
-    """Views of each element of the last axis, `(...)`."""
-    return [value[..., i] for i in range(value.shape[-1])]
+def _cross(a: Array, b: Array) -> Array:
+    """Cross product, `(..., 3)`, of cyclic vectors."""
+    return a[..., 1:4] * b[..., 2:] - a[..., 2:] * b[..., 1:4]
+
+
+def _columns(value: Array) -> list[Array]:
+    """Views of each element of the last axis, `(..., 1)`."""
+    return [value[..., i : i + 1] for i in range(value.shape[-1])]
 
 
 FUNCTIONS: dict[str, Callable[..., Array]] = {

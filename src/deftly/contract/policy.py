@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from msgspec import Meta
 
@@ -105,7 +105,7 @@ class PolicyContract(Document):
         """Home position of every joint, in order."""
         return self.robot.home()
 
-    @property
+    @functools.cached_property
     def action_size(self) -> int:
         """Number of elements of the action."""
         return sum(len(act.joints) for act in self.act_terms)
@@ -152,12 +152,10 @@ class PolicyContract(Document):
     def reset(self, signals: Mapping[str, Array], inputs: Inputs | None = None) -> Memory:
         """Memory of an episode that starts where the robot is: the command is the measured pose, within limits."""
         measured = self._signal(signals, JOINT_POS)
-        require_float(measured)
         memory = self._actions.like(measured).reset(measured)
         for clock in self._clocks:
             memory[_phase_key(clock)] = 0.0 * memory[COMMAND][..., :1]
-        has_history = any(term.frames > 1 for term in self.observe_terms)
-        if has_history or self._remembering:
+        if any(self._has_history.values()) or self._remembering:
             values = self._values(signals, memory, inputs)
             self._begin_derived(values, memory)
             self._fill_histories(values, memory)
@@ -172,15 +170,11 @@ class PolicyContract(Document):
         """
         memory = dict(memory)
         values = self._values(signals, memory, inputs)
-        parts: dict[str, list[Array]] = {group: [] for group in self.groups}
-        for i, term in enumerate(self.observe_terms):
-            value = self._scaled(i, values[term.term])
-            if term.frames > 1:
-                value = _remember(memory, i, term, value)
-            parts[term.group].append(value)
+        obs = {}
+        for group, image in self._image_groups.items():
+            obs[group] = values[image] if image else self._seen(group, values, memory)
         self._advance_clocks(memory)
         self._advance_derived(values, memory)
-        obs = {group: self._joined(group, values) for group, values in parts.items()}
         return obs, memory
 
     def act(self, action: Array, memory: Memory) -> tuple[Array, Memory]:
@@ -223,11 +217,13 @@ class PolicyContract(Document):
             raise ContractError(f"signal '{name}' is missing; {has}")
         value = signals[name]
         shape = known[name].shape
-        if tuple(value.shape[-len(shape) :]) != shape:
+        if value.shape[-len(shape) :] != shape:
             expected = ", ".join(map(str, shape))
             got = f"has shape {tuple(value.shape)}"
             raise ContractError(f"signal '{name}' {got}, expected (..., {expected})")
-        if known[name].is_image and not _is_uint8(value):
+        if not known[name].is_image:
+            require_float(value)
+        elif not _is_uint8(value):
             got = f"got an array of {value.dtype}"
             raise ContractError(f"signal '{name}' is an image of uint8, {got}")
         return value
@@ -237,12 +233,16 @@ class PolicyContract(Document):
         return {signal.name: signal for signal in self.signals}
 
     @functools.cached_property
-    def _used(self) -> set[str]:
-        """Names of what is observed, directly or in a derived value."""
+    def _used_signals(self) -> list[str]:
+        """Names of the signals that are observed, directly or in a derived value."""
         names = {term.term for term in self.observe_terms}
         for derived in self.derive:
             names.update(derived.of)
-        return names
+        return [signal.name for signal in self.signals if signal.name in names]
+
+    @functools.cached_property
+    def _input_names(self) -> frozenset[str]:
+        return frozenset(given.name for given in self.inputs)
 
     @functools.cached_property
     def _clocks(self) -> tuple[Derive, ...]:
@@ -257,10 +257,7 @@ class PolicyContract(Document):
         self, signals: Mapping[str, Array], memory: Memory, inputs: Inputs | None
     ) -> dict[str, Array]:
         """Every value that is observed, by name, not yet scaled."""
-        values = {}
-        for name in self._signals_by_name:
-            if name in self._used:
-                values[name] = self._signal(signals, name)
+        values = {name: self._signal(signals, name) for name in self._used_signals}
         values[COMMAND] = memory[COMMAND]
         values[ACTION] = memory[ACTION]
         if self.inputs:
@@ -273,11 +270,12 @@ class PolicyContract(Document):
 
     def _input_values(self, inputs: Inputs, like: Array) -> dict[str, Array]:
         """The inputs of numbers, `(..., size)` each with the batch axes of `like`."""
-        unknown = set(inputs) - {given.name for given in self.inputs}
+        unknown = inputs.keys() - self._input_names
         if unknown:
-            known = sorted(given.name for given in self.inputs)
+            known = sorted(self._input_names)
             raise ContractError(f"'{min(unknown)}' is no input of the policy, which has {known}")
         bounds = self._observations.like(like).inputs
+        each_robot = 0.0 * like[..., :1]
         found = {}
         for given in self.inputs:
             if given.is_text:
@@ -288,7 +286,7 @@ class PolicyContract(Document):
                 value = default
             else:
                 value = clip(_as_input(given, value, like), lower, upper)
-            found[given.name] = value + 0.0 * like[..., :1]
+            found[given.name] = value + each_robot
         return found
 
     def _derived(self, derived: Derive, values: Mapping[str, Array], memory: Memory) -> Array:
@@ -338,39 +336,69 @@ class PolicyContract(Document):
                 turn = values[derived.of[1]] / self.rate
                 memory[key] = (memory[key] + turn) % (2.0 * math.pi)
 
-    def _scaled(self, i: int, value: Array) -> Array:
-        """The value of a term as the policy sees it, of one step."""
-        term = self.observe_terms[i]
-        if term.group in self._image_groups:
-            return value
-        scale, offset = self._observations.like(value).terms[i]
-        if offset is not None:
-            value = value - offset
-        if scale is not None:
-            value = scale * value
-        if term.clip is None:
-            return value
-        return library(value).clip(value, *term.clip)
+    def _seen(self, group: str, values: Mapping[str, Array], memory: Memory) -> Array:
+        """A group of numbers as the policy sees it, `(..., size)`, a new array; the memory's histories move on."""
+        scaled = self._scaled(group, values)
+        if not self._has_history[group]:
+            return scaled
+        parts = []
+        for each in self._terms[group]:
+            value = scaled[..., each.columns]
+            parts.append(_remember(memory, each.history, value) if each.history else value)
+        return library(scaled).concatenate(parts, -1)
 
-    def _joined(self, group: str, parts: list[Array]) -> Array:
-        """One group of the observation: a new array of its terms, or the image as it came."""
-        if group in self._image_groups:
-            return parts[0]
-        return library(parts[0]).concatenate(parts, -1)
-
-    @functools.cached_property
-    def _image_groups(self) -> set[str]:
-        return {group for group in self.groups if self.is_image(group)}
+    def _scaled(self, group: str, values: Mapping[str, Array]) -> Array:
+        """The terms of a group of numbers behind each other, of one step, as the policy sees them: a new array."""
+        parts = [values[each.term.term] for each in self._terms[group]]
+        value = library(parts[0]).concatenate(parts, -1)
+        constants = self._observations.like(value).groups[group]
+        if constants.offset is not None:
+            value = value - constants.offset
+        if constants.scale is not None:
+            value = constants.scale * value
+        if constants.lower is not None:
+            value = clip(value, constants.lower, constants.upper)
+        return value
 
     def _fill_histories(self, values: Mapping[str, Array], memory: Memory) -> None:
         """Before an episode, all is as in its first step."""
-        for i, term in enumerate(self.observe_terms):
-            if term.frames == 1:
+        for group, has_history in self._has_history.items():
+            if not has_history:
                 continue
-            value = self._scaled(i, values[term.term])
-            for place in range(term.stride):
-                history = library(value).concatenate([value] * term.frames, -1)
-                memory[_history_key(i, place)] = history
+            scaled = self._scaled(group, values)
+            for each in self._terms[group]:
+                for key in each.history:
+                    value = [scaled[..., each.columns]] * each.term.frames
+                    memory[key] = library(scaled).concatenate(value, -1)
+
+    @functools.cached_property
+    def _image_groups(self) -> dict[str, str]:
+        """The image that each group of the observation is; empty for one of numbers."""
+        images = {signal.name for signal in self.signals if signal.is_image}
+        found = dict.fromkeys(self.groups, "")
+        for term in self.observe_terms:
+            if term.term in images:
+                found[term.group] = term.term
+        return found
+
+    @functools.cached_property
+    def _terms(self) -> dict[str, list[_Term]]:
+        """The terms of each group of numbers, in order."""
+        terms: dict[str, list[_Term]] = {
+            group: [] for group, image in self._image_groups.items() if not image
+        }
+        for i, term in enumerate(self.observe_terms):
+            if term.group in terms:
+                group = terms[term.group]
+                first = group[-1].columns.stop if group else 0
+                columns = slice(first, first + self.source_size(term.term))
+                group.append(_Term(term, columns, _history_keys(i, term)))
+        return terms
+
+    @functools.cached_property
+    def _has_history(self) -> dict[str, bool]:
+        """Whether a group of numbers shows the past."""
+        return {group: any(each.history for each in terms) for group, terms in self._terms.items()}
 
     def check(self) -> None:
         """Everything that must hold between the parts."""
@@ -396,19 +424,44 @@ class PolicyContract(Document):
         return size
 
 
+class _Term(NamedTuple):
+    """A term of a group of numbers."""
+
+    term: Observe
+    columns: slice
+    """Where it is among the group's terms of one step."""
+    history: tuple[str, ...]
+    """Where the memory keeps its past; empty if only the present is seen."""
+
+
+class _Scaling:
+    """What the terms of a group are scaled and clipped by, `(size,)` each; None where that would change nothing."""
+
+    def __init__(self, contract: PolicyContract, terms: Sequence[_Term], like: Like):
+        scale: list[float] = []
+        offset: list[float] = []
+        lower: list[float] = []
+        upper: list[float] = []
+        for term, _, _ in terms:
+            size = contract.source_size(term.term)
+            least, most = term.clip or (-math.inf, math.inf)
+            scale += spread(term.scale, size)
+            offset += spread(term.offset, size)
+            lower += [least] * size
+            upper += [most] * size
+        self.scale = like.unless(1.0, scale)
+        self.offset = like.unless(0.0, offset)
+        self.lower = like.unless(-math.inf, lower)
+        self.upper = like.numbers(upper)
+
+
 class _Observations:
     """Scales, offsets, bounds of inputs and chains of a contract as arrays."""
 
     def __init__(self, contract: PolicyContract, like: Like):
-        self.terms = []
-        for term in contract.observe_terms:
-            scale = None
-            if set(term.scale) != {1.0}:
-                scale = like.numbers(term.scale)
-            offset = None
-            if set(term.offset) != {0.0}:
-                offset = like.numbers(term.offset)
-            self.terms.append((scale, offset))
+        self.groups = {
+            group: _Scaling(contract, terms, like) for group, terms in contract._terms.items()
+        }
         self.inputs = {}
         for given in contract.inputs:
             lower = like.numbers(spread(given.lower, given.size))
@@ -441,18 +494,19 @@ def _heading_key(derived: Derive) -> str:
     return f"{HEADING}.{derived.name}"
 
 
-def _history_key(i: int, place: int) -> str:
-    """Where the memory keeps the past of a term: of every `stride`-th step, `place` steps before its next use."""
-    return f"{HISTORY}.{i}.{place}"
+def _history_keys(i: int, term: Observe) -> tuple[str, ...]:
+    """Where the memory keeps the past of the i-th term: of every `stride`-th step, each as long before its next use."""
+    if term.frames == 1:
+        return ()
+    return tuple(f"{HISTORY}.{i}.{place}" for place in range(term.stride))
 
 
-def _remember(memory: Memory, i: int, term: Observe, value: Array) -> Array:
+def _remember(memory: Memory, keys: Sequence[str], value: Array) -> Array:
     """What the policy sees of a term, `(..., frames * size)`, oldest first; the memory moves on by a step.
 
     The memory keeps one such array for each step of the stride. The one that is due has the steps that the policy is to
     see but the newest: so a step costs one copy of what is seen, however long the stride.
     """
-    keys = [_history_key(i, place) for place in range(term.stride)]
     past = memory[keys[0]]
     seen = library(value).concatenate((past[..., value.shape[-1] :], value), -1)
     for key, following in pairwise(keys):

@@ -21,13 +21,12 @@ class SignalLimits:
         """Which limit complete signals, (size,) float64 each, are beyond, in words; empty if none is."""
         for limit in self._limits:
             values = _judged(limit, signals[limit.signal])
-            fine = (values >= limit.lower) & (values <= limit.upper)  # a NaN is not
-            if not fine.all():
-                return self._words(limit, values, fine)
+            fine = [limit.lower <= value <= limit.upper for value in values]  # a NaN is not
+            if False in fine:
+                return self._words(limit, values, fine.index(False))
         return ""
 
-    def _words(self, limit: Limit, values: np.ndarray, fine: np.ndarray) -> str:
-        worst = int(fine.argmin())
+    def _words(self, limit: Limit, values: list[float], worst: int) -> str:
         what = limit.signal
         units = self._units[limit.signal]
         if limit.of == "tilt":
@@ -42,15 +41,15 @@ class SignalLimits:
         return f"{what} is {values[worst]:.4g}, its limits are {bounds}"
 
 
-def _judged(limit: Limit, values: np.ndarray) -> np.ndarray:
-    """The numbers that a limit bounds, (n,)."""
+def _judged(limit: Limit, values: np.ndarray) -> list[float]:
+    """The numbers that a limit bounds."""
     if limit.of == "norm":
-        return np.array([math.hypot(*values.tolist())])
+        return [math.hypot(*values.tolist())]
     if limit.of == "tilt":
-        return np.array([tilt(values)])
+        return [tilt(values)]
     if limit.element is not None:
-        return values[limit.element : limit.element + 1]
-    return values
+        return [values.item(limit.element)]
+    return values.tolist()
 
 
 def tilt(orientation: np.ndarray) -> float:

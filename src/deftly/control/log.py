@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,8 @@ Column = tuple[tuple[int, ...], str]
 """Shape of a tick's value, and numpy's name of its type."""
 _TAKES = {"f": "fiu", "i": "iu"}
 """Kinds of numpy types that a column takes besides its own."""
+_PLAIN: Mapping[str, type] = {"f": float, "U": str, "?": bool}
+"""Python's type of a single value that fits a column as it is, by the kind of the column's numpy type."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,12 @@ class LogBuffer:
         self._snapshots: deque[tuple[int, Snapshot]] = deque()
         self._every = max(1, min(SNAPSHOT_TICKS, ticks // 4))
         self._rows: dict[str, np.ndarray] = {}
+        self._fits: dict[str, _Fit] = {}
         for name, (shape, dtype) in _columns(contract, self.robot).items():
             column = np.empty((ticks, *shape), dtype)
             column.fill(column.dtype.type())  # touched now, not first in the control loop
             self._rows[name] = column
+            self._fits[name] = _fit(column)
 
     def __len__(self) -> int:
         return min(self._count, self._ticks)
@@ -168,7 +173,7 @@ class LogBuffer:
         self._begun = self._count + 1
         with np.errstate(all="ignore"):  # of numbers too large for a column
             for name, column in self._rows.items():
-                column[place] = _fitting(row.get(name), column)
+                column[place] = _fitting(row.get(name), self._fits[name])
         if self.images is not None:
             for name in self._cameras:
                 self.images.put(self._count, name, row.get(f"signal/{name}"))
@@ -297,18 +302,37 @@ def _require_snapshots(snapshots: Mapping[str, np.ndarray]) -> None:
             raise ValueError(f"'snapshot/{name}' is {column.shape} of {column.dtype}")
 
 
-def _fitting(value: Any, column: np.ndarray) -> Any:
-    """The value if it fits a row of the column, else NaN or nothing."""
-    kind = column.dtype.kind
+class _Fit(NamedTuple):
+    """What fits a row of a column: known beforehand, since each tick asks for every column."""
+
+    plain: type
+    """Of a single value."""
+    kinds: str
+    """Of the numpy types of an array, or of what can be one."""
+    shape: tuple[int, ...]
+    nothing: Any
+    """What stands for a value that does not fit."""
+
+
+def _fit(column: np.ndarray) -> _Fit:
+    kind, shape = column.dtype.kind, column.shape[1:]
+    plain = NoneType if shape else _PLAIN.get(kind, NoneType)
     nothing = np.nan if kind == "f" else column.dtype.type()
+    return _Fit(plain, _TAKES.get(kind, kind), shape, nothing)
+
+
+def _fitting(value: Any, fit: _Fit) -> Any:
+    """The value if it fits a row of a column, else NaN or nothing."""
     if value is None:
-        return nothing
+        return fit.nothing
+    if isinstance(value, fit.plain):
+        return value
     try:
         array = np.asarray(value)
     except Exception:  # lists may hold anything
-        return nothing
-    if array.dtype.kind not in _TAKES.get(kind, kind) or array.shape != column.shape[1:]:
-        return nothing
+        return fit.nothing
+    if array.dtype.kind not in fit.kinds or array.shape != fit.shape:
+        return fit.nothing
     return value
 
 

@@ -2,14 +2,20 @@
 
 What limits one joint limits those that it is coupled to by the same fraction of their way, and no other: so what a
 coupling was, it stays, and the rest of the robot goes on.
+
+A robot has 6 to 30 joints. For so few, loops over Python's floats take a third of the time of numpy's operations on
+arrays, and round alike on every computer.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from collections.abc import Sequence
 
 from deftly.contract import RobotInterface
 
+Values = list[float]
+"""A number for each joint, `num_joints` of them, in rad (m), rad/s (m/s) and so on. No such list is ever changed."""
 _ROUNDING = 1e-12
 """Rounding of a joint's position, rad (m)."""
 _SHORTEST = 1e-9
@@ -17,7 +23,7 @@ _SHORTEST = 1e-9
 
 
 class Motion:
-    """The bounds of a robot's commands. All arrays are (num_joints,) float64, in rad (m), rad/s (m/s) and so on.
+    """The bounds of a robot's commands.
 
     Args:
         robot: whose couplings and accelerations hold.
@@ -26,47 +32,52 @@ class Motion:
         speed: how fast a command may move.
     """
 
-    def __init__(
-        self, robot: RobotInterface, lower: np.ndarray, upper: np.ndarray, speed: np.ndarray
-    ):
+    def __init__(self, robot: RobotInterface, lower: Values, upper: Values, speed: Values):
         self._lower = lower
         self._upper = upper
         self._speed = speed
-        bounds = np.array([joint.acceleration for joint in robot.joints], np.float64)
-        self._acceleration = np.where(bounds > 0, bounds, np.inf)
-        self._has_acceleration = bool((bounds > 0).any())
+        self._acceleration = [joint.acceleration or math.inf for joint in robot.joints]
+        self._has_acceleration = min(self._acceleration) < math.inf
         self._set_couplings(robot)
 
     def _set_couplings(self, robot: RobotInterface) -> None:
-        """Followers as offset + ratios @ leaders, and which joints are coupled to one another."""
-        count = len(robot.joints)
+        """Followers as offset + sum of ratio * leader, and the groups of joints that are coupled to one another."""
         index = {name: place for place, name in enumerate(robot.joint_names)}
-        couplings = robot.couplings
-        self._followers = np.array([index[each.joint] for each in couplings], np.intp)
-        self._offsets = np.array([each.offset for each in couplings], np.float64)
-        self._ratios = np.zeros((len(couplings), count))
-        linked = np.eye(count, dtype=bool)
-        for row, each in enumerate(couplings):
-            for leader, ratio in each.of:
-                self._ratios[row, index[leader]] = ratio
-                linked[index[leader], index[each.joint]] = True
-        linked |= linked.T
-        for _ in range(count.bit_length()):  # who is coupled to a neighbour's neighbour, too
-            linked = linked @ linked
-        self.linked = linked
-        """Which joints are coupled, (num_joints, num_joints) bool; each joint with itself."""
+        groups = {place: {place} for place in index.values()}
+        self._couplings: list[tuple[int, float, list[tuple[int, float]]]] = []
+        for each in robot.couplings:
+            follower = index[each.joint]
+            leaders = [(index[leader], ratio) for leader, ratio in each.of]
+            self._couplings.append((follower, each.offset, leaders))
+            group = groups[follower].union(*(groups[leader] for leader, _ in leaders))
+            groups.update(dict.fromkeys(group, group))
+        several = {min(group): sorted(group) for group in groups.values() if len(group) > 1}
+        self._groups = list(several.values())
 
-    def coupled(self, goal: np.ndarray) -> np.ndarray:
+    def coupled(self, goal: Values) -> Values:
         """The goal with its leaders within limits and its followers where these leaders put them."""
-        if not len(self._followers):
+        if not self._couplings:
             return goal
-        coupled = np.clip(goal, self._lower, self._upper)
-        coupled[self._followers] = self._offsets + self._ratios @ coupled
+        coupled = clipped(goal, self._lower, self._upper)
+        for follower, offset, leaders in self._couplings:
+            way = 0.0
+            for leader, ratio in leaders:
+                way += ratio * coupled[leader]
+            coupled[follower] = offset + way
         return coupled
 
+    def any_coupled(self, flags: Sequence[bool]) -> list[bool]:
+        """Of each joint, whether it or one that it is coupled to is flagged."""
+        spread = list(flags)
+        for group in self._groups:
+            if True in [flags[place] for place in group]:
+                for place in group:
+                    spread[place] = True
+        return spread
+
     def towards(
-        self, command: np.ndarray, velocity: np.ndarray, goal: np.ndarray, ramp: float, dt: float
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, command: Values, velocity: Values, goal: Values, ramp: float, dt: float
+    ) -> tuple[Values, Values]:
         """The command a time `dt` later, s, as near to a coupled goal as it may be, and its velocity.
 
         Args:
@@ -77,91 +88,118 @@ class Motion:
             dt: Time in which it moves, s.
         """
         allowed = self._allowed(command, goal)
-        most = ramp * self._speed * dt
+        most = [ramp * speed * dt for speed in self._speed]
         if self._has_acceleration:
             return self._accelerated(command, velocity, allowed, most, dt)
         moved = self._limited(command, allowed, most)
-        return np.clip(moved, self._lower, self._upper), velocity
+        return clipped(moved, self._lower, self._upper), velocity
 
-    def _shared(self, fraction: np.ndarray) -> np.ndarray:
+    def _shared(self, fractions: Values) -> Values:
         """The least of the fractions of the joints that each joint is coupled to."""
-        return np.where(self.linked, fraction, 1.0).min(axis=1)
+        shared = fractions.copy()
+        for group in self._groups:
+            least = min([fractions[place] for place in group])
+            for place in group:
+                shared[place] = least
+        return shared
 
-    def _allowed(self, command: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    def _allowed(self, command: Values, goal: Values) -> Values:
         """As far towards the goal as limits allow."""
-        allowed = np.clip(goal, self._lower, self._upper)
-        if not len(self._followers) or np.array_equal(allowed, goal):
+        allowed = clipped(goal, self._lower, self._upper)
+        if not self._couplings or allowed == goal:
             return allowed
-        way = goal - command
-        fraction = np.divide(allowed - command, way, out=np.ones_like(way), where=allowed != goal)
-        shared = self._shared(fraction)
-        some = np.clip(command + shared * way, self._lower, self._upper)
-        return np.where(shared < 1.0, some, allowed)
+        ways = [end - start for end, start in zip(goal, command)]
+        fractions = [
+            (limit - start) / way if limit != end and way else 1.0
+            for limit, end, start, way in zip(allowed, goal, command, ways)
+        ]
+        shared = self._shared(fractions)
+        some = [start + part * way for start, part, way in zip(command, shared, ways)]
+        some = clipped(some, self._lower, self._upper)
+        return [near if part < 1.0 else all_ for near, part, all_ in zip(some, shared, allowed)]
 
-    def _limited(self, command: np.ndarray, goal: np.ndarray, most: np.ndarray) -> np.ndarray:
+    def _limited(self, command: Values, goal: Values, most: Values) -> Values:
         """The command moved towards the goal, each joint by at most `most`."""
-        way = goal - command
-        distance = np.abs(way)
-        fraction = np.divide(most, distance, out=np.ones_like(way), where=distance > most)
-        shared = self._shared(fraction)
-        some = np.clip(command + shared * way, command - most, command + most)
-        return np.where(shared < 1.0, some, goal)
+        ways = [end - start for end, start in zip(goal, command)]
+        fractions = _fractions(most, [abs(way) for way in ways])
+        if min(fractions) == 1.0:
+            return goal
+        shared = self._shared(fractions)
+        moved = []
+        for start, end, way, part, bound in zip(command, goal, ways, shared, most):
+            some = min(max(start + part * way, start - bound), start + bound)
+            moved.append(some if part < 1.0 else end)
+        return moved
 
     # ----------------------------------------------------------- acceleration
 
     def _accelerated(
-        self,
-        command: np.ndarray,
-        velocity: np.ndarray,
-        goal: np.ndarray,
-        most: np.ndarray,
-        dt: float,
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, command: Values, velocity: Values, goal: Values, most: Values, dt: float
+    ) -> tuple[Values, Values]:
         """As `towards`, with accelerations; what could not stop before a limit any more brakes instead."""
         if dt < _SHORTEST:
             return command, velocity
-        wanted = self._wanted(command, goal, most, dt)
-        change = np.abs(wanted - velocity)
-        reach = self._acceleration * dt
-        fraction = np.divide(reach, change, out=np.ones_like(change), where=change > reach)
-        faster = velocity + self._shared(fraction) * (wanted - velocity)
-        stops = self._can_stop(command, faster, dt)
-        safe = np.where(self._all_coupled(stops), faster, self._braked(velocity, dt))
-        moved = np.clip(command + safe * dt, self._lower, self._upper)
-        arrived = np.abs(moved - goal) < _ROUNDING
-        return np.where(arrived, goal, moved), safe
+        changes = [
+            wanted - speed for wanted, speed in zip(self._wanted(command, goal, most, dt), velocity)
+        ]
+        reach = [bound * dt for bound in self._acceleration]
+        shared = self._shared(_fractions(reach, [abs(change) for change in changes]))
+        faster = [speed + part * change for speed, part, change in zip(velocity, shared, changes)]
+        brakes = self.any_coupled(self._cannot_stop(command, faster, dt))
+        braked = self._braked(velocity, dt)
+        safe = [slow if brake else fast for slow, brake, fast in zip(braked, brakes, faster)]
+        moved = [start + speed * dt for start, speed in zip(command, safe)]
+        moved = clipped(moved, self._lower, self._upper)
+        arrived = [end if abs(now - end) < _ROUNDING else now for now, end in zip(moved, goal)]
+        return arrived, safe
 
-    def _wanted(
-        self, command: np.ndarray, goal: np.ndarray, most: np.ndarray, dt: float
-    ) -> np.ndarray:
+    def _wanted(self, command: Values, goal: Values, most: Values, dt: float) -> Values:
         """The velocity that leads to the goal fastest, and can still come to rest there."""
-        way = goal - command
-        distance = np.abs(way)
-        bound = self._acceleration
-        finite = np.isfinite(bound)
-        braking = np.where(finite, bound, 1.0)
-        still = braking * dt * (np.sqrt(dt * dt + 2.0 * distance / braking) - dt)
-        reach = np.minimum(most, np.where(finite, still, distance))
-        fraction = np.divide(reach, distance, out=np.ones_like(way), where=distance > reach)
-        return self._shared(fraction) * way / dt
+        ways = [end - start for end, start in zip(goal, command)]
+        distances = [abs(way) for way in ways]
+        reach = []
+        for bound, braking, distance in zip(most, self._acceleration, distances):
+            still = distance
+            if braking < math.inf:
+                still = braking * dt * (math.sqrt(dt * dt + 2.0 * distance / braking) - dt)
+            reach.append(min(bound, still))
+        shared = self._shared(_fractions(reach, distances))
+        return [part * way / dt for part, way in zip(shared, ways)]
 
-    def _stopping_time(self, velocity: np.ndarray) -> np.ndarray:
+    def _stopping_times(self, velocity: Values) -> Values:
         """How long those that each joint is coupled to take to stop together, s."""
-        alone = np.abs(velocity) / self._acceleration
-        return np.where(self.linked, alone, 0.0).max(axis=1)
+        times = [abs(speed) / bound for speed, bound in zip(velocity, self._acceleration)]
+        for group in self._groups:
+            longest = max([times[place] for place in group])
+            for place in group:
+                times[place] = longest
+        return times
 
-    def _can_stop(self, command: np.ndarray, velocity: np.ndarray, dt: float) -> np.ndarray:
-        """Which joints come to rest before their limits if they brake after moving so for a time `dt`."""
-        room = np.where(velocity > 0, self._upper - command, command - self._lower)
-        way = np.abs(velocity) * (dt + 0.5 * self._stopping_time(velocity))
-        return way <= room + _ROUNDING
+    def _cannot_stop(self, command: Values, velocity: Values, dt: float) -> list[bool]:
+        """Which joints would not come to rest before their limits if they braked after moving so for a time `dt`."""
+        cannot = []
+        for place, time in enumerate(self._stopping_times(velocity)):
+            speed, start = velocity[place], command[place]
+            room = self._upper[place] - start if speed > 0 else start - self._lower[place]
+            way = abs(speed) * (dt + 0.5 * time)
+            cannot.append(not way <= room + _ROUNDING)
+        return cannot
 
-    def _all_coupled(self, fine: np.ndarray) -> np.ndarray:
-        """Whether it is fine for all that each joint is coupled to, bool."""
-        return np.logical_and.reduce(fine | ~self.linked, axis=1)
-
-    def _braked(self, velocity: np.ndarray, dt: float) -> np.ndarray:
+    def _braked(self, velocity: Values, dt: float) -> Values:
         """The velocity after braking for a time `dt`: it stops before the limits, since it could before."""
-        needed = self._stopping_time(velocity)
-        left = np.divide(dt, needed, out=np.ones_like(needed), where=needed > dt)
-        return velocity * (1.0 - left)
+        times = self._stopping_times(velocity)
+        left = _fractions([dt] * len(times), times)
+        return [speed * (1.0 - part) for speed, part in zip(velocity, left)]
+
+
+def clipped(values: Values, lower: Values, upper: Values) -> Values:
+    """Each value within its bounds."""
+    return [
+        low if value < low else high if value > high else value
+        for value, low, high in zip(values, lower, upper)
+    ]
+
+
+def _fractions(most: Values, wanted: Values) -> Values:
+    """What part of each may be had: all of it, or as much as is allowed."""
+    return [bound / all_ if all_ > bound else 1.0 for bound, all_ in zip(most, wanted)]

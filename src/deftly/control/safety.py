@@ -2,7 +2,8 @@
 
 Whatever comes in, `tick` raises nothing, and what goes out is finite, within the joints' limits, and no further from
 the last command than the joints' top speed allows in the time that has passed. It reads no clock and does no input or
-output: the caller says what time it is, so a log of what came in gives back what went out, bit for bit.
+output: the caller says what time it is, so a log of what came in gives back what went out, bit for bit. It computes
+with lists of Python's floats, one for each joint (see motion.py).
 
     INIT    commands nothing. Two good measurements in a row that agree lead to READY; after a resume, a bad one, or
             two that do not agree, lead back to HOLD or DAMP.
@@ -36,10 +37,11 @@ from deftly.contract import (
     RobotInterface,
     Signal,
 )
+from deftly.contract.arrays import all_finite
 from deftly.control.drivers import Reading
 from deftly.control.drivers.buses import lead_of
 from deftly.control.limits import SignalLimits
-from deftly.control.motion import Motion
+from deftly.control.motion import Motion, Values, clipped
 from deftly.errors import DeftlyError
 
 _TEXTS = ("state", "fault", "reason")
@@ -246,6 +248,7 @@ class Kernel:
         self.reason = ""
         self.command: np.ndarray | None = None
         """The last command, (num_joints,) float64, read-only; None before the first."""
+        self._commanded: Values = []  # the same
         self.clipped = 0
         """Ticks in which a target was beyond a limit or faster than allowed, and was clipped."""
         self._now = -math.inf  # of the last tick
@@ -253,8 +256,8 @@ class Kernel:
         self._decided_at = -math.inf  # the last decision of the policy
         self._pose = self._home  # measured last
         self._rest = self._home  # measured when a command was last given
-        self._sag = np.zeros_like(self._home)  # from a command to where its joint was found after
-        self._velocity = np.zeros_like(self._home)  # of the command
+        self._sag = self._zeros  # from a command to where its joint was found after
+        self._velocity = self._zeros  # of the command
         self._read_at = self._home  # commanded when the reading of a joint changed last
         self._origin = self._home  # commanded at the start
         self._active_s = 0.0  # in this part of ACTIVE, no more than a period for each tick
@@ -264,26 +267,31 @@ class Kernel:
         self._damped = False  # since DAMP, until a pose is commanded again
 
     def _set_bounds(self) -> None:
-        """Limits, speeds and tolerances of each joint, (num_joints,) float64 each."""
+        """Limits, speeds and tolerances of each joint."""
         joints = self.robot.joints
-        lower, upper = np.array([(joint.lower, joint.upper) for joint in joints], np.float64).T
-        travel = upper - lower
         self._grips = np.isin(self.robot.joint_names, self.robot.gripping)
-        margin = np.where(self._grips, 0.0, self.cfg.margin) * travel
-        self._lower = lower + margin
-        self._upper = upper - margin
-        slack = np.array([joint.slack for joint in joints])
-        self._measurable = (lower - slack, upper + slack)
-        self._top_speed = np.array([joint.velocity for joint in joints], np.float64)
-        self._speed = self.cfg.speed * self._top_speed
-        turns = [joint.units == "rad" for joint in joints]
-        self._unit = np.where(turns, 1.0, travel)  # of the angles of SafetyConfig
-        self._lead = np.array(
-            [self._lead_of(joint, unit) for joint, unit in zip(joints, self._unit)]
-        )
-        frozen = np.array([joint.frozen for joint in joints], np.float64)
-        self._frozen = np.where(frozen > 0, frozen, np.inf)
-        self._home = np.array(self.robot.home(), np.float64)
+        margin = [
+            0.0 if gripping else self.cfg.margin * (joint.upper - joint.lower)
+            for joint, gripping in zip(joints, self._grips)
+        ]
+        self._lower = [joint.lower + free for joint, free in zip(joints, margin)]
+        self._upper = [joint.upper - free for joint, free in zip(joints, margin)]
+        self._least_measured = [joint.lower - joint.slack for joint in joints]
+        self._most_measured = [joint.upper + joint.slack for joint in joints]
+        self._speed = [self.cfg.speed * joint.velocity for joint in joints]
+        self._plausible_speed = [self.cfg.jump * joint.velocity for joint in joints]
+        # of the angles of SafetyConfig
+        units = [1.0 if joint.units == "rad" else joint.upper - joint.lower for joint in joints]
+        self._outside = [self.cfg.outside * unit for unit in units]
+        self._moved = [self.cfg.moved * unit for unit in units]
+        self._envelope = [self.cfg.start_envelope * unit for unit in units]
+        self._lead = [
+            math.inf if gripping else self._lead_of(joint, unit)  # a gripper presses
+            for joint, unit, gripping in zip(joints, units, self._grips)
+        ]
+        self._frozen = [joint.frozen or math.inf for joint in joints]
+        self._home: Values = list(self.robot.home())
+        self._zeros: Values = [0.0] * len(joints)
         self._motion = Motion(self.robot, self._lower, self._upper, self._speed)
         self._limits = SignalLimits(self.robot)
         self._require_home_within()
@@ -297,7 +305,7 @@ class Kernel:
     def _require_home_within(self) -> None:
         outside = "has its home outside"
         try:
-            self._within(Fault.ENVELOPE, self._home, self._lower, self._upper, 0.0, outside)
+            self._within(Fault.ENVELOPE, self._home, self._lower, self._upper, self._zeros, outside)
         except _Problem as problem:
             raise SafetyError(f"safety.margin is {self.cfg.margin}: {problem}") from None
 
@@ -306,16 +314,15 @@ class Kernel:
     def start(self) -> None:
         """Let the policy drive. Raises SafetyError unless READY; a pose outside the envelope is a fault."""
         self._require(State.READY, "start")
-        assert self.command is not None
         problem = self._start_problem()
         if problem:
             self.hold(problem, Fault.ENVELOPE)
             return
-        self._approach_s = self._approach_duration(self.command)
-        self._origin = self.command
-        self._sag = np.zeros_like(self._home)
-        self._velocity = np.zeros_like(self._home)
-        self._read_at = self.command
+        self._approach_s = self._approach_duration()
+        self._origin = self._commanded
+        self._sag = self._zeros
+        self._velocity = self._zeros
+        self._read_at = self._commanded
         self._decided_at = self._now
         self._active_s = 0.0
         self._misses = 0
@@ -324,21 +331,24 @@ class Kernel:
 
     def _start_problem(self) -> str:
         """Why the policy may not start from the measured pose; empty if it may."""
-        moved = self._was_moved(self._pose) & ~self._sags(self._pose)
-        if moved.any():
-            name = self.robot.joint_names[int(moved.argmax())]
+        moved = self._slipped(self._was_moved(self._pose), self._pose)
+        if True in moved:
+            name = self.robot.joint_names[moved.index(True)]
             return f"{name} was moved while the robot stood ready: resume, then start"
         far = self._far_from_home(self._pose)
         if far and not self.cfg.approach_s:
             return f"{far}: move it there, or let safety.approach_s bring it there slowly"
         return ""
 
-    def _approach_duration(self, command: np.ndarray) -> float:
-        """Time of an approach from a command to home, s: at most a tenth of the allowed speed on average."""
+    def _approach_duration(self) -> float:
+        """Time of an approach from the command to home, s: at most a tenth of the allowed speed on average."""
         if not self.cfg.approach_s:
             return 0.0
-        fastest = float((np.abs(command - self._home) / self._speed).max())
-        return max(self.cfg.approach_s, 10.0 * fastest)
+        times = [
+            abs(start - home) / speed
+            for start, home, speed in zip(self._commanded, self._home, self._speed)
+        ]
+        return max(self.cfg.approach_s, 10.0 * max(times))
 
     def resume(self) -> None:
         """Clear a latched fault: from HOLD or DAMP to INIT. Raises SafetyError elsewhere.
@@ -494,21 +504,20 @@ class Kernel:
             behind = f"the control loop fell {self._lag / self.period:.0f} periods behind"
             raise _Problem(Fault.DEADLINES, f"{behind}: it is slower than its {self.rate:g} Hz")
 
-    def _measured(
-        self, reading: Reading | Missing | None, elapsed: float, judged: float
-    ) -> np.ndarray:
-        """The measured pose, (num_joints,), a time `elapsed` after the one before; its age is judged at a time, s."""
+    def _measured(self, reading: Reading | Missing | None, elapsed: float, judged: float) -> Values:
+        """The measured pose, a time `elapsed` after the one before; its age is judged at a time, s."""
         signals = self._signals(reading, judged)
-        position = signals[JOINT_POS]
-        low, high = self._measurable
-        outside = self.cfg.outside
+        position = signals[JOINT_POS].tolist()
+        low = self._least_measured
+        high = self._most_measured
         beyond = "is measured beyond its limits"
-        self._within(Fault.SIGNALS_BAD, position, low, high, outside, beyond)
+        self._within(Fault.SIGNALS_BAD, position, low, high, self._outside, beyond)
         if self.state is not State.INIT:
-            reach = self.cfg.jump * self._top_speed * min(elapsed, 1e6)
-            low = self._pose - reach
-            high = self._pose + reach
-            self._within(Fault.SIGNALS_BAD, position, low, high, outside, "jumped out of")
+            time = min(elapsed, 1e6)
+            reach = [speed * time for speed in self._plausible_speed]
+            low = [before - way for before, way in zip(self._pose, reach)]
+            high = [before + way for before, way in zip(self._pose, reach)]
+            self._within(Fault.SIGNALS_BAD, position, low, high, self._outside, "jumped out of")
         broken = self._limits.broken(signals)
         if broken:
             raise _Problem(Fault.LIMIT, broken)
@@ -538,10 +547,10 @@ class Kernel:
                 raise _Problem(Fault.SIGNALS_BAD, wrong)
         return values
 
-    def _find(self, position: np.ndarray, at: float) -> None:
+    def _find(self, position: Values, at: float) -> None:
         """Settle on a pose that was measured twice in a row: a single wrong measurement commands nothing."""
         spare = "stands outside of what safety.margin leaves it,"
-        self._within(Fault.ENVELOPE, position, self._lower, self._upper, self.cfg.outside, spare)
+        self._within(Fault.ENVELOPE, position, self._lower, self._upper, self._outside, spare)
         if at == self._found_at:
             return  # the same measurement once more
         before = self._pose
@@ -550,8 +559,8 @@ class Kernel:
         self._found_at = at
         if is_first:
             return
-        apart = np.abs(position - before) - self.cfg.moved * self._unit
-        worst = int(apart.argmax())
+        apart = [abs(now - then) - near for now, then, near in zip(position, before, self._moved)]
+        worst = apart.index(max(apart))
         if apart[worst] > 0:
             name = self.robot.joint_names[worst]
             where = f"{name} was measured at {before[worst]:.4g}, then at {position[worst]:.4g}"
@@ -561,25 +570,27 @@ class Kernel:
             raise _Problem(Fault.SIGNALS_BAD, self.reason)
         self._settle(position)
 
-    def _settle(self, position: np.ndarray) -> None:
+    def _settle(self, position: Values) -> None:
         """From INIT to READY: command the measured pose, but what was commanded where nothing moved in a hold.
 
         A gripper goes on holding what it held, an arm does not sag; what somebody moved stays where it was put, and so
         do the joints that are coupled to it.
         """
-        command = np.clip(position, self._lower, self._upper)
+        command = clipped(position, self._lower, self._upper)
         if self.command is not None and not self._damped:
-            displaced = self._was_moved(position) | self._leads(position)
-            give_up = self._motion.linked @ (displaced & ~self._sags(position))
-            self._sag = np.where(give_up, position - self.command, self._sag)
-            command = np.where(give_up, command, self.command)
+            moved, leads = self._was_moved(position), self._leads(position)
+            displaced = [one or other for one, other in zip(moved, leads)]
+            give_up = self._motion.any_coupled(self._slipped(displaced, position))
+            hangs = [now - sent for now, sent in zip(position, self._commanded)]
+            self._sag = _chosen(give_up, hangs, self._sag)
+            command = _chosen(give_up, command, self._commanded)
         self._command(command)
         self._rest = position
         self._damped = False
         self.state = State.READY
         self.reason = ""
 
-    def _follow(self, position: np.ndarray, period: float, targets: np.ndarray | None) -> None:
+    def _follow(self, position: Values, period: float, targets: np.ndarray | None) -> None:
         """Move the command towards where it should be, as far as it may in this tick."""
         self._check_following(position)
         self._check_encoders(position)
@@ -591,25 +602,24 @@ class Kernel:
         else:
             self._check_silence()
 
-    def _check_following(self, position: np.ndarray) -> None:
+    def _check_following(self, position: Values) -> None:
         """Raise _Problem if the tracking error of a joint is too large."""
-        assert self.command is not None
         leads = self._leads(position)
-        if leads.any():
-            worst = int(leads.argmax())
+        if True in leads:
+            worst = leads.index(True)
             name = self.robot.joint_names[worst]
-            where = f"{name} is at {position[worst]:.4g}, sent to {self.command[worst]:.4g}"
+            where = f"{name} is at {position[worst]:.4g}, sent to {self._commanded[worst]:.4g}"
             why = "it is blocked, without power, or its sensor is stuck"
             raise _Problem(Fault.FOLLOWING, f"{where}: {why}")
 
-    def _check_encoders(self, position: np.ndarray) -> None:
+    def _check_encoders(self, position: Values) -> None:
         """Raise _Problem if a joint gives the very same number while its command moves on."""
-        assert self.command is not None
-        self._read_at = np.where(position != self._pose, self.command, self._read_at)
-        moved = np.abs(self.command - self._read_at)
-        stuck = moved > self._frozen
-        if stuck.any():
-            worst = int(stuck.argmax())
+        changed = [now != before for now, before in zip(position, self._pose)]
+        self._read_at = _chosen(changed, self._commanded, self._read_at)
+        moved = [abs(sent - then) for sent, then in zip(self._commanded, self._read_at)]
+        stuck = [way > bound for way, bound in zip(moved, self._frozen)]
+        if True in stuck:
+            worst = stuck.index(True)
             name = self.robot.joint_names[worst]
             same = f"{name} is measured at {position[worst]:.4g} all along"
             why = "its encoder is stuck, or the joint is"
@@ -628,19 +638,21 @@ class Kernel:
                 Fault.INPUT_STALE, f"{heard}, at most {1e3 * self.cfg.input_s:.0f} are allowed"
             )
 
-    def _approach(self, position: np.ndarray, period: float) -> None:
+    def _approach(self, position: Values, period: float) -> None:
         """Move the command on its way home, along a smoothstep from where the start found it."""
         phase = min(1.0, self._active_s / self._approach_s)
-        goal = self._origin + phase * phase * (3.0 - 2.0 * phase) * (self._home - self._origin)
+        part = phase * phase * (3.0 - 2.0 * phase)
+        goal = [start + part * (home - start) for start, home in zip(self._origin, self._home)]
         self._move(goal, goal, 1.0, period)
         if phase == 1.0:
             self._arrive(position)
 
     def _follow_policy(self, targets: np.ndarray, period: float) -> None:
         """Move the command towards the policy's targets, slowly at first."""
-        goal = _numbers(targets, len(self._home))
-        if goal is None:
+        numbers = _numbers(targets, (len(self._home),))
+        if numbers is None:
             raise _Problem(Fault.POLICY_BAD, "the policy's targets are misshapen or not finite")
+        goal = numbers.tolist()
         ramp = 1.0
         if self.cfg.ramp_s:
             ramp = min(1.0, self._active_s / self.cfg.ramp_s)
@@ -653,17 +665,16 @@ class Kernel:
             wrong = f"no decision of the policy for {1e3 * silent:.0f} ms"
             raise _Problem(Fault.POLICY_STALE, wrong)
 
-    def _move(self, goal: np.ndarray, coupled: np.ndarray, ramp: float, period: float) -> None:
+    def _move(self, goal: Values, coupled: Values, ramp: float, period: float) -> None:
         """Command the goal with its couplings kept, or as near to it as its bounds allow in a period, s."""
-        assert self.command is not None
         command, self._velocity = self._motion.towards(
-            self.command, self._velocity, coupled, ramp, period
+            self._commanded, self._velocity, coupled, ramp, period
         )
-        self.clipped += bool(np.abs(command - goal).max() > 1e-6)
+        self.clipped += max([abs(sent - end) for sent, end in zip(command, goal)]) > 1e-6
         self._decided_at = self._now
         self._command(command)
 
-    def _arrive(self, position: np.ndarray) -> None:
+    def _arrive(self, position: Values) -> None:
         """Hand over from the approach to the policy, if the robot did come home."""
         far = self._far_from_home(position)
         if far:
@@ -671,63 +682,69 @@ class Kernel:
         self._active_s = 0.0
         self._approach_s = 0.0
 
-    def _command(self, command: np.ndarray) -> None:
-        command.setflags(write=False)  # what a policy or a driver is shown, it cannot change
-        self.command = command
+    def _command(self, command: Values | np.ndarray) -> None:
+        self.command = np.array(command, np.float64)
+        self.command.setflags(write=False)  # what a policy or a driver is shown, it cannot change
+        self._commanded = self.command.tolist()
 
     # -------------------------------------------------------------- questions
 
     def _within(
         self,
         fault: Fault,
-        position: np.ndarray,
-        low: np.ndarray,
-        high: np.ndarray,
-        angle: float,
+        position: Values,
+        low: Values,
+        high: Values,
+        tolerance: Values,
         what: str,
     ) -> None:
-        """Raise _Problem naming the joint that is furthest beyond bounds, (num_joints,) each, and a tolerance."""
-        beyond = np.maximum(low - position, position - high) - angle * self._unit
-        worst = int(beyond.argmax())
-        if beyond[worst] > 0:
+        """Raise _Problem naming the joint that is furthest beyond bounds and a tolerance."""
+        beyond = _beyond(position, low, high, tolerance)
+        most = max(beyond)
+        if most > 0:
+            worst = beyond.index(most)
             name = self.robot.joint_names[worst]
             bounds = f"{low[worst]:.4g} .. {high[worst]:.4g}"
             raise _Problem(fault, f"{name}, at {position[worst]:.4g}, {what} {bounds}")
 
-    def _far_from_home(self, position: np.ndarray) -> str:
+    def _far_from_home(self, position: Values) -> str:
         """Which joint is furthest outside the start envelope, in words; empty if none is."""
-        beyond = np.abs(position - self._home) - self.cfg.start_envelope * self._unit
-        worst = int(beyond.argmax())
+        beyond = [
+            abs(now - home) - near for now, home, near in zip(position, self._home, self._envelope)
+        ]
+        worst = beyond.index(max(beyond))
         if not beyond[worst] > 0:
             return ""
         joint = self.robot.joints[worst]
         stands = f"{joint.name} stands at {position[worst]:.3f}"
         return f"{stands}, home is {joint.home:.3f} {joint.units}"
 
-    def _was_moved(self, position: np.ndarray) -> np.ndarray:
-        """Which joints, (num_joints,) bool, something moved away from where they stood; not: on to their command."""
-        assert self.command is not None
-        low = np.minimum(self._rest, self.command)
-        high = np.maximum(self._rest, self.command)
-        beyond = np.maximum(low - position, position - high)
-        return beyond > self.cfg.moved * self._unit
+    def _was_moved(self, position: Values) -> list[bool]:
+        """Which joints something moved away from where they stood; not: on to their command."""
+        low = [min(pair) for pair in zip(self._rest, self._commanded)]
+        high = [max(pair) for pair in zip(self._rest, self._commanded)]
+        beyond = _beyond(position, low, high, self._zeros)
+        return [way > near for way, near in zip(beyond, self._moved)]
 
-    def _sags(self, position: np.ndarray) -> np.ndarray:
-        """Which joints, (num_joints,) bool, hang off their command as they did off the one before.
+    def _slipped(self, displaced: list[bool], position: Values) -> list[bool]:
+        """Which of the displaced joints do not hang off their command as they did off the one before.
 
-        That is their load, not somebody who moves them: to give their command up once more would lower them each time.
+        Those that do bear a load, nobody moved them: to give their command up once more would lower them each time.
         """
-        assert self.command is not None
-        hangs = position - self.command
-        tolerance = self.cfg.moved * self._unit
-        return (np.abs(self._sag) > tolerance) & (
-            np.abs(hangs - self._sag) <= np.maximum(tolerance, 0.5 * np.abs(self._sag))
-        )
+        slipped = displaced.copy()
+        for place, sag in enumerate(self._sag):
+            hangs = position[place] - self._commanded[place]
+            tolerance = self._moved[place]
+            sags = abs(sag) > tolerance and abs(hangs - sag) <= max(tolerance, 0.5 * abs(sag))
+            slipped[place] &= not sags
+        return slipped
 
-    def _leads(self, position: np.ndarray) -> np.ndarray:
-        """Which joints, (num_joints,) bool, have too large a tracking error; a gripper's has no bound."""
-        tracking_error = np.abs(self.command - position)
-        return (tracking_error > self._lead) & ~self._grips
+    def _leads(self, position: Values) -> list[bool]:
+        """Which joints have too large a tracking error; a gripper's has no bound."""
+        return [
+            abs(sent - now) > bound
+            for sent, now, bound in zip(self._commanded, position, self._lead)
+        ]
 
     def _require(self, state: State, verb: str, other: State | None = None) -> None:
         if self.state not in (state, other):
@@ -746,9 +763,9 @@ class Kernel:
         for name in _NUMBERS:
             snapshot[name.strip("_")] = float(getattr(self, name))
         for name in _ARRAYS:
-            snapshot[name.strip("_")] = getattr(self, name).copy()
+            snapshot[name.strip("_")] = np.array(getattr(self, name), np.float64)
         if self.command is None:
-            snapshot["command"] = np.full_like(self._pose, np.nan)
+            snapshot["command"] = np.full(len(self._home), np.nan)
         else:
             snapshot["command"] = self.command.copy()
         return snapshot
@@ -758,7 +775,7 @@ class Kernel:
 
         Raises SafetyError if it is no snapshot of such a kernel.
         """
-        rest = np.zeros_like(self._home)
+        rest = np.zeros(len(self._home))
         older = {
             "damped": 0.0,
             "velocity": rest,
@@ -781,6 +798,7 @@ class Kernel:
         for name, value in (numbers | arrays).items():
             setattr(self, name, value)
         self.command = None
+        self._commanded = []
         if command is not None:
             self._command(command)
 
@@ -798,14 +816,14 @@ class Kernel:
 
     def _snapshot_arrays(
         self, snapshot: Mapping[str, np.ndarray | float | str]
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, Values]:
         """Attributes that are arrays, (num_joints,). Raises KeyError, TypeError or ValueError."""
         arrays = {}
         for name in _ARRAYS:
             array = np.array(snapshot[name.strip("_")], np.float64)
-            if array.shape != self._home.shape or not np.isfinite(array).all():
+            if array.shape != (len(self._home),) or not np.isfinite(array).all():
                 raise _not_this_robot()
-            arrays[name] = array
+            arrays[name] = array.tolist()
         return arrays
 
     def _snapshot_command(
@@ -813,9 +831,9 @@ class Kernel:
     ) -> np.ndarray | None:
         """The command, within limits, or None before the first. Raises KeyError, TypeError or ValueError."""
         command = np.array(snapshot["command"], np.float64)
-        if command.shape != self._home.shape:
+        if command.shape != (len(self._home),):
             raise _not_this_robot()
-        if np.all((self._lower <= command) & (command <= self._upper)):
+        if np.all((np.array(self._lower) <= command) & (command <= np.array(self._upper))):
             return command
         if np.isnan(command).all() and state in (State.INIT, State.STOP):
             return None
@@ -834,27 +852,39 @@ def _not_this_robot() -> ValueError:
     return ValueError("its values are not those of this robot")
 
 
+def _beyond(position: Values, low: Values, high: Values, tolerance: Values) -> Values:
+    """How far each joint is beyond bounds and a tolerance; negative within."""
+    return [
+        max(least - now, now - most) - near
+        for now, least, most, near in zip(position, low, high, tolerance)
+    ]
+
+
+def _chosen(flags: list[bool], these: Values, others: Values) -> Values:
+    """These where it is so, elsewhere the others."""
+    return [this if flag else other for flag, this, other in zip(flags, these, others)]
+
+
 def _measurement(signal: Signal, value: object) -> np.ndarray | None:
     """The value of a signal, None if it is not what the robot should measure. Raises nothing."""
     if not signal.is_image:
-        return _numbers(value, signal.size)
+        return _numbers(value, signal.shape)
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.shape == signal.shape:
         return value
     return None
 
 
-def _numbers(value: object, size: int) -> np.ndarray | None:
-    """The value as a new `(size,)` array of finite float64; None if it is anything else. Raises nothing."""
+def _numbers(value: object, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The value as an array of finite float64 of this shape; None if it is anything else. Raises nothing."""
     if not isinstance(value, (np.ndarray, list, tuple)):
         return None
     try:
         array = np.asarray(value)
-        if array.shape != (size,) or array.dtype.kind not in "fiu":
+        if array.shape != shape or array.dtype.kind not in "fiu":
             return None
-        with np.errstate(all="ignore"):
-            array = array.astype(np.float64)
+        if array.dtype != np.float64:
+            with np.errstate(all="ignore"):
+                array = array.astype(np.float64)
     except Exception:  # lists may hold anything
         return None
-    if not np.isfinite(array).all():
-        return None
-    return array
+    return array if all_finite(array) else None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from deftly.contract import COMMAND, STATE, Inputs, Memory, PolicyContract
-from deftly.contract.arrays import Array, library
+from deftly.contract.arrays import Array, all_finite, library
 from deftly.errors import DeftlyError
 
 Signals = Mapping[str, Array]
@@ -248,10 +248,11 @@ class ContractPolicy:
 
     def _keep_finite(self, rows: list[int], memory: Memory, action: Array, targets: Array) -> None:
         """Remember what was decided; a decision that is not finite, which no robot can follow, is not remembered."""
-        finite = np.isfinite(action).all(-1) & np.isfinite(targets).all(-1)
-        if finite.all():
+        if all_finite(action) and all_finite(targets):
             self._keep(rows, memory)
-        elif finite.any():
+            return
+        finite = np.isfinite(action).all(-1) & np.isfinite(targets).all(-1)
+        if finite.any():
             kept = {name: value[finite] for name, value in memory.items()}
             self._keep([row for row, good in zip(rows, finite) if good], kept)
 
@@ -328,14 +329,14 @@ class OneRobot:
 
 def as_seen(signals: Signals) -> dict[str, np.ndarray]:
     """Signals in the type that the policy was trained with: float32, and images as they are."""
-    found = {
-        name: np.asarray(value.cpu() if hasattr(value, "cpu") else value)
-        for name, value in signals.items()
-    }
-    return {
-        name: value if value.dtype == np.uint8 else value.astype(np.float32)
-        for name, value in found.items()
-    }
+    return {name: _as_seen(value) for name, value in signals.items()}
+
+
+def _as_seen(value: Any) -> np.ndarray:
+    """An image as it is, else a copy in float32."""
+    if not isinstance(value, np.ndarray):
+        value = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+    return value if value.dtype.type is np.uint8 else value.astype(np.float32)
 
 
 def _commanded(applied: Array, memory: Memory) -> Array:

@@ -211,7 +211,7 @@ class Listener:
         in turn, so that new connections without end do not keep the next step from those that came before.
         """
         begin = time.monotonic()
-        if begin < self._others_at:
+        if begin < self._others_at or not (self._is_called or any(self._queues[1:])):
             return
         processor = time.thread_time()
         if self._is_called:
@@ -354,11 +354,14 @@ class Listener:
         """Messages of the peer that waits the longest, unless it has changed its rank meanwhile."""
         queue = self._queues[rank]
         peer = queue.popleft() if queue else None
-        if peer and peer.queued == rank and not peer.is_closed:
-            begin = time.thread_time()
+        if peer is None or peer.queued != rank or peer.is_closed:
+            return
+        if not rank:  # no robot is charged, and to ask for the processor's time takes some
             yield from self._visit(peer, share)
-            if rank:
-                self._charge(peer, time.thread_time() - begin)
+            return
+        begin = time.thread_time()
+        yield from self._visit(peer, share)
+        self._charge(peer, time.thread_time() - begin)
 
     def _visit(self, peer: Peer, share: Share) -> Iterator[tuple[Peer, list[Body]]]:
         """Messages of one peer, up to its share."""

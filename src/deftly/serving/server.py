@@ -22,6 +22,7 @@ import numpy as np
 
 from deftly.console import clean, printable
 from deftly.contract import ContractError, PolicyContract
+from deftly.contract.arrays import all_finite
 from deftly.contract.terms import MAX_PROMPT, spread
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import Policy
@@ -406,7 +407,7 @@ class Server:
             if request.session and request.session.robot is not None
         ]
         signals = {
-            s.name: np.stack([request.signals[s.name] for request in batch])
+            s.name: _together([request.signals[s.name] for request in batch])
             for s in self.contract.signals
         }
         action, targets = self.policy.infer(
@@ -428,7 +429,7 @@ class Server:
                 ]
             else:
                 default = np.array(spread(given.default, given.size), np.float32)
-                found[given.name] = np.stack(
+                found[given.name] = _together(
                     [request.inputs.get(given.name, default) for request in batch]
                 )
         return found
@@ -451,7 +452,7 @@ class Server:
     def _answer(self, request: _Request, action: np.ndarray, targets: np.ndarray) -> None:
         """Send a decision; one that is not finite is refused, and the policy has not remembered it."""
         for name, array in (("action", action), ("targets", targets)):
-            if not np.isfinite(array).all():
+            if not all_finite(array):
                 raise Refusal(
                     "no-answer", f"the policy gave no {name} of {len(array)} finite numbers"
                 )
@@ -477,6 +478,11 @@ class Server:
         """The lowest number that no session's robot has."""
         taken = {session.robot for session in self._sessions.values()}
         return next(number for number in range(len(taken) + 1) if number not in taken)
+
+
+def _together(arrays: list[np.ndarray]) -> np.ndarray:
+    """Arrays of one shape as rows; that of a single robot, the usual case, is not copied."""
+    return np.stack(arrays) if len(arrays) > 1 else arrays[0][None]
 
 
 def _traceback(error: Exception) -> str:

@@ -10,6 +10,7 @@ docs/wire.md describes the messages for those who speak them from another langua
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from deftly.console import printable
 from deftly.contract import PolicyContract, RobotInterface
+from deftly.contract.arrays import all_finite
 from deftly.contract.terms import MAX_PROMPT
 from deftly.errors import DeftlyError
 
@@ -43,7 +45,7 @@ class WireError(DeftlyError):
 
 def pack(message: Mapping[str, Any]) -> bytes:
     """The bytes of a message; arrays in it may be numpy's."""
-    return msgpack.packb(message, default=_encode, buf_size=PACKED)  # type: ignore[return-value]
+    return _THREAD.packer.pack(message)
 
 
 def max_frame(robot: RobotInterface) -> int:
@@ -62,7 +64,7 @@ def unpack(frame: bytes | memoryview, most: int = MAX_FRAME) -> dict[str, Any]:
         message = msgpack.unpackb(frame, raw=False, strict_map_key=True, **_BOUNDS)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise WireError(f"message is no msgpack: {printable(error, 100)}") from None
-    if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
+    if not isinstance(message, dict) or not {*map(type, message)} <= {str}:
         raise WireError("message is no map with text as keys")
     return message
 
@@ -78,11 +80,14 @@ def read_array(value: object, size: int, name: str) -> np.ndarray:
             array, shape = np.array(value if numbers else None, np.float64), [size]
         if shape != [size] or array.shape != (size,):
             raise ValueError
-        with np.errstate(over="ignore"):
-            array = array.astype(np.float32)
+        if array.dtype.itemsize == 4:
+            array = array.copy()
+        else:
+            with np.errstate(over="ignore"):
+                array = array.astype(np.float32)
     except (KeyError, TypeError, ValueError, OverflowError):
         raise WireError(f"'{name}' is no array of {size} numbers") from None
-    if not np.isfinite(array).all():
+    if not all_finite(array):
         raise WireError(f"'{name}' holds a number that is not finite")
     return array
 
@@ -168,12 +173,8 @@ def read_signals(value: object, robot: RobotInterface) -> dict[str, np.ndarray]:
     if not isinstance(value, dict):
         raise WireError("'signals' is no map of arrays")
     known = [s.name for s in robot.signals]
-    for name in value:
-        if name not in known:
-            raise WireError(f"'{str(name)[:40]}' is no signal of {robot.name}, which has {known}")
-    missing = [name for name in known if name not in value]
-    if missing:
-        raise WireError(f"signal '{missing[0]}' is missing")
+    if len(value) != len(known) or not value.keys() >= {*known}:
+        raise _wrong_names(value, known, robot.name)
     found = {}
     for signal in robot.signals:
         said = value[signal.name]
@@ -184,9 +185,28 @@ def read_signals(value: object, robot: RobotInterface) -> dict[str, np.ndarray]:
     return found
 
 
+def _wrong_names(value: Mapping[Any, object], known: list[str], robot: str) -> WireError:
+    """Which name of a message's signals is wrong, or missing."""
+    for name in value:
+        if name not in known:
+            return WireError(f"'{str(name)[:40]}' is no signal of {robot}, which has {known}")
+    missing = next(name for name in known if name not in value)
+    return WireError(f"signal '{missing}' is missing")
+
+
 def _encode(value: object) -> dict[str, Any]:
     if not isinstance(value, np.ndarray) or (value.dtype.kind != "f" and value.dtype != np.uint8):
         raise TypeError(f"cannot send a {type(value).__name__}")
     dtype = IMAGE if value.dtype == np.uint8 else "<f8" if value.dtype.itemsize == 8 else "<f4"
     data = np.ascontiguousarray(value, dtype)
     return {"dtype": dtype, "shape": list(value.shape), "data": data.data}
+
+
+class _Thread(threading.local):
+    """What packs the messages of a thread: its memory is taken once."""
+
+    def __init__(self) -> None:
+        self.packer = msgpack.Packer(default=_encode, buf_size=PACKED)
+
+
+_THREAD = _Thread()

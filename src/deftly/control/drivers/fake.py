@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from deftly.contract import JOINT_POS, RobotInterface
+from deftly.contract.arrays import clip
 from deftly.control.drivers.faults import OF_THE_DRIVER, Saboteur, resting
 from deftly.control.drivers.protocol import Driver, Reading
 from deftly.errors import DeftlyError
@@ -44,6 +45,7 @@ class FakeDriver(Driver):
         self.command: np.ndarray | None = None
         """The last command that was taken; None while it is damped."""
         self.stopped = False
+        self._resting = resting(robot)
         self._tick = 0
 
     @property
@@ -58,7 +60,7 @@ class FakeDriver(Driver):
         return self._saboteur.read(self._measure)
 
     def _measure(self) -> Reading:
-        return Reading({**resting(self.robot), JOINT_POS: self.position.copy()}, self._clock())
+        return Reading({**self._resting, JOINT_POS: self.position.copy()}, self._clock())
 
     def write(self, targets: np.ndarray) -> None:
         """Go towards the targets for one control period."""
@@ -71,7 +73,7 @@ class FakeDriver(Driver):
 
     def _go(self, targets: np.ndarray) -> None:
         self.command = targets
-        self.position += np.clip(targets - self.position, -self._reach, self._reach)
+        self.position += clip(targets - self.position, -self._reach, self._reach)
 
     def damp(self) -> None:
         """Stay where it is."""
