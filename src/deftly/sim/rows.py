@@ -6,6 +6,8 @@ counting would wait for the device, and all rows cost as little as some: everyth
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -54,6 +56,26 @@ class Rows:
         if self.ids is not None:
             return old.index_copy(0, self.ids, new)
         return torch.where(wide(self.mask, old), new, old)
+
+    def merge_all(
+        self,
+        old: Mapping[str, Tensor],
+        new: Mapping[str, Tensor],
+        in_place: Callable[[str], bool] = lambda _: False,
+    ) -> dict[str, Tensor]:
+        """`merge` for each name; tensors that nobody else holds may be changed `in_place`, which saves a copy."""
+        merged = {}
+        for name, value in new.items():
+            if name in old and in_place(name):
+                self.put(old[name], value)
+                merged[name] = old[name]
+            else:
+                merged[name] = self.merge(old.get(name), value)
+        return merged
+
+    def of_mask(self, value: Tensor) -> Tensor:
+        """Values `(..., count)` with 0 for rows that are not of the mask, to be summed."""
+        return value if self.ids is not None else torch.where(self.mask, value, 0)
 
     def draw(self, generator: torch.Generator, *size: int, dtype: torch.dtype) -> Tensor:
         """Uniform in 0 .. 1, `(count, *size)`."""

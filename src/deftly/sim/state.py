@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import mujoco
 import torch
@@ -11,8 +11,11 @@ from torch import Tensor
 
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
-from deftly.sim.protocol import Sim
+from deftly.sim.protocol import STATE_FIELDS, Sim
 from deftly.sim.rows import Rows, wide
+
+EPISODE = ("steps", "action", "last_action", "command")
+"""Attributes of a `State` that start anew with an episode: tensors of all environments."""
 
 _OF_FIELD = {
     "body": "body",
@@ -59,8 +62,21 @@ class State:
         self._views: dict[tuple[str, str], Tensor] = {}
         self._joined: dict[tuple[str, tuple[str, ...]], Tensor | None] = {}
         self._constants: dict[Any, Tensor] = {}
+        self._places: dict[tuple[str, str], Any] = {}
         self._rows: Rows | None = None
         self._joints = _JointMap(sim.model, contract.joint_names)
+
+    def part(self, rows: Rows) -> tuple[State, Tensor]:
+        """Some environments alone, and a mask of them there; see `StatePart`.
+
+        On a GPU, and for all environments, that is the state itself with the mask of `rows`.
+        """
+        if rows.ids is None or rows.count == self.num_envs:
+            return self, rows.mask
+        return StatePart(self, rows), torch.ones(rows.count, dtype=torch.bool)
+
+    def write_back(self) -> None:
+        """Of a part, put what was written into the whole; the whole has it."""
 
     # ------------------------------------------------------------------------------- the robot's joints
 
@@ -116,7 +132,7 @@ class State:
 
         `position (num_envs, 3)` in the world, m; `quaternion (num_envs, 4)` w x y z, of length 1, None keeps its own.
         """
-        mocap = self.sim.model.body(body).mocapid[0]
+        mocap = self._place("mocap_pos", "mocap", body)
         if mocap >= 0:
             _assign(self.sim.bind("mocap_pos")[:, mocap], mask, position)
             if quaternion is not None:
@@ -160,8 +176,8 @@ class State:
         if prefix not in _OF_FIELD:
             raise DeftlyError(f"State.parameter knows fields of {[*_OF_FIELD]}, not '{field}'")
         if (field, name) not in self._views:
-            named = getattr(self.sim.model, _OF_FIELD[prefix])(name)
-            self._views[field, name] = self.sim.expand(field)[:, named.id]
+            place = self._place(field, _OF_FIELD[prefix], name)
+            self._views[field, name] = self.sim.expand(field)[:, place]
         return self._views[field, name]
 
     # ------------------------------------------------------------------------------- memory and draws
@@ -214,19 +230,108 @@ class State:
 
     def _view(self, field: str, kind: str, name: str) -> Tensor:
         if (field, name) not in self._views:
-            where = _FIND[kind](self.sim.model, field, name)
-            self._views[field, name] = self.sim.bind(field)[:, where]
+            self._views[field, name] = self.sim.bind(field)[:, self._place(field, kind, name)]
         return self._views[field, name]
+
+    def _place(self, field: str, kind: str, name: str) -> Any:
+        """Where a named thing stands in a field: an index or a slice."""
+        if (field, name) not in self._places:
+            self._places[field, name] = _FIND[kind](self.sim.model, field, name)
+        return self._places[field, name]
 
     def _views_of(self, field: str, kind: str, names: tuple[str, ...]) -> Tensor:
         """Several views side by side, `(num_envs, len(names), k)`: live where they lie in one piece."""
         if (field, names) not in self._joined:
-            places = [_FIND[kind](self.sim.model, field, name) for name in names]
+            places = [self._place(field, kind, name) for name in names]
             self._joined[field, names] = _one_piece(self.sim.bind(field), places)
         joined = self._joined[field, names]
         if joined is None:
             return torch.stack([self._view(field, kind, name) for name in names], 1)
         return joined
+
+
+class StatePart(State):
+    """Some environments of a `State`: what a task sees of those whose episodes start or end.
+
+    Tensors lead with their number, which is `num_envs` here. They are copies, made when they are first asked for:
+    `write_back` puts the store, the state of the simulation and the attributes `EPISODE` into the whole.
+    """
+
+    def __init__(self, whole: State, rows: Rows):
+        self._whole = whole
+        self._taken = rows
+        self._copies = _SimPart(whole.sim, rows)
+        self.sim = cast(Sim, self._copies)
+        self.num_envs = rows.count
+        self.device = whole.device
+        self.dtype = whole.dtype
+        self.dt = whole.dt
+        self.episode_steps = whole.episode_steps
+        self.generator = whole.generator
+        for name in EPISODE:
+            setattr(self, name, rows.take(getattr(whole, name)))
+        self.store = _StorePart(whole.store, rows)
+        self.scale = whole.scale
+        self._views = {}
+        self._joined = {}
+        self._constants = whole._constants
+        self._places = whole._places
+        self._rows = None
+        self._joints = whole._joints
+
+    def write_back(self) -> None:
+        """Put what was written into the whole."""
+        for name in EPISODE:
+            self._taken.put(getattr(self._whole, name), getattr(self, name))
+        for name, value in self.store.items():
+            like = self._whole.zeros(name, *value.shape[1:], dtype=value.dtype)
+            self._taken.put(like, value)
+        self._copies.write_back()
+
+
+class _StorePart(dict[str, Tensor]):
+    """Some rows of a store, each tensor copied when it is first asked for."""
+
+    def __init__(self, whole: dict[str, Tensor], rows: Rows):
+        super().__init__()
+        self._whole = whole
+        self._taken = rows
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self._whole
+
+    def __missing__(self, name: str) -> Tensor:
+        value = self[name] = self._taken.take(self._whole[name])
+        return value
+
+
+class _SimPart:
+    """Fields of some environments of a simulation, each copied when it is first asked for."""
+
+    def __init__(self, whole: Sim, rows: Rows):
+        self.model = whole.model
+        self._whole = whole
+        self._taken = rows
+        self._bound: dict[str, Tensor] = {}
+        self._expanded: dict[str, Tensor] = {}
+
+    def bind(self, field: str) -> Tensor:
+        """Copy of an MjData field, `(count, ...)`."""
+        if field not in self._bound:
+            self._bound[field] = self._taken.take(self._whole.bind(field))
+        return self._bound[field]
+
+    def expand(self, field: str) -> Tensor:
+        """Copy of each environment's values of an MjModel field, `(count, ...)`; to be read only."""
+        if field not in self._expanded:
+            self._expanded[field] = self._taken.take(self._whole.expand(field))
+        return self._expanded[field]
+
+    def write_back(self) -> None:
+        """Put the fields that are the state into the whole."""
+        for field, value in self._bound.items():
+            if field in STATE_FIELDS:
+                self._taken.put(self._whole.bind(field), value)
 
 
 class _Columns:
@@ -334,4 +439,8 @@ _FIND: dict[str, Any] = {
     "sensor": _sensor,
     "joint": _hinge,
     "free": _free,
+    "mocap": lambda model, _, name: int(_named(model, "body", name).mocapid[0]),
+    "geom": _single("geom"),
+    "actuator": _single("actuator"),
+    "camera": _single("camera"),
 }
