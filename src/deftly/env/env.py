@@ -105,6 +105,7 @@ class Env:
         self._sensors = Sensors(noise, sizes, self.num_envs, self.state.generator)
         self._pushes = Pushes(self.state, task.pushes() if cfg.pushes else (), self.contract.rate)
         self._weights = {name: float(w) for name, w in vars(task.cfg.weights).items()}
+        self._scales: tuple[tuple[float, ...], Tensor] | None = None
         self._nan = NanCounter(self.device)
         self._everyone = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._episode = {
@@ -222,11 +223,17 @@ class Env:
         terms = self.task.rewards(s)
         check_rewards(terms, self._weights, self.num_envs)
         values = torch.stack([terms[name] for name in self._weights]).float()
-        scales = [weight * s.scale.get(name, 1.0) for name, weight in self._weights.items()]
+        scales = tuple(w * s.scale.get(name, 1.0) for name, w in self._weights.items())
         values = self._nan.clean_rewards(self._weights, values, broken)
-        weighted = torch.tensor(scales, device=self.device)[:, None] * values
+        weighted = self._reward_scales(scales)[:, None] * values
         self._metrics.add(weighted, (s.action - s.last_action).abs().mean(-1))
         return weighted.sum(0)
+
+    def _reward_scales(self, scales: tuple[float, ...]) -> Tensor:
+        """Weights of the reward terms, `(terms,)`; a curriculum changes them now and then."""
+        if self._scales is None or self._scales[0] != scales:
+            self._scales = scales, torch.tensor(scales, device=self.device)
+        return self._scales[1]
 
     def _success(self, broken: Tensor) -> Tensor:
         """Which tasks are done, `(num_envs,)` bool; none whose physics broke."""

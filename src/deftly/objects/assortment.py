@@ -104,5 +104,5 @@ class Assortment:
         """Of a value of each object, `(num_envs, len(self), k)`, that of the object that was drawn."""
         if len(self) == 1:
             return values[:, 0]
-        rows = torch.arange(s.num_envs, device=s.device)
-        return values[rows, self.drawn(s)]
+        place = self.drawn(s)[:, None, None].expand(-1, 1, values.shape[-1])
+        return values.gather(1, place).squeeze(1)

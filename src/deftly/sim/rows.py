@@ -13,31 +13,30 @@ from torch import Tensor
 
 
 class Rows:
-    """The environments of a mask `(num_envs,)`; `ids` are their indices on a CPU, and None on a GPU."""
+    """The environments of a mask `(num_envs,)`; `ids` are their indices on a CPU, and None on a GPU.
+
+    Attributes:
+        count: rows that `take` gives: those of the mask, or all of them.
+    """
 
     def __init__(self, mask: Tensor):
         self.mask = mask
         self.ids: Tensor | None = None
+        self.count = mask.shape[0]
         if mask.device.type == "cpu":
             self.ids = mask.nonzero().squeeze(-1)
+            self.count = self.ids.shape[0]
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to do; on a GPU it never is, since nobody counts."""
-        return self.ids is not None and len(self.ids) == 0
-
-    @property
-    def count(self) -> int:
-        """Rows that `take` gives: those of the mask, or all of them."""
-        if self.ids is None:
-            return len(self.mask)
-        return len(self.ids)
+        return self.ids is not None and self.count == 0
 
     def take(self, value: Tensor) -> Tensor:
         """The rows of `value (num_envs, ...)`, `(count, ...)`."""
         if self.ids is None:
             return value
-        return value[self.ids]
+        return value.index_select(0, self.ids)
 
     def put(self, target: Tensor, value: Tensor | float) -> None:
         """Write rows `(count, ...)`, or a number, into `target (num_envs, ...)`."""
@@ -45,7 +44,7 @@ class Rows:
             mask = wide(self.mask, target)
             target.copy_(torch.where(mask, value, target))
         elif isinstance(value, Tensor):
-            target[self.ids] = value
+            target.index_copy_(0, self.ids, value.to(target.dtype))
         else:
             target.index_fill_(0, self.ids, value)
 
