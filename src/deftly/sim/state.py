@@ -76,8 +76,8 @@ class State:
         """
         if rows.ids is None or rows.count == self.num_envs:
             return self, rows.mask
-        part = StatePart(self, rows)
-        return part, part.everyone
+        everyone = torch.ones(rows.count, dtype=torch.bool)
+        return StatePart(self, rows, everyone), everyone
 
     def write_back(self) -> None:
         """Of a part, put what was written into the whole; the whole has it."""
@@ -277,10 +277,10 @@ class StatePart(State):
     `write_back` puts the store, the simulation's state, its model's fields and `EPISODE` into the whole.
     """
 
-    def __init__(self, whole: State, rows: Rows):
+    def __init__(self, whole: State, rows: Rows, everyone: Tensor):
         self._whole = whole
         self._taken = rows
-        self.everyone = torch.ones(rows.count, dtype=torch.bool)
+        self.everyone = everyone
         self._copies = _SimPart(whole.sim, rows)
         self.sim = cast(Sim, self._copies)
         self.num_envs = rows.count
@@ -424,17 +424,17 @@ def _sensor(model: mujoco.MjModel, _: str, name: str) -> slice:
 
 
 class _Piece(NamedTuple):
-    """Neighbouring columns or rows of a field: of `count` things, each a slice, or each a single one."""
+    """Neighbouring columns or rows of a field: of several things, each a slice, or each a single one."""
 
     start: int
     stop: int
-    count: int
+    things: int
     are_slices: bool
 
     def of(self, live: Tensor) -> Tensor:
-        """View of the field's values `(num_envs, count, k)`."""
+        """View of the field's values `(num_envs, things, k)`."""
         whole = live[:, self.start : self.stop]
-        return whole.unflatten(1, (self.count, -1)) if self.are_slices else whole
+        return whole.unflatten(1, (self.things, -1)) if self.are_slices else whole
 
 
 def _one_piece(places: list[int] | list[slice]) -> _Piece | None:
