@@ -111,6 +111,19 @@ def test_several_bodies_are_read_at_once_wherever_they_stand(env):
     assert live[:, 0, 0].tolist() == [7.0] * N
 
 
+@pytest.mark.parametrize("names", [("base", "ball"), ("ball", "base"), ("ball",)])
+def test_one_of_several_bodies_is_placed_wherever_they_stand(env, names):
+    s = env.state
+    which = torch.arange(N) % len(names)
+    before = s.poses(names).clone()
+    pose = torch.arange(7.0 * N, dtype=torch.float64).view(N, 7)
+    s.place_one(names, which, half(), pose)
+    for i in range(N):
+        for k, name in enumerate(names):
+            placed = bool(half()[i]) and k == int(which[i])
+            assert torch.equal(s.pose(name)[i], pose[i] if placed else before[i, k])
+
+
 def test_parameters_are_each_environments_own(env):
     env.state.parameter("geom_size", "ball")[2, 0] = 0.2
     assert env.state.parameter("geom_size", "ball")[:, 0].tolist() == [0.1, 0.1, 0.2, 0.1, 0.1, 0.1]

@@ -81,8 +81,7 @@ class Assortment:
 
     def place(self, s: State, mask: Tensor, position: Tensor, quaternion: Tensor) -> None:
         """Put each environment's object somewhere where `mask` is True: see `State.place`."""
-        for i, body in enumerate(self.bodies):
-            s.place(body, mask & (self.drawn(s) == i), position, quaternion)
+        s.place_one(self.bodies, self.drawn(s), mask, torch.cat((position, quaternion), -1))
 
     def pose(self, s: State) -> Tensor:
         """Pose of each environment's object, `(num_envs, 7)`: grasp frame in the world, m, and quaternion w x y z."""

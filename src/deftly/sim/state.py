@@ -147,6 +147,19 @@ class State:
         if quaternion is not None:
             self._assign(pose[:, 3:], mask, quaternion)
 
+    def place_one(self, bodies: tuple[str, ...], which: Tensor, mask: Tensor, pose: Tensor) -> None:
+        """Put one of several free bodies at `pose (num_envs, 7)` where `mask` is True; see `pose`.
+
+        `which (num_envs,)` int64 is its place in `bodies`.
+        """
+        poses = self.poses(bodies)
+        place = which[:, None, None].expand(-1, 1, pose.shape[-1])
+        wanted = pose[:, None].to(poses.dtype)
+        poses.scatter_(1, place, torch.where(wide(mask, wanted), wanted, poses.gather(1, place)))
+        if self._joined["qpos", bodies] is None:  # a copy
+            for i, body in enumerate(bodies):
+                self.pose(body)[:] = poses[:, i]
+
     def body(self, name: str) -> Tensor:
         """World position of a body's frame, `(num_envs, 3)`, m."""
         return self._view("xpos", "body", name)
