@@ -113,6 +113,22 @@ def test_final_obs_is_the_old_episodes_and_obs_the_new_ones(slider):
     assert env.state.steps.tolist() == [0, 2]
 
 
+def test_a_task_starts_the_environments_that_start_and_no_others(slider):
+    env = slider(3, goal=0.0, episode_steps=3)
+    seen = []
+    for name in ("reset", "start", "privileged"):
+        verb = getattr(env.task, name)
+
+        def watched(s, *mask, name=name, verb=verb):
+            seen.append((name, s.num_envs))
+            return verb(s, *mask)
+
+        setattr(env.task, name, watched)
+    env.state.steps[1] = 2
+    env.step(torch.ones(3, 2))
+    assert seen == [("privileged", 3), ("reset", 1), ("start", 1), ("privileged", 1)]
+
+
 def test_without_auto_reset_the_last_state_stays(slider):
     env = slider(2, goal=0.0, episode_steps=2)
     env.auto_reset = False

@@ -6,6 +6,7 @@ import torch
 
 from deftly.errors import DeftlyError
 from deftly.sim import make_sim
+from deftly.sim.scene import let_sleep
 
 XML = """
 <mujoco>
@@ -61,6 +62,34 @@ def test_a_state_is_restored_to_the_bit():
     sim.step(5)
     assert torch.equal(sim.get_state(), later)
     assert not torch.equal(saved, later)
+
+
+@pytest.mark.parametrize("field", ["qpos", "qvel", "ctrl", "xfrc_applied", "geom_friction"])
+def test_a_scene_with_sleepers_goes_on_to_the_bit_from_what_was_written(field):
+    """Its batch keeps the positions that it computed after a step for the next one: not those of another state."""
+
+    def play(sleeper: bool) -> torch.Tensor:
+        spec = mujoco.MjSpec.from_string(XML)
+        spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_PLANE, size=[1, 1, 1], pos=[0, 0, -0.1])
+        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND.value * (not sleeper)
+        body = spec.worldbody.add_body(pos=[0, 5, 5])
+        body.add_freejoint()
+        body.add_geom(size=[0.1, 0, 0])
+        if sleeper:
+            body.sleep = mujoco.mjtSleepPolicy.mjSLEEP_INIT
+        else:
+            body.gravcomp = 1.0
+        let_sleep(spec)
+        sim = make_sim("cpu", spec.compile(), 3, threads=1)
+        sim.reset()
+        live = sim.expand(field) if field.startswith("geom") else sim.bind(field)
+        for i in range(6):
+            if i % 2:
+                live[1].view(-1)[0] += 0.1
+            sim.step(2)
+        return sim.bind("qpos")[:, :1].clone()
+
+    assert torch.equal(play(True), play(False))
 
 
 def test_who_breaks_is_dumped_where_told_later(tmp_path):

@@ -9,6 +9,7 @@ from deftly.config import EnvConfig, SimConfig
 from deftly.contract import Act, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.env import Env
 from deftly.errors import DeftlyError
+from deftly.sim.rows import Rows
 from deftly.tasks import load
 
 N = 6
@@ -110,6 +111,19 @@ def test_several_bodies_are_read_at_once_wherever_they_stand(env):
     assert live[:, 0, 0].tolist() == [7.0] * N
 
 
+@pytest.mark.parametrize("names", [("base", "ball"), ("ball", "base"), ("ball",)])
+def test_one_of_several_bodies_is_placed_wherever_they_stand(env, names):
+    s = env.state
+    which = torch.arange(N) % len(names)
+    before = s.poses(names).clone()
+    pose = torch.arange(7.0 * N, dtype=torch.float64).view(N, 7)
+    s.place_one(names, which, half(), pose)
+    for i in range(N):
+        for k, name in enumerate(names):
+            placed = bool(half()[i]) and k == int(which[i])
+            assert torch.equal(s.pose(name)[i], pose[i] if placed else before[i, k])
+
+
 def test_parameters_are_each_environments_own(env):
     env.state.parameter("geom_size", "ball")[2, 0] = 0.2
     assert env.state.parameter("geom_size", "ball")[:, 0].tolist() == [0.1, 0.1, 0.2, 0.1, 0.1, 0.1]
@@ -136,6 +150,41 @@ def test_draws_are_for_the_environments_of_the_mask_alone(env):
     s.generator.manual_seed(3)
     assert torch.equal(few, 2.0 + torch.rand(3, 4, generator=s.generator, dtype=torch.float64))
     assert torch.equal(after, torch.rand(1, generator=s.generator))
+
+
+def test_a_part_has_some_environments_alone_and_is_written_back(env):
+    s = env.state
+    s.remember("when", half(), 1.0)
+    env.step(torch.full((N, 2), 0.5))
+    before = {"qpos": env.sim.bind("qpos").clone(), "action": s.action.clone()}
+    part, mask = s.part(Rows(half()))
+    assert part.num_envs == 3
+    assert mask.tolist() == [True] * 3
+    assert torch.equal(part.joint_pos, s.joint_pos[half()])
+    assert torch.equal(part.body("base"), s.body("base")[half()])
+    assert torch.equal(part.action, s.action[half()])
+    part.set_joint_pos(mask, torch.zeros_like(part.joint_pos))
+    part.remember("when", mask, 7.0)
+    part.remember("new", torch.tensor([True, False, False]), part.body("base"))
+    part.sim.bind("xfrc_applied")[:, 1, 0] = 3.0
+    part.parameter("geom_size", "ball")[1, 0] = 0.2
+    assert torch.equal(env.sim.bind("qpos"), before["qpos"])  # nothing yet
+    part.write_back()
+    assert (s.joint_pos == 0).all(1).tolist() == half().tolist()
+    others = env.sim.bind("qpos")[~half()]
+    assert torch.equal(others, before["qpos"][~half()])
+    assert s.store["when"].tolist() == [7.0, 0.0] * 3
+    assert s.store["new"].any(1).tolist() == [True] + [False] * 5
+    assert env.sim.bind("xfrc_applied")[:, 1, 0].tolist() == [3.0, 0.0] * 3
+    assert s.parameter("geom_size", "ball")[:, 0].tolist() == [0.1, 0.1, 0.2, 0.1, 0.1, 0.1]
+    assert torch.equal(s.action, before["action"])
+
+
+def test_the_part_of_all_is_the_state_itself(env):
+    everyone = torch.ones(N, dtype=torch.bool)
+    part, mask = env.state.part(Rows(everyone))
+    assert part is env.state
+    assert mask is everyone
 
 
 def test_a_missing_joint_or_actuator_is_named():

@@ -199,6 +199,10 @@ class PolicyContract(Document):
         """The memory after the robot was commanded something else than `act` gave, such as what a safety limit left."""
         return {**memory, COMMAND: command}
 
+    def is_history(self, name: str) -> bool:
+        """Whether a part of the memory is a history, which only the memory holds: no observation is the same array."""
+        return name.startswith(f"{HISTORY}.")
+
     # -------------------------------------------------------------- inside
 
     @functools.cached_property

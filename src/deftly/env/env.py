@@ -33,19 +33,13 @@ from deftly.sim.randomize import Randomize, Randomizer, prepare
 from deftly.sim.rows import Rows
 from deftly.sim.scene import compile_scene, let_sleep
 from deftly.sim.sensors import Sensors
-from deftly.sim.state import State
+from deftly.sim.state import EPISODE, State
 from deftly.tasks import Task
 
 if TYPE_CHECKING:
     import mujoco
 
 Obs = dict[str, Tensor]
-_EPISODE = (
-    "steps",
-    "action",
-    "last_action",
-    "command",
-)  # tensors of the state that start anew with an episode
 
 
 class Step(NamedTuple):
@@ -108,12 +102,13 @@ class Env:
         of_model, of_gears = backlash.split(entries)
         self._randomizer = Randomizer(self.sim, of_model)
         self._backlash = Backlash(self.state, of_gears, self.contract.joint_names)
-        self._signal_shapes = {s.name: (self.num_envs, *s.shape) for s in self.contract.signals}
+        self._signal_shapes = {s.name: s.shape for s in self.contract.signals}
         noise = task.noise() if cfg.noise else {}
         sizes = {s.name: s.size for s in self.contract.signals if not s.is_image}
         self._sensors = Sensors(noise, sizes, self.num_envs, self.state.generator)
         self._pushes = Pushes(self.state, task.pushes() if cfg.pushes else (), self.contract.rate)
         self._weights = {name: float(w) for name, w in vars(task.cfg.weights).items()}
+        self._scales: tuple[tuple[float, ...], Tensor] | None = None
         self._nan = NanCounter(self.device)
         self._everyone = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._episode = {
@@ -122,7 +117,7 @@ class Env:
         self._metrics = EpisodeMetrics(self.num_envs, self._weights, self.device)
         self._checked = False
         self._cameras: Cameras | None = None
-        self._final: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
+        self._final: tuple[Rows, Tensor, dict[str, Tensor]] | None = None
         self._ended: dict[str, Tensor] | None = None
         self.auto_reset = True
         self.on_step: Callable[[], None] | None = None
@@ -172,14 +167,14 @@ class Env:
             mask: Which environments, `(num_envs,)` bool, where `auto_reset` is off; None: all, as the first reset must.
         """
         if mask is not None:
-            self._start(mask)
+            self._start(Rows(mask))
             return self.obs
         self.obs: Obs = {}
         self.signals: dict[str, Tensor] = {}
         self.inputs: dict[str, Tensor] = {}
         self._heard: dict[str, Tensor] = {}
         self._memory: Memory = {}
-        self._start(self._everyone)
+        self._start(Rows(self._everyone))
         if not self._metrics.names:
             self._metrics.name_failures(self.task.failed(self.state))
         return self.obs
@@ -201,12 +196,12 @@ class Env:
         terminated = failed | (success & task.cfg.stop_on_success)
         truncated = (s.steps >= self.episode_steps) & ~terminated
 
-        self.signals = self._sensors.read(self._true_signals(broken))
+        self.signals = self._sensors.read(self._true_signals(self.state, broken))
         self.obs = final_obs = self._observe(broken)
-        done = terminated | truncated
-        self._end(done, success, failures, truncated)
+        ended = Rows(terminated | truncated)
+        self._end(ended, success, failures, truncated)
         if self.auto_reset:
-            self._start(done)
+            self._start(ended)
         if self.on_step:
             self.on_step()
         return Step(self.obs, reward, terminated, truncated, final_obs, success, self.signals)
@@ -231,11 +226,17 @@ class Env:
         terms = self.task.rewards(s)
         check_rewards(terms, self._weights, self.num_envs)
         values = torch.stack([terms[name] for name in self._weights]).float()
-        scales = [weight * s.scale.get(name, 1.0) for name, weight in self._weights.items()]
+        scales = tuple(w * s.scale.get(name, 1.0) for name, w in self._weights.items())
         values = self._nan.clean_rewards(self._weights, values, broken)
-        weighted = torch.tensor(scales, device=self.device)[:, None] * values
+        weighted = self._reward_scales(scales)[:, None] * values
         self._metrics.add(weighted, (s.action - s.last_action).abs().mean(-1))
         return weighted.sum(0)
+
+    def _reward_scales(self, scales: tuple[float, ...]) -> Tensor:
+        """Weights of the reward terms, `(terms,)`; a curriculum changes them now and then."""
+        if self._scales is None or self._scales[0] != scales:
+            self._scales = scales, torch.tensor(scales, device=self.device)
+        return self._scales[1]
 
     def _success(self, broken: Tensor) -> Tensor:
         """Which tasks are done, `(num_envs,)` bool; none whose physics broke."""
@@ -254,17 +255,19 @@ class Env:
         return {**failures, "physics": broken}
 
     def _end(
-        self, done: Tensor, success: Tensor, failures: dict[str, Tensor], truncated: Tensor
+        self, rows: Rows, success: Tensor, failures: dict[str, Tensor], truncated: Tensor
     ) -> None:
-        """Note how the episodes of the mask ended, before their environments are reset."""
+        """Note how some episodes ended, before their environments are reset."""
         self._final = self._ended = None
-        if self._checked and Rows(done).empty:
+        if not self._checked:
+            check_metrics(self.task.metrics(self.state), self.num_envs)
+            self._checked = True
+        if rows.empty:
             return
-        own = self.task.metrics(self.state)
-        check_metrics(own, self.num_envs)
-        self._checked = True
-        table = self._metrics.end(done, self.state.steps, success, failures, truncated)
-        self._final = done, table, {name: value.clone() for name, value in own.items()}
+        part, _ = self.state.part(rows)
+        table = self._metrics.end(rows, self.state.steps, success, failures, truncated)
+        own = {name: value.clone() for name, value in self.task.metrics(part).items()}
+        self._final = rows, table, own
 
     @property
     def ended(self) -> dict[str, Tensor]:
@@ -276,38 +279,43 @@ class Env:
     def _rows_that_ended(self) -> dict[str, Tensor]:
         if self._final is None:
             return {}
-        done, table, own = self._final
-        ids = done.nonzero().squeeze(-1)
+        rows, table, own = self._final
+        ids = rows.mask.nonzero().squeeze(-1)
         if not len(ids):
             return {}
-        metrics = dict(zip(self._metrics.names, table[:, ids]))
-        return {"env": ids, **metrics, **{name: value[ids] for name, value in own.items()}}
+        found = {**dict(zip(self._metrics.names, table)), **own}
+        if rows.count > len(ids):  # on a GPU they are of all environments
+            found = {name: value[ids] for name, value in found.items()}
+        return {"env": ids, **found}
 
     # ------------------------------------------------------------------------------- the start of episodes
 
-    def _start(self, mask: Tensor) -> None:
-        """Start new episodes in the environments of the mask."""
-        rows = Rows(mask)
+    def _start(self, rows: Rows) -> None:
+        """Start new episodes in some environments."""
         if rows.empty:
             return
         s = self.state
         self._randomizer.draw(rows, s.generator)
-        self.sim.reset(mask)
+        self.sim.reset(rows.mask)
         for value in self._episode_tensors():
             rows.put(value, 0)
-        self.task.reset(s, mask)
-        held = s.joint_pos.float()
-        s.set_targets(held, mask)
+        part, mask = s.part(rows)
+        self.task.reset(part, mask)
+        held = part.joint_pos.float()
+        part.set_targets(held, mask)
+        part.write_back()
         self._backlash.start(rows, held)
-        self.sim.hold_commands(mask)
-        self.sim.forward(mask)
+        self.sim.hold_commands(rows.mask)
+        self.sim.forward(rows.mask)
         settled = self._settle(rows)
-        self.task.start(s, mask)
-        self._first_observation(rows, rows.take(held) if settled else None)
+        part, mask = s.part(rows)
+        self.task.start(part, mask)
+        part.write_back()
+        self._first_observation(rows, part, held if settled else None)
 
     def _episode_tensors(self) -> list[Tensor]:
         """What starts with zeros in each episode."""
-        own = [getattr(self.state, name) for name in _EPISODE]
+        own = [getattr(self.state, name) for name in EPISODE]
         parts = (self.state.store, self._metrics.state, self._pushes.state, self._episode)
         return own + [value for part in parts for value in part.values()]
 
@@ -333,42 +341,35 @@ class Env:
             begin = end
         return True
 
-    def _first_observation(self, rows: Rows, held: Tensor | None) -> None:
+    def _first_observation(self, rows: Rows, part: State, held: Tensor | None) -> None:
         """Signals and observation of new episodes; `held (rows.count, num_joints)` is what servos held in settling."""
-        broken = self._episode["unsettled"]
-        signals = self._sensors.reset(self._true_signals(broken, rows), rows)
-        self.signals = {
-            name: rows.merge(self.signals.get(name), value) for name, value in signals.items()
-        }
-        self.inputs = self._said()
-        said = {name: rows.take(value) for name, value in self.inputs.items()}
+        broken = rows.take(self._episode["unsettled"])
+        signals = self._sensors.reset(self._true_signals(part, broken, rows), rows)
+        self.signals = rows.merge_all(self.signals, signals)
+        said = self._said(part, rows)
+        self.inputs = rows.merge_all(self.inputs, said)
         memory = self.contract.reset(signals, said)
         if held is not None:
             memory = self.contract.follow(held, memory)
         observed, memory = self.contract.observe(signals, memory, said)
-        self._memory = {
-            name: rows.merge(self._memory.get(name), value) for name, value in memory.items()
-        }
+        self._memory = rows.merge_all(self._memory, memory, self.contract.is_history)
         self.state.command = self._memory["command"]
-        seen = {
-            group_of(name): rows.merge(self.obs.get(group_of(name)), value)
-            for name, value in observed.items()
-        }
-        critic = self._critic(seen, broken)
-        self.obs = {**seen, "critic": rows.merge(self.obs.get("critic"), rows.take(critic))}
+        self.obs = rows.merge_all(self.obs, self._groups(part, observed, broken))
 
     # ------------------------------------------------------------------------------- signals and observations
 
-    def _true_signals(self, broken: Tensor, rows: Rows | None = None) -> dict[str, Tensor]:
-        """What a perfect robot would measure now, by name, in all or some environments: float32, images as they are."""
-        found = self.task.signals(self.state)
+    def _true_signals(
+        self, s: State, broken: Tensor, rows: Rows | None = None
+    ) -> dict[str, Tensor]:
+        """What a perfect robot would measure now, by name, in the environments of `s`: float32, images as they are."""
+        found = self.task.signals(s)
         images = self._seen(image_signals(self.contract, found), rows)
         names = found.keys() | images.keys()
         if names != self._signal_shapes.keys():
             raise DeftlyError(
                 f"`signals` gives {[*found]}, but the contract names {[*self._signal_shapes]}"
             )
-        true = {name: self._true_signal(name, v, broken, rows) for name, v in found.items()}
+        true = {name: self._true_signal(name, value, broken) for name, value in found.items()}
         return true | images
 
     def _seen(self, signals: tuple[Signal, ...], rows: Rows | None) -> dict[str, Tensor]:
@@ -382,14 +383,12 @@ class Env:
         images = self._cameras.images(self.sim, ids, self._randomizer.fields)
         return {name: torch.from_numpy(v).to(self.device) for name, v in images.items()}
 
-    def _true_signal(self, name: str, value: Tensor, broken: Tensor, rows: Rows | None) -> Tensor:
-        shape = self._signal_shapes[name]
+    def _true_signal(self, name: str, value: Tensor, broken: Tensor) -> Tensor:
+        shape = (len(broken), *self._signal_shapes[name])
         if tuple(value.shape) != shape:
             raise DeftlyError(
                 f"signal '{name}' has shape {tuple(value.shape)}, but the contract says {shape}"
             )
-        if rows is not None:
-            value, broken = rows.take(value), rows.take(broken)
         if value.dtype == torch.uint8:
             return value
         return self._nan.clean(f"signal/{name}", value.float(), broken)
@@ -404,31 +403,39 @@ class Env:
             if not isinstance(value, str):  # no observation sees a text
                 words = torch.as_tensor(value, dtype=self.state.dtype, device=self.device)
                 self._heard[name] = words.expand(self.num_envs, -1)
-        self.inputs = self._said()
+        self.inputs = self._said(self.state)
 
-    def _said(self) -> dict[str, Tensor]:
-        """What the operator says now, by name: float32."""
-        if self._heard:
-            self.task.hear(self.state, self._heard)
-        said = {**self.task.inputs(self.state), **self._heard}
+    def _said(self, s: State, rows: Rows | None = None) -> dict[str, Tensor]:
+        """What the operator says now in the environments of `s`, which are `rows` (None: all), by name: float32."""
+        heard = self._heard
+        if heard:
+            if rows is not None and s is not self.state:
+                heard = {name: rows.take(value) for name, value in heard.items()}
+            self.task.hear(s, heard)
+            s.write_back()
+        said = {**self.task.inputs(s), **heard}
         return {name: value.float() for name, value in said.items()}
 
     def _observe(self, broken: Tensor) -> Obs:
         """Observations of the newest signals."""
-        self.inputs = self._said()
+        self.inputs = self._said(self.state)
         observed, self._memory = self.contract.observe(self.signals, self._memory, self.inputs)
-        groups = {group_of(name): value for name, value in observed.items()}
-        return {**groups, "critic": self._critic(groups, broken)}
+        return self._groups(self.state, observed, broken)
 
-    def _critic(self, seen: Obs, broken: Tensor) -> Tensor:
+    def _groups(self, s: State, observed: Mapping[str, Tensor], broken: Tensor) -> Obs:
+        """Observations by group in the environments of `s`: what the policy sees, and what the critic does."""
+        groups = {group_of(name): value for name, value in observed.items()}
+        return {**groups, "critic": self._critic(s, groups, broken)}
+
+    def _critic(self, s: State, seen: Obs, broken: Tensor) -> Tensor:
         """What the critic sees: the numbers that the policy sees, if there are any, and what the task adds."""
-        policy = seen.get("policy", torch.zeros(self.num_envs, 0, device=self.device))
-        privileged = self.task.privileged(self.state)
+        policy = seen.get("policy", torch.zeros(s.num_envs, 0, device=self.device))
+        privileged = self.task.privileged(s)
         if privileged is None:
             return policy
-        if privileged.ndim != 2 or len(privileged) != self.num_envs:
+        if privileged.ndim != 2 or len(privileged) != s.num_envs:
             raise DeftlyError(
-                f"`privileged` has shape {tuple(privileged.shape)}, but is to have ({self.num_envs}, k)"
+                f"`privileged` has shape {tuple(privileged.shape)}, but is to have ({s.num_envs}, k)"
             )
         extra = self._nan.clean("privileged", privileged.float(), broken)
         return torch.cat((policy, extra), -1)
@@ -487,7 +494,7 @@ class Env:
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that decides the future of the environment, as a flat mapping of tensors."""
         saved = {"sim": self.sim.get_state(), "generator": self.state.generator.get_state()}
-        saved |= {name: getattr(self.state, name) for name in _EPISODE}
+        saved |= {name: getattr(self.state, name) for name in EPISODE}
         parts = {"model": self._randomizer.fields, **self._parts()}
         saved |= {f"{part}/{k}": v for part, tensors in parts.items() for k, v in tensors.items()}
         saved |= {
@@ -504,7 +511,7 @@ class Env:
             raise DeftlyError(f"{differ}: use the saved configuration")
         self.sim.set_state(saved["sim"].to(self.device))
         s.generator.set_state(saved["generator"].cpu())
-        for name in _EPISODE:
+        for name in EPISODE:
             setattr(s, name, saved[name].to(self.device, copy=True))
         for name, live in self._randomizer.fields.items():
             live.copy_(saved[f"model/{name}"])

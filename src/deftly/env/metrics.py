@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deftly.errors import DeftlyError
-from deftly.sim.rows import wide
+from deftly.sim.rows import Rows, wide
 
 OWN = ("success", "steps", "time_out", "return", "reward_per_step", "action_change")
 """Metrics that every episode has, whatever its task."""
@@ -51,21 +51,24 @@ class EpisodeMetrics:
 
     def end(
         self,
-        done: Tensor,
+        rows: Rows,
         steps: Tensor,
         success: Tensor,
         failures: Mapping[str, Tensor],
         late: Tensor,
     ) -> Tensor:
-        """Take the episodes of the mask `done` into the statistics; the metrics `names`, `(len(names), num_envs)`."""
-        length = steps.float().clip(min=1.0)
-        terms = self.state["terms"].T
+        """Take some episodes into the statistics; the metrics `names` of them, `(len(names), rows.count)`."""
+        flags = torch.stack([success, late, *(failures[name] for name in self.failures)], 1)
+        head = rows.take(flags).float().T
+        steps = rows.take(steps).float()
+        length = steps.clip(min=1.0)
+        terms = rows.take(self.state["terms"]).T
         total = terms.sum(0)
-        head = torch.stack([success, late, *(failures[name] for name in self.failures)]).float()
-        tail = torch.stack((total, total / length, self.state["action_change"] / length))
-        table = torch.cat((head[:1], steps.float()[None], head[1:], terms, tail))
-        self._totals += torch.where(done, table, 0.0).sum(1, dtype=torch.float64)
-        self._episodes += done.sum()
+        change = rows.take(self.state["action_change"])
+        tail = torch.stack((total, total / length, change / length))
+        table = torch.cat((head[:1], steps[None], head[1:], terms, tail))
+        self._totals += rows.of_mask(table).sum(1, dtype=torch.float64)
+        self._episodes += rows.mask.sum()
         return table
 
     def take(self) -> dict[str, Tensor]:

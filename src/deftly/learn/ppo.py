@@ -178,7 +178,7 @@ class PPO:
             flat = Samples(*(torch.cat(pair) for pair in zip(flat, images, strict=True)))
         count = len(flat.returns)
         order = torch.randperm(count, generator=self.generator, device=self.device)
-        return Samples(*(value[order] for value in flat))
+        return Samples(*(value.index_select(0, order) for value in flat))
 
     def _images(self, mirrored: Rollout, samples: Samples) -> Samples:
         """The steps as a mirror shows them, `(steps * num_envs, ...)`: as likely, and worth as much, as the steps."""
@@ -281,15 +281,15 @@ class PPO:
 
     def _normalize_with(self, rollout: Rollout) -> None:
         """Take the rollout's observations into the normalizers, which are constant within an iteration."""
-        rollouts = [rollout] if self.mirror is None else [rollout, _in_mirror(rollout, self.mirror)]
-        inputs = {
-            "actor": torch.cat([rows.actor_inputs for rows in rollouts]),
-            "critic": torch.cat([rows.critic_inputs for rows in rollouts]),
-        }
+        rows = {"actor": rollout.actor_inputs, "critic": rollout.critic_inputs}
+        if self.mirror is not None:
+            mirrored = _in_mirror(rollout, self.mirror)
+            rows["actor"] = torch.cat((rows["actor"], mirrored.actor_inputs))
+            rows["critic"] = torch.cat((rows["critic"], mirrored.critic_inputs))
         if self.settings.keep_normalizer:
-            del inputs["actor"]
-        for name, rows in inputs.items():
-            self.networks[name].normalizer.update(rows.flatten(0, 1), self.ranks)  # type: ignore[operator]
+            del rows["actor"]
+        for name, inputs in rows.items():
+            self.networks[name].normalizer.update(inputs.flatten(0, 1), self.ranks)  # type: ignore[operator]
 
     # ------------------------------------------------------------------------ state
 

@@ -81,8 +81,7 @@ class Assortment:
 
     def place(self, s: State, mask: Tensor, position: Tensor, quaternion: Tensor) -> None:
         """Put each environment's object somewhere where `mask` is True: see `State.place`."""
-        for i, body in enumerate(self.bodies):
-            s.place(body, mask & (self.drawn(s) == i), position, quaternion)
+        s.place_one(self.bodies, self.drawn(s), mask, torch.cat((position, quaternion), -1))
 
     def pose(self, s: State) -> Tensor:
         """Pose of each environment's object, `(num_envs, 7)`: grasp frame in the world, m, and quaternion w x y z."""
@@ -104,5 +103,5 @@ class Assortment:
         """Of a value of each object, `(num_envs, len(self), k)`, that of the object that was drawn."""
         if len(self) == 1:
             return values[:, 0]
-        rows = torch.arange(s.num_envs, device=s.device)
-        return values[rows, self.drawn(s)]
+        place = self.drawn(s)[:, None, None].expand(-1, 1, values.shape[-1])
+        return values.gather(1, place).squeeze(1)

@@ -50,7 +50,7 @@ class Backlash:
             }
 
     def start(self, rows: Rows, held: Tensor) -> None:
-        """Draw the play of new episodes, in whose middle servos hold `held`, `(num_envs, num_joints)`."""
+        """Draw the play of new episodes, in whose middle servos hold `held`, `(rows.count, num_joints)`."""
         if not self.state:
             return
         half = rows.take(self.state["half"]).clone()
@@ -58,7 +58,7 @@ class Backlash:
             shape = (1 if entry.shared else len(places),)
             half[:, places] = 0.5 * entry.uniform(rows, self._s.generator, shape, half.dtype)
         rows.put(self.state["half"], half)
-        rows.put(self.state["target"], rows.take(held))
+        rows.put(self.state["target"], held)
 
     def __call__(self, command: Tensor) -> Tensor:
         """Where links are to go when servos are told `command`, `(num_envs, num_joints)`."""

@@ -28,6 +28,7 @@ _OVERFLOW = [
 ]
 _COUNT = 1  # column of `Batch.warning` that counts; column 0 says where
 _POSITIONS = mujoco.mjtStage.mjSTAGE_POS.value
+_VELOCITIES = mujoco.mjtStage.mjSTAGE_VEL.value
 _ALL = mujoco.mjtStage.mjSTAGE_ACC.value
 _NOTHING = mujoco.mjtStage.mjSTAGE_NONE.value
 _DERIVED = ("xpos", "xquat", "site_xpos", "sensordata", "actuator_force")
@@ -56,6 +57,8 @@ class CpuSim:
         threads = threads or len(os.sched_getaffinity(0))
         self._sleeps = sleeps(model)
         self.batch = mujoco.batch.Batch(model, num_envs, threads, persistent=self._sleeps)
+        # A persistent batch goes on from there in its next step, which then has no positions to compute.
+        self._stage = _VELOCITIES if self._sleeps else _POSITIONS
         self.broken_count = 0
         self.overflow_count = 0
         self.dump_dir = dump_dir
@@ -94,16 +97,17 @@ class CpuSim:
         memory for contacts in this step.
         """
         before = self.batch.state.copy() if self.dump_dir else None
+        ids = _ids(mask)
+        rows = slice(None) if ids is None else ids
         raised = []
-        warned = self.batch.warning[:, :, _COUNT].copy()
+        warned = self.batch.warning[rows, :, _COUNT].copy()
         try:
-            self.batch.step(_ids(mask), nstep=substeps, stage=_POSITIONS)
+            self.batch.step(ids, nstep=substeps, stage=self._stage)
         except mujoco.batch.SimulationError as error:
             raised = error.ids
-        broken = self._find_broken(warned) | self._unreported
+        broken = np.zeros(self.num_envs, bool)
+        broken[rows] = self._find_broken(rows, warned) | self._unreported[rows]
         broken[raised] = True
-        if mask is not None:
-            broken &= mask.numpy()
         self._unreported &= ~broken
         if broken.any():
             self._count(broken, before, substeps)
@@ -129,10 +133,12 @@ class CpuSim:
         Forces too: what a call of `mujoco.batch` does not compute would hold another environment's values. A state that
         is not finite is reset by MuJoCo here; the next `step` then reports it as broken.
         """
-        warned = self.batch.warning[:, _BAD_STATE, _COUNT].copy()
-        self.batch.forward(_ids(mask), stage=_ALL)
-        new_warnings = self.batch.warning[:, _BAD_STATE, _COUNT] != warned
-        self._unreported |= new_warnings.any(axis=1)
+        ids = _ids(mask)
+        rows = slice(None) if ids is None else ids
+        warned = self.batch.warning[rows][:, _BAD_STATE, _COUNT]
+        self.batch.forward(ids, stage=_ALL)
+        new_warnings = self.batch.warning[rows][:, _BAD_STATE, _COUNT] != warned
+        self._unreported[rows] |= new_warnings.any(axis=1)
 
     def reset(self, mask: Tensor | None = None) -> None:
         """Put environments at the home keyframe, without computing derived fields."""
@@ -187,15 +193,18 @@ class CpuSim:
         """A model with the environment's own values of the expanded fields."""
         return self.batch.get_model(index)
 
-    def _find_broken(self, warned: np.ndarray) -> np.ndarray:
-        """Which environments met a bad state since `warned`, the counts of warnings, was read; `(num_envs,)` bool."""
-        new_warnings = self.batch.warning[:, :, _COUNT] != warned  # (num_envs, warnings)
-        overflowed = new_warnings[:, _OVERFLOW].any(axis=1)
-        broken = new_warnings[:, _BAD_STATE].any(axis=1) | overflowed
-        self.overflow_count += int(overflowed.sum())
-        total = self._qpos.sum().item() + self._qvel.sum().item()
-        if not math.isfinite(total):  # cheaper than to look at each environment
-            finite = torch.isfinite(self._qpos).all(1) & torch.isfinite(self._qvel).all(1)
+    def _find_broken(self, rows: slice | np.ndarray, warned: np.ndarray) -> np.ndarray:
+        """Which of some environments met a bad state since `warned`, the counts of their warnings; `(n,)` bool."""
+        changed = self.batch.warning[rows, :, _COUNT] != warned  # (n, warnings)
+        broken = np.zeros(len(changed), bool)
+        if changed.any():
+            overflowed = changed[:, _OVERFLOW].any(axis=1)
+            broken = changed[:, _BAD_STATE].any(axis=1) | overflowed
+            self.overflow_count += int(overflowed.sum())
+        qpos = self._qpos[rows]
+        qvel = self._qvel[rows]
+        if not math.isfinite(qpos.sum().item() + qvel.sum().item()):  # cheaper than to look at each
+            finite = torch.isfinite(qpos).all(1) & torch.isfinite(qvel).all(1)
             broken |= ~finite.numpy()
         return broken
 

@@ -18,6 +18,23 @@ if TYPE_CHECKING:
 
 Tensor = torch.Tensor
 
+STATE_FIELDS = (
+    "time",
+    "qpos",
+    "qvel",
+    "act",
+    "history",
+    "qacc_warmstart",
+    "ctrl",
+    "qfrc_applied",
+    "xfrc_applied",
+    "eq_active",
+    "mocap_pos",
+    "mocap_quat",
+    "userdata",
+)
+"""MjData fields that are the state, in the order of mjSTATE_INTEGRATION: what is written to them is the simulation."""
+
 
 class Sim(Protocol):
     """`num_envs` simulations of one model.

@@ -194,9 +194,16 @@ class _Target:
         self._columns = columns
         self._elements = elements
         self.nominal = self._table[:, elements, columns].clone()
+        self._piece = None  # a view of them, where they are neighbours
+        first, last = int(elements[0]), int(elements[-1])
+        if elements.tolist() == list(range(first, last + 1)):
+            self._piece = self._table[:, first : last + 1, columns]
 
     def write(self, rows: Rows, value: Tensor) -> None:
         """Write new values `(rows.count, elements, columns)`."""
+        if self._piece is not None:
+            rows.put(self._piece, value)
+            return
         if rows.ids is not None:
             self._table[rows.ids[:, None], self._elements, self._columns] = value
             return

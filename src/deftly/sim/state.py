@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import mujoco
 import torch
@@ -11,8 +11,11 @@ from torch import Tensor
 
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
-from deftly.sim.protocol import Sim
+from deftly.sim.protocol import STATE_FIELDS, Sim
 from deftly.sim.rows import Rows, wide
+
+EPISODE = ("steps", "action", "last_action", "command")
+"""Attributes of a `State` that start anew with an episode: tensors of all environments."""
 
 _OF_FIELD = {
     "body": "body",
@@ -40,6 +43,7 @@ class State:
         store: what the task carries between steps; it is saved with the environment, and zero when an episode starts.
         scale: factors set by the task's curriculum; that of a reward term's name scales its weight.
         generator: of all random draws.
+        everyone: of a part, the mask `(num_envs,)` of all of it; None of the whole.
     """
 
     def __init__(self, sim: Sim, contract: PolicyContract, episode_steps: int):
@@ -59,8 +63,24 @@ class State:
         self._views: dict[tuple[str, str], Tensor] = {}
         self._joined: dict[tuple[str, tuple[str, ...]], Tensor | None] = {}
         self._constants: dict[Any, Tensor] = {}
+        self._places: dict[tuple[str, str], Any] = {}
+        self._pieces: dict[tuple[str, tuple[str, ...]], _Piece | None] = {}
         self._rows: Rows | None = None
+        self.everyone: Tensor | None = None
         self._joints = _JointMap(sim.model, contract.joint_names)
+
+    def part(self, rows: Rows) -> tuple[State, Tensor]:
+        """Some environments alone, and a mask of them there; see `StatePart`.
+
+        On a GPU, and for all environments, that is the state itself with the mask of `rows`.
+        """
+        if rows.ids is None or rows.count == self.num_envs:
+            return self, rows.mask
+        everyone = torch.ones(rows.count, dtype=torch.bool)
+        return StatePart(self, rows, everyone), everyone
+
+    def write_back(self) -> None:
+        """Of a part, put what was written into the whole; the whole has it."""
 
     # ------------------------------------------------------------------------------- the robot's joints
 
@@ -116,16 +136,29 @@ class State:
 
         `position (num_envs, 3)` in the world, m; `quaternion (num_envs, 4)` w x y z, of length 1, None keeps its own.
         """
-        mocap = self.sim.model.body(body).mocapid[0]
+        mocap = self._place("mocap_pos", "mocap", body)
         if mocap >= 0:
-            _assign(self.sim.bind("mocap_pos")[:, mocap], mask, position)
+            self._assign(self.sim.bind("mocap_pos")[:, mocap], mask, position)
             if quaternion is not None:
-                _assign(self.sim.bind("mocap_quat")[:, mocap], mask, quaternion)
+                self._assign(self.sim.bind("mocap_quat")[:, mocap], mask, quaternion)
             return
         pose = self.pose(body)
-        _assign(pose[:, :3], mask, position)
+        self._assign(pose[:, :3], mask, position)
         if quaternion is not None:
-            _assign(pose[:, 3:], mask, quaternion)
+            self._assign(pose[:, 3:], mask, quaternion)
+
+    def place_one(self, bodies: tuple[str, ...], which: Tensor, mask: Tensor, pose: Tensor) -> None:
+        """Put one of several free bodies at `pose (num_envs, 7)` where `mask` is True; see `pose`.
+
+        `which (num_envs,)` int64 is its place in `bodies`.
+        """
+        poses = self.poses(bodies)
+        place = which[:, None, None].expand(-1, 1, pose.shape[-1])
+        wanted = pose[:, None].to(poses.dtype)
+        poses.scatter_(1, place, torch.where(wide(mask, wanted), wanted, poses.gather(1, place)))
+        if self._joined["qpos", bodies] is None:  # a copy
+            for i, body in enumerate(bodies):
+                self.pose(body)[:] = poses[:, i]
 
     def body(self, name: str) -> Tensor:
         """World position of a body's frame, `(num_envs, 3)`, m."""
@@ -160,8 +193,8 @@ class State:
         if prefix not in _OF_FIELD:
             raise DeftlyError(f"State.parameter knows fields of {[*_OF_FIELD]}, not '{field}'")
         if (field, name) not in self._views:
-            named = getattr(self.sim.model, _OF_FIELD[prefix])(name)
-            self._views[field, name] = self.sim.expand(field)[:, named.id]
+            place = self._place(field, _OF_FIELD[prefix], name)
+            self._views[field, name] = self.sim.expand(field)[:, place]
         return self._views[field, name]
 
     # ------------------------------------------------------------------------------- memory and draws
@@ -176,7 +209,7 @@ class State:
     def remember(self, name: str, mask: Tensor, value: Tensor | float) -> None:
         """Write rows of a tensor of the store where `mask` is True; `value (num_envs, ...)` gives it its shape."""
         size = value.shape[1:] if isinstance(value, Tensor) else ()
-        _assign(self.zeros(name, *size), mask, value)
+        self._assign(self.zeros(name, *size), mask, value)
 
     def uniform(self, mask: Tensor, low: float, high: float, *size: int) -> Tensor:
         """Draws between `low` and `high`, `(num_envs, *size)`; meaningless where `mask` is False."""
@@ -208,25 +241,143 @@ class State:
         live = self.sim.bind(field)
         where = columns.on(self.device)
         value = value.to(live.dtype)
-        if mask is not None:
+        if mask is not None and mask is not self.everyone:
             value = torch.where(mask[:, None], value, live[:, where])
         live[:, where] = value
 
+    def _assign(self, target: Tensor, mask: Tensor, value: Tensor | float) -> None:
+        """Write `value` into a view where `mask` is True."""
+        if mask is self.everyone:
+            target[:] = value
+            return
+        if isinstance(value, Tensor):
+            value = value.to(target.dtype)
+        target.copy_(torch.where(wide(mask, target), value, target))
+
     def _view(self, field: str, kind: str, name: str) -> Tensor:
         if (field, name) not in self._views:
-            where = _FIND[kind](self.sim.model, field, name)
-            self._views[field, name] = self.sim.bind(field)[:, where]
+            self._views[field, name] = self.sim.bind(field)[:, self._place(field, kind, name)]
         return self._views[field, name]
+
+    def _piece(self, field: str, kind: str, names: tuple[str, ...]) -> _Piece | None:
+        """Where several things stand, if that is one piece."""
+        if (field, names) not in self._pieces:
+            places = [self._place(field, kind, name) for name in names]
+            self._pieces[field, names] = _one_piece(places)
+        return self._pieces[field, names]
+
+    def _place(self, field: str, kind: str, name: str) -> Any:
+        """Where a named thing stands in a field: an index or a slice."""
+        if (field, name) not in self._places:
+            self._places[field, name] = _FIND[kind](self.sim.model, field, name)
+        return self._places[field, name]
 
     def _views_of(self, field: str, kind: str, names: tuple[str, ...]) -> Tensor:
         """Several views side by side, `(num_envs, len(names), k)`: live where they lie in one piece."""
         if (field, names) not in self._joined:
-            places = [_FIND[kind](self.sim.model, field, name) for name in names]
-            self._joined[field, names] = _one_piece(self.sim.bind(field), places)
+            piece = self._piece(field, kind, names)
+            self._joined[field, names] = None if piece is None else piece.of(self.sim.bind(field))
         joined = self._joined[field, names]
         if joined is None:
             return torch.stack([self._view(field, kind, name) for name in names], 1)
         return joined
+
+
+class StatePart(State):
+    """Some environments of a `State`: what a task sees of those whose episodes start or end.
+
+    Tensors lead with their number, which is `num_envs` here. They are copies, made when they are first asked for:
+    `write_back` puts the store, the simulation's state, its model's fields and `EPISODE` into the whole.
+    """
+
+    def __init__(self, whole: State, rows: Rows, everyone: Tensor):
+        self._whole = whole
+        self._taken = rows
+        self.everyone = everyone
+        self._copies = _SimPart(whole.sim, rows)
+        self.sim = cast(Sim, self._copies)
+        self.num_envs = rows.count
+        self.device = whole.device
+        self.dtype = whole.dtype
+        self.dt = whole.dt
+        self.episode_steps = whole.episode_steps
+        self.generator = whole.generator
+        self.store = _StorePart(whole.store, rows)
+        self.scale = whole.scale
+        self._views = {}
+        self._joined = {}
+        self._constants = whole._constants
+        self._places = whole._places
+        self._pieces = whole._pieces
+        self._rows = None
+        self._joints = whole._joints
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name not in EPISODE:
+            raise AttributeError(f"'State' has no attribute '{name}'")
+        value = self._taken.take(getattr(self._whole, name))
+        setattr(self, name, value)
+        return value
+
+    def write_back(self) -> None:
+        """Put what was written into the whole."""
+        for name in EPISODE:
+            if name in vars(self):
+                self._taken.put(getattr(self._whole, name), getattr(self, name))
+        for name, value in self.store.items():
+            like = self._whole.zeros(name, *value.shape[1:], dtype=value.dtype)
+            self._taken.put(like, value)
+        self._copies.write_back()
+
+
+class _StorePart(dict[str, Tensor]):
+    """Some rows of a store, each tensor copied when it is first asked for."""
+
+    def __init__(self, whole: dict[str, Tensor], rows: Rows):
+        super().__init__()
+        self._whole = whole
+        self._taken = rows
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self._whole
+
+    def __missing__(self, name: str) -> Tensor:
+        value = self[name] = self._taken.take(self._whole[name])
+        return value
+
+
+class _SimPart:
+    """Fields of some environments of a simulation, each copied when it is first asked for."""
+
+    def __init__(self, whole: Sim, rows: Rows):
+        self.model = whole.model
+        self.num_envs = rows.count
+        self.device = whole.device
+        self.dtype = whole.dtype
+        self._whole = whole
+        self._taken = rows
+        self._bound: dict[str, Tensor] = {}
+        self._expanded: dict[str, Tensor] = {}
+
+    def bind(self, field: str) -> Tensor:
+        """Copy of an MjData field, `(count, ...)`."""
+        if field not in self._bound:
+            self._bound[field] = self._taken.take(self._whole.bind(field))
+        return self._bound[field]
+
+    def expand(self, field: str) -> Tensor:
+        """Copy of each environment's values of an MjModel field, `(count, ...)`."""
+        if field not in self._expanded:
+            self._expanded[field] = self._taken.take(self._whole.expand(field))
+        return self._expanded[field]
+
+    def write_back(self) -> None:
+        """Put the fields of the state and of the model into the whole."""
+        for field, value in self._bound.items():
+            if field in STATE_FIELDS:
+                self._taken.put(self._whole.bind(field), value)
+        for field, value in self._expanded.items():
+            self._taken.put(self._whole.expand(field), value)
 
 
 class _Columns:
@@ -268,13 +419,6 @@ class _JointMap:
         self.actuators = _Columns([actuators[name] for name in names])
 
 
-def _assign(target: Tensor, mask: Tensor, value: Tensor | float) -> None:
-    """Write `value` into a view where `mask` is True."""
-    if isinstance(value, Tensor):
-        value = value.to(target.dtype)
-    target.copy_(torch.where(wide(mask, target), value, target))
-
-
 def _named(model: mujoco.MjModel, kind: str, name: str) -> Any:
     try:
         return getattr(model, kind)(name)
@@ -292,14 +436,27 @@ def _sensor(model: mujoco.MjModel, _: str, name: str) -> slice:
     return slice(first, first + int(sensor.dim[0]))
 
 
-def _one_piece(live: Tensor, places: list[int] | list[slice]) -> Tensor | None:
-    """Columns or rows of a field, `(num_envs, len(places), k)`, as one view; None if they do not follow each other."""
+class _Piece(NamedTuple):
+    """Neighbouring columns or rows of a field: of several things, each a slice, or each a single one."""
+
+    start: int
+    stop: int
+    things: int
+    are_slices: bool
+
+    def of(self, live: Tensor) -> Tensor:
+        """View of the field's values `(num_envs, things, k)`."""
+        whole = live[:, self.start : self.stop]
+        return whole.unflatten(1, (self.things, -1)) if self.are_slices else whole
+
+
+def _one_piece(places: list[int] | list[slice]) -> _Piece | None:
+    """Columns or rows of a field as one piece; None if they do not follow each other."""
     slices = [p if isinstance(p, slice) else slice(p, p + 1) for p in places]
     for before, after in pairwise(slices):
         if before.stop != after.start or _length(before) != _length(after):
             return None
-    whole = live[:, slices[0].start : slices[-1].stop]
-    return whole.unflatten(1, (len(places), -1)) if isinstance(places[0], slice) else whole
+    return _Piece(slices[0].start, slices[-1].stop, len(places), isinstance(places[0], slice))
 
 
 def _length(part: slice) -> int:
@@ -334,4 +491,8 @@ _FIND: dict[str, Any] = {
     "sensor": _sensor,
     "joint": _hinge,
     "free": _free,
+    "mocap": lambda model, _, name: int(_named(model, "body", name).mocapid[0]),
+    "geom": _single("geom"),
+    "actuator": _single("actuator"),
+    "camera": _single("camera"),
 }

@@ -25,22 +25,8 @@ from torch import Tensor
 
 from deftly.errors import DeftlyError
 from deftly.sim.guard import dump
+from deftly.sim.protocol import STATE_FIELDS
 
-_STATE = (  # the fields of mjSTATE_INTEGRATION in MuJoCo's order; there are no plugins on this engine
-    "time",
-    "qpos",
-    "qvel",
-    "act",
-    "history",
-    "qacc_warmstart",
-    "ctrl",
-    "qfrc_applied",
-    "xfrc_applied",
-    "eq_active",
-    "mocap_pos",
-    "mocap_quat",
-    "userdata",
-)
 _CONSTANTS = (  # what `mjw.set_const` writes: of each environment, once a field that it reads is
     "body_subtreemass",
     "body_invweight0",
@@ -112,7 +98,7 @@ class WarpSim:
         self._bound: dict[str, Tensor] = {}
         self._derived: list[str] = []  # fields bound that are no state
         self._expanded: dict[str, Tensor] = {}
-        self._state = [self.bind(field) for field in _STATE]
+        self._state = [self.bind(field) for field in STATE_FIELDS]
         self._qacc = self.bind("qacc")
         self._sensordata = self.bind("sensordata")
         self._overflow = wp.to_torch(self._data.overflow)
@@ -142,7 +128,7 @@ class WarpSim:
                     f"the warp engine cannot bind '{field}': it keeps no such field of MjData"
                 )
             self._bound[field] = wp.to_torch(array).view(shape)
-            if field not in _STATE and self._bound[field].is_floating_point():
+            if field not in STATE_FIELDS and self._bound[field].is_floating_point():
                 self._derived.append(field)
         return self._bound[field]
 
@@ -396,7 +382,9 @@ def _home(model: mujoco.MjModel, device: torch.device) -> list[Tensor]:
     data = mujoco.MjData(model)
     if model.nkey:
         mujoco.mj_resetDataKeyframe(model, data, 0)
-    return [torch.as_tensor(np.array(getattr(data, field)), device=device) for field in _STATE]
+    return [
+        torch.as_tensor(np.array(getattr(data, field)), device=device) for field in STATE_FIELDS
+    ]
 
 
 def _may_differ(owner: Any, name: str) -> bool:

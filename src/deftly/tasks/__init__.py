@@ -78,6 +78,9 @@ class Task:
     carries between steps lives in `s.store`, so that it is saved and restored with the environment. Nothing indexes
     by environment or asks for the value of a tensor, which would wait for a GPU: `torch.where` and masks select.
 
+    On a CPU, what is called where episodes start or end (`reset`, `start`, the first `signals`, `inputs` and
+    `privileged`, `metrics`) gets a part of the state: the environments that do, `s.num_envs` of them.
+
     The first line of the docstring is what `deftly tasks` shows.
     """
 

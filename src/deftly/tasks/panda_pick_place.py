@@ -397,7 +397,7 @@ class PickPlace(Task):
         """Joints, their velocities, the object's velocity, grip, fraction of the steps to hold."""
         held = s.zeros("held")[:, None] / self.cfg.hold_steps
         grip = s.zeros("gripped")[:, None]
-        away = 10 * (ARM.tool(s) - self.things.position(s))
+        away = 10 * self._away(s, self.things.position(s))
         motion = (s.joint_pos, s.joint_vel, self.things.velocity(s)[:, :3])
         return torch.cat((*motion, away, grip, held, s.last_action), -1)
 
@@ -439,29 +439,33 @@ class PickPlace(Task):
 
     def start(self, s: State, mask: Tensor) -> None:
         """An episode's potential starts where the arm does."""
-        gripped = self._gripped(s)
+        position = self.things.position(s)
+        away, distance = self._away(s, position), self._distance(s, position)
+        gripped = self._gripped(s, away)
         s.remember("gripped", mask, gripped)
-        s.remember("way", mask, self._distance(s))
-        s.remember("potential", mask, self._potential(s, gripped))
+        s.remember("way", mask, distance)
+        s.remember("potential", mask, self._potential(s, gripped, away, distance))
         s.remember("time_to_grasp", mask, torch.nan)
 
     def update(self, s: State) -> None:
         """Count the steps at the goal, note when the object was gripped and how often it slipped."""
-        cfg, gripped = self.cfg, self._gripped(s)
+        cfg, position = self.cfg, self.things.position(s)
+        away, distance = self._away(s, position), self._distance(s, position)
+        gripped = self._gripped(s, away)
         held, was = s.zeros("held"), s.zeros("potential", 4)
         still = self.things.velocity(s)[:, :3].norm(dim=-1) < cfg.hold_speed
-        at_goal = self._distance(s) < cfg.distance_threshold
+        at_goal = distance < cfg.distance_threshold
         held[:] = torch.where(at_goal & still, held + 1, 0.0)
         grasped, peak = s.zeros("time_to_grasp"), s.zeros("peak_press")
         grasped[:] = torch.where(gripped & grasped.isnan(), s.steps * s.dt, grasped)
         before = peak.clip(max=MAX_PRESS)
         peak[:] = torch.maximum(peak, ARM.touch(s, "world").sum(-1))
         s.zeros("press_rise")[:] = peak.clip(max=MAX_PRESS) - before
-        in_air = self.things.position(s)[:, 2] > self.things.numbers(s, "height") + 0.01
+        in_air = position[:, 2] > self.things.numbers(s, "height") + 0.01
         slips = s.zeros("slips")
         slips += (s.zeros("gripped") > 0.5) & ~gripped & in_air
         s.zeros("gripped")[:] = gripped
-        now = self._potential(s, gripped)
+        now = self._potential(s, gripped, away, distance)
         s.zeros("gain", 4)[:] = now - was
         was[:] = now
 
@@ -492,7 +496,7 @@ class PickPlace(Task):
     def metrics(self, s: State) -> dict[str, Tensor]:
         """What `report` explains."""
         own = {name: s.store[name] for name in ("time_to_grasp", "slips", "peak_press")}
-        distance = self._distance(s)
+        distance = self._distance(s, self.things.position(s))
         near = (distance < NEAR).to(s.dtype)
         thing = self.things.drawn(s).to(s.dtype)
         return {**own, "distance": distance, "within_2_cm": near, "object": thing}
@@ -549,25 +553,30 @@ class PickPlace(Task):
         distance = (achieved - goal).norm(dim=-1)
         return torch.where(distance < self.cfg.distance_threshold, 1.0, -1.0)
 
-    def _distance(self, s: State) -> Tensor:
-        """Of the object to the goal, `(num_envs,)`, m."""
-        return (self.things.position(s) - s.zeros("goal", 3)).norm(dim=-1)
+    def _distance(self, s: State, position: Tensor) -> Tensor:
+        """Of the object, at `position (num_envs, 3)`, to the goal, `(num_envs,)`, m."""
+        return (position - s.zeros("goal", 3)).norm(dim=-1)
 
-    def _gripped(self, s: State) -> Tensor:
-        """Both fingers press the object, and its grasp point is between their tips."""
+    def _away(self, s: State, position: Tensor) -> Tensor:
+        """The tool point as seen from the object at `position (num_envs, 3)`: `(num_envs, 3)`, m."""
+        return ARM.tool(s) - position
+
+    def _gripped(self, s: State, away: Tensor) -> Tensor:
+        """Both fingers press the object, and its grasp point is between their tips; `away` is that of `_away`."""
         things = self.things
         pressed = things.of_drawn(s, ARM.touches(s, things.bodies)) > 1.0
-        near = (ARM.tool(s) - things.position(s)).norm(dim=-1) < GRASP_NEAR
-        return pressed.all(-1) & near
+        return pressed.all(-1) & (away.norm(dim=-1) < GRASP_NEAR)
 
     def _tilt(self, s: State) -> Tensor:
         """Squared sine of the angle between the tool and the vertical."""
         return tool_axis(s)[:, :2].square().sum(-1)
 
-    def _potential(self, s: State, gripped: Tensor) -> Tensor:
-        """How far the episode has come, `(num_envs, 4)`, each in 0 .. 1: reach, grasp, carry, hold."""
+    def _potential(self, s: State, gripped: Tensor, away: Tensor, to_goal: Tensor) -> Tensor:
+        """How far the episode has come, `(num_envs, 4)`, each in 0 .. 1: reach, grasp, carry, hold.
+
+        `away` is that of `_away`, `to_goal (num_envs,)` the distance of the object, m.
+        """
         cfg, things, opening = self.cfg, self.things, s.joint(FINGERS[0])
-        away = ARM.tool(s) - things.position(s)
         aside = away[:, :2].norm(dim=-1)
         # a funnel: off to the side, the place to be is higher up
         clear = things.numbers(s, "top") + 0.055
@@ -578,8 +587,8 @@ class PickPlace(Task):
         reach = (1 - torch.tanh(5 * distance)) * (0.5 + 0.5 * room)
         around = torch.exp(-(away.norm(dim=-1) / 0.025).square())
         grasp = 0.4 * around * (1 - opening / panda.FINGER_TRAVEL) + 0.6 * gripped
-        way = self._distance(s) / s.zeros("way").clip(min=cfg.least_way / 2)
-        at_goal = self._distance(s) < cfg.distance_threshold
+        way = to_goal / s.zeros("way").clip(min=cfg.least_way / 2)
+        at_goal = to_goal < cfg.distance_threshold
         carry = torch.where(gripped | at_goal, (1 - way).clip(0.0, 1.0), 0.0)
         held = (s.zeros("held") / cfg.hold_steps).clip(max=1.0)
         return torch.stack((reach, grasp, carry, held), -1)
