@@ -18,6 +18,16 @@ for name in ("SIGINT", "SIGQUIT"):
     if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
         signal.signal(getattr(signal, name), signal.SIG_DFL)
 
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With `-m realtime`, or another single marker, files without such a test need not be imported."""
+    marker, path = config.option.markexpr, collection_path
+    if marker.isidentifier() and path.name.startswith("test_") and path.suffix == ".py":
+        return True if marker not in path.read_text(encoding="utf-8") else None
+    return None
+
+
 LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
 
 
