@@ -88,14 +88,20 @@ def ended(pid: int) -> int | None:
 
 
 def serve(link: socket.socket) -> None:
-    """Answer requests until nobody is there to make them."""
-    while True:
-        message, handles, *_ = socket.recv_fds(link, LONGEST, 3)
-        if not message:
-            return
+    """Answer requests until nobody is there to make them; no command outlives that."""
+    running = set()
+    while message := (received := socket.recv_fds(link, LONGEST, 3))[0]:
         asked = json.loads(message)
-        answer = ended(asked["ended"]) if "ended" in asked else start(link, handles, **asked)
+        if "ended" in asked:
+            answer = ended(asked["ended"])
+            if answer is not None:
+                running.remove(asked["ended"])
+        else:
+            answer = start(link, received[1], **asked)
+            running.add(answer)
         link.send(json.dumps(answer).encode())
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":
