@@ -96,10 +96,12 @@ def flags(cls: type, default: Any = MISSING, section: str = "") -> Iterator[Flag
 
 def built(cls: type[T], values: Mapping[str, Any], default: Any = MISSING, section: str = "") -> T:
     """A `cls` with the values of some of its flags, by name; the others are those of `default`."""
+    kind: Any = cls  # a dataclass, which its type does not say
+    base: Any = default if is_dataclass(default) else None
     hints, given = hints_of(cls), {}
-    for item in fields(cls):
+    for item in fields(kind):
         name = kebab(f"{section}.{item.name}" if section else item.name)
-        value = getattr(default, item.name) if is_dataclass(default) else _default(item)
+        value = _default(item) if base is None else getattr(base, item.name)
         inner = _section_type(hints[item.name], value)
         if name in values:
             given[item.name] = values[name]
@@ -111,7 +113,7 @@ def built(cls: type[T], values: Mapping[str, Any], default: Any = MISSING, secti
             given[item.name] = {
                 key: values.get(kebab(f"{name}.{key}"), one) for key, one in value.items()
             }
-    return replace(default, **given) if is_dataclass(default) else cls(**given)
+    return cls(**given) if base is None else replace(base, **given)
 
 
 def sections(cls: type, default: Any = MISSING, section: str = "") -> Iterator[tuple[str, str]]:
