@@ -34,7 +34,7 @@ ALONE = || { status=$$?; [ $$status -eq 5 ] || { [ $$status -eq 1 ] && \
 	echo "once more, alone: what failed beside other tests" && \
 	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS) $(OR_NONE); }; }
 test: install ## run the tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 4 \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 4 \
 		-m 'not slow and not warp and not vla and not openpi and not realtime' $(ARGS) $(ALONE)
 	$(BIN)/python -m pytest -m realtime $(ARGS) $(OR_NONE)
 

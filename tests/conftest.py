@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import socket
@@ -17,6 +18,33 @@ except Exception:  # the tests that render say what is missing
 for name in ("SIGINT", "SIGQUIT"):
     if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
         signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With `-m realtime`, or another single marker, files without such a test need not be imported."""
+    marker, path = config.option.markexpr, collection_path
+    if marker.isidentifier() and path.name.startswith("test_") and path.suffix == ".py":
+        return True if marker not in path.read_text(encoding="utf-8") else None
+    return None
+
+
+LONG = (
+    *("test_shipped.py", "test_wrong_calls.py", "test_off_policy.py", "test_gait.py"),
+    *("test_distill.py", "test_distill_images.py", "test_trainer.py", "test_ranks.py"),
+    *("test_sysid.py", "test_touch.py", "test_examples.py", "test_docs.py", "test_coming_from.py"),
+)
+"""Files that take longest. They come first, so that no process is left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
+def pytest_collection_finish():
+    """Thousands of tests and their modules stay to the end: the garbage collector is not to go through them."""
+    gc.collect()
+    gc.freeze()
+
 
 LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
 

@@ -215,7 +215,8 @@ def test_reach_target_runs(capsys, tmp_path):
         "warning",
     ]
     assert cli.main(["train", REACH, *tiny, *few, *root]) == 0
-    assert cli.main(["eval", REACH, "--episodes", "4", "--env.episode-steps", "8", *root]) == 0
+    short = ["--episodes", "4", "--env.episode-steps", "8", "--video", "False"]
+    assert cli.main(["eval", REACH, *short, *root]) == 0
     assert "jaka-reach: success" in capsys.readouterr().out
 
 

@@ -1,11 +1,12 @@
 """Intervals, tests and summaries against published values and against scipy."""
 
+import functools
 import math
 
 import numpy as np
 import pytest
-from scipy import stats as scipy_stats
 
+from deftly import stats
 from deftly.stats import (
     clustered_interval,
     effective_size,
@@ -20,6 +21,14 @@ from deftly.stats import (
     welch_difference,
     wilson,
 )
+
+
+@pytest.fixture
+def scipy_stats():
+    """scipy's, imported by the one process that asks for it: it takes a second."""
+    from scipy import stats
+
+    return stats
 
 
 @pytest.mark.parametrize(
@@ -38,7 +47,7 @@ def test_wilson_as_published(count, total, low, high):
 
 
 @pytest.mark.parametrize(("count", "total"), [(0, 1), (1, 1), (3, 7), (499, 500), (12, 10_000)])
-def test_wilson_as_scipy(count, total):
+def test_wilson_as_scipy(scipy_stats, count, total):
     expected = scipy_stats.binomtest(count, total).proportion_ci(0.95, "wilson")
     assert wilson(count, total) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
@@ -124,7 +133,7 @@ def samples(seed: int, count: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(3.0, 2.0, count)
 
 
-def test_interval_of_a_mean_as_scipy():
+def test_interval_of_a_mean_as_scipy(scipy_stats):
     values = samples(0, 17)
     error = scipy_stats.sem(values)
     expected = scipy_stats.t.interval(0.95, 16, values.mean(), error)
@@ -136,7 +145,7 @@ def test_no_interval_of_fewer_than_two(values):
     assert mean_interval(summarize(np.array(values))) is None
 
 
-def test_paired_difference_as_scipy():
+def test_paired_difference_as_scipy(scipy_stats):
     before, now = samples(1, 20), samples(2, 20)
     found = paired_difference(np.append(before, np.nan), np.append(now, 1.0))
     expected = scipy_stats.ttest_rel(now, before)
@@ -157,7 +166,7 @@ def test_pairs_tell_what_independent_samples_cannot():
     assert paired.p < 1e-6 < 0.5 < alone.p
 
 
-def test_welch_as_scipy():
+def test_welch_as_scipy(scipy_stats):
     before, now = samples(1, 12), 2 * samples(2, 30)
     found = welch_difference(summarize(before), summarize(now))
     expected = scipy_stats.ttest_ind(now, before, equal_var=False)
@@ -226,8 +235,9 @@ def test_half_level_beyond_what_was_tried():
     assert beyond["interval95"][1] is None
 
 
-def test_the_interval_of_the_half_level_holds_what_it_says():
+def test_the_interval_of_the_half_level_holds_what_it_says(monkeypatch):
     """Of 200 experiments with 20 episodes at each of five levels, the interval misses the true level in few."""
+    monkeypatch.setattr(stats, "logistic_curves", functools.cache(stats.logistic_curves))
     rng = np.random.default_rng(5)
     levels = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
     chance = 1 / (1 + np.exp((levels - 3.2) / 0.6))

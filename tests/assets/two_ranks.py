@@ -1,5 +1,10 @@
-"""Trains as one rank of a torchrun and writes what it came to: two_ranks.py OUT TRAIN_ARGUMENTS..."""
+"""Two ranks that train together, as torchrun starts them: two_ranks.py OUT TRAIN_ARGUMENTS...
 
+Each rank is forked, so that what takes seconds is imported once; it writes what it came to into OUT-RANK.safetensors.
+"""
+
+import os
+import socket
 import sys
 
 import torch
@@ -9,18 +14,42 @@ from deftly.commands import train
 from deftly.learn.ranks import Ranks
 from deftly.learn.trainer import Trainer
 
-kept = []
-original = Trainer.train
-Trainer.train = lambda self: (kept.append(self), original(self))[1]
-status = train.main(sys.argv[2:])
-assert status == 0, status
-trainer = kept[0]
-found = {
-    f"{name}/{key}": value
-    for name, net in trainer.learner.networks.items()
-    for key, value in net.state_dict().items()
-}
-found |= {f"scale/{name}": torch.tensor(value) for name, value in trainer.env.state.scale.items()}
-found["obs"] = next(iter(trainer.env.obs.values())).clone()
-found["steps"] = torch.tensor(trainer.steps)
-save_file(found, f"{sys.argv[1]}-{Ranks.join().rank}.safetensors")
+RANKS = 2
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
+
+
+def be(rank: int, port: int, out: str, words: list[str]) -> None:
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": RANKS}
+    where |= {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": RANKS}
+    os.environ.update({name: str(value) for name, value in where.items()})
+    kept = []
+    original = Trainer.train
+    Trainer.train = lambda self: (kept.append(self), original(self))[1]
+    status = train.main(words)
+    assert status == 0, status
+    trainer = kept[0]
+    found = {
+        f"{name}/{key}": value
+        for name, net in trainer.learner.networks.items()
+        for key, value in net.state_dict().items()
+    }
+    scale = trainer.env.state.scale
+    found |= {f"scale/{name}": torch.tensor(value) for name, value in scale.items()}
+    found["obs"] = next(iter(trainer.env.obs.values())).clone()
+    found["steps"] = torch.tensor(trainer.steps)
+    save_file(found, f"{out}-{Ranks.join().rank}.safetensors")
+
+
+port, children = free_port(), []
+for rank in range(RANKS):
+    child = os.fork()
+    if not child:
+        be(rank, port, sys.argv[1], sys.argv[2:])
+        sys.exit(0)
+    children.append(child)
+statuses = [os.waitpid(child, 0)[1] for child in children]
+sys.exit(any(statuses))

@@ -88,11 +88,11 @@ def bundle(tmp_path_factory):
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(run_forks, tmp_path):
     with ExitStack() as stack:
 
         def begin(*words, **more):
-            process = Process(words, tmp_path, **more)
+            process = Process(run_forks, words, tmp_path, **more)
             stack.callback(process.close)
             return process
 
@@ -422,12 +422,12 @@ def test_an_operator_who_leaves_while_it_holds(bundle, start):
         "--bundle", bundle, "--driver", "fake", "--start", *PATIENT, stdin=subprocess.PIPE
     )
     process.until("active")
-    process.child.stdin.write("h\n")
-    process.child.stdin.flush()
+    process.stdin.write("h\n")
+    process.stdin.flush()
     process.until("hold: operator")
     time.sleep(0.1)
     assert process.child.poll() is None, "who asked to hold is there to resume"
-    process.child.stdin.close()
+    process.stdin.close()
     assert process.end() == 1
 
 

@@ -30,12 +30,13 @@ def bundle(tmp_path_factory):
 
 
 @pytest.fixture
-def start(bus, bundle, tmp_path):
+def start(run_forks, bus, bundle, tmp_path):
     """Starts runs of the hand with the bundle, unless other words are given."""
     with ExitStack() as stack:
 
         def begin(*words, policy=("--bundle", bundle)):
-            process = Process(["--driver", "leap", "--port", bus.port, *policy, *words], tmp_path)
+            given = ["--driver", "leap", "--port", bus.port, *policy, *words]
+            process = Process(run_forks, given, tmp_path)
             stack.callback(process.close)
             return process
 

@@ -73,7 +73,7 @@ def learn(taught, iterations: int, **settings) -> deftly.Training:
 
 
 def test_student_does_what_a_teacher_does_that_sees_more(taught):
-    student = learn(taught, 60, name="student")
+    student = learn(taught, 30, name="student")
     teacher_success = success(taught, taught[1])
     assert teacher_success > 0.8
     assert success(taught, student.run) >= teacher_success - 0.05

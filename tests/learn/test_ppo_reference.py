@@ -1,15 +1,21 @@
 """Our update is that of rsl-rl: same weights, same rollout, same order of samples, same weights afterwards."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
-from rsl_rl.algorithms import PPO as Reference
-from rsl_rl.models import MLPModel
-from rsl_rl.storage import RolloutStorage
-from tensordict import TensorDict
 
 from deftly.config import PPOConfig
 from deftly.learn.networks import Network
 from deftly.learn.ppo import PPO
+
+# rsl-rl takes seconds to import, which every process of the tests would spend while it collects them.
+if TYPE_CHECKING:
+    from rsl_rl.algorithms import PPO as Reference
+    from rsl_rl.models import MLPModel
+    from tensordict import TensorDict
 
 CFG = PPOConfig(steps=6, hidden=(16, 16), epochs=3, minibatches=2)
 NUM_ENVS = 16
@@ -45,6 +51,10 @@ def test_an_update_is_that_of_rsl_rl(slider, monkeypatch):
 
 def reference(ours: PPO) -> Reference:
     """rsl-rl's learner with the weights and settings of ours."""
+    from rsl_rl.algorithms import PPO as Reference
+    from rsl_rl.models import MLPModel
+    from rsl_rl.storage import RolloutStorage
+
     obs = groups(ours.actor.gather(ours.env.obs), ours.env.obs["critic"])
     sets = {"actor": ["state"], "critic": ["critic"]}
     head = {
@@ -75,6 +85,8 @@ def reference(ours: PPO) -> Reference:
 
 
 def groups(state: torch.Tensor, critic: torch.Tensor) -> TensorDict:
+    from tensordict import TensorDict
+
     return TensorDict({"state": state, "critic": critic}, batch_size=[len(state)])
 
 

@@ -17,20 +17,11 @@ ASSETS = Path(__file__).parents[1] / "assets"
 SCRIPT, CURRICULUM = ASSETS / "two_ranks.py", ASSETS / "curriculum.py"
 
 
-def torchrun(out: Path, words: list[str]) -> list[dict[str, torch.Tensor]]:
+def two_ranks(out: Path, words: list[str]) -> list[dict[str, torch.Tensor]]:
     """What each of two ranks came to."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--master-addr=127.0.0.1",
-    ]
-    port = ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, *port, str(SCRIPT), str(out), *words],
-        env=env,
+        [sys.executable, str(SCRIPT), str(out), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=280,
@@ -55,7 +46,7 @@ def test_two_processes_train_one_policy_and_resume_it(tiny_at, tmp_path):
     """
     whole, copy = tiny_at(tmp_path / "whole", CURRICULUM), tmp_path / "copy"
     flags = ["--train.max-iterations", "4", "--save-every", "2"]
-    first, second = torchrun(tmp_path / "all", [*whole.words, *flags])
+    first, second = two_ranks(tmp_path / "all", [*whole.words, *flags])
     shared = [name for name in first if name != "obs"]
     assert "scale/near" in shared
     assert all(torch.equal(first[name], second[name]) for name in shared)
@@ -71,7 +62,7 @@ def test_two_processes_train_one_policy_and_resume_it(tiny_at, tmp_path):
         DeftlyError, match=r"is of a training in 2 processes, this one has 1: .*--nproc-per-node=2"
     ):
         whole.train(4, *resume)
-    resumed = torchrun(tmp_path / "resumed", [*whole.words, *flags, *resume])
+    resumed = two_ranks(tmp_path / "resumed", [*whole.words, *flags, *resume])
     for got, wanted in zip(resumed, (first, second), strict=True):
         assert got.keys() == wanted.keys()
         assert all(torch.equal(got[name], wanted[name]) for name in got)

@@ -3,12 +3,13 @@
 import csv
 import os
 import signal
-import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import pytest
 import torch
+from forks import TRAINING, Command, Forks
 
 from deftly.config import PPOConfig
 from deftly.errors import DeftlyError
@@ -199,24 +200,34 @@ def test_the_older_names_of_resume(tiny, word):
 # --------------------------------------------------------------------- signals
 
 
-def start(tiny, *more: str, output: int = subprocess.PIPE) -> subprocess.Popen:
-    words = [
-        sys.executable,
-        "-m",
-        "deftly",
-        "train",
-        *tiny.words,
-        "--train.max-iterations",
-        "1000000",
-        *more,
-    ]
-    return subprocess.Popen(words, stdout=output, stderr=output, text=True)
+@pytest.fixture(scope="module")
+def forks():
+    forks = Forks(TRAINING)
+    yield forks
+    forks.close()
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 120.0) -> None:
+@pytest.fixture
+def start(forks, tiny):
+    """Starts a training that goes on until it is told to end."""
+    with ExitStack() as stack:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        stack.callback(os.close, nothing)
+
+        def begin(*more: str, output: int = nothing) -> Command:
+            words = ["train", *tiny.words, "--train.max-iterations", "1000000", *more]
+            command = Command(forks, words, tiny.root, (nothing, output, output))
+            stack.callback(command.wait)
+            stack.callback(command.kill)
+            return command
+
+        yield begin
+
+
+def wait_for(condition, command: Command, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert command.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -226,45 +237,36 @@ def rows_of(tiny) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_the_training_saved(tiny, number):
-    process = start(tiny, "--save-every", "1000000")
-    try:
-        wait_for(lambda: rows_of(tiny) > 2, process)
-        process.send_signal(number)
-        assert process.wait(timeout=60) == 128 + number
-    finally:
-        process.kill()
-        process.communicate()
+def test_a_signal_ends_the_training_saved(start, tiny, number):
+    command = start("--save-every", "1000000")
+    wait_for(lambda: rows_of(tiny) > 2, command)
+    command.send_signal(number)
+    assert command.wait() == 128 + number
     assert tiny.checkpoint().iteration >= 2
 
 
 @pytest.mark.parametrize("level", ["info", "debug"])
-def test_a_terminal_that_is_closed_does_not_lose_the_training(tiny, level):
+def test_a_terminal_that_is_closed_does_not_lose_the_training(start, tiny, level):
     """What is printed then fails (EIO), and the training goes on; the hang-up ends it, saved."""
     ours, theirs = os.openpty()
-    process = start(tiny, "--log-level", level, "--save-every", "1000000", output=theirs)
+    words = ("--log-level", level, "--save-every", "1000000")
+    command = start(*words, output=theirs)
     os.close(theirs)
-    try:
-        wait_for(lambda: rows_of(tiny) > 2, process)
-        os.close(ours)
-        seen = rows_of(tiny)
-        wait_for(lambda: rows_of(tiny) > seen + 2, process)
-        process.send_signal(signal.SIGHUP)
-        process.wait(timeout=60)
-    finally:
-        process.kill()
-        process.communicate()
+    wait_for(lambda: rows_of(tiny) > 2, command)
+    os.close(ours)
+    seen = rows_of(tiny)
+    wait_for(lambda: rows_of(tiny) > seen + 2, command)
+    command.send_signal(signal.SIGHUP)
+    command.wait()
     assert tiny.checkpoint().iteration > seen
 
 
-def test_kill_9_while_checkpoints_are_written(tiny):
+def test_kill_9_while_checkpoints_are_written(start, tiny):
     """Wherever the kill falls, the newest checkpoint that is found loads and resumes, and no scratch counts."""
-    process = start(tiny, "--save-every", "1", "--keep-checkpoints", "1")
-    try:
-        wait_for(lambda: rows_of(tiny) > 3, process)
-    finally:
-        process.kill()
-        process.communicate()
+    command = start("--save-every", "1", "--keep-checkpoints", "1")
+    wait_for(lambda: rows_of(tiny) > 3, command)
+    command.kill()
+    assert command.wait() == -signal.SIGKILL
     found = tiny.checkpoint()
     assert tiny.train(found.iteration + 1, "--resume", "latest") == 0
     assert tiny.checkpoint().iteration == found.iteration + 1

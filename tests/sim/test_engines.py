@@ -5,7 +5,6 @@ import mujoco
 import numpy as np
 import pytest
 import torch
-from scipy.stats import ks_2samp, mannwhitneyu
 
 from deftly.errors import DeftlyError
 from deftly.sim import make_sim
@@ -588,6 +587,8 @@ def test_an_episode_agrees_as_far_as_float32_lets_it(family):
     environments, one-sided), and whether what happens to the cube is drawn from something else than on the exact
     engine (Kolmogorov-Smirnov). Either fails by chance once in a thousand if there is no difference.
     """
+    from scipy.stats import ks_2samp, mannwhitneyu
+
     trio = Trio(family)
     errors, steps = Errors(trio), {JAKA: 200, HAND: 400}[family]
     commands = engine_scenes.motion(trio.scene, ENVS, steps, trio.generator)

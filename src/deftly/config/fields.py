@@ -1,14 +1,17 @@
 """The settings of a dataclass as flags: name, type, constraints, documentation and default of each."""
 
-from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from typing_extensions import Doc
 
 from deftly.config.constraints import OnDisk, hints_of, kebab, limits
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,28 @@ def flags(cls: type, default: Any = MISSING, section: str = "") -> Iterator[Flag
             yield Flag(name, hints[item.name], docs.get(item.name, ""), value)
 
 
+def built(cls: type[T], values: Mapping[str, Any], default: Any = MISSING, section: str = "") -> T:
+    """A `cls` with the values of some of its flags, by name; the others are those of `default`."""
+    kind: Any = cls  # a dataclass, which its type does not say
+    base: Any = default if is_dataclass(default) else None
+    hints, given = hints_of(cls), {}
+    for item in fields(kind):
+        name = kebab(f"{section}.{item.name}" if section else item.name)
+        value = _default(item) if base is None else getattr(base, item.name)
+        inner = _section_type(hints[item.name], value)
+        if name in values:
+            given[item.name] = values[name]
+        elif not any(flag.startswith(f"{name}.") for flag in values):
+            continue
+        elif inner is not None:
+            given[item.name] = built(inner, values, value, name)
+        elif isinstance(value, dict):
+            given[item.name] = {
+                key: values.get(kebab(f"{name}.{key}"), one) for key, one in value.items()
+            }
+    return cls(**given) if base is None else replace(base, **given)
+
+
 def sections(cls: type, default: Any = MISSING, section: str = "") -> Iterator[tuple[str, str]]:
     """Dotted name and documentation of every section of a dataclass, in the order of the class."""
     hints, docs = hints_of(cls), field_docs(cls)
@@ -104,7 +129,8 @@ def sections(cls: type, default: Any = MISSING, section: str = "") -> Iterator[t
             yield from sections(inner, value, name)
 
 
-def field_docs(cls: type) -> dict[str, str]:
+@lru_cache(maxsize=256)
+def field_docs(cls: type) -> Mapping[str, str]:
     """The documentation of each field: its `Doc`; else, of a plain field, the comment or text beside it, if known."""
     return {name: text for name in hints_of(cls) if (text := _doc(cls, name))}
 

@@ -98,6 +98,7 @@ class Session:
             return self._run()
 
     def _run(self) -> int:
+        was_frozen = gc.get_freeze_count() > 0  # by the program around it, which keeps it so
         gc.collect()
         gc.freeze()  # what is loaded now stays: to go through it again and again would hold ticks up
         before = sys.getswitchinterval()
@@ -108,7 +109,8 @@ class Session:
             run(self.runner, self.ticker, self.each)
         finally:
             sys.setswitchinterval(before)
-            gc.unfreeze()
+            if not was_frozen:
+                gc.unfreeze()
             self._finish()
         return 1 if self._failed or self.runner.refused else 0
 
