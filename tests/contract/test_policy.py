@@ -163,6 +163,11 @@ def test_whole_numbers_are_refused_not_truncated():
     for action in (np.array([1, 0, 1]), torch.tensor([1, 0, 1])):
         with pytest.raises(ContractError, match=r"floating point, got an array of .*int64"):
             PLAIN.act(action, memory)
+    for name in ("joint_pos", "cube"):
+        measured = {"joint_pos": np.zeros(4), "cube": np.zeros(3)}
+        measured[name] = measured[name].astype(np.int64)
+        with pytest.raises(ContractError, match=r"floating point, got an array of int64"):
+            PLAIN.observe(measured, memory)
 
 
 def test_coupled_joint_follows_the_limited_targets():

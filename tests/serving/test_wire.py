@@ -186,3 +186,9 @@ def test_arrays_that_do_not_lie_together_in_memory_are_sent_as_they_are(packs):
         entries = {str(key).strip("b'"): entry for key, entry in found[name].items()}
         array = np.frombuffer(entries["data"], entries["dtype"]).reshape(entries["shape"])
         np.testing.assert_array_equal(array, value, err_msg=name)
+
+
+def test_a_message_that_cannot_be_packed_leaves_nothing_in_the_next():
+    with pytest.raises(TypeError):
+        pack({"first": [1, 2, 3], "second": object()})
+    assert unpack(pack({"third": 3})) == {"third": 3}

@@ -37,7 +37,7 @@ class Actions:
         joints = robot.joints
         elements = _elements(joints, acts, rate)
         columns = [robot.joint_names.index(element.joint.name) for element in elements]
-        self._least_action, self._most_action = like.numbers(-1.0), like.numbers(1.0)
+        self._least_action, self._most_action = like.numbers([-1.0]), like.numbers([1.0])
         self.lower = like.numbers([joint.lower for joint in joints])
         self.upper = like.numbers([joint.upper for joint in joints])
         self._columns = _order(columns, len(joints), like)

@@ -15,7 +15,7 @@ from deftly.contract import COMMAND, ContractError, Inputs, PolicyContract
 from deftly.policy.protocol import NO_INPUTS, Decision, PolicyError, Signals, as_seen
 from deftly.serving.link import Connection, Refused
 from deftly.serving.memory import keep_memory
-from deftly.serving.wire import WireError, jpeg, max_frame, read_array
+from deftly.serving.wire import WireError, as_rows, jpeg, max_frame, read_array
 
 
 @dataclass(slots=True, eq=False)
@@ -170,7 +170,7 @@ class Client:
         for robot, target in zip(robots, targets):
             robot.last = target
             robot.doubt = False
-        return Decision(np.stack(actions), np.stack(targets))
+        return Decision(as_rows(actions), as_rows(targets))
 
     def _init(self, robots: Sequence[_Robot], contract: PolicyContract | None) -> PolicyContract:
         """Open a session for each of the robots; returns the server's contract."""

@@ -129,12 +129,20 @@ class Connection:
             raise PolicyError(
                 f"message of {len(frame)} bytes, {self.endpoint} reads at most {self.most}"
             )
-        if not self._ready(zmq.POLLOUT, deadline):
-            raise PolicyError(f"no policy server at {self.endpoint} (waited {timeout:g} s)")
-        with suppress(zmq.Again):  # the connection broke just now: no answer will come
-            self._socket.send_multipart([b"", frame], zmq.NOBLOCK)
+        if not self._sent(frame):
+            if not self._ready(zmq.POLLOUT, deadline):
+                raise PolicyError(f"no policy server at {self.endpoint} (waited {timeout:g} s)")
+            self._sent(frame)  # if the connection broke just now, no answer will come
         self._unanswered = True
         return self._seq
+
+    def _sent(self, frame: bytes) -> bool:
+        """Whether the connection took a message at once."""
+        try:
+            self._socket.send_multipart([b"", frame], zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
 
     def _ready(self, event: int, deadline: float) -> bool:
         left = deadline - time.monotonic()

@@ -36,6 +36,7 @@ from deftly.serving.wire import (
     SPOKEN,
     VERSION,
     WireError,
+    as_rows,
     max_frame,
     pack,
     read_array,
@@ -407,7 +408,7 @@ class Server:
             if request.session and request.session.robot is not None
         ]
         signals = {
-            s.name: _together([request.signals[s.name] for request in batch])
+            s.name: as_rows([request.signals[s.name] for request in batch])
             for s in self.contract.signals
         }
         action, targets = self.policy.infer(
@@ -429,7 +430,7 @@ class Server:
                 ]
             else:
                 default = np.array(spread(given.default, given.size), np.float32)
-                found[given.name] = _together(
+                found[given.name] = as_rows(
                     [request.inputs.get(given.name, default) for request in batch]
                 )
         return found
@@ -478,11 +479,6 @@ class Server:
         """The lowest number that no session's robot has."""
         taken = {session.robot for session in self._sessions.values()}
         return next(number for number in range(len(taken) + 1) if number not in taken)
-
-
-def _together(arrays: list[np.ndarray]) -> np.ndarray:
-    """Arrays of one shape as rows; that of a single robot, the usual case, is not copied."""
-    return np.stack(arrays) if len(arrays) > 1 else arrays[0][None]
 
 
 def _traceback(error: Exception) -> str:

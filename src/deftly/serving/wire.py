@@ -92,6 +92,11 @@ def read_array(value: object, size: int, name: str) -> np.ndarray:
     return array
 
 
+def as_rows(arrays: list[np.ndarray]) -> np.ndarray:
+    """Arrays of one shape as the rows of one; that of a single robot, the usual case, is not copied."""
+    return np.stack(arrays) if len(arrays) > 1 else arrays[0][None]
+
+
 def read_image(value: object, shape: tuple[int, ...], name: str) -> np.ndarray:
     """An image of a message, of exactly this shape, uint8. Raises WireError for anything else."""
     if isinstance(value, dict) and value.get("format") == JPEG:
@@ -197,8 +202,8 @@ def _wrong_names(value: Mapping[Any, object], known: list[str], robot: str) -> W
 def _encode(value: object) -> dict[str, Any]:
     if not isinstance(value, np.ndarray) or (value.dtype.kind != "f" and value.dtype != np.uint8):
         raise TypeError(f"cannot send a {type(value).__name__}")
-    dtype = IMAGE if value.dtype == np.uint8 else "<f8" if value.dtype.itemsize == 8 else "<f4"
-    data = np.ascontiguousarray(value, dtype)
+    dtype = IMAGE if value.dtype.kind == "u" else "<f8" if value.dtype.itemsize == 8 else "<f4"
+    data = np.ascontiguousarray(value, DTYPES.get(dtype))
     return {"dtype": dtype, "shape": list(value.shape), "data": data.data}
 
 
