@@ -86,7 +86,9 @@ class WalkConfig(LeggedConfig):
     speed: Annotated[
         tuple[float, float], RANGE, Doc("Range of the commanded forward speed, m/s.")
     ] = (0.2, 0.6)
-    turn: Annotated[float, Ge(0), Le(MAX_TURN), Doc("Largest commanded yaw rate, rad/s.")] = MAX_TURN
+    turn: Annotated[float, Ge(0), Le(MAX_TURN), Doc("Largest commanded yaw rate, rad/s.")] = (
+        MAX_TURN
+    )
     hold_s: Annotated[float, Gt(0), Doc("Mean time for which a command is held, s.")] = 10.0
     period: Annotated[float, Gt(0), Doc("Period of the gait, two steps, s.")] = 0.7
     lift: Annotated[float, Ge(0), Doc("How high the gait lifts a foot, m.")] = 0.035
