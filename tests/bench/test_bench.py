@@ -2,6 +2,7 @@ import io
 import json
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import mujoco
 import numpy as np
@@ -299,6 +300,14 @@ def test_table_goes_between_the_marks(tmp_path, capsys):
     assert text.count("| training / Stable-Baselines3 | 3.00 |") == 1
     assert "| fast | 5 | 1.00 mm | 0.20 mm | 90.0% of 10 |" in text
     assert "wrote the tables of 1 results" in capsys.readouterr().out
+
+
+def test_results_beside_which_the_tables_are_made_are_all_of_their_kind():
+    """What other benchmarks measured lies in folders below: `deftly bench --table` would refuse it."""
+    files = sorted((Path(bench.__file__).parents[1] / "results").glob("*.json"))
+    assert files
+    for file in files:
+        assert table.markdown(table.read(file))
 
 
 def test_summary_prints():
