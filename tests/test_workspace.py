@@ -28,7 +28,11 @@ from deftly.workspace import (
 
 
 @pytest.fixture
-def cfg(tmp_path):
+def cfg(tmp_path, monkeypatch):
+    """Runs of an empty folder. A path such as runs/latest is found there alone: a quickstart leaves one in ours."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
     return RunsConfig(root=tmp_path)
 
 

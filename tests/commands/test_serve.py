@@ -150,7 +150,10 @@ def endpoint(line: str) -> str:
     return next(word.rstrip(",") for word in line.split() if word.startswith("tcp://"))
 
 
-def test_answers_are_those_of_the_policy_and_the_end_is_clean(server, capsys):
+def test_answers_are_those_of_the_policy_and_the_end_is_clean(
+    server, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)  # where there are no runs
     line, process = server
     source = find(TASK, ServeArgs())
     contract = source.contract
