@@ -100,6 +100,16 @@ def test_the_shipped_policy_of_wildrobot_drives_on_after_no_random_fault(
     assert "eval: " not in capsys.readouterr().out, "who is given faults is not compared"
 
 
+@pytest.mark.parametrize("fault", ["stuck", "blocked", "flipped"])
+def test_a_joint_that_fails_while_wildrobot_walks_is_found(fault, tmp_path):
+    """By the gain from its command to where it is: none of them is ever a `lead` away."""
+    words = ["wildrobot-walk", "--policy", "shipped", "--fault", f"{fault}@2.5", "--episodes", "2"]
+    sim2sim_main([*words, "--task.speed", "0.4", "0.5", "--out", str(tmp_path)])
+    found = read_report(tmp_path)["twin"]["injected"][fault]
+    assert found["safe"] == found["struck"] == 2
+    assert found["periods_max"] <= 60
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from msgspec import Meta
 
@@ -51,7 +51,8 @@ class Joint(Record):
 
     What the safety kernel may expect of it, 0: nothing. `acceleration`: the largest of its commands, rad/s^2. `lead`:
     how far its command may be from where it is measured, rad. `frozen`: how far its command may move while its encoder
-    gives the very same number, rad.
+    gives the very same number, rad. `excitation`: the standard deviation of its command over a second from which on it
+    must be found to move with it, rad.
     """
 
     name: Name
@@ -65,14 +66,26 @@ class Joint(Record):
     acceleration: NotNegative = 0.0
     lead: NotNegative = 0.0
     frozen: NotNegative = 0.0
+    excitation: NotNegative = 0.0
 
-    LATER = frozenset(("acceleration", "lead", "frozen"))
+    LATER = frozenset(("acceleration", "lead", "frozen", "excitation"))
+    GUARDS: ClassVar[tuple[str, ...]] = ("lead", "frozen", "excitation")
+    """Bounds by which the safety kernel finds a fault of the joint, and which change no command."""
 
     def check(self) -> None:
         """Limits in order, home within them."""
         self._need(self.upper - self.lower >= SMALLEST, f"has limits {self.lower} .. {self.upper}")
         inside = self.lower <= self.home <= self.upper
         self._need(inside, f"home {self.home} is outside {self.lower} .. {self.upper}")
+
+    def as_trained(self, trained: Self) -> Self:
+        """This joint with what guards another, where it is guarded no less."""
+        looser = {}
+        for name in self.GUARDS:
+            own, other = getattr(self, name), getattr(trained, name)
+            if 0.0 < own <= (other or math.inf):
+                looser[name] = other
+        return replace(self, **looser)
 
 
 @dataclass(frozen=True)
@@ -243,15 +256,25 @@ class RobotInterface(Document):
     def require_policy_of(self, trained: Self, what: str) -> None:
         """Raise ContractError naming the first difference unless a policy made for `trained` may drive this robot.
 
-        Its joints and signals must be the same. How its motors are mounted is its own, as `deftly calibrate` found it,
-        and it may be guarded better: by more limits, and on more faults damped. `what` is whose the policy is.
+        Its joints and signals must be the same; for the rest see `as_trained`. `what` is whose the policy is.
+        """
+        self.as_trained(trained).require(trained, what)
+
+    def as_trained(self, trained: Self) -> Self:
+        """This robot with the motors of another, and with what guards the other, as far as it may differ from it.
+
+        How its motors are mounted is its own, as `deftly calibrate` found it, and it may be guarded better: by more
+        limits, on more faults damped, its joints by narrower bounds. What guards it less stays as it is.
         """
         like = self
         if [motor.joint for motor in self.motors] == [motor.joint for motor in trained.motors]:
             like = replace(like, motors=trained.motors)
         if set(trained.limits) <= set(self.limits) and set(trained.damps) <= set(self.damps):
             like = replace(like, limits=trained.limits, damps=trained.damps)
-        like.require(trained, what)
+        if self.joint_names == trained.joint_names:
+            joints = [own.as_trained(other) for own, other in zip(self.joints, trained.joints)]
+            like = replace(like, joints=tuple(joints))
+        return like
 
     def to_motors(self, joints: Array) -> Array:
         """Joint positions `(..., num_joints)` as motor positions `(..., num_joints)`, in the order of `motors`."""

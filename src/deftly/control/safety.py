@@ -42,6 +42,7 @@ from deftly.control.drivers import Reading
 from deftly.control.drivers.buses import lead_of
 from deftly.control.limits import SignalLimits
 from deftly.control.motion import Motion, Values, clipped
+from deftly.control.response import Response
 from deftly.errors import DeftlyError
 
 _TEXTS = ("state", "fault", "reason")
@@ -294,6 +295,7 @@ class Kernel:
         self._zeros: Values = [0.0] * len(joints)
         self._motion = Motion(self.robot, self._lower, self._upper, self._speed)
         self._limits = SignalLimits(self.robot)
+        self._response = Response(self.robot, self.rate)
         self._require_home_within()
 
     def _lead_of(self, joint: Joint, unit: float) -> float:
@@ -323,6 +325,7 @@ class Kernel:
         self._sag = self._zeros
         self._velocity = self._zeros
         self._read_at = self._commanded
+        self._response.forget()
         self._decided_at = self._now
         self._active_s = 0.0
         self._misses = 0
@@ -594,6 +597,7 @@ class Kernel:
         """Move the command towards where it should be, as far as it may in this tick."""
         self._check_following(position)
         self._check_encoders(position)
+        self._check_response(position)
         self._active_s += period
         if self._approach_s:
             self._approach(position, period)
@@ -626,6 +630,17 @@ class Kernel:
             raise _Problem(
                 Fault.ENCODER, f"{same} while its command moved by {moved[worst]:.3g}: {why}"
             )
+
+    def _check_response(self, position: Values) -> None:
+        """Raise _Problem if a joint does not move with its command."""
+        found = self._response.unresponsive(self._commanded, position)
+        if found:
+            name = self.robot.joint_names[found.joint]
+            units = self.robot.joints[found.joint].units
+            moved = f"its command moved by {found.excitation:.2g} {units} about its mean"
+            where = f"{name} follows by {found.gain:.2f} of its command, and not by 1: {moved}"
+            why = "its encoder is stuck, its sign flipped, or its servo takes no commands"
+            raise _Problem(Fault.FOLLOWING, f"{where}; {why}")
 
     def _check_operator(self, heard_at: float | None, judged: float) -> None:
         """Raise _Problem if the policy acts on words that are too old, at a time, s."""
@@ -764,6 +779,7 @@ class Kernel:
             snapshot[name.strip("_")] = float(getattr(self, name))
         for name in _ARRAYS:
             snapshot[name.strip("_")] = np.array(getattr(self, name), np.float64)
+        snapshot["past"] = self._response.past.copy()
         if self.command is None:
             snapshot["command"] = np.full(len(self._home), np.nan)
         else:
@@ -780,6 +796,7 @@ class Kernel:
             "damped": 0.0,
             "velocity": rest,
             "read_at": rest,
+            "past": np.full_like(self._response.past, np.nan),
         }  # that logs did not have at first
         snapshot = {**older, **snapshot}
         try:
@@ -789,6 +806,7 @@ class Kernel:
             numbers = self._snapshot_numbers(snapshot)
             arrays = self._snapshot_arrays(snapshot)
             command = self._snapshot_command(snapshot, state)
+            self._response.restore(np.array(snapshot["past"], np.float64))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             wrong = " ".join(str(error).split())[:100]
             raise SafetyError(f"no snapshot of this kernel: {wrong}") from None

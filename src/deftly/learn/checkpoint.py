@@ -125,12 +125,14 @@ class Checkpoint:
     def require(self, task: Task, any_robot: bool = False) -> None:
         """Raise DeftlyError naming the first difference if the task's contract is not the one trained under.
 
-        `any_robot` allows another robot with the same joints, observation and action, such as a mirrored hand.
+        `any_robot` allows another robot with the same joints, observation and action, such as a mirrored hand, or the
+        same that is guarded better now.
         """
         own, other = task.contract(), self.contract
         if any_robot and other.joint_names == own.joint_names:
             named = {"name": own.robot.name, "motors": own.robot.motors, "sites": own.robot.sites}
             other = replace(other, robot=replace(other.robot, **named))
+            own = replace(own, robot=own.robot.as_trained(other.robot))
         own.require(other, str(self.path))
 
     def require_algorithm(self, algorithm: str) -> None:

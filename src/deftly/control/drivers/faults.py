@@ -48,7 +48,7 @@ the joint itself does (blocked), it is measured the wrong way round (flipped), o
 (swapped); the policy gives no answer (silent) or no numbers (nonsense); the operator, who was heard, is not any more
 (mute), or holds; the clock goes back; the loop stands still for five periods (stall)."""
 BY_MOTION = ("stuck", "blocked", "flipped", "swapped")
-"""They show only in motion, when a joint has gone as far from its command as its bounds allow."""
+"""They show only in motion: when a joint is as far from its command as its bounds allow, or has not moved with it."""
 LIMIT = "limit/"
 """Before the name of a signal: it goes beyond the limits that the robot's interface gives it."""
 STRIKES_S = 1.0
