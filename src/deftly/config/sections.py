@@ -459,7 +459,8 @@ class TrainArgs(Settings):
     init: Annotated[
         str | None,
         Doc(
-            "Start from the weights of this checkpoint, also of a mirrored robot's; all else starts anew."
+            "Start from the weights of this checkpoint, also of a mirrored robot's, or (shipped:TASK) of a task "
+            "that sees less; all else starts anew."
         ),
     ] = None
     reward: Annotated[

@@ -16,9 +16,9 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
 from msgspec import Meta
 
@@ -403,6 +403,14 @@ class PolicyContract(Document):
     def _has_history(self) -> dict[str, bool]:
         """Whether a group of numbers shows the past."""
         return {group: any(each.history for each in terms) for group, terms in self._terms.items()}
+
+    def require_policy_of(self, trained: Self, what: str) -> None:
+        """Raise ContractError naming the first difference unless a policy of `trained`, which is `what`, fits this.
+
+        All must be the same, but that the robot may be guarded better: `RobotInterface.as_trained`.
+        """
+        like = replace(self, robot=self.robot.as_trained(trained.robot))
+        like.require(trained, what)
 
     def check(self) -> None:
         """Everything that must hold between the parts."""

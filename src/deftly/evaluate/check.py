@@ -218,7 +218,7 @@ def _closed_loop(found: Bundle, settings: CheckSettings) -> Finding:
         level = "fail" if settings.task else "warn"  # what was asked for was not done
         return Finding(LOOP, level, f"not checked: {error}; --task FILE names the task's file")
     try:
-        task.contract().require(found.contract, str(found.path))
+        task.contract().require_policy_of(found.contract, str(found.path))
     except DeftlyError as error:
         return Finding(LOOP, "fail", str(error))
     return _compare(found, source, task, sim, settings)

@@ -203,7 +203,7 @@ class PolicySource:
                 f"{self.label} is a policy of {theirs} (robot {robot}), not of {task} (robot {contract.robot.name}): "
                 f"give another --policy, or name the task {theirs}"
             )
-        contract.require(self.contract, self.label)
+        contract.require_policy_of(self.contract, self.label)
 
     def checkpoint(self, verb: str) -> Checkpoint:
         """The checkpoint that it is. Raises DeftlyError for a bundle or an endpoint, which `verb` cannot use."""
@@ -259,7 +259,7 @@ class PolicySource:
 
             return Client(self.label, contract, timeout, keys, self.jpeg)
         if contract is not None:
-            contract.require(self.loaded.contract, self.label)
+            contract.require_policy_of(self.loaded.contract, self.label)
         if isinstance(self.loaded, Bundle):
             return self.loaded.policy()
         if isinstance(self.loaded, vla.VlaCheckpoint):

@@ -125,15 +125,14 @@ class Checkpoint:
     def require(self, task: Task, any_robot: bool = False) -> None:
         """Raise DeftlyError naming the first difference if the task's contract is not the one trained under.
 
-        `any_robot` allows another robot with the same joints, observation and action, such as a mirrored hand, or the
-        same that is guarded better now.
+        The robot may be guarded better than it was. `any_robot` allows another one with the same joints, observation
+        and action, such as a mirrored hand.
         """
         own, other = task.contract(), self.contract
         if any_robot and other.joint_names == own.joint_names:
             named = {"name": own.robot.name, "motors": own.robot.motors, "sites": own.robot.sites}
             other = replace(other, robot=replace(other.robot, **named))
-            own = replace(own, robot=own.robot.as_trained(other.robot))
-        own.require(other, str(self.path))
+        own.require_policy_of(other, str(self.path))
 
     def require_algorithm(self, algorithm: str) -> None:
         """Raise DeftlyError if its networks are those of another algorithm, which this one cannot go on with."""
@@ -329,12 +328,18 @@ def shipped(task: str) -> Path | None:
 
 
 def find(spec: str, task: str, runs: RunsConfig, wanted: str = "best") -> Path:
-    """The checkpoint folder that a user means after --init and --resume: `shipped`, or see `find_checkpoint`."""
-    if spec != "shipped":
+    """The checkpoint folder that a user means after --init and --resume.
+
+    `shipped`, `shipped:TASK` for that of another task, or see `find_checkpoint`.
+    """
+    word, _, named = spec.partition(":")
+    if word != "shipped":
         return workspace.find_checkpoint(spec, task, runs, wanted)
-    path = shipped(task)
+    path = shipped(named or task)
     if path is None:
-        raise DeftlyError(f"no policy is shipped for {task}: give a run; 'deftly runs' lists them")
+        raise DeftlyError(
+            f"no policy is shipped for {printable(named or task, 60)}: give a run; 'deftly runs' lists them"
+        )
     return path
 
 

@@ -17,7 +17,7 @@ from deftly.config import DistillConfig, SimConfig, TrainArgs, to_yaml
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.files import write_text
-from deftly.learn import checkpoint, custom_reward, log
+from deftly.learn import checkpoint, custom_reward, log, transfer
 from deftly.learn.distill import teacher_place
 from deftly.learn.learner import make_learner
 from deftly.learn.ranks import Ranks
@@ -113,7 +113,7 @@ def _checked(
     start = None
     if args.init:
         start = checkpoint.load(checkpoint.find(args.init, task.name, args.runs))
-        start.require(task, any_robot=True)
+        start = transfer.adapted(start, task)
         start.require_algorithm(args.train.algorithm)
         learner = replace(learner, keep_normalizer=True)  # a shifted input would be another policy
     return replace(args, train=learner), start
