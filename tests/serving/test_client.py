@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
-from toy_robot import CONTRACT, network, signals
+from toy_robot import CONTRACT, network, running, signals
 
 from deftly.policy.protocol import ContractPolicy, OneRobot, Policy, PolicyError
 from deftly.serving.client import Client
@@ -299,3 +299,18 @@ def test_an_episode_starts_with_the_next_signals(server):
     )
     client.infer(signals(0))
     client.close()
+
+
+def test_a_simulation_does_not_wait_in_vain_for_a_model_that_predicts_in_real_time():
+    policy = ContractPolicy(CONTRACT, network)
+    policy.ahead = True  # as a policy of action chunks that drives a robot has it
+    with running(policy) as server:
+        with pytest.raises(PolicyError) as error:
+            Client(server.endpoint, real_time=False)
+        assert (
+            "predicts its chunks in real time, and a simulation is faster: serve it with --bind ws://"
+            in str(error.value)
+        )
+        Client(server.endpoint).close()
+    with running() as server:
+        Client(server.endpoint, real_time=False).close()

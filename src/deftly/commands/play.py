@@ -162,7 +162,9 @@ class Reloaded:
             self._warned = str(error)
 
     def _use(self, source: PolicySource) -> None:
-        self._policy = source.open(self.contract, timeout=10.0, keys=self._keys)
+        self._policy = source.open(
+            self.contract, timeout=10.0, keys=self._keys, ahead=source.kind == "endpoint"
+        )
         self._sha256 = source.sha256
         self._due = time.monotonic() + self._interval
 

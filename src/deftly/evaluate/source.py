@@ -257,7 +257,7 @@ class PolicySource:
         if self.loaded is None:
             from deftly.serving.client import Client
 
-            return Client(self.label, contract, timeout, keys, self.jpeg)
+            return Client(self.label, contract, timeout, keys, self.jpeg, real_time=ahead)
         if contract is not None:
             contract.require_policy_of(self.loaded.contract, self.label)
         if isinstance(self.loaded, Bundle):

@@ -43,8 +43,10 @@ class Client:
         timeout: Longest wait for the decisions of up to eight robots, s.
         keys: The robot's folder of `deftly serve --new-keys`.
         quality: Send images as JPEG of this quality, 1 to 95, for a network that is slow; 0: as they are.
+        real_time: These robots are driven in real time; a simulation's, which wait for no chunk, are not.
 
-    Raises PolicyError if there is no server, or another contract there; the same object tries again at the next call.
+    Raises PolicyError if there is no server, another contract there, or a model that asks for chunks in real time for a
+    robot that is not in it; the same object tries again at the next call.
     """
 
     patience = 3.0
@@ -57,8 +59,10 @@ class Client:
         timeout: float = 0.25,
         keys: Path | None = None,
         quality: int = 0,
+        real_time: bool = True,
     ):
         self.timeout = timeout
+        self._real_time = real_time
         self._quality = quality
         self._link = Connection(endpoint, keys)
         self._robots: dict[int, _Robot] = {0: _Robot()}
@@ -181,6 +185,11 @@ class Client:
             (contract or theirs).require(theirs, f"the policy at {self._link.endpoint}")
         except ContractError as error:
             raise PolicyError(str(error)) from None
+        if replies[0].get("ahead") is True and not self._real_time:
+            raise PolicyError(
+                f"the model at {self._link.endpoint} predicts its chunks in real time, and a simulation is faster: "
+                "serve it with --bind ws://HOST:PORT, or give --policy the model itself"
+            )
         for robot, reply in zip(robots, replies):
             robot.session = _text(reply, "session")
         self._link.most = max_frame(theirs.robot)

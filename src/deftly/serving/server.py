@@ -297,6 +297,7 @@ class Server:
             "spec": self._spec,
             "rate": self.contract.rate,
             "idle_s": self.idle_s,
+            "ahead": bool(getattr(self.policy, "ahead", False)),
         }
         self._send(request, {"ok": True, "session": token, **facts})
 
