@@ -25,11 +25,11 @@ def swinging(t, amplitude=SWING):
     return [amplitude * math.sin(2 * math.pi * t / 0.7 + phase) for phase in (0.0, 1.0, 2.0, 3.0)]
 
 
-def found(measure, seconds=5.0, amplitude=SWING, robot=JUDGED):
+def found(measure, seconds=5.0, amplitude=SWING, robot=JUDGED, rate=RATE):
     """What is found, and when, s, if `measure(t, commands)` gives the positions."""
-    response = Response(robot, RATE)
-    for i in range(round(seconds * RATE)):
-        t = i / RATE
+    response = Response(robot, rate)
+    for i in range(round(seconds * rate)):
+        t = i / rate
         commanded = swinging(t, amplitude)
         seen = response.unresponsive(commanded, measure(t, commanded))
         if seen:
@@ -70,6 +70,7 @@ def test_joints_that_follow_with_the_lag_of_a_servo_are_left_alone():
 )
 def test_a_joint_that_does_not_follow_is_found_within_a_second_and_the_lag(what, value, gain):
     seen, t = found(with_first(value))
+    assert seen
     assert seen.joint == 0, what
     assert seen.gain == pytest.approx(gain, abs=0.02)
     assert seen.excitation == pytest.approx(SWING / math.sqrt(2), rel=0.1)
@@ -78,7 +79,7 @@ def test_a_joint_that_does_not_follow_is_found_within_a_second_and_the_lag(what,
 
 def test_a_command_that_hardly_moves_tells_nothing():
     assert found(with_first(lambda t, q: 0.0), amplitude=0.06)[0] is None  # deviates by 0.042
-    assert found(with_first(lambda t, q: 0.0), amplitude=0.08)[0].joint == 0
+    assert found(with_first(lambda t, q: 0.0), amplitude=0.08)[0] is not None
 
 
 def test_a_joint_is_judged_only_if_its_interface_says_so():
@@ -87,7 +88,7 @@ def test_a_joint_is_judged_only_if_its_interface_says_so():
     assert found(with_first(lambda t, q: 0.0), robot=robot)[0] is None
     none = Response(LEGS, RATE)
     assert not none.judges
-    assert none.past.size == 0
+    assert none.snapshot().size == 0
     assert none.unresponsive([9.0] * 4, [0.0] * 4) is None
 
 
@@ -145,14 +146,42 @@ def test_a_kernel_restored_in_mid_window_finds_the_same_in_the_same_tick():
 
 def test_a_snapshot_of_before_there_was_such_a_window_can_be_gone_on_from():
     first = Stand(JUDGED).active()
+    drive(first, 0.5, lambda _, command: command)
     older = first.kernel.snapshot()
-    del older["past"]
+    del older["response"]
     second = Stand(JUDGED)
     second.kernel.restore(older)
-    assert np.isnan(second.kernel.snapshot()["past"]).all()
-    spoiled = first.kernel.snapshot() | {"past": np.zeros((3, 2, 4))}
-    with pytest.raises(SafetyError, match="no snapshot of this kernel"):
-        second.kernel.restore(spoiled)
+    assert np.isnan(second.kernel.snapshot()["response"][1:]).all()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda kept: np.zeros(3),
+        lambda kept: kept.reshape(1, -1),
+        lambda kept: np.append(-1.0, kept[1:]),
+        lambda kept: np.append(0.5, kept[1:]),
+        lambda kept: np.append(np.nan, kept[1:]),
+        lambda kept: np.append(np.inf, kept[1:]),
+        lambda kept: np.append(kept[:-1], np.inf),
+    ],
+)
+def test_a_snapshot_with_another_history_is_refused(spoil):
+    kept = Stand(JUDGED).active().kernel.snapshot()
+    with pytest.raises(SafetyError, match="no snapshot of this kernel: its history of commands"):
+        Stand(JUDGED).kernel.restore(kept | {"response": spoil(kept["response"])})
+    with pytest.raises(SafetyError, match="no snapshot of this kernel: its history of commands"):
+        Stand(LEGS).kernel.restore(Stand(LEGS).kernel.snapshot() | {"response": kept["response"]})
+
+
+@pytest.mark.parametrize("rate", [10.0, 20.0, 100.0, 333.0, 1000.0])
+def test_it_does_the_same_at_another_rate_of_the_loop(rate):
+    assert found(lagging, rate=rate) == (None, 5.0)
+    seen, t = found(with_first(lambda t, q: 0.07), rate=rate)
+    assert seen
+    assert seen.joint == 0
+    assert t <= 1.2
+    assert Response(JUDGED, rate).snapshot().size < 1000
 
 
 def test_a_robot_may_be_guarded_better_than_a_policys_but_no_less():

@@ -25,6 +25,7 @@ from deftly.learn.policy import NetworkPolicy
 from deftly.policy.protocol import NO_INPUTS
 from deftly.render import Recorder, choose_gl, pose, viewers, write_video
 from deftly.render.viewers import View
+from deftly.serving.endpoint import is_websocket
 
 if TYPE_CHECKING:
     import mujoco
@@ -162,9 +163,8 @@ class Reloaded:
             self._warned = str(error)
 
     def _use(self, source: PolicySource) -> None:
-        self._policy = source.open(
-            self.contract, timeout=10.0, keys=self._keys, ahead=source.kind == "endpoint"
-        )
+        in_real_time = source.kind == "endpoint" and not is_websocket(source.label)
+        self._policy = source.open(self.contract, timeout=10.0, keys=self._keys, ahead=in_real_time)
         self._sha256 = source.sha256
         self._due = time.monotonic() + self._interval
 

@@ -10,6 +10,7 @@ Soderstrom and Stoica 1989, "System Identification"). A joint that follows has a
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +21,12 @@ WINDOW_S = 1.0
 """Time over which the gain is estimated, s: at least a stride."""
 LAG_S = 0.06
 """From a command to the motion that it is compared with, s: dead time and rise of a position servo."""
+SAMPLES = 64
+"""Of the window at most, about."""
 LEAST_GAIN = 0.1
 """Below it a joint does not follow. WildRobot walking, with its randomization: 0.33 at least in 1.2 M windows."""
+TINY = 1e-300
+"""Variance that is divided by at least."""
 
 
 class Unresponsive(NamedTuple):
@@ -38,23 +43,24 @@ class Response:
 
     Args:
         robot: whose joints are judged.
-        rate: of the control loop, Hz.
+        rate: of the control loop, Hz. Of a fast one, every so many ticks are looked at, about `SAMPLES` in a window.
     """
 
     def __init__(self, robot: RobotInterface, rate: float):
         least = np.array([joint.excitation for joint in robot.joints])
         self.judges = bool((least > 0).any())
         self._least_variance = np.where(least > 0, least**2, np.inf)
-        self._window = max(4, round(WINDOW_S * rate))
-        self._lag = max(1, round(LAG_S * rate))
-        self.past = np.full((self._window + self._lag, 2, len(least)), np.nan)
-        """Commands and positions, oldest first; NaN before the start. Empty if no joint is judged."""
-        if not self.judges:
-            self.past = self.past[:0]
+        self._every = max(1, round(WINDOW_S * rate / SAMPLES))
+        self._window = max(4, round(WINDOW_S * rate / self._every))
+        self._lag = max(1, round(LAG_S * rate / self._every))
+        self._past = np.full((self._window + self._lag, 2, len(least)), np.nan)
+        """Commands and positions, oldest first; NaN before the start."""
+        self._ticks = 0  # since the start
 
     def forget(self) -> None:
         """Begin anew: nobody is judged before a window is full."""
-        self.past[:] = np.nan
+        self._past[:] = np.nan
+        self._ticks = 0
 
     def unresponsive(self, commanded: list[float], position: list[float]) -> Unresponsive | None:
         """The joint that follows least after one more tick, if it does not follow.
@@ -65,10 +71,13 @@ class Response:
         """
         if not self.judges:
             return None
-        past = self.past
+        self._ticks += 1
+        if self._ticks % self._every:
+            return None
+        past = self._past
         past[:-1] = past[1:]
         past[-1] = commanded, position
-        if past[0, 0, 0] != past[0, 0, 0]:  # NaN: the window is not full
+        if math.isnan(past.item(0)):  # the window is not full
             return None
         command = past[: self._window, 0]
         command = command - command.mean(0)
@@ -78,12 +87,26 @@ class Response:
         missing &= variance > self._least_variance
         if not missing.any():
             return None
-        gains = np.where(missing, covariance / np.maximum(variance, 1e-12), np.inf)
+        gains = np.where(missing, covariance / np.maximum(variance, TINY), np.inf)
         worst = int(gains.argmin())
-        return Unresponsive(worst, float(gains[worst]), float(variance[worst] ** 0.5))
+        return Unresponsive(worst, float(gains[worst]), math.sqrt(variance[worst]))
 
-    def restore(self, past: np.ndarray) -> None:
-        """Go on from a copy of `past`. Raises ValueError for one of another shape."""
-        if past.shape != self.past.shape or np.isinf(past).any():
-            raise ValueError(f"{past.shape} is no history of {self.past.shape}")
-        self.past = past
+    def snapshot(self) -> np.ndarray:
+        """All that it remembers, for `restore`; (0,) if no joint is judged."""
+        return np.append(self._ticks, self._past) if self.judges else np.zeros(0)
+
+    def restore(self, snapshot: np.ndarray) -> None:
+        """Go on from a snapshot of a robot and rate like these, bit for bit; from an empty one, begin anew.
+
+        Raises ValueError for any other array.
+        """
+        if not snapshot.size:
+            self.forget()
+            return
+        if not self.judges or snapshot.shape != (1 + self._past.size,):
+            raise ValueError(f"its history of commands and positions is {snapshot.shape}")
+        ticks, past = snapshot[0], snapshot[1:]
+        if not 0 <= ticks < 2**53 or ticks % 1 or np.isinf(past).any():
+            raise ValueError("its history of commands and positions holds no such numbers")
+        self._ticks = int(ticks)
+        self._past[:] = past.reshape(self._past.shape)

@@ -779,7 +779,7 @@ class Kernel:
             snapshot[name.strip("_")] = float(getattr(self, name))
         for name in _ARRAYS:
             snapshot[name.strip("_")] = np.array(getattr(self, name), np.float64)
-        snapshot["past"] = self._response.past.copy()
+        snapshot["response"] = self._response.snapshot()
         if self.command is None:
             snapshot["command"] = np.full(len(self._home), np.nan)
         else:
@@ -796,7 +796,7 @@ class Kernel:
             "damped": 0.0,
             "velocity": rest,
             "read_at": rest,
-            "past": np.full_like(self._response.past, np.nan),
+            "response": np.zeros(0),
         }  # that logs did not have at first
         snapshot = {**older, **snapshot}
         try:
@@ -806,7 +806,7 @@ class Kernel:
             numbers = self._snapshot_numbers(snapshot)
             arrays = self._snapshot_arrays(snapshot)
             command = self._snapshot_command(snapshot, state)
-            self._response.restore(np.array(snapshot["past"], np.float64))
+            self._response.restore(np.array(snapshot["response"], np.float64))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             wrong = " ".join(str(error).split())[:100]
             raise SafetyError(f"no snapshot of this kernel: {wrong}") from None

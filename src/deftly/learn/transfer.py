@@ -86,7 +86,10 @@ def _widened(start: Checkpoint, own: PolicyContract, columns: Tensor) -> Checkpo
     for name, spec in start.networks.items():
         (group, size), *others = spec.inputs.items()
         if others:
-            raise ContractError(f"{start.label}: its network '{name}' sees {[*spec.inputs]}")
+            raise ContractError(
+                f"{start.label} was trained by {start.algorithm}, whose '{name}' sees actions too: only ppo's "
+                "policies are taken over by a task that shows more"
+            )
         beyond = torch.arange(start.contract.obs_size(), size) + added  # what the critic sees more
         places = torch.cat((columns, beyond))
         networks[name] = replace(spec, inputs={group: size + added})
