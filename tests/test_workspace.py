@@ -538,6 +538,18 @@ def test_a_name_that_is_no_folder_name_is_refused(name, cfg):
         create("leap", "train", cfg, name=name)
 
 
+def test_what_cannot_be_compared_is_named(cfg, clock, tmp_path):
+    run = workspace.create("toy", "train", cfg)
+    (run / "metrics.csv").write_text("steps,success,eval_success\n1,0.5,\n")
+    out = tmp_path / "a.png"
+    with pytest.raises(DeftlyError, match="nosuch"):
+        workspace.compare(["latest", "nosuch"], "eval_success", out, cfg)
+    with pytest.raises(
+        DeftlyError, match=r"no evaluation has ended in .* yet: give --column success"
+    ):
+        workspace.compare([run.name], "eval_success", out, cfg)
+
+
 def test_command_lists_compares_and_pins(cfg, clock, capsys):
     one, two = create("leap", "train", cfg), create("leap", "train", cfg)
     root = f"--runs.root={cfg.root}"

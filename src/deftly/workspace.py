@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -84,7 +84,7 @@ class Run:
     def metrics(self) -> tuple[float | None, float | None, float | None]:
         """Iterations so far, success rate (0 to 1; the highest evaluated) and minutes; None where there is none yet."""
         rows = read_metrics(self.path / METRICS)
-        columns = [_curve(rows, name, name) for name in ("iteration", "eval_success", "seconds")]
+        columns = [_curve(rows, name, name) for name in ("iteration", EVALUATED, "seconds")]
         iterations, success, seconds = (
             max((x for x, _ in column), default=None) for column in columns
         )
@@ -506,6 +506,10 @@ def unpin(name: str, cfg: RunsConfig) -> None:
     link.unlink()
 
 
+EVALUATED = "eval_success"
+"""Column of `metrics.csv` that only some of its rows have."""
+
+
 def compare(specs: Sequence[str], column: str, out_png: Path, cfg: RunsConfig) -> Any:
     """Plot a column of the runs' `metrics.csv` against steps into `out_png`; returns a summary table."""
     from matplotlib.figure import Figure
@@ -513,12 +517,11 @@ def compare(specs: Sequence[str], column: str, out_png: Path, cfg: RunsConfig) -
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     lines: list[tuple[str, ...]] = []
-    for run in (find_run(spec, None, cfg) for spec in specs):
+    for run in [find_run(spec, None, cfg) for spec in specs]:
         rows = read_metrics(run / METRICS)
         points = _curve(rows, "steps", column)
         if not points:
-            near = suggest(column, rows[0] if rows else [])
-            raise DeftlyError(f"'{run / METRICS}' has no numbers in column '{column}'{near}")
+            raise DeftlyError(_without_numbers(run, rows, column))
         steps, values = zip(*points)
         axes.plot(steps, values, label=run.name)
         lines.append(
@@ -532,6 +535,14 @@ def compare(specs: Sequence[str], column: str, out_png: Path, cfg: RunsConfig) -
     with atomic_write(out_png) as scratch:
         figure.savefig(scratch, format=out_png.suffix.lstrip(".") or "png")
     return table(("run", "steps", f"last {column}", "min", "max"), lines)
+
+
+def _without_numbers(run: Path, rows: Sequence[Mapping[str, Any]], column: str) -> str:
+    """Why a column of a run cannot be drawn, and what to type instead."""
+    known = [*rows[0]] if rows else []
+    if column == EVALUATED and "success" in known:
+        return f"no evaluation has ended in '{run}' yet: give --column success"
+    return f"'{run / METRICS}' has no numbers in column '{column}'{suggest(column, known)}"
 
 
 def overview(cfg: RunsConfig) -> Any:

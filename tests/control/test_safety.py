@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from deftly.contract.robot import USUAL_LEAD
 from deftly.control.drivers import FAULTS, Reading
 from deftly.control.loop import Runner
-from deftly.control.safety import LEAD, Fault, Kernel, SafetyConfig, SafetyError, State
+from deftly.control.safety import Fault, Kernel, SafetyConfig, SafetyError, State
 
 INIT, READY, ACTIVE, HOLD, DAMP, STOP = State
 OTHER = dataclasses.replace(TOY, rate=25)
@@ -270,7 +271,7 @@ class Anything(RuleBasedStateMachine):
                 np.asarray(reading.signals["joint_pos"], np.float64), self.lower, self.upper
             )
             assert ((out == here) | (held is not None and out == held)).all()
-            assert np.abs(out - here).max() <= max(self.cfg.lead or LEAD, UPPER[2])
+            assert np.abs(out - here).max() <= max(self.cfg.lead or USUAL_LEAD, UPPER[2])
         else:
             most = (
                 0.7 * TOP * min(elapsed, PERIOD) * (1 + 1e-12) + 1e-15

@@ -120,6 +120,35 @@ def test_the_shipped_policy_is_one_in_both_forms():
     assert forms[0].contract == forms[1].contract
 
 
+def test_a_bundle_that_is_named_as_a_task_is_to_be_given_as_a_policy(exported, monkeypatch):
+    monkeypatch.chdir(exported.bundle.parent)
+    with pytest.raises(DeftlyError, match="is no task, but is there: give it as --policy"):
+        resolve(None, exported.bundle.name, RunsConfig(root=exported.root / "none"))
+
+
+def test_a_misspelt_task_is_not_to_be_trained(tmp_path):
+    with pytest.raises(DeftlyError) as found:
+        resolve(None, "dexhand-bxo", RunsConfig(root=tmp_path))
+    assert "did you mean 'dexhand-box'" in str(found.value)
+    assert "deftly train" not in str(found.value)
+
+
+def test_a_policy_of_a_robot_that_was_guarded_less_is_taken_with_a_warning(capsys):
+    source = resolve("shipped", "wildrobot-stand", RunsConfig())
+    own = source.contract
+    joints = tuple(replace(joint, excitation=0.0) for joint in own.robot.joints)
+    contract = replace(own, robot=replace(own.robot, joints=joints))
+    older = replace(source, loaded=replace(source.loaded, contract=contract))
+    older.require(own, "wildrobot-stand")
+    said = capsys.readouterr().err
+    assert "warning: shipped is of an interface of its robot that guards it less" in said
+    assert "robot.joints[0].excitation is" in said
+    source.require(own, "wildrobot-stand")
+    assert not capsys.readouterr().err
+    with pytest.raises(DeftlyError, match="made under another contract"):
+        source.require(contract, "wildrobot-stand")
+
+
 @pytest.mark.parametrize(
     ("spec", "task", "message"),
     [

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 import deftly
 from deftly.commands import distill
-from deftly.config import DistillConfig, EnvConfig, SimConfig
+from deftly.config import DistillConfig, EnvConfig, RunsConfig, SimConfig
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.learn import checkpoint
@@ -135,6 +135,26 @@ def test_a_teacher_of_other_actions_is_refused(taught):
     settings = DistillConfig(teacher=str(taught[1] / "checkpoints/last"), steps=8)
     with pytest.raises(DeftlyError, match="actions mean something else"):
         Distillation(env, settings)
+
+
+def test_a_teacher_of_another_robot_is_refused_in_one_line(tmp_path):
+    place = str(checkpoint.find("shipped", "wildrobot-walk", RunsConfig()))
+    for name in (
+        "dexhand-box",
+        "panda-pick-place",
+    ):  # both have settings that the teacher's task has
+        with pytest.raises(DeftlyError) as caught:
+            deftly.train(
+                name,
+                env={"num_envs": 2},
+                train={"algorithm": "distill", "teacher": place, "max_iterations": 1},
+                runs={"root": tmp_path},
+                **QUIET,
+            )
+        assert f"is a policy of wildrobot-walk (robot wildrobot), not of {name}" in str(
+            caught.value
+        )
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_student_without_a_teacher_is_refused_before_a_run_is_made(tmp_path):

@@ -80,6 +80,10 @@ def test_what_is_new_may_stand_between(box):
             "it sees 'joint_pos'",
         ),
         (lambda c: {"rate": 25.0}, "it differs in rate"),
+        (
+            lambda c: {"act_terms": (replace(c.act_terms[0], kind="absolute"), *c.act_terms[1:])},
+            "it differs in what its actions drive",
+        ),
     ],
 )
 def test_what_means_something_else_is_refused_in_one_line(box, change, said):
@@ -88,6 +92,33 @@ def test_what_means_something_else_is_refused_in_one_line(box, change, said):
         transfer.shared_columns(own, box.contract, "it")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_action_that_moves_further_is_said(box, capsys):
+    transfer.adapted(box, task("dexhand-blind"))
+    said = capsys.readouterr().out
+    assert (
+        "note: actions are scaled or filtered otherwise than those of the policy of dexhand-box"
+        in said
+    )
+    assert "scale" in said
+
+
+def test_a_critic_that_saw_other_things_stays_behind(capsys):
+    found = transfer.adapted(shipped("wildrobot-stand"), task("wildrobot-walk"))
+    assert [*found.networks] == ["actor"]
+    assert "comes without its critic" in capsys.readouterr().out
+    trained = found.network("actor")
+    assert trained.layers[0].weight.shape[1] == found.contract.obs_size()
+
+
+def test_only_a_name_of_what_is_shipped_is_taken():
+    for name in ("../policies/dexhand-box", "x" * 300, "dexhand-bxo"):
+        with pytest.raises(DeftlyError) as caught:
+            shipped(name)
+        assert "no policy is shipped for" in str(caught.value)
+        assert len(str(caught.value)) < 250
+    assert "did you mean 'dexhand-box'" in str(caught.value)
 
 
 def test_another_robots_policy_is_refused(box):

@@ -554,3 +554,16 @@ def test_a_signal_ends_it_cleanly(number):
 def test_msgpack_extensions_are_refused(peer):
     frame = msgpack.packb({**message(), "x": msgpack.ExtType(1, b"abc")})
     assert ask(peer, frame)["code"] == "bad-message"
+
+
+def test_a_robot_that_is_guarded_better_than_the_policys_is_served():
+    joints = tuple(dataclasses.replace(joint, frozen=0.1) for joint in CONTRACT.robot.joints)
+    robot = dataclasses.replace(CONTRACT.robot, joints=joints)
+    better = dataclasses.replace(CONTRACT, robot=robot)
+    with running() as serving:
+        Client(serving.endpoint, better).close()
+    with (
+        running(ContractPolicy(better, network)) as serving,
+        pytest.raises(DeftlyError, match=r"the robot was made under another contract: .*frozen"),
+    ):
+        Client(serving.endpoint, CONTRACT)

@@ -372,8 +372,10 @@ def custom_driver(spec: str, robot: RobotInterface, rate: float, port: str | Non
     """
     module, colon, name = spec.partition(":")
     if not (module and colon and name):
+        is_none = spec in ("sim", "fake")  # which a command that needs a robot does not know
+        known = "leap, wildrobot" if is_none else "sim, fake, leap, wildrobot"
         raise DeftlyError(
-            f"--driver is '{spec}', but it must be sim, fake, leap, wildrobot, or MODULE:CLASS such as my_robot:Driver"
+            f"--driver is '{spec}', but it must be {known}, or MODULE:CLASS such as my_robot:Driver"
         )
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

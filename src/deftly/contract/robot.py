@@ -31,6 +31,8 @@ COMMAND, ACTION = "command", "action"
 """What a policy can see beside signals: the last joint targets, and the last filtered action."""
 MAX_SIZE = 4096
 """Elements of the largest signal of numbers."""
+USUAL_LEAD = 0.5
+"""Largest tracking error of a joint that names none, rad; of a slide this part of its range."""
 MAX_IMAGE = 1 << 24
 """Bytes of all images of a robot together, once."""
 
@@ -50,9 +52,9 @@ class Joint(Record):
     command may be any distance ahead of it.
 
     What the safety kernel may expect of it, 0: nothing. `acceleration`: the largest of its commands, rad/s^2. `lead`:
-    how far its command may be from where it is measured, rad. `frozen`: how far its command may move while its encoder
-    gives the very same number, rad. `excitation`: the standard deviation of its command over a second from which on it
-    must be found to move with it, rad.
+    how far its command may be from where it is measured, rad (0: `USUAL_LEAD`, or what is known of its motors).
+    `frozen`: how far its command may move while its encoder gives the very same number, rad. `excitation`: the
+    standard deviation of its command over a second from which on it must be found to move with it, rad.
     """
 
     name: Name
@@ -80,10 +82,12 @@ class Joint(Record):
 
     def as_trained(self, trained: Self) -> Self:
         """This joint with what guards another, where it is guarded no less."""
+        unit = 1.0 if self.units == "rad" else self.upper - self.lower
+        usual = {"lead": USUAL_LEAD * unit}
         looser = {}
         for name in self.GUARDS:
             own, other = getattr(self, name), getattr(trained, name)
-            if 0.0 < own <= (other or math.inf):
+            if 0.0 < own <= (other or usual.get(name, math.inf)):
                 looser[name] = other
         return replace(self, **looser)
 

@@ -105,8 +105,12 @@ class Document(Record):
         if self.hash == other.hash:
             return
         kind = "contract" if "contract" in self.SCHEMA else "robot interface"
-        difference = first_difference(json.loads(self.to_json()), json.loads(other.to_json()))
+        difference = self.difference(other)
         raise ContractError(f"{what} was made under another {kind}: {difference}")
+
+    def difference(self, other: Self) -> str:
+        """How another record differs from this one first, in words; empty if it does not."""
+        return first_difference(json.loads(self.to_json()), json.loads(other.to_json()))
 
     def _require_tree(self, tree: dict[str, Any]) -> None:
         difference = first_difference(json.loads(self.to_json()), tree)

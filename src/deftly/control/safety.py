@@ -38,6 +38,7 @@ from deftly.contract import (
     Signal,
 )
 from deftly.contract.arrays import all_finite
+from deftly.contract.robot import USUAL_LEAD
 from deftly.control.drivers import Reading
 from deftly.control.drivers.buses import lead_of
 from deftly.control.limits import SignalLimits
@@ -87,8 +88,6 @@ class State(StrEnum):
 
 SAFE = (State.HOLD, State.DAMP, State.STOP)
 """States in which no policy drives, whatever comes in, until the operator says so."""
-LEAD = 0.5
-"""Default of the largest tracking error, rad: between a command and the measured position of its joint."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +301,7 @@ class Kernel:
         """The largest tracking error of a joint, rad (m): what the user says, the joint, or its motor."""
         if self.cfg.lead is None and joint.lead:
             return joint.lead
-        return unit * (self.cfg.lead or lead_of(self.robot.name) or LEAD)
+        return unit * (self.cfg.lead or lead_of(self.robot.name) or USUAL_LEAD)
 
     def _require_home_within(self) -> None:
         outside = "has its home outside"

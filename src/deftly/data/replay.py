@@ -123,7 +123,7 @@ def open_robot(path: Path, recording: Log, task_file: str | None) -> tuple[SimRo
         raise DeftlyError(
             f"{path} was recorded under settings that {cls.name} no longer has: {reason}"
         ) from None
-    task.contract().require(recording.contract, str(path))
+    task.contract().require_policy_of(recording.contract, str(path))
     return SimRobot(task, sim, seed, noise, latency), bounds
 
 

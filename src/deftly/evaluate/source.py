@@ -15,6 +15,7 @@ resolved and opened without torch and MuJoCo.
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,7 @@ from deftly.policy.chunks import ChunkConfig, ChunkPolicy
 from deftly.policy.layouts import OpenpiConfig
 from deftly.policy.protocol import Policy
 from deftly.serving.endpoint import is_websocket, read_websocket
+from deftly.tasks import shipped as shipped_tasks
 from deftly.vla import checkpoint as vla
 
 if TYPE_CHECKING:
@@ -204,6 +206,13 @@ class PolicySource:
                 f"give another --policy, or name the task {theirs}"
             )
         contract.require_policy_of(self.contract, self.label)
+        less = contract.difference(self.contract)
+        print(
+            f"warning: {self.label} is of an interface of its robot that guards it less: {less}; "
+            "export it again before it drives one",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def checkpoint(self, verb: str) -> Checkpoint:
         """The checkpoint that it is. Raises DeftlyError for a bundle or an endpoint, which `verb` cannot use."""
@@ -337,11 +346,20 @@ def _default(task: str | None, runs: RunsConfig, form: Form) -> PolicySource:
     try:
         return _shipped(task, form)
     except DeftlyError:
-        near = suggest(task, bundle.all_shipped())
-        raise DeftlyError(
-            f"no policy for {task}{near}: no run with a checkpoint in '{runs.root}', none is shipped; "
-            f"train one, 'deftly train {task}', or give --policy"
-        ) from None
+        raise DeftlyError(_no_policy(task, runs)) from None
+
+
+def _no_policy(task: str, runs: RunsConfig) -> str:
+    """Why there is no policy of a task, and what to type instead."""
+    if Path(task).exists() and Path(task).suffix != ".py":
+        return f"'{printable(task, 80)}' is no task, but is there: give it as --policy {printable(task, 80)}"
+    near = suggest(task, shipped_tasks()) if task not in shipped_tasks() else ""
+    what = f"no policy for {task}{near}: no run with a checkpoint in '{runs.root}', none is shipped"
+    return (
+        f"{what}; give --policy"
+        if near
+        else f"{what}; train one, 'deftly train {task}', or give --policy"
+    )
 
 
 def _shipped(task: str | None, form: Form) -> PolicySource:

@@ -44,6 +44,7 @@ from deftly.learn.networks import Network, NetworkSpec, Policy, build
 from deftly.tasks import Task
 
 SCHEMA = "deftly.checkpoint/2"
+SHIPPED = Path(__file__).parents[1] / "shipped/policies"
 WEIGHTS, STATE = "weights.safetensors", "state.safetensors"
 ABOUT, CONTRACT, CONFIG = "checkpoint.json", "contract.json", "config.yaml"
 TEXTS = (ABOUT, CONTRACT, CONFIG)
@@ -323,12 +324,16 @@ def load(path: Path) -> Checkpoint:
 
 def shipped(task: str) -> Path | None:
     """The checkpoint of the policy that Deftly ships for a task, if it does."""
-    path = Path(__file__).parents[1] / "shipped/policies" / task / "checkpoint"
-    return path if (path / WEIGHTS).is_file() else None
+    return SHIPPED / task / "checkpoint" if task in all_shipped() else None
+
+
+def all_shipped() -> list[str]:
+    """The tasks for which Deftly ships a checkpoint."""
+    return sorted(path.parents[1].name for path in SHIPPED.glob(f"*/checkpoint/{WEIGHTS}"))
 
 
 def find(spec: str, task: str, runs: RunsConfig, wanted: str = "best") -> Path:
-    """The checkpoint folder that a user means after --init and --resume.
+    """The checkpoint folder that a user means after --init or --teacher.
 
     `shipped`, `shipped:TASK` for that of another task, or see `find_checkpoint`.
     """
@@ -337,8 +342,9 @@ def find(spec: str, task: str, runs: RunsConfig, wanted: str = "best") -> Path:
         return workspace.find_checkpoint(spec, task, runs, wanted)
     path = shipped(named or task)
     if path is None:
+        near = suggest(named or task, all_shipped())
         raise DeftlyError(
-            f"no policy is shipped for {printable(named or task, 60)}: give a run; 'deftly runs' lists them"
+            f"no policy is shipped for {printable(named or task, 60)}{near}: give a run; 'deftly runs' lists them"
         )
     return path
 

@@ -113,12 +113,21 @@ class Teacher:
 
     def __init__(self, env: Env, source: checkpoint.Checkpoint):
         self.env = env
+        self._require_same_robot(source)
         self.task = type(env.task)(_seen_by(env, _task_settings(env, source)))
         self.contract = self.task.contract()
         self.contract.require(source.contract, str(source.path))
         self._require_same_actions()
         self.policy = source.policy().to(env.device)
         self.memory = self._fresh()
+
+    def _require_same_robot(self, source: checkpoint.Checkpoint) -> None:
+        own, other = self.env.contract, source.contract
+        if own.joint_names != other.joint_names:
+            raise DeftlyError(
+                f"{source.path} is a policy of {source.task} (robot {other.robot.name}), not of "
+                f"{self.env.task.name} (robot {own.robot.name}): give another --teacher"
+            )
 
     def decide(self) -> Tensor:
         """What it does now, `(num_envs, action_size)` in [-1, 1]."""

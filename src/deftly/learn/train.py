@@ -61,7 +61,8 @@ def train(
     env.stagger()
     learner = make_learner(env, args.train, ranks)
     if start is not None:
-        start.load_into(learner.networks)
+        taken = {name: net for name, net in learner.networks.items() if name in start.networks}
+        start.load_into(taken)
     with ExitStack() as stack:
         run = _run_folder(task, args, source, ranks)
         if ranks.first:

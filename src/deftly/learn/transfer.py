@@ -6,15 +6,20 @@ from there (as a function-preserving transformation: Chen, Goodfellow and Shlens
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from deftly.console import say
 from deftly.contract import STATE, ContractError, PolicyContract
 from deftly.contract.schema import first_difference
 from deftly.learn.checkpoint import Checkpoint
-from deftly.tasks import Task
+from deftly.tasks import Task, load
+from deftly.tasks import shipped as shipped_tasks
 
 FIRST_LAYER = "layers.0.weight"
 MEAN = "normalizer.mean"
@@ -25,15 +30,34 @@ def adapted(start: Checkpoint, task: Task) -> Checkpoint:
     """The checkpoint as weights for a task to start from.
 
     That of another robot with the same joints, observation and action is taken as it is. Of that of another task of
-    this robot, whose observation is a part of this one's, the networks are widened. Raises DeftlyError that names the
-    first difference otherwise.
+    this robot, whose observation is a part of this one's, the networks are widened: the actor, and the critic if both
+    tasks show it the same besides. Raises DeftlyError that names the first difference otherwise.
     """
     own, other = task.contract(), start.contract
-    if own.joint_names == other.joint_names and own.observe_terms != other.observe_terms:
-        columns = shared_columns(own, other, start.label)
-        return _widened(start, own, columns)
-    start.require(task, any_robot=True)
-    return start
+    if own.joint_names != other.joint_names or own.observe_terms == other.observe_terms:
+        start.require(task, any_robot=True)
+        return start
+    what = f"the policy of {start.task}"
+    columns = shared_columns(own, other, what)
+    names = [*start.networks] if _shows_the_same(task, start.task) else ["actor"]
+    if "critic" not in names:
+        say(
+            f"note: {what} comes without its critic, which saw other things; --train.critic-warmup lets one learn first"
+        )
+    if own.act_terms != other.act_terms:
+        changed = first_difference(_acts(own), _acts(other))
+        say(f"note: actions are scaled or filtered otherwise than those of {what}: {changed}")
+    return _widened(start, own, columns, names)
+
+
+def _shows_the_same(task: Task, other: str) -> bool:
+    """Whether another task's critic sees the same besides the policy's observation."""
+    return other in shipped_tasks() and load(other).privileged is type(task).privileged
+
+
+def _acts(contract: PolicyContract) -> list[dict[str, Any]]:
+    """The terms of the action, as JSON has them."""
+    return json.loads(contract.to_json())["act_terms"]
 
 
 def shared_columns(own: PolicyContract, other: PolicyContract, what: str) -> Tensor:
@@ -70,7 +94,9 @@ def _require_same_meaning(own: PolicyContract, other: PolicyContract, what: str)
     signals = tuple(signal for signal in like.signals if signal.name in named)
     replace(like, signals=signals).require(other.robot, what)
     derived = tuple(d for d in own.derive if d in other.derive)
+    drives = [_alike(contract) for contract in (own, other)]
     for here, there, field in (
+        (*drives, "what its actions drive"),
         (own.rate, other.rate, "rate"),
         (own.action_size, other.action_size, "the number of actions"),
         (derived, other.derive, "what is derived"),
@@ -79,11 +105,18 @@ def _require_same_meaning(own: PolicyContract, other: PolicyContract, what: str)
             raise ContractError(f"{what} differs in {field}: {first_difference(here, there)}")
 
 
-def _widened(start: Checkpoint, own: PolicyContract, columns: Tensor) -> Checkpoint:
-    """The checkpoint with networks of a wider input, which compute what they did."""
+def _alike(contract: PolicyContract) -> list[tuple[object, ...]]:
+    """Of each term of the action, what must be the same: its scale and filter may differ."""
+    return [(term.kind, term.joints, term.origin) for term in contract.act_terms]
+
+
+def _widened(
+    start: Checkpoint, own: PolicyContract, columns: Tensor, names: Sequence[str]
+) -> Checkpoint:
+    """The checkpoint with some of its networks, of a wider input: they compute what they did."""
     added = own.obs_size() - start.contract.obs_size()
-    weights, networks = dict(start.weights), dict(start.networks)
-    for name, spec in start.networks.items():
+    weights, networks = dict(start.weights), {name: start.networks[name] for name in names}
+    for name, spec in list(networks.items()):
         (group, size), *others = spec.inputs.items()
         if others:
             raise ContractError(

@@ -52,7 +52,7 @@ MAX_BACKLASH = (
 )
 # What the safety kernel may expect of a joint, beyond the most that the shipped walking policy shows in 384 randomized
 # episodes under pushes: a tracking error of 0.31 rad, a command that moves by 0.19 rad while an encoder of 0.24 degrees
-# gives the same number, and, where a command has this standard deviation, a gain of 0.33 (control.response).
+# gives the same number, and, where a command has this standard deviation, a gain of 0.36 (control.response).
 LEAD = 0.4  # rad
 FROZEN = 0.3  # rad
 EXCITATION = 0.05  # rad

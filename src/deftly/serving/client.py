@@ -182,7 +182,7 @@ class Client:
         replies = self._link.ask_all("init", self.patience, [ours] * len(robots))
         try:
             theirs = PolicyContract.from_json(_text(replies[0], "spec"))
-            (contract or theirs).require(theirs, f"the policy at {self._link.endpoint}")
+            (contract or theirs).require_policy_of(theirs, f"the policy at {self._link.endpoint}")
         except ContractError as error:
             raise PolicyError(str(error)) from None
         if replies[0].get("ahead") is True and not self._real_time:

@@ -189,7 +189,7 @@ class OpenpiModel:
             return contract
         try:
             theirs = PolicyContract.from_json(spec)
-            (contract or theirs).require(theirs, f"the policy at {self.endpoint}")
+            (contract or theirs).require_policy_of(theirs, f"the policy at {self.endpoint}")
         except ContractError as error:
             raise PolicyError(str(error)) from None
         return theirs

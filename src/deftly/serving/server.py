@@ -279,7 +279,7 @@ class Server:
                     "contract-mismatch", "the contract of the robot is far larger than the policy's"
                 )
             try:
-                self.contract.require(PolicyContract.from_json(spec), "the robot")
+                self._require_robot_of(PolicyContract.from_json(spec))
             except ContractError as error:
                 raise Refusal("contract-mismatch", str(error)) from None
         elif theirs not in (None, self._hash):
@@ -300,6 +300,13 @@ class Server:
             "ahead": bool(getattr(self.policy, "ahead", False)),
         }
         self._send(request, {"ok": True, "session": token, **facts})
+
+    def _require_robot_of(self, theirs: PolicyContract) -> None:
+        """Raise ContractError unless the policy may drive the robot of this contract, guarded better perhaps."""
+        try:
+            theirs.require_policy_of(self.contract, "the policy")
+        except ContractError:
+            self.contract.require(theirs, "the robot")
 
     def _enter(self, request: _Request) -> _Session | None:
         """The session of a message that it has not seen; None if the answer was given again."""
