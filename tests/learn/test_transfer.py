@@ -112,6 +112,11 @@ def test_a_critic_that_saw_other_things_stays_behind(capsys):
     assert trained.layers[0].weight.shape[1] == found.contract.obs_size()
 
 
+def test_a_policy_whose_critic_sees_actions_is_refused(box):
+    with pytest.raises(ContractError, match="was trained by sac: only ppo's are taken over"):
+        transfer.adapted(replace(box, algorithm="sac"), task("dexhand-blind"))
+
+
 def test_only_a_name_of_what_is_shipped_is_taken():
     for name in ("../policies/dexhand-box", "x" * 300, "dexhand-bxo"):
         with pytest.raises(DeftlyError) as caught:

@@ -38,6 +38,10 @@ def adapted(start: Checkpoint, task: Task) -> Checkpoint:
         start.require(task, any_robot=True)
         return start
     what = f"the policy of {start.task}"
+    if start.algorithm != "ppo":
+        raise ContractError(
+            f"{what} was trained by {start.algorithm}: only ppo's are taken over by a task that shows more"
+        )
     columns = shared_columns(own, other, what)
     names = [*start.networks] if _shows_the_same(task, start.task) else ["actor"]
     if "critic" not in names:
@@ -117,12 +121,7 @@ def _widened(
     added = own.obs_size() - start.contract.obs_size()
     weights, networks = dict(start.weights), {name: start.networks[name] for name in names}
     for name, spec in list(networks.items()):
-        (group, size), *others = spec.inputs.items()
-        if others:
-            raise ContractError(
-                f"{start.label} was trained by {start.algorithm}, whose '{name}' sees actions too: only ppo's "
-                "policies are taken over by a task that shows more"
-            )
+        ((group, size),) = spec.inputs.items()
         beyond = torch.arange(start.contract.obs_size(), size) + added  # what the critic sees more
         places = torch.cat((columns, beyond))
         networks[name] = replace(spec, inputs={group: size + added})
