@@ -12,10 +12,10 @@ gain near 1, one that does not, near 0 or below.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from deftly.contract import RobotInterface
 
@@ -57,6 +57,9 @@ class Response:
         self._lag = max(1, round(LAG_S * rate / self._every))
         self._past = np.full((self._window + self._lag, 2, len(least)), np.nan)
         """Commands and positions, oldest first; NaN before the start."""
+        self._commands = self._past[: self._window, 0]  # a view, (window, num_joints)
+        self._positions = sliding_window_view(self._past[:, 1], self._window, axis=0)
+        """Those of the window at each delay, a view, (delays, num_joints, window)."""
         self._ticks = 0  # since the start
 
     def forget(self) -> None:
@@ -81,22 +84,18 @@ class Response:
         past[-1] = commanded, position
         if math.isnan(past.item(0)):  # the window is not full
             return None
-        command = past[: self._window, 0]
-        command = command - command.mean(0)
-        variance = (command * command).mean(0)
-        covariance = np.max([(command * measured).mean(0) for measured in self._delayed(past)], 0)
-        missing = covariance < LEAST_GAIN * variance
-        missing &= variance > self._least_variance
+        command = self._commands - np.add.reduce(self._commands) / self._window
+        variance = np.einsum("wj,wj->j", command, command) / self._window
+        moves = variance > self._least_variance
+        if not moves.any():
+            return None
+        covariance = np.einsum("wj,djw->dj", command, self._positions).max(0) / self._window
+        missing = moves & (covariance < LEAST_GAIN * variance)
         if not missing.any():
             return None
         gains = np.where(missing, covariance / np.maximum(variance, TINY), np.inf)
         worst = int(gains.argmin())
         return Unresponsive(worst, float(gains[worst]), math.sqrt(variance[worst]))
-
-    def _delayed(self, past: np.ndarray) -> Iterator[np.ndarray]:
-        """Positions over the window, (window, num_joints), at each delay from none to the longest."""
-        for lag in range(self._lag + 1):
-            yield past[lag : lag + self._window, 1]
 
     def snapshot(self) -> np.ndarray:
         """All that it remembers, for `restore`; (0,) if no joint is judged."""
