@@ -247,7 +247,10 @@ class Anything(RuleBasedStateMachine):
         self.out = out = k.tick(now, reading, targets)
         fine = np.isfinite(now) and now > self.last
         elapsed = now - self.last if fine else 0.0
-        self.last = now if fine else self.last
+        if fine:
+            self.last = now
+        elif before is INIT:  # where the kernel forgets a time that was wrong
+            self.last = now if np.isfinite(now) else -np.inf
         after = k.state
         moves = {
             INIT: {INIT, READY},
