@@ -1,5 +1,6 @@
 """The check of a bundle: each line can fail, and says why."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -11,7 +12,7 @@ from deftly.commands import main as cli
 from deftly.config import RunsConfig
 from deftly.contract import Act, Coupling, Joint, Observe, PolicyContract, RobotInterface, Signal
 from deftly.errors import DeftlyError
-from deftly.evaluate import check
+from deftly.evaluate import check, handover
 from deftly.evaluate.check import CheckSettings, examine
 from deftly.learn import checkpoint
 from deftly.policy import bundle
@@ -314,3 +315,25 @@ def test_an_action_that_misses_its_pose_is_named(monkeypatch):
     monkeypatch.setattr(PolicyContract, "action_for", off)
     (problem,) = check._pose_problems(contract)
     assert problem.startswith("a: targets are off by 0.0005")
+
+
+def test_a_bundle_of_a_robot_that_was_guarded_less_is_warned_of(
+    exported, args, monkeypatch, capsys
+):
+    rebuild = handover.rebuild
+
+    def guarded(*given):
+        task, sim = rebuild(*given)
+        contract = task.contract()
+        joints = tuple(dataclasses.replace(j, frozen=0.1) for j in contract.robot.joints)
+        robot = dataclasses.replace(contract.robot, joints=joints)
+        better = dataclasses.replace(contract, robot=robot)
+        monkeypatch.setattr(task, "contract", lambda: better)
+        return task, sim
+
+    monkeypatch.setattr(handover, "rebuild", guarded)
+    texts = {f.name: f.text for f in examine(exported.bundle, args)}
+    assert "as with torch" in texts["closed loop"]
+    assert "guards it less: robot.joints[0].frozen is absent there, 0.1 here" in (
+        capsys.readouterr().err
+    )

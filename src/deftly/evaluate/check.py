@@ -16,6 +16,7 @@ from deftly.config import SEEDS, RunsConfig, Settings
 from deftly.console import Finding, judge
 from deftly.contract import ACTION, PolicyContract
 from deftly.errors import DeftlyError
+from deftly.evaluate.source import resolve, warn_if_guarded_less
 from deftly.files import sha256
 from deftly.policy import bundle
 from deftly.policy.bundle import TOLERANCE, Bundle
@@ -219,13 +220,13 @@ def _closed_loop(found: Bundle, settings: CheckSettings) -> Finding:
         return Finding(LOOP, level, f"not checked: {error}; --task FILE names the task's file")
     try:
         task.contract().require_policy_of(found.contract, str(found.path))
+        warn_if_guarded_less(task.contract(), found.contract, str(found.path))
     except DeftlyError as error:
         return Finding(LOOP, "fail", str(error))
     return _compare(found, source, task, sim, settings)
 
 
 def _find_checkpoint(found: Bundle, settings: CheckSettings) -> Checkpoint | Finding:
-    from deftly.evaluate.source import resolve
     from deftly.learn import checkpoint
 
     wanted = found.manifest["checkpoint"]

@@ -206,13 +206,7 @@ class PolicySource:
                 f"give another --policy, or name the task {theirs}"
             )
         contract.require_policy_of(self.contract, self.label)
-        less = contract.difference(self.contract)
-        print(
-            f"warning: {self.label} is of an interface of its robot that guards it less: {less}; "
-            "export it again before it drives one",
-            file=sys.stderr,
-            flush=True,
-        )
+        warn_if_guarded_less(contract, self.contract, self.label)
 
     def checkpoint(self, verb: str) -> Checkpoint:
         """The checkpoint that it is. Raises DeftlyError for a bundle or an endpoint, which `verb` cannot use."""
@@ -276,6 +270,18 @@ class PolicySource:
         from deftly.learn.policy import NetworkPolicy
 
         return NetworkPolicy(self.loaded.contract, self.loaded.policy(), stochastic)
+
+
+def warn_if_guarded_less(own: PolicyContract, trained: PolicyContract, label: str) -> None:
+    """Say so if a policy's contract, which fits, has a robot that is guarded less than that of `own`."""
+    less = own.difference(trained)
+    if less:
+        print(
+            f"warning: {label} is of an interface of its robot that guards it less: {less}; "
+            "export it again before it drives one",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def resolve(
