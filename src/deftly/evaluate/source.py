@@ -357,15 +357,16 @@ def _default(task: str | None, runs: RunsConfig, form: Form) -> PolicySource:
 
 def _no_policy(task: str, runs: RunsConfig) -> str:
     """Why there is no policy of a task, and what to type instead."""
-    if Path(task).exists() and Path(task).suffix != ".py":
-        return f"'{printable(task, 80)}' is no task, but is there: give it as --policy {printable(task, 80)}"
-    near = suggest(task, shipped_tasks()) if task not in shipped_tasks() else ""
+    near = ""
+    if task not in shipped_tasks():
+        if Path(task).exists() and Path(task).suffix != ".py":
+            name = printable(task, 80)
+            return f"'{name}' is no task, but is there: give it as --policy {name}"
+        near = suggest(task, shipped_tasks())
     what = f"no policy for {task}{near}: no run with a checkpoint in '{runs.root}', none is shipped"
-    return (
-        f"{what}; give --policy"
-        if near
-        else f"{what}; train one, 'deftly train {task}', or give --policy"
-    )
+    if near:
+        return f"{what}; give --policy"
+    return f"{what}; train one, 'deftly train {task}', or give --policy"
 
 
 def _shipped(task: str | None, form: Form) -> PolicySource:

@@ -41,10 +41,10 @@ from deftly.files import (
     write_text,
 )
 from deftly.learn.networks import Network, NetworkSpec, Policy, build
+from deftly.policy.bundle import SHIPPED
 from deftly.tasks import Task
 
 SCHEMA = "deftly.checkpoint/2"
-SHIPPED = Path(__file__).parents[1] / "shipped/policies"
 WEIGHTS, STATE = "weights.safetensors", "state.safetensors"
 ABOUT, CONTRACT, CONFIG = "checkpoint.json", "contract.json", "config.yaml"
 TEXTS = (ABOUT, CONTRACT, CONFIG)
