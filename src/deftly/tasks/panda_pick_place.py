@@ -14,11 +14,14 @@ from typing_extensions import Doc
 
 from deftly.config import RANGE, VISUAL_LADDER, TaskConfig
 from deftly.contract import Act, Derive, Input, Observe, PolicyContract, Signal
+from deftly.contract.arrays import Like
+from deftly.contract.kinematics import Kinematics
 from deftly.objects import items
 from deftly.objects.assortment import Assortment
 from deftly.objects.grasp_frame import Hand
 from deftly.robots import panda
 from deftly.robots.panda import ARM, FINGERS
+from deftly.robots.reach import reach
 from deftly.sim import scene
 from deftly.sim.randomize import Randomize
 from deftly.sim.sensors import Noise
@@ -54,12 +57,16 @@ HAND = Hand(
     above=0.038,  # the palm is 43 mm above it
 )
 """What of the hand decides where objects are grasped."""
+BESIDE = 0.001
+"""Room between each finger and the object in an episode that starts with the hand around it, m."""
 ABOVE = 0.0015
 """Height above the table at which objects start, m: a larger one is not to start in it."""
 DIFFICULTY = "difficulty"
 """What the curriculum sets in `State.scale`, 0 .. 1."""
 EASIER, HARDER = 0.4, 0.7
 """Success rates below and above which the curriculum changes the difficulty."""
+GRASPED = "start_grasped"
+"""Where `State.scale` has the share of episodes that begin with the hand around the object."""
 CLIMB = 0.02
 """By how much it does in an iteration: from 0 to 1 in 50."""
 CUBE = (0.025, 0.025, 0.025, 0.0, 0.0, 0.0, 0.025, 1.0)
@@ -174,7 +181,7 @@ class PickPlaceConfig(TaskConfig):
     ] = "state"
     image_size: Annotated[int, Ge(8), Le(1024), Doc("Edge of the square images, pixels.")] = 64
     reward: Annotated[
-        Literal["dense", "sparse"], Doc("dense: `weights`; sparse: 1 at the goal, -1 elsewhere.")
+        Literal["dense", "sparse"], Doc("dense: `weights`; sparse: 1 at the goal, -1 elsewhere, until time is up.")
     ] = "dense"
     curriculum: Annotated[
         bool,
@@ -182,6 +189,12 @@ class PickPlaceConfig(TaskConfig):
             "Begin training with near and low goals and the objects that are easiest to grasp, and go on with success."
         ),
     ] = False
+    start_grasped: Annotated[
+        float,
+        Ge(0),
+        Le(1),
+        Doc("Share of training's episodes that begin with the hand around the object."),
+    ] = 0.0
     weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(
         default_factory=Weights
     )
@@ -192,6 +205,8 @@ class PickPlaceConfig(TaskConfig):
         object.__setattr__(self, "objects", tuple(filter(None, map(str.strip, names))))
         if self.reward == "sparse":
             object.__setattr__(self, "weights", SPARSE)
+            # to end there would be worth less than to stay
+            object.__setattr__(self, "stop_on_success", False)
 
 
 @task("panda-pick-place")
@@ -415,10 +430,29 @@ class PickPlace(Task):
         position = torch.stack((x, y, height), -1)
         quat = torch.stack((half_yaw.cos(), nothing, nothing, half_yaw.sin()), -1)
         self.things.place(s, mask, position, quat)
+        if s.scale.get(GRASPED, 0.0) > 0:
+            self._start_grasped(s, mask, position, half_yaw)
         s.remember("goal", mask, self._draw_goal(s, mask, position))
         if cfg.shape_error:
             error = s.uniform(mask, -cfg.shape_error, cfg.shape_error, items.CODE)
             s.remember("shape_error", mask, error * s.tensor(SHAPE_ERRORS))
+
+    def _start_grasped(self, s: State, mask: Tensor, position: Tensor, half_yaw: Tensor) -> None:
+        """Put the hand of some environments around the object, as the paper of hindsight experience replay does.
+
+        `position (num_envs, 3)` and `half_yaw (num_envs,)` say where the object lies, m and rad.
+        """
+        joints = s.joint_pos.double()
+        interface = panda.ROBOT.interface()
+        tool = Kinematics(interface.sites[0], interface, Like(joints))
+        nothing = torch.zeros_like(half_yaw)
+        down = torch.stack((nothing, half_yaw.cos(), half_yaw.sin(), nothing), -1)
+        pose = torch.cat((position, down), -1).to(joints.dtype)
+        joints = reach(tool, joints, pose, slice(0, len(panda.LINKS)))
+        width = self.things.numbers(s, "grip") + BESIDE
+        joints[:, len(panda.LINKS) :] = width[:, None]
+        chosen = s.uniform(mask, 0.0, 1.0) < s.scale[GRASPED]
+        s.set_joint_pos(mask & chosen, joints.to(s.dtype))
 
     def _draw_goal(self, s: State, mask: Tensor, start: Tensor) -> Tensor:
         """A place in its range, `(num_envs, 3)`; one too close to the start is put higher.
@@ -528,7 +562,9 @@ class PickPlace(Task):
         return {"object_pose": Noise(gaussian=0.001, bias=0.001, delay=1, dropout=0.05)}
 
     def curriculum(self, s: State, progress: dict[str, float]) -> None:
-        """Episodes get harder while most succeed, and easier while most fail."""
+        """Some episodes start around the object; with a curriculum they get harder while most succeed."""
+        if self.cfg.start_grasped:
+            s.scale[GRASPED] = self.cfg.start_grasped
         if self.cfg.curriculum:
             climb = (progress["success"] > HARDER) - (progress["success"] < EASIER)
             level = s.scale.get(DIFFICULTY, 0.0) + CLIMB * climb
