@@ -25,18 +25,19 @@ quickstart: install ## train, evaluate and watch a small task
 scan-demo: install ## from a scan to a report of success, in build/scan-demo
 	$(BIN)/python examples/scan_to_skill.py
 
-# Most tests run side by side, a file in one process; those in real time then run alone. Some tests wait for processes
-# of theirs, so there is one worker more than cores.
+# Most tests run side by side, a file in one process. Some wait for processes of theirs, so there is one worker more than
+# cores. Those in real time then run two by two: they wait most of the time, and want a core for what they wait for.
 WORKERS = $$($(BIN)/python -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
+SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder --max-worker-restart 4
 # What fails there runs once more with nothing beside it; that it failed the first time stays on the screen. Nothing is
 # left to run (5) if a test hung once: pytest-xdist has run it again in a new process.
 ALONE = || { status=$$?; [ $$status -eq 5 ] || { [ $$status -eq 1 ] && \
 	echo "once more, alone: what failed beside other tests" && \
 	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS) $(OR_NONE); }; }
 test: install ## run the tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 4 \
+	$(BIN)/python -m pytest -n $(WORKERS) $(SIDE_BY_SIDE) \
 		-m 'not slow and not warp and not vla and not openpi and not realtime' $(ARGS) $(ALONE)
-	$(BIN)/python -m pytest -m realtime $(ARGS) $(OR_NONE)
+	$(BIN)/python -m pytest -n 2 $(SIDE_BY_SIDE) -m realtime $(ARGS) $(ALONE)
 
 test-slow: install ## run the long tests too: all episodes of the shipped policies, fuzzing, a fresh installation
 	$(BIN)/python -m pytest -m slow $(ARGS)

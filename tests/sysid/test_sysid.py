@@ -15,7 +15,7 @@ from deftly.sysid import excite, fit, logs, model, report
 from deftly_bench import sysid as trials
 
 SETTINGS = fit.FitSettings(
-    generations=4, population=96, polish=6, timesteps=(0.0025, 0.0005, 0.00025)
+    generations=4, population=96, polish=6, timesteps=(0.0025, 0.001, 0.0005)
 )
 TASK = trials.TASK
 
