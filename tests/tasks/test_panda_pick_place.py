@@ -178,6 +178,34 @@ def test_the_sparse_reward_is_one_at_the_goal_and_minus_one_elsewhere():
     assert env.step(torch.zeros(2, 9)).reward.tolist() == [1.0, -1.0]
 
 
+def test_under_a_sparse_reward_an_episode_goes_on_at_the_goal():
+    """An end there would be worth less than to stay, so that a policy would learn to come and never be still."""
+    assert make(2, reward="dense").task.cfg.stop_on_success
+    assert not make(2, reward="sparse").task.cfg.stop_on_success
+
+
+def test_training_may_start_with_the_hand_around_the_object_and_an_evaluation_does_not():
+    env = make(64, plain=False, objects=("cube", "sphere", "pawn"), start_grasped=0.5)
+    task, s = env.task, env.state
+    env.reset()
+    away = (s.site("tool") - task.things.position(s)).norm(dim=-1)
+    assert (away > 0.1).all(), "before training says so, all start at home"
+
+    env.adapt({"success": 0.0})
+    env.reset()
+    away = (s.site("tool") - task.things.position(s)).norm(dim=-1)
+    around = away < 1e-3
+    assert 16 < around.sum() < 48
+    assert (away[~around] > 0.1).all()
+    close = torch.zeros(64, 9)
+    close[:, 7:] = 1.0
+    for _ in range(8):
+        env.step(close)
+    gripped = s.zeros("gripped") > 0.5
+    assert gripped[around].float().mean() > 0.95
+    assert not gripped[~around].any()
+
+
 def test_an_object_that_falls_ends_the_episode():
     env = make(1)
     s, everywhere = env.state, torch.ones(1, dtype=torch.bool)

@@ -181,7 +181,8 @@ class PickPlaceConfig(TaskConfig):
     ] = "state"
     image_size: Annotated[int, Ge(8), Le(1024), Doc("Edge of the square images, pixels.")] = 64
     reward: Annotated[
-        Literal["dense", "sparse"], Doc("dense: `weights`; sparse: 1 at the goal, -1 elsewhere, until time is up.")
+        Literal["dense", "sparse"],
+        Doc("dense: `weights`; sparse: 1 at the goal, -1 elsewhere, until time is up."),
     ] = "dense"
     curriculum: Annotated[
         bool,
