@@ -184,26 +184,35 @@ def test_under_a_sparse_reward_an_episode_goes_on_at_the_goal():
     assert not make(2, reward="sparse").task.cfg.stop_on_success
 
 
-def test_training_may_start_with_the_hand_around_the_object_and_an_evaluation_does_not():
-    env = make(64, plain=False, objects=("cube", "sphere", "pawn"), start_grasped=0.5)
+def test_training_may_start_at_the_object_and_an_evaluation_does_not():
+    env = make(128, plain=False, objects=("cube", "sphere", "pawn"), start_grasped=0.5)
     task, s = env.task, env.state
+
+    def away():
+        return (s.site("tool") - task.things.position(s)).norm(dim=-1)
+
     env.reset()
-    away = (s.site("tool") - task.things.position(s)).norm(dim=-1)
-    assert (away > 0.1).all(), "before training says so, all start at home"
+    at_home = s.joint_pos.clone()
+    assert (away() > 0.1).all(), "before training says so, all start at home"
 
     env.adapt({"success": 0.0})
     env.reset()
-    away = (s.site("tool") - task.things.position(s)).norm(dim=-1)
-    around = away < 1e-3
+    around = away() < 1e-3
+    moved = (s.joint_pos - at_home)[:, :7].norm(dim=-1) > 0.15  # home itself differs by less
     assert 16 < around.sum() < 48
-    assert (away[~around] > 0.1).all()
-    close = torch.zeros(64, 9)
-    close[:, 7:] = 1.0
+    assert 40 < moved.sum() < 80
+    assert (away()[~around] > 0.02).all()
+    lying = task.things.position(s)[:, 2].clone()
+    close = torch.zeros(128, 9)
+    close[around, 7:] = 1.0
+    close[~around, 7:] = -1.0
     for _ in range(8):
         env.step(close)
     gripped = s.zeros("gripped") > 0.5
     assert gripped[around].float().mean() > 0.95
     assert not gripped[~around].any()
+    risen = (task.things.position(s)[:, 2] - lying)[~around]
+    assert risen.abs().max() < 0.005, "an open hand on the way to the object leaves it where it is"
 
 
 def test_an_object_that_falls_ends_the_episode():

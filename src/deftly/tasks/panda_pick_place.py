@@ -59,6 +59,8 @@ HAND = Hand(
 """What of the hand decides where objects are grasped."""
 BESIDE = 0.001
 """Room between each finger and the object in an episode that starts with the hand around it, m."""
+FREE_WAY = 0.8
+"""Fraction of the way from home to around the object on which an open hand does not touch it."""
 ABOVE = 0.0015
 """Height above the table at which objects start, m: a larger one is not to start in it."""
 DIFFICULTY = "difficulty"
@@ -66,7 +68,7 @@ DIFFICULTY = "difficulty"
 EASIER, HARDER = 0.4, 0.7
 """Success rates below and above which the curriculum changes the difficulty."""
 GRASPED = "start_grasped"
-"""Where `State.scale` has the share of episodes that begin with the hand around the object."""
+"""Where `State.scale` has the share of episodes that begin at the object."""
 CLIMB = 0.02
 """By how much it does in an iteration: from 0 to 1 in 50."""
 CUBE = (0.025, 0.025, 0.025, 0.0, 0.0, 0.0, 0.025, 1.0)
@@ -194,7 +196,10 @@ class PickPlaceConfig(TaskConfig):
         float,
         Ge(0),
         Le(1),
-        Doc("Share of training's episodes that begin with the hand around the object."),
+        Doc(
+            "Share of training's episodes that begin at the object: half of them with the hand around it, half on the "
+            "way there."
+        ),
     ] = 0.0
     weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(
         default_factory=Weights
@@ -439,21 +444,28 @@ class PickPlace(Task):
             s.remember("shape_error", mask, error * s.tensor(SHAPE_ERRORS))
 
     def _start_grasped(self, s: State, mask: Tensor, position: Tensor, half_yaw: Tensor) -> None:
-        """Put the hand of some environments around the object, as the paper of hindsight experience replay does.
+        """Put the hand of some environments around the object, and as many on the way from home to there.
+
+        The paper of hindsight experience replay starts half of its episodes with a grasped object. Starts on the way
+        there lead to it: a reverse curriculum (Florensa et al. 2017, arXiv:1707.05300).
 
         `position (num_envs, 3)` and `half_yaw (num_envs,)` say where the object lies, m and rad.
         """
-        joints = s.joint_pos.double()
+        home = s.joint_pos.double()
         interface = panda.ROBOT.interface()
-        tool = Kinematics(interface.sites[0], interface, Like(joints))
+        tool = Kinematics(interface.sites[0], interface, Like(home))
         nothing = torch.zeros_like(half_yaw)
         down = torch.stack((nothing, half_yaw.cos(), half_yaw.sin(), nothing), -1)
-        pose = torch.cat((position, down), -1).to(joints.dtype)
-        joints = reach(tool, joints, pose, slice(0, len(panda.LINKS)))
-        width = self.things.numbers(s, "grip") + BESIDE
-        joints[:, len(panda.LINKS) :] = width[:, None]
-        chosen = s.uniform(mask, 0.0, 1.0) < s.scale[GRASPED]
-        s.set_joint_pos(mask & chosen, joints.to(s.dtype))
+        pose = torch.cat((position, down), -1).to(home.dtype)
+        arm = len(panda.LINKS)
+        around = reach(tool, home, pose, slice(0, arm))
+        around[:, arm:] = (self.things.numbers(s, "grip") + BESIDE)[:, None]
+        way = s.uniform(mask, 0.0, FREE_WAY)[:, None]
+        between = home.clone()
+        between[:, :arm] += way * (around - home)[:, :arm]
+        draw = s.uniform(mask, 0.0, 1.0) / s.scale[GRASPED]
+        joints = torch.where(draw[:, None] < 0.5, around, between)
+        s.set_joint_pos(mask & (draw < 1.0), joints.to(s.dtype))
 
     def _draw_goal(self, s: State, mask: Tensor, start: Tensor) -> Tensor:
         """A place in its range, `(num_envs, 3)`; one too close to the start is put higher.
@@ -563,7 +575,7 @@ class PickPlace(Task):
         return {"object_pose": Noise(gaussian=0.001, bias=0.001, delay=1, dropout=0.05)}
 
     def curriculum(self, s: State, progress: dict[str, float]) -> None:
-        """Some episodes start around the object; with a curriculum they get harder while most succeed."""
+        """Some episodes start at the object; with a curriculum they get harder while most succeed."""
         if self.cfg.start_grasped:
             s.scale[GRASPED] = self.cfg.start_grasped
         if self.cfg.curriculum:
