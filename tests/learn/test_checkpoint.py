@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from deftly.config import EnvConfig, TaskConfig
 from deftly.env import Env
 from deftly.errors import DeftlyError
-from deftly.learn import checkpoint
+from deftly.learn import checkpoint, trainer
 from deftly.tasks import load
 
 
@@ -283,3 +283,19 @@ def test_only_the_wanted_checkpoints_are_kept(tiny):
     best = tiny.path("best").resolve().name
     assert names == {"iter_000006", "iter_000007", "iter_000008", best}
     assert tiny.path("last").resolve().name == "iter_000008"
+
+
+def test_a_large_training_state_stays_in_the_newest_checkpoint_alone(tiny, monkeypatch):
+    monkeypatch.setattr(trainer, "LARGE_STATE", 1)
+    tiny.train(3, "--save-every", "1")
+    with_state = {
+        path.parent.name for path in tiny.run.glob("checkpoints/iter_*/state.safetensors")
+    }
+    assert with_state == {"iter_000003"}
+    policies = {
+        path.parent.name for path in tiny.run.glob("checkpoints/iter_*/weights.safetensors")
+    }
+    assert policies == {"iter_000001", "iter_000002", "iter_000003"}
+    with pytest.raises(DeftlyError, match=r"no training state: resume the run's newest checkpoint"):
+        tiny.train(4, "--resume", str(tiny.run / "checkpoints/iter_000002"))
+    assert tiny.train(4, "--resume", str(tiny.run)) == 0

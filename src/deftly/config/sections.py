@@ -235,7 +235,7 @@ class OffPolicyConfig(LearnerConfig):
         int,
         Ge(1),
         Le(10**9),
-        Doc("Transitions that the replay buffer holds; it is saved with each checkpoint."),
+        Doc("Transitions that the replay buffer holds; it is saved with the newest checkpoint."),
     ] = 400_000
     learning_starts: Annotated[
         int,

@@ -178,7 +178,7 @@ class Checkpoint:
         """
         if not (self.path / STATE).is_file():
             raise DeftlyError(
-                f"{self.path} holds a policy but no training state: resume from another checkpoint"
+                f"{self.path} holds a policy but no training state: resume the run's newest checkpoint"
             )
         if ranks != self.ranks:
             processes = f"{self.ranks} process{'es' if self.ranks > 1 else ''}"
@@ -206,6 +206,14 @@ def task_source(task: type[Task]) -> str:
     if task.__module__.startswith("deftly_task_") and file:
         return Path(file).name
     return task.__module__
+
+
+def drop_state(folder: Path, most: int) -> None:
+    """Leave a checkpoint its policy alone if the training states of its processes take more than so many bytes."""
+    states = [*folder.glob(state_name(0)), *folder.glob("state.rank_*.safetensors")]
+    if sum(path.stat().st_size for path in states) > most:
+        for path in states:
+            path.unlink()
 
 
 def pack_state(state: Mapping[str, Tensor]) -> bytes:

@@ -19,7 +19,7 @@ from torch import Tensor
 from deftly import workspace
 from deftly.env import Env, means
 from deftly.errors import DeftlyError
-from deftly.files import remove_folder
+from deftly.files import MB, remove_folder
 from deftly.learn import checkpoint
 from deftly.learn.learner import Learner, Metrics
 from deftly.learn.log import Writer
@@ -36,6 +36,8 @@ COLUMNS = ("iteration", "steps", "seconds", "seconds_left", "steps_per_second")
 """Metrics that the trainer adds."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What ends a training after its iteration, saved: Ctrl-C, a scheduler, a terminal that was closed."""
+LARGE_STATE = 64 * MB
+"""A training state beyond this, as one with a replay buffer is, stays in the newest checkpoint alone."""
 SPEED_WINDOW = 10
 """Iterations over which speed and time left are averaged."""
 
@@ -267,6 +269,9 @@ class Trainer:
         periodic = sorted(folder for folder in folders if folder.name not in kept)
         for folder in periodic[: -self.keep_checkpoints]:
             remove_folder(folder)
+        for folder in self._folder(0).parent.glob("iter_*"):
+            if folder != self._folder(self.iteration):
+                checkpoint.drop_state(folder, LARGE_STATE)
 
     # ---------------------------------------------------------------------- signals
 
