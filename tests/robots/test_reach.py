@@ -1,8 +1,6 @@
 import numpy as np
 import torch
 
-from deftly.contract.arrays import Like
-from deftly.contract.kinematics import Kinematics
 from deftly.robots import panda
 from deftly.robots.reach import reach
 
@@ -12,7 +10,7 @@ def test_the_tool_comes_to_poses_all_over_the_table():
     interface = panda.ROBOT.interface()
     start = torch.zeros(200, len(interface.joints), dtype=torch.float64)
     start[:, :7] = torch.tensor(panda.HOME)
-    tool = Kinematics(next(s for s in interface.sites if s.name == "tool"), interface, Like(start))
+    tool = panda.TOOL_KINEMATICS.like(start)
 
     place = rng.uniform((0.38, -0.18, 0.01), (0.62, 0.18, 0.25), (200, 3))
     half_yaw = torch.tensor(rng.uniform(-0.3, 0.3, 200)) / 2

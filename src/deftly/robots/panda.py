@@ -14,6 +14,8 @@ from typing import NamedTuple
 import mujoco
 
 from deftly.contract import Joint
+from deftly.contract.arrays import Constants, Like
+from deftly.contract.kinematics import Kinematics
 from deftly.robots import Robot
 from deftly.robots.entity import Entity
 from deftly.sim import looks
@@ -348,3 +350,13 @@ class Panda(Entity):
 
 
 ARM = Panda()
+
+
+def _tool_kinematics(like: Like) -> Kinematics:
+    interface = ROBOT.interface()
+    (tool,) = (site for site in interface.sites if site.name == Panda.tool_site)
+    return Kinematics(tool, interface, like)
+
+
+TOOL_KINEMATICS = Constants(_tool_kinematics)
+"""Forward kinematics of the tool point, `Kinematics`, for arrays of any kind."""

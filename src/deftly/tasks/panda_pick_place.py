@@ -14,8 +14,6 @@ from typing_extensions import Doc
 
 from deftly.config import RANGE, VISUAL_LADDER, TaskConfig
 from deftly.contract import Act, Derive, Input, Observe, PolicyContract, Signal
-from deftly.contract.arrays import Like
-from deftly.contract.kinematics import Kinematics
 from deftly.objects import items
 from deftly.objects.assortment import Assortment
 from deftly.objects.grasp_frame import Hand
@@ -452,13 +450,11 @@ class PickPlace(Task):
         `position (num_envs, 3)` and `half_yaw (num_envs,)` say where the object lies, m and rad.
         """
         home = s.joint_pos.double()
-        interface = panda.ROBOT.interface()
-        tool = Kinematics(interface.sites[0], interface, Like(home))
         nothing = torch.zeros_like(half_yaw)
         down = torch.stack((nothing, half_yaw.cos(), half_yaw.sin(), nothing), -1)
         pose = torch.cat((position, down), -1).to(home.dtype)
         arm = len(panda.LINKS)
-        around = reach(tool, home, pose, slice(0, arm))
+        around = reach(panda.TOOL_KINEMATICS.like(home), home, pose, slice(0, arm))
         around[:, arm:] = (self.things.numbers(s, "grip") + BESIDE)[:, None]
         way = s.uniform(mask, 0.0, FREE_WAY)[:, None]
         between = home.clone()
