@@ -239,3 +239,12 @@ def test_whatever_is_changed_in_a_file_it_is_read_or_refused(tmp_path, name):
             assert cloud.points.ndim == 2
 
     run()
+
+
+def test_a_nan_that_signals_is_dropped_without_a_warning(tmp_path, recwarn):
+    points = POINTS.astype("<f4")
+    points.view("<u4")[3, 1] = 0x7FA00000  # the exponent of a NaN, the quiet bit unset
+    header, _, _ = scans.ply(POINTS).partition(b"end_header\n")
+    found = read(tmp_path, "cloud.ply", header + b"end_header\n" + points.tobytes())
+    assert len(found.points) in (len(points), len(points) - 1)
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]

@@ -134,7 +134,8 @@ def read_records(file: BinaryIO, dtype: np.dtype, count: int, rows: Rows) -> np.
     for first in range(0, count, at_once):
         size = dtype.itemsize * min(at_once, count - first)
         table = np.frombuffer(file.read(size), dtype)[::step]
-        found.append(np.stack([table[name].astype(np.float64) for name in names], -1))
+        with np.errstate(invalid="ignore"):  # a NaN that signals; who judges the points drops it
+            found.append(np.stack([table[name].astype(np.float64) for name in names], -1))
     return np.concatenate(found) if found else np.empty((0, len(names)))
 
 
