@@ -138,3 +138,16 @@ def test_some_goals_stay():
     plain = buffer.sample(2000, 1, GAMMA, torch.Generator().manual_seed(2))
     same = (found.returns == plain.returns).float().mean()
     assert 0.7 < float(same) < 0.8
+
+
+def test_few_goals_in_hindsight_tell_that_nothing_need_be_done():
+    """Of what never moves, all that is reached later is where it is already."""
+    buffer = ReplayBuffer(ENVS, 20 * ENVS, {"policy": SIZE}, 1)
+    none = torch.zeros(ENVS, dtype=torch.bool)
+    still = {"policy": torch.tensor([[3.0, 9.0]]).expand(ENVS, SIZE)}
+    for _ in range(20):
+        buffer.add(still, torch.zeros(ENVS, 1), -torch.ones(ENVS), none, none, still)
+    found = buffer.sample(2000, 1, GAMMA, torch.Generator().manual_seed(2), Positions(), 1.0)
+    replaced = found.obs["policy"][:, 1] != 9.0
+    assert 0.07 < float(replaced.float().mean()) < 0.13
+    assert (found.returns == torch.where(replaced, 1.0, -1.0)).all()

@@ -22,6 +22,14 @@ LATEST = 64
 """How far ahead a goal in hindsight may be, steps."""
 
 
+AT_GOAL = 0.1
+"""Which fraction is replaced of the goals in hindsight that a transition begins at.
+
+Most do where most objects lie still: they tell that nothing need be done. Leaving them out is the filter of Manela and
+Biess 2019 (arXiv:1905.05498); some stay, which tell that one is to stay.
+"""
+
+
 class Transitions(NamedTuple):
     """What was seen and done, and what came of it in the next steps; the leading axis counts them."""
 
@@ -118,7 +126,7 @@ class ReplayBuffer:
             gamma: Discount of a step.
             generator: Of the draws.
             goals: The task's, if some goals are to be replaced.
-            hindsight: The share of transitions whose goal is replaced.
+            hindsight: The share of transitions whose goal is replaced, of those that do not begin there; see `AT_GOAL`.
         """
         kept = min(self.written, self.rows)
         device = self._columns["rewards"].device
@@ -135,7 +143,9 @@ class ReplayBuffer:
         rewards = self._columns["rewards"][window, envs]
         if goals is not None and hindsight > 0:
             goal = goals.achieved(self._obs("next_obs", self._later(ages, envs, generator), envs))
-            chosen = torch.rand(count, generator=generator, device=device) < hindsight
+            draw = torch.rand(count, generator=generator, device=device) / hindsight
+            is_there = goals.goal_reward(goals.achieved(obs), goal) >= goals.goal_reward(goal, goal)
+            chosen = torch.where(is_there, draw < AT_GOAL, draw < 1.0)
             obs = _where(chosen, goals.with_goal(obs, goal), obs)
             next_obs = _where(chosen, goals.with_goal(next_obs, goal), next_obs)
             achieved = goals.achieved(self._obs("next_obs", window, envs))
