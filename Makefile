@@ -28,12 +28,13 @@ scan-demo: install ## from a scan to a report of success, in build/scan-demo
 # Most tests run side by side, a file in one process. Some wait for processes of theirs, so there is one worker more than
 # cores. Those in real time then run two by two: they wait most of the time, and want a core for what they wait for.
 WORKERS = $$($(BIN)/python -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
-SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder --max-worker-restart 4
-# What fails there runs once more with nothing beside it; that it failed the first time stays on the screen. Nothing is
-# left to run (5) if a test hung once: pytest-xdist has run it again in a new process.
+# A test that hangs fails. A process that dies ends the run: pytest-xdist waits for ever for one that it replaced while the
+# others had nothing left to do.
+SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder --timeout 240 --max-worker-restart 0
+# What fails there runs once more with nothing beside it; that it failed the first time stays on the screen.
 ALONE = || { status=$$?; [ $$status -eq 5 ] || { [ $$status -eq 1 ] && \
 	echo "once more, alone: what failed beside other tests" && \
-	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS) $(OR_NONE); }; }
+	$(BIN)/python -m pytest --timeout 240 --last-failed --last-failed-no-failures none $(ARGS) $(OR_NONE); }; }
 test: install ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) $(SIDE_BY_SIDE) \
 		-m 'not slow and not warp and not vla and not openpi and not realtime' $(ARGS) $(ALONE)

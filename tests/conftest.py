@@ -46,6 +46,23 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+DIED = 3
+"""Exit status if a process of pytest-xdist died: tests were left out, which running the failed ones again cannot mend."""
+died = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    if error:
+        died.append(node)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    if died:
+        session.exitstatus = DIED
+
+
 LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
 
 

@@ -11,7 +11,7 @@ from deftly.serving.wire import pack, unpack
 @contextmanager
 def raw(endpoint: str, kind: int = zmq.DEALER):
     with zmq.Context.instance().socket(kind) as peer:
-        peer.linger, peer.rcvtimeo = 0, 5000
+        peer.linger, peer.rcvtimeo, peer.sndtimeo = 0, 5000, 5000
         peer.connect(endpoint)
         yield peer
 

@@ -177,7 +177,7 @@ def test_heartbeats_of_libzmq_in_boxes_are_answered(tmp_path):
         link._socket.close(0)
         link._open()
         with zmq.Context.instance().socket(zmq.DEALER) as peer:
-            peer.linger, peer.rcvtimeo = 0, 5000
+            peer.linger, peer.rcvtimeo, peer.sndtimeo = 0, 5000, 5000
             peer.curve_serverkey, peer.curve_publickey, peer.curve_secretkey = link._keys
             peer.heartbeat_ivl, peer.heartbeat_timeout = 20, 200
             events = peer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
@@ -245,9 +245,9 @@ def test_without_keys_a_keyed_server_says_nothing_after_its_greeting(tmp_path):
                 seen += piece
             assert len(seen) == 64
         with raw(server.endpoint) as peer:
-            peer.rcvtimeo = 300
-            peer.send_multipart([b"", pack(message())])
-            with pytest.raises(zmq.Again):
+            peer.rcvtimeo = peer.sndtimeo = 300
+            with pytest.raises(zmq.Again):  # of the sending, where the handshake has failed by then
+                peer.send_multipart([b"", pack(message())])
                 unpack(peer.recv_multipart()[-1])
 
 

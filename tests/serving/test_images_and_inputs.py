@@ -75,6 +75,7 @@ def raw(endpoint: str):
     with zmq.Context.instance().socket(zmq.REQ) as socket:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.RCVTIMEO, 10_000)
+        socket.setsockopt(zmq.SNDTIMEO, 10_000)
         socket.connect(endpoint)
 
         def ask(message):

@@ -112,7 +112,7 @@ def test_a_heartbeat_is_answered(server):
         read_frame(peer)
         assert read_frame(peer) == (COMMAND, b"\x04PONGabc")
     with zmq.Context.instance().socket(zmq.DEALER) as peer:
-        peer.linger, peer.rcvtimeo = 0, 5000
+        peer.linger, peer.rcvtimeo, peer.sndtimeo = 0, 5000, 5000
         peer.heartbeat_ivl, peer.heartbeat_timeout = 20, 200
         events = peer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         peer.connect(server.endpoint)
@@ -195,7 +195,7 @@ def test_names_and_addresses_of_this_computer(host):
 @contextmanager
 def raw_at(endpoint):
     with zmq.Context.instance().socket(zmq.DEALER) as peer:
-        peer.linger, peer.rcvtimeo, peer.ipv6 = 0, 5000, True
+        peer.linger, peer.rcvtimeo, peer.sndtimeo, peer.ipv6 = 0, 5000, 5000, True
         peer.connect(endpoint)
         yield peer
 

@@ -385,7 +385,7 @@ def gated(monkeypatch):
         peers = [zmq.Context.instance().socket(zmq.DEALER) for _ in range(5)]
         sessions = []
         for peer in peers:
-            peer.linger, peer.rcvtimeo = 0, 30000
+            peer.linger, peer.rcvtimeo, peer.sndtimeo = 0, 30000, 30000
             peer.connect(server.endpoint)
             sessions.append(ask(peer, pack(message("init")))["session"])
             ask(
