@@ -47,7 +47,7 @@ def pytest_collection_finish():
 
 
 DIED = 3
-"""Exit status if a process of pytest-xdist died: tests were left out, and running the failed ones again is not enough."""
+"""Exit status if a process of pytest-xdist died: tests were left out, and to run the failed ones again is no cure."""
 died = []
 
 
