@@ -290,6 +290,11 @@ def test_a_signal_leaves_the_robot_safe_and_a_second_one_does_not_interrupt_that
 REAL_TIME = [int(signal.SIGRTMIN), signal.SIGRTMIN + 1, signal.SIGRTMAX - 1, int(signal.SIGRTMAX)]
 
 
+BY_THREAD = pytest.mark.timeout(240, method="thread")
+"""Of tests of SIGALRM, which pytest-timeout otherwise takes for itself."""
+
+
+@BY_THREAD
 @pytest.mark.parametrize("name", [*ENDING, *REAL_TIME])
 def test_every_signal_that_would_kill_the_process_ends_the_loop(name):
     driver, policy = Watched(), Steady()
@@ -316,6 +321,7 @@ def test_the_handlers_of_signals_are_put_back():
     assert [signal.getsignal(number) for number in numbers] == before
 
 
+@BY_THREAD
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGQUIT", "SIGALRM"])
 @pytest.mark.parametrize("where", ["write", "stop", "policy"])
 def test_a_signal_while_the_loop_ends_by_itself_does_not_interrupt_that(where, name):
