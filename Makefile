@@ -28,8 +28,8 @@ scan-demo: install ## from a scan to a report of success, in build/scan-demo
 # Most tests run side by side, a file in one process. Some wait for processes of theirs, so there is one worker more than
 # cores. Those in real time then run two by two: they wait most of the time, and want a core for what they wait for.
 WORKERS = $$($(BIN)/python -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
-# A test that hangs fails. A process that dies ends the run: pytest-xdist waits for ever for one that it replaced while the
-# others had nothing left to do.
+# A test that hangs fails. A process that dies is not replaced, for which pytest-xdist may wait for ever: its tests are left
+# out, and the run fails (tests/conftest.py).
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder --timeout 240 --max-worker-restart 0
 # What fails there runs once more with nothing beside it; that it failed the first time stays on the screen.
 ALONE = || { status=$$?; [ $$status -eq 5 ] || { [ $$status -eq 1 ] && \
