@@ -40,13 +40,16 @@ test: install ## run the tests
 		-m 'not slow and not warp and not vla and not openpi and not realtime' $(ARGS) $(ALONE)
 	$(BIN)/python -m pytest -n 2 $(SIDE_BY_SIDE) -m realtime $(ARGS) $(ALONE)
 
+# Above the five minutes of pyproject.toml, after which a test counts as hanging: some of these fuzz for ten minutes, train,
+# or compile kernels.
+LONG := -o faulthandler_timeout=3600
 test-slow: install ## run the long tests too: all episodes of the shipped policies, fuzzing, a fresh installation
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow $(LONG) $(ARGS)
 
 # The first run compiles kernels for some minutes, which Warp keeps in WARP_CACHE_PATH (without it, in ~/.cache/warp).
 test-warp: install ## run the tests of the Warp engine, which needs the extra gpu
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gpu]'
-	$(BIN)/python -m pytest -m warp $(ARGS)
+	$(BIN)/python -m pytest -m warp $(LONG) $(ARGS)
 
 # LeRobot needs Python 3.12 and a torch of its own, so it has an environment of its own: .venv-vla/bin/deftly. On a
 # computer without an NVIDIA GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves 4 GB.
@@ -69,12 +72,12 @@ $(VLA_STAMP):
 	@rm -f $(VLA)/.stamp-* && touch $@
 
 test-vla: vla ## run the tests of data sets and models, which need .venv-vla
-	HF_HUB_OFFLINE=1 $(VLA)/bin/python -m pytest -m vla tests/vla tests/data $(ARGS)
+	HF_HUB_OFFLINE=1 $(VLA)/bin/python -m pytest -m vla tests/vla tests/data $(LONG) $(ARGS)
 
 test-openpi: install ## drive our policy server with openpi-client, in an environment of its own: it wants numpy < 2
 	test -x .venv-openpi/bin/python || $(BIN)/python -m venv .venv-openpi
 	.venv-openpi/bin/python -m pip install --quiet --disable-pip-version-check openpi-client==0.1.2 typing_extensions
-	OPENPI_CLIENT_PYTHON=.venv-openpi/bin/python $(BIN)/python -m pytest -m openpi $(ARGS)
+	OPENPI_CLIENT_PYTHON=.venv-openpi/bin/python $(BIN)/python -m pytest -m openpi $(LONG) $(ARGS)
 
 check: $(STAMP) ## lint, format, types, layers
 	$(BIN)/ruff check

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -86,11 +87,24 @@ def test_readme_has_exactly_two_set_up_commands():
 
 
 def test_make_targets_exist():
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for page in PAGES:
         for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
-            for name in re.findall(r"^make (\w+)", block, re.MULTILINE):
+            for name in re.findall(r"^make ([\w-]+)", block, re.MULTILINE):
                 assert name in targets, page
+
+
+@pytest.mark.parametrize("target", ["test-slow", "test-warp", "test-vla", "test-openpi"])
+def test_long_tests_are_not_taken_for_hanging(target):
+    """Some fuzz for ten minutes; a plain `pytest` ends a process whose test takes five."""
+    recipe = subprocess.run(
+        ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    runs = [line for line in recipe.splitlines() if " -m pytest -m " in line]
+    assert len(runs) == 1
+    allowed = re.search(r"-o faulthandler_timeout=(\d+)", runs[0])
+    assert allowed
+    assert int(allowed[1]) >= 1800
 
 
 @pytest.mark.parametrize(("page", "command"), ALL_COMMANDS)
