@@ -217,10 +217,16 @@ class ImageEncoder(nn.Module):
         """Coordinates in -1 .. 1, `(n, 2 * filters)`, all x before all y, of images `(n, height, width, 3)` uint8."""
         pixels = image.permute(0, 3, 1, 2).float() / 127.5 - 1.0
         answer = self.sharpness * self.convolutions(pixels)
-        weight = (answer - answer.amax((2, 3), keepdim=True)).exp()
-        weight = weight / weight.sum((2, 3), keepdim=True)
-        x, y = (weight * self.grid_x).sum((2, 3)), (weight * self.grid_y).sum((2, 3))
-        return torch.cat((x, y), -1)
+        weight = answer.flatten(2).softmax(-1)  # (n, filters, height * width)
+        height, width = answer.shape[2:]
+        places = torch.stack(
+            (
+                self.grid_x.expand(height, width).flatten(),
+                self.grid_y.expand(height, width).flatten(),
+            ),
+            -1,
+        )
+        return (weight @ places).transpose(1, 2).flatten(1)
 
 
 class Network(nn.Module):
