@@ -37,6 +37,21 @@ def test_a_network_is_rebuilt_from_its_description(activation):
     assert again.spec == spec
 
 
+def test_layer_normalization_is_described_where_there_is_some():
+    spec = NetworkSpec({"state": 3}, 2, (5, 4), "relu", layer_norm=True)
+    network = Network(spec)
+    again = build(NetworkSpec.from_json(spec.to_json()), network.state_dict())
+    x = torch.randn(7, 3)
+    assert torch.equal(network(x), again(x))
+    first, norm, _ = network.layers[:3]
+    rows = norm(first(network.normalizer(x)))
+    assert torch.allclose(rows.mean(-1), torch.zeros(7), atol=1e-6)
+    assert torch.allclose(rows.std(-1, unbiased=False), torch.ones(7), atol=1e-3)
+    without = NetworkSpec({"state": 3}, 2, (5, 4), "relu").to_json()
+    assert "layer_norm" not in without  # as in checkpoints of before
+    assert not NetworkSpec.from_json(without).layer_norm
+
+
 def test_the_settings_know_the_same_activations():
     assert set(get_args(Activation)) == set(ACTIVATIONS)
 
@@ -72,6 +87,7 @@ def test_groups_are_concatenated_in_their_order():
         ({"inputs": [1]}, "incomplete"),
         ({"head": "beta"}, "does not know"),
         ({"normalizer": None}, "does not know"),
+        ({"layer_norm": "yes"}, "not true or false"),
     ],
 )
 def test_a_description_that_is_none_is_refused_in_one_line(change, message):

@@ -251,6 +251,14 @@ def test_actions_are_not_normalized_by_the_critics(slider, algorithm):
         assert not torch.equal(network.normalizer.mean[:-size], torch.zeros(1))
 
 
+def test_layer_normalization_is_the_critics_alone(slider, algorithm):
+    learner, _ = prepared(slider, algorithm, layer_norm=True)
+    assert not learner.actor.spec.layer_norm
+    for network in (*learner.critics, *learner._target_critics):
+        assert network.spec.layer_norm
+        assert any(isinstance(layer, torch.nn.LayerNorm) for layer in network.layers)
+
+
 # ------------------------------------------------------------------ a training
 
 

@@ -250,6 +250,9 @@ class OffPolicyConfig(LearnerConfig):
         Doc("Widths of the hidden layers of actor and critics."),
     ] = (128, 128)
     activation: Annotated[Activation, Doc("Activation between the layers.")] = "relu"
+    layer_norm: Annotated[
+        bool, Doc("Layer normalization in the critics, for many gradient steps (Ball et al. 2023).")
+    ] = False
     learning_rate: Annotated[float, Gt(0), Doc("Step size of actor and critics.")] = 3e-4
     gamma: Annotated[float, Gt(0), Le(1), Doc("Discount per control step.")] = 0.98
     tau: Annotated[

@@ -70,6 +70,7 @@ class NetworkSpec:
         default_factory=dict
     )  # groups that are images, and their height and width, pixels
     filters: tuple[tuple[int, int, int], ...] = FILTERS  # of each image's encoder
+    layer_norm: bool = False  # of each hidden layer, before its activation (Ba et al. 2016)
 
     def __post_init__(self) -> None:
         widths = (*self.inputs.values(), self.outputs, *self.hidden)
@@ -91,6 +92,8 @@ class NetworkSpec:
             raise DeftlyError(
                 "a network is described with a normalizer or a head that this Deftly does not know"
             )
+        if type(self.layer_norm) is not bool:
+            raise DeftlyError("a network is described with a layer_norm that is not true or false")
 
     def _images_can_be_built(self) -> bool:
         """Whether the description of images and of their convolutions is one."""
@@ -128,6 +131,8 @@ class NetworkSpec:
             described["filters"] = [list(each) for each in self.filters]
         else:
             del described["images"], described["filters"]
+        if not self.layer_norm:
+            del described["layer_norm"]
         return described
 
     @classmethod
@@ -139,8 +144,9 @@ class NetworkSpec:
                     f"a network is of kind '{str(data['kind'])[:40]}', this Deftly builds 'mlp' and 'cnn'"
                 )
             sees = data["kind"] == "cnn"
-            names = cls.__dataclass_fields__.keys() - (() if sees else ("images", "filters"))
-            values = {name: data[name] for name in names}
+            optional = {"layer_norm"} | (set() if sees else {"images", "filters"})
+            values = {name: data[name] for name in cls.__dataclass_fields__.keys() - optional}
+            values["layer_norm"] = data.get("layer_norm", False)
             values["hidden"] = tuple(values["hidden"])
             values["inputs"] = dict(values["inputs"])
             if sees:
@@ -244,7 +250,9 @@ class Network(nn.Module):
         modules: list[nn.Module] = []
         width = spec.features
         for hidden in spec.hidden:
-            modules += [nn.Linear(width, hidden), ACTIVATIONS[spec.activation]()]
+            modules += [nn.Linear(width, hidden)]
+            modules += [nn.LayerNorm(hidden)] if spec.layer_norm else []
+            modules += [ACTIVATIONS[spec.activation]()]
             width = hidden
         is_squashed = spec.head == "squashed_gaussian"
         last = 2 * spec.outputs if is_squashed else spec.outputs

@@ -276,7 +276,8 @@ def actor_network(env: Env, settings: OffPolicyConfig, head: Head) -> Network:
 def critic_network(env: Env, settings: OffPolicyConfig) -> Network:
     """A critic's network: the value of an action given what the simulation knows."""
     inputs = {PRIVILEGED: env.obs[PRIVILEGED].shape[-1], ACTION: env.contract.action_size}
-    return Network(NetworkSpec(inputs, 1, settings.hidden, settings.activation))
+    layers = (settings.hidden, settings.activation)
+    return Network(NetworkSpec(inputs, 1, *layers, layer_norm=settings.layer_norm))
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

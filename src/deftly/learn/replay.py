@@ -23,11 +23,14 @@ LATEST = 64
 
 
 AT_GOAL = 0.1
-"""Which fraction is replaced of the goals in hindsight that a transition begins at.
+"""Which fraction is taken of the goals in hindsight that a transition begins at.
 
 Most do where most objects lie still: they tell that nothing need be done. Leaving them out is the filter of Manela and
 Biess 2019 (arXiv:1905.05498); some stay, which tell that one is to stay.
 """
+
+DRAWS = 4
+"""How often a transition with a goal in hindsight is drawn, as long as the filter leaves it out."""
 
 
 class Transitions(NamedTuple):
@@ -126,12 +129,13 @@ class ReplayBuffer:
             gamma: Discount of a step.
             generator: Of the draws.
             goals: The task's, if some goals are to be replaced.
-            hindsight: The share of transitions whose goal is replaced, of those that do not begin there; see `AT_GOAL`.
+            hindsight: The share of transitions whose goal is replaced; see `AT_GOAL`.
         """
-        kept = min(self.written, self.rows)
         device = self._columns["rewards"].device
-        ages = torch.randint(kept - n_step + 1, (count,), generator=generator, device=device)
-        envs = torch.randint(self.num_envs, (count,), generator=generator, device=device)
+        draws = self._draw(count, n_step, generator)
+        if goals is not None and hindsight > 0:
+            draws, chosen, goal = self._with_hindsight(draws, n_step, generator, goals, hindsight)
+        ages, envs = draws
         steps = torch.arange(n_step, device=device)[:, None]
         window = self._row(ages + steps)  # (n_step, count)
         goes_on = 1.0 - self._columns["ended"][window, envs].float()
@@ -142,10 +146,6 @@ class ReplayBuffer:
         obs, next_obs = self._obs("obs", first, envs), self._obs("next_obs", last, envs)
         rewards = self._columns["rewards"][window, envs]
         if goals is not None and hindsight > 0:
-            goal = goals.achieved(self._obs("next_obs", self._later(ages, envs, generator), envs))
-            draw = torch.rand(count, generator=generator, device=device) / hindsight
-            is_there = goals.goal_reward(goals.achieved(obs), goal) >= goals.goal_reward(goal, goal)
-            chosen = torch.where(is_there, draw < AT_GOAL, draw < 1.0)
             obs = _where(chosen, goals.with_goal(obs, goal), obs)
             next_obs = _where(chosen, goals.with_goal(next_obs, goal), next_obs)
             achieved = goals.achieved(self._obs("next_obs", window, envs))
@@ -158,6 +158,48 @@ class ReplayBuffer:
             discounts=torch.where(terminated, 0.0, gamma**length),
             next_obs=next_obs,
         )
+
+    def _draw(self, count: int, n_step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Transitions with `n_step - 1` rows after them: how many rows younger than the oldest, and environments."""
+        kept = min(self.written, self.rows)
+        device = self._columns["rewards"].device
+        ages = torch.randint(kept - n_step + 1, (count,), generator=generator, device=device)
+        envs = torch.randint(self.num_envs, (count,), generator=generator, device=device)
+        return ages, envs
+
+    def _with_hindsight(
+        self,
+        draws: tuple[Tensor, Tensor],
+        n_step: int,
+        generator: torch.Generator,
+        goals: Goals,
+        hindsight: float,
+    ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+        """Transitions, which of them get a goal in hindsight, and the goals; see `AT_GOAL`.
+
+        What the filter leaves out is drawn again, and keeps its own goal if it leaves out that, too.
+        """
+        ages, envs = draws
+        count, device = len(ages), ages.device
+        waiting = torch.rand(count, generator=generator, device=device) < hindsight
+        takes_any = torch.rand(count, generator=generator, device=device) < AT_GOAL
+        chosen = torch.zeros_like(waiting)
+        goal = goals.achieved(self._obs("obs", self._row(ages), envs))
+        for draw in range(DRAWS):
+            if draw > 0:
+                other_ages, other_envs = self._draw(count, n_step, generator)
+                ages = torch.where(waiting, other_ages, ages)
+                envs = torch.where(waiting, other_envs, envs)
+            begins = goals.achieved(self._obs("obs", self._row(ages), envs))
+            reached = goals.achieved(
+                self._obs("next_obs", self._later(ages, envs, generator), envs)
+            )
+            is_there = goals.goal_reward(begins, reached) >= goals.goal_reward(reached, reached)
+            taken = waiting & (takes_any | ~is_there)
+            goal = torch.where(taken[:, None], reached, goal)
+            chosen = chosen | taken
+            waiting = waiting & ~taken
+        return (ages, envs), chosen, goal
 
     def _row(self, ages: Tensor) -> Tensor:
         """Where rows are that are so many rows younger than the oldest."""
