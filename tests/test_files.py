@@ -219,6 +219,13 @@ def test_an_error_keeps_the_old_folder(tmp_path, swap):
     assert os.listdir(tmp_path) == ["folder"]
 
 
+def test_a_file_is_written_through_a_link_to_its_folder(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    write_bytes(tmp_path / "link/a", b"new")
+    assert (tmp_path / "real/a").read_bytes() == b"new"
+
+
 def test_a_folder_reached_by_a_link_is_replaced_behind_it(tmp_path, swap):
     fill(tmp_path / "real", "old")
     (tmp_path / "link").symlink_to("real")

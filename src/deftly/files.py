@@ -89,7 +89,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             yield scratch
             _flush(scratch)
             os.replace(scratch, path)
-            _flush(path.parent)
+            _flush(path.parent.resolve())  # a link to a folder is one
         finally:
             os.close(handle)
             scratch.unlink(missing_ok=True)

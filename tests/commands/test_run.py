@@ -277,6 +277,15 @@ def test_time_and_a_closed_input(bundle, tmp_path):
         assert not list(tmp_path.glob("*.npz"))
 
 
+def test_a_fault_that_never_happens_is_said(bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--bundle", str(bundle), "--driver", "fake", "--start", "--seconds", "0.3"]
+    assert cli.main(["run", *words, "--fault", "nan", "--fault-at", "9999"]) == 1
+    assert (
+        "fault nan: it never happened, since it comes after 9999 ticks" in capsys.readouterr().out
+    )
+
+
 def test_a_robot_that_cannot_be_read_ends_the_run(bundle, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(session, "READY_S", 0.2)

@@ -54,7 +54,7 @@ def test_what_the_page_says_is_so(robot, legs, monkeypatch, tmp_path, capsys):
     status = run.main([*words, "--check-joints"])
     said = capsys.readouterr().out
     assert status == 0, said
-    assert "8 joints were moved, all are in order" in said
+    assert "8 of 8 joints were moved, all are in order" in said
 
     robot.put(wild.HOME)
     file = tmp_path / "stand.npz"

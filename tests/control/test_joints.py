@@ -143,7 +143,11 @@ def test_the_command_says_what_it_found(exported, tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     words = ["--policy", str(exported.bundle), "--start", "--check-joints", "--driver"]
     assert main([*words, "fake"]) == 0
-    assert "2 joints were moved, all are in order" in capsys.readouterr().out
+    assert "2 of 2 joints were moved, all are in order" in capsys.readouterr().out
+    assert main([*words, "fake", "--seconds", "0.3"]) == 1
+    said = capsys.readouterr().out
+    assert "0 of 2 joints were moved: the check was cut short, it takes" in said
+    assert "in order" not in said
     (tmp_path / "mirrored.py").write_text(
         "from deftly.control.drivers import FakeDriver, Reading\n"
         "class Driver(FakeDriver):\n"

@@ -80,6 +80,13 @@ def test_a_fresh_bundle_is_fine(exported, args, capsys):
         assert "as with torch" in capsys.readouterr().out
 
 
+def test_a_task_that_is_named_first_is_the_one_that_is_meant(exported, capsys):
+    given = ["--policy", str(exported.bundle)]
+    assert cli.main(["check", "wildrobot-walk", *given]) == 1
+    assert "not for wildrobot-walk" in capsys.readouterr().out
+    assert cli.main(["check", exported.task, *given]) == 0
+
+
 def test_a_damaged_bundle_fails_in_one_line(copy, args, capsys):
     (copy / "policy.onnx").write_bytes(b"")
     found = examine(copy, args)

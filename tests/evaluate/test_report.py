@@ -1,12 +1,14 @@
 """What a task names for its report: metrics, plots, a breakdown; and randomization wider than in training."""
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from html import escape
 
 import numpy as np
 import pytest
 
+from deftly.commands import main as cli
 from deftly.commands.eval import EvalArgs
 from deftly.commands.eval import main as eval_main
 from deftly.config import EnvConfig, PPOConfig, SimConfig, to_yaml, with_task
@@ -341,3 +343,22 @@ def test_two_neighbouring_times_are_two_bars():
     low, high = report._limits(edges)
     assert edges == pytest.approx([0.975, 1.025, 1.075])
     assert (edges[1] - edges[0]) / (high - low) < 0.1
+
+
+@pytest.mark.parametrize(("file", "what"), sorted(report.HOLDS.items()))
+def test_no_report_is_written_into_something_else(tmp_path, file, what):
+    report.require_place(tmp_path)
+    report.require_place(tmp_path / "new")
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(DeftlyError, match=f"is {what}, .*name another --out"):
+        report.require_place(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["eval", "sim2sim"])
+def test_the_commands_leave_a_bundle_as_it_is(exported, tmp_path, command):
+    bundle = shutil.copytree(exported.bundle, tmp_path / "b")
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    words = [exported.task, "--policy", str(bundle), "--episodes", "2", "--out", str(bundle)]
+    assert cli.main([command, *words]) == 2
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before

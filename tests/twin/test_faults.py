@@ -163,6 +163,9 @@ def test_the_command_injects_and_reports(exported, tmp_path, capsys):
         assert sim2sim_main([*words, "--fault", word, *gate]) == 0
     with pytest.raises(DeftlyError, match="no fault 'odd'"):
         sim2sim_main([*words, "--fault", "odd"])
+    capsys.readouterr()
+    assert sim2sim_main([*words, "--fault", "nan@9999"]) == 1
+    assert "fault nan@9999: it never happened" in capsys.readouterr().out
 
 
 def random_faults(episodes):

@@ -1,6 +1,6 @@
 """`deftly check`: hold a bundle against its contract, its golden vectors, and the policy from which it was made."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +40,8 @@ def main(argv: list[str]) -> int:
             "check needs one bundle: deftly check FOLDER; 'deftly export TASK' makes it"
         )
     folder = _folder(word, args)
+    if word is not None and not _is_folder(word):
+        args = replace(args, task=word)
     return show(folder, args)
 
 
@@ -54,7 +56,7 @@ def _renamed(word: str) -> str:
 
 def _folder(word: str | None, args: CheckArgs) -> Path:
     """The bundle that is meant. Raises DeftlyError for a policy that is none; damage is for `examine` to say."""
-    is_folder = word is not None and (Path(word).is_dir() or "/" in word)
+    is_folder = word is not None and _is_folder(word)
     if is_folder and args.policy is not None:
         raise DeftlyError("check needs one bundle: a folder, or --policy")
     given = word if is_folder else args.policy
@@ -69,6 +71,11 @@ def _folder(word: str | None, args: CheckArgs) -> Path:
             f"or --policy shipped"
         )
     return source.loaded.path
+
+
+def _is_folder(word: str) -> bool:
+    """Whether a word means a bundle rather than a task."""
+    return Path(word).is_dir() or ("/" in word and not word.endswith(".py"))
 
 
 def _may_be_bundle(path: Path) -> bool:

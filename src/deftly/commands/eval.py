@@ -105,6 +105,8 @@ def main(argv: list[str]) -> int:
     words = source.policy_words(argv)
     task, args, found = source.prepare(EvalArgs, "eval", words)
     assert found is not None
+    if args.out:
+        report.require_place(args.out)
     gates = read_gates(args.gates) if args.gates else {}
     rungs = ladder.choose(task.ladder, args.rungs) if args.has_ladder else ()
     if args.gates:

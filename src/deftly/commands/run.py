@@ -178,7 +178,7 @@ def main(argv: list[str]) -> int:
             unclaimed.pop_all()  # the runner lets go of policy and robot
         facts = _facts((like.task if like else "") or task, args, source)
         session = CheckSession if args.check_joints else Session
-        return session(
+        status = session(
             runner,
             buffer,
             facts,
@@ -187,6 +187,13 @@ def main(argv: list[str]) -> int:
             log=args.log,
             operator=operator,
         ).run()
+        if args.fault and isinstance(driver, FakeDriver) and not driver.faulty:
+            print_unless_stuck(
+                f"fault {args.fault}: it never happened, since it comes after {args.fault_at} ticks "
+                "(--fault-at)"
+            )
+            return status or 1
+        return status
 
 
 class CheckSession(Session):
@@ -203,13 +210,19 @@ class CheckSession(Session):
         return check
 
     def run(self) -> int:
-        """Exit status 0: every joint went where it was sent."""
+        """Exit status 0: every joint went where it was sent. A check that was cut short is none."""
+        check = self._check
         status = super().run()
-        for line in self._check.verdicts():
+        for line in check.verdicts():
             print_unless_stuck(line)
             status = 1
-        count = len(self._check.moves)
-        print_unless_stuck(f"{count} joints were moved" + ("" if status else ", all are in order"))
+        moved = f"{len(check.moves)} of {check.count} joints were moved"
+        if not check.done:
+            print_unless_stuck(f"{moved}: the check was cut short, it takes {check.seconds:.0f} s")
+            return status or 1
+        if check.followers:
+            moved += f" (and with them {', '.join(check.followers)}, coupled to them)"
+        print_unless_stuck(moved + ("" if status else ", all are in order"))
         return status
 
 

@@ -83,6 +83,8 @@ def main(argv: list[str]) -> int:
     task, args, source = prepare(Sim2SimArgs, "sim2sim", words, "bundle")
     assert source is not None
     earlier = comparison.read_side(args.compare) if args.compare else None
+    if args.out:
+        report.require_place(args.out)
     from deftly.twin.robot import SimRobot
 
     if args.video and not args.video.parent.is_dir():
@@ -109,6 +111,11 @@ def main(argv: list[str]) -> int:
         side, lines = comparison.compare(earlier, comparison.Side(result, values))
         show(side, "\n".join(["", *lines, ""]))
     show("\n".join(sim2sim.text(result)))
+    never_happened = args.fault and not result["twin"].get("injected")
+    if never_happened:
+        show(
+            f"fault {args.fault}: it never happened, every episode ended before: name an earlier time"
+        )
     if film:
         assert args.video is not None
         render.write_video(args.video, film.frames(), robot.contract.rate)
@@ -117,5 +124,5 @@ def main(argv: list[str]) -> int:
         show(f"report: {file}")
     sys.stdout.flush()
     unsafe = result["twin"]["violation"] or result["twin"].get("missed")
-    fine = all(gate["holds"] for gate in result["gates"]) and not unsafe
+    fine = all(gate["holds"] for gate in result["gates"]) and not unsafe and not never_happened
     return 0 if fine else 1

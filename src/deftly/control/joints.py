@@ -41,8 +41,11 @@ class JointCheck:
     def __init__(self, contract: PolicyContract):
         self.contract = contract
         robot = contract.robot
-        followers = {coupling.joint for coupling in robot.couplings}
-        self._joints = [i for i, joint in enumerate(robot.joints) if joint.name not in followers]
+        self.followers = [coupling.joint for coupling in robot.couplings]
+        """Joints that are not moved by themselves, since they are coupled to others."""
+        self._joints = [
+            i for i, joint in enumerate(robot.joints) if joint.name not in self.followers
+        ]
         lower, upper = np.array([(joint.lower, joint.upper) for joint in robot.joints]).T
         turns = np.array([joint.units == "rad" for joint in robot.joints])
         self._middle = 0.5 * (lower + upper)
@@ -61,9 +64,19 @@ class JointCheck:
         self.moves.clear()
 
     @property
+    def count(self) -> int:
+        """How many joints are to be moved."""
+        return len(self._joints)
+
+    @property
+    def seconds(self) -> float:
+        """How long that takes, s."""
+        return self.count * self._ticks / self.contract.rate
+
+    @property
     def done(self) -> bool:
         """Whether all joints were moved."""
-        return len(self.moves) == len(self._joints)
+        return len(self.moves) == self.count
 
     def reset(self, ids: Sequence[int] | None = None) -> None:
         """Begin anew."""

@@ -1,7 +1,9 @@
-"""What was commanded, again and open loop: in simulation, or served to a robot.
+"""What a policy wanted, again and open loop: in simulation, or served to a robot.
 
 In simulation the episode starts from the recorded state, with the sensors and the latency that were recorded, and the
-commands pass the safety kernel again. Nothing then differs but what physics does: with the same MuJoCo, nothing at all.
+policy's targets pass the safety kernel again. Nothing then differs but what physics does: with the same MuJoCo, nothing
+at all. The commands that the kernel made of them would not do: each would be a goal to come to rest at, and one
+that limits accelerations would brake before every goal.
 
 Two errors are measured for each joint. Tracking is the recorded position one control period after a command, less that
 command: what servos and load make of it. Replay is the replayed position less the recorded one, tick by tick.
@@ -30,7 +32,10 @@ if TYPE_CHECKING:
 
 
 class Frames:
-    """The commands of an episode, from the policy's first decision on: a `Policy` that knows only those.
+    """The targets of an episode, from the policy's first decision on: a `Policy` that knows only those.
+
+    Where the policy decided nothing, the command stands in for its targets. After the episode its last command is held,
+    unless it begins again (`loop`): its last targets may be far from where it came to.
 
     Raises DeftlyError if the recording has no such episode, or no policy ever drove in it.
     """
@@ -55,18 +60,22 @@ class Frames:
             raise DeftlyError(f"no policy drove in episode {episode} of the recording")
         self.first = int(driven[0])
         """Tick of the policy's first decision."""
-        self._frames = self.commands[self.first :]
+        targets = np.where(np.isfinite(rows["targets"]), rows["targets"], rows["command"])
+        self._frames = targets[mine][self.first :]
         self._actions = np.nan_to_num(rows["action"][mine][self.first :])
 
     def __len__(self) -> int:
         return len(self._frames)
 
     def __getitem__(self, i: int) -> Decision:
-        i = i % len(self) if self._loop else min(i, len(self) - 1)
+        if self._loop:
+            i %= len(self)
+        if i >= len(self):
+            return Decision(self._actions[-1], self.commands[-1])
         return Decision(self._actions[i], self._frames[i])
 
     def reset(self, ids: Sequence[int] | None = None) -> None:
-        """These robots go back to the first command; None: all."""
+        """These robots go back to the first targets; None: all."""
         for robot in list(self._next) if ids is None else ids:
             self._next.pop(robot, None)
 
@@ -77,7 +86,7 @@ class Frames:
         applied: np.ndarray | None = None,
         ids: Sequence[int] | None = None,
     ) -> Decision:
-        """The next command of each robot."""
+        """The next targets of each robot."""
         rows = range(len(signals[JOINT_POS])) if ids is None else ids
         frames = [self[self._next.get(robot, 0)] for robot in rows]
         for robot in rows:

@@ -171,6 +171,25 @@ def bins_table(report: Report) -> list[tuple[str, ...]]:
     ]
 
 
+HOLDS = {
+    "checksums.json": "a bundle",
+    "checkpoint.json": "a checkpoint",
+    "object.json": "a scanned object",
+    "checkpoints": "a training",
+    "meta/info.json": "a data set",
+}
+"""What a folder is that holds a file: a report in it would replace files of that."""
+
+
+def require_place(folder: Path) -> None:
+    """Raise DeftlyError if a report in this folder would replace parts of something else."""
+    for name, what in HOLDS.items():
+        if (folder / name).exists():
+            raise DeftlyError(
+                f"'{printable(folder)}' is {what}, of which a report would replace files: name another --out"
+            )
+
+
 def write(
     folder: Path,
     report: Report,
