@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from deftly.commands.eval import EvalArgs
+from deftly.commands.sim2sim import main as sim2sim
 from deftly.evaluate.evaluate import measure
 from deftly.evaluate.report import means
 from deftly.evaluate.source import prepare
@@ -96,6 +97,16 @@ def test_shipped_policy(name):
     for metric, (least, most) in WANTED[name].items():
         assert least <= means(report)[metric] <= most
         assert least <= means(again)[metric] <= most
+
+
+SEEN_BY_CAMERAS = {"panda-pick-place-rgb"}
+
+
+@pytest.mark.parametrize("name", sorted(set(WANTED) - SEEN_BY_CAMERAS))
+def test_it_is_handed_over_as_it_is(name, capsys):
+    """Through the safety kernel under the bounds that hold without a word of the user's. (A finger of the Panda may jump.)"""
+    words = [name, "--policy", "shipped", "--episodes", "3", "--gate", "faults<=1"]
+    assert sim2sim([*words, "success>=0.3"]) == 0, capsys.readouterr().out
 
 
 def test_nothing_shipped_names_a_path_of_the_machine_that_made_it():

@@ -157,6 +157,8 @@ def main(argv: list[str]) -> int:
             operator = open_operator(args.operator, contract) if args.operator else None
             if operator:
                 stack.callback(operator.close)
+            if args.driver == "sim":
+                args = _as_simulated(task or (like.task if like else ""), args, flags)
             driver = find_driver(task, args, contract, stack, like)
             unclaimed.callback(driver.stop)
             args = replace(args, safety=_bounds(args.safety, driver))
@@ -360,6 +362,16 @@ def _simulated(
     stack.callback(_end, process)
     clock = PatientClock(1 / contract.rate)
     return SocketDriver(contract.robot, contract.rate, endpoint, HANGS_S, clock=clock)
+
+
+def _as_simulated(task: str, args: RunArgs, flags: list[str]) -> RunArgs:
+    """The arguments with the task's own bounds of the safety kernel where the user says nothing."""
+    from deftly.tasks import load, shipped
+
+    if task not in shipped() or not load(task).safety:
+        return args
+    filed = {"safety": dict(load(task).safety)}
+    return parse(RunArgs, policy_words(flags), prog="deftly run [TASK]", filed=filed)
 
 
 def _bounds(safety: SafetyConfig, driver: Driver) -> SafetyConfig:

@@ -514,9 +514,10 @@ def prepare(
         raise DeftlyError(
             f"{like.label} is a policy of {like.task}, not of {cls.name}: name the task {like.task}"
         )
-    args = parse(
-        command, flags, prog=prog, filed=like.settings(cls), origin=f"the settings of {like.label}"
-    )
+    filed = like.settings(cls)
+    if cls.safety and "safety" in command.__dataclass_fields__:
+        filed["safety"] = dict(cls.safety)
+    args = parse(command, flags, prog=prog, filed=filed, origin=f"the settings of {like.label}")
     debug(lambda: shlex.join([*prog.split(), *changed(args)]))
     task = source.seen_by(cls(args.task))
     source.require(task.contract(), cls.name)

@@ -92,6 +92,11 @@ class Task:
 
     `train` is of PPO; the settings of another algorithm are in a section of its name, such as `sac`.
     """
+    safety: Mapping[str, float] = {}
+    """Bounds of the safety kernel for this task where they differ from the general ones, by names of `SafetyConfig`.
+
+    Of a hand that starts in any pose, say. They hold in simulation: `sim2sim`, `record`, `run --driver sim`.
+    """
     ladder: tuple[Rung, ...] = LADDER
     """The conditions of `deftly eval TASK --ladder`."""
     teacher: str = ""

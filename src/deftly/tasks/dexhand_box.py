@@ -31,6 +31,8 @@ ABOVE = {"ARTx": -0.115, "ARTy": -0.012, "ARTz": 0.30, "ARRy": 0.4}
 """The carrier in the keyframe `home`, m and rad: fingers a little down, the box below between them and the thumb."""
 MIRRORED = ("ARTy", "ARRx", "ARRz")
 """Joints of the carrier that move the other way for a left hand."""
+STARTS_ANYWHERE = {"start_envelope": 3.0, "outside": 0.2, "lead": 1.5}
+"""Bounds of the safety kernel: episodes start with fingers anywhere near open, which then press, and are pressed."""
 
 
 @dataclass(frozen=True)
@@ -385,6 +387,7 @@ class BoxGrasping(Box):
     """
 
     Config = BoxConfig
+    safety = STARTS_ANYWHERE
     # 18 elements of the action: the KL divergence of a step is a sum over them. A grasp and a hold take 5 s: with a
     # shorter horizon than that, a hasty grasp that is lost later pays as well as a careful one.
     defaults = {
@@ -472,6 +475,7 @@ class BlindGrasping(Box):
     """
 
     Config = BlindConfig
+    safety = STARTS_ANYWHERE
     defaults = {**BoxGrasping.defaults, "env": {"num_envs": 512}}
 
     def inputs(self, s: State) -> dict[str, Tensor]:
