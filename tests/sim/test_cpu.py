@@ -1,11 +1,13 @@
 """The CPU engine: masks, and environments that break."""
 
 import mujoco
+import mujoco.batch
 import pytest
 import torch
 
 from deftly.errors import DeftlyError
 from deftly.sim import make_sim
+from deftly.sim.cpu import CpuSim
 from deftly.sim.scene import let_sleep
 
 XML = """
@@ -27,6 +29,20 @@ def only(*ids: int) -> torch.Tensor:
     mask = torch.zeros(4, dtype=torch.bool)
     mask[list(ids)] = True
     return mask
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("std::bad_alloc")])
+def test_more_than_the_memory_holds_is_refused_in_one_line(monkeypatch, error):
+    model = mujoco.MjModel.from_xml_string("<mujoco/>")
+    with pytest.raises(DeftlyError, match="GB at least, it has .*lower env.num-envs"):
+        CpuSim(model, 10**9)
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(mujoco.batch, "Batch", fail)
+    with pytest.raises(DeftlyError, match="4 environments do not fit into the memory"):
+        CpuSim(model, 4)
 
 
 def test_the_mask_says_who_steps():

@@ -11,6 +11,7 @@ import mujoco.batch
 import numpy as np
 import torch
 
+from deftly.errors import DeftlyError
 from deftly.sim.guard import dump
 from deftly.sim.scene import sleeps
 
@@ -36,6 +37,10 @@ _DERIVED = ("xpos", "xquat", "site_xpos", "sensordata", "actuator_force")
 _MAX_DUMPS = 10  # broken environments that are written to `dump_dir`; the others are only counted
 
 
+LEAST_MEMORY = 32_000
+"""Bytes that an environment of a task takes at least; those of the shipped tasks take 60 to 150 kB."""
+
+
 class CpuSim:
     """`deftly.sim.protocol.Sim` on C++ threads, bit-identical at any number of them; arrays are float64.
 
@@ -56,7 +61,7 @@ class CpuSim:
         self.num_envs = num_envs
         threads = threads or len(os.sched_getaffinity(0))
         self._sleeps = sleeps(model)
-        self.batch = mujoco.batch.Batch(model, num_envs, threads, persistent=self._sleeps)
+        self.batch = _batch(model, num_envs, threads, self._sleeps)
         # A persistent batch goes on from there in its next step, which then has no positions to compute.
         self._stage = _VELOCITIES if self._sleeps else _POSITIONS
         self.broken_count = 0
@@ -215,6 +220,28 @@ class CpuSim:
                 path = self.dump_dir / f"broken_{self.broken_count:04d}_env{env}.npz"
                 dump(path, self.model_of(env), before[env], substeps)
             self.broken_count += 1
+
+
+def _batch(
+    model: mujoco.MjModel, num_envs: int, threads: int, persistent: bool
+) -> mujoco.batch.Batch:
+    """The simulations. Raises DeftlyError, before any memory is taken, for more than this machine can hold.
+
+    Linux would let it take what there is not, and then kill some process.
+    """
+    least = LEAST_MEMORY * num_envs
+    there_is = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    too_many = f"{num_envs} environments do not fit into the memory of this machine"
+    if least > there_is:
+        raise DeftlyError(
+            f"{too_many}: {least / 1e9:.0f} GB at least, it has {there_is / 1e9:.0f}; lower env.num-envs"
+        )
+    try:
+        return mujoco.batch.Batch(model, num_envs, threads, persistent=persistent)
+    except (MemoryError, ValueError) as error:
+        if isinstance(error, ValueError) and "bad_alloc" not in str(error):
+            raise
+        raise DeftlyError(f"{too_many}: lower env.num-envs") from None
 
 
 def _ids(mask: Tensor | None) -> np.ndarray | None:
