@@ -219,6 +219,16 @@ def test_an_error_keeps_the_old_folder(tmp_path, swap):
     assert os.listdir(tmp_path) == ["folder"]
 
 
+def test_numbers_of_another_byte_order_are_read_as_this_machines(tmp_path):
+    """Else torch refuses them."""
+    write_npz(tmp_path / "a.npz", {"x": np.array([1.5, -2.0], ">f4"), "y": np.array([3], ">i8")})
+    found = read_npz(tmp_path / "a.npz", "a thing", MB)
+    assert found["x"].dtype == np.float32
+    assert found["x"].dtype.isnative
+    assert found["x"].tolist() == [1.5, -2.0]
+    assert found["y"].tolist() == [3]
+
+
 def test_a_file_is_written_through_a_link_to_its_folder(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")

@@ -711,4 +711,6 @@ def _unpack_array(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> np.ndarray
         array = np.lib.format.read_array(stream, allow_pickle=False)
     if array.size and not array.itemsize:
         raise ValueError(f"'{part.filename}' in it has elements of no size")
-    return array
+    return array.astype(
+        array.dtype.newbyteorder("="), copy=False
+    )  # torch takes no other order of bytes

@@ -526,7 +526,7 @@ def _text_damaged(array: np.ndarray, random: Random) -> np.ndarray:
     text = str(array)
     try:
         changed = _json_damaged(text.encode(), random).decode(errors="replace")
-    except ValueError:
+    except (ValueError, RecursionError):  # it is none, or was damaged before
         changed = random.choice(("", "a", "\x1b[2J", "[" * 100_000, "x" * 100_000))
     return np.array(changed.replace("\x00", "?"))
 

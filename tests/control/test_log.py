@@ -245,6 +245,7 @@ DAMAGED = {
     "no contract": lambda p: saved(p, contract=None),
     "no column": lambda p: saved(p, **{"row/command": None}),
     "short column": lambda p: saved(p, **{"row/command": np.zeros((4, 4))}),
+    "short column that is unknown": lambda p: saved(p, **{"row/later": np.zeros(4)}),
     "wide column": lambda p: saved(p, **{"row/command": np.zeros((5, 7))}),
     "text column": lambda p: saved(p, **{"row/command": np.full((5, 4), "x")}),
     "no rows": lambda p: saved(p, **{"row/now": np.float64(1)}),

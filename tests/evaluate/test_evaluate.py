@@ -412,6 +412,18 @@ def test_foreign_reports(text, tmp_path):
         read_report(path)
 
 
+@pytest.mark.parametrize("gates", [None, 3, [{}], {}, [None]])
+def test_a_report_with_odd_gates(result, tmp_path, gates):
+    report = json.loads((result / "eval.json").read_text())
+    path = tmp_path / "eval.json"
+    path.write_text(json.dumps({**report, "gates": gates}))
+    if gates == {}:
+        assert read_report(path)["gates"] == {}
+        return
+    with pytest.raises(DeftlyError, match=r"eval\.json is not a report"):
+        read_report(path)
+
+
 def test_binary_report(tmp_path):
     path = tmp_path / "eval.json"
     path.write_bytes(b"\xff\xfe\x00")

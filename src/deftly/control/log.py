@@ -293,6 +293,9 @@ def _require_rows(rows: Mapping[str, np.ndarray], columns: Mapping[str, Column])
         fits = column.shape == (*now.shape, *shape)
         if not fits or column.dtype.kind != np.dtype(dtype).kind:
             raise ValueError(f"'{name}' is {column.shape} of {column.dtype}")
+    for name, column in rows.items():  # also of columns that this Deftly does not know
+        if column.shape[:1] != now.shape:
+            raise ValueError(f"'{name}' is {column.shape}, not a row for each of {len(now)} ticks")
 
 
 def _require_snapshots(snapshots: Mapping[str, np.ndarray]) -> None:

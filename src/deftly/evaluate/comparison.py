@@ -18,6 +18,7 @@ from deftly.evaluate.report import (
     SCHEMA,
     Report,
     Values,
+    conclusion,
     headline,
     means,
     number,
@@ -66,7 +67,8 @@ def read_report(path: Path) -> Report:
     try:
         if report["schema"] != SCHEMA:
             raise ValueError(f"its schema is {report['schema']!r}, this Deftly reads {SCHEMA!r}")
-        compare(Side(report), Side(report))  # it has all that a comparison needs
+        compare(Side(report), Side(report))  # it has all that a comparison needs,
+        conclusion(report)  # and all that is said of one
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise FileError(f"{path} is not {what}: {printable(error)}; {advice}") from None
     return report
