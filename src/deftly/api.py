@@ -210,6 +210,11 @@ def training_settings(task: str, words: Sequence[str]) -> tuple[TrainArgs, Check
             "a shipped policy holds no training state to resume from: start a run with --init shipped"
         )
     source = checkpoint.load(workspace.find_checkpoint(args.resume, cls.name, args.runs, "last"))
+    if source.task != cls.name:
+        raise DeftlyError(
+            f"{source.label} is a run of {source.task}, not of {cls.name}: "
+            f"deftly train {source.task} --resume {args.resume}"
+        )
     source.require_algorithm(chosen_algorithm(words, source.config))
     args_type = with_algorithm(args_type, words, source.config)
     kinds = get_type_hints(args_type)

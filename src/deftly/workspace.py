@@ -355,7 +355,7 @@ def find_run(
     elif complete:
         found = {name: folder for name, folder in found.items() if _checkpoints(folder)} or found
     if not found:
-        near = suggest(part, folders) or "; see 'deftly runs'"
+        near = suggest(part, [*folders, "shipped", "latest"]) or "; see 'deftly runs'"
         if Path(part).suffix in FOREIGN:
             near = f"; a checkpoint is a folder: name the run, or RUN:iter_000100{suggest(part, folders)}"
         if path is not None:

@@ -34,7 +34,7 @@ def only(*ids: int) -> torch.Tensor:
 @pytest.mark.parametrize("error", [MemoryError(), ValueError("std::bad_alloc")])
 def test_more_than_the_memory_holds_is_refused_in_one_line(monkeypatch, error):
     model = mujoco.MjModel.from_xml_string("<mujoco/>")
-    with pytest.raises(DeftlyError, match="GB at least, it has .*lower env.num-envs"):
+    with pytest.raises(DeftlyError, match=r"GB at least, it has .*lower env\.num-envs"):
         CpuSim(model, 10**9)
 
     def fail(*_, **__):

@@ -1,6 +1,7 @@
 """`deftly config TASK [SECTION]`: a training's configuration as documented YAML."""
 
 import textwrap
+from dataclasses import dataclass
 
 from deftly import api, tasks
 from deftly.commands.train import TrainArgs
@@ -10,11 +11,16 @@ from deftly.errors import DeftlyError
 SECTIONS = ("sim", "env", "task", "train", "runs")
 
 
+@dataclass(frozen=True)
+class ConfigArgs(TrainArgs):
+    """Print the configuration of a training as YAML; a SECTION of it: sim, env, task, train or runs."""
+
+
 def main(argv: list[str]) -> int:
     """Run `deftly config TASK [SECTION] [settings]`: what `deftly train TASK` takes, or a section of it."""
     name, rest = split_task(argv)
-    if name is None:
-        parse(TrainArgs, rest, prog="deftly config TASK [SECTION]")  # answers --help
+    if name is None or {"-h", "--help"} & {*rest}:
+        parse(ConfigArgs, rest, prog="deftly config TASK [SECTION]")  # answers --help
         raise DeftlyError(
             f"config needs a task: deftly config {next(iter(tasks.shipped()), 'TASK')}"
         )

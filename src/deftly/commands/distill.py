@@ -9,6 +9,7 @@ from typing_extensions import Doc
 
 from deftly.commands import train
 from deftly.config import DistillConfig, TrainArgs, parse, split_task
+from deftly.errors import DeftlyError
 
 
 @dataclass(frozen=True)
@@ -25,4 +26,7 @@ def main(argv: list[str]) -> int:
     name, rest = split_task(argv)
     if name is None:
         parse(DistillArgs, rest, prog="deftly distill TASK")  # answers --help
+        raise DeftlyError(
+            "distill needs a task: deftly distill TASK --teacher RUN; 'deftly tasks' lists them"
+        )
     return train.main([*argv, "--train.algorithm", DistillConfig.algorithm])

@@ -85,6 +85,8 @@ def _dispatch(name: str, rest: list[str]) -> int:
         return importlib.import_module(COMMANDS[name].module).main(rest)
     if name in ("-V", "--version"):
         print(f"deftly {__version__}")
+    elif name == "help" and rest and rest[0] in COMMANDS:
+        return _dispatch(rest[0], ["--help"])
     elif name in ("-h", "--help", "help"):
         print(help_text(), end="")
     else:

@@ -58,8 +58,9 @@ class Named(NamedTuple):
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """`, did you mean 'x'?` for the nearest known name, or an empty string; goes at the end of an error."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f", did you mean '{near[0]}'?" if near else ""
+    small = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), list(small), n=1, cutoff=0.6)
+    return f", did you mean '{small[near[0]]}'?" if near else ""
 
 
 def opened(settings: list[Setting], allowance: Iterator[int] | None = None) -> list[Setting]:

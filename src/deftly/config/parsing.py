@@ -24,8 +24,11 @@ from deftly.console import LogLevel, printable, set_log_level
 from deftly.errors import DeftlyError
 
 T = TypeVar("T")
-ASSIGNMENT = re.compile(r"\+{0,2}([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
-"""A setting typed as `key=value`; with Hydra's `+` or `++` before it, which say nothing here."""
+ASSIGNMENT = re.compile(r"\+{0,2}([A-Za-z_][\w.-]*)=(?![<>])(.*)", re.DOTALL)
+"""A setting typed as `key=value`; with Hydra's `+` or `++` before it, which say nothing here.
+
+`success=>0.9` is none: it is a condition, misspelt.
+"""
 SHORT = re.compile(r"-[a-z]{1,2}(=.*)?", re.DOTALL)
 """A flag of one or two letters, such as Hydra's `-cn`."""
 SPELLINGS = {
