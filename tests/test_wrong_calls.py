@@ -217,11 +217,22 @@ SPECIAL = [
     Call("other", ("export", "rail.py", "--policy", "bundle"), "needs a checkpoint"),
     Call("other", ("check", "bundle", "--task", "slider.py"), "made for the task 'rail'"),
     Call("other", ("check", "bundle", "--task", "nothing.py"), "no task file nothing.py"),
+    Call("other", ("check", "slider.py", "--policy", "bundle"), "made for the task 'rail'"),
+    Call(
+        "other", ("train", "jaka-pick-cube", "--resume", "rail_train"), "is a run of rail, not of"
+    ),
     Call("other", ("check", "bundle", "--against", "nothing"), "nothing"),
     Call("other", ("sysid", LEAP, "--log-file", "log.npz"), "log.npz is of another robot"),
     Call("other", ("replay", "log.npz", "--task", "jaka-pick-cube"), "jaka-pick-cube"),
     Call("other", ("inspect", "log.npz", "--bundle", "bad"), "bad"),
     Call("other", ("train", "rail.py", "--init", "bundle"), "neither a run nor a checkpoint"),
+    Call("other", ("eval", "rail.py", "--policy", "bundle", "--out", "bundle"), "is a bundle, of"),
+    Call("other", ("sim2sim", "rail.py", "--policy", "bundle", "--out", "bundle"), "is a bundle"),
+    # words that are nearly right
+    Call("near", ("train", "JAKA-PICK-CUBE"), "did you mean 'jaka-pick-cube'?"),
+    Call("near", ("eval", "rail.py", "--policy", "SHIPPED"), "did you mean 'shipped'?"),
+    Call("near", ("eval", "rail.py", "--policy", "bundle", "--gate", "success=>0.9"), "METRIC>="),
+    Call("near", ("distill",), "distill needs a task"),
     # settings that do not go together
     Call("both", ("train", "rail.py", "--resume", "latest", "--init", "latest"), "--init"),
     Call("both", ("train", "rail.py", "sim.dt=0.01", "sim.substeps=9999"), "sim.substeps"),

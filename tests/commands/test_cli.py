@@ -55,6 +55,13 @@ def test_module_and_version():
     assert python("-m", "deftly", "--version").stdout == f"deftly {__version__}\n"
 
 
+def test_help_with_a_command_is_the_commands(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["help", "eval"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: deftly eval")
+
+
 def test_unknown_command_suggests_the_nearest(capsys):
     assert cli.main(["trian"]) == 2
     assert (
