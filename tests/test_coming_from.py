@@ -11,7 +11,6 @@ from documented import ROOT, parse_command
 
 from deftly.commands import main as cli
 from deftly.commands import play
-from deftly.commands.table import COMMANDS
 from deftly.render import viewers
 
 SMALL = {
@@ -29,7 +28,6 @@ SMALL = {
 """What makes each command that is run take little time, put at its end."""
 NOT_HERE = {"torchrun", "torch.distributed.launch", "--wandb", "warp"}
 """Words of commands that need what a test does not have: they are parsed."""
-NOT_YET = "not there yet"
 
 
 class Row(NamedTuple):
@@ -68,9 +66,8 @@ def rows() -> list[Row]:
 
 
 ROWS = [row for row in rows() if row.words]
-LATER = [row for row in ROWS if NOT_YET in row.remarks and row.words[0] not in COMMANDS]
-RUN = [row for row in ROWS if row not in LATER and row.runs]
-PARSED = [row for row in ROWS if row not in LATER and not row.runs]
+RUN = [row for row in ROWS if row.runs]
+PARSED = [row for row in ROWS if not row.runs]
 
 
 def ids(found: list[Row]) -> list[str]:
@@ -125,12 +122,6 @@ def test_a_row_runs(row, place, capsys):
 @pytest.mark.parametrize("row", PARSED, ids=ids(PARSED))
 def test_a_row_parses(row, place):
     parse_command(filled(row.words, place))
-
-
-@pytest.mark.parametrize("row", LATER, ids=ids(LATER))
-def test_what_is_not_there_yet_is_refused_in_one_line(row, capsys):
-    assert cli.main(row.words) == 2
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_every_system_has_rows():
