@@ -52,6 +52,20 @@ def test_robots_of_any_size_are_shown_whole_from_any_side(length, direction):
     assert 0.6 < np.abs(places).max() < 1.0
 
 
+def test_what_sinks_into_the_floor_a_little_is_framed_whole():
+    """An object at rest does; one that is wholly below, put aside, is left out."""
+    model = mujoco.MjModel.from_xml_string(
+        '<mujoco><worldbody><geom type="plane" size="1 1 1"/>'
+        '<body pos="0 0 .0999"><geom type="box" size=".02 .02 .1"/></body>'
+        '<body pos="0 0 -9"><geom size=".1"/></body></worldbody></mujoco>'
+    )
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    found = looks.corners(model, data)
+    assert len(found) == 8
+    assert found[:, 2].min() == pytest.approx(-0.0001)
+
+
 def test_the_floor_is_not_what_is_framed():
     model, data = arm()
     assert looks.corners(model, data)[:, 0].max() == pytest.approx(1.05)

