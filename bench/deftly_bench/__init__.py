@@ -120,7 +120,7 @@ def main(argv: list[str]) -> int:
 
         return algorithms.main(algorithms.without_bare_flag(argv))
     name, rest = split_task(argv)
-    args = parse(BenchArgs, rest, prog="deftly bench")
+    args = parse(BenchArgs, rest, prog="deftly bench [TASK]")
     console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
     if args.table:
         files = [args.out] if args.out else sorted(Path("bench/results").glob("*.json"))

@@ -122,7 +122,7 @@ def test_the_shipped_policy_is_one_in_both_forms():
 
 def test_a_bundle_that_is_named_as_a_task_is_to_be_given_as_a_policy(exported, monkeypatch):
     monkeypatch.chdir(exported.bundle.parent)
-    with pytest.raises(DeftlyError, match="is no task, but is there: give it as --policy"):
+    with pytest.raises(DeftlyError, match="is no task, but a folder: give it as --policy"):
         resolve(None, exported.bundle.name, RunsConfig(root=exported.root / "none"))
 
 

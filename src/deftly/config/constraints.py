@@ -210,8 +210,8 @@ def limits(constraints: tuple[Any, ...]) -> str:
 
 
 def _told(constraints: tuple[Any, ...]) -> Iterator[tuple[Any, type, Any]]:
-    """The constraints of these kinds, each with its kind and its bound."""
-    for constraint in constraints:
+    """The constraints of these kinds, each once, with its kind and its bound."""
+    for constraint in dict.fromkeys(constraints):  # a field that is declared again has them twice
         kind = type(constraint)
         if kind in BOUNDS:
             yield constraint, kind, getattr(constraint, BOUNDS[kind].attribute)

@@ -359,9 +359,9 @@ def _no_policy(task: str, runs: RunsConfig) -> str:
     """Why there is no policy of a task, and what to type instead."""
     near = ""
     if task not in shipped_tasks():
-        if Path(task).exists() and Path(task).suffix != ".py":
+        if Path(task).is_dir():
             name = printable(task, 80)
-            return f"'{name}' is no task, but is there: give it as --policy {name}"
+            return f"'{name}' is no task, but a folder: give it as --policy {name}"
         near = suggest(task, shipped_tasks())
     what = f"no policy for {task}{near}: no run with a checkpoint in '{runs.root}', none is shipped"
     if near:
