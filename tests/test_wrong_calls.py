@@ -233,6 +233,8 @@ SPECIAL = [
     Call("near", ("eval", "rail.py", "--policy", "SHIPPED"), "did you mean 'shipped'?"),
     Call("near", ("eval", "rail.py", "--policy", "bundle", "--gate", "success=>0.9"), "METRIC>="),
     Call("near", ("distill",), "distill needs a task"),
+    Call("both", ("distill", "rail.py", "train.algorithm=sac"), "train.algorithm is sac, but"),
+    Call("both", ("distill", "rail.py", "train.algorithm=x"), "must be one of ppo"),
     # settings that do not go together
     Call("both", ("train", "rail.py", "--resume", "latest", "--init", "latest"), "--init"),
     Call("both", ("train", "rail.py", "sim.dt=0.01", "sim.substeps=9999"), "sim.substeps"),

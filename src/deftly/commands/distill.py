@@ -8,7 +8,7 @@ from typing import Annotated
 from typing_extensions import Doc
 
 from deftly.commands import train
-from deftly.config import DistillConfig, TrainArgs, parse, split_task
+from deftly.config import DistillConfig, TrainArgs, chosen_algorithm, parse, split_task
 from deftly.errors import DeftlyError
 
 
@@ -28,5 +28,11 @@ def main(argv: list[str]) -> int:
         parse(DistillArgs, rest, prog="deftly distill TASK")  # answers --help
         raise DeftlyError(
             "distill needs a task: deftly distill TASK --teacher RUN; 'deftly tasks' lists them"
+        )
+    own = DistillConfig.algorithm
+    chosen = chosen_algorithm(rest, {"train": {"algorithm": own}})
+    if chosen != own:
+        raise DeftlyError(
+            f"train.algorithm is {chosen}, but distill imitates a teacher: deftly train {name} --train.algorithm {chosen}"
         )
     return train.main([*argv, "--train.algorithm", DistillConfig.algorithm])
