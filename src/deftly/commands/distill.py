@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
     chosen = chosen_algorithm(rest, {"train": {"algorithm": own}})
     if chosen != own:
         raise DeftlyError(
-            f"train.algorithm is {chosen}, but distill imitates a teacher: deftly train {name} --train.algorithm {chosen}"
+            f"train.algorithm is {chosen}, but distill imitates a teacher: "
+            f"deftly train {name} --train.algorithm {chosen}"
         )
     return train.main([*argv, "--train.algorithm", DistillConfig.algorithm])
