@@ -99,6 +99,16 @@ def test_require_names_the_first_difference():
         PLAIN.require(dataclasses.replace(PLAIN, robot=other), "the robot")
 
 
+def test_of_another_robot_its_name_is_the_difference():
+    other = dataclasses.replace(ROBOT, name="other", joints=ROBOT.joints[:1])
+    with pytest.raises(ContractError, match=f"it is of other, not of {ROBOT.name}$"):
+        ROBOT.require(other, "the robot")
+    with pytest.raises(ContractError, match=f"its robot is other, not {ROBOT.name}$"):
+        PLAIN.require(
+            dataclasses.replace(PLAIN, robot=dataclasses.replace(ROBOT, name="other")), "x"
+        )
+
+
 def test_schema_1_is_refused_by_name():
     with pytest.raises(
         ContractError,
