@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -125,6 +126,22 @@ def bundle_settings(exported):
 def test_networks_of_several_operators_to_an_activation_are_run(activation):
     spec = NetworkSpec({"policy": 8}, 4, (16,), activation)
     require_bounded(export.to_onnx(Policy(Network(spec))), "x.onnx")
+
+
+def test_a_network_that_sees_is_bounded_and_computes_the_same():
+    spec = NetworkSpec(
+        {"policy": 5}, 3, (8,), "relu", images={"front": (16, 24), "wrist": (16, 16)}
+    )
+    policy = Policy(Network(spec))
+    model = export.to_onnx(policy)
+    require_bounded(model, "x.onnx")
+    obs = {"policy": torch.randn(4, 5)}
+    for name, size in spec.images.items():
+        obs[name] = torch.randint(0, 256, (4, *size, 3), dtype=torch.uint8)
+    session = onnxruntime.InferenceSession(model)
+    given = {"state": obs["policy"], "front": obs["front"], "wrist": obs["wrist"]}
+    (action,) = session.run(None, {name: value.numpy() for name, value in given.items()})
+    np.testing.assert_allclose(action, policy(obs).numpy(), atol=1e-5)
 
 
 def test_the_report_is_a_fresh_one_of_this_policy(exported, found, source):

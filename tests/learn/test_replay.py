@@ -151,3 +151,21 @@ def test_few_goals_in_hindsight_tell_that_nothing_need_be_done():
     replaced = found.obs["policy"][:, 1] != 9.0
     assert 0.07 < float(replaced.float().mean()) < 0.13
     assert (found.returns == torch.where(replaced, 1.0, -1.0)).all()
+
+
+def test_what_the_filter_leaves_out_is_drawn_again():
+    """In one environment of four the thing moves with each step, in the others it lies still."""
+    buffer = ReplayBuffer(4, 40 * 4, {"policy": SIZE}, 1)
+    none = torch.zeros(4, dtype=torch.bool)
+    for t in range(40):
+        here = torch.tensor([[t, -9.0]] + [[-5.0, -9.0]] * 3)
+        there = torch.tensor([[t + 1.0, -9.0]] + [[-5.0, -9.0]] * 3)
+        buffer.add(
+            {"policy": here}, torch.zeros(4, 1), -torch.ones(4), none, none, {"policy": there}
+        )
+    found = buffer.sample(4000, 1, GAMMA, torch.Generator().manual_seed(2), Positions(), 1.0)
+    replaced = found.obs["policy"][:, 1] != -9.0
+    moves = found.obs["policy"][:, 0] != -5.0
+    assert replaced[moves].all()
+    assert 0.63 < float(moves.float().mean()) < 0.7  # a fourth if each were drawn once
+    assert 0.07 < float(replaced[~moves].float().mean()) * float((~moves).float().mean()) < 0.11

@@ -86,6 +86,10 @@ CASES = {
     "Expand": ([node("Expand", "observation", "s")], {"s": [3, 1, SEEN]}),
     "Gather": ([node("Gather", "observation", "s", axis=1)], {"s": [[5, 0, 1], [2, 2, 2]]}),
     "Reshape": ([node("Reshape", "observation", "s")], {"s": [0, -1, 3]}),
+    "Reshape as torch writes it": (
+        [node("Reshape", "observation", "s", allowzero=1)],
+        {"s": [-1, 2, 3]},
+    ),
     "Reshape of all": ([node("Reshape", "observation", "s")], {"s": [-1, 2, 3]}),
     "Slice": (
         [node("Slice", "observation", "start", "end", "axis", "step")],
@@ -300,6 +304,11 @@ HOSTILE = {
         [node("Cast", into="i", to=INT64), node("Reshape", "observation", "i")],
         {},
         "it depends on 'i', which only a run knows",
+    ),
+    "a shape of nothing": (
+        [node("Reshape", "observation", "s", allowzero=1)],
+        {"s": [0, -1]},
+        "'allowzero' is not run",
     ),
     "what comes later": ([node("Add", "observation", "x")], {}, "'x' is not computed before"),
     "a circle": ([node("Add", "observation", "action")], {}, "'action' is not computed before"),

@@ -269,9 +269,10 @@ class PickPlace(Task):
         "distill": {
             "buffer": 40_000,
             "minibatches": 4,
+            "epochs": 4,
             "activation": "relu",
-            "augment_shift": 2,
-            "augment_gain": 0.3,
+            "augment_shift": 4,
+            "augment_gain": 0.7,
         },
     }
     cfg: PickPlaceConfig
