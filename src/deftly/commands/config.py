@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from deftly import api, tasks
 from deftly.commands.train import TrainArgs
-from deftly.config import parse, split_task, split_word, suggest, to_yaml
+from deftly.config import parse, split_task, split_word, suggest, to_yaml, with_task
 from deftly.errors import DeftlyError
 
 SECTIONS = ("sim", "env", "task", "train", "runs")
@@ -19,8 +19,10 @@ class ConfigArgs(TrainArgs):
 def main(argv: list[str]) -> int:
     """Run `deftly config TASK [SECTION] [settings]`: what `deftly train TASK` takes, or a section of it."""
     name, rest = split_task(argv)
-    if name is None or {"-h", "--help"} & {*rest}:
-        parse(ConfigArgs, rest, prog="deftly config TASK [SECTION]")  # answers --help
+    if {"-h", "--help"} & {*rest}:
+        own = ConfigArgs if name is None else with_task(ConfigArgs, tasks.load(name).Config)
+        parse(own, rest, prog=f"deftly config {name or 'TASK'} [SECTION]")  # answers
+    if name is None:
         raise DeftlyError(
             f"config needs a task: deftly config {next(iter(tasks.shipped()), 'TASK')}"
         )

@@ -365,12 +365,17 @@ def _simulated(
 
 
 def _as_simulated(task: str, args: RunArgs, flags: list[str]) -> RunArgs:
-    """The arguments with the task's own bounds of the safety kernel where the user says nothing."""
-    from deftly.tasks import load, shipped
+    """The arguments with a shipped task's own bounds of the safety kernel where the user says nothing.
 
-    if task not in shipped() or not load(task).safety:
+    The file of a user's task is imported by the robot's process alone.
+    """
+    from deftly.tasks import OLDER_NAMES, SHIPPED, load
+
+    is_shipped = OLDER_NAMES.get(task, task) in SHIPPED
+    safety = dict(load(task).safety) if is_shipped else {}
+    if not safety:
         return args
-    filed = {"safety": dict(load(task).safety)}
+    filed = {"safety": safety}
     return parse(RunArgs, policy_words(flags), prog="deftly run [TASK]", filed=filed)
 
 

@@ -514,7 +514,7 @@ def prepare(
         raise DeftlyError(
             f"{like.label} is a policy of {like.task}, not of {cls.name}: name the task {like.task}"
         )
-    filed = like.settings(cls)
+    filed = {**like.settings(cls)}
     if cls.safety and "safety" in command.__dataclass_fields__:
         filed["safety"] = dict(cls.safety)
     args = parse(command, flags, prog=prog, filed=filed, origin=f"the settings of {like.label}")
