@@ -101,7 +101,7 @@ def test_require_names_the_first_difference():
 
 def test_of_another_robot_its_name_is_the_difference():
     other = dataclasses.replace(ROBOT, name="other")
-    with pytest.raises(ContractError, match=f"it is of other, not of {ROBOT.name}$"):
+    with pytest.raises(ContractError, match=f"its robot is other, not {ROBOT.name}$"):
         ROBOT.require(other, "the robot")
     with pytest.raises(ContractError, match=f"its robot is other, not {ROBOT.name}$"):
         PLAIN.require(

@@ -404,11 +404,10 @@ class PolicyContract(Document):
         """Whether a group of numbers shows the past."""
         return {group: any(each.history for each in terms) for group, terms in self._terms.items()}
 
-    def difference(self, other: Self) -> str:
-        """How another contract differs first, in words: of another robot everything does."""
-        if other.robot.name != self.robot.name:
-            return f"its robot is {other.robot.name}, not {self.robot.name}"
-        return super().difference(other)
+    @property
+    def robot_name(self) -> str:
+        """Of the robot that the policy is for."""
+        return self.robot.name
 
     def require_policy_of(self, trained: Self, what: str) -> None:
         """Raise ContractError naming the first difference unless a policy of `trained`, which is `what`, fits this.

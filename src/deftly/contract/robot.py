@@ -264,11 +264,10 @@ class RobotInterface(Document):
         """
         self.as_trained(trained).require(trained, what)
 
-    def difference(self, other: Self) -> str:
-        """How another interface differs first, in words: of another robot everything does."""
-        if other.name != self.name:
-            return f"it is of {other.name}, not of {self.name}"
-        return super().difference(other)
+    @property
+    def robot_name(self) -> str:
+        """Its own."""
+        return self.name
 
     def as_trained(self, trained: Self) -> Self:
         """This robot with the motors of another, and with what guards the other, as far as it may differ from it.

@@ -71,6 +71,11 @@ class Document(Record):
 
     SCHEMA = ""
 
+    @property
+    def robot_name(self) -> str:
+        """Of the robot that it is about; empty if it is about none."""
+        return ""
+
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, numbers in their shortest exact form, no unset `LATER` fields."""
         tree = {"schema": self.SCHEMA, **_tree(self)}
@@ -109,7 +114,13 @@ class Document(Record):
         raise ContractError(f"{what} was made under another {kind}: {difference}")
 
     def difference(self, other: Self) -> str:
-        """How another record differs from this one first, in words; empty if it does not."""
+        """How another record differs from this one first, in words; empty if it does not.
+
+        Of another robot everything does, so that its name is said.
+        """
+        mine, theirs = self.robot_name, other.robot_name
+        if mine != theirs:
+            return f"its robot is {theirs}, not {mine}"
         return first_difference(json.loads(self.to_json()), json.loads(other.to_json()))
 
     def _require_tree(self, tree: dict[str, Any]) -> None:

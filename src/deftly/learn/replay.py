@@ -132,10 +132,12 @@ class ReplayBuffer:
             hindsight: The share of transitions whose goal is replaced; see `AT_GOAL`.
         """
         device = self._columns["rewards"].device
-        draws = self._draw(count, n_step, generator)
+        ages, envs = self._draw(count, n_step, generator)
+        relabelled = None
         if goals is not None and hindsight > 0:
-            draws, chosen, goal = self._with_hindsight(draws, n_step, generator, goals, hindsight)
-        ages, envs = draws
+            ages, envs, *relabelled = self._with_hindsight(
+                ages, envs, n_step, generator, goals, hindsight
+            )
         steps = torch.arange(n_step, device=device)[:, None]
         window = self._row(ages + steps)  # (n_step, count)
         goes_on = 1.0 - self._columns["ended"][window, envs].float()
@@ -145,7 +147,8 @@ class ReplayBuffer:
         first, last = window[0], self._row(ages + length - 1)
         obs, next_obs = self._obs("obs", first, envs), self._obs("next_obs", last, envs)
         rewards = self._columns["rewards"][window, envs]
-        if goals is not None and hindsight > 0:
+        if goals is not None and relabelled is not None:
+            chosen, goal = relabelled
             obs = _where(chosen, goals.with_goal(obs, goal), obs)
             next_obs = _where(chosen, goals.with_goal(next_obs, goal), next_obs)
             achieved = goals.achieved(self._obs("next_obs", window, envs))
@@ -169,17 +172,17 @@ class ReplayBuffer:
 
     def _with_hindsight(
         self,
-        draws: tuple[Tensor, Tensor],
+        ages: Tensor,
+        envs: Tensor,
         n_step: int,
         generator: torch.Generator,
         goals: Goals,
         hindsight: float,
-    ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-        """Transitions, which of them get a goal in hindsight, and the goals; see `AT_GOAL`.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Transitions (ages and environments), which of them get a goal in hindsight, and the goals; see `AT_GOAL`.
 
         What the filter leaves out is drawn again, and keeps its own goal if it leaves out that, too.
         """
-        ages, envs = draws
         count, device = len(ages), ages.device
         waiting = torch.rand(count, generator=generator, device=device) < hindsight
         takes_any = torch.rand(count, generator=generator, device=device) < AT_GOAL
@@ -199,7 +202,7 @@ class ReplayBuffer:
             goal = torch.where(taken[:, None], reached, goal)
             chosen = chosen | taken
             waiting = waiting & ~taken
-        return (ages, envs), chosen, goal
+        return ages, envs, chosen, goal
 
     def _row(self, ages: Tensor) -> Tensor:
         """Where rows are that are so many rows younger than the oldest."""
