@@ -178,6 +178,18 @@ def test_the_sparse_reward_is_one_at_the_goal_and_minus_one_elsewhere():
     assert env.step(torch.zeros(2, 9)).reward.tolist() == [1.0, -1.0]
 
 
+def test_under_a_sparse_reward_an_episode_goes_on_when_the_object_fell():
+    """Else throwing it off the table would be worth more than to try."""
+    env = make(1, reward="sparse")
+    s, everywhere = env.state, torch.ones(1, dtype=torch.bool)
+    below = torch.tensor([[0.5, 0.0, -0.1]], dtype=s.dtype)
+    env.task.things.place(s, everywhere, below, torch.tensor([[1.0, 0, 0, 0]], dtype=s.dtype))
+    env.sim.forward(everywhere)
+    step = env.step(torch.zeros(1, 9))
+    assert not bool(step.terminated)
+    assert float(step.reward) == -1.0
+
+
 def test_under_a_sparse_reward_an_episode_goes_on_at_the_goal():
     """An end there would be worth less than to stay, so that a policy would learn to come and never be still."""
     assert make(2, reward="dense").task.cfg.stop_on_success
