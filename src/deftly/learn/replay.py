@@ -6,7 +6,7 @@ hindsight experience replay (Andrychowicz et al. 2017, arXiv:1707.01495), with g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -151,7 +151,7 @@ class ReplayBuffer:
             chosen, goal = relabelled
             obs = _where(chosen, goals.with_goal(obs, goal), obs)
             next_obs = _where(chosen, goals.with_goal(next_obs, goal), next_obs)
-            achieved = goals.achieved(self._obs("next_obs", window, envs))
+            achieved = goals.achieved(self._seen("next_obs", ages + steps, envs))
             rewards = torch.where(chosen, goals.goal_reward(achieved, goal), rewards)
         terminated = self._columns["terminated"][last, envs]
         return Transitions(
@@ -184,24 +184,22 @@ class ReplayBuffer:
         What the filter leaves out is drawn again, and keeps its own goal if it leaves out that, too.
         """
         count, device = len(ages), ages.device
-        waiting = torch.rand(count, generator=generator, device=device) < hindsight
+        wanted = torch.rand(count, generator=generator, device=device) < hindsight
         takes_any = torch.rand(count, generator=generator, device=device) < AT_GOAL
-        chosen = torch.zeros_like(waiting)
-        goal = goals.achieved(self._obs("obs", self._row(ages), envs))
+        chosen = torch.zeros_like(wanted)
+        waiting = wanted.nonzero().squeeze(-1)
+        goal = goals.achieved(self._seen("obs", ages, envs))
         for draw in range(DRAWS):
             if draw > 0:
-                other_ages, other_envs = self._draw(count, n_step, generator)
-                ages = torch.where(waiting, other_ages, ages)
-                envs = torch.where(waiting, other_envs, envs)
-            begins = goals.achieved(self._obs("obs", self._row(ages), envs))
-            reached = goals.achieved(
-                self._obs("next_obs", self._later(ages, envs, generator), envs)
-            )
+                ages[waiting], envs[waiting] = self._draw(len(waiting), n_step, generator)
+            of, at = ages[waiting], envs[waiting]
+            begins = goals.achieved(self._seen("obs", of, at))
+            reached = goals.achieved(self._seen("next_obs", self._later(of, at, generator), at))
             is_there = goals.goal_reward(begins, reached) >= goals.goal_reward(reached, reached)
-            taken = waiting & (takes_any | ~is_there)
-            goal = torch.where(taken[:, None], reached, goal)
-            chosen = chosen | taken
-            waiting = waiting & ~taken
+            taken = takes_any[waiting] | ~is_there
+            goal[waiting[taken]] = reached[taken]
+            chosen[waiting[taken]] = True
+            waiting = waiting[~taken]
         return ages, envs, chosen, goal
 
     def _row(self, ages: Tensor) -> Tensor:
@@ -209,7 +207,7 @@ class ReplayBuffer:
         return (ages + (self.written - min(self.written, self.rows))) % self.rows
 
     def _later(self, ages: Tensor, envs: Tensor, generator: torch.Generator) -> Tensor:
-        """A row of the same episode, not before the given ones, `(count,)`.
+        """The age of a row of the same episode, not before the given ones, `(count,)`.
 
         It is drawn up to `LATEST` rows ahead; as long as that is in another episode, the distance is halved.
         """
@@ -220,7 +218,7 @@ class ReplayBuffer:
         for _ in range(LATEST.bit_length()):
             is_other = self._columns["episode"][self._row(ages + ahead), envs] != episode
             ahead = torch.where(is_other, ahead // 2, ahead)
-        return self._row(ages + ahead)
+        return ages + ahead
 
     def newest(self, rows: int) -> Obs:
         """What was seen in the newest rows, `(rows * num_envs, size)` by group; of all that it holds at most."""
@@ -230,6 +228,11 @@ class ReplayBuffer:
 
     def _obs(self, kind: str, rows: Tensor, envs: Tensor) -> Obs:
         return {group: self._columns[f"{kind}/{group}"][rows, envs] for group in self._groups}
+
+    def _seen(self, kind: str, ages: Tensor, envs: Tensor) -> Obs:
+        """As `_obs`, by age; a group is read when it is asked for. Rows lie far apart: reading is what takes time."""
+        rows = self._row(ages)
+        return _OnDemand(self._groups, lambda group: self._columns[f"{kind}/{group}"][rows, envs])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The rows that were written, and how many there were, as a flat mapping of tensors."""
@@ -249,6 +252,23 @@ class ReplayBuffer:
                 )
             column[:kept] = saved
         self._episode = state["episodes"].to(self._episode.device, copy=True)
+
+
+class _OnDemand(Mapping[str, Tensor]):
+    """Observations by group, each made when it is asked for."""
+
+    def __init__(self, groups: tuple[str, ...], make: Callable[[str], Tensor]):
+        self._groups = groups
+        self._make = make
+
+    def __getitem__(self, group: str) -> Tensor:
+        return self._make(group)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
 
 
 def _where(chosen: Tensor, one: Obs, other: Obs) -> Obs:
