@@ -239,7 +239,9 @@ def test_a_student_of_another_task_is_no_start(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     some(2).save(tmp_path / "gait.npz", make())
     other = str(checkpoint.shipped("jaka-pick-cube"))
-    with pytest.raises(DeftlyError, match="another contract: its robot is jaka-zu5, not leap-right"):
+    with pytest.raises(
+        DeftlyError, match="another contract: its robot is jaka-zu5, not leap-right"
+    ):
         gait_main([TASK, "--gait", "gait.npz", "--ascent", "0", "--init", other])
     assert not (tmp_path / "runs").exists()
 
