@@ -711,6 +711,5 @@ def _unpack_array(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> np.ndarray
         array = np.lib.format.read_array(stream, allow_pickle=False)
     if array.size and not array.itemsize:
         raise ValueError(f"'{part.filename}' in it has elements of no size")
-    return array.astype(
-        array.dtype.newbyteorder("="), copy=False
-    )  # torch takes no other order of bytes
+    native = array.dtype.newbyteorder("=")  # torch takes no other order of bytes
+    return array.astype(native, copy=False)

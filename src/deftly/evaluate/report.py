@@ -19,7 +19,8 @@ import numpy as np
 from deftly.console import printable
 from deftly.errors import DeftlyError
 from deftly.files import write_text
-from deftly.policy.bundle import REPORT_SCHEMA
+from deftly.objects.scanned import RECORD
+from deftly.policy.bundle import MANIFEST, REPORT_SCHEMA
 from deftly.stats import SUMMARY, proportion, summarize
 from deftly.tasks import Task
 
@@ -172,13 +173,13 @@ def bins_table(report: Report) -> list[tuple[str, ...]]:
 
 
 HOLDS = {
-    "checksums.json": "a bundle",
+    MANIFEST: "a bundle",
     "checkpoint.json": "a checkpoint",
-    "object.json": "a scanned object",
+    RECORD: "a scanned object",
     "checkpoints": "a training",
     "meta/info.json": "a data set",
 }
-"""What a folder is that holds a file: a report in it would replace files of that."""
+"""What a folder is that holds a file of this name; a report in it would replace other files of that."""
 
 
 def require_place(folder: Path) -> None:

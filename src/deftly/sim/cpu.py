@@ -38,7 +38,8 @@ _MAX_DUMPS = 10  # broken environments that are written to `dump_dir`; the other
 
 
 LEAST_MEMORY = 32_000
-"""Bytes that an environment of a task takes at least; those of the shipped tasks take 60 to 150 kB."""
+"""Bytes that an environment of a task takes at least: a guess on the low side. A process with 1,024 of `jaka-pick-cube`
+takes 290 MB, one of `dexhand-box` 321 (docs/performance.md)."""
 
 
 class CpuSim:
