@@ -54,6 +54,19 @@ def test_returns_are_discounted_sums_up_to_the_end_of_an_episode(n_step, rows):
     assert starts == set(range(max(0, rows - 10), rows - n_step + 1))
 
 
+def test_parts_of_a_draw_are_its_rows_in_their_order():
+    buffer, _ = filled(20, 10)
+    found = buffer.sample(30, 2, GAMMA, torch.Generator().manual_seed(1))
+    parts = list(found.split(10))
+    assert [len(part.actions) for part in parts] == [10, 10, 10]
+    for name in ("actions", "returns", "discounts"):
+        together = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(together, getattr(found, name))
+    for name in ("obs", "next_obs"):
+        together = torch.cat([getattr(part, name)["policy"] for part in parts])
+        assert torch.equal(together, getattr(found, name)["policy"])
+
+
 def test_it_holds_the_newest_rows():
     buffer, _ = filled(4, 10)
     assert len(buffer) == 4 * ENVS

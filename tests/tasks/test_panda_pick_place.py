@@ -18,6 +18,9 @@ DOWN = np.array([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]])
 """The hand's axes when the tool points down and the fingers move along y."""
 
 
+UPRIGHT = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+
+
 def make(num_envs: int, plain: bool = True, **task) -> Env:
     cls = load("panda-pick-place")
     task = {"objects": ("cube",), **task}
@@ -157,18 +160,17 @@ def test_what_is_moved_to_the_goal_counts_only_when_it_stays():
     env.auto_reset = False
     s, everywhere = env.state, torch.ones(1, dtype=torch.bool)
     goal = s.zeros("goal", 3).clone()
-    upright = torch.tensor([[1.0, 0, 0, 0]], dtype=s.dtype)
-    env.task.things.place(s, everywhere, goal, upright)
+    env.task.things.place(s, everywhere, goal, UPRIGHT)
     env.sim.forward(everywhere)
     seen = [bool(env.step(torch.zeros(1, 9)).success) for _ in range(3)]
     assert seen == [False, False, True]
-    env.task.things.place(s, everywhere, goal + s.tensor((0.06, 0.0, 0.0)), upright)
+    env.task.things.place(s, everywhere, goal + s.tensor((0.06, 0.0, 0.0)), UPRIGHT)
     env.sim.forward(everywhere)
     assert not bool(env.step(torch.zeros(1, 9)).success)
     assert float(s.zeros("held")) == 0
 
 
-def test_the_sparse_reward_is_one_at_the_goal_and_minus_one_elsewhere():
+def test_the_sparse_reward_is_one_still_at_the_goal_and_minus_one_elsewhere():
     env = make(2, reward="sparse", goal_height=(0.0, 0.0), least_way=0.0)
     env.auto_reset = False
     s = env.state
@@ -183,7 +185,7 @@ def test_under_a_sparse_reward_an_episode_goes_on_when_the_object_fell():
     env = make(1, reward="sparse")
     s, everywhere = env.state, torch.ones(1, dtype=torch.bool)
     below = torch.tensor([[0.5, 0.0, -0.1]], dtype=s.dtype)
-    env.task.things.place(s, everywhere, below, torch.tensor([[1.0, 0, 0, 0]], dtype=s.dtype))
+    env.task.things.place(s, everywhere, below, UPRIGHT)
     env.sim.forward(everywhere)
     step = env.step(torch.zeros(1, 9))
     assert not bool(step.terminated)
@@ -231,7 +233,7 @@ def test_an_object_that_falls_ends_the_episode():
     env = make(1)
     s, everywhere = env.state, torch.ones(1, dtype=torch.bool)
     below = torch.tensor([[0.5, 0.0, -0.1]], dtype=s.dtype)
-    env.task.things.place(s, everywhere, below, torch.tensor([[1.0, 0, 0, 0]], dtype=s.dtype))
+    env.task.things.place(s, everywhere, below, UPRIGHT)
     env.sim.forward(everywhere)
     step = env.step(torch.zeros(1, 9))
     assert bool(step.terminated)
@@ -250,17 +252,39 @@ def test_a_goal_in_hindsight_is_seen_as_if_it_had_been_given():
     env.auto_reset = False
     goals = env.task.goals
     before = env.step(torch.zeros(2, 9))
-    other = torch.tensor([[0.45, 0.1, 0.1], [0.5, -0.1, 0.05]])
+    other = torch.tensor([[0.45, 0.1, 0.1, 0.3], [0.5, -0.1, 0.05, 0.0]])
     changed = goals.with_goal(before.obs, other)
-    env.state.zeros("goal", 3)[:] = other.to(env.state.dtype)
+    env.state.zeros("goal", 3)[:] = other[:, :3].to(env.state.dtype)
     now = env._observe(torch.zeros(2, dtype=torch.bool))
     for group in ("policy", "critic"):
         assert torch.allclose(changed[group], now[group], atol=1e-6)
     achieved = goals.achieved(before.obs)
-    assert torch.allclose(achieved, env.task.things.position(env.state).float(), atol=1e-6)
+    things = env.task.things
+    speed = things.velocity(env.state)[:, :3].norm(dim=-1, keepdim=True)
+    seen = torch.cat((things.position(env.state), speed), -1).float()
+    assert torch.allclose(achieved, seen, atol=1e-6)
     assert goals.goal_reward(achieved, achieved + 0.01).tolist() == [1.0, 1.0]
     assert goals.goal_reward(achieved, achieved + 0.05).tolist() == [-1.0, -1.0]
     assert make(1).task.goals is None
+    cls = load("panda-pick-place")
+    assert cls(cls.Config(reward="sparse", observation="rgb")).goals is None
+
+
+def test_the_speed_that_hindsight_reads_is_the_object_s():
+    """It lies in what the critic sees, at a place that has to be right."""
+    env = make(3, reward="sparse")
+    s, everywhere = env.state, torch.ones(3, dtype=torch.bool)
+    goal = s.zeros("goal", 3).clone()
+    env.task.things.place(s, everywhere, goal + s.tensor((0.0, 0.0, 0.04)), UPRIGHT.expand(3, 4))
+    env.sim.forward(everywhere)
+    falls = env.step(torch.zeros(3, 9))
+    achieved = env.task.goals.achieved(falls.obs)
+    expected = env.task.things.velocity(s)[:, :3].norm(dim=-1).float()
+    assert float(expected.min()) > 0.2
+    assert torch.allclose(achieved[:, 3], expected, atol=1e-5)
+    assert falls.reward.tolist() == [0.0, 0.0, 0.0]
+    there = torch.cat((s.zeros("goal", 3), s.zeros("goal", 1)), -1).float()
+    assert env.task.goals.goal_reward(achieved, there).tolist() == [0.0, 0.0, 0.0]
 
 
 # ------------------------------------------------------------------------ images

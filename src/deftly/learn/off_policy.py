@@ -129,9 +129,8 @@ class OffPolicy:
             self._collect()
             collected = time.perf_counter()
             if self._may_learn:
-                for _ in range(self.settings.updates):
-                    for name, value in self._update().items():
-                        losses[name].append(value)
+                for name, values in self._update().items():
+                    losses[name] += values
             collecting += collected - start
             updating += time.perf_counter() - collected
         self._normalize()
@@ -163,14 +162,26 @@ class OffPolicy:
         size = (self.env.num_envs, self.env.contract.action_size)
         return 2 * torch.rand(size, generator=self.generator, device=self.device) - 1
 
-    def _update(self) -> dict[str, Tensor]:
+    def _update(self) -> dict[str, list[Tensor]]:
+        """Take the gradient steps that follow a control step; returns their losses by name.
+
+        All their batches are drawn at once: reading some large ones takes less time than reading many small ones.
+        """
         cfg = self.settings
-        batch = self.buffer.sample(
-            cfg.batch, cfg.n_step, cfg.gamma, self.generator, self.env.task.goals, cfg.hindsight
+        drawn = self.buffer.sample(
+            cfg.updates * cfg.batch,
+            cfg.n_step,
+            cfg.gamma,
+            self.generator,
+            self.env.task.goals,
+            cfg.hindsight,
         )
-        losses = self.learn(batch)
-        self.updates += 1
-        self._follow()
+        losses: dict[str, list[Tensor]] = defaultdict(list)
+        for batch in drawn.split(cfg.batch):
+            for name, value in self.learn(batch).items():
+                losses[name].append(value)
+            self.updates += 1
+            self._follow()
         return losses
 
     def _normalize(self) -> None:

@@ -42,6 +42,18 @@ class Transitions(NamedTuple):
     discounts: Tensor  # (n,) of the value of `next_obs`; 0 where the episode terminated
     next_obs: Obs  # some steps later, or at the end of the episode if that came first
 
+    def split(self, count: int) -> Iterator[Transitions]:
+        """Parts of `count` transitions each, in their order."""
+        for start in range(0, len(self.actions), count):
+            part = slice(start, start + count)
+            yield Transitions(
+                {group: value[part] for group, value in self.obs.items()},
+                self.actions[part],
+                self.returns[part],
+                self.discounts[part],
+                {group: value[part] for group, value in self.next_obs.items()},
+            )
+
 
 class ReplayBuffer:
     """The newest steps of all environments, row by row.

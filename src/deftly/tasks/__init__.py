@@ -48,11 +48,11 @@ class Goals(Protocol):
     """What hindsight experience replay asks a task with goals, about observations by group, each `(..., size)`."""
 
     def achieved(self, obs: Mapping[str, Tensor]) -> Tensor:
-        """What there is of what a goal asks for, `(..., k)`, such as the position of an object."""
+        """What there is of what a goal asks for, `(..., k)`, such as the position of an object and its speed."""
         ...
 
     def with_goal(self, obs: Mapping[str, Tensor], goal: Tensor) -> dict[str, Tensor]:
-        """The observations as they would have been with another goal, `(..., k)`."""
+        """The observations as they would have been with another goal: what was achieved later, `(..., k)`."""
         ...
 
     def goal_reward(self, achieved: Tensor, goal: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ GOAL_LOW, GOAL_HIGH = (0.30, -0.25, 0.0), (0.70, 0.25, 0.40)
 """Corners of the box in which a goal may be, in the arm's base frame, m: what the arm reaches with its tool down."""
 OBJECT, GOAL_OFFSET, GOAL = slice(7, 10), slice(17, 20), slice(20, 23)
 """Where the observation has the object's position, and what depends on the goal."""
+VELOCITY = slice(51, 54)
+"""Where what the critic sees has the object's velocity: behind 33 numbers of the policy and 18 of the joints."""
 MAX_PRESS = 200.0
 """Force on the table up to which the reward counts it, N."""
 CAMERAS = ("front", "wrist")
@@ -90,7 +92,8 @@ class Weights:
     hold: Annotated[float, Doc("Progress of the count of steps at the goal.")] = 1.0
     success: Annotated[float, Doc("Once, when the object has stayed at the goal.")] = 2.0
     sparse: Annotated[
-        float, Doc("1 with the object at the goal, -1 elsewhere; the only term of a sparse reward.")
+        float,
+        Doc("1 with the object still at the goal, 0 with it moving there, -1 elsewhere."),
     ] = 0.0
     tilt: Annotated[float, Doc("Squared sine of the tool's angle to the vertical.")] = -0.1
     posture: Annotated[
@@ -182,7 +185,7 @@ class PickPlaceConfig(TaskConfig):
     image_size: Annotated[int, Ge(8), Le(1024), Doc("Edge of the square images, pixels.")] = 64
     reward: Annotated[
         Literal["dense", "sparse"],
-        Doc("dense: `weights`; sparse: 1 at the goal, -1 elsewhere, until time is up."),
+        Doc("dense: `weights`; sparse: 1 still at the goal, 0 moving there, -1 elsewhere."),
     ] = "dense"
     curriculum: Annotated[
         bool,
@@ -319,8 +322,8 @@ class PickPlace(Task):
 
     @property
     def goals(self) -> "PickPlace | None":
-        """Itself, if the reward is of the goal alone."""
-        return self if self.cfg.reward == "sparse" else None
+        """Itself, if the reward is of the goal alone and the policy is told where the object is."""
+        return self if self.cfg.reward == "sparse" and self.cfg.observation != "rgb" else None
 
     @property
     def sees(self) -> bool:
@@ -497,7 +500,7 @@ class PickPlace(Task):
         away, distance = self._away(s, position), self._distance(s, position)
         gripped = self._gripped(s, away)
         held, was = s.zeros("held"), s.zeros("potential", 4)
-        still = self.things.velocity(s)[:, :3].norm(dim=-1) < cfg.hold_speed
+        still = self._speed(s) < cfg.hold_speed
         at_goal = distance < cfg.distance_threshold
         held[:] = torch.where(at_goal & still, held + 1, 0.0)
         grasped, peak = s.zeros("time_to_grasp"), s.zeros("peak_press")
@@ -520,7 +523,7 @@ class PickPlace(Task):
         return {
             **gains,
             "success": self.success(s),
-            "sparse": self.goal_reward(self.things.position(s), s.zeros("goal", 3)),
+            "sparse": self._sparse(self._distance(s, self.things.position(s)), self._speed(s)),
             "tilt": self._tilt(s),
             "posture": elbow.square().sum(-1),
             "action_rate": (s.action - s.last_action).square().sum(-1),
@@ -587,21 +590,35 @@ class PickPlace(Task):
     # ------------------------------------------------------------------ goals in hindsight
 
     def achieved(self, obs: Mapping[str, Tensor]) -> Tensor:
-        """Where the object was seen, `(..., 3)`, m."""
-        return obs["policy"][..., OBJECT]
+        """Where the object was seen, m, and its speed, m/s: `(..., 4)`."""
+        speed = obs["critic"][..., VELOCITY].norm(dim=-1, keepdim=True)
+        return torch.cat((obs["policy"][..., OBJECT], speed), -1)
 
     def with_goal(self, obs: Mapping[str, Tensor], goal: Tensor) -> dict[str, Tensor]:
-        """The observations with another goal; the critic's begins with the policy's."""
+        """The observations with another goal, the place of what was achieved; the critic's begins with the policy's."""
+        place = goal[..., :3]
         changed = {group: value.clone() for group, value in obs.items()}
         for value in changed.values():
-            value[..., GOAL_OFFSET] = goal - value[..., OBJECT]
-            value[..., GOAL] = goal
+            value[..., GOAL_OFFSET] = place - value[..., OBJECT]
+            value[..., GOAL] = place
         return changed
 
     def goal_reward(self, achieved: Tensor, goal: Tensor) -> Tensor:
-        """The term `sparse`: 1 at the goal, -1 elsewhere."""
-        distance = (achieved - goal).norm(dim=-1)
-        return torch.where(distance < self.cfg.distance_threshold, 1.0, -1.0)
+        """The term `sparse`; of the goal only the place counts, of what was achieved also the speed."""
+        distance = (achieved[..., :3] - goal[..., :3]).norm(dim=-1)
+        return self._sparse(distance, achieved[..., 3])
+
+    def _sparse(self, distance: Tensor, speed: Tensor) -> Tensor:
+        """The term `sparse` for an object's distance to the goal, m, and its speed, m/s.
+
+        Success asks for a still object. With 1 for one that moves through the goal as well, policies swing it there.
+        """
+        is_still = (speed < self.cfg.hold_speed).to(distance.dtype)
+        return torch.where(distance < self.cfg.distance_threshold, is_still, -1.0)
+
+    def _speed(self, s: State) -> Tensor:
+        """Of the object, `(num_envs,)`, m/s."""
+        return self.things.velocity(s)[:, :3].norm(dim=-1)
 
     def _distance(self, s: State, position: Tensor) -> Tensor:
         """Of the object, at `position (num_envs, 3)`, to the goal, `(num_envs,)`, m."""
