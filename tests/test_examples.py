@@ -210,6 +210,7 @@ def test_the_notebook_runs(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(Path(deftly.__file__).parents[1]))
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the notebook's runs go there
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     where = {"metadata": {"path": str(EXAMPLES)}}
     client = nbclient.NotebookClient(

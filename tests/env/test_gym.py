@@ -44,13 +44,14 @@ def test_gymnasium_finds_nothing_wrong():
     assert beyond == []
 
 
-def test_stable_baselines_learns():
+def test_stable_baselines_learns(tmp_path):
     from stable_baselines3 import PPO
+    from stable_baselines3.common.logger import configure
 
     env = gymnasium.make(CUBE, env={"episode_steps": 50})
-    model = PPO(
-        "MlpPolicy", env, n_steps=128, batch_size=64, n_epochs=1, device="cpu", seed=1
-    ).learn(256)
+    model = PPO("MlpPolicy", env, n_steps=128, batch_size=64, n_epochs=1, device="cpu", seed=1)
+    model.set_logger(configure(str(tmp_path), []))  # else it makes a folder of its own in /tmp
+    model.learn(256)
     assert model.num_timesteps == 256
     assert len(model.ep_info_buffer or ()) == 5
 
