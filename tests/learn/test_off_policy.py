@@ -196,6 +196,18 @@ def test_the_critics_of_td3_learn_the_lesser_value_of_noisy_actions(slider):
     assert float(learner.learn(batch)["loss/critic"]) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("algorithm", ["ddpg", "td3"])
+def test_large_actions_have_a_price(slider, algorithm):
+    learner, batch = prepared(slider, algorithm, action_l2=0.5)
+    learner.updates = 0
+    learner.learn_critics = lambda *_: {}
+    with torch.no_grad():
+        actions = learner.actor(batch.obs["policy"])
+        value = learner.values(learner.critics[:1], batch.obs, actions).mean()
+    expected = 0.5 * actions.square().mean() - value
+    assert float(learner.learn(batch)["loss/actor"]) == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_the_actor_of_td3_learns_less_often(slider):
     learner = learner_of(slider, "td3", learning_starts=0, policy_delay=3, updates=1, steps=1)
     learner.iterate()

@@ -307,6 +307,11 @@ class DeterministicConfig(OffPolicyConfig):
             "environment and of the last, those between evenly spaced."
         ),
     ] = (0.05, 0.4)
+    action_l2: Annotated[
+        float,
+        Ge(0),
+        Doc("Price of an action's mean square in the actor's loss: keeps actions off their limits."),
+    ] = 0.0
 
 
 @dataclass(frozen=True)

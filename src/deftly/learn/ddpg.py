@@ -30,6 +30,8 @@ class DDPG(OffPolicy):
     """One learner on `env`; settings are documented in `DDPGConfig`, for TD3 in `TD3Config`.
 
     Environments explore with noise of different size: some stay close to the policy, others try what is far from it.
+    With `action_l2` large actions cost the actor something, as in Andrychowicz et al. 2017 (arXiv:1707.01495): one that is
+    at the limits of the tanh hardly learns any more.
     """
 
     algorithm = "ddpg"
@@ -56,7 +58,8 @@ class DDPG(OffPolicy):
         if self.is_actors_turn:
             actions = self.actor(self.actor.gather(batch.obs))
             value = self.values(self.critics[:1], batch.obs, actions)
-            losses |= self.learn_actor(-value.mean())
+            size = self.settings.action_l2 * actions.square().mean()
+            losses |= self.learn_actor(size - value.mean())
         return losses
 
     @property
