@@ -30,8 +30,8 @@ class DDPG(OffPolicy):
     """One learner on `env`; settings are documented in `DDPGConfig`, for TD3 in `TD3Config`.
 
     Environments explore with noise of different size: some stay close to the policy, others try what is far from it.
-    With `action_l2` large actions cost the actor something, as in Andrychowicz et al. 2017 (arXiv:1707.01495): one that is
-    at the limits of the tanh hardly learns any more.
+    With `action_l2` large actions cost the actor something, as in Andrychowicz et al. 2017 (arXiv:1707.01495): an actor
+    whose actions are at the limits of the tanh hardly learns any more.
     """
 
     algorithm = "ddpg"
