@@ -589,6 +589,13 @@ def test_what_is_no_bundle_is_never_overwritten(tmp_path):
     assert (tmp_path / "mine/thesis.txt").read_text() == "years"
 
 
+def test_a_place_where_nothing_can_be_written_is_said_before_the_work(tmp_path):
+    """Root may write anywhere, but in a file there are no folders for anybody."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BundleError, match="file/b': not a directory: name another folder"):
+        bundle.require_place(tmp_path / "file" / "b")
+
+
 def test_a_full_disk_keeps_the_old_bundle(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -310,7 +310,9 @@ class DeterministicConfig(OffPolicyConfig):
     action_l2: Annotated[
         float,
         Ge(0),
-        Doc("Price of an action's mean square in the actor's loss: keeps actions off their limits."),
+        Doc(
+            "Price of an action's mean square in the actor's loss: keeps actions off their limits."
+        ),
     ] = 0.0
 
 

@@ -27,10 +27,19 @@ from typing import Any
 import numpy as np
 import yaml
 
+from deftly.console import printable
 from deftly.contract import ContractError, PolicyContract
 from deftly.contract.terms import spread
 from deftly.errors import DeftlyError
-from deftly.files import FileError, atomic_folder, parse_json, parse_npz, parse_yaml, read_bytes
+from deftly.files import (
+    FileError,
+    atomic_folder,
+    parse_json,
+    parse_npz,
+    parse_yaml,
+    read_bytes,
+    why_unwritable,
+)
 from deftly.policy.onnx_bounds import UnboundedError, require_bounded
 from deftly.policy.protocol import (
     ACTION,
@@ -272,17 +281,20 @@ def robot_config(contract: PolicyContract) -> str:
 
 
 def require_place(folder: Path) -> None:
-    """Raise BundleError unless a bundle may be written to this folder: it is new, empty, or holds a bundle."""
-    if not os.path.lexists(folder) or (
-        folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
-    ):
-        return
-    try:
-        _read_manifest(folder)
-    except BundleError:
-        raise BundleError(
-            f"{folder} is there and is no bundle of this Deftly: choose another folder"
-        ) from None
+    """Raise BundleError unless a bundle can be written to this folder: it is new, empty, or holds a bundle."""
+    if os.path.lexists(folder) and not _is_empty(folder):
+        try:
+            _read_manifest(folder)
+        except BundleError:
+            raise BundleError(
+                f"{folder} is there and is no bundle of this Deftly: choose another folder"
+            ) from None
+    if problem := why_unwritable(folder, folder=True):
+        raise BundleError(f"'{printable(folder)}': {problem}")
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
 
 
 def write(folder: Path, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
