@@ -54,13 +54,14 @@ def success(taught, run, **task) -> float:
     return found.success
 
 
-def learn(taught, iterations: int, **settings) -> deftly.Training:
+def learn(taught, iterations: int, train=None, **settings) -> deftly.Training:
     train = {
         "algorithm": "distill",
         "steps": 8,
         "minibatches": 4,
         "hidden": (32,),
         "mix_iterations": 3,
+        **(train or {}),
     }
     return deftly.train(
         taught[0],
@@ -85,9 +86,10 @@ def test_student_does_what_a_teacher_does_that_sees_more(taught):
     assert shares[:4] == pytest.approx([1.0, 2 / 3, 1 / 3, 0.0], abs=1e-5)
 
 
-def test_resumed_is_uninterrupted(taught):
-    whole = learn(taught, 4, name="whole")
-    half = learn(taught, 2, name="half")
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_resumed_is_uninterrupted(taught, average):
+    whole = learn(taught, 4, {"average": average}, name="whole")
+    half = learn(taught, 2, {"average": average}, name="half")
     resumed = deftly.train(
         taught[0],
         resume=str(half.run),
@@ -100,6 +102,36 @@ def test_resumed_is_uninterrupted(taught):
     ]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_policy_is_the_moving_average_of_the_student(taught):
+    """Over few steps at first, so that it does not keep what it started from; it drives, and takes over `--init`."""
+    cls = load(taught[0])
+    env = Env(cls(cls.Config()), EnvConfig(num_envs=8), SimConfig(threads=1), 5)
+    cfg = DistillConfig(teacher=str(taught[1]), steps=8, minibatches=4, hidden=(8,), average=0.5)
+    learner = Distillation(env, cfg)
+    with torch.no_grad():
+        learner.actor.layers[0].weight.fill_(0.1)
+    expected = learner.actor.layers[0].weight.clone()
+    step, seen = learner.optimizer.step, 0
+
+    def watched():
+        nonlocal expected, seen
+        step()
+        decay = min(0.5, (1 + seen) / (10 + seen))
+        expected = decay * expected + (1 - decay) * learner.student.layers[0].weight.detach()
+        seen += 1
+
+    learner.optimizer.step = watched
+    learner.iterate()
+    learner.iterate()
+    assert seen == 2 * cfg.epochs * cfg.minibatches
+    policy = learner.policy().actor
+    assert torch.allclose(policy.layers[0].weight, expected, atol=1e-6)
+    assert not torch.equal(policy.layers[0].weight, learner.student.layers[0].weight)
+    count = learner.student.normalizer.count
+    assert torch.equal(policy.normalizer.count, count)
+    assert int(count) == 2 * 8 * 8
 
 
 def test_a_teacher_that_sees_the_same_decides_as_in_its_own_environments(taught):

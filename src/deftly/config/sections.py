@@ -394,6 +394,15 @@ class DistillConfig(LearnerConfig):
     ] = (128, 128)
     activation: Annotated[Activation, Doc("Activation between the layers.")] = "elu"
     learning_rate: Annotated[float, Gt(0), Doc("Step size.")] = 1e-3
+    average: Annotated[
+        float,
+        Ge(0),
+        Lt(1),
+        Doc(
+            "Decay, per gradient step, of the moving average of the weights that is the policy, as 0.9995; "
+            "0: the newest weights."
+        ),
+    ] = 0.0
     init_std: Annotated[
         float, Gt(0), Doc("Standard deviation of the student's noise, for a training from it.")
     ] = 0.3

@@ -5,10 +5,15 @@ drives most environments, and then fewer, so that the student learns from what a
 from its own mistakes. Each rollout is learned from and forgotten, as rsl-rl's distillation does it, unless there is
 a `buffer`: then the newest lessons of all rollouts are learned from again and again, which pays where a lesson is an
 image that takes longer to draw than to learn from.
+
+With `average` the policy is the exponential moving average of the student's weights over the last gradient steps.
+Single steps disagree most where images differ from all that was seen, and the average of their weights errs less there
+(Izmailov et al. 2018, arXiv:1803.05407).
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -26,7 +31,7 @@ from deftly.env import Env, group_of
 from deftly.errors import DeftlyError
 from deftly.files import parse_yaml
 from deftly.learn import augmentation, checkpoint, optimizers
-from deftly.learn.networks import Network, NetworkSpec, Policy
+from deftly.learn.networks import Network, NetworkSpec, Policy, follow
 from deftly.learn.ppo import PRIVILEGED
 from deftly.learn.ranks import Ranks
 from deftly.sim.rows import wide
@@ -170,7 +175,10 @@ class Teacher:
 
 
 class Distillation:
-    """One learner on `env`. `actor` is the student; settings are documented in `DistillConfig`."""
+    """One learner on `env`; settings are documented in `DistillConfig`.
+
+    `student` is the network that learns, `actor` the policy: the student itself, or the average of its weights.
+    """
 
     algorithm: str = "distill"
     metric_names: tuple[str, ...] = ("loss/imitation", "teacher", "time/collect", "time/update")
@@ -185,14 +193,19 @@ class Distillation:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.actor = student_network(env, settings).to(self.device)
+            self.student = student_network(env, settings).to(self.device)
+        self.ranks.broadcast_([self.student])
+        self.actor = self.student
+        if settings.average:
+            self.actor = copy.deepcopy(self.student).requires_grad_(False)
         self.networks: Mapping[str, Network] = {"actor": self.actor}
-        self.ranks.broadcast_(self.networks.values())
-        layers = (self.actor.encoders, self.actor.layers)
+        layers = (self.student.encoders, self.student.layers)
         self.parameters = [value for layer in layers for value in layer.parameters()]
         self.buffer = LessonBuffer(settings.buffer)
         self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, fused=True)
         self.iterations = 0
+        self.updates = 0
+        """Gradient steps that the average has taken in."""
         self.generator = torch.Generator(self.device)
         self.generator.manual_seed(settings.seed + self.ranks.rank)
 
@@ -214,6 +227,10 @@ class Distillation:
 
     def iterate(self) -> dict[str, float]:
         """One rollout and one update."""
+        if self.iterations == 0:
+            self.student.load_state_dict(
+                self.actor.state_dict()
+            )  # --init gave its weights to the actor
         share = self.teacher_share
         start = time.perf_counter()
         lessons = self._collect(share)
@@ -247,18 +264,28 @@ class Distillation:
     def _update(self, lessons: Lessons) -> float:
         """Take gradient steps, `epochs` times through the lessons; returns the mean squared error per element."""
         if not self.settings.keep_normalizer:
-            self.actor.normalizer.update(lessons.inputs, self.ranks)  # type: ignore[operator]
+            self.student.normalizer.update(lessons.inputs, self.ranks)  # type: ignore[operator]
+            self.actor.normalizer.load_state_dict(self.student.normalizer.state_dict())
         total = torch.zeros((), device=self.device)
         for batch in self._minibatches(lessons):
-            answers = self.actor(batch.inputs, *map(self._augmented, batch.images))
+            answers = self.student(batch.inputs, *map(self._augmented, batch.images))
             loss = (answers - batch.actions).square().mean()
             self.optimizer.zero_grad()
             loss.backward()
             self.ranks.average_gradients(self.parameters)
             nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
             self.optimizer.step()
+            self._average()
             total += loss.detach()
         return float(total) / (self.settings.epochs * self.settings.minibatches)
+
+    def _average(self) -> None:
+        """Take the newest weights into the average: of fewer steps, as long as there were few."""
+        if not self.settings.average:
+            return
+        decay = min(self.settings.average, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        follow(self.actor, self.student, 1 - decay)
 
     def _augmented(self, images: Tensor) -> Tensor:
         """Images of lessons as they are learned from, changed at random."""
@@ -285,8 +312,11 @@ class Distillation:
                 yield lessons.map(partial(_rows, part))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Optimizer, generator, counter, buffer, and what the teacher remembers, as a flat mapping of tensors."""
+        """Optimizer, generator, counters, buffer, what the teacher remembers, and beside an average the student."""
+        student = self.student.state_dict() if self.settings.average else {}
         return {
+            **{f"student/{name}": value for name, value in student.items()},
+            "updates": torch.tensor(self.updates),
             **self.buffer.state_dict(),
             **optimizers.pack(self.optimizer),
             **{f"teacher/{name}": value for name, value in self.teacher.memory.items()},
@@ -302,6 +332,10 @@ class Distillation:
         }
         if self.settings.buffer:
             self.buffer.load_state_dict(state, self.device)
+        if self.settings.average:
+            saved = {name: state[f"student/{name}"] for name in self.student.state_dict()}
+            self.student.load_state_dict(saved)
+            self.updates = int(state["updates"])
         self.iterations = int(state["iterations"])
         self.generator.set_state(state["generator"].cpu())
 

@@ -318,6 +318,13 @@ class Network(nn.Module):
         return self.std.clamp(*STD_RANGE)
 
 
+@torch.no_grad()
+def follow(slow: nn.Module, fast: nn.Module, rate: float) -> None:
+    """Move the parameters of a network by a fraction of the way to those of another one (Polyak averaging)."""
+    for behind, ahead in zip(slow.parameters(), fast.parameters(), strict=True):
+        behind.lerp_(ahead, rate)
+
+
 def build(spec: NetworkSpec, weights: Mapping[str, Tensor]) -> Network:
     """The network of a description with these weights; raises DeftlyError if they are not of that network.
 

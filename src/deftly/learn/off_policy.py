@@ -20,7 +20,7 @@ from deftly.config import OffPolicyConfig
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.learn import optimizers
-from deftly.learn.networks import Head, Network, NetworkSpec, Policy
+from deftly.learn.networks import Head, Network, NetworkSpec, Policy, follow
 from deftly.learn.ppo import PRIVILEGED
 from deftly.learn.ranks import Ranks
 from deftly.learn.replay import Obs, ReplayBuffer, Transitions
@@ -243,13 +243,10 @@ class OffPolicy:
             name: copy.deepcopy(self.networks[name]).requires_grad_(False) for name in self.slow
         }
 
-    @torch.no_grad()
     def _follow(self) -> None:
-        """Move the target networks towards the networks (Polyak averaging)."""
+        """Move the target networks towards the networks."""
         for name, target in self.targets.items():
-            pairs = zip(target.parameters(), self.networks[name].parameters(), strict=True)
-            for slow, fast in pairs:
-                slow.lerp_(fast, self.settings.tau)
+            follow(target, self.networks[name], self.settings.tau)
 
     # ------------------------------------------------------------------------ state
 
