@@ -192,13 +192,24 @@ def test_drive_tells_of_faults(exported, tmp_path, monkeypatch):
     assert result.faults == ["signals-bad"]
 
 
+class HalfDriver:
+    def read(self):
+        raise AssertionError("read")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"driver": lambda robot, rate: object()}, "has no method read"),
         ({"driver": object}, "does not make a driver"),
         ({"safety": {"sped": 0.5}}, "no setting 'sped', did you mean 'speed'"),
-        ({"log_seconds": 0.0}, "log_seconds is 0"),
+        ({"driver": HalfDriver()}, r"has no method write\(\)"),
+        ({"log_seconds": 0.0}, "log-seconds is 0.0, but it must be 1 or more"),
+        ({"log_seconds": 9e9}, "log-seconds"),
+        ({"seconds": -5.0}, "seconds is -5.0, but it must be 0 or more"),
+        ({"seconds": float("nan")}, "seconds"),
+        ({"log": "out.txt"}, r"\.npz"),
+        ({"log": "/dev/null/out.npz"}, "not a directory"),
         ({"policy": "nothing-here"}, "nothing-here"),
     ],
 )
@@ -212,6 +223,30 @@ def test_drive_refuses_before_anything_moves(change, message, exported):
     }
     with pytest.raises(DeftlyError, match=message):
         deftly.drive(given.pop("driver"), given.pop("policy"), **given)
+
+
+@pytest.mark.parametrize("is_made", [False, True])
+@pytest.mark.parametrize(
+    "change", [{"safety": {"margin": 0.9}}, {"seconds": -1.0}, {"policy": "nothing-here"}]
+)
+def test_a_driver_is_stopped_when_driving_is_refused(change, is_made, exported):
+    """A driver may hold the robot from the moment it is made."""
+    made, stopped = [], []
+
+    class Holding(FakeDriver):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+        def stop(self):
+            stopped.append(self)
+
+    contract = deftly.load_policy(exported.bundle).contract
+    driver = Holding(contract.robot, contract.rate) if is_made else Holding
+    given = {"policy": exported.bundle, "start": True, **change}
+    with pytest.raises(DeftlyError):
+        deftly.drive(driver, given.pop("policy"), **given)
+    assert stopped == made
 
 
 def test_load_policy_needs_to_know_which():

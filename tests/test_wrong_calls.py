@@ -230,6 +230,11 @@ SPECIAL = [
     Call("other", ("sim2sim", "rail.py", "--policy", "bundle", "--out", "bundle"), "is a bundle"),
     # words that are nearly right
     Call("near", ("train", "JAKA-PICK-CUBE"), "did you mean 'jaka-pick-cube'?"),
+    Call(
+        "near",
+        ("train", "jaka-pick-cube", "--task.cube-mass", "1e-300"),
+        "MuJoCo cannot build the scene: mass and inertia of moving bodies must be larger",
+    ),
     Call("near", ("eval", "rail.py", "--policy", "SHIPPED"), "did you mean 'shipped'?"),
     Call("near", ("eval", "rail.py", "--policy", "bundle", "--gate", "success=>0.9"), "METRIC>="),
     Call("near", ("distill",), "distill needs a task"),

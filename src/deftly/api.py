@@ -523,26 +523,33 @@ def drive(
     from deftly.control.loop import Runner
     from deftly.control.operator import open_operator
     from deftly.control.safety import Kernel, SafetyConfig
-    from deftly.control.session import Session
+    from deftly.control.session import Session, SessionSettings, require_place
 
-    named = isinstance(policy, (str, Path))
-    chosen = load_policy(policy, task, ahead=True) if named else policy
-    bounds = (
-        safety
-        if isinstance(safety, SafetyConfig)
-        else settings_from(SafetyConfig, safety or {}, prog="safety")
-    )
-    contract = chosen.contract
+    is_made = hasattr(driver, "read") and not isinstance(driver, type)
     with ExitStack() as stack:
         unclaimed = stack.enter_context(ExitStack())
+        if is_made and hasattr(driver, "stop"):
+            unclaimed.callback(cast("Driver", driver).stop)
+        given = {"start": start, "seconds": seconds, "log": log, "log_seconds": log_seconds}
+        asked = settings_from(SessionSettings, given, prog="drive")
+        require_place(asked.log)
+        named = isinstance(policy, (str, Path))
+        chosen = load_policy(policy, task, ahead=True) if named else policy
         unclaimed.callback(chosen.close)
-        ticks = _log_ticks(contract, log_seconds)
+        bounds = (
+            safety
+            if isinstance(safety, SafetyConfig)
+            else settings_from(SafetyConfig, safety or {}, prog="safety")
+        )
+        contract = chosen.contract
+        ticks = _log_ticks(contract, asked.log_seconds)
         if isinstance(operator, str):
             operator = open_operator(operator, contract)
             stack.callback(operator.close)
-        is_made = hasattr(driver, "read") and not isinstance(driver, type)
         robot_driver = cast("Driver", driver) if is_made else _made(driver, contract)
-        unclaimed.pop_all()
+        _require_methods(robot_driver, driver, contract.robot)
+        if not is_made:
+            unclaimed.callback(robot_driver.stop)
         bounds = _bounds(bounds, robot_driver)
         # a driver that knows its robot is believed
         robot = getattr(robot_driver, "robot", contract.robot)
@@ -550,8 +557,9 @@ def drive(
         facts = _drive_facts(policy, robot_driver, bounds)
         kernel = Kernel(robot, contract.rate, bounds)
         runner = stack.enter_context(Runner(chosen, kernel, robot_driver, buffer))
-        end = {"start": start, "seconds": seconds, "log": None if log is None else Path(log)}
-        session = Session(runner, buffer, facts, **end, operator=operator)
+        unclaimed.pop_all()  # the runner lets go of policy and robot
+        how = {"start": asked.start, "seconds": asked.seconds, "log": asked.log}
+        session = Session(runner, buffer, facts, **how, operator=operator)
         status = session.run()
     return DriveResult(status == 0, session.ticker.count, session.ticker.overruns, buffer.rows())
 
@@ -570,22 +578,25 @@ def _log_ticks(contract: PolicyContract, seconds: float) -> int:
 
 
 def _made(driver: Any, contract: PolicyContract) -> Driver:
-    """The driver of a class of the user's. Raises DeftlyError unless it has what a driver has."""
-    from deftly.control.drivers import lacking
-
+    """The driver of a class of the user's. Raises DeftlyError unless it makes one."""
     try:
-        made = driver(contract.robot, contract.rate)
+        return driver(contract.robot, contract.rate)
     except TypeError as error:
         raise DeftlyError(
             f"{driver} does not make a driver of a robot interface and a rate: {error}"
         ) from error
-    missing = lacking(made, contract.robot)
+
+
+def _require_methods(driver: Driver, given: object, robot: RobotInterface) -> None:
+    """Raise DeftlyError unless the driver, or what was made by the one given, has what a driver has."""
+    from deftly.control.drivers import lacking
+
+    missing = lacking(driver, robot)
     if missing:
         raise DeftlyError(
-            f"{driver} has no method {missing[0]}(): a driver has read, write, stop and, for a robot "
+            f"{given} has no method {missing[0]}(): a driver has read, write, stop and, for a robot "
             "that is damped, damp (docs/run.md)"
         )
-    return made
 
 
 def _bounds(safety: SafetyConfig, driver: Driver) -> SafetyConfig:

@@ -11,7 +11,7 @@ from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from deftly import workspace
 from deftly.commands.train import main
-from deftly.config import ALGORITHMS, RunsConfig, TrainArgs, defaults_under
+from deftly.config import ALGORITHMS, OffPolicyConfig, RunsConfig, TrainArgs, defaults_under
 from deftly.errors import DeftlyError
 from deftly.learn.learner import make_learner
 from deftly.learn.networks import Network, NetworkSpec
@@ -86,7 +86,7 @@ def test_actions_are_random_until_learning_starts(slider, algorithm):
 
 
 def test_a_policy_that_was_brought_explores_by_itself(slider, algorithm):
-    learner = learner_of(slider, algorithm, keep_normalizer=True, learning_starts=10**6)
+    learner = learner_of(slider, algorithm, keep_normalizer=True, learning_starts=400)
     torch.nn.init.zeros_(learner.actor.layers[-1].weight)
     with torch.no_grad():
         learner.actor.layers[-1].bias.copy_(
@@ -112,7 +112,7 @@ def test_environments_explore_with_noise_of_different_size(slider):
 
 def test_the_true_end_of_an_episode_is_kept(slider, algorithm):
     learner = make_learner(
-        slider(2, env={"episode_steps": 3}, goal=-1.0), settings(algorithm, learning_starts=10**6)
+        slider(2, env={"episode_steps": 3}, goal=-1.0), settings(algorithm, learning_starts=400)
     )
     steps = []
     step = learner.env.step
@@ -362,11 +362,19 @@ def test_it_starts_from_weights(tiny, algorithm):
     assert trained(tiny, algorithm, 3) == 0
     start = tiny.path()
     before = load_file(start / "weights.safetensors")
-    assert trained(tiny, algorithm, 1, "--init", str(start), "--train.learning-starts", "9999") == 0
+    late = ("--train.learning-starts", "9999", "--train.buffer", "20000")
+    assert trained(tiny, algorithm, 1, "--init", str(start), *late) == 0
     after = tiny.weights()
     assert tiny.path() != start
     learned = [name for name in before if "actor" in name]
     assert all(torch.equal(before[name], after[name]) for name in learned)
+
+
+def test_a_buffer_that_never_holds_what_learning_waits_for_is_refused():
+    wait = OffPolicyConfig(buffer=1000, learning_starts=960)
+    wait.require_for(64)
+    with pytest.raises(DeftlyError, match=r"learning-starts is 961, but .* more than 960 transit"):
+        replace(wait, learning_starts=961).require_for(64)
 
 
 def test_a_buffer_that_is_too_short_is_refused():

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from deftly import workspace
+from deftly.config import ALGORITHMS
 from deftly.errors import DeftlyError
 from deftly.learn import checkpoint
+from deftly.learn.learner import make_learner
+from deftly.learn.trainer import Trainer
 
 CURRICULUM = Path(__file__).parents[1] / "assets/curriculum.py"
 NOISY = ("--env.latency-ms", "0", "50", "--task.noise.gaussian", "0.01")
@@ -144,3 +147,47 @@ def test_a_renamed_field_of_the_task_is_named(tiny_at, tmp_path):
         DeftlyError, match=r"config\.yaml sets task\.goal, which SliderConfig does not have"
     ):
         tiny_at(tmp_path, renamed).train(2, "--resume", "latest")
+
+
+class Saved:
+    """As much of a checkpoint as a trainer resumes from, with a state that anybody may have written."""
+
+    path, iteration, steps, numbers = Path("saved"), 1, 64, {}
+
+    def __init__(self, state):
+        self._state = state
+
+    def state(self, rank, size):
+        return self._state
+
+    def load_into(self, networks):
+        pass
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "sac", "td3"])
+def test_a_state_of_other_shapes_or_types_is_refused_whatever_of_it_is_changed(
+    slider, algorithm, tmp_path
+):
+    small = {"steps": 4, "hidden": (8,)}
+    if algorithm != "ppo":
+        small |= {"batch": 8, "buffer": 64, "learning_starts": 8}
+
+    def trainer():
+        env = slider(4, env={"latency_ms": (0.0, 50.0)})
+        return Trainer(env, make_learner(env, ALGORITHMS[algorithm](**small)), tmp_path, "")
+
+    first = trainer()
+    first.learner.iterate()
+    first.learner.iterate()
+    state = {name: value.clone() for name, value in first._state().items()}
+    trainer().resume(Saved(state))
+    other = trainer()
+    own = other._state().keys()
+    for name, value in state.items():
+        wrong = [torch.zeros((3, 5, *value.shape), dtype=value.dtype)]
+        if name in own:
+            wrong.append(value.to(torch.float16))
+        for changed in wrong:
+            with pytest.raises(DeftlyError) as error:
+                other.resume(Saved({**state, name: changed}))
+            assert "\n" not in str(error.value), name

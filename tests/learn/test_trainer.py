@@ -190,6 +190,32 @@ def test_reaching_the_wanted_success_ends_the_training(tiny):
     assert tiny.checkpoint("best").numbers["success"] == 1.0
 
 
+def test_what_came_after_an_older_checkpoint_is_kept(tiny, capsys):
+    """A run goes on from an older checkpoint: its newer ones are set aside, and the new ones stay."""
+    keep = ("--save-every", "1", "--keep-checkpoints", "3")
+    assert tiny.train(4, *keep) == 0
+    run = tiny.run
+    old = (run / "metrics.csv").read_text()
+    weights = (run / "checkpoints/iter_000004/weights.safetensors").read_bytes()
+    again = ("--resume", str(run / "checkpoints/iter_000002"), "--train.seed", "1")
+    capsys.readouterr()
+    assert tiny.train(3, *keep, *again) == 0
+    said = capsys.readouterr().err
+    aside = run / "until_000004"
+    assert "had gone on to iteration 4: its checkpoints after iteration 2" in said
+    assert str(aside) in said
+    assert (aside / "metrics.csv").read_text() == old
+    kept = aside / "checkpoints/iter_000004/weights.safetensors"
+    assert kept.read_bytes() == weights
+    found = sorted(folder.name for folder in (run / "checkpoints").glob("iter_*"))
+    assert found[-1] == "iter_000003"
+    assert tiny.checkpoint().iteration == 3
+    assert len((run / "metrics.csv").read_text().splitlines()) == 1 + 3
+    capsys.readouterr()
+    assert tiny.train(4, *keep, "--resume", str(run)) == 0
+    assert "had gone on" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("word", ["checkpoint", "training.checkpoint"])
 def test_the_older_names_of_resume(tiny, word):
     tiny.train(1)

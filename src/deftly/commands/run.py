@@ -22,10 +22,8 @@ from typing_extensions import Doc
 from deftly import __version__
 from deftly.config import (
     INPUT_FILE,
-    OUTPUT_FILE,
     SEEDS,
     RunsConfig,
-    Suffix,
     parse,
     split_task,
 )
@@ -39,11 +37,17 @@ from deftly.control.log import LogBuffer, max_ticks
 from deftly.control.loop import HANGS_S, PatientClock, Runner, Tick
 from deftly.control.operator import OPERATOR, open_operator, require_spec
 from deftly.control.safety import Kernel, SafetyConfig
-from deftly.control.session import Session
+from deftly.control.session import (
+    LOG,
+    LOG_SECONDS,
+    SECONDS,
+    START,
+    Session,
+    require_place,
+)
 from deftly.control.signals import ending_on_signals
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import PolicyArgs, PolicySource, policy_words, resolve, task_name
-from deftly.files import why_unwritable
 from deftly.policy.chunks import CHUNK_S, ChunkPolicy
 from deftly.policy.protocol import Policy
 from deftly.serving.client import Client
@@ -94,9 +98,7 @@ class RunArgs(PolicyArgs):
         Ge(1),
         Doc("Largest current of each motor of the LEAP hand, mA; 550 is what is simulated."),
     ] = 550
-    seconds: Annotated[
-        float, Ge(0), Le(1e9), Doc("End after this time; 0: when the operator quits.")
-    ] = 0.0
+    seconds: SECONDS = 0.0
     operator: Annotated[
         str | None, Doc(f"{OPERATOR} Unset: nobody, inputs have their defaults.")
     ] = None
@@ -106,16 +108,9 @@ class RunArgs(PolicyArgs):
             "Let no policy drive: move each joint a little, while the robot hangs, and say which is wrong."
         ),
     ] = False
-    start: Annotated[bool, Doc("Start as soon as the robot is ready, without a key.")] = False
-    log: Annotated[
-        Path | None,
-        Suffix(".npz"),
-        OUTPUT_FILE,
-        Doc(
-            "Save the log of all ticks to this .npz at the end; a fault saves it at once, beside, in a file of its own."
-        ),
-    ] = None
-    log_seconds: Annotated[float, Ge(1), Le(36_000), Doc("How far back the log reaches.")] = 600.0
+    start: START = False
+    log: LOG = None
+    log_seconds: LOG_SECONDS = 600.0
     seed: Annotated[
         int, Ge(0), Lt(SEEDS), Doc("Decides how the simulated robot's task starts.")
     ] = 0
@@ -147,7 +142,7 @@ def main(argv: list[str]) -> int:
     """Run `deftly run`. Exit status 0: the time is over or the operator quit; 1: a fault that nobody could clear."""
     task, flags = split_task(argv)
     args = parse(RunArgs, policy_words(flags), prog="deftly run [TASK]")
-    _require_place(args.log)
+    require_place(args.log)
     with ending_on_signals(), ExitStack() as stack:
         with ExitStack() as unclaimed:
             source, like = find_source(task, args)
@@ -443,9 +438,3 @@ def _image_log(log: Path | None, robot: RobotInterface, ticks: int) -> ImageLog 
     if log is None or not any(signal.is_image for signal in robot.signals):
         return None
     return ImageLog(log, robot, ticks)
-
-
-def _require_place(log: Path | None) -> None:
-    """Raise DeftlyError unless logs can be written: to learn it after a fault is too late."""
-    if problem := why_unwritable(log or Path("fault.npz")):
-        raise DeftlyError(f"no place for logs: {problem}, as --log FILE.npz in another folder")

@@ -273,11 +273,17 @@ class OffPolicyConfig(LearnerConfig):
     ] = False
 
     def require_for(self, num_envs: int) -> None:
-        """Raise DeftlyError if the buffer is shorter than what it is to give."""
+        """Raise DeftlyError if the buffer is shorter than what it is to give, or than what learning waits for."""
         least = num_envs * (self.n_step + 1)
         if self.buffer < least:
             needed = f"{least}: env.num-envs {num_envs} times train.n-step {self.n_step} and one"
             raise DeftlyError(f"train.buffer is {self.buffer}, but must hold at least {needed}")
+        held = self.buffer - self.buffer % num_envs
+        if self.learning_starts > held:
+            raise DeftlyError(
+                f"train.learning-starts is {self.learning_starts}, but train.buffer never holds more than {held} "
+                "transitions (whole rows of all environments): nothing would be learned"
+            )
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Le
+from typing_extensions import Doc
 
+from deftly.config import OUTPUT_FILE, Settings, Suffix
 from deftly.control.log import LogBuffer
 from deftly.control.loop import PatientClock, Runner, Tick, Ticker, run
 from deftly.control.operator import Operator
@@ -28,7 +32,19 @@ from deftly.control.operator.words import show
 from deftly.control.safety import SAFE, Fault, SafetyError, State
 from deftly.control.signals import ending_on_signals
 from deftly.errors import DeftlyError
+from deftly.files import why_unwritable
 
+SECONDS = Annotated[float, Ge(0), Le(1e9), Doc("End after this time; 0: when the operator quits.")]
+START = Annotated[bool, Doc("Start as soon as the robot is ready, without a key.")]
+LOG = Annotated[
+    Path | None,
+    Suffix(".npz"),
+    OUTPUT_FILE,
+    Doc(
+        "Save the log of all ticks to this .npz at the end; a fault saves it at once, beside, in a file of its own."
+    ),
+]
+LOG_SECONDS = Annotated[float, Ge(1), Le(36_000), Doc("How far back the log reaches.")]
 KEYS = {"s": "start", "h": "hold", "r": "resume", "q": "quit"}
 HINTS = {
     State.READY: "s starts, q quits",
@@ -44,6 +60,22 @@ SWITCH_S = 5e-4
 """How long another thread's Python may hold up a tick, s."""
 TIMES = 1000
 """Newest ticks that the status line's times are of."""
+
+
+@dataclass(frozen=True)
+class SessionSettings(Settings):
+    """How a session goes, as `deftly.drive` takes it."""
+
+    start: START = False
+    seconds: SECONDS = 0.0
+    log: LOG = None
+    log_seconds: LOG_SECONDS = 600.0
+
+
+def require_place(log: Path | None) -> None:
+    """Raise DeftlyError unless logs can be written: to learn it after a fault is too late."""
+    if problem := why_unwritable(log or Path("fault.npz")):
+        raise DeftlyError(f"no place for logs: {problem}, as --log FILE.npz in another folder")
 
 
 class Session:

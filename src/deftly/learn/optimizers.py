@@ -18,10 +18,19 @@ def pack(optimizer: Optimizer, name: str = "optimizer") -> dict[str, Tensor]:
 
 
 def unpack(optimizer: Optimizer, state: Mapping[str, Tensor], name: str = "optimizer") -> None:
-    """Restore what `pack` gave from a mapping that may hold other things too."""
+    """Restore what `pack` gave from a mapping that may hold other things too.
+
+    Raises ValueError for moments of other parameters.
+    """
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
     moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for key, value in state.items():
         if key.startswith(f"{name}/"):
             _, index, part = key.rsplit("/", 2)
+            known = int(index) in range(len(parameters))
+            if not known or value.shape != (() if part == "step" else parameters[int(index)].shape):
+                raise ValueError(
+                    f"{key} is {tuple(value.shape)}, which is no moment of a parameter"
+                )
             moments[int(index)][part] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})

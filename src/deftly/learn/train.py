@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -83,6 +85,8 @@ def train(
         if source is not None:
             trainer.resume(source)
         if ranks.first:
+            if source is not None:
+                _set_aside(run, source.iteration)
             write_text(run / checkpoint.CONFIG, settings)
             if custom is not None and source is None:
                 custom_reward.save(run, custom)
@@ -91,6 +95,34 @@ def train(
                 stack.callback(writer.close)
         trainer.train()
     return trainer
+
+
+def _set_aside(run: Path, iteration: int) -> None:
+    """Keep what a run came to after an older checkpoint that it now goes on from: later checkpoints, and its metrics.
+
+    They go into a folder of the run. Beside them the new checkpoints, of earlier iterations, would be deleted as older.
+    """
+    checkpoints = run / "checkpoints"
+    here = checkpoints / f"iter_{iteration:06d}"
+    later = sorted(folder for folder in checkpoints.glob("iter_*") if folder.name > here.name)
+    if not later:
+        return
+    aside = run / later[-1].name.replace("iter", "until")
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}_")
+    (aside / "checkpoints").mkdir(parents=True)
+    with suppress(FileNotFoundError):
+        shutil.copy(run / workspace.METRICS, aside)
+    for folder in later:
+        folder.rename(aside / "checkpoints" / folder.name)
+    workspace.link(checkpoints / "last", here)
+    if not workspace.follow(checkpoints / "best").is_dir():
+        (checkpoints / "best").unlink(missing_ok=True)
+    print(
+        f"{run.name} had gone on to iteration {int(later[-1].name.removeprefix('iter_'))}: its checkpoints after "
+        f"iteration {iteration} and its {workspace.METRICS} are kept in {aside}",
+        file=sys.stderr,
+    )
 
 
 def _checked(
@@ -170,8 +202,8 @@ def _files(trainer: Trainer, args: TrainArgs) -> Iterator[log.Writer]:
     """The writers that the settings ask for."""
     console = Console(quiet=args.log_level == "warning")
     console.print(f"run {trainer.run}", soft_wrap=True)
-    table = log.metrics(trainer.run / "metrics.csv", trainer.columns, trainer.iteration)
-    yield log.sturdy(table, "metrics.csv")
+    table = log.metrics(trainer.run / workspace.METRICS, trainer.columns, trainer.iteration)
+    yield log.sturdy(table, workspace.METRICS)
     if args.tensorboard:
         events = log.tensorboard(trainer.run / "tensorboard", trainer.steps)
         yield log.sturdy(events, "TensorBoard")

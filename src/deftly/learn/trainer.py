@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -150,6 +150,7 @@ class Trainer:
         state = source.state(self.ranks.rank, self.ranks.size)
         source.load_into(self.learner.networks)
         try:
+            _require_alike(state, self._state())
             self.env.load_state_dict(_part(state, "env/"))
             self.learner.load_state_dict(_part(state, "learner/"))
         except (KeyError, ValueError, RuntimeError) as error:
@@ -289,6 +290,22 @@ class Trainer:
         if self.stop_signal:
             raise KeyboardInterrupt
         self.stop_signal = number
+
+
+def _require_alike(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if what was saved differs in shape or type from what would be saved now.
+
+    What is filled only while training (moments, target networks) is left to who loads it. Of a buffer the size of a row is
+    known here.
+    """
+    for name in saved.keys() & own.keys():
+        was, now = saved[name], own[name]
+        first = 1 if name.startswith("learner/buffer/") and was.ndim == now.ndim > 1 else 0
+        if was.shape[first:] != now.shape[first:] or was.dtype != now.dtype:
+            raise ValueError(
+                f"{name} is {tuple(was.shape)} {was.dtype}, here it would be {tuple(now.shape)} {now.dtype}: "
+                "use the saved configuration"
+            )
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from deftly.config import SimConfig
 from deftly.config.presets import PRESETS
+from deftly.errors import DeftlyError
 from deftly.sim import looks
 
 Point = tuple[float, float, float]
@@ -44,9 +45,20 @@ def compile_scene(
     spec.option.impratio = physics.impratio
     if not with_looks:
         looks.remove(spec)
-    model = spec.compile()
+    model = compiled(spec)
     looks.show_hidden(model)
     return model
+
+
+def compiled(spec: mujoco.MjSpec) -> mujoco.MjModel:
+    """A scene's model. Raises DeftlyError for one that MuJoCo cannot build, as of a setting out of its range."""
+    try:
+        return spec.compile()
+    except ValueError as error:
+        reason = ", ".join(str(error).removeprefix("Error: ").splitlines())
+        raise DeftlyError(
+            f"MuJoCo cannot build the scene: {reason}; the task's settings, or what it makes of them, are out of range"
+        ) from error
 
 
 def let_sleep(spec: mujoco.MjSpec, engine: str = "cpu") -> None:
@@ -332,7 +344,7 @@ def add_home(s: mujoco.MjSpec, joints: dict[str, float]) -> None:
     """
     for key in list(s.keys):
         s.delete(key)
-    model = s.compile()
+    model = compiled(s)
     qpos = model.qpos0.copy()
     ctrl = [0.0] * model.nu
     for name, value in joints.items():
