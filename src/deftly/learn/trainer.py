@@ -295,8 +295,8 @@ class Trainer:
 def _require_alike(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     """Raise ValueError if what was saved differs in shape or type from what would be saved now.
 
-    What is filled only while training (moments, target networks) is left to who loads it. Of a buffer the size of a row is
-    known here.
+    What is filled only while training (moments, target networks) is left to who loads it. Of a buffer the size of a row
+    is known here.
     """
     for name in saved.keys() & own.keys():
         was, now = saved[name], own[name]
