@@ -532,7 +532,7 @@ def drive(
             unclaimed.callback(cast("Driver", driver).stop)
         given = {"start": start, "seconds": seconds, "log": log, "log_seconds": log_seconds}
         asked = settings_from(SessionSettings, given, prog="drive")
-        require_place(asked.log)
+        require_place(asked.log, keep=True)
         named = isinstance(policy, (str, Path))
         chosen = load_policy(policy, task, ahead=True) if named else policy
         unclaimed.callback(chosen.close)

@@ -27,7 +27,7 @@ import stat
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -157,6 +157,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         finally:
             os.close(handle)
             shutil.rmtree(scratch, ignore_errors=True)  # after the exchange: what was there before
+
+
+def bring_along(folder: Path, scratch: Path, but: Container[str]) -> None:
+    """Copy what lies in a folder into the scratch that is to replace it; of files none of these names."""
+    for other in folder.iterdir():
+        if other.is_dir() and not other.is_symlink():
+            shutil.copytree(other, scratch / other.name, symlinks=True)
+        elif other.name not in but:
+            shutil.copy2(other, scratch / other.name, follow_symlinks=False)
 
 
 def remove_folder(path: Path) -> None:

@@ -116,6 +116,25 @@ def test_it_writes_what_somebody_showed_it(monkeypatch, tmp_path, capsys):
     assert "give it to deftly run as --calibration" in said
 
 
+def test_the_place_is_looked_at_before_the_robot(monkeypatch, tmp_path):
+    """Two robots of a kind are calibrated in one folder, say, or in one where nothing can be written."""
+    made = []
+
+    class Mine(Turned):
+        def __init__(self, robot, rate):
+            made.append(self)
+
+    monkeypatch.setitem(sys.modules, "my_robot", types.SimpleNamespace(Driver=Mine))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wildrobot.calibration.json").write_text("the first robot")
+    words = ("wildrobot", "--driver", "my_robot:Driver")
+    assert "is there already: say with --out" in refused(calibrate.main, *words)
+    assert (tmp_path / "wildrobot.calibration.json").read_text() == "the first robot"
+    monkeypatch.setattr(calibrate, "why_unwritable", lambda path: "nothing can be written: name")
+    assert "nothing can be written: name" in refused(calibrate.main, *words)
+    assert made == []
+
+
 def test_nobody_at_a_terminal_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "my_robot", types.SimpleNamespace(Driver=Turned))
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from run_process import Process
 
+import deftly
 from deftly.commands import main as cli
 from deftly.commands import run
 from deftly.contract import Input, Observe
@@ -540,6 +541,22 @@ def test_what_cannot_run_is_one_line(words, said, bundle, tmp_path, monkeypatch,
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_the_log_of_a_real_robot_is_never_overwritten(bundle, tmp_path, monkeypatch, capsys):
+    """That of a simulated one is: it can be made again."""
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "log.npz"
+    log.write_bytes(b"an afternoon's work")
+    words = ["--bundle", str(bundle), "--log", "log.npz"]
+    assert cli.main(["run", *words, "--driver", "no_such_robot:Driver"]) == 2
+    assert "'log.npz' is there already, a robot's log: name another" in capsys.readouterr().err
+    assert log.read_bytes() == b"an afternoon's work"
+    with pytest.raises(DeftlyError, match="is there already"):
+        deftly.drive(FakeDriver, bundle, log=log)
+    with pytest.raises(DeftlyError, match="is there already"):
+        session.require_place(log, keep=True)
+    session.require_place(log, keep=False)
 
 
 def test_a_word_means_the_shipped_bundle_and_the_simulated_robot_has_its_settings(

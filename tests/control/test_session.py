@@ -13,6 +13,7 @@ from deftly.control import log, session
 from deftly.control.drivers import FakeDriver
 from deftly.control.loop import Runner
 from deftly.control.safety import Kernel, SafetyConfig, State
+from deftly.errors import DeftlyError
 from deftly.policy.protocol import ContractPolicy
 
 
@@ -204,6 +205,29 @@ def test_a_robot_that_was_never_ready_is_a_failure_however_short_the_run(
     said = capsys.readouterr().out
     assert "ended: the robot was not ready in 0.1 s: " in said
     assert len(made._failed) > len("the robot was not ready in 0.1 s: ")
+
+
+@pytest.mark.parametrize(
+    ("code", "raised"), [(0, DeftlyError), (None, DeftlyError), (3, SystemExit)]
+)
+@pytest.mark.parametrize("method", ["read", "stop"])
+def test_a_driver_that_ends_the_program_is_no_success(method, code, raised, tmp_path):
+    made = begun(tmp_path, 5.0)
+    stopped = []
+
+    def leave(*_):
+        raise SystemExit(code)
+
+    driver = made.runner.driver
+    if method == "stop":
+        made.seconds = 0.1
+    else:
+        driver.stop = lambda: stopped.append(True)
+    setattr(driver, method, leave)
+    with pytest.raises(raised):
+        made.run()
+    assert stopped == [True] * (method == "read")
+    assert (tmp_path / "log.npz").exists()
 
 
 def test_a_robot_that_was_ready_is_none(tmp_path):

@@ -43,6 +43,12 @@ def test_a_reward_of_the_wrong_shape_is_named(change):
     assert "reward term 'near' has shape (4, 1)" in refusal(env, 1)
 
 
+@pytest.mark.parametrize(("value", "kind"), [(1.0, "float"), (True, "bool"), (None, "NoneType")])
+def test_a_reward_that_is_no_tensor_is_named(change, value, kind):
+    env = change(rewards=lambda s: {"near": ones(s), "moved": value})
+    assert f"reward term 'moved' is a {kind}, but a task gives a tensor" in refusal(env, 1)
+
+
 def test_a_term_without_a_weight_and_a_weight_without_a_term_are_named(change):
     more = change(rewards=lambda s: {"near": ones(s), "moved": ones(s), "far": ones(s)})
     assert "reward term 'far' has no weight" in refusal(more, 1)

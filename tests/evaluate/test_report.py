@@ -347,12 +347,25 @@ def test_two_neighbouring_times_are_two_bars():
 
 @pytest.mark.parametrize(("file", "what"), sorted(report.HOLDS.items()))
 def test_no_report_is_written_into_something_else(tmp_path, file, what):
-    report.require_place(tmp_path)
-    report.require_place(tmp_path / "new")
+    report.require_place(tmp_path, "slider")
+    report.require_place(tmp_path / "new", "slider")
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text("{}")
     with pytest.raises(DeftlyError, match=f"is {what}, .*name another --out"):
-        report.require_place(tmp_path)
+        report.require_place(tmp_path, "slider")
+
+
+def test_a_report_is_replaced_by_one_of_its_task_alone(tmp_path):
+    (tmp_path / "eval.json").write_text('{"task": "slider"}')
+    report.require_place(tmp_path, "slider")
+    with pytest.raises(DeftlyError, match=r"holds a report of slider, .*name another --out"):
+        report.require_place(tmp_path, "rail")
+    for compared in (tmp_path, tmp_path / "eval.json"):
+        with pytest.raises(DeftlyError, match="holds the report to compare with"):
+            report.require_place(tmp_path, "slider", compared)
+    report.require_place(tmp_path, "slider", tmp_path / "other" / "eval.json")
+    (tmp_path / "eval.json").write_text("{")
+    report.require_place(tmp_path, "rail")
 
 
 @pytest.mark.parametrize("command", ["eval", "sim2sim"])

@@ -82,6 +82,11 @@ WRONG = {
     "one_number": ("def f(s): return 1.0", "{}:f", r"has shape \(\), but"),
     "a_column": ("def f(s): return s.joint_pos[:, :1]", "{}:f", r"has shape \(8, 1\), but"),
     "nan": ("def f(s): return s.joint_pos[:, 0] * float('nan')", "{}:f", "is not finite in 8 of 8"),
+    "leaves": (
+        "import sys\ndef f(s):\n    sys.exit(0)",
+        "{}:f",
+        "failed at my_reward.py:3: SystemExit",
+    ),
     "raises": ("def f(s):\n    return s.nothing", "{}:f", "failed at my_reward.py:2: Attribute"),
     "taken": ("def near(s): return s.joint_pos[:, 0]", "{}:near", "has a reward term 'near'"),
     "no_callable": ("f = 3", "{}:f", "has no function 'f'"),

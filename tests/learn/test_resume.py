@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from deftly import workspace
+from deftly.commands.train import main
 from deftly.config import ALGORITHMS
 from deftly.errors import DeftlyError
 from deftly.learn import checkpoint
@@ -149,6 +150,19 @@ def test_a_renamed_field_of_the_task_is_named(tiny_at, tmp_path):
         tiny_at(tmp_path, renamed).train(2, "--resume", "latest")
 
 
+def test_typed_settings_are_judged_beside_those_of_the_run(tiny):
+    """And not beside the task's: 64 environments need a buffer of more than 64."""
+    always = (str(tiny.task), "--train.algorithm", "sac", "--runs.root", str(tiny.root))
+    small = ("--env.num-envs", "4", "--train.batch", "8", "--train.learning-starts", "10")
+    quiet = ("--eval-every", "0", "--tensorboard", "False", "--sim.threads", "1")
+    first = ("--train.hidden", "8", "--train.buffer", "64", "--train.max-iterations", "1")
+    assert main([*always, *small, *quiet, *first]) == 0
+    again = (*always, "--resume", str(tiny.run), "--train.max-iterations", "2")
+    assert main([*again, "--train.buffer", "64", "--train.n-step", "2"]) == 0
+    with pytest.raises(DeftlyError, match=r"train\.buffer is 64, but must hold at least 400"):
+        main([*again, "--train.max-iterations", "3", "--train.n-step", "99"])
+
+
 class Saved:
     """As much of a checkpoint as a trainer resumes from, with a state that anybody may have written."""
 
@@ -177,6 +191,7 @@ def test_a_state_of_other_shapes_or_types_is_refused_whatever_of_it_is_changed(
         return Trainer(env, make_learner(env, ALGORITHMS[algorithm](**small)), tmp_path, "")
 
     first = trainer()
+    first.env.state.remember("late", torch.ones(4, dtype=torch.bool), 1.0)
     first.learner.iterate()
     first.learner.iterate()
     state = {name: value.clone() for name, value in first._state().items()}

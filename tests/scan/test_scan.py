@@ -322,6 +322,27 @@ def test_the_same_seed_makes_the_same_files(tmp_path):
     assert json.dumps(made[0].record) == json.dumps(made[1].record)
 
 
+def test_what_lies_beside_an_object_comes_along_and_edits_are_not_lost(tmp_path):
+    (tmp_path / "ball.xyz").write_bytes(scans.xyz(scans.sphere(300)))
+    (made,) = ingest.ingest(tmp_path / "ball.xyz", ScanSettings(parts=1))
+    folder = ingest.write(made, tmp_path / "out")
+    (folder / "notes.txt").write_text("of mine")
+    (folder / "photos").mkdir()
+    (folder / "photos/front.txt").write_text("a picture")
+    page = (folder / "report.html").read_text()
+    (folder / "report.html").write_text("old")
+    assert ingest.write(made, tmp_path / "out") == folder
+    assert (folder / "notes.txt").read_text() == "of mine"
+    assert (folder / "photos/front.txt").read_text() == "a picture"
+    assert (folder / "report.html").read_text() == page
+    model_file = folder / "object.xml"
+    edited = model_file.read_text().replace("mujoco", "mujoco ", 1)
+    model_file.write_text(edited)
+    with pytest.raises(DeftlyError, match=r"object\.xml' was changed since it was made"):
+        ingest.write(made, tmp_path / "out")
+    assert model_file.read_text() == edited
+
+
 NOTHING = {
     "one.xyz": (b"0 0 0\n", "1 different points"),
     "same.xyz": (b"1 1 1\n" * 500, "1 different points"),

@@ -16,6 +16,7 @@ from deftly.control import calibrate
 from deftly.control.drivers.buses import SERVOS
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import resolve
+from deftly.files import why_unwritable
 from deftly.policy import bundle
 
 RATE = 10.0
@@ -51,6 +52,7 @@ def main(argv: list[str]) -> int:
     contract = _contract(name, args)
     robot = contract.robot
     path = args.out or Path(f"{robot.name}.calibration.json")
+    _require_place(path, is_named=args.out is not None)
     driver = hardware(args.driver, robot, min(RATE, contract.rate), args.port)
     positive = SERVOS[robot.name].positive if robot.name in SERVOS else {}
     try:
@@ -63,6 +65,19 @@ def main(argv: list[str]) -> int:
         show(f"{motor.joint}: sign {motor.sign:+g}, offset {motor.offset:+.4f} rad")
     show(f"{path}: give it to deftly run as --calibration")
     return 0
+
+
+def _require_place(path: Path, is_named: bool) -> None:
+    """Raise DeftlyError unless the file can be written: what was found by hand would be lost.
+
+    One that is there, of another robot of this kind perhaps, is only replaced if it was named.
+    """
+    if problem := why_unwritable(path):
+        raise DeftlyError(f"'{printable(path)}': {problem}, with --out FILE.json")
+    if path.exists() and not is_named:
+        raise DeftlyError(
+            f"'{printable(path)}' is there already: say with --out FILE.json whether it is to be replaced"
+        )
 
 
 def _contract(name: str | None, args: CalibrateArgs) -> PolicyContract:

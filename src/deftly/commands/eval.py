@@ -106,7 +106,7 @@ def main(argv: list[str]) -> int:
     task, args, found = source.prepare(EvalArgs, "eval", words)
     assert found is not None
     if args.out:
-        report.require_place(args.out)
+        report.require_place(args.out, task.name, args.compare)
     gates = read_gates(args.gates) if args.gates else {}
     rungs = ladder.choose(task.ladder, args.rungs) if args.has_ladder else ()
     if args.gates:

@@ -30,7 +30,7 @@ from deftly.config import (
 from deftly.console import print_unless_stuck
 from deftly.contract import PolicyContract, RobotInterface
 from deftly.control import calibrate
-from deftly.control.drivers import Driver, FakeDriver, lacking
+from deftly.control.drivers import SIMULATED, Driver, FakeDriver, lacking
 from deftly.control.image_log import ImageLog
 from deftly.control.joints import JointCheck
 from deftly.control.log import LogBuffer, max_ticks
@@ -128,11 +128,11 @@ class RunArgs(PolicyArgs):
             raise DeftlyError("--check-joints lets no policy drive: leave out --operator")
         if self.fault and self.driver != "fake":
             raise DeftlyError(f"--fault is of the fake robot, not of --driver {self.driver}")
-        if self.port and self.driver in ("fake", "sim"):
+        if self.port and self.driver in SIMULATED:
             raise DeftlyError(
                 f"--port is of a real robot: leave it out with --driver {self.driver}"
             )
-        if self.calibration and self.driver in ("fake", "sim"):
+        if self.calibration and self.driver in SIMULATED:
             raise DeftlyError(
                 f"--calibration is of a real robot: leave it out with --driver {self.driver}"
             )
@@ -142,7 +142,7 @@ def main(argv: list[str]) -> int:
     """Run `deftly run`. Exit status 0: the time is over or the operator quit; 1: a fault that nobody could clear."""
     task, flags = split_task(argv)
     args = parse(RunArgs, policy_words(flags), prog="deftly run [TASK]")
-    require_place(args.log)
+    require_place(args.log, keep=args.driver not in SIMULATED)
     with ending_on_signals(), ExitStack() as stack:
         with ExitStack() as unclaimed:
             source, like = find_source(task, args)
@@ -397,7 +397,7 @@ def custom_driver(spec: str, robot: RobotInterface, rate: float, port: str | Non
     """
     module, colon, name = spec.partition(":")
     if not (module and colon and name):
-        is_none = spec in ("sim", "fake")  # which a command that needs a robot does not know
+        is_none = spec in SIMULATED  # which a command that needs a robot does not know
         known = "leap, wildrobot" if is_none else "sim, fake, leap, wildrobot"
         raise DeftlyError(
             f"--driver is '{spec}', but it must be {known}, or MODULE:CLASS such as my_robot:Driver"

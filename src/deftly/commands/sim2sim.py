@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
     assert source is not None
     earlier = comparison.read_side(args.compare) if args.compare else None
     if args.out:
-        report.require_place(args.out)
+        report.require_place(args.out, task.name, args.compare)
     from deftly.twin.robot import SimRobot
 
     if args.video and not args.video.parent.is_dir():

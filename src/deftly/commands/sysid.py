@@ -14,7 +14,9 @@ from typing_extensions import Doc
 
 from deftly import __version__, console
 from deftly.config import INPUT_FILE, OUTPUT_FILE, SEEDS, Must, Settings, Suffix, parse, split_task
+from deftly.control.drivers import SIMULATED
 from deftly.control.safety import SafetyConfig
+from deftly.control.session import require_place
 from deftly.errors import DeftlyError
 from deftly.robots import actuators
 
@@ -155,7 +157,7 @@ class SysidArgs(Settings):
             raise DeftlyError("--excite needs a file to write: --out LOG.npz")
         if not self.excite and (self.driver or self.out):
             raise DeftlyError(f"--{'driver' if self.driver else 'out'} is for --excite True")
-        if self.calibration and self.driver in (None, "fake", "sim"):
+        if self.calibration and self.driver in (None, *SIMULATED):
             raise DeftlyError(
                 "--calibration is of a real robot: give its --driver with --excite True, or leave it out"
             )
@@ -235,6 +237,7 @@ def excite_robot(name: str, robot: Robot, contract: PolicyContract, args: SysidA
     from deftly.sysid.driver import LoneRobot
 
     assert args.out is not None
+    require_place(args.out, keep=args.driver not in (None, *SIMULATED))
     excitation = excite.Excitation(
         seconds=args.seconds,
         amplitude=args.amplitude,
@@ -282,11 +285,14 @@ def _on_hardware(name: str, policy: MotionPolicy, args: SysidArgs, facts: dict[s
         def each(self, _: Tick) -> bool:
             return super().each(_) and not policy.done
 
+    kernel = Kernel(contract.robot, contract.rate, args.safety)
+    buffer = LogBuffer(contract, len(policy.cmd) + round(120 * contract.rate))
     with ExitStack() as stack:
         run_args = RunArgs(driver=str(args.driver), port=args.port, calibration=args.calibration)
-        driver = find_driver(name, run_args, contract, stack)
-        kernel = Kernel(contract.robot, contract.rate, args.safety)
-        buffer = LogBuffer(contract, len(policy.cmd) + round(120 * contract.rate))
-        runner = stack.enter_context(Runner(policy, kernel, driver, buffer))
+        with ExitStack() as unclaimed:
+            driver = find_driver(name, run_args, contract, stack)
+            unclaimed.callback(driver.stop)
+            runner = stack.enter_context(Runner(policy, kernel, driver, buffer))
+            unclaimed.pop_all()  # the runner lets go of the robot
         facts = {**facts, "safety": json.dumps(asdict(args.safety))}
         return MotionSession(runner, buffer, facts, start=True, log=args.out).run()

@@ -540,4 +540,7 @@ class TrainArgs(Settings):
                 f"env.device is {self.env.device}, but the engine cpu runs on the CPU: --sim.engine warp"
             )
         self.sim.substeps_at(self.task.rate)
-        self.train.require_for(self.env.num_envs)
+        if (
+            not self.resume
+        ):  # else what is saved with the run is not known yet; the learner asks again
+            self.train.require_for(self.env.num_envs)

@@ -25,6 +25,7 @@ from annotated_types import Ge, Le
 from typing_extensions import Doc
 
 from deftly.config import OUTPUT_FILE, Settings, Suffix
+from deftly.console import printable
 from deftly.control.log import LogBuffer
 from deftly.control.loop import PatientClock, Runner, Tick, Ticker, run
 from deftly.control.operator import Operator
@@ -72,10 +73,15 @@ class SessionSettings(Settings):
     log_seconds: LOG_SECONDS = 600.0
 
 
-def require_place(log: Path | None) -> None:
-    """Raise DeftlyError unless logs can be written: to learn it after a fault is too late."""
+def require_place(log: Path | None, *, keep: bool) -> None:
+    """Raise DeftlyError unless logs can be written: to learn it after a fault is too late.
+
+    With `keep`, a log that is there already is no place: what a real robot did cannot be had again.
+    """
     if problem := why_unwritable(log or Path("fault.npz")):
         raise DeftlyError(f"no place for logs: {problem}, as --log FILE.npz in another folder")
+    if keep and log is not None and log.exists():
+        raise DeftlyError(f"'{printable(log)}' is there already, a robot's log: name another file")
 
 
 class Session:
@@ -139,6 +145,12 @@ class Session:
             self.screen.say(self.operator.hint)
         try:
             run(self.runner, self.ticker, self.each)
+        except SystemExit as error:
+            if error.code:  # of a signal, or of code that says that it failed
+                raise
+            raise DeftlyError(
+                "the driver or the policy ended the program (SystemExit): the robot was left safe, the task is not done"
+            ) from error
         finally:
             sys.setswitchinterval(before)
             if not was_frozen:

@@ -519,7 +519,11 @@ class Env:
             self.sim.set_const()
         for part, tensors in self._parts().items():
             own_part = {k[len(part) + 1 :]: v for k, v in saved.items() if k.startswith(f"{part}/")}
-            tensors.update({k: v.to(self.device, copy=True) for k, v in own_part.items()})
+            for name, value in own_part.items():
+                if part == "store" and value.shape[:1] != (self.num_envs,):
+                    what = f"saved {part}/{name} is of shape {tuple(value.shape)}"
+                    raise DeftlyError(f"{what}, not of {self.num_envs} environments")
+                tensors[name] = value.to(self.device, copy=True)
         s.scale = {
             k.removeprefix("scale/"): float(v) for k, v in saved.items() if k.startswith("scale/")
         }

@@ -143,8 +143,13 @@ def means(statistics: Mapping[str, Tensor]) -> dict[str, float]:
 # ------------------------------------------------------------------- what tasks give, checked by name
 
 
-def check_vector(what: str, value: Tensor, num_envs: int) -> None:
+def check_vector(what: str, value: object, num_envs: int) -> None:
     """Raise DeftlyError unless a term has one number for each environment."""
+    if not isinstance(value, Tensor):
+        raise DeftlyError(
+            f"{what} is a {type(value).__name__}, but a task gives a tensor with one number for each environment: "
+            f"({num_envs},)"
+        )
     if tuple(value.shape) != (num_envs,):
         shape = tuple(value.shape)
         raise DeftlyError(

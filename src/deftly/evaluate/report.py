@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 
 from deftly.console import printable
 from deftly.errors import DeftlyError
-from deftly.files import write_text
+from deftly.files import FileError, read_json, write_text
 from deftly.objects.scanned import RECORD
 from deftly.policy.bundle import MANIFEST, REPORT_SCHEMA
 from deftly.stats import SUMMARY, proportion, summarize
@@ -182,13 +182,39 @@ HOLDS = {
 """What a folder is that holds a file of this name; a report in it would replace other files of that."""
 
 
-def require_place(folder: Path) -> None:
-    """Raise DeftlyError if a report in this folder would replace parts of something else."""
+def require_place(folder: Path, task: str, compared: Path | None = None) -> None:
+    """Raise DeftlyError if a report in this folder would replace parts of something else.
+
+    Args:
+        folder: Where it is to be written.
+        task: The task of which it will be. An earlier report of the same task is replaced.
+        compared: A report with which it is to be compared: that one must stay.
+    """
     for name, what in HOLDS.items():
         if (folder / name).exists():
             raise DeftlyError(
                 f"'{printable(folder)}' is {what}, of which a report would replace files: name another --out"
             )
+    if compared is not None and folder.resolve() in (compared.resolve(), compared.resolve().parent):
+        raise DeftlyError(
+            f"'{printable(folder)}' holds the report to compare with, which would be replaced: name another --out"
+        )
+    for name in REPORTS.values():
+        earlier = _task_of(folder / name)
+        if earlier not in (None, task):
+            raise DeftlyError(
+                f"'{printable(folder)}' holds a report of {printable(earlier, 60)}, which would be replaced: "
+                "name another --out"
+            )
+
+
+def _task_of(file: Path) -> str | None:
+    """The task of a report, None if there is none that can be read."""
+    with suppress(FileError):
+        report = read_json(file, "a report")
+        if isinstance(report, dict) and isinstance(report.get("task"), str):
+            return report["task"]
+    return None
 
 
 def write(
@@ -203,11 +229,14 @@ def write(
     Returns:
         The report itself, the JSON file.
     """
-    name = REPORTS[report["world"]]
-    write_text(folder / name, json.dumps(report, indent=2, allow_nan=False) + "\n")
-    write_text(folder / EPISODES, _episodes(values))
-    write_text(folder / "report.html", html(report, values, video, task))
-    return folder / name
+    texts = {
+        "report.html": html(report, values, video, task),
+        EPISODES: _episodes(values),
+        REPORTS[report["world"]]: json.dumps(report, indent=2, allow_nan=False) + "\n",
+    }
+    for name, text in texts.items():  # the report last: on a full disk the earlier one stays
+        write_text(folder / name, text)
+    return folder / REPORTS[report["world"]]
 
 
 def _episodes(values: Values) -> str:

@@ -60,7 +60,7 @@ class CustomReward:
         """The reward of each environment, `(num_envs,)`. Raises DeftlyError, one line, if it gives something else."""
         try:
             value = torch.as_tensor(self.function(s), device=s.device)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             line = traceback.extract_tb(error.__traceback__)[-1]
             said = printable(f"{type(error).__name__}: {error}", 200)
             raise DeftlyError(

@@ -153,7 +153,7 @@ class Trainer:
             _require_alike(state, self._state())
             self.env.load_state_dict(_part(state, "env/"))
             self.learner.load_state_dict(_part(state, "learner/"))
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (KeyError, ValueError, RuntimeError, TypeError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DeftlyError(
                 f"{source.path}: its training state does not fit this training: {reason}"
@@ -188,7 +188,9 @@ class Trainer:
     def _require_finite(self, metrics: Metrics) -> Metrics:
         for name, value in metrics.items():
             if not math.isfinite(value):
-                advice = f"lower train.learning-rate; the last good checkpoint is in {self.run / 'checkpoints'}"
+                advice = "lower train.learning-rate"
+                if self._saved_iteration > 0:
+                    advice += f"; the last good checkpoint is in {self.run / 'checkpoints'}"
                 raise DeftlyError(
                     f"{name} is not finite in iteration {self.iteration + 1}: {advice}"
                 )

@@ -17,7 +17,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from deftly.errors import DeftlyError
 from deftly.files import (
     FileError,
     atomic_folder,
+    bring_along,
     parse_json,
     parse_npz,
     parse_yaml,
@@ -311,19 +311,10 @@ def write(folder: Path, files: Mapping[str, bytes], facts: Mapping[str, Any]) ->
         raise BundleError(f"cannot write {folder}: {problem}")
     with atomic_folder(folder) as scratch:
         if folder.exists():
-            _bring_along(folder, scratch)
+            bring_along(folder, scratch, but=(*LIMITS, MANIFEST))
         for name, data in files.items():
             (scratch / name).write_bytes(data)
         (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-
-
-def _bring_along(folder: Path, scratch: Path) -> None:
-    """Copy what lies in a bundle's folder and is not the bundle's."""
-    for other in folder.iterdir():
-        if other.is_dir() and not other.is_symlink():
-            shutil.copytree(other, scratch / other.name, symlinks=True)
-        elif other.name not in (*LIMITS, MANIFEST):
-            shutil.copy2(other, scratch / other.name, follow_symlinks=False)
 
 
 # ------------------------------------------------------------------------ reading

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +13,8 @@ import numpy as np
 
 from deftly.console import Finding, failed
 from deftly.errors import DeftlyError
-from deftly.files import atomic_folder, write_bytes, write_json
-from deftly.objects.scanned import RECORD, SCHEMA
+from deftly.files import atomic_folder, bring_along, read_json, sha256, write_bytes, write_json
+from deftly.objects.scanned import MAX_FILE, RECORD, SCHEMA
 from deftly.scan import accept, model, readers, segment, solid, units
 from deftly.scan.cloud import Cloud, extent, finite, thinned, without_outliers, without_strays
 from deftly.scan.settings import ScanSettings
@@ -141,22 +143,41 @@ def _object(name: str, thing: Surface | segment.Thing, settings: ScanSettings) -
 
 
 def require_place(folder: Path) -> None:
-    """Raise DeftlyError if a folder is there that no scan wrote: it would be replaced."""
-    if (
-        folder.exists()
-        and not (folder / RECORD).is_file()
-        and (folder.is_file() or any(folder.iterdir()))
-    ):
+    """Raise DeftlyError if a folder is there that no scan wrote, or whose files were changed since."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / RECORD).is_file():
         raise DeftlyError(f"'{folder}' is there and is no scanned object: name another --out")
+    for name, digest in _digests(folder).items():
+        file = folder / name
+        if file.is_file() and sha256(file, "a file of a scanned object", MAX_FILE) != digest:
+            raise DeftlyError(
+                f"'{file}' was changed since it was made, and would be replaced: name another --out"
+            )
+
+
+def _digests(folder: Path) -> Mapping[str, str]:
+    """The files of a scanned object and their digests, as its record has them; none of a record that cannot be read."""
+    with suppress(DeftlyError):
+        record = read_json(folder / RECORD, "a scanned object")
+        files = record.get("files") if isinstance(record, dict) else None
+        if isinstance(files, dict):
+            return {name: files[name] for name in files if Path(name).name == name}
+    return {}
 
 
 def write(made: Ingested, out: Path) -> Path:
-    """Write an object's folder into `out`, whole or not at all, with its report; returns it."""
+    """Write an object's folder into `out`, whole or not at all, with its report; returns it.
+
+    What else lies in that folder comes along. Raises DeftlyError as `require_place`.
+    """
     from deftly.scan import report
 
     folder = out / made.name
     require_place(folder)
     with atomic_folder(folder) as scratch:
+        if folder.exists():
+            bring_along(folder, scratch, but=(*_digests(folder), RECORD, *report.FILES))
         for file, data in made.files.items():
             write_bytes(scratch / file, data)
         write_json(scratch / RECORD, made.record)

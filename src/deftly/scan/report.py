@@ -26,6 +26,9 @@ PICTURES = {
     "parts": "its convex parts",
     "rest": "at rest",
 }
+REPORT = "report.html"
+FILES = (REPORT, *(f"{name}.png" for name in PICTURES))
+"""What a report consists of."""
 UNITS = {
     "mass": "kg", "volume": "m3", "density": "kg/m3", "hull_volume": "m3", "parts_volume": "m3", "size": "m",
     "cloud_to_surface": "m", "cloud_to_surface_95": "m", "surface_to_cloud": "m", "parts_to_surface": "m",
@@ -43,7 +46,7 @@ def write(made: Ingested, folder: Path) -> None:
         images = {}
     for name, image in images.items():
         render.write_png(folder / f"{name}.png", image)
-    write_text(folder / "report.html", page(made.record, list(images)))
+    write_text(folder / REPORT, page(made.record, list(images)))
 
 
 def page(record: dict[str, Any], images: list[str]) -> str:

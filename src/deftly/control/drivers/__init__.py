@@ -9,8 +9,12 @@ from deftly.control.drivers.protocol import (
     lacking,
 )
 
+SIMULATED = ("fake", "sim")
+"""What commands call the drivers of no real robot."""
+
 __all__ = [
     "FAULTS",
+    "SIMULATED",
     "Driver",
     "DriverError",
     "FakeDriver",
