@@ -126,3 +126,15 @@ def test_no_episodes(task):
 def test_episodes_are_frozen(task):
     with pytest.raises(dataclasses.FrozenInstanceError):
         run(task, episodes=1).rate = 1.0
+
+
+def test_numbers_that_are_not_finite_are_said(slider, monkeypatch, capsys):
+    """In an evaluation; a training counts them in its own rows."""
+    task = slider(1, goal=0.0).task
+    rewards = task.rewards
+    broken = lambda s: {**rewards(s), "near": torch.nan * s.steps}  # noqa: E731
+    monkeypatch.setattr(task, "rewards", broken)
+    run(task, episodes=2)
+    assert capsys.readouterr().err == ""
+    run(task, episodes=2, what="evaluating")
+    assert "are not finite, and counted as 0: reward/near " in capsys.readouterr().err

@@ -134,7 +134,7 @@ def _lacks_memory(error: Exception) -> bool:
 
 def _explain(error: Exception, command: str) -> str:
     if _lacks_memory(error):
-        return f"'{command}' needs more memory than there is: try fewer environments or episodes"
+        return f"'{command}' needs more memory than there is: try fewer environments or episodes, a smaller buffer"
     if isinstance(error, ImportError):
         missing = (error.name or "").partition(".")[0]
         if isinstance(error, ModuleNotFoundError) and missing in EXTRAS:

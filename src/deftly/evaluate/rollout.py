@@ -1,6 +1,8 @@
 """Run a policy for some episodes and keep the metrics of each: what evaluation, play and training share."""
 
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
@@ -97,6 +99,7 @@ def run_episodes(
     start = time.perf_counter()
     acts = _as_policy(task, policy, stochastic)
     cfg, parts = env_cfg or EnvConfig(), []
+    not_finite: Counter[str] = Counter()
     with torch.random.fork_rng(devices=[]), Progress(episodes, what) as shown:
         watch = _Shown(shown, on_step) if what else on_step
         for chunk, first in enumerate(range(0, episodes, CHUNK)):
@@ -108,6 +111,11 @@ def run_episodes(
                 env.state.generator.initial_seed() + 1 + sample
             )  # of a stochastic policy
             parts.append(_run_chunk(env, acts, watch))
+            not_finite.update(env.nan_counts)
+    if what and not_finite:
+        named = ", ".join(f"{name} {count}" for name, count in not_finite.items())
+        said = f"warning: numbers of {task.name} are not finite, and counted as 0: {named}"
+        print(said, file=sys.stderr)
     values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Episodes(values, task.contract().rate, time.perf_counter() - start)
 
