@@ -41,3 +41,12 @@ def test_a_field_takes_one_or_two_lines(monkeypatch):
         lines[i] for i in starts if "".join(line[:3] for line in lines[i + 1 : i + 3]) == 6 * " "
     ] == []
     assert len(starts) > 40
+
+
+def test_a_task_s_own_settings_are_the_defaults_that_are_shown():
+    filed = {"train": {"init_std": 0.25}, "env": {"num_envs": 77}}
+    before, after = help_text(TrainArgs, "x"), help_text(TrainArgs, "x", filed=filed)
+    assert "default 0.25" not in before
+    assert "default 0.25" in after
+    assert "default 77" in after
+    assert len(after.splitlines()) == len(before.splitlines())

@@ -2,11 +2,11 @@
 
 import shutil
 import textwrap
-from collections.abc import Sequence
-from dataclasses import MISSING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, replace
 from typing import Any, Literal, get_args, get_origin
 
-from deftly.config.constraints import show
+from deftly.config.constraints import kebab, show
 from deftly.config.fields import Flag, flags, sections
 
 LEFT = 30
@@ -16,13 +16,17 @@ KEEP = "\N{NO-BREAK SPACE}"
 """Where a line is not broken."""
 
 
-def help_text(cls: type, prog: str, common: Sequence[Flag] = ()) -> str:
+def help_text(
+    cls: type, prog: str, common: Sequence[Flag] = (), filed: Mapping[str, Any] = {}
+) -> str:
     """What `--help` prints of a command with the settings `cls`; `prog` is how it is called, as `deftly train TASK`.
 
-    `common`: what every command takes, listed where `cls` has no setting of that name.
+    `common`: what every command takes, listed where `cls` has no setting of that name. `filed`: what holds in place of
+    the defaults of `cls`, such as a task's own settings, as a mapping of sections.
     """
     width = min(WIDEST, max(60, shutil.get_terminal_size((100, 24)).columns))
-    found = list(flags(cls))
+    usual = dict(_flat(filed))
+    found = [replace(flag, default=usual.get(flag.name, flag.default)) for flag in flags(cls)]
     head = f"usage: {prog} [settings]" if found else f"usage: {prog}"
     lines = [head, "", *textwrap.wrap(" ".join((cls.__doc__ or "").split()), width), ""]
     lines += [
@@ -39,6 +43,16 @@ def help_text(cls: type, prog: str, common: Sequence[Flag] = ()) -> str:
             lines += ["", f"{section}: {doc}"]
             lines += [line for flag in mine for line in _lines(flag, width)]
     return "\n".join(lines) + "\n"
+
+
+def _flat(tree: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a mapping of sections by the names of their flags."""
+    for name, value in tree.items():
+        key = kebab(f"{section}.{name}" if section else name)
+        if isinstance(value, Mapping):
+            yield from _flat(value, key)
+        else:
+            yield key, value
 
 
 def _lines(flag: Flag, width: int) -> list[str]:

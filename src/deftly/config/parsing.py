@@ -198,7 +198,7 @@ def parse(
     one line, for an unknown setting, a value of a wrong type or out of range, and a file that cannot be read.
     """
     if {"-h", "--help"} & set(argv):
-        print(help_text(cls, prog, (LOG_LEVEL,)), end="")
+        print(help_text(cls, prog, (LOG_LEVEL,), filed), end="")
         raise SystemExit(0)
     own = {flag.name: flag for flag in flags(cls)}
     known = {LOG_LEVEL.name: LOG_LEVEL} | own
