@@ -12,6 +12,7 @@ from deftly import objects
 from deftly.commands import main as cli
 from deftly.errors import DeftlyError
 from deftly.scan import accept, ingest, model, segment, solid, surface, units
+from deftly.scan import report as scan_report
 from deftly.scan.cloud import (
     Cloud,
     denoised,
@@ -322,7 +323,38 @@ def test_the_same_seed_makes_the_same_files(tmp_path):
     assert json.dumps(made[0].record) == json.dumps(made[1].record)
 
 
-def test_what_lies_beside_an_object_comes_along_and_edits_are_not_lost(tmp_path):
+def test_what_rocks_a_little_is_at_rest_and_what_rocks_much_is_not():
+    """The faces that a scan's surface has are a little convex, never quite flat."""
+    floor = '<geom type="plane" size="1 1 .1"/>'
+    body = '<body><freejoint/><geom type="ellipsoid" size=".03 .03 .01" friction=".8 0 0"/></body>'
+    lens = mujoco.MjModel.from_xml_string(
+        f'<mujoco><option timestep=".002"/><worldbody>{floor}{body}</worldbody></mujoco>'
+    )
+    hull = np.array([[0, 0, -0.01], [0, 0, 0.01]])
+    little = accept.drop(lens, (1.0, 0.003, 0.0, 0.0), hull)  # by 0.3 degrees, slower and slower
+    assert little.seconds < 1.2
+    assert little.penetration < accept.PENETRATION
+    assert accept.drop(lens, (1.0, 0.05, 0.0, 0.0), hull).seconds > 2.0  # by 6 degrees
+
+
+@pytest.mark.slow
+def test_a_cloud_of_a_cube_comes_to_rest(tmp_path):
+    rng, faces = np.random.default_rng(0), []
+    for axis in range(3):
+        for side in (-1, 1):
+            face = rng.uniform(-1, 1, (1500, 3))
+            face[:, axis] = side
+            faces.append(face)
+    (tmp_path / "cube.xyz").write_bytes(scans.xyz(0.03 * np.concatenate(faces)))
+    (made,) = ingest.ingest(tmp_path / "cube.xyz", ScanSettings())
+    assert made.record["drop"]["seconds"] < 1.0
+    assert made.record["drop"]["penetration"] < 2e-4
+    assert len(made.record["rest"]) == 6
+    assert made.record["accepted"]
+
+
+def test_what_lies_beside_an_object_comes_along_and_edits_are_not_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(scan_report, "pictures", lambda made: {})
     (tmp_path / "ball.xyz").write_bytes(scans.xyz(scans.sphere(300)))
     (made,) = ingest.ingest(tmp_path / "ball.xyz", ScanSettings(parts=1))
     folder = ingest.write(made, tmp_path / "out")

@@ -18,8 +18,10 @@ DROP = 0.01
 """Height above the floor from which it falls, m."""
 SECONDS = 5.0
 """Longest fall until it must be at rest."""
-STILL = 0.002, 0.05
-"""Speeds, m/s and rad/s, below which it is at rest, for a quarter of a second."""
+REST_S = 0.25
+"""For so long it must stay where it is, s."""
+STILL = 0.0005, 0.0125
+"""How far it may move, m, and turn, rad, meanwhile: what is scanned is never quite flat below, and rocks a little."""
 PENETRATION = 0.001
 """Most depth to which it sinks into the floor where it rests, m."""
 FAR = 0.02
@@ -63,19 +65,26 @@ def drop(compiled: mujoco.MjModel, quat: tuple[float, ...], lowest: np.ndarray) 
     matrix = np.empty(9)
     mujoco.mju_quat2Mat(matrix, turn)
     data.qpos[:] = [0, 0, DROP - (lowest @ matrix.reshape(3, 3).T)[:, 2].min(), *turn]
-    step = compiled.opt.timestep
-    impact, sunk, still = 0.0, 0.0, 0.0
-    for _ in range(int(SECONDS / step)):
+    impact = depth = since = 0.0
+    seconds, anchor = np.inf, data.qpos.copy()
+    while (
+        data.time < SECONDS and data.time - since < 2 * REST_S
+    ):  # the second half lets it sink to where it stays
         mujoco.mj_step(compiled, data)
         depth = -float(data.contact.dist.min(initial=0.0))
         impact = max(impact, depth)
-        speeds = np.linalg.norm(data.qvel[:3]), np.linalg.norm(data.qvel[3:])
-        resting = data.ncon and speeds[0] < STILL[0] and speeds[1] < STILL[1]
-        sunk, still = (max(sunk, depth), still + step) if resting else (0.0, 0.0)
-        if still > 0.25:
-            break
-    seconds = data.time if still > 0.25 else np.inf
+        if not data.ncon or _has_moved(anchor, data.qpos):
+            seconds, anchor, since = np.inf, data.qpos.copy(), data.time
+        elif data.time - since > REST_S:
+            seconds = min(seconds, data.time)
+    sunk = depth if np.isfinite(seconds) else 0.0
     return Rest(seconds, sunk, impact, float(data.qpos[2]), data.qpos[3:].copy())
+
+
+def _has_moved(before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether a body moved or turned by more than `STILL` between two poses, `(7,)` each."""
+    turn = 2 * np.arccos(min(1.0, abs(before[3:] @ after[3:])))
+    return bool(np.linalg.norm(after[:3] - before[:3]) > STILL[0] or turn > STILL[1])
 
 
 def grasp_width(hull: np.ndarray, quat: np.ndarray) -> tuple[float, float]:
