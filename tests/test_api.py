@@ -192,6 +192,14 @@ def test_drive_tells_of_faults(exported, tmp_path, monkeypatch):
     assert result.faults == ["signals-bad"]
 
 
+class Numbered(FakeDriver):
+    """One that took `robot` for a number of its own."""
+
+    def __init__(self, robot, rate):
+        super().__init__(robot, rate)
+        self.robot = 7
+
+
 class HalfDriver:
     def read(self):
         raise AssertionError("read")
@@ -209,6 +217,8 @@ class HalfDriver:
         ({"seconds": -5.0}, "seconds is -5.0, but it must be 0 or more"),
         ({"seconds": float("nan")}, "seconds"),
         ({"log": "out.txt"}, r"\.npz"),
+        ({"operator": 3}, "operator is a int, but it must be text"),
+        ({"driver": Numbered}, "the driver's `robot` is a int"),
         ({"log": "/dev/null/out.npz"}, "not a directory"),
         ({"policy": "nothing-here"}, "nothing-here"),
     ],

@@ -519,6 +519,7 @@ def drive(
     Raises:
         DeftlyError: The policy, the driver, the operator or a setting cannot be had. Nothing has moved.
     """
+    from deftly.control.drivers import robot_of
     from deftly.control.log import LogBuffer
     from deftly.control.loop import Runner
     from deftly.control.operator import open_operator
@@ -546,13 +547,16 @@ def drive(
         if isinstance(operator, str):
             operator = open_operator(operator, contract)
             stack.callback(operator.close)
+        elif operator is not None and not hasattr(operator, "hear"):
+            raise DeftlyError(
+                f"operator is a {type(operator).__name__}, but it must be text, as --operator takes, or an Operator"
+            )
         robot_driver = cast("Driver", driver) if is_made else _made(driver, contract)
         _require_methods(robot_driver, driver, contract.robot)
         if not is_made:
             unclaimed.callback(robot_driver.stop)
         bounds = _bounds(bounds, robot_driver)
-        # a driver that knows its robot is believed
-        robot = getattr(robot_driver, "robot", contract.robot)
+        robot = robot_of(robot_driver, contract.robot)
         buffer = LogBuffer(contract, ticks, robot)
         facts = _drive_facts(policy, robot_driver, bounds)
         kernel = Kernel(robot, contract.rate, bounds)

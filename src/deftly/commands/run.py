@@ -30,7 +30,7 @@ from deftly.config import (
 from deftly.console import print_unless_stuck
 from deftly.contract import PolicyContract, RobotInterface
 from deftly.control import calibrate
-from deftly.control.drivers import SIMULATED, Driver, FakeDriver, lacking
+from deftly.control.drivers import SIMULATED, Driver, FakeDriver, lacking, robot_of
 from deftly.control.image_log import ImageLog
 from deftly.control.joints import JointCheck
 from deftly.control.log import LogBuffer, max_ticks
@@ -161,9 +161,7 @@ def main(argv: list[str]) -> int:
                 policy.close()
                 policy = JointCheck(contract)
                 args = replace(args, safety=replace(args.safety, **HANGING))
-            robot = getattr(
-                driver, "robot", contract.robot
-            )  # a driver that knows its robot is believed
+            robot = robot_of(driver, contract.robot)
             if args.log_seconds > (most := max_ticks(contract) // contract.rate):
                 raise DeftlyError(
                     f"log-seconds is {args.log_seconds:g}, but at most {most:g} s of this robot fit a log"

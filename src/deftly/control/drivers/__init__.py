@@ -7,6 +7,7 @@ from deftly.control.drivers.protocol import (
     OtherWriterError,
     Reading,
     lacking,
+    robot_of,
 )
 
 SIMULATED = ("fake", "sim")
@@ -21,4 +22,5 @@ __all__ = [
     "OtherWriterError",
     "Reading",
     "lacking",
+    "robot_of",
 ]

@@ -69,6 +69,20 @@ class Driver(Protocol):
         ...
 
 
+def robot_of(driver: object, usual: RobotInterface) -> RobotInterface:
+    """The robot that a driver drives: a driver that knows it is believed, else it is the usual one.
+
+    Raises DriverError if its `robot` is no robot interface.
+    """
+    robot = getattr(driver, "robot", usual)
+    if not isinstance(robot, RobotInterface):
+        raise DriverError(
+            f"the driver's `robot` is a {type(robot).__name__}, but it must be the RobotInterface that it was given, "
+            "or one like it"
+        )
+    return robot
+
+
 def lacking(cls: object, robot: RobotInterface) -> list[str]:
     """Names of the methods of a driver that a class, or an object, does not have, and this robot needs."""
     verbs = ["read", "write", "stop"]
