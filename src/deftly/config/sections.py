@@ -540,7 +540,6 @@ class TrainArgs(Settings):
                 f"env.device is {self.env.device}, but the engine cpu runs on the CPU: --sim.engine warp"
             )
         self.sim.substeps_at(self.task.rate)
-        if (
-            not self.resume
-        ):  # else what is saved with the run is not known yet; the learner asks again
+        if not self.resume:
+            # else what is saved with the run is not known yet; the learner asks again
             self.train.require_for(self.env.num_envs)

@@ -228,9 +228,8 @@ class Distillation:
     def iterate(self) -> dict[str, float]:
         """One rollout and one update."""
         if self.iterations == 0:
-            self.student.load_state_dict(
-                self.actor.state_dict()
-            )  # --init gave its weights to the actor
+            # --init gave its weights to the actor
+            self.student.load_state_dict(self.actor.state_dict())
         share = self.teacher_share
         start = time.perf_counter()
         lessons = self._collect(share)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from deftly.learn.replay import Obs, ReplayBuffer, Transitions
 
 ACTION = "action"
 """The critics' last group of inputs."""
+MAX_DRAWN = 65_536
+"""Transitions that are drawn from the buffer at once, or a batch, if that is more: memory is bounded."""
 
 
 class OffPolicy:
@@ -163,26 +165,25 @@ class OffPolicy:
         return 2 * torch.rand(size, generator=self.generator, device=self.device) - 1
 
     def _update(self) -> dict[str, list[Tensor]]:
-        """Take the gradient steps that follow a control step; returns their losses by name.
-
-        All their batches are drawn at once: reading some large ones takes less time than reading many small ones.
-        """
-        cfg = self.settings
-        drawn = self.buffer.sample(
-            cfg.updates * cfg.batch,
-            cfg.n_step,
-            cfg.gamma,
-            self.generator,
-            self.env.task.goals,
-            cfg.hindsight,
-        )
+        """Take the gradient steps that follow a control step; returns their losses by name."""
         losses: dict[str, list[Tensor]] = defaultdict(list)
-        for batch in drawn.split(cfg.batch):
+        for batch in self._batches():
             for name, value in self.learn(batch).items():
                 losses[name].append(value)
             self.updates += 1
             self._follow()
         return losses
+
+    def _batches(self) -> Iterator[Transitions]:
+        """The batches of these gradient steps; many are drawn at once, since rows lie far apart and are slow to read."""
+        cfg = self.settings
+        at_once = max(1, MAX_DRAWN // cfg.batch)
+        for first in range(0, cfg.updates, at_once):
+            count = min(at_once, cfg.updates - first) * cfg.batch
+            drawn = self.buffer.sample(
+                count, cfg.n_step, cfg.gamma, self.generator, self.env.task.goals, cfg.hindsight
+            )
+            yield from drawn.split(cfg.batch)
 
     def _normalize(self) -> None:
         """Take the iteration's observations into the normalizers. The critics leave actions as they are."""

@@ -103,24 +103,28 @@ def _set_aside(run: Path, iteration: int) -> None:
     They go into a folder of the run. Beside them the new checkpoints, of earlier iterations, would be deleted as older.
     """
     checkpoints = run / "checkpoints"
-    here = checkpoints / f"iter_{iteration:06d}"
-    later = sorted(folder for folder in checkpoints.glob("iter_*") if folder.name > here.name)
+    found = {
+        int(folder.name.removeprefix("iter_")): folder for folder in checkpoints.glob("iter_*")
+    }
+    later = {number: folder for number, folder in found.items() if number > iteration}
     if not later:
         return
-    aside = run / later[-1].name.replace("iter", "until")
+    last = max(later)
+    aside = run / later[last].name.replace("iter", "until")
     while aside.exists():
         aside = aside.with_name(f"{aside.name}_")
     (aside / "checkpoints").mkdir(parents=True)
     with suppress(FileNotFoundError):
         shutil.copy(run / workspace.METRICS, aside)
-    for folder in later:
+    for folder in later.values():
         folder.rename(aside / "checkpoints" / folder.name)
-    workspace.link(checkpoints / "last", here)
+    if iteration in found:
+        workspace.link(checkpoints / "last", found[iteration])
     if not workspace.follow(checkpoints / "best").is_dir():
         (checkpoints / "best").unlink(missing_ok=True)
     print(
-        f"{run.name} had gone on to iteration {int(later[-1].name.removeprefix('iter_'))}: its checkpoints after "
-        f"iteration {iteration} and its {workspace.METRICS} are kept in {aside}",
+        f"{run.name} had gone on to iteration {last}: its checkpoints after iteration {iteration} and its "
+        f"{workspace.METRICS} are kept in {aside}",
         file=sys.stderr,
     )
 
