@@ -175,7 +175,7 @@ class OffPolicy:
         return losses
 
     def _batches(self) -> Iterator[Transitions]:
-        """The batches of these gradient steps; many are drawn at once, since rows lie far apart and are slow to read."""
+        """The batches of these gradient steps, many drawn at once: rows lie far apart and are slow to read."""
         cfg = self.settings
         at_once = max(1, MAX_DRAWN // cfg.batch)
         for first in range(0, cfg.updates, at_once):
