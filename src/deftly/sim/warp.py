@@ -67,7 +67,7 @@ class WarpSim:
             step waits for the device. None only counts them.
         contacts: room for contacts of an environment. One whose constraints do not fit into that of so many contacts
             counts as broken; if all environments together have more contacts than fit, all of them do, since it is
-            not known whose were lost.
+            not known whose were lost. Pairs of geoms whose distance a sensor measures take room as well.
 
     Raises:
         DeftlyError: Warp's MuJoCo lacks something that the model uses, or there is no such device.
