@@ -67,9 +67,8 @@ def drop(compiled: mujoco.MjModel, quat: tuple[float, ...], lowest: np.ndarray) 
     data.qpos[:] = [0, 0, DROP - (lowest @ matrix.reshape(3, 3).T)[:, 2].min(), *turn]
     impact = depth = since = 0.0
     seconds, anchor = np.inf, data.qpos.copy()
-    while (
-        data.time < SECONDS and data.time - since < 2 * REST_S
-    ):  # the second half lets it sink to where it stays
+    # The second half of the time at rest lets it sink to where it stays.
+    while data.time < SECONDS and data.time - since < 2 * REST_S:
         mujoco.mj_step(compiled, data)
         depth = -float(data.contact.dist.min(initial=0.0))
         impact = max(impact, depth)
