@@ -259,6 +259,29 @@ def test_a_driver_is_stopped_when_driving_is_refused(change, is_made, exported):
     assert stopped == made
 
 
+def test_a_driver_that_lacks_a_method_is_stopped_and_a_policy_closed(exported):
+    stopped, closed = [], []
+
+    class NoWrite:
+        def __init__(self, robot, rate):
+            pass
+
+        def read(self):
+            raise AssertionError("read")
+
+        def stop(self):
+            stopped.append(self)
+
+    with pytest.raises(DeftlyError, match=r"has no method write\(\)"):
+        deftly.drive(NoWrite, exported.bundle)
+    assert len(stopped) == 1
+    policy = deftly.load_policy(exported.bundle)
+    policy.close = lambda: closed.append(True)
+    with pytest.raises(DeftlyError, match="seconds is -1"):
+        deftly.drive(FakeDriver, policy, seconds=-1.0)
+    assert closed == [True]
+
+
 def test_load_policy_needs_to_know_which():
     with pytest.raises(DeftlyError, match="which policy"):
         deftly.load_policy()

@@ -529,14 +529,18 @@ def drive(
     is_made = hasattr(driver, "read") and not isinstance(driver, type)
     with ExitStack() as stack:
         unclaimed = stack.enter_context(ExitStack())
-        if is_made and hasattr(driver, "stop"):
-            unclaimed.callback(cast("Driver", driver).stop)
+        if is_made:
+            unclaimed.callback(_stopping(driver))
+        if not isinstance(policy, (str, Path)):
+            unclaimed.callback(policy.close)
         given = {"start": start, "seconds": seconds, "log": log, "log_seconds": log_seconds}
         asked = settings_from(SessionSettings, given, prog="drive")
         require_place(asked.log, keep=True)
-        named = isinstance(policy, (str, Path))
-        chosen = load_policy(policy, task, ahead=True) if named else policy
-        unclaimed.callback(chosen.close)
+        if isinstance(policy, (str, Path)):
+            chosen = load_policy(policy, task, ahead=True)
+            unclaimed.callback(chosen.close)
+        else:
+            chosen = policy
         bounds = (
             safety
             if isinstance(safety, SafetyConfig)
@@ -547,14 +551,11 @@ def drive(
         if isinstance(operator, str):
             operator = open_operator(operator, contract)
             stack.callback(operator.close)
-        elif operator is not None and not hasattr(operator, "hear"):
-            raise DeftlyError(
-                f"operator is a {type(operator).__name__}, but it must be text, as --operator takes, or an Operator"
-            )
+        _require_operator(operator)
         robot_driver = cast("Driver", driver) if is_made else _made(driver, contract)
-        _require_methods(robot_driver, driver, contract.robot)
         if not is_made:
-            unclaimed.callback(robot_driver.stop)
+            unclaimed.callback(_stopping(robot_driver))
+        _require_methods(robot_driver, driver, contract.robot)
         bounds = _bounds(bounds, robot_driver)
         robot = robot_of(robot_driver, contract.robot)
         buffer = LogBuffer(contract, ticks, robot)
@@ -589,6 +590,19 @@ def _made(driver: Any, contract: PolicyContract) -> Driver:
         raise DeftlyError(
             f"{driver} does not make a driver of a robot interface and a rate: {error}"
         ) from error
+
+
+def _stopping(driver: object) -> Callable[[], object]:
+    """What lets go of a driver; nothing of one that has no `stop`, which is refused."""
+    return getattr(driver, "stop", lambda: None)
+
+
+def _require_operator(operator: object) -> None:
+    """Raise DeftlyError unless it is an operator, or nobody."""
+    if operator is not None and not hasattr(operator, "hear"):
+        raise DeftlyError(
+            f"operator is a {type(operator).__name__}, but it must be text, as --operator takes, or an Operator"
+        )
 
 
 def _require_methods(driver: Driver, given: object, robot: RobotInterface) -> None:
