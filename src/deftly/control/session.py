@@ -149,7 +149,7 @@ class Session:
             if error.code:  # of a signal, or of code that says that it failed
                 raise
             raise DeftlyError(
-                "the driver or the policy ended the program (SystemExit): the robot was left safe, the task is not done"
+                "the driver or the policy ended the program (SystemExit): the task is not done, look after the robot"
             ) from error
         finally:
             sys.setswitchinterval(before)
