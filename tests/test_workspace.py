@@ -14,6 +14,7 @@ from deftly import workspace
 from deftly.commands.runs import main as runs_main
 from deftly.config import RunsConfig
 from deftly.errors import DeftlyError
+from deftly.files import WriteError
 from deftly.workspace import (
     WEIGHTS,
     create,
@@ -530,6 +531,15 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(DeftlyError, match=r"cannot write '.*file.*--runs.root DIR") as error:
         create("leap", "train", RunsConfig(root=tmp_path / "file"))
     assert "\n" not in str(error.value)
+
+
+def test_a_run_that_cannot_be_begun_leaves_no_folder(cfg, clock):
+    """The folder of the run can be made here, its link cannot: as on a disk that is just full."""
+    cfg.root.mkdir(exist_ok=True)
+    (cfg.root / "runs").write_text("in the way")
+    with pytest.raises(WriteError, match=r"--runs\.root DIR"):
+        create("leap", "train", cfg)
+    assert list((cfg.root / "runs_all").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["a/b", "../x", "a b"])

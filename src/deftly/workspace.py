@@ -32,6 +32,7 @@ from deftly.files import (
     KB,
     MB,
     FileError,
+    WriteError,
     atomic_write,
     read_bytes,
     read_json,
@@ -94,35 +95,48 @@ class Run:
 
 
 def create(task: str, kind: Kind, cfg: RunsConfig, name: str | None = None) -> Path:
-    """Make the folder of a new run and link it; safe when several start in the same second."""
+    """Make the folder of a new run and link it; safe when several start in the same second.
+
+    Raises DeftlyError for a name that no run can have, and WriteError, leaving no run, where the system does not let
+    it be written.
+    """
     stem = "_".join(filter(None, (task, kind, name, time.strftime("%Y%m%d_%H%M%S"))))
     _check_name(stem)
     _sweep(cfg)
+    run: Path | None = None
     try:
         run = _new_folder(cfg.root / ("runs_all" if cfg.workspace else "runs"), stem)
-        facts: dict[str, Any] = {
-            "task": task,
-            "kind": kind,
-            "created": datetime.now().astimezone().isoformat(),
-        }
-        facts |= {
-            "order": _next_order(cfg),
-            "command": sys.argv,
-            "version": __version__,
-            "commit": _commit(),
-        }
-        write_json(run / FACTS, facts)
-        if cfg.workspace:
-            for name in (run.name, *(latest for latest, of in LATEST.items() if of == kind)):
-                link(cfg.root / "runs" / name, run)
-            _prune(kind, cfg)
-    except FileError as error:
-        raise DeftlyError(f"{error}; {ELSEWHERE}") from error
-    except OSError as error:
-        raise DeftlyError(
-            f"cannot write '{error.filename or cfg.root}': {error.strerror}; {ELSEWHERE}"
-        ) from error
+        _describe(run, task, kind, cfg)
+    except (FileError, OSError) as error:
+        if run is not None:
+            with suppress(FileError, OSError):
+                remove_folder(run)
+        raise WriteError(f"{_what_failed(error, cfg.root)}; {ELSEWHERE}") from error
     return run
+
+
+def _describe(run: Path, task: str, kind: Kind, cfg: RunsConfig) -> None:
+    """Write what is known of a new run, link it as the newest, and delete the runs that are too many."""
+    facts: dict[str, Any] = {
+        "task": task,
+        "kind": kind,
+        "created": datetime.now().astimezone().isoformat(),
+        "order": _next_order(cfg),
+        "command": sys.argv,
+        "version": __version__,
+        "commit": _commit(),
+    }
+    write_json(run / FACTS, facts)
+    if cfg.workspace:
+        for name in (run.name, *(latest for latest, of in LATEST.items() if of == kind)):
+            link(cfg.root / "runs" / name, run)
+        _prune(kind, cfg)
+
+
+def _what_failed(error: Exception, root: Path) -> str:
+    if isinstance(error, OSError):
+        return f"cannot write '{error.filename or root}': {error.strerror}"
+    return str(error)
 
 
 def _sweep(cfg: RunsConfig) -> None:
