@@ -1,6 +1,7 @@
-"""Two ranks that train together, as torchrun starts them: two_ranks.py OUT TRAIN_ARGUMENTS...
+"""Two ranks that train together, as torchrun starts them: two_ranks.py OUT TRAIN_ARGUMENTS... [-- OUT ...]
 
 Each rank is forked, so that what takes seconds is imported once; it writes what it came to into OUT-RANK.safetensors.
+After `--` comes the next training, of two new ranks.
 """
 
 import os
@@ -8,6 +9,7 @@ import socket
 import sys
 
 import torch
+import torch._dynamo  # which the first step of an optimizer imports
 from safetensors.torch import save_file
 
 from deftly.commands import train
@@ -44,12 +46,22 @@ def be(rank: int, port: int, out: str, words: list[str]) -> None:
     save_file(found, f"{out}-{Ranks.join().rank}.safetensors")
 
 
-port, children = free_port(), []
-for rank in range(RANKS):
-    child = os.fork()
-    if not child:
-        be(rank, port, sys.argv[1], sys.argv[2:])
-        sys.exit(0)
-    children.append(child)
-statuses = [os.waitpid(child, 0)[1] for child in children]
-sys.exit(any(statuses))
+def train_together(out: str, words: list[str]) -> bool:
+    """Whether both ranks came to the end."""
+    port, children = free_port(), []
+    for rank in range(RANKS):
+        child = os.fork()
+        if not child:
+            be(rank, port, out, words)
+            sys.exit(0)
+        children.append(child)
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    return not any(statuses)
+
+
+rest = sys.argv[1:]
+while rest:
+    end = rest.index("--") if "--" in rest else len(rest)
+    if not train_together(rest[0], rest[1:end]):
+        sys.exit(1)
+    rest = rest[end + 1 :]

@@ -1,7 +1,6 @@
 """Several processes that train one policy."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,17 +16,22 @@ ASSETS = Path(__file__).parents[1] / "assets"
 SCRIPT, CURRICULUM = ASSETS / "two_ranks.py", ASSETS / "curriculum.py"
 
 
-def two_ranks(out: Path, words: list[str]) -> list[dict[str, torch.Tensor]]:
-    """What each of two ranks came to."""
+def two_ranks(*trainings: tuple[Path, list[str]]) -> list[list[dict[str, torch.Tensor]]]:
+    """What each of two ranks came to, in each of the trainings, one after the other."""
+    command = [sys.executable, str(SCRIPT)]
+    for out, words in trainings:
+        command += [str(out), *words, "--"]
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(out), *words],
+        command[:-1],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [load_file(f"{out}-{rank}.safetensors") for rank in (0, 1)]
+    return [
+        [load_file(f"{out}-{rank}.safetensors") for rank in (0, 1)] for out, _words in trainings
+    ]
 
 
 def test_alone_everything_is_the_identity():
@@ -44,28 +48,30 @@ def test_two_processes_train_one_policy_and_resume_it(tiny_at, tmp_path):
 
     A training of four iterations is bit for bit the one that is resumed from its second.
     """
-    whole, copy = tiny_at(tmp_path / "whole", CURRICULUM), tmp_path / "copy"
+    tiny = tiny_at(tmp_path, CURRICULUM)
     flags = ["--train.max-iterations", "4", "--save-every", "2"]
-    first, second = two_ranks(tmp_path / "all", [*whole.words, *flags])
+    resume = ["--resume", "latest:iter_000002"]
+    whole, resumed = two_ranks(
+        (tmp_path / "whole", [*tiny.words, *flags]),
+        (tmp_path / "resumed", [*tiny.words, *flags, *resume]),
+    )
+    first, second = whole
     shared = [name for name in first if name != "obs"]
     assert "scale/near" in shared
     assert all(torch.equal(first[name], second[name]) for name in shared)
     assert not torch.equal(first["obs"], second["obs"])
     assert int(first["actor/normalizer.count"]) == int(first["steps"]) == 4 * 2 * 4 * 8
-    assert len(list((whole.root / "runs_all").iterdir())) == 1
-    assert (whole.path() / "state.rank_1.safetensors").is_file()
-    assert whole.checkpoint().ranks == 2
+    for got, wanted in zip(resumed, whole, strict=True):
+        assert got.keys() == wanted.keys()
+        assert all(torch.equal(got[name], wanted[name]) for name in got)
 
-    shutil.copytree(whole.run, copy, symlinks=True)
-    resume = ["--resume", str(copy / "checkpoints/iter_000002")]
+    assert len(list((tiny.root / "runs_all").iterdir())) == 1
+    assert (tiny.path() / "state.rank_1.safetensors").is_file()
+    assert tiny.checkpoint().ranks == 2
     with pytest.raises(
         DeftlyError, match=r"is of a training in 2 processes, this one has 1: .*--nproc-per-node=2"
     ):
-        whole.train(4, *resume)
-    resumed = two_ranks(tmp_path / "resumed", [*whole.words, *flags, *resume])
-    for got, wanted in zip(resumed, (first, second), strict=True):
-        assert got.keys() == wanted.keys()
-        assert all(torch.equal(got[name], wanted[name]) for name in got)
+        tiny.train(4, *resume)
 
 
 @pytest.mark.slow
