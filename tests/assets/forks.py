@@ -11,14 +11,24 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-TRAINING = ("commands.train", "env", "learn.ppo")
-RUNNING = ("commands.run", "control.session", "policy.bundle", "serving.client")
+PARSING = ("tyro", "deftly.commands.main")
+TRAINING = (
+    *PARSING,
+    *("deftly.commands.train", "deftly.env", "deftly.evaluate.validation"),
+    *("deftly.learn.train", "deftly.learn.ppo"),
+    "torch._dynamo",  # which the first step of an optimizer imports
+)
+RUNNING = (
+    *PARSING,
+    *("deftly.commands.run", "deftly.control.session"),
+    *("deftly.policy.bundle", "deftly.serving.client"),
+)
 LONGEST = 1 << 20
 """Of a message, bytes."""
 
 
 class Forks:
-    """The process that they are forked from, which imports these modules of deftly."""
+    """The process that they are forked from, which imports these modules."""
 
     def __init__(self, modules: Sequence[str]):
         self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -106,6 +116,6 @@ def serve(link: socket.socket) -> None:
 
 if __name__ == "__main__":
     for name in sys.argv[2:]:
-        importlib.import_module(f"deftly.{name}")
+        importlib.import_module(name)
     with socket.socket(fileno=int(sys.argv[1])) as asking:
         serve(asking)
