@@ -4,8 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One stamp for each content of pyproject.toml: a change of it installs again, a touch does not.
 STAMP := $(VENV)/.stamp-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
-# With ARGS=tests/... there may be no test of a kind, which pytest calls 5.
-OR_NONE := || [ $$? -eq 5 ]
 HAS_EGL := $(BIN)/python -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("EGL"))'
 
 # Compiled modules, those of the tests among them, are kept between processes, even where the environment forbids it.
@@ -25,20 +23,8 @@ quickstart: install ## train, evaluate and watch a small task
 scan-demo: install ## from a scan to a report of success, in build/scan-demo
 	$(BIN)/python examples/scan_to_skill.py
 
-# Most tests run side by side, a file in one process. Some wait for processes of theirs, so there is one worker more than
-# cores. Those in real time then run two by two: they wait most of the time, and want a core for what they wait for.
-WORKERS = $$($(BIN)/python -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
-# A test that hangs fails. A process that dies is not replaced, for which pytest-xdist may wait for ever: its tests are left
-# out, and the run fails (tests/conftest.py).
-SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder --timeout 240 --max-worker-restart 0
-# What fails there runs once more with nothing beside it; that it failed the first time stays on the screen.
-ALONE = || { status=$$?; [ $$status -eq 5 ] || { [ $$status -eq 1 ] && \
-	echo "once more, alone: what failed beside other tests" && \
-	$(BIN)/python -m pytest --timeout 240 --last-failed --last-failed-no-failures none $(ARGS) $(OR_NONE); }; }
 test: install ## run the tests
-	$(BIN)/python -m pytest -n $(WORKERS) $(SIDE_BY_SIDE) \
-		-m 'not slow and not warp and not vla and not openpi and not realtime' $(ARGS) $(ALONE)
-	$(BIN)/python -m pytest -n 2 $(SIDE_BY_SIDE) -m realtime $(ARGS) $(ALONE)
+	tests/run.sh $(BIN)/python $(ARGS)
 
 # Above the five minutes of pyproject.toml, after which a test counts as hanging: some of these fuzz for ten minutes, train,
 # or compile kernels.
