@@ -71,7 +71,16 @@ def test_a_data_set_of_thousands_of_episodes_is_read(tmp_path):
         (dataset.FACTS, ("episodes",), [], "has no episodes"),
         (dataset.FACTS, ("episodes", 0), 3, r"is damaged \(Expected `object`, got `int`"),
         (dataset.FACTS, ("episodes", 0, "steps"), "many", r"is damaged \(Expected `int`"),
-        (dataset.FACTS, ("episodes", 0, "steps"), 0, "has no episodes"),
+        (dataset.FACTS, ("episodes", 0, "steps"), 0, "`steps` of episode 0 is 0, expected 1 to"),
+        (dataset.FACTS, ("episodes", 1, "env"), 99, "`env` of episode 1 is 99, expected 0 to 3"),
+        (dataset.FACTS, ("episodes", 0, "env"), -1, "`env` of episode 0 is -1, expected 0"),
+        (dataset.FACTS, ("episodes", 1, "env"), 0, "episode 1 is another one's environment"),
+        (dataset.FACTS, ("episodes", 0, "batch"), 10**18, "`batch` of episode 0 is 1000"),
+        (dataset.FACTS, ("episodes", 1, "checks"), {}, "`checks` of episode 1 are missing"),
+        (dataset.FACTS, ("episodes", 0, "checks"), {}, "`checks` of episode 0 are missing"),
+        (dataset.FACTS, ("batch",), 200_000, "`batch` is 200000, expected 1 to 512"),
+        (dataset.FACTS, ("seed",), -1, "`seed` is -1, expected 0 to"),
+        (dataset.FACTS, ("perturb",), -5.0, r"`perturb` is -5\.0, expected 0 to 1"),
         (dataset.FACTS, ("layout",), "other", r"is damaged \(Invalid enum value 'other'"),
         (dataset.FACTS, ("schema",), "deftly.dataset/9", "is not of the schema deftly.dataset/1"),
         (dataset.INFO, ("fps",), 10, "has 10 frames in a second, and the contract 20"),
@@ -84,6 +93,18 @@ def test_a_data_set_of_thousands_of_episodes_is_read(tmp_path):
             [64, 64, 3],
             r"'observation.images.front' has shape \[64, 64, 3\], .* wants \[32, 32, 3\]",
         ),
+        (
+            dataset.INFO,
+            ("features", "action", "dtype"),
+            "string",
+            "'action' has dtype string, .* wants float32",
+        ),
+        (
+            dataset.INFO,
+            ("features", "observation.images.front", "dtype"),
+            "float32",
+            "'observation.images.front' has dtype float32, .* wants video or image",
+        ),
         (dataset.INFO, ("features",), [], r"is damaged \(Expected `object`, got `array`"),
     ],
 )
@@ -93,6 +114,13 @@ def test_a_description_that_is_not_is_refused_in_a_line(tmp_path, name, path, va
     with pytest.raises(DeftlyError, match=says) as caught:
         dataset.open_dataset(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_contract_that_does_not_read_is_named_by_its_file(tmp_path):
+    folder = described(tmp_path / "d")
+    (folder / dataset.CONTRACT).write_text('{"robot": ')
+    with pytest.raises(DeftlyError, match=r"contract\.json' is damaged: .*"):
+        dataset.open_dataset(folder)
 
 
 def test_the_card_says_what_a_reader_needs(tmp_path):

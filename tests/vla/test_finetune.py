@@ -53,7 +53,7 @@ def test_lerobot_reads_what_was_stored(demos):
     found = dataset.open_dataset(demos)
     steps = [fact["steps"] for fact in found.facts["episodes"]]
     assert (data.num_episodes, len(data), data.fps) == (4, sum(steps), rate)
-    rows = dataset.read_rows(demos, (OBS_STATE, ACTION))
+    rows = dataset.read_rows(found, (OBS_STATE, ACTION))
     for i in (0, steps[0] - 2, steps[0]):
         item = data[i]
         np.testing.assert_array_equal(item[OBS_STATE].numpy(), rows[OBS_STATE][i])

@@ -23,6 +23,7 @@ from deftly.config import (
     split_task,
 )
 from deftly.console import say, show
+from deftly.data.dataset import MAX_BATCH
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import PolicyArgs, PolicySource, prepare, typed
 from deftly.files import KB, read_text
@@ -71,7 +72,7 @@ class DemosArgs(PolicyArgs):
         Path | None, INPUT_FILE, Doc("File of instructions, one in a line, instead.")
     ] = None
     video: Annotated[bool, Doc("Store images as videos (h264), a fortieth of the size.")] = True
-    batch: Annotated[int, Ge(1), Le(512), Doc("Environments simulated side by side.")] = 32
+    batch: Annotated[int, Ge(1), Le(MAX_BATCH), Doc("Environments simulated side by side.")] = 32
     seed: Annotated[int, Ge(0), Lt(SEEDS), Doc("Decides which episodes.")] = 0
     check: Annotated[
         Path | None,

@@ -9,6 +9,7 @@ Beside LeRobot's files stand
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
@@ -16,11 +17,20 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 import msgspec
 import numpy as np
 
+from deftly.config import SEEDS
 from deftly.console import printable
 from deftly.contract import PolicyContract
 from deftly.errors import DeftlyError
 from deftly.files import MB, read_json, read_text
-from deftly.vla.features import EXECUTED, IMAGES, Layout, image_sizes, layout_of
+from deftly.vla.features import (
+    ACTION,
+    EXECUTED,
+    IMAGES,
+    OBS_STATE,
+    Layout,
+    image_sizes,
+    layout_of,
+)
 
 SCHEMA = "deftly.dataset/1"
 CONTRACT, FACTS, INFO = "meta/contract.json", "meta/deftly.json", "meta/info.json"
@@ -49,6 +59,12 @@ class EpisodeFacts(TypedDict):
     object: NotRequired[str]
     """Name of what was drawn for it."""
     checks: dict[str, Check]
+
+
+MAX_BATCH = 512
+"""Most environments that are simulated side by side for a data set (`deftly demos --batch`)."""
+MAX_BATCHES = MAX_STEPS = 1_000_000
+"""Most batches of a data set, and most steps of an episode."""
 
 
 class Facts(TypedDict):
@@ -115,12 +131,16 @@ def open_dataset(path: Path) -> Dataset:
     info = _read(path / INFO, Info)
     facts = _read(path / FACTS, Facts)
     text = read_text(path / CONTRACT, "the contract of a data set").strip()
-    contract = PolicyContract.from_json(text)
+    try:
+        contract = PolicyContract.from_json(text)
+    except DeftlyError as error:
+        raise DeftlyError(f"'{path / CONTRACT}' is damaged: {error}") from None
     if contract.hash != facts["contract_sha256"]:
         raise DeftlyError(
             f"'{path / CONTRACT}' is not the contract with which the data set was made"
         )
     found = Dataset(path, contract, facts, info)
+    _require_possible(path / FACTS, facts)
     _require_features(found)
     return found
 
@@ -131,11 +151,42 @@ def _read(file: Path, kind: Any) -> Any:
     try:
         msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
-        reason = printable(error, 120)
-        raise DeftlyError(f"'{file}' is damaged ({reason}): collect the data set again") from None
+        raise _damaged(file, printable(error, 120)) from None
     if kind is Facts and tree["schema"] != SCHEMA:
         raise DeftlyError(f"'{file}' is not of the schema {SCHEMA}: collect the data set again")
     return tree
+
+
+def _damaged(file: Path, reason: str) -> DeftlyError:
+    return DeftlyError(f"'{file}' is damaged ({reason}): collect the data set again")
+
+
+def _require_possible(file: Path, facts: Facts) -> None:
+    """Raise DeftlyError unless the numbers of `meta/deftly.json` may be those of a collection."""
+
+    def require(value: float, low: float, high: float, what: str) -> None:
+        if not low <= value <= high:
+            raise _damaged(file, f"{what} is {value}, expected {low} to {high}")
+
+    require(facts["batch"], 1, MAX_BATCH, "`batch`")
+    require(facts["seed"], 0, SEEDS - 1, "`seed`")
+    require(facts["perturb"], 0, 1, "`perturb`")
+    episodes = facts["episodes"]
+    if not episodes:
+        raise DeftlyError(f"'{file}' has no episodes: collect them again")
+    checked = episodes[0]["checks"].keys()
+    met: set[tuple[int, int]] = set()
+    for number, episode in enumerate(episodes):
+        of = f"of episode {number}"
+        place = episode["batch"], episode["env"]
+        require(place[0], 0, MAX_BATCHES, f"`batch` {of}")
+        require(place[1], 0, facts["batch"] - 1, f"`env` {of}")
+        require(episode["steps"], 1, MAX_STEPS, f"`steps` {of}")
+        if place in met:
+            raise _damaged(file, f"episode {number} is another one's environment of the same batch")
+        met.add(place)
+        if not checked or episode["checks"].keys() != checked:
+            raise _damaged(file, f"`checks` {of} are missing, or others than those of episode 0")
 
 
 def _require_features(found: Dataset) -> None:
@@ -145,28 +196,36 @@ def _require_features(found: Dataset) -> None:
         raise DeftlyError(
             f"'{found.path / INFO}' has {info['fps']:g} frames in a second, and the contract {contract.rate:g}"
         )
-    if not found.facts["episodes"] or min(found.steps) < 1:
-        raise DeftlyError(f"'{found.path}' has no episodes: collect it again")
     sizes = layout_of(found.facts["layout"], contract).sizes
     wanted: dict[str, list[int]] = {name: [size] for name, size in sizes.items()}
     wanted[EXECUTED] = wanted["action"]
-    wanted |= {IMAGES + name: [size, size, 3] for name, size in image_sizes(contract).items()}
     for name, shape in wanted.items():
-        feature = info["features"].get(name)
-        if feature is None or feature["shape"] != shape:
-            has = "no such column" if feature is None else f"shape {feature['shape']}"
-            raise DeftlyError(
-                f"'{found.path / INFO}': '{name}' has {has}, and the contract of the data set wants {shape}"
-            )
+        _require_feature(found, name, shape, ("float32",))
+    for name, size in image_sizes(contract).items():
+        _require_feature(found, IMAGES + name, [size, size, 3], ("video", "image"))
+
+
+def _require_feature(found: Dataset, name: str, shape: list[int], dtypes: tuple[str, ...]) -> None:
+    feature = found.info["features"].get(name)
+    if feature is None:
+        has, wants = "no such column", shape
+    elif feature["shape"] != shape:
+        has, wants = f"shape {feature['shape']}", shape
+    elif feature["dtype"] not in dtypes:
+        has, wants = f"dtype {feature['dtype']}", " or ".join(dtypes)
+    else:
+        return
+    raise DeftlyError(
+        f"'{found.path / INFO}': '{name}' has {printable(has)}, and the contract of the data set wants {wants}"
+    )
 
 
 def require_whole(path: Path) -> Dataset:
     """Raise DeftlyError, one line, unless every episode has its rows at its time stamps, and its videos are there."""
     found = open_dataset(path)
-    table = read_rows(path, ("episode_index", "frame_index", "timestamp"))
+    table = read_rows(found, ("episode_index", "frame_index", "timestamp"))
     steps, rows = found.steps, table["episode_index"]
-    there = len(rows) == sum(steps) and rows.dtype.kind in "iu"
-    if not there or (rows != np.repeat(np.arange(len(steps)), steps)).any():
+    if rows.dtype.kind not in "iu" or (rows != np.repeat(np.arange(len(steps)), steps)).any():
         raise DeftlyError(
             f"'{path}' is half written: its rows are not those of its {len(steps)} episodes"
         )
@@ -180,10 +239,23 @@ def require_whole(path: Path) -> Dataset:
             f"'{path}': the time stamps are shifted: frame {frame[row]} of episode {rows[row]} "
             f"is at {table['timestamp'][row]:g} s, expected {due[row]:g}"
         )
+    for _ in read_numbers(found, (OBS_STATE, ACTION, EXECUTED)):
+        pass
     for name, is_video in found.videos.items():
         if is_video:
             _require_video(found, name)
+        else:
+            _require_images(found, name)
     return found
+
+
+def _require_images(found: Dataset, camera: str) -> None:
+    """Raise DeftlyError unless each table has the images of a camera; they are not decoded."""
+    import pyarrow.parquet as parquet  # type: ignore[import-not-found]
+
+    for file in data_files(found.path):
+        if IMAGES + camera not in parquet.read_schema(file).names:
+            raise DeftlyError(f"'{file}' has no images of {camera}: collect the data set again")
 
 
 def _require_video(found: Dataset, camera: str) -> None:
@@ -222,33 +294,85 @@ def _times(file: Path) -> np.ndarray:
     return np.sort(times)
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """Columns of numbers of all rows, in their order: float32, or whole numbers.
+def read_rows(found: Dataset, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns of numbers of all rows, in their order: float32 or whole numbers, (n,), or (n, width) of lists.
 
-    Raises DeftlyError, one line, for tables that do not read, or hold what is no finite number.
+    Nothing is read before the tables say that they have as many rows as the episodes have steps, and no more numbers.
+    Raises DeftlyError, one line, for tables that do not read, or hold what is no finite float32.
     """
     import pyarrow.lib  # type: ignore[import-not-found]
     import pyarrow.parquet as parquet  # type: ignore[import-not-found]
 
-    files = data_files(path)
+    files = data_files(found.path)
     if not files:
-        raise DeftlyError(f"'{path}' is half written: it has no tables; collect it again")
+        raise DeftlyError(f"'{found.path}' is half written: it has no tables; collect it again")
     try:
-        tables = [parquet.read_table(file, columns=list(columns)) for file in files]
-        found = {
-            name: np.concatenate([np.asarray(table[name].to_pylist()) for table in tables])
-            for name in columns
-        }
+        tables = [parquet.ParquetFile(file) for file in files]
+        if sum(table.metadata.num_rows for table in tables) != sum(found.steps):
+            raise DeftlyError(
+                f"'{found.path}' is half written: its rows are not those of its {len(found.steps)} episodes"
+            )
+        return {name: _column(found, tables, name) for name in columns}
     except (OSError, ValueError, KeyError, pyarrow.lib.ArrowException) as error:
         reason = printable(" ".join(str(error).split()), 120)
-        raise DeftlyError(f"'{path}' is half written: its tables do not read: {reason}") from None
-    for name, values in found.items():
-        if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
-            raise DeftlyError(f"'{path}': the column '{name}' has rows without finite numbers")
-    return {
-        name: values.astype(np.float32) if values.dtype.kind == "f" else values
-        for name, values in found.items()
-    }
+        raise DeftlyError(
+            f"'{found.path}' is half written: its tables do not read: {reason}"
+        ) from None
+
+
+def _column(found: Dataset, tables: Sequence[Any], name: str) -> np.ndarray:
+    """A column of tables of parquet, which is small enough to be read."""
+    feature = found.info["features"].get(name)
+    width = 1 if feature is None else math.prod(feature["shape"])
+    parts = []
+    for table in tables:
+        if not _is_numeric(table, name, width):
+            raise _not_finite(found, name)
+        parts.append(_numbers(table.read([name])[name].combine_chunks(), width))
+    if any(part is None for part in parts):
+        raise _not_finite(found, name)
+    values = np.concatenate(parts)
+    if values.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise _not_finite(found, name)
+    return values
+
+
+def _not_finite(found: Dataset, name: str) -> DeftlyError:
+    return DeftlyError(f"'{found.path}': the column '{name}' has rows without finite numbers")
+
+
+def _is_numeric(table: Any, name: str, width: int) -> bool:
+    """Whether a column of a table of parquet is of numbers, and not more than `width` in a row; nothing is read."""
+    import pyarrow.types as types  # type: ignore[import-not-found]
+
+    kind = table.schema_arrow.field(name).type
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    if not (types.is_integer(kind) or types.is_floating(kind)):
+        return False
+    metadata = table.metadata
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    count = sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".")[0] == name)
+    return count <= metadata.num_rows * width
+
+
+def _numbers(column: Any, width: int) -> np.ndarray | None:
+    """The numbers of a column of pyarrow, (n,), or (n, width) of lists; None where some are missing."""
+    import pyarrow.compute as compute  # type: ignore[import-not-found]
+    import pyarrow.types as types  # type: ignore[import-not-found]
+
+    if column.null_count:
+        return None
+    if types.is_integer(column.type) or types.is_floating(column.type):
+        return np.asarray(column)
+    values, lengths = column.flatten(), np.asarray(compute.list_value_length(column))
+    if values.null_count or (lengths != width).any():
+        return None
+    return np.asarray(values).reshape(len(column), width)
 
 
 def data_files(path: Path) -> list[Path]:
@@ -258,14 +382,14 @@ def data_files(path: Path) -> list[Path]:
 
 def read_numbers(found: Dataset, columns: Sequence[str]) -> Iterator[np.ndarray]:
     """Columns of float32, each as wide as LeRobot's description of it says."""
-    rows = read_rows(found.path, columns)
+    rows = read_rows(found, columns)
     for name in columns:
         shape = (sum(found.steps), *found.info["features"][name]["shape"])
-        if rows[name].shape != shape:
+        if rows[name].size != math.prod(shape):
             raise DeftlyError(
                 f"'{found.path}': the column '{name}' has shape {rows[name].shape}, expected {shape}"
             )
-        yield rows[name].astype(np.float32)
+        yield rows[name].reshape(shape).astype(np.float32)
 
 
 def stored_actions(found: Dataset) -> dict[tuple[int, int], np.ndarray]:
