@@ -178,6 +178,23 @@ def test_rows_that_are_not_finite_are_left_out_and_part_the_log(
     assert np.flatnonzero(logs.gaps(found)).tolist() == [6, 98]
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("places", [[0], [239], [0, 1, 238, 239]])
+def test_stamps_may_be_missing_at_the_ends(tmp_path, contract, arrays, bad, places):
+    arrays["time"] = arrays["time"].copy()
+    arrays["time"][places] = bad
+    found = logs.read(save(tmp_path, arrays), contract)
+    np.testing.assert_allclose(found.state, np.delete(arrays["hand_state"], places, 0))
+    assert not logs.gaps(found).any()
+
+
+def test_a_column_without_a_finite_number_is_no_warning(tmp_path, contract, arrays, recwarn):
+    arrays["hand_state"][:, 3] = np.inf
+    with pytest.raises(DeftlyError, match="is not finite in 240 of 240 rows"):
+        logs.read(save(tmp_path, arrays), contract)
+    assert not recwarn.list
+
+
 def test_where_a_row_was_left_out_is_known_in_a_part_of_a_log(tmp_path, contract, arrays):
     arrays["hand_cmd"][:60] = arrays["hand_cmd"][60]
     arrays["hand_state"][[7, 100]] = np.nan
@@ -361,6 +378,14 @@ def test_a_line_of_units_counts(tmp_path, contract, arrays):
     path.write_text("\n".join(text))
     found = logs.read(path, contract)
     np.testing.assert_allclose(found.state, np.deg2rad(arrays["hand_state"]), atol=1e-6)
+    assert "if they are radians, name the columns [rad]" in found.notes[0]
+
+
+@pytest.mark.parametrize("units", ["deg", "ticks"])
+def test_radians_are_not_read_in_other_units(tmp_path, contract, arrays, units):
+    """They would be within every limit, and tell nothing."""
+    with pytest.raises(DeftlyError, match=rf"are they radians\? Leave --units {units} out"):
+        logs.read(save(tmp_path, arrays), contract, units=units)
 
 
 def test_text_separated_by_spaces_is_read(tmp_path, contract, arrays):
@@ -413,7 +438,11 @@ def test_numbered_columns_of_a_csv_may_be_the_motors(tmp_path, contract, arrays)
         ("time,t,{cmd},{state}\n" + "0," * 33 + "0\n", "2 columns of time"),
         ("time,cmd_if_mcp,{cmd},{state}\n" + "0," * 33 + "0\n", "two columns of cmd of 'if_mcp'"),
         ("time,{cmd},{state}\n0,1,2\n", "33 names of columns, but 3 numbers"),
-        ("time,{cmd},{state}\n" + "0," * 32 + "x\n", "each line after the names has 33 numbers"),
+        ("time,{cmd},{state}\n" + "0," * 32 + "x\n", "sample 1 has 'x', which is no number"),
+        (
+            "time,{cmd},{state}\n" + ("0," * 32 + "0\n") * 2 + "0,1\n",
+            "sample 3, '0,1', has 2 numbers",
+        ),
         ("time,{cmd},{state} deg\n" + "0," * 32 + "0\n", "name all or none"),
     ],
 )

@@ -72,6 +72,8 @@ class Table(NamedTuple):
     time: np.ndarray | None
     angles_named: bool
     """Whether the names have units of angles."""
+    largest: float | None = None
+    """Largest size of an angle as it stands in the file, where the names have other units than radians."""
 
 
 class Angles(NamedTuple):
@@ -89,6 +91,11 @@ class Angles(NamedTuple):
     def of(self, values: np.ndarray) -> np.ndarray:
         """These columns of all values (T, columns), (T, joints)."""
         return values[:, self.order] * np.array(self.scales or [1.0])
+
+    def largest(self, values: np.ndarray) -> float:
+        """Largest size of these columns as they stand in the file."""
+        sizes = np.abs(values[:, self.order])
+        return float(sizes.max(where=np.isfinite(sizes), initial=0.0))
 
 
 def read(path: Path, joints: list[str]) -> Table:
@@ -114,7 +121,10 @@ def read(path: Path, joints: list[str]) -> Table:
     time = None
     if stamps:
         time = values[:, stamps[0]] * (columns[stamps[0]].scale or 1.0)
-    return Table(cmd.of(values), state.of(values), time, cmd.named)
+    largest = None
+    if any(scale != 1.0 for scale in (*cmd.scales, *state.scales)):
+        largest = max(cmd.largest(values), state.largest(values))
+    return Table(cmd.of(values), state.of(values), time, cmd.named, largest)
 
 
 def _lines(path: Path, text: str) -> list[str]:
@@ -189,14 +199,30 @@ def _values(path: Path, lines: list[str], delimiter: str | None, columns: int) -
             encoding=None,
         )
     except ValueError as error:
-        raise DeftlyError(
-            f"{path}: {printable(error, 160)}; each line after the names has {columns} numbers"
-        ) from None
+        reason = _unreadable(lines, delimiter, columns) or printable(error, 160)
+        raise DeftlyError(f"{path}: {reason}") from None
     if values.shape[1] != columns:
         raise DeftlyError(
             f"{path}: {columns} names of columns, but {values.shape[1]} numbers in a line"
         )
     return values
+
+
+def _unreadable(lines: list[str], delimiter: str | None, columns: int) -> str:
+    """What is wrong with the first line that is not of numbers; empty if all are."""
+    for number, line in enumerate(lines, 1):
+        cells = _cells(line, delimiter)
+        if len(cells) != columns:
+            return (
+                f"sample {number}, '{printable(line, 40)}', has {len(cells)} numbers, and there are {columns} "
+                "names of columns"
+            )
+        for cell in cells:
+            try:
+                _number(cell)
+            except ValueError:
+                return f"sample {number} has '{cell}', which is no number"
+    return ""
 
 
 def _number(text: str) -> float:

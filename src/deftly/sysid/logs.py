@@ -90,9 +90,9 @@ def read(
     Raises DeftlyError, one line, for anything that is no such log of this robot.
     """
     if path.suffix.lower() in csv_log.SUFFIXES:
-        arrays = _table(path, contract, hardware_order, units)
+        arrays, doubt = _table(path, contract, hardware_order, units)
     else:
-        arrays = _arrays(path)
+        arrays, doubt = _arrays(path), ""
     if "schema" in arrays and str(arrays["schema"]) == log.SCHEMA:
         found = _read_run(path, contract)
         _check(path, found)
@@ -106,6 +106,7 @@ def read(
             f"{contract.robot.name} has no table of motors: leave --hardware-order out"
         )
     convention = Convention(hardware_order, units)
+    _require_units(path, units, rows)
     cmd, cmd_note = _as_joints(path, contract, CMD, rows.cmd, convention)
     state, state_note = _as_joints(path, contract, STATE, rows.state, convention)
     stamped = TIME in arrays
@@ -114,11 +115,23 @@ def read(
         time, time_note = _time_stamps(path, rows.time, len(rows.time))
     kept = time[rows.finite]
     start = kept[:1]
-    notes = [note for note in (cmd_note, state_note, time_note, *rows.notes) if note]
+    notes = [note for note in (doubt, cmd_note, state_note, time_note, *rows.notes) if note]
     lost = time[~rows.finite] - start
     found = HandLog(kept - start, cmd, state, stamped, tuple(notes), tuple(lost.tolist()))
-    _check(path, found, units)
+    _check(path, found)
     return found
+
+
+def _require_units(path: Path, units: Units, rows: Rows) -> None:
+    """Raise DeftlyError where columns of other units might as well be radians, which all are within their limits."""
+    if units == "rad":
+        return
+    largest = max(np.abs(rows.cmd).max(initial=0.0), np.abs(rows.state).max(initial=0.0))
+    if largest <= MAX_RADIANS:
+        raise DeftlyError(
+            f"{path}: no angle is beyond {largest:.3g}: are they radians? Leave --units {units} out; if they are not, "
+            "convert them to radians"
+        )
 
 
 def _rows(path: Path, arrays: dict[str, np.ndarray], contract: PolicyContract) -> Rows:
@@ -160,9 +173,12 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _table(
-    path: Path, contract: PolicyContract, hardware_order: bool, units: str
-) -> dict[str, np.ndarray]:
-    """The arrays of a log as text, as those of an .npz: in the order of joints and in the units that were asked for."""
+    path: Path, contract: PolicyContract, hardware_order: bool, units: Units
+) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays of a log as text, as those of an .npz: in the order of joints and in the units that were asked for.
+
+    With them comes what is doubtful about units that the names of its columns have.
+    """
     motors = [motor.joint for motor in contract.robot.motors]
     names = motors if hardware_order and motors else list(contract.joint_names)
     table = csv_log.read(path, names)
@@ -170,7 +186,13 @@ def _table(
     arrays = {CMD: scale * table.cmd, STATE: scale * table.state}
     if table.time is not None:
         arrays[TIME] = table.time
-    return arrays
+    doubt = ""
+    if table.largest is not None and table.largest <= MAX_RADIANS:
+        doubt = (
+            f"no angle is beyond {table.largest:.3g}, in the units of the columns' names: if they are radians, name "
+            "the columns [rad]"
+        )
+    return arrays, doubt
 
 
 def _matrix(
@@ -289,7 +311,7 @@ def _require_same(path: Path, what: str, ours: Any, theirs: Any) -> None:
         )
 
 
-def _check(path: Path, found: HandLog, units: str = "rad") -> None:
+def _check(path: Path, found: HandLog) -> None:
     """Raise DeftlyError unless the log may be fitted."""
     seconds = found.time[-1] if len(found.time) else 0.0
     if len(found.time) < 2 or seconds < MIN_SECONDS:
@@ -300,11 +322,6 @@ def _check(path: Path, found: HandLog, units: str = "rad") -> None:
     if logged > MAX_MOTION_S:
         raise DeftlyError(
             f"{path} has {logged:.0f} s, but {MAX_MOTION_S:g} s at most are fitted: cut a part out, 60 s do"
-        )
-    reach = np.ptp(found.cmd, axis=0).max()
-    if units != "rad" and reach < MIN_MOTION:
-        raise DeftlyError(
-            f"{path}: commands span {reach:.3g} rad at most: are they radians? Leave --units {units} out"
         )
 
 

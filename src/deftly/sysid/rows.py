@@ -68,12 +68,20 @@ def _finite_stamps(time: np.ndarray) -> np.ndarray:
     if finite.all() or not finite.any():
         return time
     rows = np.arange(len(time))
-    return np.interp(rows, rows[finite], time[finite])
+    known, stamps = rows[finite], time[finite]
+    filled = np.interp(rows, known, stamps)
+    if len(known) > 1:  # before the first and after the last, on at the usual rate
+        period = np.median(np.diff(stamps) / np.diff(known))
+        early, late = rows < known[0], rows > known[-1]
+        filled[early] = stamps[0] + period * (rows[early] - known[0])
+        filled[late] = stamps[-1] + period * (rows[late] - known[-1])
+    return filled
 
 
 def _variation(state: np.ndarray) -> float:
     """Total variation of positions (T, joints): rows out of order jump to and fro."""
-    return float(np.nansum(np.abs(np.diff(state, axis=0))))
+    with np.errstate(invalid="ignore"):  # infinite ones are left out later
+        return float(np.nansum(np.abs(np.diff(state, axis=0))))
 
 
 def _repeats(time: np.ndarray, cmd: np.ndarray, state: np.ndarray) -> np.ndarray:
