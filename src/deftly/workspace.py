@@ -109,10 +109,31 @@ def create(task: str, kind: Kind, cfg: RunsConfig, name: str | None = None) -> P
         _describe(run, task, kind, cfg)
     except (FileError, OSError) as error:
         if run is not None:
-            with suppress(FileError, OSError):
-                remove_folder(run)
+            discard(run, kind, cfg)
         raise WriteError(f"{_what_failed(error, cfg.root)}; {ELSEWHERE}") from error
     return run
+
+
+def discard(run: Path, kind: Kind, cfg: RunsConfig) -> None:
+    """Delete a run that could not be begun, as on a full disk; the links show the one before it again."""
+    with suppress(FileError, OSError):
+        remove_folder(run)
+    if not cfg.workspace:
+        return
+    before = [other.path for other in list_runs(cfg) if other.kind == kind and other.path != run]
+    for name in (run.name, *_latest(kind)):
+        place = cfg.root / "runs" / name
+        if follow(place) != follow(run):
+            continue
+        with suppress(FileError, OSError):
+            place.unlink(missing_ok=True)
+            if name != run.name and before:
+                link(place, before[0])
+
+
+def _latest(kind: Kind) -> list[str]:
+    """Names of the links to the latest run of a kind."""
+    return [name for name, of in LATEST.items() if of == kind]
 
 
 def _describe(run: Path, task: str, kind: Kind, cfg: RunsConfig) -> None:
@@ -128,7 +149,7 @@ def _describe(run: Path, task: str, kind: Kind, cfg: RunsConfig) -> None:
     }
     write_json(run / FACTS, facts)
     if cfg.workspace:
-        for name in (run.name, *(latest for latest, of in LATEST.items() if of == kind)):
+        for name in (run.name, *_latest(kind)):
             link(cfg.root / "runs" / name, run)
         _prune(kind, cfg)
 
@@ -251,8 +272,9 @@ def _take(handle: int, run: Path) -> None:
         ) from None
     except OSError:  # no locks here
         return
-    os.ftruncate(handle, 0)
-    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    with suppress(OSError):  # a full disk: it is locked all the same
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
 def _prune(kind: Kind, cfg: RunsConfig) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from deftly.commands.record import main as record_main
 from deftly.control import log
+from deftly.data import record
 from deftly.errors import DeftlyError
 
 
@@ -78,3 +79,46 @@ def test_a_policy_that_cannot_start_is_no_endless_recording(exported, tmp_path):
     with pytest.raises(DeftlyError, match="ended before its first step, fault/envelope"):
         make(exported, tmp_path / "a.npz", *words)
     assert not list(tmp_path.iterdir())
+
+
+def interrupted(at, monkeypatch):
+    """Ctrl-C in an episode."""
+    whole = record.run_episode
+
+    def until(robot, policy, safety, episode, **more):
+        if episode == at:
+            raise KeyboardInterrupt
+        return whole(robot, policy, safety, episode, **more)
+
+    monkeypatch.setattr(record, "run_episode", until)
+
+
+def test_an_interrupt_leaves_the_whole_episodes(exported, tmp_path, monkeypatch):
+    interrupted(2, monkeypatch)
+    with pytest.raises(DeftlyError, match="has 2 of 9 episodes: it was interrupted"):
+        make(exported, tmp_path / "a.npz", "--episodes", "9")
+    assert len(log.read(tmp_path / "a.npz").facts["end"]) == 2
+
+
+def test_an_interrupt_before_the_first_episode_writes_nothing(exported, tmp_path, monkeypatch):
+    interrupted(0, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        make(exported, tmp_path / "a.npz", "--episodes", "9")
+    assert not (tmp_path / "a.npz").exists()
+
+
+def test_no_more_is_recorded_than_can_be_read_back(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "max_ticks", lambda contract: 60)
+    for words in (("--episodes", "61"), ("--num-steps", "61")):
+        with pytest.raises(DeftlyError, match="a recording holds 60 steps, and these are 61"):
+            make(exported, tmp_path / "a.npz", *words)
+    with pytest.raises(DeftlyError, match=r"has \d of 30 episodes: .* holds no more"):
+        make(exported, tmp_path / "a.npz", "--episodes", "30")
+    assert 30 < len(log.read(tmp_path / "a.npz")) <= 60
+
+
+def test_what_a_recording_replaces_is_said(exported, tmp_path, capsys):
+    make(exported, tmp_path / "a.npz")
+    assert "which replaces" not in capsys.readouterr().out
+    make(exported, tmp_path / "a.npz")
+    assert "which replaces what was there" in capsys.readouterr().out

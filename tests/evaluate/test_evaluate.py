@@ -32,6 +32,7 @@ from deftly.evaluate.comparison import Side, compare, read_report
 from deftly.evaluate.evaluate import measure
 from deftly.evaluate.gates import check_gate, read_gate
 from deftly.evaluate.source import policy_words
+from deftly.files import WriteError
 from deftly.learn import checkpoint
 from deftly.learn.networks import Network, NetworkSpec
 from deftly.stats import wilson
@@ -310,6 +311,24 @@ def test_exit_status_of_gates(root, capsys):
 def test_a_test_run_is_made(root):
     assert eval_main([TASK, *SHORT, "--runs.root", str(root)]) == 0
     assert (root / "runs/latest_test/eval.json").is_file()
+
+
+def test_what_was_measured_is_said_where_no_report_can_be_written(root, monkeypatch, capsys):
+    """As on a disk that is full: the run is gone, and the one before is the latest again."""
+    assert eval_main([TASK, *SHORT, "--runs.root", str(root)]) == 0
+    before = workspace.follow(root / "runs/latest_test")
+    runs = sorted((root / "runs_all").iterdir())
+
+    def full(*_, **__):
+        raise WriteError("cannot write 'eval.json': No space left on device")
+
+    monkeypatch.setattr(report, "write", full)
+    capsys.readouterr()
+    with pytest.raises(WriteError, match=r"No space left on device; choose .* --runs\.root DIR"):
+        eval_main([TASK, *SHORT, "--runs.root", str(root)])
+    assert "success" in capsys.readouterr().out
+    assert sorted((root / "runs_all").iterdir()) == runs
+    assert workspace.follow(root / "runs/latest_test") == before
 
 
 @pytest.mark.skipif(

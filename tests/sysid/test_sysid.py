@@ -10,6 +10,7 @@ import pytest
 from deftly import tasks
 from deftly.commands.sysid import main as sysid_main
 from deftly.errors import DeftlyError
+from deftly.files import WriteError
 from deftly.robots import actuators, leap_hand
 from deftly.sysid import excite, fit, logs, model, report
 from deftly_bench import sysid as trials
@@ -176,6 +177,18 @@ def test_the_command_writes_report_plot_and_actuators(
     found = actuators.load(written, "leap-right", case[1])
     assert found.joints["if_mcp"]["kp"].value == kp["value"]
     assert not list(tmp_path.glob(".tmp*"))
+
+
+def test_a_fit_is_said_where_it_cannot_be_written(tmp_path, monkeypatch, capsys, fitted, plain):
+    def full(*_):
+        raise WriteError("No space left on device")
+
+    monkeypatch.setattr(fit, "fit", lambda *_, **__: fitted)
+    monkeypatch.setattr(report, "write", full)
+    path = save(tmp_path / "log.npz", plain)
+    with pytest.raises(WriteError, match="No space left"):
+        sysid_main([TASK, "--log-file", str(path), "--hardware-order", "True"])
+    assert "held-out error" in capsys.readouterr().out
 
 
 def test_a_log_in_hardware_order_is_the_same_log(tmp_path, contract, case, plain):

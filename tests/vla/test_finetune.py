@@ -17,7 +17,7 @@ from deftly.errors import DeftlyError
 from deftly.evaluate import source
 from deftly.evaluate.evaluate import EvalSettings, measure
 from deftly.vla import checkpoint
-from deftly.vla.features import ACTION, IMAGES, OBS_STATE
+from deftly.vla.features import ACTION, EXECUTED, IMAGES, OBS_STATE
 
 pytestmark = pytest.mark.vla
 SIZE = filmed_data.SIZE
@@ -118,6 +118,75 @@ def test_what_is_missing_or_shifted_is_refused(damaged):
     (video,) = (damaged / "videos").glob("*/*/*.mp4")
     video.unlink()
     with pytest.raises(DeftlyError, match="has 0 frames of front, expected"):
+        dataset.require_whole(damaged)
+
+
+@pytest.mark.parametrize("name", [OBS_STATE, ACTION, EXECUTED])
+def test_numbers_that_are_no_numbers_are_refused(damaged, name):
+    """They are what a model learns from."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    (file,) = dataset.data_files(damaged)
+    table = parquet.read_table(file)
+    place = table.column_names.index(name)
+    rows = table[name].to_pylist()
+
+    def write(values, kind="float64"):
+        column = pa.array(values, pa.list_(pa.type_for_alias(kind)))
+        parquet.write_table(table.set_column(place, name, column), file)
+
+    write(rows)
+    assert dataset.require_whole(damaged)
+    huge, missing, long = ([*rows] for _ in range(3))
+    huge[3] = [1e39] * len(rows[3])  # a float64, but no float32
+    missing[3] = None
+    long[3] = [*rows[3], 0.0]
+    for wrong in (huge, missing, [[None] * len(row) for row in rows]):
+        write(wrong)
+        with pytest.raises(DeftlyError, match=f"'{name}' has rows without finite numbers"):
+            dataset.require_whole(damaged)
+    wide = [[*row, 0.0] for row in rows]
+    for wrong in (long, wide):
+        write(wrong)
+        with pytest.raises(DeftlyError, match=f"'{name}' has more than"):
+            dataset.require_whole(damaged)
+    write([list(map(str, row)) for row in rows], "string")
+    with pytest.raises(DeftlyError, match=f"'{name}' has rows without finite numbers"):
+        dataset.require_whole(damaged)
+    parquet.write_table(table.drop_columns([name]), file)
+    with pytest.raises(DeftlyError, match="its tables do not read"):
+        dataset.require_whole(damaged)
+
+
+@pytest.mark.parametrize("name", dataset.LEROBOTS)
+def test_what_lerobot_reads_is_there(damaged, name):
+    (damaged / name).unlink()
+    with pytest.raises(DeftlyError, match=f"has no {name}, which LeRobot reads"):
+        dataset.require_whole(damaged)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("total_episodes", 10**18), ("total_frames", -1), ("data_path", "../../etc/passwd")],
+)
+def test_what_lerobot_is_told_is_so(damaged, name, value):
+    info = json.loads((damaged / dataset.INFO).read_text())
+    (damaged / dataset.INFO).write_text(json.dumps({**info, name: value}))
+    with pytest.raises(DeftlyError, match=f"`{name}` is {value}, expected"):
+        dataset.require_whole(damaged)
+
+
+def test_a_small_file_of_millions_of_rows_is_not_read(damaged, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    (file,) = dataset.data_files(damaged)
+    table = parquet.read_table(file)
+    many = {name: pa.repeat(table[name][0], 2_000_000) for name in table.column_names}
+    parquet.write_table(pa.table(many), file, compression="zstd")
+    monkeypatch.setattr(dataset, "_column", lambda *_: pytest.fail("a column is read"))
+    with pytest.raises(DeftlyError, match="its rows are not those of its"):
         dataset.require_whole(damaged)
 
 

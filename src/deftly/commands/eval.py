@@ -19,6 +19,7 @@ from deftly.evaluate import comparison, ladder, ladder_report, report, source
 from deftly.evaluate.evaluate import EvalSettings, Metrics, Result, measure
 from deftly.evaluate.gates import read_gate, read_gates, require_rungs
 from deftly.evaluate.source import PolicyArgs, PolicySource
+from deftly.files import WriteError
 
 if TYPE_CHECKING:
     from deftly.tasks import Task
@@ -130,10 +131,9 @@ def _evaluate(
         comparison.require_metrics(args.by, earlier.report)
     result, values, recorder = _measure(task, found, args, gates)
     result["command"] = command
-    folder = _folder(task, args)
-    report.write(folder, result, values, task)  # a video takes long: what was measured is kept
     for head, *rows in filter(None, (report.metrics_table(result), report.bins_table(result))):
         show(table(head, rows), "")
+    folder = _written(task, args, result, values)  # a video takes long: what was measured is kept
     if earlier:
         side, lines = comparison.compare(earlier, comparison.read_side(folder), args.by)
         show(side, "\n".join(["", *lines, ""]))
@@ -144,6 +144,21 @@ def _evaluate(
             result["video"] = report.FAILED
         report.write(folder, result, values, task, video)
     return 0 if all(gate["holds"] for gate in result["gates"]) else 1
+
+
+def _written(task: Task, args: EvalArgs, result: Result, values: Metrics) -> Path:
+    """The folder of the report. Where it cannot be written, the screen still has what was found."""
+    folder = None
+    try:
+        folder = _folder(task, args)
+        report.write(folder, result, values, task)
+    except WriteError as error:
+        show("\n".join(report.conclusion(result)))
+        if args.out or folder is None:
+            raise
+        workspace.discard(folder, "test", args.runs)
+        raise WriteError(f"{error}; {workspace.ELSEWHERE}") from error
+    return folder
 
 
 def _write_video(
@@ -195,8 +210,8 @@ def _climb(climbed: ladder.Ladder, args: EvalArgs, command: str) -> int:
     result: dict[str, Any] = {}
     for result in climbed.climb():
         result["command"] = command
-        ladder_report.write(folder, result, task)
         print("\n".join(_said(result["rungs"][-1])), flush=True)
+        ladder_report.write(folder, result, task)
     head, *rows = ladder_report.conditions_table(result["rungs"], task)
     show("", table(head, rows), "")
     if earlier:

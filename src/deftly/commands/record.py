@@ -46,10 +46,20 @@ def main(argv: list[str]) -> int:
         )
     finally:
         policy.close()
-    rows = {name: np.concatenate([o.rows[name] for o in results]) for name in results[0].rows}
-    log.write(args.out, robot.contract, rows, record.facts(task, args, origin, results))
     for i, o in enumerate(results):
         reason = f" ({printable(o.reason)})" if o.reason else ""
         print(f"episode {i}: {o.end} after {o.steps} steps{reason}")
-    print(f"recording: {args.out}, {len(rows['now'])} ticks")
+    rows = {name: np.concatenate([o.rows[name] for o in results]) for name in results[0].rows}
+    replaced = ", which replaces what was there" if args.out.exists() else ""
+    log.write(args.out, robot.contract, rows, record.facts(task, args, origin, results))
+    print(f"recording: {args.out}, {len(rows['now'])} ticks{replaced}")
+    done, what = len(results), "episodes"
+    if args.num_steps:
+        done, what = sum(o.steps for o in results), "steps"
+    wanted = args.num_steps or args.episodes
+    if done < wanted:
+        raise DeftlyError(
+            f"the recording has {done} of {wanted} {what}: it was interrupted, or holds no more; for others type "
+            "another --seed and --out"
+        )
     return 0

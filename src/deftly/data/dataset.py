@@ -10,7 +10,7 @@ Beside LeRobot's files stand
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -34,6 +34,11 @@ from deftly.vla.features import (
 
 SCHEMA = "deftly.dataset/1"
 CONTRACT, FACTS, INFO = "meta/contract.json", "meta/deftly.json", "meta/info.json"
+LEROBOTS = ("meta/tasks.parquet", "meta/stats.json", "meta/episodes/chunk-000/file-000.parquet")
+"""What LeRobot reads beside."""
+NUMBERED = "chunk-{chunk_index:03d}/file-{file_index:03d}"
+DATA_PATH, VIDEO_PATH = f"data/{NUMBERED}.parquet", f"videos/{{video_key}}/{NUMBERED}.mp4"
+"""Where LeRobot's tables and videos are."""
 MAX_FACTS = 256 * MB
 """Largest `meta/deftly.json`: an episode takes some 700 bytes of it."""
 TOLERANCE_S = 1e-4
@@ -96,6 +101,11 @@ class Info(TypedDict):
 
     fps: float
     features: dict[str, Feature]
+    total_episodes: NotRequired[int]
+    total_frames: NotRequired[int]
+    data_path: NotRequired[str]
+    """Where LeRobot looks for the tables, and for the videos."""
+    video_path: NotRequired[str | None]
 
 
 class Dataset(NamedTuple):
@@ -223,9 +233,15 @@ def _require_feature(found: Dataset, name: str, shape: list[int], dtypes: tuple[
 def require_whole(path: Path) -> Dataset:
     """Raise DeftlyError, one line, unless every episode has its rows at its time stamps, and its videos are there."""
     found = open_dataset(path)
+    _require_lerobots(found)
     table = read_rows(found, ("episode_index", "frame_index", "timestamp"))
     steps, rows = found.steps, table["episode_index"]
-    if rows.dtype.kind not in "iu" or (rows != np.repeat(np.arange(len(steps)), steps)).any():
+    one_each = all(values.ndim == 1 for values in table.values())
+    if (
+        not one_each
+        or rows.dtype.kind not in "iu"
+        or (rows != np.repeat(np.arange(len(steps)), steps)).any()
+    ):
         raise DeftlyError(
             f"'{path}' is half written: its rows are not those of its {len(steps)} episodes"
         )
@@ -247,6 +263,28 @@ def require_whole(path: Path) -> Dataset:
         else:
             _require_images(found, name)
     return found
+
+
+def _require_lerobots(found: Dataset) -> None:
+    """Raise DeftlyError unless what LeRobot itself reads of a data set is there, and says the same."""
+    for name in LEROBOTS:
+        if not (found.path / name).is_file():
+            raise DeftlyError(
+                f"'{found.path}' has no {name}, which LeRobot reads: collect the data set again"
+            )
+    info: Mapping[str, Any] = found.info
+    wanted: dict[str, Any] = {
+        "total_episodes": len(found.steps),
+        "total_frames": sum(found.steps),
+        "data_path": DATA_PATH,
+    }
+    if any(found.videos.values()):
+        wanted["video_path"] = VIDEO_PATH
+    for name, value in wanted.items():
+        if info.get(name) != value:
+            raise DeftlyError(
+                f"'{found.path / INFO}': `{name}` is {printable(info.get(name), 60)}, expected {value}"
+            )
 
 
 def _require_images(found: Dataset, camera: str) -> None:
@@ -326,11 +364,16 @@ def _column(found: Dataset, tables: Sequence[Any], name: str) -> np.ndarray:
     width = 1 if feature is None else math.prod(feature["shape"])
     parts = []
     for table in tables:
-        if not _is_numeric(table, name, width):
+        if not _is_numeric(table.schema_arrow.field(name).type):
             raise _not_finite(found, name)
-        parts.append(_numbers(table.read([name])[name].combine_chunks(), width))
-    if any(part is None for part in parts):
-        raise _not_finite(found, name)
+        if _count(table.metadata, name) > table.metadata.num_rows * width:
+            raise DeftlyError(
+                f"'{found.path}': the column '{name}' has more than {width} numbers in a row"
+            )
+        part = _numbers(table.read([name])[name].combine_chunks())
+        if part is None:
+            raise _not_finite(found, name)
+        parts.append(part)
     values = np.concatenate(parts)
     if values.dtype.kind == "f":
         with np.errstate(over="ignore"):
@@ -344,23 +387,26 @@ def _not_finite(found: Dataset, name: str) -> DeftlyError:
     return DeftlyError(f"'{found.path}': the column '{name}' has rows without finite numbers")
 
 
-def _is_numeric(table: Any, name: str, width: int) -> bool:
-    """Whether a column of a table of parquet is of numbers, and not more than `width` in a row; nothing is read."""
+def _is_numeric(kind: Any) -> bool:
+    """Whether a type of pyarrow is that of numbers, or of lists of them."""
     import pyarrow.types as types  # type: ignore[import-not-found]
 
-    kind = table.schema_arrow.field(name).type
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         kind = kind.value_type
-    if not (types.is_integer(kind) or types.is_floating(kind)):
-        return False
-    metadata = table.metadata
+    return types.is_integer(kind) or types.is_floating(kind)
+
+
+def _count(metadata: Any, name: str) -> int:
+    """How many numbers a column of a table of parquet has, by the table's own words."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
-    count = sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".")[0] == name)
-    return count <= metadata.num_rows * width
+    # of lists the path goes on, "action.list.element"
+    return sum(
+        chunk.num_values for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{name}.")
+    )
 
 
-def _numbers(column: Any, width: int) -> np.ndarray | None:
+def _numbers(column: Any) -> np.ndarray | None:
     """The numbers of a column of pyarrow, (n,), or (n, width) of lists; None where some are missing."""
     import pyarrow.compute as compute  # type: ignore[import-not-found]
     import pyarrow.types as types  # type: ignore[import-not-found]
@@ -370,9 +416,9 @@ def _numbers(column: Any, width: int) -> np.ndarray | None:
     if types.is_integer(column.type) or types.is_floating(column.type):
         return np.asarray(column)
     values, lengths = column.flatten(), np.asarray(compute.list_value_length(column))
-    if values.null_count or (lengths != width).any():
+    if values.null_count or (lengths != lengths[:1]).any():
         return None
-    return np.asarray(values).reshape(len(column), width)
+    return np.asarray(values).reshape(len(column), -1)
 
 
 def data_files(path: Path) -> list[Path]:

@@ -16,11 +16,12 @@ import yaml
 from deftly import __version__
 from deftly.config import to_yaml
 from deftly.console import Progress
+from deftly.control.log import max_ticks
 from deftly.control.safety import SafetyConfig
 from deftly.errors import DeftlyError
 from deftly.evaluate.source import PolicySource
 from deftly.policy.protocol import Policy
-from deftly.twin.loop import EpisodeResult, LoopArgs, run_episode
+from deftly.twin.loop import EpisodeResult, LoopArgs, longest_episode, run_episode
 
 if TYPE_CHECKING:
     from deftly.tasks import Task
@@ -30,18 +31,36 @@ if TYPE_CHECKING:
 def run(
     robot: SimRobot, policy: Policy, safety: SafetyConfig, *, episodes: int = 1, num_steps: int = 0
 ) -> list[EpisodeResult]:
-    """Run so many episodes; or, if `num_steps` is not 0, so many steps, the last episode of which is cut off."""
+    """Run so many episodes; or, if `num_steps` is not 0, so many steps, the last episode of which is cut off.
+
+    An interrupt (Ctrl-C) ends it after the last whole episode, if there is one; so does a recording that is full, of
+    which more could not be read back. The caller sees both by the number of episodes, or of steps.
+
+    Raises DeftlyError, before anything is run, for more than a recording can hold.
+    """
     results: list[EpisodeResult] = []
-    done, total = 0, num_steps or episodes
+    done, total, ticks = 0, num_steps or episodes, 0
+    most = max_ticks(robot.contract)
+    if total > most:
+        what = "steps" if num_steps else "episodes"
+        raise DeftlyError(
+            f"a recording holds {most:,} steps, and these are {total:,} {what}: ask for fewer"
+        )
     with Progress(total, "recording") as shown:
-        while done < total:
+        while done < total and ticks + longest_episode(robot, safety) <= most:
             limit = num_steps - done if num_steps else 0
-            result = run_episode(robot, policy, safety, len(results), limit=limit)
+            try:
+                result = run_episode(robot, policy, safety, len(results), limit=limit)
+            except KeyboardInterrupt:
+                if not results:
+                    raise
+                break
             results.append(result)
             if num_steps and not result.steps:
                 raise DeftlyError(
                     f"episode {len(results) - 1} ended before its first step, {result.end}"
                 )
+            ticks += len(result.rows["now"])
             done += result.steps if num_steps else 1
             shown.reach(done)
     return results

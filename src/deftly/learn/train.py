@@ -18,7 +18,7 @@ from deftly import workspace
 from deftly.config import DistillConfig, SimConfig, TrainArgs, to_yaml
 from deftly.env import Env
 from deftly.errors import DeftlyError
-from deftly.files import write_text
+from deftly.files import WriteError, write_text
 from deftly.learn import checkpoint, custom_reward, log, transfer
 from deftly.learn.distill import teacher_place
 from deftly.learn.learner import make_learner
@@ -87,14 +87,30 @@ def train(
         if ranks.first:
             if source is not None:
                 _set_aside(run, source.iteration)
-            write_text(run / checkpoint.CONFIG, settings)
-            if custom is not None and source is None:
-                custom_reward.save(run, custom)
+            _describe(run, settings, custom, source, args)
             trainer.writers = [*_files(trainer, args), *writers]
             for writer in trainer.writers:
                 stack.callback(writer.close)
         trainer.train()
     return trainer
+
+
+def _describe(
+    run: Path,
+    settings: str,
+    custom: custom_reward.CustomReward | None,
+    source: checkpoint.Checkpoint | None,
+    args: TrainArgs,
+) -> None:
+    """Write what a run needs besides its checkpoints. A new run for which that fails is deleted."""
+    try:
+        write_text(run / checkpoint.CONFIG, settings)
+        if custom is not None and source is None:
+            custom_reward.save(run, custom)
+    except WriteError as error:
+        if source is None:
+            workspace.discard(run, "train", args.runs)
+        raise WriteError(f"{error}; {workspace.ELSEWHERE}") from error
 
 
 def _set_aside(run: Path, iteration: int) -> None:

@@ -186,6 +186,12 @@ class Injector:
         return Injected(self.injection.name, str(seen), self._struck)
 
 
+def longest_episode(robot: SimRobot, safety: SafetyConfig) -> int:
+    """The most ticks that an episode can have, from before the robot is ready to its end."""
+    approach = math.ceil(APPROACH_S * robot.contract.rate) if safety.approach_s else 0
+    return 1 + robot.ready + robot.task.cfg.episode_steps + approach
+
+
 def run_episode(
     robot: SimRobot,
     policy: Policy,
@@ -205,8 +211,7 @@ def run_episode(
     """
     robot.reset(episode, state)
     contract, state0, end = robot.contract, robot.state, ""
-    approach = math.ceil(APPROACH_S * contract.rate) if safety.approach_s else 0
-    buffer = LogBuffer(contract, 1 + robot.ready + robot.task.cfg.episode_steps + approach)
+    buffer = LogBuffer(contract, longest_episode(robot, safety))
     kernel = Kernel(contract.robot, contract.rate, safety)
     kernel.stood_still(robot.now, robot.read())
     injector = Injector(robot, injection, operator)
