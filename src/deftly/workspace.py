@@ -95,11 +95,13 @@ class Run:
 
 def create(task: str, kind: Kind, cfg: RunsConfig, name: str | None = None) -> Path:
     """Make the folder of a new run and link it; safe when several start in the same second."""
-    stem = "_".join(filter(None, (task, kind, name, time.strftime("%Y%m%d_%H%M%S"))))
+    now = time.strftime("%Y%m%d_%H%M%S")
+    stem = "_".join(part for part in (task, kind, name, now) if part)
     _check_name(stem)
     _sweep(cfg)
     try:
-        run = _new_folder(cfg.root / ("runs_all" if cfg.workspace else "runs"), stem)
+        parent = "runs_all" if cfg.workspace else "runs"
+        run = _new_folder(cfg.root / parent, stem)
         facts: dict[str, Any] = {
             "task": task,
             "kind": kind,
@@ -113,7 +115,8 @@ def create(task: str, kind: Kind, cfg: RunsConfig, name: str | None = None) -> P
         }
         write_json(run / FACTS, facts)
         if cfg.workspace:
-            for name in (run.name, *(latest for latest, of in LATEST.items() if of == kind)):
+            latest = [link_name for link_name, of in LATEST.items() if of == kind]
+            for name in (run.name, *latest):
                 link(cfg.root / "runs" / name, run)
             _prune(kind, cfg)
     except FileError as error:
@@ -148,7 +151,8 @@ def _check_name(name: str) -> None:
 
 def _new_folder(parent: Path, stem: str) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
-    for name in (stem, *(f"{stem}_{number}" for number in range(1, 1000))):
+    numbered = (f"{stem}_{number}" for number in range(1, 1000))
+    for name in (stem, *numbered):
         with suppress(FileExistsError):  # of several processes, mkdir lets one have the name
             (parent / name).mkdir()
             return parent / name
@@ -202,7 +206,8 @@ def _target(place: Path) -> Path | None:
             text = read_text(place, "a link", 4096).rstrip("\n")
             if text.startswith(POINTER) and text.isprintable():
                 return place.parent / text.removeprefix(POINTER)
-            if text.isprintable() and UNPACKED.fullmatch(text) and (place.parent / text).is_dir():
+            is_name = text.isprintable() and UNPACKED.fullmatch(text)
+            if is_name and (place.parent / text).is_dir():
                 return place.parent / text
     return None
 
@@ -238,7 +243,8 @@ def _take(handle: int, run: Path) -> None:
     except OSError:  # no locks here
         return
     os.ftruncate(handle, 0)
-    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    holder = f"process {os.getpid()} on {socket.gethostname()}\n"
+    os.write(handle, holder.encode())
 
 
 def _prune(kind: Kind, cfg: RunsConfig) -> None:
@@ -269,7 +275,9 @@ def find_checkpoint(
     checkpoint or file path, or part of a run's name, each with an optional `:last` or `:iter_000123`; else `wanted`.
     """
     head, _, tail = str(spec).rpartition(":")
-    text, name = (head, tail) if head and re.fullmatch(r"[\w-]+", tail) else (str(spec), None)
+    text, name = str(spec), None
+    if head and re.fullmatch(r"[\w-]+", tail):
+        text, name = head, tail
     path = _existing(text, cfg)
     end = follow(path) if path else None
     folder = end.parent if end and end.is_file() else end
@@ -285,9 +293,10 @@ def find_checkpoint(
         raise DeftlyError(
             f"run '{run.name}' has no checkpoint '{name}'; it has {', '.join(sorted(found))}"
         )
-    return found[
-        name or next((name for name in (wanted, "last") if name in found), list(found)[-1])
-    ]
+    if name:
+        return found[name]
+    preferred = [kept for kept in (wanted, "last") if kept in found]
+    return found[preferred[0] if preferred else list(found)[-1]]
 
 
 def tested_policy(task: str | None, cfg: RunsConfig) -> str:
@@ -306,7 +315,8 @@ def tested_policy(task: str | None, cfg: RunsConfig) -> str:
 
 def _existing(text: str, cfg: RunsConfig) -> Path | None:
     with suppress(OSError, ValueError):  # a name that is too long, or holds a null byte
-        return next((path for path in (Path(text), cfg.root / text) if path.exists()), None)
+        places = (Path(text), cfg.root / text)
+        return next((path for path in places if path.exists()), None)
     return None
 
 
@@ -335,10 +345,13 @@ def find_run(
         kind = LATEST[text]
         runs = [run for run in list_runs(cfg) if run.kind == kind]
         for run in runs:
-            if task in (None, run.task) and (not complete or _checkpoints(run.path)):
+            is_of_task = task in (None, run.task)
+            if is_of_task and (not complete or _checkpoints(run.path)):
                 return run.path
-        what = f"no {kind} run of {task or 'any task'}{' with a checkpoint' if complete else ''}"
-        others = ", ".join(sorted({run.task for run in runs})[:5]) or "no task"
+        having = " with a checkpoint" if complete else ""
+        what = f"no {kind} run of {task or 'any task'}{having}"
+        tasks = sorted({run.task for run in runs})
+        others = ", ".join(tasks[:5]) or "no task"
         raise DeftlyError(
             f"{what} in '{cfg.root}' (runs of {others}); start one: deftly train {task or 'TASK'}"
         )
@@ -353,7 +366,8 @@ def find_run(
     if part in folders:
         found = {part: folders[part]}
     elif complete:
-        found = {name: folder for name, folder in found.items() if _checkpoints(folder)} or found
+        trained = {name: folder for name, folder in found.items() if _checkpoints(folder)}
+        found = trained or found
     if not found:
         near = suggest(part, [*folders, "shipped", "latest"]) or "; see 'deftly runs'"
         if Path(part).suffix in FOREIGN:
@@ -401,7 +415,8 @@ def _is_run(path: Path) -> bool:
 def list_runs(cfg: RunsConfig) -> list[Run]:
     """Every run in `runs/`, `runs/pinned/` and `runs_all/`, newest first."""
     pins = {follow(path) for path in (cfg.root / "runs/pinned").glob("*")}
-    runs = [_read_run(path, path in pins) for path in set(_folders(cfg).values())]
+    folders = set(_folders(cfg).values())
+    runs = [_read_run(path, path in pins) for path in folders]
     return sorted(runs, key=lambda run: (run.order, run.path), reverse=True)
 
 
@@ -423,7 +438,9 @@ def _read_run(path: Path, pinned: bool) -> Run:
             damaged = f"'{path / FACTS}' is not what a run says of itself: {printable(error)}"
     match = NAME.fullmatch(path.name)
     created = _at(path.stat().st_mtime)
-    task, kind = (match["task"], match["kind"]) if match else (path.name, "train")
+    task, kind = path.name, "train"
+    if match:
+        task, kind = match["task"], match["kind"]
     return Run(path, task, kind, created, created.timestamp(), pinned, damaged)
 
 
@@ -452,7 +469,8 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     try:
         data = read_bytes(path, "the metrics of a training", MAX_METRICS)
         text = io.StringIO(data.decode(errors="replace"), newline="")
-        table = csv.DictReader(line for line in text if len(line) < MAX_LINE)
+        lines = (line for line in text if len(line) < MAX_LINE)
+        table = csv.DictReader(lines)
         rows = list(islice(table, MAX_ROWS))
     except (FileError, csv.Error):
         return []
@@ -476,7 +494,8 @@ def _curve(rows: list[dict[str, str]], x: str, y: str) -> list[tuple[float, floa
     points: list[tuple[float, float]] = []
     for row in rows:
         with suppress(TypeError, ValueError):
-            points.append((float(row.get(x) or "nan"), float(row.get(y) or "nan")))
+            point = (float(row.get(x) or "nan"), float(row.get(y) or "nan"))
+            points.append(point)
     return [point for point in points if all(map(math.isfinite, point))]
 
 
