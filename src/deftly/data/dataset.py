@@ -100,7 +100,8 @@ class Dataset(NamedTuple):
     def videos(self) -> dict[str, bool]:
         """Whether the images of each camera are videos, by the camera's name."""
         cameras = image_sizes(self.contract)
-        return {name: self.info["features"][IMAGES + name]["dtype"] == "video" for name in cameras}
+        columns = self.info["features"]
+        return {name: columns[IMAGES + name]["dtype"] == "video" for name in cameras}
 
 
 def open_dataset(path: Path) -> Dataset:
@@ -150,7 +151,8 @@ def _require_features(found: Dataset) -> None:
     sizes = layout_of(found.facts["layout"], contract).sizes
     wanted: dict[str, list[int]] = {name: [size] for name, size in sizes.items()}
     wanted[EXECUTED] = wanted["action"]
-    wanted |= {IMAGES + name: [size, size, 3] for name, size in image_sizes(contract).items()}
+    for camera, size in image_sizes(contract).items():
+        wanted[IMAGES + camera] = [size, size, 3]
     for name, shape in wanted.items():
         feature = info["features"].get(name)
         if feature is None or feature["shape"] != shape:
@@ -164,16 +166,20 @@ def require_whole(path: Path) -> Dataset:
     """Raise DeftlyError, one line, unless every episode has its rows at its time stamps, and its videos are there."""
     found = open_dataset(path)
     table = read_rows(path, ("episode_index", "frame_index", "timestamp"))
-    steps, rows = found.steps, table["episode_index"]
+    steps = found.steps
+    rows = table["episode_index"]
     there = len(rows) == sum(steps) and rows.dtype.kind in "iu"
-    if not there or (rows != np.repeat(np.arange(len(steps)), steps)).any():
+    episodes = np.repeat(np.arange(len(steps)), steps)
+    if not there or (rows != episodes).any():
         raise DeftlyError(
             f"'{path}' is half written: its rows are not those of its {len(steps)} episodes"
         )
-    starts = np.repeat(np.cumsum([0, *steps[:-1]]), steps)
+    first_rows = np.cumsum([0, *steps[:-1]])
+    starts = np.repeat(first_rows, steps)
     frame = np.arange(len(starts)) - starts
     due = frame / found.info["fps"]
-    bad = (table["frame_index"] != frame) | ~(np.abs(table["timestamp"] - due) <= TOLERANCE_S)
+    on_time = np.abs(table["timestamp"] - due) <= TOLERANCE_S
+    bad = (table["frame_index"] != frame) | ~on_time
     if bad.any():
         row = int(np.argmax(bad))
         raise DeftlyError(
@@ -188,7 +194,8 @@ def require_whole(path: Path) -> Dataset:
 
 def _require_video(found: Dataset, camera: str) -> None:
     """Raise DeftlyError unless a camera's videos hold a frame for each row, at its time."""
-    frames, fps = sum(found.steps), found.info["fps"]
+    frames = sum(found.steps)
+    fps = found.info["fps"]
     times = [_times(file) for file in video_files(found.path, camera)]
     count = sum(map(len, times))
     if count != frames:
@@ -196,7 +203,10 @@ def _require_video(found: Dataset, camera: str) -> None:
             f"'{found.path}' has {count} frames of {camera}, expected {frames}: its videos are missing or cut off; "
             "copy them again, or collect the data set again"
         )
-    late = [np.abs(each - np.arange(len(each)) / fps).max(initial=0.0) for each in times]
+    late = []
+    for shown in times:
+        due = np.arange(len(shown)) / fps
+        late.append(np.abs(shown - due).max(initial=0.0))
     if max(late) > TOLERANCE_S:
         raise DeftlyError(
             f"'{found.path}': the time stamps of {camera} are shifted: a frame is {max(late):.3g} s off"
@@ -243,7 +253,8 @@ def read_rows(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
         reason = printable(" ".join(str(error).split()), 120)
         raise DeftlyError(f"'{path}' is half written: its tables do not read: {reason}") from None
     for name, values in found.items():
-        if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        is_number = values.dtype.kind in "iuf"
+        if not is_number or not np.isfinite(values).all():
             raise DeftlyError(f"'{path}': the column '{name}' has rows without finite numbers")
     return {
         name: values.astype(np.float32) if values.dtype.kind == "f" else values
@@ -260,7 +271,8 @@ def read_numbers(found: Dataset, columns: Sequence[str]) -> Iterator[np.ndarray]
     """Columns of float32, each as wide as LeRobot's description of it says."""
     rows = read_rows(found.path, columns)
     for name in columns:
-        shape = (sum(found.steps), *found.info["features"][name]["shape"])
+        width = found.info["features"][name]["shape"]
+        shape = (sum(found.steps), *width)
         if rows[name].shape != shape:
             raise DeftlyError(
                 f"'{found.path}': the column '{name}' has shape {rows[name].shape}, expected {shape}"
@@ -272,6 +284,7 @@ def stored_actions(found: Dataset) -> dict[tuple[int, int], np.ndarray]:
     """What the robot was told in each episode, (steps, action_size) in the contract's units, by batch and row of it."""
     layout = layout_of(found.facts["layout"], found.contract)
     (executed,) = read_numbers(found, (EXECUTED,))
-    parts = np.split(layout.to_contract(executed), np.cumsum(found.steps)[:-1])
+    ends = np.cumsum(found.steps)
+    parts = np.split(layout.to_contract(executed), ends[:-1])
     episodes = found.facts["episodes"]
     return {(fact["batch"], fact["env"]): each for fact, each in zip(episodes, parts)}
