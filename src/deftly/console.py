@@ -59,7 +59,9 @@ def judge(name: str, problems: Iterable[str], fine: str, level: Level = "fail") 
     """`ok` with the text `fine` if there are no problems, else `level` with the first three of them."""
     found = list(problems)
     more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-    return Finding(name, level, "; ".join(found[:3]) + more) if found else Finding(name, "ok", fine)
+    if not found:
+        return Finding(name, "ok", fine)
+    return Finding(name, level, "; ".join(found[:3]) + more)
 
 
 def failed(findings: Iterable[Finding]) -> bool:
@@ -78,7 +80,9 @@ def report(findings: Iterable[Finding]) -> int:
     )
     for finding in found:
         level = Text(finding.level, COLOURS[finding.level])
-        lines.add_row(level, Text(printable(finding.name)), Text(printable(finding.text, FINDING)))
+        name = Text(printable(finding.name))
+        text = Text(printable(finding.text, FINDING))
+        lines.add_row(level, name, text)
     show(lines)
     return int(failed(found))
 
@@ -99,7 +103,9 @@ def printable(text: object, limit: int = 300) -> str:
     except Exception:  # an object of a user's code
         words = [type(text).__name__]
     line = clean(" ".join(words))
-    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+    if len(line) <= limit:
+        return line
+    return f"{line[: limit - 3]}..."
 
 
 def show(*parts: Any, soft_wrap: bool = False) -> None:
@@ -131,7 +137,8 @@ def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> Any:
     """Lines of text in columns: a `rich.table.Table`, which is imported only here. A cell is one line, and clean."""
     from rich.table import Column, Table
 
-    found = Table(*(Column(printable(name), overflow="fold") for name in columns), box=None)
+    heads = [Column(printable(name), overflow="fold") for name in columns]
+    found = Table(*heads, box=None)
     for line in lines:
         found.add_row(*(printable(cell, CELL) for cell in line))
     return found
@@ -152,13 +159,15 @@ class Progress:
         clock: Callable[[], float] | None = None,
     ):
         """Args: `total` of what `advance` counts; `what` is done, in one or two words; stream and clock for tests."""
-        self.total, self.done = max(float(total), 1e-9), 0.0
-        self._what, self._stream, self._clock = what, stream or sys.stderr, clock or time.monotonic
+        self.total = max(float(total), 1e-9)
+        self.done = 0.0
+        self._what = what
+        self._stream = stream or sys.stderr
+        self._clock = clock or time.monotonic
         self._is_terminal = self._stream.isatty()
         self._began = self._clock()
-        self._next = (
-            self._began + QUIET_SECONDS if self._is_terminal else self._began + LINE_SECONDS
-        )
+        delay = QUIET_SECONDS if self._is_terminal else LINE_SECONDS
+        self._next = self._began + delay
         self._shown = False
 
     def advance(self, count: float = 1.0) -> None:
@@ -219,4 +228,6 @@ def duration(seconds: float) -> str:
     """Seconds as `0:07`, `12:30` or `1:02:03`."""
     minutes, rest = divmod(round(max(seconds, 0.0)), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    if not hours:
+        return f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -330,14 +330,17 @@ def sha256(path: Path, what: str, max_bytes: int = 1 << 40) -> str:
 
 def why_unreadable(path: Path, file: bool = True, folder: bool = False) -> str:
     """Why no `file` and no `folder`, as wanted, can be read at a path, to say so before any work; empty if one can."""
-    wanted = " or ".join(name for name, is_one in (("file", file), ("folder", folder)) if is_one)
+    kinds = (("file", file), ("folder", folder))
+    wanted = " or ".join(name for name, is_wanted in kinds if is_wanted)
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return f"there is no such {wanted}"
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         return _reason(error)
-    if not (file and stat.S_ISREG(mode)) and not (folder and stat.S_ISDIR(mode)):
+    is_file = file and stat.S_ISREG(mode)
+    is_folder = folder and stat.S_ISDIR(mode)
+    if not is_file and not is_folder:
         return f"that is {_kind(mode)}: give a {wanted}"
     return "" if os.access(path, os.R_OK) else "it may not be read"
 
@@ -384,7 +387,8 @@ def _said_as(what: str, kept: str = "") -> Iterator[None]:
     except BrokenPipeError:  # of a terminal that went away, not of the file
         raise
     except OSError as error:
-        raise WriteError(f"{what}: {error.strerror or printable(error)}{kept}") from error
+        reason = error.strerror or printable(error)
+        raise WriteError(f"{what}: {reason}{kept}") from error
 
 
 def _require_replaceable(path: Path) -> None:
@@ -699,10 +703,12 @@ def _require_small_directory(file: BinaryIO) -> None:
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 42))
     tail = file.read(42)
-    end, locator = tail[-22:], tail[:-22]
+    end = tail[-22:]
+    locator = tail[:-22]
     if not end.startswith(b"PK\x05\x06") or end[20:] != b"\0\0":
         raise ValueError("it is no zip archive, or is cut off")
-    if locator.startswith(b"PK\x06\x07") or int.from_bytes(end[12:16], "little") > MAX_DIRECTORY:
+    size_of_directory = int.from_bytes(end[12:16], "little")
+    if locator.startswith(b"PK\x06\x07") or size_of_directory > MAX_DIRECTORY:
         raise ValueError(f"it holds more than {MAX_ARRAYS} arrays")
 
 

@@ -31,10 +31,14 @@ def wilson(count: float, total: float, z: float = 1.959963984540054) -> tuple[fl
     n = total
     p = count / n
     scale = 1 + z * z / n
-    middle = (p + z * z / (2 * n)) / scale
-    variance = p * (1 - p) / n + z * z / (4 * n * n)
+    centre = p + z * z / (2 * n)
+    middle = centre / scale
+    sampling = p * (1 - p) / n
+    variance = sampling + z * z / (4 * n * n)
     half = z * math.sqrt(variance) / scale
-    return max(0.0, middle - half), min(1.0, middle + half)
+    low = max(0.0, middle - half)
+    high = min(1.0, middle + half)
+    return low, high
 
 
 def fisher(count_a: int, total_a: int, count_b: int, total_b: int) -> float:
@@ -45,7 +49,9 @@ def fisher(count_a: int, total_a: int, count_b: int, total_b: int) -> float:
     """
     from scipy.stats import fisher_exact
 
-    table = [[count_a, total_a - count_a], [count_b, total_b - count_b]]
+    others_a = total_a - count_a
+    others_b = total_b - count_b
+    table = [[count_a, others_a], [count_b, others_b]]
     found: Any = fisher_exact(table)
     return float(found.pvalue)
 
@@ -80,8 +86,11 @@ def effective_size(results: np.ndarray, clusters: np.ndarray) -> float:
     independent = rate * (1 - rate)
     if independent == 0:
         return float(len(np.unique(clusters)))
+    total = len(results)
     error = clustered_error(np.asarray(results, float), clusters)
-    return float(len(results)) if error == 0 else min(len(results), independent / error**2)
+    if error == 0:
+        return float(total)
+    return min(total, independent / error**2)
 
 
 def clustered_error(values: np.ndarray, clusters: np.ndarray) -> float:
@@ -93,11 +102,13 @@ def clustered_error(values: np.ndarray, clusters: np.ndarray) -> float:
     import numpy as np
 
     _, cluster = np.unique(clusters, return_inverse=True)
-    sizes = np.bincount(cluster)
-    if len(sizes) < 2:
+    count = len(np.bincount(cluster))
+    if count < 2:
         return math.inf
-    rest = np.bincount(cluster, weights=values - values.mean())
-    return math.sqrt(len(sizes) / (len(sizes) - 1) * float(rest @ rest)) / len(values)
+    residuals = values - values.mean()
+    sums = np.bincount(cluster, weights=residuals)
+    squares = float(sums @ sums)
+    return math.sqrt(count / (count - 1) * squares) / len(values)
 
 
 def clustered_interval(values: np.ndarray, clusters: np.ndarray) -> list[float] | None:
@@ -108,12 +119,14 @@ def clustered_interval(values: np.ndarray, clusters: np.ndarray) -> list[float] 
     import numpy as np
 
     finite = np.isfinite(values)
-    count = len(np.unique(clusters[finite]))
+    kept = values[finite]
+    kept_clusters = clusters[finite]
+    count = len(np.unique(kept_clusters))
     if count < 2:
         return None
-    kept = values[finite]
-    error = clustered_error(kept, clusters[finite])
-    found = _difference(float(kept.mean()), error, count - 1)
+    mean = float(kept.mean())
+    error = clustered_error(kept, kept_clusters)
+    found = _difference(mean, error, count - 1)
     return [found.low, found.high]
 
 
@@ -188,7 +201,10 @@ def paired_difference(before: np.ndarray, now: np.ndarray) -> Difference | None:
     count = len(apart)
     if count < 2:
         return None
-    return _difference(float(apart.mean()), float(apart.std(ddof=1)) / math.sqrt(count), count - 1)
+    mean = float(apart.mean())
+    std = float(apart.std(ddof=1))
+    error = std / math.sqrt(count)
+    return _difference(mean, error, count - 1)
 
 
 def welch_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> Difference | None:
@@ -198,24 +214,28 @@ def welch_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> Diffe
     """
     if min(before["count"], now["count"]) < 2:
         return None
-    parts = [(one["std"] ** 2 / (one["count"] - 1), one["count"] - 1) for one in (before, now)]
-    variance = sum(part for part, _ in parts)
-    spread = sum(part**2 / freedom for part, freedom in parts)
+    variance = 0.0
+    spread = 0.0
+    for sample in (before, now):
+        degrees = sample["count"] - 1
+        part = sample["std"] ** 2 / degrees  # `std` divides by the count
+        variance += part
+        spread += part**2 / degrees
     freedom = variance**2 / spread if spread > 0 else 1.0
-    return _difference(now["mean"] - before["mean"], math.sqrt(variance), freedom)
+    mean = now["mean"] - before["mean"]
+    return _difference(mean, math.sqrt(variance), freedom)
 
 
 def _difference(mean: float, error: float, freedom: float) -> Difference:
     """With a standard error and degrees of freedom."""
-    from scipy.special import (
-        stdtr,
-        stdtrit,
-    )  # scipy.stats has the same, and takes a second to import
+    # scipy.stats has the same, and takes a second to import
+    from scipy.special import stdtr, stdtrit
 
     if error == 0:
         return Difference(mean, mean, mean, float(mean == 0))
     half = float(stdtrit(freedom, 0.975)) * error
-    return Difference(mean, mean - half, mean + half, 2 * float(stdtr(freedom, -abs(mean) / error)))
+    tail = float(stdtr(freedom, -abs(mean) / error))
+    return Difference(mean, mean - half, mean + half, 2 * tail)
 
 
 def mcnemar(before: np.ndarray, now: np.ndarray) -> float:
@@ -228,7 +248,10 @@ def mcnemar(before: np.ndarray, now: np.ndarray) -> float:
 
     gained = int((now > before).sum())
     lost = int((now < before).sum())
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    changed = gained + lost
+    if not changed:
+        return 1.0
+    return float(binomtest(gained, changed).pvalue)
 
 
 def half_level(
@@ -258,8 +281,11 @@ def half_level(
     # -log p is softplus(-logit), and -log(1 - p) is that plus the logit
     likelihood = -(softplus @ n + logits @ (n - k))
     profile = likelihood.max(1)
-    best = np.flatnonzero(profile > profile.max() - 1e-6)
-    likely = np.flatnonzero(2 * (profile.max() - profile) <= CHI_SQUARE_95)
+    highest = profile.max()
+    best = np.flatnonzero(profile > highest - 1e-6)
+    likely = np.flatnonzero(2 * (highest - profile) <= CHI_SQUARE_95)
+    best_curve = best[len(best) // 2]
+    best_width = widths[likelihood[best_curve].argmax()]
 
     def tried(index: float) -> float | None:
         middle = float(np.interp(index, range(len(middles)), middles))
@@ -268,7 +294,7 @@ def half_level(
     return {
         "half": tried(best.mean()),
         "interval95": [tried(likely[0]), tried(likely[-1])],
-        "width": float(widths[likelihood[best[len(best) // 2]].argmax()]),
+        "width": float(best_width),
     }
 
 
@@ -283,8 +309,10 @@ def logistic_curves(levels: tuple[float, ...]) -> tuple[np.ndarray, ...]:
 
     x = np.array(levels)
     span = float(np.ptp(x))
-    middles = np.linspace(x.min() - span / 2, x.max() + span / 2, 801)
+    margin = span / 2
+    middles = np.linspace(x.min() - margin, x.max() + margin, 801)
     widths = span * np.geomspace(0.002, 2.0, 121)
     falling = -1.0 if x[0] < x[-1] else 1.0
-    logits = falling * (x - middles[:, None, None]) / widths[:, None]
+    beyond_middle = falling * (x - middles[:, None, None])
+    logits = beyond_middle / widths[:, None]
     return middles, widths, np.logaddexp(0, -logits), logits

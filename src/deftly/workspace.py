@@ -100,12 +100,14 @@ def create(task: str, kind: Kind, cfg: RunsConfig, name: str | None = None) -> P
     Raises DeftlyError for a name that no run can have, and WriteError, leaving no run, where the system does not let
     it be written.
     """
-    stem = "_".join(filter(None, (task, kind, name, time.strftime("%Y%m%d_%H%M%S"))))
+    now = time.strftime("%Y%m%d_%H%M%S")
+    stem = "_".join(part for part in (task, kind, name, now) if part)
     _check_name(stem)
     _sweep(cfg)
     run: Path | None = None
     try:
-        run = _new_folder(cfg.root / ("runs_all" if cfg.workspace else "runs"), stem)
+        parent = "runs_all" if cfg.workspace else "runs"
+        run = _new_folder(cfg.root / parent, stem)
         _describe(run, task, kind, cfg)
     except (FileError, OSError) as error:
         if run is not None:
@@ -183,7 +185,8 @@ def _check_name(name: str) -> None:
 
 def _new_folder(parent: Path, stem: str) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
-    for name in (stem, *(f"{stem}_{number}" for number in range(1, 1000))):
+    numbered = (f"{stem}_{number}" for number in range(1, 1000))
+    for name in (stem, *numbered):
         with suppress(FileExistsError):  # of several processes, mkdir lets one have the name
             (parent / name).mkdir()
             return parent / name
@@ -237,7 +240,8 @@ def _target(place: Path) -> Path | None:
             text = read_text(place, "a link", 4096).rstrip("\n")
             if text.startswith(POINTER) and text.isprintable():
                 return place.parent / text.removeprefix(POINTER)
-            if text.isprintable() and UNPACKED.fullmatch(text) and (place.parent / text).is_dir():
+            is_name = text.isprintable() and UNPACKED.fullmatch(text)
+            if is_name and (place.parent / text).is_dir():
                 return place.parent / text
     return None
 
@@ -305,7 +309,9 @@ def find_checkpoint(
     checkpoint or file path, or part of a run's name, each with an optional `:last` or `:iter_000123`; else `wanted`.
     """
     head, _, tail = str(spec).rpartition(":")
-    text, name = (head, tail) if head and re.fullmatch(r"[\w-]+", tail) else (str(spec), None)
+    text, name = str(spec), None
+    if head and re.fullmatch(r"[\w-]+", tail):
+        text, name = head, tail
     path = _existing(text, cfg)
     end = follow(path) if path else None
     folder = end.parent if end and end.is_file() else end
@@ -321,9 +327,10 @@ def find_checkpoint(
         raise DeftlyError(
             f"run '{run.name}' has no checkpoint '{name}'; it has {', '.join(sorted(found))}"
         )
-    return found[
-        name or next((name for name in (wanted, "last") if name in found), list(found)[-1])
-    ]
+    if name:
+        return found[name]
+    preferred = [kept for kept in (wanted, "last") if kept in found]
+    return found[preferred[0] if preferred else list(found)[-1]]
 
 
 def tested_policy(task: str | None, cfg: RunsConfig) -> str:
@@ -342,7 +349,8 @@ def tested_policy(task: str | None, cfg: RunsConfig) -> str:
 
 def _existing(text: str, cfg: RunsConfig) -> Path | None:
     with suppress(OSError, ValueError):  # a name that is too long, or holds a null byte
-        return next((path for path in (Path(text), cfg.root / text) if path.exists()), None)
+        places = (Path(text), cfg.root / text)
+        return next((path for path in places if path.exists()), None)
     return None
 
 
@@ -371,10 +379,13 @@ def find_run(
         kind = LATEST[text]
         runs = [run for run in list_runs(cfg) if run.kind == kind]
         for run in runs:
-            if task in (None, run.task) and (not complete or _checkpoints(run.path)):
+            is_of_task = task in (None, run.task)
+            if is_of_task and (not complete or _checkpoints(run.path)):
                 return run.path
-        what = f"no {kind} run of {task or 'any task'}{' with a checkpoint' if complete else ''}"
-        others = ", ".join(sorted({run.task for run in runs})[:5]) or "no task"
+        having = " with a checkpoint" if complete else ""
+        what = f"no {kind} run of {task or 'any task'}{having}"
+        tasks = sorted({run.task for run in runs})
+        others = ", ".join(tasks[:5]) or "no task"
         raise DeftlyError(
             f"{what} in '{cfg.root}' (runs of {others}); start one: deftly train {task or 'TASK'}"
         )
@@ -389,7 +400,8 @@ def find_run(
     if part in folders:
         found = {part: folders[part]}
     elif complete:
-        found = {name: folder for name, folder in found.items() if _checkpoints(folder)} or found
+        trained = {name: folder for name, folder in found.items() if _checkpoints(folder)}
+        found = trained or found
     if not found:
         near = suggest(part, [*folders, "shipped", "latest"]) or "; see 'deftly runs'"
         if Path(part).suffix in FOREIGN:
@@ -437,7 +449,8 @@ def _is_run(path: Path) -> bool:
 def list_runs(cfg: RunsConfig) -> list[Run]:
     """Every run in `runs/`, `runs/pinned/` and `runs_all/`, newest first."""
     pins = {follow(path) for path in (cfg.root / "runs/pinned").glob("*")}
-    runs = [_read_run(path, path in pins) for path in set(_folders(cfg).values())]
+    folders = set(_folders(cfg).values())
+    runs = [_read_run(path, path in pins) for path in folders]
     return sorted(runs, key=lambda run: (run.order, run.path), reverse=True)
 
 
@@ -459,7 +472,9 @@ def _read_run(path: Path, pinned: bool) -> Run:
             damaged = f"'{path / FACTS}' is not what a run says of itself: {printable(error)}"
     match = NAME.fullmatch(path.name)
     created = _at(path.stat().st_mtime)
-    task, kind = (match["task"], match["kind"]) if match else (path.name, "train")
+    task, kind = path.name, "train"
+    if match:
+        task, kind = match["task"], match["kind"]
     return Run(path, task, kind, created, created.timestamp(), pinned, damaged)
 
 
@@ -488,7 +503,8 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     try:
         data = read_bytes(path, "the metrics of a training", MAX_METRICS)
         text = io.StringIO(data.decode(errors="replace"), newline="")
-        table = csv.DictReader(line for line in text if len(line) < MAX_LINE)
+        lines = (line for line in text if len(line) < MAX_LINE)
+        table = csv.DictReader(lines)
         rows = list(islice(table, MAX_ROWS))
     except (FileError, csv.Error):
         return []
@@ -512,7 +528,8 @@ def _curve(rows: list[dict[str, str]], x: str, y: str) -> list[tuple[float, floa
     points: list[tuple[float, float]] = []
     for row in rows:
         with suppress(TypeError, ValueError):
-            points.append((float(row.get(x) or "nan"), float(row.get(y) or "nan")))
+            point = (float(row.get(x) or "nan"), float(row.get(y) or "nan"))
+            points.append(point)
     return [point for point in points if all(map(math.isfinite, point))]
 
 

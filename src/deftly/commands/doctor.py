@@ -66,11 +66,13 @@ def main(argv: list[str]) -> int:
     """Run `deftly doctor`: 1 if something fails."""
     name, rest = split_task(argv)
     args = parse(DoctorArgs, rest, prog="deftly doctor [TASK]")
-    of_task = (
-        examine(tasks.load(name)) if name else ()
-    )  # a wrong name is refused before anything is measured
-    count = MACHINE_CHECKS + len(requirements()) + (TASK_CHECKS if name else 0)
-    return report(progress(chain(machine(args.runs.root), of_task), "checking", count))
+    # a wrong name is refused before anything is measured
+    of_task = examine(tasks.load(name)) if name else ()
+    count = MACHINE_CHECKS + len(requirements())
+    if name:
+        count += TASK_CHECKS
+    findings = chain(machine(args.runs.root), of_task)
+    return report(progress(findings, "checking", count))
 
 
 def machine(root: Path) -> Iterator[Finding]:
@@ -83,14 +85,13 @@ def machine(root: Path) -> Iterator[Finding]:
     if util.find_spec("torch"):
         import torch
 
-        threads, cuda = torch.get_num_threads(), torch.cuda.is_available()
-        gpu = (
-            torch.cuda.get_device_name()
-            if cuda
-            else "none that torch sees; Deftly trains on the CPU"
-        )
+        threads = torch.get_num_threads()
+        gpu = "none that torch sees; Deftly trains on the CPU"
+        if torch.cuda.is_available():
+            gpu = torch.cuda.get_device_name()
         many = f"{threads} threads on {cores()} cores: set OMP_NUM_THREADS={cores()}"
-        yield judge("torch threads", [many] if threads > cores() else [], f"{threads}", "warn")
+        wrong = [many] if threads > cores() else []
+        yield judge("torch threads", wrong, f"{threads}", "warn")
         yield Finding("GPU", "ok", gpu)
     yield engines()
     if util.find_spec("mujoco"):
@@ -124,7 +125,9 @@ def engines() -> Finding:
 
 def cores() -> int:
     """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def processor() -> str:
@@ -149,7 +152,11 @@ class Memory(NamedTuple):
 def memory_gb() -> Memory:
     """Memory that is there."""
     sizes = _proc("meminfo")
-    return Memory(*(int(sizes.get(f"Mem{key}", "0 kB").split()[0]) / 1e6 for key in MEMORY_KEYS))
+    gigabytes = []
+    for key in MEMORY_KEYS:
+        kilobytes, *_ = sizes.get(f"Mem{key}", "0 kB").split()
+        gigabytes.append(int(kilobytes) / 1e6)
+    return Memory(*gigabytes)
 
 
 MEMORY_KEYS = ("Available", "Total")
@@ -160,28 +167,24 @@ def memory() -> Finding:
     free, total = memory_gb()
     here = f"{free:.1f} of {total:.1f} GB available" if total else "not known on this system"
     few = f"{here}, {MEMORY_GB:g} GB wanted: train with fewer env.num_envs"
-    return judge("memory", [few] if total and free < MEMORY_GB else [], here, "warn")
+    wrong = [few] if total and free < MEMORY_GB else []
+    return judge("memory", wrong, here, "warn")
 
 
 def disk(root: Path) -> Finding:
     """Whether runs can be written to `root`, and how much fits."""
-    place = next(p for p in (root.resolve(), *root.resolve().parents) if p.exists())
+    root = root.resolve()
+    place = next(folder for folder in (root, *root.parents) if folder.exists())
     try:
         with tempfile.NamedTemporaryFile(dir=place):
             free = shutil.disk_usage(place).free / 1e9
     except OSError as error:
-        return Finding(
-            "disk",
-            "fail",
-            f"cannot write to '{place}' ({error.strerror}): choose another --runs.root DIR",
-        )
-    few = f"{free:.1f} GB free in '{place}', {DISK_GB:g} GB wanted: delete old runs in runs_all/"
-    return judge(
-        "disk",
-        [few] if free < DISK_GB else [],
-        f"{free:.1f} GB free in '{place}', writable",
-        "warn",
-    )
+        problem = f"cannot write to '{place}' ({error.strerror}): choose another --runs.root DIR"
+        return Finding("disk", "fail", problem)
+    here = f"{free:.1f} GB free in '{place}'"
+    few = f"{here}, {DISK_GB:g} GB wanted: delete old runs in runs_all/"
+    wrong = [few] if free < DISK_GB else []
+    return judge("disk", wrong, f"{here}, writable", "warn")
 
 
 def requirements() -> list[Requirement]:
@@ -206,7 +209,8 @@ def package(wanted: Requirement, version: str | None = None) -> Finding:
     if need.contains(version, prereleases=True):
         return Finding(name, "ok", f"{version} (supported: {need})")
     fault = BROKEN.get(name, {}).get(version)
-    text = f'{version} {fault or f"is not of the tested {need}"}: pip install "{name}{need}"'
+    reason = fault or f"is not of the tested {need}"
+    text = f'{version} {reason}: pip install "{name}{need}"'
     return Finding(name, "fail" if fault else "warn", text)
 
 
@@ -266,7 +270,9 @@ def examine(cls: type[tasks.Task]) -> Iterator[Finding]:
         yield _learning(env)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"{type(error).__name__}: {' '.join(str(error).split())} ({place.filename}:{place.lineno})"
+        what = " ".join(str(error).split())
+        where = f"{place.filename}:{place.lineno}"
+        text = f"{type(error).__name__}: {what} ({where})"
         yield Finding("task", "fail", text)
 
 
@@ -274,15 +280,19 @@ def _scene(task: tasks.Task) -> Iterator[Finding]:
     """The contract, the compiled model and its keyframe."""
     contract = task.contract()
     images = [group for group in contract.groups if contract.is_image(group)]
-    count = sum(contract.obs_size(group) for group in contract.groups if group not in images)
-    seen = f"{count} observations" + (f" and images ({', '.join(images)})" if images else "")
+    numbers = [group for group in contract.groups if group not in images]
+    count = sum(contract.obs_size(group) for group in numbers)
+    seen = f"{count} observations"
+    if images:
+        seen += f" and images ({', '.join(images)})"
     sizes = f"{seen}, {contract.action_size} actions"
     made = f"{sizes}, {contract.rate:g} Hz, {contract.robot.name}, hash {contract.hash[:12]}"
     yield Finding("contract", "ok", made)
     model = task.scene().compile()
     size = f"{model.nbody - 1} bodies, {model.nv} degrees of freedom"
     yield Finding("model", "ok", f"compiles: {size}")
-    first = [model.key(i).name for i in range(model.nkey)][:1]
+    keys = [model.key(i).name for i in range(model.nkey)]
+    first = keys[:1]
     wrong = [] if first == ["home"] else [f"the first is {first}: scene.add_home"]
     yield judge("keyframe", wrong, "home")
 
@@ -307,7 +317,8 @@ def _robot(task: tasks.Task) -> Iterator[Finding]:
 
 def _signals(env: Env) -> Finding:
     """Every signal of the contract was measured, in its shape; the environment refuses any other."""
-    sizes = ", ".join(f"{name} {value.shape[-1]}" for name, value in env.signals.items())
+    shown = [f"{name} {value.shape[-1]}" for name, value in env.signals.items()]
+    sizes = ", ".join(shown)
     return Finding("signals", "ok", sizes)
 
 
@@ -353,8 +364,10 @@ def _steps(task: tasks.Task, env: Env) -> Finding:
     wrong: list[str] = []
     for i in range(TASK_STEPS):
         tensors = {**task.signals(env.state), **task.rewards(env.state)}
-        step = env.step(2 * torch.rand(TASK_ENVS, env.contract.action_size) - 1)
-        tensors |= {f"{group} observation": value for group, value in step.obs.items()}
+        actions = 2 * torch.rand(TASK_ENVS, env.contract.action_size) - 1
+        step = env.step(actions)
+        for group, value in step.obs.items():
+            tensors[f"{group} observation"] = value
         tensors["reward"] = step.reward
         bad = [name for name, value in tensors.items() if not value.isfinite().all()]
         wrong += [f"'{name}' is not finite at step {i}" for name in bad]
@@ -382,5 +395,6 @@ def _learning(env: Env) -> Finding:
         if name.startswith("loss/")
     }
     wrong = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
-    text = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
+    shown = [f"{name} {value:.3g}" for name, value in losses.items()]
+    text = ", ".join(shown)
     return judge("learning", wrong, f"one iteration of PPO: {text}")

@@ -49,7 +49,8 @@ def main(argv: list[str]) -> int:
         with suppress(ImportError):  # without the train extra
             cls = tasks.load(name)
             c = cls(cls.Config()).contract()
-            sizes = (c.robot.name, str(c.obs_size()), str(c.action_size), f"{c.rate:g} Hz")
+            numbers = (str(c.obs_size()), str(c.action_size), f"{c.rate:g} Hz")
+            sizes = (c.robot.name, *numbers)
         rows.append((name, what, *sizes, shipped_policy(name)))
     show(table(("task", "what", "robot", "obs", "action", "rate", "shipped policy"), rows))
     return 0
@@ -68,7 +69,8 @@ def shipped_policy(task: str) -> str:
 def _show_task(cls: type[tasks.Task]) -> None:
     task = cls(cls.Config())
     c = task.contract()
-    summary = f"Robot {c.robot.name}, {c.rate:g} Hz, policy shipped: {shipped_policy(cls.name)}\nContract {c.hash}"
+    robot = f"Robot {c.robot.name}, {c.rate:g} Hz, policy shipped: {shipped_policy(cls.name)}"
+    summary = f"{robot}\nContract {c.hash}"
     show(f"{cls.name}\n\n{inspect.getdoc(cls)}\n\n{summary}\n", soft_wrap=True)
     show_joints(c.joints)
     signals = [(s.name, s.shape, s.units, s.frame, s.dtype) for s in c.signals]
@@ -84,10 +86,11 @@ def _show_task(cls: type[tasks.Task]) -> None:
         f"Action ({c.action_size})", ("index", "joints", "kind", "scale", "lowpass", "target"), acts
     )
     if couplings := c.robot.couplings:
-        coupled = [
-            (k.joint, " + ".join([*(f"{r:g} * {j}" for j, r in k.of), f"{k.offset:g}"]))
-            for k in couplings
-        ]
+        coupled = []
+        for coupling in couplings:
+            parts = [f"{ratio:g} * {leader}" for leader, ratio in coupling.of]
+            parts.append(f"{coupling.offset:g}")
+            coupled.append((coupling.joint, " + ".join(parts)))
         section("Coupled joints", ("joint", "target"), coupled)
     if weights := getattr(task.cfg, "weights", None):
         docs = field_docs(type(weights))
@@ -137,7 +140,8 @@ def section(title: str, columns: Sequence[str], rows: Iterable[tuple]) -> None:
     """Print a table. Rows of an `index` begin with a size and are counted through: `0-6`, `7`, `8-9`."""
     cells = [list(map(text, row)) for row in rows]
     if columns[0] == "index":
-        ends = pairwise(accumulate((int(row[0]) for row in cells), initial=0))
+        sizes = [int(row[0]) for row in cells]
+        ends = pairwise(accumulate(sizes, initial=0))
         for row, (start, end) in zip(cells, ends):
             row[0] = f"{start}-{end - 1}" if end - start > 1 else str(start)
     show(title, table(columns, cells), "")
@@ -147,5 +151,6 @@ def text(cell: object) -> str:
     """What a table shows; of several numbers that are all the same, one."""
     if isinstance(cell, tuple):
         between = ", " if any(isinstance(x, str) for x in cell) else " "
-        return between.join(map(text, cell[:1] if len(set(cell)) == 1 else cell))
+        is_one = len(set(cell)) == 1
+        return between.join(map(text, cell[:1] if is_one else cell))
     return f"{cell:g}" if isinstance(cell, float) else str(cell)

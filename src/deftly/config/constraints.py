@@ -166,7 +166,8 @@ def violated(hint: Any, value: Any) -> str:
         kinds = [kind for kind in inner if kind is not NoneType]
         return violated(kinds[0], value) if len(kinds) == 1 else ""
     if origin is tuple and isinstance(value, tuple):
-        kinds = inner[:1] * len(value) if inner[1:] == (...,) else inner
+        of_any_length = inner[1:] == (...,)
+        kinds = inner[:1] * len(value) if of_any_length else inner
         return next(filter(None, map(violated, kinds, value)), "")
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
@@ -176,7 +177,8 @@ def violated(hint: Any, value: Any) -> str:
 
 def _violated_by(constraints: tuple[Any, ...], value: Any) -> str:
     for constraint in constraints:
-        if isinstance(constraint, Suffix) and Path(value).suffix.lower() != constraint.suffix:
+        is_suffix = isinstance(constraint, Suffix)
+        if is_suffix and Path(value).suffix.lower() != constraint.suffix:
             name = f"{Path(value).stem or 'file'}{constraint.suffix}"
             return f"a {constraint.suffix} file, such as {Path(value).parent / name}"
         if not _holds(constraint, value):
@@ -188,7 +190,10 @@ def _holds(constraint: Any, value: Any) -> bool:
     if isinstance(constraint, Must):
         return bool(constraint.test(value))
     bound = BOUNDS.get(type(constraint))
-    return bound is None or bound.test(value, getattr(constraint, bound.attribute))
+    if bound is None:
+        return True
+    limit = getattr(constraint, bound.attribute)
+    return bound.test(value, limit)
 
 
 def in_words(constraints: tuple[Any, ...]) -> str:

@@ -44,19 +44,24 @@ class Flag:
     @property
     def optional(self) -> bool:
         """Whether it may be None."""
-        hint = get_args(self.hint)[0] if get_origin(self.hint) is Annotated else self.hint
+        hint = self.hint
+        if get_origin(hint) is Annotated:
+            hint = get_args(hint)[0]
         return NoneType in get_args(hint)
 
     def takes(self, count: int) -> bool:
         """Whether so many words can be its value."""
         if get_origin(self.kind) is not tuple:
             return count <= 1
-        return get_args(self.kind)[1:] == (...,) or count in (len(get_args(self.kind)), 0)
+        kinds = get_args(self.kind)
+        of_any_length = kinds[1:] == (...,)
+        return of_any_length or count in (len(kinds), 0)
 
     @property
     def repeats(self) -> bool:
         """Whether values given one after the other add up."""
-        return any(isinstance(part, Repeatable) for part in get_args(self.hint)[1:])
+        annotations = get_args(self.hint)[1:]
+        return any(isinstance(part, Repeatable) for part in annotations)
 
     def problem(self, path: Path) -> str:
         """Why a path cannot be its value, by what is on the disk; empty if it can."""
@@ -137,7 +142,8 @@ def field_docs(cls: type) -> Mapping[str, str]:
 
 def _doc(cls: type, name: str) -> str:
     hint = hints_of(cls)[name]
-    found = [part.documentation for part in get_args(hint)[1:] if isinstance(part, Doc)]
+    annotations = get_args(hint)[1:]
+    found = [part.documentation for part in annotations if isinstance(part, Doc)]
     if get_origin(hint) is Annotated and found:
         return " ".join(found[0].split())
     try:
@@ -178,9 +184,11 @@ def _in_words(kind: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
     if origin is tuple and inner[1:] == (...,):
-        return f"a list, as {'64,64' if _plain(inner[0]) in (int, float) else 'one two'}"
+        is_number = _plain(inner[0]) in (int, float)
+        return f"a list, as {'64,64' if is_number else 'one two'}"
     if origin is tuple:
-        return f"{len(inner)} values, as {','.join('12'[: len(inner)])}"
-    return _WORDS.get(
-        kind, "a path" if getattr(kind, "__module__", "").startswith("pathlib") else "a value"
-    )
+        example = ",".join("12"[: len(inner)])
+        return f"{len(inner)} values, as {example}"
+    module = getattr(kind, "__module__", "")
+    otherwise = "a path" if module.startswith("pathlib") else "a value"
+    return _WORDS.get(kind, otherwise)

@@ -24,24 +24,31 @@ def help_text(
     `common`: what every command takes, listed where `cls` has no setting of that name. `filed`: what holds in place of
     the defaults of `cls`, such as a task's own settings, as a mapping of sections.
     """
-    width = min(WIDEST, max(60, shutil.get_terminal_size((100, 24)).columns))
+    columns, _ = shutil.get_terminal_size((100, 24))
+    width = min(WIDEST, max(60, columns))
     usual = dict(_flat(filed))
-    found = [replace(flag, default=usual.get(flag.name, flag.default)) for flag in flags(cls)]
+    found = []
+    for flag in flags(cls):
+        default = usual.get(flag.name, flag.default)
+        found.append(replace(flag, default=default))
     head = f"usage: {prog} [settings]" if found else f"usage: {prog}"
-    lines = [head, "", *textwrap.wrap(" ".join((cls.__doc__ or "").split()), width), ""]
+    doc = " ".join((cls.__doc__ or "").split())
+    lines = [head, "", *textwrap.wrap(doc, width), ""]
     lines += [
         "settings, as --NAME VALUE or NAME=VALUE; --config FILE.yaml reads them from a file:",
         "",
     ]
     names = {flag.name for flag in found}
-    for flag in [*found, *(flag for flag in common if flag.name not in names)]:
+    others = [flag for flag in common if flag.name not in names]
+    for flag in [*found, *others]:
         if not flag.section:
             lines += _lines(flag, width)
     for section, doc in sections(cls):
         mine = [flag for flag in found if flag.section == section]
         if mine:
             lines += ["", f"{section}: {doc}"]
-            lines += [line for flag in mine for line in _lines(flag, width)]
+            for flag in mine:
+                lines += _lines(flag, width)
     return "\n".join(lines) + "\n"
 
 
@@ -56,11 +63,11 @@ def _flat(tree: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any
 
 
 def _lines(flag: Flag, width: int) -> list[str]:
-    left = f"  --{flag.name} {_type(flag.kind)}".ljust(LEFT - 2) + "  "
+    name = f"  --{flag.name} {_type(flag.kind)}"
+    left = name.ljust(LEFT - 2) + "  "
     text = f"{flag.doc} {_remark(flag)}".strip()
-    lines = textwrap.wrap(
-        left.replace(" ", KEEP) + text, width, subsequent_indent=" " * LEFT, break_on_hyphens=False
-    )
+    line = left.replace(" ", KEEP) + text
+    lines = textwrap.wrap(line, width, subsequent_indent=" " * LEFT, break_on_hyphens=False)
     return [line.replace(KEEP, " ").rstrip() for line in lines]
 
 
@@ -71,7 +78,10 @@ def _remark(flag: Flag) -> str:
         parts.append("required")
     elif flag.default is not None and flag.default != ():
         parts.append(f"default {show(flag.default)}")
-    return f"[{', '.join(part.replace(' ', KEEP) for part in parts)}]" if parts else ""
+    if not parts:
+        return ""
+    whole = [part.replace(" ", KEEP) for part in parts]
+    return f"[{', '.join(whole)}]"
 
 
 def _type(kind: Any) -> str:

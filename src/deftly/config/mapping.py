@@ -84,7 +84,8 @@ def changed(settings: Any) -> list[str]:
     usual = {flag.name: flag.default for flag in flags(cls)}
     words: list[str] = []
     for flag in flags(cls, settings):
-        if flag.name not in usual or flag.default != usual[flag.name]:
+        is_usual = flag.name in usual and flag.default == usual[flag.name]
+        if not is_usual:
             words += _flag(flag.name, [*_plain(flag.default)])
     return words
 

@@ -56,8 +56,10 @@ def split_word(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     """
     if argv and not argv[0].strip():
         raise DeftlyError("the first word is empty: is a variable of the shell not set?")
-    if argv and not argv[0].startswith("-") and not ASSIGNMENT.fullmatch(argv[0]):
-        return os.path.expanduser(argv[0]), list(argv[1:])
+    is_word = bool(argv) and not argv[0].startswith("-")
+    if is_word and not ASSIGNMENT.fullmatch(argv[0]):
+        word, *others = argv
+        return os.path.expanduser(word), others
     return None, list(argv)
 
 
@@ -66,9 +68,11 @@ def split_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     for i, word in enumerate(argv):
         key, equals, name = word.partition("=")
         if key in ("task", "--task") and equals:
-            return os.path.expanduser(name), [*argv[:i], *argv[i + 1 :]]
+            others = [*argv[:i], *argv[i + 1 :]]
+            return os.path.expanduser(name), others
         if word == "--task" and argv[i + 1 :]:
-            return os.path.expanduser(argv[i + 1]), [*argv[:i], *argv[i + 2 :]]
+            others = [*argv[:i], *argv[i + 2 :]]
+            return os.path.expanduser(argv[i + 1]), others
     return split_word(argv)
 
 
@@ -154,7 +158,10 @@ def switches(argv: Sequence[str], names: Sequence[str]) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for setting in typed_settings(argv):
         name = resolve(setting.key.lstrip("-"), names)
-        value = SPELLINGS.get(" ".join(setting.words).lower() if setting.words else "true")
+        spelled = "true"
+        if setting.words:
+            spelled = " ".join(setting.words).lower()
+        value = SPELLINGS.get(spelled)
         if name in names and value:
             found[name] = value == "True"
     return found
@@ -181,9 +188,12 @@ def typed_settings(argv: Sequence[str]) -> list[Setting]:
 
 def _split(value: str) -> list[str]:
     """The words of a value typed after `key=`: `[a, b]` and `1,2` are several, anything else is one."""
-    if value[:1] + value[-1:] in ("[]", "()"):
-        return [part.strip(" '\"") for part in value[1:-1].split(",") if part.strip()]
-    return value.split(",") if re.fullmatch(r"[-+.\deE]+(,[-+.\deE]+)+", value) else [value]
+    brackets = value[:1] + value[-1:]
+    if brackets in ("[]", "()"):
+        parts = [part for part in value[1:-1].split(",") if part.strip()]
+        return [part.strip(" '\"") for part in parts]
+    are_numbers = re.fullmatch(r"[-+.\deE]+(,[-+.\deE]+)+", value)
+    return value.split(",") if are_numbers else [value]
 
 
 # ------------------------------------------------------------------ parsing
@@ -203,23 +213,25 @@ def parse(
     own = {flag.name: flag for flag in flags(cls)}
     known = {LOG_LEVEL.name: LOG_LEVEL} | own
     chosen: dict[str, Setting] = {}
-    for setting in [*settings_of(filed, origin or "the saved settings"), *typed_settings(argv)]:
+    saved = settings_of(filed, origin or "the saved settings")
+    for setting in [*saved, *typed_settings(argv)]:
         for name, found in _understood(setting, known, prog):
-            chosen[name] = (
-                _joined(chosen[name], found) if known[name].repeats and name in chosen else found
-            )
-    missing = [
-        flag for name, flag in known.items() if flag.default is MISSING and name not in chosen
-    ]
+            again = known[name].repeats and name in chosen
+            chosen[name] = _joined(chosen[name], found) if again else found
+    required = [flag for flag in known.values() if flag.default is MISSING]
+    missing = [flag for flag in required if flag.name not in chosen]
     if missing:
-        raise DeftlyError(f"{prog} needs --{missing[0].name}: {missing[0].doc}")
+        first = missing[0]
+        raise DeftlyError(f"{prog} needs --{first.name}: {first.doc}")
     level = None if LOG_LEVEL.name in own else _log_level(chosen.pop(LOG_LEVEL.name, None))
     try:
         config = built(cls, _read(chosen, known, prog))
         check(config)
         _require_on_disk(chosen, known)
     except DeftlyError as error:
-        raise DeftlyError(_placed(chosen.get(str(error).partition(" ")[0]), str(error))) from None
+        first_word, _, _ = str(error).partition(" ")
+        placed = _placed(chosen.get(first_word), str(error))
+        raise DeftlyError(placed) from None
     if level:
         set_log_level(level)
     return config
@@ -246,18 +258,21 @@ def _understood(
         yield from ((flag, Setting(flag, [word])) for flag, word in sets.items())
         return
     positive = re.sub(r"(^|\.)no-(?=[^.]*$)", r"\1", name)
-    if name not in known and positive in known and known[positive].kind is bool and not words:
+    inverted = name not in known and positive in known and known[positive].kind is bool
+    if inverted and not words:
         name, words = positive, ["False"]
     if name not in known:
         is_section = any(flag.startswith(f"{name}.") for flag in known)
         if is_section and words in ([], ["null"]):
             return
         raise DeftlyError(_unknown(setting, name, known, prog))
-    if not words and known[name].kind is bool:
+    flag = known[name]
+    if not words and flag.kind is bool:
         words = ["True"]
-    spelled = Setting(setting.key, _spell(words, known[name]), setting.place)
-    if _is_left_empty(setting, known[name]) or not known[name].takes(len(spelled.words)):
-        raise DeftlyError(_placed(spelled, _misread(spelled, known[name])))
+    spelled = Setting(setting.key, _spell(words, flag), setting.place)
+    fits = flag.takes(len(spelled.words))
+    if not fits or _is_left_empty(setting, flag):
+        raise DeftlyError(_placed(spelled, _misread(spelled, flag)))
     yield name, spelled
 
 
@@ -265,7 +280,10 @@ def _require_on_disk(chosen: Mapping[str, Setting], known: Mapping[str, Flag]) -
     """Raise DeftlyError for a path that cannot be read or written: now, not after minutes of work."""
     for name, setting in chosen.items():
         path = " ".join(setting.words)
-        if path != "None" and (problem := known[name].problem(Path(path))):
+        if path == "None":
+            continue
+        problem = known[name].problem(Path(path))
+        if problem:
             raise DeftlyError(f"{name} is {path}, but {problem}")
 
 
@@ -274,7 +292,8 @@ def _is_left_empty(setting: Setting, flag: Flag) -> bool:
     if setting.place or flag.kind is bool:
         return False
     alone = not setting.words and setting.key.startswith("--")
-    return alone or (setting.words == [""] and flag.default != "")
+    is_nothing = setting.words == [""] and flag.default != ""
+    return alone or is_nothing
 
 
 def _joined(before: Setting, now: Setting) -> Setting:
@@ -289,7 +308,8 @@ def _unknown(setting: Setting, name: str, known: Mapping[str, Flag], prog: str) 
     if kebab(setting.key.lstrip("-")) != name:
         written += f" (--{printable(name, MOST_SHOWN)})"
     dashes = "--" if setting.key.startswith("--") else ""
-    near = suggest(dashes + name, [dashes + flag for flag in known])
+    flags_typed = [dashes + flag for flag in known]
+    near = suggest(dashes + name, flags_typed)
     what = f"{setting.place}: there is no" if setting.place else f"{prog} has no"
     if advice := instead(name) or _of_another_algorithm(name, known):
         return f"{what} setting {written}: {advice}"
@@ -318,7 +338,8 @@ def _spell(words: list[str], flag: Flag) -> list[str]:
     """Words as tyro reads them: `True`, `None`, a list as one word each; `~` is the user's folder."""
     if get_origin(flag.kind) is tuple and len(words) == 1:
         words = _split(words[0])
-    if flag.optional and [word.lower() for word in words] in (["null"], ["none"]):
+    lowered = [word.lower() for word in words]
+    if flag.optional and lowered in (["null"], ["none"]):
         return ["None"]
     if flag.kind is bool:
         return [SPELLINGS.get(word.lower(), word) for word in words]
@@ -338,11 +359,13 @@ def _read(chosen: Mapping[str, Setting], known: Mapping[str, Flag], prog: str) -
 
     words, members = [], []
     for name, setting in chosen.items():
-        dashed = len(setting.words) == 1 and setting.words[0].startswith(
-            "-"
-        )  # alone it would be taken for a flag
-        words += [f"--{name}={setting.words[0]}"] if dashed else [f"--{name}", *setting.words]
-        members.append(_member(f"setting_{len(members)}", known[name]))
+        is_dashed = len(setting.words) == 1 and setting.words[0].startswith("-")
+        if is_dashed:  # alone it would be taken for a flag
+            words += [f"--{name}={setting.words[0]}"]
+        else:
+            words += [f"--{name}", *setting.words]
+        member = _member(f"setting_{len(members)}", known[name])
+        members.append(member)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -369,7 +392,8 @@ def _member(attribute: str, flag: Flag) -> tuple[str, Any, Any]:
 
 def _unread(said: str, chosen: Mapping[str, Setting], known: Mapping[str, Flag]) -> str:
     """One line for what tyro could not read."""
-    named = [name for name in re.findall(r"--([\w.-]*\w)", said) if name in chosen]
+    flags_said = re.findall(r"--([\w.-]*\w)", said)
+    named = [name for name in flags_said if name in chosen]
     if not named:
         return " ".join(said.replace("│", " ").split())
     return _misread(chosen[named[0]], known[named[0]])
@@ -377,7 +401,10 @@ def _unread(said: str, chosen: Mapping[str, Setting], known: Mapping[str, Flag])
 
 def _misread(setting: Setting, flag: Flag) -> str:
     value = printable(" ".join(setting.words), MOST_SHOWN) or "empty"
-    near = suggest(value, map(str, get_args(flag.kind))) if get_origin(flag.kind) is Literal else ""
+    near = ""
+    if get_origin(flag.kind) is Literal:
+        choices = map(str, get_args(flag.kind))
+        near = suggest(value, choices)
     return f"{flag.name} is {value}, but it must be {flag.wanted}{near}"
 
 

@@ -37,7 +37,8 @@ class Actions:
         joints = robot.joints
         elements = _elements(joints, acts, rate)
         columns = [robot.joint_names.index(element.joint.name) for element in elements]
-        self._least_action, self._most_action = like.numbers([-1.0]), like.numbers([1.0])
+        self._least_action = like.numbers([-1.0])
+        self._most_action = like.numbers([1.0])
         self.lower = like.numbers([joint.lower for joint in joints])
         self.upper = like.numbers([joint.upper for joint in joints])
         self._columns = _order(columns, len(joints), like)
@@ -73,7 +74,8 @@ class Actions:
         is_gripper = [element.act.kind == "gripper" for element in elements]
         self._gripper = None
         if any(is_gripper):
-            self._gripper = like.numbers([float(grips) for grips in is_gripper]) > 0.5
+            flags = like.numbers([float(grips) for grips in is_gripper])
+            self._gripper = flags > 0.5
         self._closed = like.numbers([element.joint.lower for element in elements])
         self._open = like.numbers([element.joint.upper for element in elements])
 
@@ -155,7 +157,8 @@ class _Couplings:
         for pairs in zip(*_padded(couplings)):
             columns = [index[joint] for joint, _ in pairs]
             ratios = [ratio for _, ratio in pairs]
-            self._leaders.append((like.indices(columns), like.numbers(ratios)))
+            leaders = like.indices(columns)
+            self._leaders.append((leaders, like.numbers(ratios)))
         followers = [index[coupling.joint] for coupling in couplings]
         self._offset = like.numbers([coupling.offset for coupling in couplings])
         self._sources = _sources(followers, len(index), like)
@@ -179,7 +182,8 @@ def _padded(couplings: Sequence[Coupling]) -> list[list[tuple[str, float]]]:
     padded = []
     for coupling in couplings:
         missing = longest - len(coupling.of)
-        padded.append([*coupling.of] + [(coupling.joint, 0.0)] * missing)
+        nothing = (coupling.joint, 0.0)
+        padded.append([*coupling.of] + [nothing] * missing)
     return padded
 
 

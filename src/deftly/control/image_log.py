@@ -50,7 +50,8 @@ class ImageLog:
         self._keep = keep
         self._written: deque[tuple[int, Path]] = deque()
         size = sum(signal.size for signal in robot.signals if signal.is_image)
-        most = max(len(self._names), MAX_QUEUED * len(self._names) // max(1, size))
+        count = len(self._names)
+        most = max(count, MAX_QUEUED * count // max(1, size))
         self._images = queue.Queue[tuple[int, str, np.ndarray]](most)
         threading.Thread(target=self._work, name="images", daemon=True).start()
 
@@ -81,7 +82,8 @@ class ImageLog:
                 path.write_bytes(png(image))  # a file cut short by a crash fails its checksum
                 self._written.append((tick, path))
                 while self._written[0][0] <= tick - self._keep:
-                    self._written.popleft()[1].unlink(missing_ok=True)
+                    _, oldest = self._written.popleft()
+                    oldest.unlink(missing_ok=True)
             except (OSError, MemoryError):
                 self.dropped += 1
             finally:
@@ -91,7 +93,8 @@ class ImageLog:
 def file_names(robot: RobotInterface) -> dict[str, str]:
     """What the files of each image signal are called after the tick."""
     images = [signal.name for signal in robot.signals if signal.is_image]
-    return {name: f"{i}_{re.sub(r'[^A-Za-z0-9-]', '_', name)}" for i, name in enumerate(images)}
+    plain = [re.sub(r"[^A-Za-z0-9-]", "_", name) for name in images]
+    return {name: f"{i}_{plain[i]}" for i, name in enumerate(images)}
 
 
 def png(image: np.ndarray) -> bytes:
@@ -102,7 +105,8 @@ def png(image: np.ndarray) -> bytes:
     rows[:, 1:] = image.reshape(height, -1)
     pixels = zlib.compress(rows.tobytes(), LEVEL)
     parts = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
-    return SIGNATURE + b"".join(_chunk(kind, body) for kind, body in parts)
+    chunks = [_chunk(kind, body) for kind, body in parts]
+    return SIGNATURE + b"".join(chunks)
 
 
 def read_png(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -121,7 +125,8 @@ def read_png(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         if whole != _chunk(b"IDAT", body):
             raise ValueError
         unpacker = zlib.decompressobj()
-        rows = np.frombuffer(unpacker.decompress(body, size + 1), np.uint8).reshape(height, -1)
+        pixels = unpacker.decompress(body, size + 1)
+        rows = np.frombuffer(pixels, np.uint8).reshape(height, -1)
         if rows.shape[1] != 1 + 3 * width or rows[:, 0].any():
             raise ValueError
     except (ValueError, zlib.error):
@@ -133,7 +138,9 @@ def read_png(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
     """A part of a PNG, with its length and checksum."""
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    length = struct.pack(">I", len(body))
+    checksum = struct.pack(">I", zlib.crc32(kind + body))
+    return length + kind + body + checksum
 
 
 def _new_folder(log: Path) -> Path:

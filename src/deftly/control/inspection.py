@@ -69,8 +69,10 @@ def replay(found: Log) -> tuple[str, list[np.ndarray | None]]:
             kernel = Kernel(found.robot, found.contract.rate, safety)
         snapshot = found.snapshot(tick)
         is_first = snapshot is None and (tick == 0 or begins[tick])
-        if is_first and row["state"] != State.INIT and not np.isnan(row["at"]):
-            kernel.stood_still(float(row["now"]), Reading(found.signals(tick), float(row["at"])))
+        has_reading = not np.isnan(row["at"])
+        if is_first and has_reading and row["state"] != State.INIT:
+            first = Reading(found.signals(tick), float(row["at"]))
+            kernel.stood_still(float(row["now"]), first)
         if snapshot is not None:
             kernel.restore(snapshot)
         try:
@@ -80,7 +82,7 @@ def replay(found: Log) -> tuple[str, list[np.ndarray | None]]:
             impossible = f"the operator's '{event}' is not possible ({printable(error)})"
             return f"tick {tick} differs: {impossible}", asked
         reading = None
-        if not np.isnan(row["at"]):
+        if has_reading:
             reading = Reading(found.signals(tick), float(row["at"]))
         asks_policy = kernel.wants_policy and reading is not None
         asked.append(kernel.command if asks_policy else None)
@@ -105,10 +107,12 @@ def _tick_difference(kernel: Kernel, reading: Reading | None, row: Mapping[str, 
     missing = None
     if row["read_fault"]:
         missing = Missing(_fault(row["read_fault"]), "the robot could not be read")
-    command = kernel.tick(float(row["now"]), reading or missing, targets, writes_at, heard_at)
+    now = float(row["now"])
+    command = kernel.tick(now, reading or missing, targets, writes_at, heard_at)
     if not row["written"]:
         kernel.hold("the robot took no command", _fault(row["write_fault"]))
-    for name, value in (("state", kernel.state), ("fault", kernel.fault)):
+    outcome = (("state", kernel.state), ("fault", kernel.fault))
+    for name, value in outcome:
         if value != row[name]:
             return f"{name} is '{printable(row[name], 60)}' in the log, '{value}' in the replay"
     if command is None:
@@ -152,7 +156,8 @@ def replay_policy(found: Log, asked: Sequence[np.ndarray | None], path: Path) ->
         if not row["decided"]:
             policy = None
             continue
-        decision = policy.infer(found.signals(tick, images=True), asked[tick], found.inputs(tick))
+        signals = found.signals(tick, images=True)
+        decision = policy.infer(signals, asked[tick], found.inputs(tick))
         compared += 1
         for name, value in decision._asdict().items():
             if not same(value, row[name].astype(np.float32)):
@@ -165,7 +170,8 @@ def replay_policy(found: Log, asked: Sequence[np.ndarray | None], path: Path) ->
 
 def _require_numbers(found: Log) -> None:
     """Raise DeftlyError if the policy saw what this log does not keep."""
-    images = any(signal.is_image for signal in found.robot.signals) and not found.has_images
+    sees_images = any(signal.is_image for signal in found.robot.signals)
+    images = sees_images and not found.has_images
     texts = any(given.is_text for given in found.contract.inputs)
     if images or texts:
         what = "images, which 'deftly run --log' writes beside it" if images else "texts"
@@ -225,13 +231,15 @@ def summary(found: Log) -> list[Any]:
     """Lines and tables that say what a log holds."""
     lines: list[Any] = [_title_line(found), _rate_line(found), _states_line(found)]
     for tick, at, fault, reason in faults(found):
-        lines.append(f"fault at {at:.2f} s, tick {tick}: {printable(fault)}{reason}")
+        when = f"at {at:.2f} s, tick {tick}"
+        lines.append(f"fault {when}: {printable(fault)}{reason}")
     return [*lines, _times_table(found), _joints_table(found)]
 
 
 def _title_line(found: Log) -> str:
     """Robot and contract, and the facts that identify a run."""
-    parts = [f"{printable(found.robot.name, 60)}, contract {found.contract.hash[:12]}"]
+    robot = printable(found.robot.name, 60)
+    parts = [f"{robot}, contract {found.contract.hash[:12]}"]
     for name in ("task", "policy", "driver", "began"):
         fact = found.facts.get(name)
         if fact is not None and not np.ndim(fact) and str(fact):
@@ -265,7 +273,8 @@ def _times_table(found: Log) -> Table:
 
     table = Table("", "p50", "p99", "max", box=None)
     for name in ("tick_ms", "infer_ms"):
-        times = found.rows[name][np.isfinite(found.rows[name])]
+        times = found.rows[name]
+        times = times[np.isfinite(times)]
         cells = []
         if len(times):
             median, p99 = np.percentile(times, (50, 99))
@@ -285,15 +294,18 @@ def _joints_table(found: Log) -> Table:
     within_episode = ~_begins(found)[1:]
     steps = np.abs(np.diff(command, axis=0))[within_episode]
     for i, joint in enumerate(found.robot.joints):
-        commanded = command[:, i][np.isfinite(command[:, i])]
-        moved = steps[:, i][np.isfinite(steps[:, i])]
+        commanded = command[:, i]
+        commanded = commanded[np.isfinite(commanded)]
+        moved = steps[:, i]
+        moved = moved[np.isfinite(moved)]
         lowest, highest = "", ""
         if len(commanded):
             lowest = f"{commanded.min():.4f}"
             highest = f"{commanded.max():.4f}"
         largest = moved.max() if len(moved) else 0.0
         of_allowed = largest * found.contract.rate / joint.velocity
-        name, units = printable(joint.name, 60), printable(joint.units, 60)
+        name = printable(joint.name, 60)
+        units = printable(joint.units, 60)
         table.add_row(name, lowest, highest, units, f"{largest:.5f}", f"{of_allowed:.1%}")
     return table
 
@@ -316,9 +328,11 @@ def faults(found: Log) -> list[tuple[int, float, str, str]]:
     seconds = timeline(found).tolist()
     none = str(Fault.NONE)
     latched = []
-    for tick, (before, after) in enumerate(pairwise([none, *found.rows["fault"].tolist()])):
+    values = found.rows["fault"].tolist()
+    for tick, (before, after) in enumerate(pairwise([none, *values])):
         if after not in (before, none):
-            latched.append((tick, seconds[tick], after, reasons.get(now[tick], "")))
+            reason = reasons.get(now[tick], "")
+            latched.append((tick, seconds[tick], after, reason))
     return latched
 
 
@@ -424,7 +438,8 @@ def _mark_states(axis: Axes, found: Log) -> None:
     """Colour the background by state, and mark the faults."""
     now = timeline(found)
     state = found.rows["state"]
-    changes = np.flatnonzero(state[1:] != state[:-1]) + 1
+    is_change = state[1:] != state[:-1]
+    changes = np.flatnonzero(is_change) + 1
     edges = [0, *changes.tolist(), len(now)]
     end_of_log = float(now[-1]) + 1.0 / found.contract.rate
     seconds = [*now.tolist(), end_of_log]

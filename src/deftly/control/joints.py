@@ -46,13 +46,16 @@ class JointCheck:
         self._joints = [
             i for i, joint in enumerate(robot.joints) if joint.name not in self.followers
         ]
-        lower, upper = np.array([(joint.lower, joint.upper) for joint in robot.joints]).T
+        limits = np.array([(joint.lower, joint.upper) for joint in robot.joints])
+        lower, upper = limits.T
         turns = np.array([joint.units == "rad" for joint in robot.joints])
         self._middle = 0.5 * (lower + upper)
-        self._amplitude = np.where(turns, np.minimum(AMPLITUDE, 0.25 * (upper - lower)), 0.0)
-        self._amplitude = np.where(turns, self._amplitude, AMPLITUDE * (upper - lower))
+        span = upper - lower
+        of_turn = np.minimum(AMPLITUDE, 0.25 * span)
+        self._amplitude = np.where(turns, of_turn, AMPLITUDE * span)
         self._move = round(MOVE_S * contract.rate)
-        self._ticks = 2 * (self._move + round(REST_S * contract.rate))
+        rest = round(REST_S * contract.rate)
+        self._ticks = 2 * (self._move + rest)
         self.moves: list[Move] = []
         """What is known so far."""
         self._restart()
@@ -102,8 +105,8 @@ class JointCheck:
         targets = base.copy()
         if place < len(self._joints):
             joint = self._joints[place]
-            way = 1.0 if base[joint] < self._middle[joint] else -1.0
-            targets[joint] += way * self._amplitude[joint] * self._there(phase)
+            direction = 1.0 if base[joint] < self._middle[joint] else -1.0
+            targets[joint] += direction * self._amplitude[joint] * self._there(phase)
             if phase == self._ticks // 2 - 1:
                 self._judge(joint, command, measured)
         self._tick += 1
@@ -115,7 +118,9 @@ class JointCheck:
         assert self._base is not None
         assert self._before is not None
         name = self.contract.joint_names[joint]
-        self.moves.append(Move(name, command - self._base, measured - self._before))
+        sent = command - self._base
+        move = Move(name, sent, measured - self._before)
+        self.moves.append(move)
 
     def _there(self, phase: int) -> float:
         """How far the joint is on its way in a tick of its motion, 0 .. 1: there, a rest, back, a rest."""
@@ -151,7 +156,10 @@ def _verdicts(move: Move, names: Sequence[str], sent: np.ndarray, least: np.ndar
     """
     lines = []
     along = move.measured * np.sign(move.sent)
-    strays = (np.abs(move.measured - move.sent) > least) & ~sent
+    off_target = np.abs(move.measured - move.sent)
+    strays = (off_target > least) & ~sent
+    farthest = int((np.abs(move.measured) * strays).argmax())
+    other = names[farthest]
     for i in np.flatnonzero(sent).tolist():
         where = f"{names[i]} was sent {move.sent[i]:+.3f}, and"
         if along[i] > least[i]:
@@ -159,15 +167,12 @@ def _verdicts(move: Move, names: Sequence[str], sent: np.ndarray, least: np.ndar
         if along[i] < -least[i]:
             lines.append(f"{where} went {move.measured[i]:+.3f}: its sign is flipped")
         elif strays.any():
-            other = names[int((np.abs(move.measured) * strays).argmax())]
             lines.append(f"{where} {other} moved instead: the two are swapped")
         else:
             lines.append(
                 f"{where} went {move.measured[i]:+.3f}: no power, stuck, or its encoder is"
             )
     if not lines and strays.any():
-        other = names[int((np.abs(move.measured) * strays).argmax())]
-        lines.append(
-            f"{move.joint} was sent {move.sent[names.index(move.joint)]:+.3f}, and {other} moved too"
-        )
+        way = move.sent[names.index(move.joint)]
+        lines.append(f"{move.joint} was sent {way:+.3f}, and {other} moved too")
     return lines

@@ -91,8 +91,11 @@ class Log:
         if not folder or Path(folder).name != folder:
             return None
         number = int(self.facts.get(FIRST_TICK, 0)) + tick
-        path = self.place / folder / f"{number:08d}_{file_names(self.robot)[name]}.png"
-        return read_png(path, self.robot.signal(name).shape) if path.exists() else None
+        stem = f"{number:08d}_{file_names(self.robot)[name]}"
+        path = self.place / folder / f"{stem}.png"
+        if not path.exists():
+            return None
+        return read_png(path, self.robot.signal(name).shape)
 
     def inputs(self, tick: int) -> dict[str, np.ndarray]:
         """What an operator or planner said to the policy in a tick, by name; without what was left at its default."""
@@ -188,7 +191,8 @@ class LogBuffer:
 
     def _copy(self, end: int) -> dict[str, np.ndarray]:
         """Copies of the rows before the tick `end`, oldest first."""
-        order = np.arange(max(0, end - self._ticks), end) % self._ticks
+        oldest = max(0, end - self._ticks)
+        order = np.arange(oldest, end) % self._ticks
         return {name: column[order] for name, column in self._rows.items()}
 
     def save(self, path: Path, facts: Mapping[str, Any]) -> None:
@@ -211,7 +215,8 @@ class LogBuffer:
             dropped = self.images.flush()
             named = {IMAGES: self.images.folder.name, FIRST_TICK: first}
             facts = {**facts, **named, "images_dropped": dropped}
-        write(path, self.contract, rows, facts, _stacked(kept, first), self.robot)
+        snapshots = _stacked(kept, first)
+        write(path, self.contract, rows, facts, snapshots, self.robot)
 
 
 def _stacked(kept: Sequence[tuple[int, Snapshot]], first: int) -> dict[str, np.ndarray]:
@@ -273,14 +278,16 @@ def _checked(arrays: Mapping[str, np.ndarray]) -> Log:
     for name, value in arrays.items():
         part, _, key = name.partition("/")
         parts.get(part, {})[key] = value
-    if "now" in parts["row"]:  # older logs do not have all
+    row = parts["row"]
+    if "now" in row:  # older logs do not have all
+        ticks = row["now"].shape
         for later in ("writes_at", "heard_at"):
-            parts["row"].setdefault(later, np.full(parts["row"]["now"].shape, np.nan))
+            row.setdefault(later, np.full(ticks, np.nan))
         for later in ("read_fault", "write_fault"):
-            parts["row"].setdefault(later, np.full(parts["row"]["now"].shape, "", "U32"))
-    _require_rows(parts["row"], _columns(contract, robot))
+            row.setdefault(later, np.full(ticks, "", "U32"))
+    _require_rows(row, _columns(contract, robot))
     _require_snapshots(parts["snapshot"])
-    return Log(contract, robot, parts["row"], parts["fact"], parts["snapshot"])
+    return Log(contract, robot, row, parts["fact"], parts["snapshot"])
 
 
 def _require_rows(rows: Mapping[str, np.ndarray], columns: Mapping[str, Column]) -> None:
@@ -342,7 +349,9 @@ def _fitting(value: Any, fit: _Fit) -> Any:
 def max_ticks(contract: PolicyContract) -> int:
     """Ticks of the longest log of a robot that can be read back; a tenth is left to snapshots and facts."""
     columns = _columns(contract, contract.robot).values()
-    row_bytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in columns)
+    row_bytes = 0
+    for shape, dtype in columns:
+        row_bytes += math.prod(shape) * np.dtype(dtype).itemsize
     return int(0.9 * MAX_BYTES / row_bytes)
 
 

@@ -49,9 +49,14 @@ class Motion:
             follower = index[each.joint]
             leaders = [(index[leader], ratio) for leader, ratio in each.of]
             self._couplings.append((follower, each.offset, leaders))
-            group = groups[follower].union(*(groups[leader] for leader, _ in leaders))
+            group = groups[follower].copy()
+            for leader, _ in leaders:
+                group |= groups[leader]
             groups.update(dict.fromkeys(group, group))
-        several = {min(group): sorted(group) for group in groups.values() if len(group) > 1}
+        several = {}
+        for group in groups.values():
+            if len(group) > 1:
+                several[min(group)] = sorted(group)
         self._groups = list(several.values())
 
     def coupled(self, goal: Values) -> Values:
@@ -108,11 +113,11 @@ class Motion:
         allowed = clipped(goal, self._lower, self._upper)
         if not self._couplings or allowed == goal:
             return allowed
-        ways = [end - start for end, start in zip(goal, command)]
-        fractions = [
-            (limit - start) / way if limit != end and way else 1.0
-            for limit, end, start, way in zip(allowed, goal, command, ways)
-        ]
+        ways = _ways(command, goal)
+        fractions = []
+        for limit, end, start, way in zip(allowed, goal, command, ways):
+            is_limited = limit != end and way
+            fractions.append((limit - start) / way if is_limited else 1.0)
         shared = self._shared(fractions)
         some = [start + part * way for start, part, way in zip(command, shared, ways)]
         some = clipped(some, self._lower, self._upper)
@@ -120,14 +125,17 @@ class Motion:
 
     def _limited(self, command: Values, goal: Values, most: Values) -> Values:
         """The command moved towards the goal, each joint by at most `most`."""
-        ways = [end - start for end, start in zip(goal, command)]
-        fractions = _fractions(most, [abs(way) for way in ways])
+        ways = _ways(command, goal)
+        distances = [abs(way) for way in ways]
+        fractions = _fractions(most, distances)
         if min(fractions) == 1.0:
             return goal
         shared = self._shared(fractions)
         moved = []
         for start, end, way, part, bound in zip(command, goal, ways, shared, most):
-            some = min(max(start + part * way, start - bound), start + bound)
+            some = start + part * way
+            some = max(some, start - bound)
+            some = min(some, start + bound)
             moved.append(some if part < 1.0 else end)
         return moved
 
@@ -139,31 +147,41 @@ class Motion:
         """As `towards`, with accelerations; what could not stop before a limit any more brakes instead."""
         if dt < _SHORTEST:
             return command, velocity
-        changes = [
-            wanted - speed for wanted, speed in zip(self._wanted(command, goal, most, dt), velocity)
-        ]
-        reach = [bound * dt for bound in self._acceleration]
-        shared = self._shared(_fractions(reach, [abs(change) for change in changes]))
-        faster = [speed + part * change for speed, part, change in zip(velocity, shared, changes)]
-        brakes = self.any_coupled(self._cannot_stop(command, faster, dt))
+        wanted = self._wanted(command, goal, most, dt)
+        faster = self._nearer(velocity, wanted, dt)
+        cannot = self._cannot_stop(command, faster, dt)
+        brakes = self.any_coupled(cannot)
         braked = self._braked(velocity, dt)
         safe = [slow if brake else fast for slow, brake, fast in zip(braked, brakes, faster)]
         moved = [start + speed * dt for start, speed in zip(command, safe)]
         moved = clipped(moved, self._lower, self._upper)
-        arrived = [end if abs(now - end) < _ROUNDING else now for now, end in zip(moved, goal)]
+        arrived = []
+        for now, end in zip(moved, goal):
+            is_there = abs(now - end) < _ROUNDING
+            arrived.append(end if is_there else now)
         return arrived, safe
+
+    def _nearer(self, velocity: Values, wanted: Values, dt: float) -> Values:
+        """The velocity a time `dt` later, as near to the wanted one as accelerations allow."""
+        changes = _ways(velocity, wanted)
+        reach = [bound * dt for bound in self._acceleration]
+        sizes = [abs(change) for change in changes]
+        shared = self._shared(_fractions(reach, sizes))
+        return [speed + part * change for speed, part, change in zip(velocity, shared, changes)]
 
     def _wanted(self, command: Values, goal: Values, most: Values, dt: float) -> Values:
         """The velocity that leads to the goal fastest, and can still come to rest there."""
-        ways = [end - start for end, start in zip(goal, command)]
+        ways = _ways(command, goal)
         distances = [abs(way) for way in ways]
         reach = []
         for bound, braking, distance in zip(most, self._acceleration, distances):
             still = distance
             if braking < math.inf:
-                still = braking * dt * (math.sqrt(dt * dt + 2.0 * distance / braking) - dt)
+                time = math.sqrt(dt * dt + 2.0 * distance / braking) - dt
+                still = braking * dt * time
             reach.append(min(bound, still))
-        shared = self._shared(_fractions(reach, distances))
+        fractions = _fractions(reach, distances)
+        shared = self._shared(fractions)
         return [part * way / dt for part, way in zip(shared, ways)]
 
     def _stopping_times(self, velocity: Values) -> Values:
@@ -179,8 +197,11 @@ class Motion:
         """Which joints would not come to rest before their limits if they braked after moving so for a time `dt`."""
         cannot = []
         for place, time in enumerate(self._stopping_times(velocity)):
-            speed, start = velocity[place], command[place]
-            room = self._upper[place] - start if speed > 0 else start - self._lower[place]
+            speed = velocity[place]
+            start = command[place]
+            room = start - self._lower[place]
+            if speed > 0:
+                room = self._upper[place] - start
             way = abs(speed) * (dt + 0.5 * time)
             cannot.append(not way <= room + _ROUNDING)
         return cannot
@@ -198,6 +219,11 @@ def clipped(values: Values, lower: Values, upper: Values) -> Values:
         low if value < low else high if value > high else value
         for value, low, high in zip(values, lower, upper)
     ]
+
+
+def _ways(start: Values, end: Values) -> Values:
+    """From start to end, of each."""
+    return [after - before for before, after in zip(start, end)]
 
 
 def _fractions(most: Values, wanted: Values) -> Values:

@@ -99,7 +99,9 @@ class Response:
 
     def snapshot(self) -> np.ndarray:
         """All that it remembers, for `restore`; (0,) if no joint is judged."""
-        return np.append(self._ticks, self._past) if self.judges else np.zeros(0)
+        if not self.judges:
+            return np.zeros(0)
+        return np.append(self._ticks, self._past)
 
     def restore(self, snapshot: np.ndarray) -> None:
         """Go on from a snapshot of a robot and rate like these, bit for bit; from an empty one, begin anew.
@@ -111,8 +113,10 @@ class Response:
             return
         if not self.judges or snapshot.shape != (1 + self._past.size,):
             raise ValueError(f"its history of commands and positions is {snapshot.shape}")
-        ticks, past = snapshot[0], snapshot[1:]
-        if not 0 <= ticks < 2**53 or ticks % 1 or np.isinf(past).any():
+        ticks = snapshot[0]
+        past = snapshot[1:]
+        is_count = 0 <= ticks < 2**53 and not ticks % 1
+        if not is_count or np.isinf(past).any():
             raise ValueError("its history of commands and positions holds no such numbers")
         self._ticks = int(ticks)
         self._past[:] = past.reshape(self._past.shape)

@@ -126,7 +126,8 @@ class Dataset(NamedTuple):
     def videos(self) -> dict[str, bool]:
         """Whether the images of each camera are videos, by the camera's name."""
         cameras = image_sizes(self.contract)
-        return {name: self.info["features"][IMAGES + name]["dtype"] == "video" for name in cameras}
+        columns = self.info["features"]
+        return {name: columns[IMAGES + name]["dtype"] == "video" for name in cameras}
 
 
 def open_dataset(path: Path) -> Dataset:
@@ -245,10 +246,12 @@ def require_whole(path: Path) -> Dataset:
         raise DeftlyError(
             f"'{path}' is half written: its rows are not those of its {len(steps)} episodes"
         )
-    starts = np.repeat(np.cumsum([0, *steps[:-1]]), steps)
+    first_rows = np.cumsum([0, *steps[:-1]])
+    starts = np.repeat(first_rows, steps)
     frame = np.arange(len(starts)) - starts
     due = frame / found.info["fps"]
-    bad = (table["frame_index"] != frame) | ~(np.abs(table["timestamp"] - due) <= TOLERANCE_S)
+    on_time = np.abs(table["timestamp"] - due) <= TOLERANCE_S
+    bad = (table["frame_index"] != frame) | ~on_time
     if bad.any():
         row = int(np.argmax(bad))
         raise DeftlyError(
@@ -298,7 +301,8 @@ def _require_images(found: Dataset, camera: str) -> None:
 
 def _require_video(found: Dataset, camera: str) -> None:
     """Raise DeftlyError unless a camera's videos hold a frame for each row, at its time."""
-    frames, fps = sum(found.steps), found.info["fps"]
+    frames = sum(found.steps)
+    fps = found.info["fps"]
     times = [_times(file) for file in video_files(found.path, camera)]
     count = sum(map(len, times))
     if count != frames:
@@ -306,7 +310,10 @@ def _require_video(found: Dataset, camera: str) -> None:
             f"'{found.path}' has {count} frames of {camera}, expected {frames}: its videos are missing or cut off; "
             "copy them again, or collect the data set again"
         )
-    late = [np.abs(each - np.arange(len(each)) / fps).max(initial=0.0) for each in times]
+    late = []
+    for shown in times:
+        due = np.arange(len(shown)) / fps
+        late.append(np.abs(shown - due).max(initial=0.0))
     if max(late) > TOLERANCE_S:
         raise DeftlyError(
             f"'{found.path}': the time stamps of {camera} are shifted: a frame is {max(late):.3g} s off"
@@ -442,6 +449,7 @@ def stored_actions(found: Dataset) -> dict[tuple[int, int], np.ndarray]:
     """What the robot was told in each episode, (steps, action_size) in the contract's units, by batch and row of it."""
     layout = layout_of(found.facts["layout"], found.contract)
     (executed,) = read_numbers(found, (EXECUTED,))
-    parts = np.split(layout.to_contract(executed), np.cumsum(found.steps)[:-1])
+    ends = np.cumsum(found.steps)
+    parts = np.split(layout.to_contract(executed), ends[:-1])
     episodes = found.facts["episodes"]
     return {(fact["batch"], fact["env"]): each for fact, each in zip(episodes, parts)}

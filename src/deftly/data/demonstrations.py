@@ -91,7 +91,8 @@ def simulate(source: Source, policy: Policy, number: int) -> tuple[Env, list[Epi
         executed = noise.add(action)
         env.step(torch.from_numpy(executed))
         for i in np.flatnonzero(running):
-            episode, state = episodes[i], before[i]
+            episode = episodes[i]
+            state = before[i]
             assert state is not None
             episode.states.append(state)
             episode.joint_pos.append(joint_pos[i])
@@ -103,7 +104,8 @@ def simulate(source: Source, policy: Policy, number: int) -> tuple[Env, list[Epi
             objects = _objects(source.task, env)
             for place, i in enumerate(ids):
                 if running[i]:
-                    episodes[i].success = bool(env.ended["success"][place])
+                    success = env.ended["success"][place]
+                    episodes[i].success = bool(success)
                     episodes[i].object = objects[place]
             running[ids] = False
     return env, episodes
@@ -111,10 +113,12 @@ def simulate(source: Source, policy: Policy, number: int) -> tuple[Env, list[Epi
 
 def _objects(task: Task, env: Env) -> list[str]:
     """Names of what was drawn for the episodes that just ended; empty where the task does not say."""
-    kinds, breakdown = task.report.kinds, task.report.breakdown
+    kinds = task.report.kinds
+    breakdown = task.report.breakdown
     if not kinds or breakdown is None:
         return [""] * len(env.ended["env"])
-    return [kinds[int(number)] for number in env.ended[breakdown[0]]]
+    metric, _ = breakdown
+    return [kinds[int(number)] for number in env.ended[metric]]
 
 
 class _Noise:
@@ -124,18 +128,24 @@ class _Noise:
         self._rng = np.random.default_rng([source.seed, number])
         self._std, self._contract = source.perturb, env.contract
         acts = env.contract.act_terms
-        self._free = np.concatenate([[act.kind != "gripper"] * len(act.joints) for act in acts])
+        free = []
+        for act in acts:
+            free += [act.kind != "gripper"] * len(act.joints)
+        self._free = np.array(free)
         self._value = np.zeros((env.num_envs, env.contract.action_size))
-        self._left = self._rng.uniform(0.0, NOISY_S * env.contract.rate, (env.num_envs, 1))
+        longest = NOISY_S * env.contract.rate
+        self._left = self._rng.uniform(0.0, longest, (env.num_envs, 1))
 
     def add(self, action: np.ndarray) -> np.ndarray:
         """Actions as they are executed."""
         if not self._std:
             return action
-        fresh = self._rng.normal(0.0, self._std * np.sqrt(1 - MEMORY**2), self._value.shape)
+        std = self._std * np.sqrt(1 - MEMORY**2)
+        fresh = self._rng.normal(0.0, std, self._value.shape)
         self._value = MEMORY * self._value + fresh * self._free
         self._left -= 1.0
-        return exact(self._contract, action + self._value * (self._left > 0))
+        noise = self._value * (self._left > 0)
+        return exact(self._contract, action + noise)
 
 
 class Film:
@@ -185,13 +195,17 @@ def replay(
         rows = {i: each for (batch, i), each in actions.items() if batch == number}
         left = set(rows)
         still = np.zeros((env.num_envs, env.contract.action_size), np.float32)
-        for step in range(max(map(len, rows.values()))):
+        longest = max(map(len, rows.values()))
+        for step in range(longest):
             told = still.copy()
             for i in left:
-                told[i] = rows[i][min(step, len(rows[i]) - 1)]
+                last = len(rows[i]) - 1
+                told[i] = rows[i][min(step, last)]
             env.step(torch.from_numpy(told))
             if env.ended:
-                for i, success in zip(env.ended["env"].tolist(), env.ended["success"].tolist()):
+                ended = env.ended["env"].tolist()
+                successes = env.ended["success"].tolist()
+                for i, success in zip(ended, successes):
                     if i in left:
                         results[number, i] = bool(success)
                         left.discard(i)

@@ -133,7 +133,8 @@ def collect(plan: Plan, policy: Policy, count: int, out: Path, video: bool = Tru
     plan, neither of which is ever written over; if images cannot be rendered, or an episode of them is too large.
     """
     require_lerobot()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    is_empty = out.is_dir() and not any(out.iterdir())
+    if out.exists() and not is_empty:
         raise DeftlyError(
             f"'{out}' is not empty, and a data set is never written over: choose another --out"
         )
@@ -150,7 +151,8 @@ def _require_possible(plan: Plan) -> None:
     task = plan.source.task
     _whole(plan.seen.rate)
     steps = task.cfg.episode_steps
-    need = steps * len(plan.cameras) * 3 * plan.size**2
+    frames = steps * len(plan.cameras)
+    need = frames * 3 * plan.size**2
     if need > MAX_PART - MB:
         raise DeftlyError(
             f"the images of an episode of {steps} steps take up to {need / MB:.0f} MB, more than {MAX_PART / MB:.0f}: "
@@ -176,15 +178,15 @@ class Parts:
             write_json(file, plan.facts)
         elif not file.is_file():
             raise DeftlyError(f"'{folder}' is no unfinished collection: choose another --out")
-        found, wanted = (
-            read_json(file, "the plan of a collection"),
-            json.loads(json.dumps(plan.facts)),
-        )
+        found = read_json(file, "the plan of a collection")
+        wanted = json.loads(json.dumps(plan.facts))
         differs = [key for key in wanted if found.get(key) != wanted[key]]
         if differs:
-            there, here = (printable(tree.get(differs[0]), 80) for tree in (found, wanted))
+            first = differs[0]
+            there = printable(found.get(first), 80)
+            here = printable(wanted.get(first), 80)
             raise DeftlyError(
-                f"'{folder}' holds episodes whose {differs[0]} is {there}, and this is {here}: go on with the "
+                f"'{folder}' holds episodes whose {first} is {there}, and this is {here}: go on with the "
                 "settings of then, or choose another --out"
             )
 
@@ -203,7 +205,8 @@ class Parts:
         self, number: int, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
     ) -> None:
         """Write an episode, whole or not at all; on the disk when this returns."""
-        write_npz(self.path(number), {**arrays, "facts": np.array(json.dumps(facts))}, level=1)
+        text = np.array(json.dumps(facts))
+        write_npz(self.path(number), {**arrays, "facts": text}, level=1)
 
     def read(self, number: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and facts of an episode."""
@@ -213,12 +216,14 @@ class Parts:
 
 def _fill(parts: Parts, plan: Plan, policy: Policy, count: int) -> None:
     """Simulate and render until there are enough episodes."""
-    done, last = len(parts), (0, -1)
+    done = len(parts)
+    last = (0, -1)
     if done:
         facts = parts.read(done - 1)[1]
         last = (facts["batch"], facts["env"])
         say(f"going on after {done} episodes in '{parts.folder}'")
-    film, episodes = Film(plan.cameras, plan.size), _kept(plan, policy, last)
+    film = Film(plan.cameras, plan.size)
+    episodes = _kept(plan, policy, last)
     with contextlib.closing(film), Progress(count, "collecting") as shown:
         while done < count:
             shown.reach(done)
@@ -239,7 +244,9 @@ def _kept(plan: Plan, policy: Policy, last: tuple[int, int]) -> Iterator[tuple[E
             raise DeftlyError(
                 f"none of {barren} episodes succeeded: give another --policy, less --perturb, or --no-only-success"
             )
-        yield from ((env, each) for each in good if (number, each.env) > last)
+        for episode in good:
+            if (number, episode.env) > last:
+                yield env, episode
 
 
 def _rendered(
@@ -262,8 +269,11 @@ def _rendered(
             **checks.smooth(plan.source.task.contract(), joint_pos),
         },
     }
-    numbers = {"joint_pos": joint_pos, ACTION: actions, EXECUTED: np.stack(episode.executed)}
-    return {**{IMAGES + name: each for name, each in images.items()}, **numbers}, facts
+    arrays = {IMAGES + name: each for name, each in images.items()}
+    arrays["joint_pos"] = joint_pos
+    arrays[ACTION] = actions
+    arrays[EXECUTED] = np.stack(episode.executed)
+    return arrays, facts
 
 
 def _assemble(parts: Parts, plan: Plan, count: int, out: Path, video: bool) -> None:

@@ -48,12 +48,14 @@ class Labels(Renderer):
             self._scene.flags[flag.value] = 1
         colours = self.image(model, data).astype(np.int64)
         ids = colours @ (1, 256, 65536) - 1  # a segment's number is its colour; black is none
-        shown = np.full(max(self._scene.ngeom, 1) + 1, NONE)
+        count = max(self._scene.ngeom, 1)
+        shown = np.full(count + 1, NONE)
         for geom in self._scene.geoms[: self._scene.ngeom]:
             is_geom = geom.objtype == mujoco.mjtObj.mjOBJ_GEOM.value
             if is_geom and geom.segid >= 0:
                 shown[geom.segid] = geom.objid
-        return shown[np.clip(ids, -1, len(shown) - 1)]
+        known = np.clip(ids, -1, len(shown) - 1)
+        return shown[known]
 
 
 def visible(env: Env, episode: Episode, cameras: Sequence[str], size: int) -> dict[str, Any]:
@@ -110,12 +112,14 @@ def _bodies(env: Env, model: mujoco.MjModel) -> tuple[np.ndarray, np.ndarray]:
     roots = {int(model.body_rootid[body]) for body in robot}
     free_joints = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE.value)
     free = {int(model.jnt_bodyid[i]) for i in free_joints}
-    return np.array(sorted(robot)), np.array(sorted(free - roots), int)
+    objects = sorted(free - roots)
+    return np.array(sorted(robot)), np.array(objects, int)
 
 
 def moving(images: Mapping[str, np.ndarray], joint_pos: np.ndarray) -> dict[str, Any]:
     """Whether each camera's images (steps, height, width, 3) change as the joints (steps, num_joints) do."""
-    moved = np.abs(np.diff(joint_pos, axis=0)).max(-1, initial=0.0) > STILL
+    steps = np.abs(np.diff(joint_pos, axis=0))
+    moved = steps.max(-1, initial=0.0) > STILL
     found = {}
     for name, frames in images.items():
         pixels = frames.reshape(len(frames), -1)
@@ -198,7 +202,8 @@ def write_report(
         sheets: Of each episode, images (2, size, size, 3) uint8 by the camera's name.
     """
     steps = [fact["steps"] for fact in facts]
-    problems = [f"<li>{escape(line)}</li>" for line in failures(facts) or ["none"]]
+    lines = failures(facts) or ["none"]
+    problems = [f"<li>{escape(line)}</li>" for line in lines]
     rows = [_row(name, facts) for name in facts[0]["checks"]]
     images = [_images(number, sheet) for number, sheet in enumerate(sheets[:SHOWN])]
     page = PAGE.format(
@@ -232,7 +237,9 @@ def _row(name: str, facts: Sequence[Mapping[str, Any]]) -> str:
 
 def _images(number: int, sheet: Mapping[str, np.ndarray]) -> str:
     """The images of an episode."""
-    images = "".join(_embedded(image) for frames in sheet.values() for image in frames)
+    images = ""
+    for frames in sheet.values():
+        images += "".join(_embedded(image) for image in frames)
     return f"<p>{number} {images}</p>"
 
 

@@ -45,7 +45,8 @@ class Frames:
         self.deterministic = True
         self._loop = loop
         self._next: dict[int, int] = {}
-        rows, episodes = recording.rows, sorted(set(recording.rows["episode"].tolist()))
+        rows = recording.rows
+        episodes = sorted(set(rows["episode"].tolist()))
         if episode not in episodes:
             raise DeftlyError(
                 f"the recording has episodes {episodes[:1]} to {episodes[-1:]}, not {episode}"
@@ -60,9 +61,11 @@ class Frames:
             raise DeftlyError(f"no policy drove in episode {episode} of the recording")
         self.first = int(driven[0])
         """Tick of the policy's first decision."""
-        targets = np.where(np.isfinite(rows["targets"]), rows["targets"], rows["command"])
+        is_given = np.isfinite(rows["targets"])
+        targets = np.where(is_given, rows["targets"], rows["command"])
         self._frames = targets[mine][self.first :]
-        self._actions = np.nan_to_num(rows["action"][mine][self.first :])
+        actions = rows["action"][mine][self.first :]
+        self._actions = np.nan_to_num(actions)
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -125,8 +128,10 @@ def open_robot(path: Path, recording: Log, task_file: str | None) -> tuple[SimRo
         safety = parse_json(str(facts["safety"]), "the bounds of a safety kernel")
         task = cls(_config(cls.Config, settings["task"]))
         sim = _config(SimConfig, settings["sim"])
-        noise, latency = bool(facts["noise"]), float(facts["latency_ms"])
-        seed, bounds = int(facts["seed"]), SafetyConfig(**safety)
+        noise = bool(facts["noise"])
+        latency = float(facts["latency_ms"])
+        seed = int(facts["seed"])
+        bounds = SafetyConfig(**safety)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, DeftlyError) as error:
         reason = printable(error, 200) or type(error).__name__
         raise DeftlyError(
@@ -205,7 +210,8 @@ def plot(path: Path, frames: Frames, result: EpisodeResult) -> None:
     """Write a PNG with commanded, recorded and replayed position of each joint."""
     from matplotlib.figure import Figure
 
-    joints, period = frames.contract.joints, 1.0 / frames.contract.rate
+    joints = frames.contract.joints
+    period = 1.0 / frames.contract.rate
     figure = Figure(figsize=(8, 1.7 * len(joints)), layout="constrained")
     replayed = result.rows[f"signal/{JOINT_POS}"]
     for i, (joint, axes) in enumerate(

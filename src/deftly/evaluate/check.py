@@ -61,14 +61,13 @@ def examine(folder: Path, settings: CheckSettings) -> list[Finding]:
     except DeftlyError as error:
         return [Finding("bundle", "fail", str(error))]
     c, facts = found.contract, found.manifest
-    made = f"{found.task}, iteration {facts['checkpoint']['iteration']}, made by Deftly {facts['deftly']}"
+    iteration = facts["checkpoint"]["iteration"]
+    made = f"{found.task}, iteration {iteration}, made by Deftly {facts['deftly']}"
     files = f"{len(facts['files'])} files are those of {bundle.MANIFEST}, by sha256"
     network = f"one file, {_observed(c)} to action (n, {c.action_size}), float32"
-    robot = (
-        []
-        if found.robot_config == yaml.safe_load(bundle.robot_config(c))
-        else ["differs from the contract"]
-    )
+    expected = yaml.safe_load(bundle.robot_config(c))
+    is_same = found.robot_config == expected
+    robot = [] if is_same else ["differs from the contract"]
     return [
         Finding("bundle", "ok", f"schema {bundle.SCHEMA}: {made}"),
         Finding("files", "ok", files),
@@ -100,9 +99,12 @@ def _observed(c: PolicyContract) -> str:
     """Names and shapes of a network's inputs, in words."""
     if single_input(c):
         return f"observation (n, {c.obs_size()})"
-    shapes = {group: ", ".join(map(str, c.group_shape(group))) for group in c.groups}
-    images = {group: " uint8" if c.is_image(group) else "" for group in c.groups}
-    return " and ".join(f"{group} (n, {shapes[group]}){images[group]}" for group in c.groups)
+    shown = []
+    for group in c.groups:
+        shape = ", ".join(map(str, c.group_shape(group)))
+        kind = " uint8" if c.is_image(group) else ""
+        shown.append(f"{group} (n, {shape}){kind}")
+    return " and ".join(shown)
 
 
 def _at_rest(c: PolicyContract, *batch: int) -> dict[str, np.ndarray]:
@@ -113,14 +115,13 @@ def _at_rest(c: PolicyContract, *batch: int) -> dict[str, np.ndarray]:
 
 def _golden(found: Bundle) -> Finding:
     errors = found.golden_errors()
-    wrong = [
-        f"{name} differs by {error:.2g}, at most {TOLERANCE:g}" for name, error in errors.items()
-    ]
-    wrong = [text for text, error in zip(wrong, errors.values()) if not error <= TOLERANCE]
+    wrong = []
+    for name, error in errors.items():
+        if not error <= TOLERANCE:
+            wrong.append(f"{name} differs by {error:.2g}, at most {TOLERANCE:g}")
     steps = len(found.golden[ACTION])
-    return judge(
-        "golden", wrong, f"{steps} steps computed again: off by {max(errors.values()):.1g} at most"
-    )
+    computed = f"{steps} steps computed again: off by {max(errors.values()):.1g} at most"
+    return judge("golden", wrong, computed)
 
 
 def _home_problems(c: PolicyContract) -> Iterator[str]:
@@ -131,52 +132,58 @@ def _home_problems(c: PolicyContract) -> Iterator[str]:
     targets, _ = c.act(c.action_for(home, memory), memory)
     for joint, target in zip(c.joints, targets):
         if not abs(target - joint.home) <= HOME_TOLERANCE:
-            yield f"{joint.name}: home is {joint.home!r} {joint.units}, its target {float(target)!r}"
+            is_home = f"home is {joint.home!r} {joint.units}"
+            yield f"{joint.name}: {is_home}, its target {float(target)!r}"
 
 
 def _pose_problems(c: PolicyContract) -> Iterator[str]:
     """A robot that stands in a pose that actions reach from home, and is told to be there, stays there."""
     home = np.array(c.home(), np.float32)
     signals = _at_rest(c, ROBOTS)
-    actions = np.random.default_rng(1).uniform(-0.9, 0.9, (ROBOTS, c.action_size))
-    memory = c.reset(signals | {"joint_pos": np.tile(home, (ROBOTS, 1))})
+    rng = np.random.default_rng(1)
+    actions = rng.uniform(-0.9, 0.9, (ROBOTS, c.action_size))
+    at_home = np.tile(home, (ROBOTS, 1))
+    memory = c.reset(signals | {"joint_pos": at_home})
     poses, _ = c.act(actions.astype(np.float32), memory)
     memory = c.reset(signals | {"joint_pos": poses})
     targets, _ = c.act(c.action_for(poses, memory), memory)
-    for joint, errors in zip(c.joints, np.abs(targets - poses).T):
+    differences = np.abs(targets - poses)
+    for joint, errors in zip(c.joints, differences.T):
         if not joint.grips and not errors.max() <= POSE_TOLERANCE:
             yield f"{joint.name}: targets are off by {errors.max():.2g} {joint.units}"
 
 
 def _limit_problems(c: PolicyContract) -> Iterator[str]:
     rng = np.random.default_rng(0)
-    lower, upper = (
-        np.array([getattr(j, name) for j in c.joints], np.float32) for name in ("lower", "upper")
-    )
-    numbers = [s for s in c.signals if not s.is_image]
-    signals = _at_rest(c, ROBOTS) | {
-        s.name: rng.normal(0, 10, (ROBOTS, s.size)).astype(np.float32) for s in numbers
-    }
-    memory, wrong = c.reset(signals), np.zeros(len(c.joints), bool)
+    lower = np.array([joint.lower for joint in c.joints], np.float32)
+    upper = np.array([joint.upper for joint in c.joints], np.float32)
+    signals = _at_rest(c, ROBOTS)
+    for signal in c.signals:
+        if not signal.is_image:
+            values = rng.normal(0, 10, (ROBOTS, signal.size))
+            signals[signal.name] = values.astype(np.float32)
+    memory = c.reset(signals)
+    wrong = np.zeros(len(c.joints), bool)
     for _ in range(TICKS):
-        action = rng.uniform(-1, 1, (ROBOTS, c.action_size)) * rng.choice(
-            (1, 10, np.inf), (ROBOTS, 1)
-        )
+        action = rng.uniform(-1, 1, (ROBOTS, c.action_size))
+        action = action * rng.choice((1, 10, np.inf), (ROBOTS, 1))
         targets, memory = c.act(action.astype(np.float32), memory)
-        wrong |= ~((lower <= targets) & (targets <= upper)).all(0)
-    yield from (
-        f"{j.name}: a target outside {j.lower:g} .. {j.upper:g}"
-        for j, bad in zip(c.joints, wrong)
-        if bad
-    )
+        inside = (lower <= targets) & (targets <= upper)
+        wrong |= ~inside.all(0)
+    for joint, is_wrong in zip(c.joints, wrong):
+        if is_wrong:
+            yield f"{joint.name}: a target outside {joint.lower:g} .. {joint.upper:g}"
 
 
 def _report(found: Bundle) -> Finding:
-    measured, of = found.report, found.manifest
+    measured = found.report
+    of = found.manifest
     wrong = []
     try:
         low, high = measured["success"]["wilson95"]
-        text = f"success {measured['success']['rate']:.1%} ({low:.1%} to {high:.1%}), {measured['episodes']} episodes"
+        success = measured["success"]
+        rate = f"success {success['rate']:.1%} ({low:.1%} to {high:.1%})"
+        text = f"{rate}, {measured['episodes']} episodes"
         if measured["contract"] != of["contract"]:
             wrong.append("measured under another contract")
         if measured["policy"]["sha256"] != of["checkpoint"]["sha256"]:
@@ -188,14 +195,11 @@ def _report(found: Bundle) -> Finding:
     except (KeyError, TypeError, ValueError):
         wrong, text = ["is no report of an evaluation"], ""
     if not wrong and not measured["success"]["count"]:
-        unmeasured = (
-            f"was not evaluated: {text}" if not measured["episodes"] else f"never succeeded: {text}"
-        )
-        return Finding(
-            bundle.REPORT,
-            "warn",
-            f"the policy {unmeasured}; train on, or export another with --policy",
-        )
+        unmeasured = f"never succeeded: {text}"
+        if not measured["episodes"]:
+            unmeasured = f"was not evaluated: {text}"
+        advice = f"the policy {unmeasured}; train on, or export another with --policy"
+        return Finding(bundle.REPORT, "warn", advice)
     return judge(bundle.REPORT, [f"{problem}: export again" for problem in wrong], text)
 
 
@@ -231,11 +235,11 @@ def _find_checkpoint(found: Bundle, settings: CheckSettings) -> Checkpoint | Fin
 
     wanted = found.manifest["checkpoint"]
     if settings.against:
-        places = [
-            resolve(settings.against, found.task, settings.runs).checkpoint("check --against").path
-        ]
+        given = resolve(settings.against, found.task, settings.runs)
+        places = [given.checkpoint("check --against").path]
     else:
-        places = [found.path / "checkpoint", checkpoint.shipped(found.task), Path(wanted["label"])]
+        beside = found.path / "checkpoint"
+        places = [beside, checkpoint.shipped(found.task), Path(wanted["label"])]
     for place in places:
         file = place / checkpoint.WEIGHTS if place else None
         if (
@@ -263,17 +267,19 @@ def _compare(
     from deftly.evaluate.handover import drive
     from deftly.evaluate.rollout import EVALUATE
 
-    env, network = Env(task, EnvConfig(num_envs=1), sim, settings.seed, EVALUATE), source.policy()
-    errors, ends, wrong = {"actions": 0.0, "targets": 0.0}, [], []
+    env = Env(task, EnvConfig(num_envs=1), sim, settings.seed, EVALUATE)
+    network = source.policy()
+    errors = {"actions": 0.0, "targets": 0.0}
+    ends, wrong = [], []
     for seed in range(settings.seed, settings.seed + settings.episodes):
         for _, obs, decision in drive(env, found.policy(), seed):
             for name, mine, theirs in (
                 ("actions", decision.action, network(obs)[0].numpy()),
                 ("targets", decision.targets, env.state.command[0].numpy()),
             ):
-                errors[name] = max(
-                    errors[name], float(np.nan_to_num(np.abs(mine - theirs), nan=np.inf).max())
-                )
+                difference = np.abs(mine - theirs)
+                largest = float(np.nan_to_num(difference, nan=np.inf).max())
+                errors[name] = max(errors[name], largest)
         ours = _ending(env.ended)
         env.seed(seed)
         env.reset()
@@ -290,8 +296,11 @@ def _compare(
         for name, e in errors.items()
         if not e <= TOLERANCE
     ]
-    text = f"{ends[0]}, as with torch; actions off by {errors['actions']:.1g}, targets by {errors['targets']:.1g}"
-    return judge(LOOP, wrong, text if len(ends) == 1 else f"{len(ends)} episodes: {text}")
+    off = f"actions off by {errors['actions']:.1g}, targets by {errors['targets']:.1g}"
+    text = f"{ends[0]}, as with torch; {off}"
+    if len(ends) > 1:
+        text = f"{len(ends)} episodes: {text}"
+    return judge(LOOP, wrong, text)
 
 
 def _ending(ended: dict[str, Any]) -> str:

@@ -91,7 +91,8 @@ def read_side(path: Path) -> Side:
 def _read_episodes(path: Path, report: Report) -> dict[str, np.ndarray]:
     """The metrics of each episode by name, `(episodes,)` each; NaN where an episode has none."""
     what, advice = "the episodes of a report", "evaluate again, or leave it out"
-    rows = csv.reader(io.StringIO(read_text(path, what, MAX_EPISODES_BYTES, advice=advice)))
+    text = read_text(path, what, MAX_EPISODES_BYTES, advice=advice)
+    rows = csv.reader(io.StringIO(text))
     try:
         names, *lines = rows
         numbers = [[float(cell or "nan") for cell in line] for line in lines]
@@ -124,12 +125,14 @@ def compare(old: Side, new: Side, by: Sequence[str] = ()) -> tuple[Table, list[s
     Returns:
         A table of all metrics, and lines: warnings, then which of success and the metrics differ.
     """
-    before, now = means(old.report), means(new.report)
+    before = means(old.report)
+    now = means(new.report)
     shared = [name for name in now if name in before]
     differences = {name: difference(old, new, name) for name in shared}
     side = Table("metric", "before", "now", "difference", "95 % interval", box=None)
     for name in shared:
-        row = (number(before[name]), number(now[name]), *_cells(differences[name]))
+        cells = _cells(differences[name])
+        row = (number(before[name]), number(now[name]), *cells)
         side.add_row(printable(name, 60), *row)
     judged = by or [name for name in JUDGED if name in shared]
     return side, [
@@ -142,7 +145,8 @@ def compare(old: Side, new: Side, by: Sequence[str] = ()) -> tuple[Table, list[s
 
 
 def _warning(name: str, old: Side, new: Side) -> str:
-    before, now = (printable(side.report[name], 120) for side in (old, new))
+    before = printable(old.report[name], 120)
+    now = printable(new.report[name], 120)
     return f"warning: {name} differs, {before} before and {now} now"
 
 
@@ -150,7 +154,8 @@ def difference(old: Side, new: Side, name: str) -> Difference | None:
     """Of a metric's means, with its interval; None of what has no spread, such as a count of faults."""
     if _are_paired(old, new, name):
         return paired_difference(_values(old)[name], _values(new)[name])
-    before, now = (_summary(side, name) for side in (old, new))
+    before = _summary(old, name)
+    now = _summary(new, name)
     if before is None or now is None:
         return None
     return welch_difference(before, now)
@@ -170,14 +175,16 @@ def _summary(side: Side, name: str) -> Mapping[str, Any] | None:
     if name in _values(side):
         return summarize(_values(side)[name])
     found = side.report["metrics"].get(name, {})
-    known = all(found.get(key) is not None for key in ("mean", "std", "count"))
+    needed = [found.get(key) for key in ("mean", "std", "count")]
+    known = all(value is not None for value in needed)
     return found if known else None
 
 
 def _cells(found: Difference | None) -> tuple[str, str]:
     if found is None:
         return "", ""
-    return f"{found.mean:+.4g}", f"{found.low:+.4g} to {found.high:+.4g}"
+    interval = f"{found.low:+.4g} to {found.high:+.4g}"
+    return f"{found.mean:+.4g}", interval
 
 
 def verdict(name: str, found: Difference | None, paired: bool) -> str:
@@ -192,9 +199,13 @@ def verdict(name: str, found: Difference | None, paired: bool) -> str:
 def _success(old: Side, new: Side) -> str:
     """Whether the success rates differ: McNemar's test of the same episodes, else Fisher's."""
     if _are_paired(old, new, "success"):
-        return f"success {_differs(mcnemar(_values(old)['success'], _values(new)['success']))}"
-    counts = [(s.report["success"]["count"], s.report["episodes"]) for s in (old, new)]
-    return f"success {_differs(fisher(*counts[0], *counts[1]))}"
+        p = mcnemar(_values(old)["success"], _values(new)["success"])
+    else:
+        counts = []
+        for side in (old, new):
+            counts += [side.report["success"]["count"], side.report["episodes"]]
+        p = fisher(*counts)
+    return f"success {_differs(p)}"
 
 
 def _differs(p: float) -> str:

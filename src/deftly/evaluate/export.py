@@ -80,7 +80,8 @@ def export(
     report["command"] = command
     low, high = report["success"]["wilson95"]
     rate, episodes = report["success"]["rate"], report["episodes"]
-    say(f"{bundle.REPORT}: success {rate:.1%} ({low:.1%} to {high:.1%}), {episodes} episodes")
+    interval = f"{low:.1%} to {high:.1%}"
+    say(f"{bundle.REPORT}: success {rate:.1%} ({interval}), {episodes} episodes")
     files = {
         bundle.NETWORK: model,
         bundle.SPEC: contract.to_json().encode(),
@@ -102,7 +103,8 @@ def to_onnx(policy: Policy) -> bytes:
     import torch
 
     network = policy.actor.eval()
-    spec, batch = network.spec, {0: torch.export.Dim("batch")}
+    spec = network.spec
+    batch = {0: torch.export.Dim("batch")}
     numbers = torch.zeros(2, spec.input_size)
     images = [torch.zeros(2, *size, 3, dtype=torch.uint8) for size in spec.images.values()]
     with _quiet():
@@ -156,7 +158,8 @@ def compare(policy: Policy, network: OnnxNetwork, size: int) -> float:
 
     rng = np.random.default_rng(0)
     draws = rng.standard_normal((64, size)).astype(np.float32)
-    alone = np.concatenate((np.eye(size), -np.eye(size)), dtype=np.float32)
+    units = np.eye(size)
+    alone = np.concatenate((units, -units), dtype=np.float32)
     obs = np.concatenate(
         [scale * rows for scale in EXTREMES for rows in (draws, alone)], dtype=np.float32
     )
@@ -173,8 +176,10 @@ def compare(policy: Policy, network: OnnxNetwork, size: int) -> float:
         return network({STATE: obs[rows], **seen} if seen else obs[rows])
 
     one_by_one = [acts(slice(i, i + 1)) for i in range(len(obs))]
-    both = np.stack((acts(slice(None)), np.concatenate(one_by_one)))
-    errors = np.abs(both - expected) / np.maximum(1.0, np.abs(expected).max(-1, keepdims=True))
+    together = acts(slice(None))
+    both = np.stack((together, np.concatenate(one_by_one)))
+    largest = np.abs(expected).max(-1, keepdims=True)
+    errors = np.abs(both - expected) / np.maximum(1.0, largest)
     return float(np.nan_to_num(errors, nan=np.inf).max())
 
 
@@ -188,7 +193,8 @@ def golden(task: Task, network: OnnxNetwork, sim: SimConfig, seed: int) -> bytes
     from deftly.evaluate.rollout import EVALUATE
 
     env = Env(task, EnvConfig(num_envs=1), sim, seed, EVALUATE)
-    steps = islice(drive(env, ContractPolicy(env.contract, network), seed), GOLDEN_STEPS)
+    policy = ContractPolicy(env.contract, network)
+    steps = islice(drive(env, policy, seed), GOLDEN_STEPS)
     rows = [signals for signals, _, _ in steps]
     signals = {s.name: np.stack([row[s.name] for row in rows]) for s in env.contract.signals}
     return pack_golden(env.contract, network, signals)
@@ -205,7 +211,8 @@ def pack_golden(
     file = io.BytesIO()
     has_images = any(signal.is_image for signal in contract.signals)
     level = 6 if has_images else 0  # of 1.6 MB, of two cameras of 64x64 pixels, a tenth is left
-    pack_npz(file, arrays | bundle.replay(contract, network, signals, inputs), level=level)
+    arrays |= bundle.replay(contract, network, signals, inputs)
+    pack_npz(file, arrays, level=level)
     return file.getvalue()
 
 

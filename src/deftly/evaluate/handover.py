@@ -27,8 +27,11 @@ def drive(env: Env, policy: Policy, seed: int) -> Iterator[tuple[Signals, Obs, D
     robot.reset()
     applied = env.state.command[0].numpy()  # where the robot was held until now
     while True:
-        signals, obs = _of_first(env.signals), env.obs
-        decision, applied = robot.infer(signals, applied, _of_first(env.inputs)), None
+        signals = _of_first(env.signals)
+        obs = env.obs
+        inputs = _of_first(env.inputs)
+        decision = robot.infer(signals, applied, inputs)
+        applied = None
         env.step(torch.from_numpy(decision.action)[None])
         yield signals, obs, decision
         if env.ended:

@@ -90,7 +90,8 @@ class Ladder:
             "rungs": [],
         }
         for rung in self.rungs:
-            result["rungs"].append(entry := self._entry(rung, contract.rate))
+            entry = self._entry(rung, contract.rate)
+            result["rungs"].append(entry)
             result["wall_seconds"] += sum(one["wall_seconds"] for one in entry["conditions"])
             yield result
 
@@ -130,7 +131,8 @@ class Ladder:
         from deftly.sim.randomize import is_of  # it imports MuJoCo
 
         entries = self.task.randomize()
-        if rung.wider > 1 and not any(is_of(entry, rung.widened) for entry in entries):
+        is_widened = any(is_of(entry, rung.widened) for entry in entries)
+        if rung.wider > 1 and not is_widened:
             what = "of what images show" if rung.widened == "visual" and entries else ""
             return f"the task has no randomization {what}".strip()
         return ""
@@ -148,7 +150,8 @@ class Ladder:
         """The task and the settings of a rung, or of one of its levels. Raises DeftlyError for an unknown setting."""
         given = self.settings
         cfg, env = self.task.cfg, given.env
-        for sections in (rung.settings, {} if level is None else rung.levels[level]):
+        of_level = {} if level is None else rung.levels[level]
+        for sections in (rung.settings, of_level):
             where = f"the rung '{rung.name}': task"
             cfg = with_changes(cfg, sections.get("task", {}), where)
             env = with_changes(env, sections.get("env", {}), where.replace("task", "env"))
@@ -219,14 +222,18 @@ def _shortened(found: Mapping[str, Any], level: float | None, task: Task) -> Res
     """What a ladder keeps of a report."""
     own = task.report.metrics
     names = [name for name in found["metrics"] if name in own or name in COMMON]
-    metrics = {name: {key: found["metrics"][name][key] for key in KEPT} for name in names}
+    metrics = {}
+    for name in names:
+        statistics = found["metrics"][name]
+        metrics[name] = {key: statistics[key] for key in KEPT}
     kept = ("episodes", "success", "disturbances", "broken_physics", "wall_seconds")
     return {"level": level, **{key: found[key] for key in kept}, "metrics": metrics}
 
 
 def passed(result: Mapping[str, Any]) -> bool:
     """Whether all gates of a ladder hold."""
-    return all(gate["holds"] for rung in result["rungs"] for gate in rung["gates"])
+    gates = [gate for rung in result["rungs"] for gate in rung["gates"]]
+    return all(gate["holds"] for gate in gates)
 
 
 def read(path: Path) -> Mapping[str, Any]:

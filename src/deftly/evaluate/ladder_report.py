@@ -42,7 +42,8 @@ CURVE_POINTS = 200
 
 def write(folder: Path, result: Result, task: Task | type[Task]) -> Path:
     """Write a ladder into a folder, `ladder.json` and `ladder.html`; returns the page."""
-    write_text(folder / ladder.FILE, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(result, indent=1, allow_nan=False)
+    write_text(folder / ladder.FILE, text + "\n")
     write_text(folder / ladder.PAGE, html(result, task))
     return folder / ladder.PAGE
 
@@ -89,7 +90,10 @@ def conditions_table(entries: Sequence[Entry], task: Task | type[Task]) -> Rows:
     for entry in entries:
         for found in entry["conditions"]:
             metrics = found["metrics"]
-            means = [number(metrics[name]["mean"], 3) if name in metrics else "" for name in names]
+            means = []
+            for name in names:
+                mean = metrics[name]["mean"] if name in metrics else None
+                means.append(number(mean, 3))
             success = rate(found["success"])
             episodes = str(found["episodes"])
             rows.append((place(entry, found), episodes, success, *means))
@@ -149,7 +153,8 @@ def _conditions(result: Result) -> Iterator[tuple[str, Condition]]:
 
 def _p_value(was: Condition, now: Condition) -> float:
     """Of the hypothesis that success is alike."""
-    before, after = was["success"]["count"], now["success"]["count"]
+    before = was["success"]["count"]
+    after = now["success"]["count"]
     return fisher(before, was["episodes"], after, now["episodes"])
 
 
@@ -166,12 +171,15 @@ def _change(was: Condition, now: Condition, metric: str) -> str:
     """The difference of a metric's means with its 95 % interval; empty where it is not known."""
     before = was["metrics"].get(metric)
     after = now["metrics"].get(metric)
-    if not before or not after or before["mean"] is None or after["mean"] is None:
+    if not before or not after:
+        return ""
+    if before["mean"] is None or after["mean"] is None:
         return ""
     found = welch_difference(before, after)
     if found is None:
         return ""
-    return f"{found.mean:+.3g} ({found.low:+.3g} to {found.high:+.3g})"
+    interval = f"{found.low:+.3g} to {found.high:+.3g}"
+    return f"{found.mean:+.3g} ({interval})"
 
 
 # ------------------------------------------------------------------------- page
@@ -205,7 +213,8 @@ def html(result: Result, task: Task | type[Task]) -> str:
 def metrics_table(entries: Sequence[Entry]) -> Rows:
     """A row for each metric below a head of rungs without levels: the mean with its interval."""
     found = [entry["conditions"][0]["metrics"] for entry in entries]
-    rows: Rows = [("metric", *(entry["name"] for entry in entries))]
+    rungs = [entry["name"] for entry in entries]
+    rows: Rows = [("metric", *rungs)]
     names = dict.fromkeys(name for metrics in found for name in metrics)
     for name in names:
         means = [_mean(metrics.get(name)) for metrics in found]
@@ -268,7 +277,8 @@ def _level_plot(cards: list[str], entry: Entry) -> None:
     found = entry["conditions"]
     levels = np.array([one["level"] for one in found])
     rates = [one["success"]["rate"] for one in found]
-    low, high = np.array([one["success"]["wilson95"] for one in found]).T
+    intervals = np.array([one["success"]["wilson95"] for one in found])
+    low, high = intervals.T
     name = entry["name"]
     label = f"{name}, {entry['unit']}" if entry["unit"] else name
     with plot_card(cards, f"{name}: {half(entry)}") as axes:
@@ -286,7 +296,8 @@ def _draw_curve(axes: Any, entry: Entry, levels: np.ndarray) -> None:
     severity = (x - entry["half"]) / entry["width"]
     if levels[0] > levels[-1]:
         severity = -severity
-    axes.plot(x, np.exp(-np.logaddexp(0.0, severity)), color=ACCENT, linewidth=1)
+    curve = np.exp(-np.logaddexp(0.0, severity))
+    axes.plot(x, curve, color=ACCENT, linewidth=1)
     low, high = entry["interval95"]
     first = least if low is None else low
     last = most if high is None else high

@@ -57,30 +57,33 @@ def divide(
         return {}
     metric, edges = task.report.breakdown
     kinds = task.report.kinds
-    edges = edges or tuple(float(edge) for edge in range(len(kinds) + 1))
+    numbers = range(len(kinds) + 1)
+    edges = edges or tuple(float(number) for number in numbers)
     if metric not in values:
         raise DeftlyError(
             f"{task.name} breaks its report down by '{metric}', which none of its metrics is"
         )
     explained = {**task.report.metrics, **dict(task.report.plots)}
     own = [name for name in values if name in explained]
-    bin_of_episode = np.where(np.isfinite(values[metric]), np.digitize(values[metric], edges), -1)
+    known = np.isfinite(values[metric])
+    bin_of_episode = np.where(known, np.digitize(values[metric], edges), -1)
     bins = []
-    for index, (low, high) in enumerate(pairwise((None, *edges, None))):
+    ends = (None, *edges, None)
+    for index, (low, high) in enumerate(pairwise(ends)):
         inside = bin_of_episode == index
         is_outermost = low is None or high is None
         if is_outermost and not inside.any():
             continue
-        kind = {} if low is None or index > len(kinds) else {"name": kinds[index - 1]}
+        has_name = low is not None and index <= len(kinds)
+        kind = {"name": kinds[index - 1]} if has_name else {}
+        together = None if clusters is None else clusters[inside]
         bins.append(
             {
                 **kind,
                 "low": low,
                 "high": high,
                 "episodes": int(inside.sum()),
-                "success": proportion(
-                    values["success"][inside], None if clusters is None else clusters[inside]
-                ),
+                "success": proportion(values["success"][inside], together),
                 "metrics": {name: summarize(values[name][inside])["mean"] for name in own},
             }
         )
@@ -104,7 +107,8 @@ def means(report: Report) -> dict[str, float | None]:
         "success": report["success"]["rate"],
         "broken_physics": report["broken_physics"],
     }
-    found |= {name: statistics["mean"] for name, statistics in report["metrics"].items()}
+    for name, statistics in report["metrics"].items():
+        found[name] = statistics["mean"]
     if "twin" in report:
         found |= _means_of_twin(report["twin"])
     return found
@@ -120,13 +124,16 @@ def _means_of_twin(section: Mapping[str, Any]) -> dict[str, float | None]:
         "agrees": None if agreement is None else float(agreement["agrees"]),
     }
     for name, percentiles in section["timing"].items():
-        found |= {f"{name}_{key}": value for key, value in percentiles.items()}
+        for key, value in percentiles.items():
+            found[f"{name}_{key}"] = value
     return found
 
 
 def number(value: float | int | None, digits: int = 4) -> str:
     """A number with so many digits; nothing for None and NaN."""
-    return "" if value is None or math.isnan(value) else f"{value:.{digits}g}"
+    if value is None or math.isnan(value):
+        return ""
+    return f"{value:.{digits}g}"
 
 
 def headline(report: Report) -> str:
@@ -137,7 +144,8 @@ def headline(report: Report) -> str:
     if samples := report.get("samples"):
         count += f": {samples} samples of {report['episodes'] // samples} starts"
     task = printable(report["task"], 60)
-    return f"{task}: success {success['rate']:.1%} ({count}), 95 % interval {low:.1%} to {high:.1%}"
+    rate = f"success {success['rate']:.1%} ({count})"
+    return f"{task}: {rate}, 95 % interval {low:.1%} to {high:.1%}"
 
 
 def metrics_table(report: Report) -> list[tuple[str, ...]]:
@@ -152,7 +160,10 @@ def metrics_table(report: Report) -> list[tuple[str, ...]]:
 def _interval(statistics: Mapping[str, Any]) -> str:
     """That of a metric's mean; empty in a report from before there were any, and of fewer than two episodes."""
     ends = statistics.get("mean95")
-    return f"{number(ends[0])} to {number(ends[1])}" if ends else ""
+    if not ends:
+        return ""
+    low, high = ends
+    return f"{number(low)} to {number(high)}"
 
 
 def bins_table(report: Report) -> list[tuple[str, ...]]:
@@ -162,14 +173,24 @@ def bins_table(report: Report) -> list[tuple[str, ...]]:
     bins = report["breakdown"]["bins"]
     rates = [b["success"]["rate"] for b in bins]
     intervals = [b["success"]["wilson95"] for b in bins]
-    ranges = [b.get("name") or f"{number(b['low'])} to {number(b['high'])}".strip() for b in bins]
-    return [
+    ranges = [_range(b) for b in bins]
+    rows: list[tuple[str, ...]] = [
         (report["breakdown"]["metric"], *ranges),
         ("episodes", *(str(b["episodes"]) for b in bins)),
         ("success", *("" if rate is None else f"{rate:.1%}" for rate in rates)),
         ("95 % interval", *(f"{low:.0%} to {high:.0%}" for low, high in intervals)),
-        *((name, *(number(b["metrics"][name]) for b in bins)) for name in bins[0]["metrics"]),
     ]
+    for name in bins[0]["metrics"]:
+        cells = [number(b["metrics"][name]) for b in bins]
+        rows.append((name, *cells))
+    return rows
+
+
+def _range(found: Mapping[str, Any]) -> str:
+    """The name of a bin, or its edges."""
+    low = number(found["low"])
+    high = number(found["high"])
+    return found.get("name") or f"{low} to {high}".strip()
 
 
 HOLDS = {
@@ -195,7 +216,11 @@ def require_place(folder: Path, task: str, compared: Path | None = None) -> None
             raise DeftlyError(
                 f"'{printable(folder)}' is {what}, of which a report would replace files: name another --out"
             )
-    if compared is not None and folder.resolve() in (compared.resolve(), compared.resolve().parent):
+    is_replaced = False
+    if compared is not None:
+        place = compared.resolve()
+        is_replaced = folder.resolve() in (place, place.parent)
+    if is_replaced:
         raise DeftlyError(
             f"'{printable(folder)}' holds the report to compare with, which would be replaced: name another --out"
         )
@@ -251,7 +276,8 @@ def _episodes(values: Values) -> str:
 
 def verdict(gate: Mapping[str, Any]) -> str:
     """What became of a gate."""
-    value, outcome = number(gate["measured"]) or "no value", "holds" if gate["holds"] else "FAILED"
+    value = number(gate["measured"]) or "no value"
+    outcome = "holds" if gate["holds"] else "FAILED"
     return f"{gate['gate']}: measured {value}, {outcome}"
 
 
@@ -260,7 +286,8 @@ def conclusion(report: Report) -> list[str]:
     broken = report["broken_physics"]
     warning = f"warning: the physics broke in {broken} episodes, counted as failed"
     gates = [f"gate {verdict(gate)}" for gate in report["gates"]]
-    return [*([warning] if broken else []), headline(report), *gates]
+    warnings = [warning] if broken else []
+    return [*warnings, headline(report), *gates]
 
 
 WORLDS = {
@@ -333,8 +360,9 @@ def page(template: str, texts: Mapping[str, Any], parts: Mapping[str, str]) -> s
     """A page of this folder's template, with texts, which are escaped, and parts that are HTML."""
     folder = Path(__file__).parent
     plain = {name: escape(str(text)) for name, text in texts.items()}
-    styled = {**plain, **parts, "style": (folder / "report.css").read_text()}
-    return Template((folder / template).read_text()).substitute(styled)
+    style = (folder / "report.css").read_text()
+    source = (folder / template).read_text()
+    return Template(source).substitute({**plain, **parts, "style": style})
 
 
 def gate_mark(gate: Mapping[str, Any]) -> str:
@@ -374,10 +402,13 @@ def _twin(section: Mapping[str, Any]) -> str:
 def card(title: str, rows: Sequence[Sequence[str]], task: Task | type[Task]) -> str:
     """A card of the page: the first row is the head, the first cell of each other row a metric's name."""
     head, *body = rows
-    lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
+    heads = [f"<th>{escape(cell)}</th>" for cell in head]
+    lines = ["".join(heads)]
     for name, *cells in body:
-        first = f"<td>{escape(name)}<div class=soft>{escape(meaning(name, task))}</div></td>"
-        lines.append(first + "".join(f"<td>{escape(cell)}</td>" for cell in cells))
+        explained = escape(meaning(name, task))
+        first = f"<td>{escape(name)}<div class=soft>{explained}</div></td>"
+        others = [f"<td>{escape(cell)}</td>" for cell in cells]
+        lines.append(first + "".join(others))
     table = "".join(f"<tr>{line}</tr>" for line in lines)
     return f"<section class=card><h2>{escape(title)}</h2><div class=wide><table>{table}</table></div></section>"
 
@@ -398,23 +429,25 @@ def plot_card(cards: list[str], title: str) -> "Iterator[Axes]":
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
-        figure, file = Figure(figsize=(4.4, 2.7), layout="constrained"), io.StringIO()
+        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+        file = io.StringIO()
         yield figure.subplots()
         figure.savefig(
             file, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
         )
-    svg = re.sub(
-        "|".join(PAINT), lambda match: PAINT[match[0]], file.getvalue().partition("<svg")[2]
-    )
+    _, _, drawn = file.getvalue().partition("<svg")
+    svg = re.sub("|".join(PAINT), lambda match: PAINT[match[0]], drawn)
     cards.append(f"<section class=card><h2>{escape(title)}</h2><svg{svg}</section>")
 
 
 def _plots(report: Report, values: Values, task: Task | type[Task]) -> str:
     cards: list[str] = []
     success = values["success"] > 0
-    step = values["seconds"].max() / max(1.0, values["steps"].max()) or 1.0  # control period, s
+    most_steps = max(1.0, values["steps"].max())
+    step = values["seconds"].max() / most_steps or 1.0  # control period, s
     for name, title in task.report.plots:
-        _histogram(cards, title, values.get(name, np.empty(0)), success, step)
+        metric = values.get(name, np.empty(0))
+        _histogram(cards, title, metric, success, step)
     if "start_x" in values and "start_y" in values:
         _starts(cards, values, success)
     if "breakdown" in report:
@@ -426,8 +459,10 @@ def _plots(report: Report, values: Values, task: Task | type[Task]) -> str:
 def _starts(cards: list[str], values: Values, success: np.ndarray) -> None:
     """Where episodes started, successes and failures in two colours."""
     with plot_card(cards, "Success by start position, m") as axes:
-        for mask, paint, label in ((success, GOOD, "success"), (~success, BAD, "failure")):
-            x, y = values["start_x"][mask], values["start_y"][mask]
+        parts = ((success, GOOD, "success"), (~success, BAD, "failure"))
+        for mask, paint, label in parts:
+            x = values["start_x"][mask]
+            y = values["start_y"][mask]
             axes.scatter(x, y, s=12, color=paint, label=label)
         axes.set(xlabel="x", ylabel="y", aspect="equal")
         axes.legend(loc="upper right", bbox_to_anchor=(1, 1.2), ncols=2)
@@ -444,8 +479,10 @@ def _reward_terms(cards: list[str], report: Report) -> None:
     if not terms:
         return
     with plot_card(cards, "Mean return by reward term") as axes:
-        names, sizes = list(terms)[::-1], list(terms.values())[::-1]
-        axes.barh(names, sizes, color=[ACCENT if size >= 0 else BAD for size in sizes], height=0.65)
+        names = list(reversed(terms))
+        sizes = [terms[name] for name in names]
+        colours = [ACCENT if size >= 0 else BAD for size in sizes]
+        axes.barh(names, sizes, color=colours, height=0.65)
         axes.axvline(0, color="black", linewidth=0.8)
 
 
@@ -457,23 +494,29 @@ def _histogram(
     if not known.any():
         return
     edges = _bins(metric[known], step)
-    parts = [metric[known & success], metric[known & ~success]]
+    succeeded = metric[known & success]
+    failed = metric[known & ~success]
+    parts = [succeeded, failed]
     names = ["success", "failure"]
     with plot_card(cards, title) as axes:
         axes.hist(parts, edges, stacked=True, color=[ACCENT, BAD], label=names, rwidth=0.92)
         axes.set_xlim(*_limits(edges))
         axes.set_ylabel("episodes")
-        if len(parts[1]):
+        if len(failed):
             axes.legend()
 
 
 def _bins(values: np.ndarray, step: float) -> list[float]:
     """Edges of a histogram's bins; times, which are whole control steps (`step`, s), are in bins of whole steps."""
-    least, most = float(values.min()), float(values.max())
-    if np.allclose(values / step, np.rint(values / step)):
-        low, high = round(least / step), round(most / step)
+    least = float(values.min())
+    most = float(values.max())
+    steps = values / step
+    if np.allclose(steps, np.rint(steps)):
+        low = round(least / step)
+        high = round(most / step)
         width = math.ceil((high - low + 1) / 30)
-        return (step * np.arange(low - 0.5, high + width, width)).tolist()
+        edges = step * np.arange(low - 0.5, high + width, width)
+        return edges.tolist()
     if most - least > 1e-9 * max(1.0, abs(most)):
         return np.linspace(least, most, 25).tolist()
     half = 0.01 * max(1.0, abs(most))
@@ -482,30 +525,32 @@ def _bins(values: np.ndarray, step: float) -> list[float]:
 
 def _limits(edges: list[float]) -> tuple[float, float]:
     """Ends of a histogram's axis: of all bins, or wider, so that a constant is a bar and not one block."""
-    margin = max(0.0, FEWEST_BINS - len(edges)) * (edges[1] - edges[0]) / 2
+    width = edges[1] - edges[0]
+    missing = max(0.0, FEWEST_BINS - len(edges))
+    margin = missing * width / 2
     return edges[0] - margin, edges[-1] + margin
 
 
 def _by_bin(cards: list[str], breakdown: Mapping[str, Any], task: Task | type[Task]) -> None:
     """Success with its interval, and the mean of the task's first metric, by bin."""
-    bins, (name, title) = breakdown["bins"], task.report.plots[0]
+    bins = breakdown["bins"]
+    name, title = task.report.plots[0]
     metric = breakdown["metric"]
     what = metric if task.report.kinds else meaning(metric, task) or metric
     places = np.arange(len(bins)) + 0.5
-    ticks: dict[str, Any] = {
-        "xticks": range(len(bins) + 1),
-        "xticklabels": [number(edge) for edge in (*(b["low"] for b in bins), bins[-1]["high"])],
-    }
+    edges = [*(b["low"] for b in bins), bins[-1]["high"]]
+    labels = [number(edge) for edge in edges]
+    ticks: dict[str, Any] = {"xticks": range(len(edges)), "xticklabels": labels}
     if names := [printable(b["name"], 20) for b in bins if "name" in b]:
         ticks = {"xticks": places[: len(names)], "xticklabels": names}
     rates = np.array([b["success"]["rate"] for b in bins], float)
-    low, high = np.array([b["success"]["wilson95"] for b in bins]).T
+    intervals = np.array([b["success"]["wilson95"] for b in bins])
+    low, high = intervals.T
+    means = np.array([b["metrics"].get(name) for b in bins], float)
     with plot_card(cards, f"Success by {what}") as axes:
         axes.vlines(places, low, high, color=ACCENT, linewidth=2)
         axes.plot(places, rates, "o", color=ACCENT)
         axes.set(ylim=(-0.03, 1.03), **ticks)
     with plot_card(cards, f"{title}, mean by {what}") as axes:
-        axes.bar(
-            places, np.array([b["metrics"].get(name) for b in bins], float), 0.85, color=ACCENT
-        )
+        axes.bar(places, means, 0.85, color=ACCENT)
         axes.set(**ticks)

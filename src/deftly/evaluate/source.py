@@ -175,7 +175,8 @@ class PolicySource:
             return None
         from deftly.evaluate.comparison import read_report
 
-        places = [folder / "eval.json" for folder in (self.loaded.path, self.loaded.path.parent)]
+        folder = self.loaded.path
+        places = [place / "eval.json" for place in (folder, folder.parent)]
         return next((read_report(path) for path in places if path.is_file()), None)
 
     def settings(self, task: type[Task]) -> dict[str, Any]:
@@ -411,14 +412,17 @@ def _saved(found: Checkpoint, task: type[Task]) -> dict[str, Any]:
 def _measured(label: str, report: Mapping[str, Any]) -> Mapping[str, Any]:
     """A bundle's report. Raises DeftlyError if no success rate can be held against it."""
     try:
-        success, episodes = report["success"], report["episodes"]
-        count, fractions = success["count"], (success["rate"], *success["wilson95"])
+        success = report["success"]
+        episodes = report["episodes"]
+        count = success["count"]
+        fractions = (success["rate"], *success["wilson95"])
         whole = (
             type(count) is type(episodes) is int
             and 0 <= count <= episodes
             and 0 < episodes <= 1_000_000
         )
-        if whole and len(fractions) == 3 and all(0 <= fraction <= 1 for fraction in fractions):
+        are_fractions = all(0 <= fraction <= 1 for fraction in fractions)
+        if whole and len(fractions) == 3 and are_fractions:
             return report
     except (KeyError, TypeError):
         pass
@@ -466,8 +470,11 @@ def typed(flags: Sequence[str], name: str) -> str | None:
     found = None
     for place, word in enumerate(flags):
         key, equals, value = word.partition("=")
-        if key.removeprefix("--").replace("_", "-") == name and (equals or key.startswith("--")):
-            found = value if equals else next(iter(flags[place + 1 : place + 2]), None)
+        is_named = key.removeprefix("--").replace("_", "-") == name
+        if is_named and equals:
+            found = value
+        elif is_named and key.startswith("--"):
+            found = next(iter(flags[place + 1 : place + 2]), None)
     return found
 
 

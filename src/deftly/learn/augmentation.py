@@ -18,12 +18,14 @@ def shifted(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
         generator: Decides, on the device of the images.
     """
     count, height, width, _ = images.shape
-    ways = torch.randint(
-        -pixels, pixels + 1, (2, count, 1), generator=generator, device=images.device
-    )
-    rows = (torch.arange(height, device=images.device) + ways[0]).clip(0, height - 1)
-    columns = (torch.arange(width, device=images.device) + ways[1]).clip(0, width - 1)
-    every = torch.arange(count, device=images.device)
+    device = images.device
+    shape = (2, count, 1)
+    down, right = torch.randint(-pixels, pixels + 1, shape, generator=generator, device=device)
+    rows = torch.arange(height, device=device) + down
+    columns = torch.arange(width, device=device) + right
+    rows = rows.clip(0, height - 1)
+    columns = columns.clip(0, width - 1)
+    every = torch.arange(count, device=device)
     return images[every[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
@@ -38,4 +40,5 @@ def relit(images: Tensor, gain: float, generator: torch.Generator) -> Tensor:
     shape = (len(images), 1, 1, 3)
     draw = torch.rand(shape, generator=generator, device=images.device)
     factor = 1.0 + gain * (2.0 * draw - 1.0)
-    return (images * factor).round().clip(0, 255).to(torch.uint8)
+    lit = (images * factor).round().clip(0, 255)
+    return lit.to(torch.uint8)

@@ -162,7 +162,8 @@ class Checkpoint:
         """Raise DeftlyError that names the file and the first saved setting that `kind` does not have."""
         unknown = self.unknown_settings(section, kind)
         if unknown:
-            near = suggest(unknown[0].rpartition(".")[2], [item.name for item in fields(kind)])
+            _, _, field = unknown[0].rpartition(".")
+            near = suggest(field, [item.name for item in fields(kind)])
             place = f"{self.path / CONFIG} sets {printable(unknown[0], 80)}"
             advice = (
                 "give the field its old name again, or start a new run from the weights with --init"
@@ -285,7 +286,8 @@ def _write_files(
     folder: Path, texts: Mapping[str, str], weights: dict[str, Tensor], states: Sequence[bytes]
 ) -> None:
     """Write the folder in one step; the weights hold the digest of each text, so that none is exchanged alone."""
-    metadata = {"schema": SCHEMA, **{name: _digest(text) for name, text in texts.items()}}
+    digests = {name: _digest(text) for name, text in texts.items()}
+    metadata = {"schema": SCHEMA, **digests}
     try:
         with atomic_folder(folder) as scratch:
             save_file(weights, scratch / WEIGHTS, metadata=metadata)

@@ -47,7 +47,8 @@ class Lessons(NamedTuple):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Lessons:
         """All of it changed in the same way, such as some rows of it."""
-        return Lessons(change(self.inputs), change(self.actions), tuple(map(change, self.images)))
+        images = tuple(map(change, self.images))
+        return Lessons(change(self.inputs), change(self.actions), images)
 
 
 class LessonBuffer:
@@ -90,7 +91,8 @@ class LessonBuffer:
 
     def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
         """Restore what `state_dict` gave. Raises ValueError if it was of another size."""
-        self.written, self._kept = int(state["buffer/written"]), None
+        self.written = int(state["buffer/written"])
+        self._kept = None
         rows = [state[f"buffer/{i}"] for i in range(len(state)) if f"buffer/{i}" in state]
         if not rows:
             return
@@ -119,7 +121,8 @@ class Teacher:
     def __init__(self, env: Env, source: checkpoint.Checkpoint):
         self.env = env
         self._require_same_robot(source)
-        self.task = type(env.task)(_seen_by(env, _task_settings(env, source)))
+        saved = _task_settings(env, source)
+        self.task = type(env.task)(_seen_by(env, saved))
         self.contract = self.task.contract()
         self.contract.require(source.contract, str(source.path))
         self._require_same_actions()
@@ -166,8 +169,9 @@ class Teacher:
 
     def _require_same_actions(self) -> None:
         own, other = self.env.contract, self.contract
-        same = own.joint_names == other.joint_names and own.rate == other.rate
-        if not same or own.act_terms != other.act_terms:
+        same_joints = own.joint_names == other.joint_names
+        same_meaning = own.rate == other.rate and own.act_terms == other.act_terms
+        if not (same_joints and same_meaning):
             raise DeftlyError(
                 "the teacher's actions mean something else than the student's: distill under the settings of the "
                 "teacher's actions (joints, speeds, rate, low-pass)"
@@ -184,13 +188,14 @@ class Distillation:
     metric_names: tuple[str, ...] = ("loss/imitation", "teacher", "time/collect", "time/update")
 
     def __init__(self, env: Env, settings: DistillConfig, ranks: Ranks | None = None):
-        self.env, self.settings, self.ranks = env, settings, ranks or Ranks()
+        self.env = env
+        self.settings = settings
+        self.ranks = ranks or Ranks()
         self.device = env.device
         settings.require_for(env.num_envs)
         self.steps_per_iteration = settings.steps * env.num_envs
-        self.teacher = Teacher(
-            env, checkpoint.load(teacher_place(settings.teacher, env.task, RunsConfig()))
-        )
+        place = teacher_place(settings.teacher, env.task, RunsConfig())
+        self.teacher = Teacher(env, checkpoint.load(place))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.student = student_network(env, settings).to(self.device)
@@ -247,18 +252,21 @@ class Distillation:
     def _collect(self, share: float) -> Lessons:
         """Drive the environments for some steps, and ask the teacher in each; the lessons are flat."""
         env, teacher = self.env, self.teacher
-        taught = torch.arange(env.num_envs, device=self.device) < round(share * env.num_envs)
+        num_taught = round(share * env.num_envs)
+        taught = torch.arange(env.num_envs, device=self.device) < num_taught
         steps: list[Lessons] = []
         for _ in range(self.settings.steps):
-            inputs, images = self.actor.gather(env.obs), self.actor.images(env.obs)
-            steps.append(Lessons(inputs, teacher.decide(), images))
-            action = torch.where(taught[:, None], steps[-1].actions, self.actor(inputs, *images))
+            inputs = self.actor.gather(env.obs)
+            images = self.actor.images(env.obs)
+            lesson = Lessons(inputs, teacher.decide(), images)
+            steps.append(lesson)
+            own = self.actor(inputs, *images)
+            action = torch.where(taught[:, None], lesson.actions, own)
             step = env.step(action)
             teacher.follow(action, step.terminated | step.truncated)
         inputs, actions, images = zip(*steps)
-        return Lessons(
-            torch.cat(inputs), torch.cat(actions), tuple(torch.cat(each) for each in zip(*images))
-        )
+        by_camera = tuple(torch.cat(frames) for frames in zip(*images))
+        return Lessons(torch.cat(inputs), torch.cat(actions), by_camera)
 
     def _update(self, lessons: Lessons) -> float:
         """Take gradient steps, `epochs` times through the lessons; returns the mean squared error per element."""
@@ -392,12 +400,15 @@ def _seen_by(env: Env, saved: TaskConfig) -> TaskConfig:
 
     So the teacher sees what it was trained to see, of the scene that is there: other objects, say, than it met.
     """
-    kind, cfg = type(env.task), env.task.cfg
+    kind = type(env.task)
+    cfg = env.task.cfg
     known = {item.name for item in fields(cfg)}
     for item in fields(saved):
         if item.name not in known:
             continue
         changed = replace(cfg, **{item.name: getattr(saved, item.name)})
-        if changed != cfg and kind(changed).contract() != kind(cfg).contract():
+        if changed == cfg:
+            continue
+        if kind(changed).contract() != kind(cfg).contract():
             cfg = changed
     return cfg

@@ -74,8 +74,9 @@ class NetworkSpec:
 
     def __post_init__(self) -> None:
         widths = (*self.inputs.values(), self.outputs, *self.hidden)
+        sized = all(type(width) is int and 1 <= width <= MAX_WIDTH for width in widths)
         small = len(self.hidden) <= MAX_LAYERS and 1 <= len(self.inputs) <= MAX_GROUPS
-        if not small or not all(type(width) is int and 1 <= width <= MAX_WIDTH for width in widths):
+        if not small or not sized:
             most = (
                 f"at most {MAX_LAYERS} layers and {MAX_GROUPS} inputs, widths of 1 to {MAX_WIDTH}"
             )
@@ -88,7 +89,8 @@ class NetworkSpec:
             raise DeftlyError(
                 f"activation is '{str(self.activation)[:40]}', but it must be one of {known}"
             )
-        if self.normalizer not in ("running", "none") or self.head not in get_args(Head):
+        known_head = self.head in get_args(Head)
+        if self.normalizer not in ("running", "none") or not known_head:
             raise DeftlyError(
                 "a network is described with a normalizer or a head that this Deftly does not know"
             )
@@ -111,7 +113,8 @@ class NetworkSpec:
     @property
     def features(self) -> int:
         """Numbers that enter the first hidden layer: the input, and a pair of coordinates for each filter's map."""
-        return self.input_size + 2 * self.filters[-1][0] * len(self.images)
+        keypoints = self.filters[-1][0] * len(self.images)
+        return self.input_size + 2 * keypoints
 
     @property
     def input_size(self) -> int:
@@ -144,8 +147,11 @@ class NetworkSpec:
                     f"a network is of kind '{str(data['kind'])[:40]}', this Deftly builds 'mlp' and 'cnn'"
                 )
             sees = data["kind"] == "cnn"
-            optional = {"layer_norm"} | (set() if sees else {"images", "filters"})
-            values = {name: data[name] for name in cls.__dataclass_fields__.keys() - optional}
+            optional = {"layer_norm"}
+            if not sees:
+                optional |= {"images", "filters"}
+            required = cls.__dataclass_fields__.keys() - optional
+            values = {name: data[name] for name in required}
             values["layer_norm"] = data.get("layer_norm", False)
             values["hidden"] = tuple(values["hidden"])
             values["inputs"] = dict(values["inputs"])
@@ -209,15 +215,18 @@ class ImageEncoder(nn.Module):
         modules: list[nn.Module] = []
         channels, (height, width) = 3, size
         for count, kernel, stride in spec.filters:
-            modules += [nn.Conv2d(channels, count, kernel, stride, padding=kernel // 2)]
+            padding = kernel // 2
+            modules += [nn.Conv2d(channels, count, kernel, stride, padding=padding)]
             modules += [ACTIVATIONS[spec.activation]()]
             channels = count
-            height = (height + 2 * (kernel // 2) - kernel) // stride + 1
-            width = (width + 2 * (kernel // 2) - kernel) // stride + 1
+            height = (height + 2 * padding - kernel) // stride + 1
+            width = (width + 2 * padding - kernel) // stride + 1
         self.convolutions = nn.Sequential(*modules[:-1])
         self.sharpness = nn.Parameter(torch.ones(channels, 1, 1))
-        self.register_buffer("grid_x", torch.linspace(-1, 1, width).view(1, width))
-        self.register_buffer("grid_y", torch.linspace(-1, 1, height).view(height, 1))
+        across = torch.linspace(-1, 1, width)
+        down = torch.linspace(-1, 1, height)
+        self.register_buffer("grid_x", across.view(1, width))
+        self.register_buffer("grid_y", down.view(height, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         """Coordinates in -1 .. 1, `(n, 2 * filters)`, all x before all y, of images `(n, height, width, 3)` uint8."""
@@ -332,23 +341,28 @@ def build(spec: NetworkSpec, weights: Mapping[str, Tensor]) -> Network:
     """
     with torch.device("meta"):
         network = Network(spec)
-    expected = {
-        name: (tuple(value.shape), value.dtype) for name, value in network.state_dict().items()
-    }
-    found = {name: (tuple(value.shape), value.dtype) for name, value in weights.items()}
+    expected = _described(network.state_dict())
+    found = _described(weights)
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise DeftlyError(
                 f"{name} is {_shape(found.get(name))}, the network has {_shape(expected.get(name))}"
             )
-    network.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
+    copied = {name: value.clone() for name, value in weights.items()}
+    network.load_state_dict(copied, assign=True)
     return network.requires_grad_(False)
 
 
 def _shape(entry: tuple[tuple[int, ...], torch.dtype] | None) -> str:
-    return (
-        "missing" if entry is None else f"{list(entry[0])} {str(entry[1]).removeprefix('torch.')}"
-    )
+    if entry is None:
+        return "missing"
+    shape, dtype = entry
+    return f"{list(shape)} {str(dtype).removeprefix('torch.')}"
+
+
+def _described(tensors: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of each tensor."""
+    return {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
 
 
 class Policy(nn.Module):

@@ -56,7 +56,9 @@ class OffPolicy:
         num_critics: int,
         slow: Iterable[str] = (),
     ):
-        self.env, self.settings, self.ranks = env, settings, ranks or Ranks()
+        self.env = env
+        self.settings = settings
+        self.ranks = ranks or Ranks()
         self.device = env.device
         self.steps_per_iteration = settings.steps * env.num_envs
         settings.require_for(env.num_envs)
@@ -87,13 +89,9 @@ class OffPolicy:
             "actor": torch.optim.Adam(self._actor_parameters, lr=rate, fused=True),
             "critics": torch.optim.Adam(self._critic_parameters, lr=rate, fused=True),
         }
-        self.buffer = ReplayBuffer(
-            env.num_envs,
-            settings.buffer,
-            {group: value.shape[-1] for group, value in env.obs.items()},
-            env.contract.action_size,
-            self.device,
-        )
+        sizes = {group: value.shape[-1] for group, value in env.obs.items()}
+        action_size = env.contract.action_size
+        self.buffer = ReplayBuffer(env.num_envs, settings.buffer, sizes, action_size, self.device)
         self.updates = 0
         """Gradient steps done."""
         self.generator = torch.Generator(self.device)
@@ -253,14 +251,15 @@ class OffPolicy:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Buffer, target networks, optimizers, generator and counter, as a flat mapping of tensors."""
-        parts = {
-            **{f"target/{name}": network.state_dict() for name, network in self.targets.items()},
-            "buffer": self.buffer.state_dict(),
-        }
-        state = {f"{part}/{key}": v for part, values in parts.items() for key, v in values.items()}
+        parts = {f"target/{name}": network.state_dict() for name, network in self.targets.items()}
+        parts["buffer"] = self.buffer.state_dict()
+        state = {}
+        for part, values in parts.items():
+            state |= {f"{part}/{key}": value for key, value in values.items()}
         for name, optimizer in self.optimizers.items():
             state |= optimizers.pack(optimizer, f"optimizer/{name}")
-        counters = {"updates": torch.tensor(self.updates), "generator": self.generator.get_state()}
+        updates = torch.tensor(self.updates)
+        counters = {"updates": updates, "generator": self.generator.get_state()}
         return {**state, **counters}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -277,16 +276,20 @@ class OffPolicy:
 
 def actor_network(env: Env, settings: OffPolicyConfig, head: Head) -> Network:
     """The policy's network for an environment, of every group that the robot observes."""
-    inputs = {group: value.shape[-1] for group, value in env.obs.items() if group != PRIVILEGED}
+    seen = {group: value for group, value in env.obs.items() if group != PRIVILEGED}
+    inputs = {group: value.shape[-1] for group, value in seen.items()}
     outputs = env.contract.action_size
-    return Network(NetworkSpec(inputs, outputs, settings.hidden, settings.activation, head=head))
+    spec = NetworkSpec(inputs, outputs, settings.hidden, settings.activation, head=head)
+    return Network(spec)
 
 
 def critic_network(env: Env, settings: OffPolicyConfig) -> Network:
     """A critic's network: the value of an action given what the simulation knows."""
-    inputs = {PRIVILEGED: env.obs[PRIVILEGED].shape[-1], ACTION: env.contract.action_size}
+    privileged = env.obs[PRIVILEGED].shape[-1]
+    inputs = {PRIVILEGED: privileged, ACTION: env.contract.action_size}
     layers = (settings.hidden, settings.activation)
-    return Network(NetworkSpec(inputs, 1, *layers, layer_norm=settings.layer_norm))
+    spec = NetworkSpec(inputs, 1, *layers, layer_norm=settings.layer_norm)
+    return Network(spec)
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

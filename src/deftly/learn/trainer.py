@@ -80,7 +80,10 @@ class Trainer:
             save_every: Iterations between checkpoints.
             keep_checkpoints: How many of these are kept, besides the best and the last.
         """
-        self.env, self.learner, self.run, self.settings = env, learner, run, settings
+        self.env = env
+        self.learner = learner
+        self.run = run
+        self.settings = settings
         self.ranks = ranks or Ranks()
         self.callbacks = callbacks
         self.writers: list[Writer] = []
@@ -124,7 +127,8 @@ class Trainer:
                 ended = time.perf_counter()
                 self._report(metrics, ended - started)
                 started = ended
-                best, stopped = self.ranks.any([best, self._stop_asked or self.stop_signal > 0])
+                stops = self._stop_asked or self.stop_signal > 0
+                best, stopped = self.ranks.any([best, stops])
                 if best:
                     self._best_iteration = self.iteration
                 if best or self.iteration % self.save_every == 0:
@@ -162,7 +166,9 @@ class Trainer:
         self.steps = source.steps
         numbers = dict(source.numbers)
         self.seconds = numbers.pop("seconds", 0.0)
-        self._best = (numbers.pop("best", -math.inf), numbers.pop("best_tie", -math.inf))
+        best = numbers.pop("best", -math.inf)
+        best_tie = numbers.pop("best_tie", -math.inf)
+        self._best = (best, best_tie)
         self._best_iteration = int(numbers.pop("best_iteration", -1))
         self.numbers = {
             name: value for name, value in numbers.items() if name not in self.learner.numbers
@@ -267,13 +273,15 @@ class Trainer:
         )
 
     def _delete_old(self) -> None:
-        kept = {self._folder(self.iteration).name, self._folder(self._best_iteration).name}
+        newest = self._folder(self.iteration)
+        best = self._folder(self._best_iteration)
+        kept = {newest.name, best.name}
         folders = self._folder(0).parent.glob("iter_*")
         periodic = sorted(folder for folder in folders if folder.name not in kept)
         for folder in periodic[: -self.keep_checkpoints]:
             remove_folder(folder)
         for folder in self._folder(0).parent.glob("iter_*"):
-            if folder != self._folder(self.iteration):
+            if folder != newest:
                 checkpoint.drop_state(folder, LARGE_STATE)
 
     # ---------------------------------------------------------------------- signals
@@ -301,9 +309,12 @@ def _require_alike(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> No
     is known here.
     """
     for name in saved.keys() & own.keys():
-        was, now = saved[name], own[name]
-        first = 1 if name.startswith("learner/buffer/") and was.ndim == now.ndim > 1 else 0
-        if was.shape[first:] != now.shape[first:] or was.dtype != now.dtype:
+        was = saved[name]
+        now = own[name]
+        is_buffer = name.startswith("learner/buffer/") and was.ndim == now.ndim > 1
+        first = 1 if is_buffer else 0
+        same_shape = was.shape[first:] == now.shape[first:]
+        if not same_shape or was.dtype != now.dtype:
             raise ValueError(
                 f"{name} is {tuple(was.shape)} {was.dtype}, here it would be {tuple(now.shape)} {now.dtype}: "
                 "use the saved configuration"

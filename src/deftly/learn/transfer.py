@@ -43,7 +43,9 @@ def adapted(start: Checkpoint, task: Task) -> Checkpoint:
             f"{what} was trained by {start.algorithm}: only ppo's are taken over by a task that shows more"
         )
     columns = shared_columns(own, other, what)
-    names = [*start.networks] if _shows_the_same(task, start.task) else ["actor"]
+    names = ["actor"]
+    if _shows_the_same(task, start.task):
+        names = [*start.networks]
     if "critic" not in names:
         say(
             f"note: {what} comes without its critic, which saw other things; --train.critic-warmup lets one learn first"
@@ -56,7 +58,9 @@ def adapted(start: Checkpoint, task: Task) -> Checkpoint:
 
 def _shows_the_same(task: Task, other: str) -> bool:
     """Whether another task's critic sees the same besides the policy's observation."""
-    return other in shipped_tasks() and load(other).privileged is type(task).privileged
+    if other not in shipped_tasks():
+        return False
+    return load(other).privileged is type(task).privileged
 
 
 def _acts(contract: PolicyContract) -> list[dict[str, Any]]:
@@ -119,7 +123,8 @@ def _widened(
 ) -> Checkpoint:
     """The checkpoint with some of its networks, of a wider input: they compute what they did."""
     added = own.obs_size() - start.contract.obs_size()
-    weights, networks = dict(start.weights), {name: start.networks[name] for name in names}
+    weights = dict(start.weights)
+    networks = {name: start.networks[name] for name in names}
     for name, spec in list(networks.items()):
         ((group, size),) = spec.inputs.items()
         beyond = torch.arange(start.contract.obs_size(), size) + added  # what the critic sees more

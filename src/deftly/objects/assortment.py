@@ -61,9 +61,11 @@ class Assortment:
         `easiest`, a fraction in 0 .. 1: only so many of them are drawn, at least one; see `Item.difficulty`.
         """
         count = max(1, round(easiest * len(self)))
-        place = s.uniform(mask, 0.0, float(count)).long().clip(0, count - 1)
+        number = s.uniform(mask, 0.0, float(count))
+        place = number.long().clip(0, count - 1)
         self.drawn(s)
-        s.remember(DRAWN, mask, s.tensor(self._easiest_first)[place])
+        by_difficulty = s.tensor(self._easiest_first)
+        s.remember(DRAWN, mask, by_difficulty[place])
         if len(self) > 1 and not sleeps(s.sim.model):
             self._hold_up(s, mask)
 
@@ -73,7 +75,8 @@ class Assortment:
         forces = s.sim.bind("xfrc_applied")
         drawn = self.drawn(s)
         for i, body in enumerate(self.bodies):
-            force = forces[:, s.sim.model.body(body).id, :3]
+            number = s.sim.model.body(body).id
+            force = forces[:, number, :3]
             weight = s.parameter("body_mass", body)[:, None] * gravity
             parked = (drawn != i)[:, None]
             wanted = torch.where(parked, -weight, 0.0)
@@ -81,7 +84,8 @@ class Assortment:
 
     def place(self, s: State, mask: Tensor, position: Tensor, quaternion: Tensor) -> None:
         """Put each environment's object somewhere where `mask` is True: see `State.place`."""
-        s.place_one(self.bodies, self.drawn(s), mask, torch.cat((position, quaternion), -1))
+        pose = torch.cat((position, quaternion), -1)
+        s.place_one(self.bodies, self.drawn(s), mask, pose)
 
     def pose(self, s: State) -> Tensor:
         """Pose of each environment's object, `(num_envs, 7)`: grasp frame in the world, m, and quaternion w x y z."""
@@ -97,7 +101,8 @@ class Assortment:
 
     def numbers(self, s: State, name: str) -> Tensor:
         """An attribute of each environment's `Item`, `(num_envs,)`, or `(num_envs, k)` of one with several numbers."""
-        return s.tensor(tuple(getattr(item, name) for item in self.items))[self.drawn(s)]
+        values = tuple(getattr(item, name) for item in self.items)
+        return s.tensor(values)[self.drawn(s)]
 
     def of_drawn(self, s: State, values: Tensor) -> Tensor:
         """Of a value of each object, `(num_envs, len(self), k)`, that of the object that was drawn."""

@@ -40,7 +40,8 @@ class Grasps:
     @classmethod
     def load(cls, path: Path | None, task: str, contract: PolicyContract) -> Grasps:
         """Read a cache, or the one shipped for the task. DeftlyError if it is missing, corrupt or foreign."""
-        path, advice = path or shipped(task), HELP.format(task=task)
+        path = path or shipped(task)
+        advice = HELP.format(task=task)
         found = read_npz(
             path, "a grasp cache", MAX_BYTES, numbers=ARRAYS, texts=TEXTS, advice=advice
         )
@@ -48,22 +49,23 @@ class Grasps:
             raise DeftlyError(
                 f"{path} has schema '{printable(found['schema'])}', this Deftly reads {SCHEMA}: {advice}"
             )
-        if str(found["hand"]) != contract.robot.name or [*map(str, found["joint_names"])] != [
-            *contract.joint_names
-        ]:
+        is_same_hand = str(found["hand"]) == contract.robot.name
+        joint_names = tuple(map(str, found["joint_names"]))
+        if not is_same_hand or joint_names != contract.joint_names:
             raise DeftlyError(
                 f"{path} holds grasps of '{printable(found['hand'])}', the task has {contract.robot.name}: {advice}"
             )
         half, joint_pos, pose = (found[name] for name in ARRAYS)
+        count = len(half)
         shapes = (half.shape, joint_pos.shape, pose.shape)
-        if shapes != ((len(half),), (len(half), len(contract.joints)), (len(half), 7)) or not len(
-            half
-        ):
+        expected = ((count,), (count, len(contract.joints)), (count, 7))
+        if not count or shapes != expected:
             raise DeftlyError(f"{path} is corrupt: arrays of shape {shapes}: {advice}")
         if (half <= 0).any():
             raise DeftlyError(f"{path} is corrupt: it holds sizes that are not positive: {advice}")
         order = torch.from_numpy(np.argsort(half, kind="stable"))
-        return cls(*(torch.from_numpy(array).double()[order] for array in (half, joint_pos, pose)))
+        arrays = [torch.from_numpy(array).double() for array in (half, joint_pos, pose)]
+        return cls(*(array[order] for array in arrays))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Grasps:
         """The same grasps on a device; themselves if they are there."""
@@ -87,7 +89,8 @@ class Grasps:
         """Joint positions and cube poses, `(k, ...)`, of the sizes nearest to `half` (k,); `u` in 0 .. 1 chooses."""
         sizes, counts = self._groups
         nearest = (half[:, None] - sizes).abs().argmin(-1)
-        rows = (counts.cumsum(0) - counts)[nearest] + (u * counts[nearest]).long()
+        first = counts.cumsum(0) - counts
+        rows = first[nearest] + (u * counts[nearest]).long()
         return self.joint_pos[rows], self.cube_pose[rows]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,13 +56,18 @@ def of(found: ScannedObject, spec: mujoco.MjSpec, hand: Hand, scale: float = 1.0
         hand: What grasps it.
         scale: By which it is scaled.
     """
-    turn = _upright(found.rest[0][1:], found.grasp_yaw)
+    _, *quat = found.rest[0]
+    turn = _upright(quat, found.grasp_yaw)
     points = scale * surface_points(spec.compile()) @ turn.T
-    low, high = points.min(0), points.max(0)
+    low = points.min(0)
+    high = points.max(0)
+    half_length, half_height = hand.pad
     z = max(0.0, low[2] + hand.below, high[2] - hand.above)
-    level = points[_within(points[:, 2], min(z, high[2]), hand.pad[1])]
-    x = _nearest_to_centre(level[:, 0], hand.pad[0])
-    between = level[_within(level[:, 0], x, hand.pad[0]), 1]
+    at_height = _within(points[:, 2], min(z, high[2]), half_height)
+    level = points[at_height]
+    x = _nearest_to_centre(level[:, 0], half_length)
+    at_pads = _within(level[:, 0], x, half_length)
+    between = level[at_pads, 1]
     y = _middle(between, low[1], high[1], hand.opening)
     origin = np.array((x, y, z))
     grip = float(np.abs(between - y).max())
@@ -69,37 +75,44 @@ def of(found: ScannedObject, spec: mujoco.MjSpec, hand: Hand, scale: float = 1.0
 
 
 def _within(values: np.ndarray, middle: float, half: float) -> np.ndarray:
-    return np.abs(values - middle) <= half
+    distances = np.abs(values - middle)
+    return distances <= half
 
 
 def _nearest_to_centre(x: np.ndarray, pad: float) -> float:
     """Where along x the pads meet the object, closest to the centre of mass: 0, unless there is nothing."""
-    nearest = float(x[np.abs(x).argmin()])
+    distances = np.abs(x)
+    nearest = float(x[distances.argmin()])
     return 0.0 if abs(nearest) <= pad else nearest
 
 
 def _middle(between: np.ndarray, low: float, high: float, opening: float) -> float:
     """The middle of what is between the pads, as far as the open hand then has room for the rest of the object."""
     wanted = (between.min() + between.max()) / 2
-    room = max(0.0, (opening - (high - low)) / 2)
+    width = high - low
+    room = max(0.0, (opening - width) / 2)
     middle = (low + high) / 2
     return float(np.clip(wanted, middle - room, middle + room))
 
 
-def _upright(quat: tuple[float, ...], yaw: float) -> np.ndarray:
+def _upright(quat: Sequence[float], yaw: float) -> np.ndarray:
     """Rotation (3, 3) from the body's frame to how it rests, turned so that the direction `yaw` (rad) becomes y."""
+    unit = np.array(quat) / np.linalg.norm(quat)
     rest = np.empty(9)
-    mujoco.mju_quat2Mat(rest, np.array(quat) / np.linalg.norm(quat))
-    cos, sin = np.cos(np.pi / 2 - yaw), np.sin(np.pi / 2 - yaw)
-    return np.array(((cos, -sin, 0), (sin, cos, 0), (0, 0, 1))) @ rest.reshape(3, 3)
+    mujoco.mju_quat2Mat(rest, unit)
+    angle = np.pi / 2 - yaw
+    cos = np.cos(angle)
+    sin = np.sin(angle)
+    about_z = np.array(((cos, -sin, 0), (sin, cos, 0), (0, 0, 1)))
+    return about_z @ rest.reshape(3, 3)
 
 
 def surface_points(model: mujoco.MjModel) -> np.ndarray:
     """Points on the meshes by which a body touches others (n, 3), m, in its frame: corners, and evenly drawn ones."""
-    touching = (model.geom_contype != 0) & (model.geom_dataid >= 0)
-    triangles = np.concatenate(
-        [_triangles(model, geom) for geom in np.flatnonzero(touching).tolist()]
-    )
+    collides = model.geom_contype != 0
+    is_mesh = model.geom_dataid >= 0
+    touching = np.flatnonzero(collides & is_mesh).tolist()
+    triangles = np.concatenate([_triangles(model, geom) for geom in touching])
     corners = triangles.reshape(-1, 3)
     return np.concatenate((corners, _drawn(triangles)))
 
@@ -110,21 +123,26 @@ def _triangles(model: mujoco.MjModel, geom: int) -> np.ndarray:
     first_corner, corners = int(mesh.vertadr[0]), int(mesh.vertnum[0])
     first_face, faces = int(mesh.faceadr[0]), int(mesh.facenum[0])
     vertices = model.mesh_vert[first_corner : first_corner + corners]
+    indices = model.mesh_face[first_face : first_face + faces]
     matrix = np.empty(9)
     mujoco.mju_quat2Mat(matrix, model.geom_quat[geom])
-    points = vertices @ matrix.reshape(3, 3).T + model.geom_pos[geom]
-    return points[model.mesh_face[first_face : first_face + faces]]
+    turned = vertices @ matrix.reshape(3, 3).T
+    points = turned + model.geom_pos[geom]
+    return points[indices]
 
 
 def _drawn(triangles: np.ndarray) -> np.ndarray:
     """Points drawn evenly over triangles (n, 3, 3), `(SAMPLES, 3)`; the same each time."""
     rng = np.random.default_rng(0)
     corner = triangles[:, 0]
-    one, other = triangles[:, 1] - corner, triangles[:, 2] - corner
+    one = triangles[:, 1] - corner
+    other = triangles[:, 2] - corner
     areas = np.linalg.norm(np.cross(one, other), axis=1)
-    chosen = rng.choice(len(areas), SAMPLES, p=areas / areas.sum())
+    probabilities = areas / areas.sum()
+    chosen = rng.choice(len(areas), SAMPLES, p=probabilities)
     weights = rng.random((2, SAMPLES, 1))
-    u, v = np.where(weights.sum(0) > 1, 1 - weights, weights)  # folded into the triangle
+    is_outside = weights.sum(0) > 1
+    u, v = np.where(is_outside, 1 - weights, weights)  # folded into the triangle
     return corner[chosen] + u * one[chosen] + v * other[chosen]
 
 
@@ -150,8 +168,10 @@ def move(spec: mujoco.MjSpec, body: mujoco.MjsBody, frame: GraspFrame, scale: fl
 
 def _turned_inertia(inertia: np.ndarray, turn: np.ndarray) -> np.ndarray:
     """MuJoCo's `fullinertia` (xx yy zz xy xz yz) about turned axes."""
-    rows, columns = np.array((0, 1, 2, 0, 0, 1)), np.array((0, 1, 2, 1, 2, 2))
+    rows = np.array((0, 1, 2, 0, 0, 1))
+    columns = np.array((0, 1, 2, 1, 2, 2))
     tensor = np.zeros((3, 3))
     tensor[rows, columns] = inertia
     tensor[columns, rows] = inertia
-    return (turn @ tensor @ turn.T)[rows, columns]
+    turned = turn @ tensor @ turn.T
+    return turned[rows, columns]

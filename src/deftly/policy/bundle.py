@@ -110,19 +110,19 @@ class Bundle:
     def golden_errors(self) -> dict[str, float]:
         """Largest difference from the golden vectors by name: `observation`, `action`, `targets`."""
         signals = {s.name: self.golden[f"signal/{s.name}"] for s in self.contract.signals}
-        inputs = {
-            given.name: self.golden[f"input/{given.name}"]
-            for given in self.contract.inputs
-            if f"input/{given.name}" in self.golden
-        }
+        inputs = {}
+        for given in self.contract.inputs:
+            key = f"input/{given.name}"
+            if key in self.golden:
+                inputs[given.name] = self.golden[key]
         with self._in_time():
             again = replay(self.contract, self.network, signals, inputs)
-        errors = {
-            name: np.abs(value.astype(float) - self.golden[name]) for name, value in again.items()
-        }
-        return {
-            name: float(np.nan_to_num(error, nan=np.inf).max()) for name, error in errors.items()
-        }
+        errors = {}
+        for name, value in again.items():
+            difference = np.abs(value.astype(float) - self.golden[name])
+            difference = np.nan_to_num(difference, nan=np.inf)
+            errors[name] = float(difference.max())
+        return errors
 
     @contextlib.contextmanager
     def _in_time(self) -> Iterator[None]:
@@ -191,16 +191,16 @@ def replay(
     rows = _by_step(signals, _steps(signals))
     said = _by_step(inputs, len(rows))
     names = observation_names(contract)
-    made: dict[str, list[np.ndarray]] = {name: [] for name in (*names.values(), ACTION, TARGETS)}
+    kept = (*names.values(), ACTION, TARGETS)
+    made: dict[str, list[np.ndarray]] = {name: [] for name in kept}
     memory = contract.reset(rows[0], said[0])
     for row, words in zip(rows, said):
         groups, memory = contract.observe(row, memory, words)
         action = network(seen(contract, groups))
         targets, memory = contract.act(action, memory)
-        step = {names[group]: value for group, value in groups.items()} | {
-            ACTION: action,
-            TARGETS: targets,
-        }
+        step = {names[group]: value for group, value in groups.items()}
+        step[ACTION] = action
+        step[TARGETS] = targets
         for name, value in step.items():
             made[name].append(value[0])
     return {name: np.stack(values) for name, values in made.items()}
@@ -228,8 +228,9 @@ def draw_inputs(contract: PolicyContract, steps: int) -> dict[str, np.ndarray]:
         ends = (given.default, given.lower, given.upper)
         default, lower, upper = (np.array(spread(values, given.size)) for values in ends)
         between = rng.uniform(lower, upper, (steps, given.size))
-        drawn[given.name] = np.concatenate(([default, lower, upper], between))[:steps]
-    return {name: values.astype(np.float32) for name, values in drawn.items()}
+        whole = np.concatenate(([default, lower, upper], between))
+        drawn[given.name] = whole[:steps].astype(np.float32)
+    return drawn
 
 
 def observation_names(contract: PolicyContract) -> dict[str, str]:
@@ -294,7 +295,8 @@ def require_place(folder: Path) -> None:
 
 
 def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
+    is_folder = folder.is_dir() and not folder.is_symlink()
+    return is_folder and not any(folder.iterdir())
 
 
 def write(folder: Path, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
@@ -326,7 +328,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"no folder {path}: give the folder of a bundle; 'deftly export TASK' makes one"
         )
     file = path / MANIFEST
-    manifest = _mapping(file, _read(file, MB), parse_json) if os.path.lexists(file) else {}
+    manifest = {}
+    if os.path.lexists(file):
+        manifest = _mapping(file, _read(file, MB), parse_json)
     if manifest.get("schema") != SCHEMA:
         found = _stranger(path, manifest)
         raise BundleError(
@@ -354,21 +358,20 @@ def _stranger(path: Path, manifest: dict[str, Any]) -> str:
 def _misfit(value: object, shape: Any, where: str = MANIFEST) -> str:
     """The first place at which a value has not the wanted shape, in words; empty if nowhere."""
     if isinstance(shape, type):
-        fits = type(value) is shape and (not isinstance(value, str) or value.isprintable())
-        return "" if fits else f"{where} is {value!r:.60}, expected a {shape.__name__}"
+        is_plain = not isinstance(value, str) or value.isprintable()
+        if type(value) is shape and is_plain:
+            return ""
+        return f"{where} is {value!r:.60}, expected a {shape.__name__}"
     if not isinstance(value, dict):
         return f"{where} is {value!r:.60}, expected a mapping"
     for name in {**shape, **value}:
         if name not in value or name not in shape:
             return f"{where} {'lacks' if name in shape else 'holds the unknown'} {name!r:.80}"
-    return next(
-        (
-            problem
-            for name in shape
-            if (problem := _misfit(value[name], shape[name], f"{where}: {name}"))
-        ),
-        "",
-    )
+    for name in shape:
+        problem = _misfit(value[name], shape[name], f"{where}: {name}")
+        if problem:
+            return problem
+    return ""
 
 
 def _read_listed(file: Path, limit: int, digest: str) -> bytes:
@@ -417,18 +420,18 @@ def _read_golden(file: Path, data: bytes, contract: PolicyContract) -> dict[str,
     wanted = _golden_arrays(contract)
     with _refusing():
         golden = parse_npz(data, PART, LIMITS[GOLDEN], file, advice=AGAIN)
-    found = {
-        name: (getattr(value, "dtype", None), np.shape(value)) for name, value in golden.items()
-    }
+    found = {}
+    for name, value in golden.items():
+        found[name] = (getattr(value, "dtype", None), np.shape(value))
     steps = np.shape(golden.get(ACTION, np.zeros(())))[:1]
-    if any(
-        name.startswith("input/") for name in golden
-    ):  # none: those of older bundles are at their defaults
+    has_inputs = any(name.startswith("input/") for name in golden)
+    if has_inputs:  # none: those of older bundles are at their defaults
         wanted |= {f"input/{name}": ("float32", (size,)) for name, size in _inputs(contract)}
-    fits = found == {
-        name: (np.dtype(kind), (*steps, *shape)) for name, (kind, shape) in wanted.items()
-    }
-    if not fits or steps == (0,) or not all(np.isfinite(value).all() for value in golden.values()):
+    expected = {}
+    for name, (kind, shape) in wanted.items():
+        expected[name] = (np.dtype(kind), (*steps, *shape))
+    fits = found == expected and steps != (0,)
+    if not fits or not all(np.isfinite(value).all() for value in golden.values()):
         raise BundleError(
             f"{file} does not hold finite arrays of one length that fit the contract; {AGAIN}"
         )
@@ -446,10 +449,8 @@ def _golden_arrays(contract: PolicyContract) -> dict[str, tuple[str, tuple[int, 
     """Type and shape of a step of each array of `golden.npz`."""
     arrays = {f"signal/{s.name}": (s.dtype, s.shape) for s in contract.signals}
     for group, name in observation_names(contract).items():
-        arrays[name] = (
-            "uint8" if contract.is_image(group) else "float32",
-            contract.group_shape(group),
-        )
+        dtype = "uint8" if contract.is_image(group) else "float32"
+        arrays[name] = (dtype, contract.group_shape(group))
     arrays[ACTION] = ("float32", (contract.action_size,))
     arrays[TARGETS] = ("float32", (len(contract.joints),))
     return arrays

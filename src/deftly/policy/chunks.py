@@ -199,13 +199,15 @@ class AtOnce:
         ready: list[Answer] = []
         waiting = []
         for plans, chunks in self._waiting:
-            over = [
-                plan.asked is not None and plan.step - plan.asked >= self._delay for plan in plans
-            ]
-            ready.append(([p for p, is_over in zip(plans, over) if is_over], chunks[over]))
-            rest = [not is_over and plan.asked is not None for plan, is_over in zip(plans, over)]
+            over = []
+            rest = []
+            for plan in plans:
+                is_over = plan.asked is not None and plan.step - plan.asked >= self._delay
+                over.append(is_over)
+                rest.append(plan.asked is not None and not is_over)
+            ready.append((_chosen(plans, over), chunks[over]))
             if any(rest):
-                waiting.append(([p for p, stays in zip(plans, rest) if stays], chunks[rest]))
+                waiting.append((_chosen(plans, rest), chunks[rest]))
         self._waiting = waiting
         return ready
 
@@ -275,7 +277,8 @@ class ChunkPolicy(ContractPolicy):
         self.delays: deque[int] = deque(maxlen=MEASURED)
         """Control steps that the last chunks took."""
         self._plans: dict[int, Plan] = {}
-        self.executed = 1 if model.horizon == 1 else self.cfg.executed or model.executed or EXECUTED
+        executed = self.cfg.executed or model.executed or EXECUTED
+        self.executed = 1 if model.horizon == 1 else executed
         """Control steps from asking for one chunk to the next."""
         self._asker = Ahead(self._predict) if ahead else AtOnce(self._predict, self.cfg.delay)
         if model.horizon is not None:
@@ -283,13 +286,14 @@ class ChunkPolicy(ContractPolicy):
 
     def require_network(self) -> None:
         """Raise DeftlyError unless the model answers; also gets its first, slow call done."""
-        signals = {
-            signal.name: np.zeros((1, *signal.shape), np.uint8 if signal.is_image else np.float32)
-            for signal in self.contract.signals
-        }
+        signals = {}
+        for signal in self.contract.signals:
+            dtype = np.uint8 if signal.is_image else np.float32
+            signals[signal.name] = np.zeros((1, *signal.shape), dtype)
         command = np.array([self.contract.home()], np.float32)
         said = said_by_all(self.contract, NO_INPUTS, 1)
-        self._predict(([], Observed(signals, said, command, [0], [True])))
+        seen = Observed(signals, said, command, [0], [True])
+        self._predict(([], seen))
 
     def predict(self, seen: Observed) -> np.ndarray:
         """A chunk of each of n robots, `(n, horizon, action_size)` float32, straight from the model, and checked.
@@ -309,7 +313,8 @@ class ChunkPolicy(ContractPolicy):
 
     def _require_horizon(self, horizon: int) -> None:
         """Raise PolicyError if chunks are over before the next one is there."""
-        needed = self.executed + (0 if self.ahead else self.cfg.delay)
+        delay = 0 if self.ahead else self.cfg.delay
+        needed = self.executed + delay
         if horizon < needed:
             raise PolicyError(
                 f"the policy answers chunks of {horizon} actions, and {needed} are needed: "
@@ -382,12 +387,14 @@ class ChunkPolicy(ContractPolicy):
         self, plans: list[Plan], signals: dict[str, Any], inputs: Inputs, command: np.ndarray
     ) -> None:
         """Ask for a chunk of each robot that needs one, unless one is on its way."""
-        places = [i for i, plan in enumerate(plans) if plan.asked is None and plan.step >= plan.due]
+        needing = [plan.asked is None and plan.step >= plan.due for plan in plans]
+        places = [i for i, needs in enumerate(needing) if needs]
         if not places:
             return
         said = said_by_all(self.contract, inputs, len(plans))
         ids = [plan.row for plan in plans]
-        seen = Observed(signals, said, command, ids, [not plan.begun for plan in plans])
+        begins = [not plan.begun for plan in plans]
+        seen = Observed(signals, said, command, ids, begins)
         wanting = [plans[i] for i in places]
         self._asker.ask((wanting, seen.rows(places)))
         for plan in wanting:
@@ -400,7 +407,8 @@ class ChunkPolicy(ContractPolicy):
                 if plan.asked is None:  # its episode is over
                     continue
                 if isinstance(answer, Exception):
-                    plan.problem = " ".join(str(answer).split())[:200]
+                    reason = " ".join(str(answer).split())
+                    plan.problem = reason[:200]
                     plan.asked = None
                     plan.due = plan.step
                     continue
@@ -410,7 +418,8 @@ class ChunkPolicy(ContractPolicy):
         """A robot gets its chunk; the next one is asked for as early as chunks take."""
         assert plan.asked is not None
         self.delays.append(plan.step - plan.asked)
-        interval = min(self.executed, max(1, len(actions) - max(self.delays)))
+        in_time = len(actions) - max(self.delays)
+        interval = min(self.executed, max(1, in_time))
         plan.due = min(plan.due, plan.asked + interval)
         plan.add(Chunk(plan.asked, actions))
         plan.begun = True
@@ -419,7 +428,8 @@ class ChunkPolicy(ContractPolicy):
     def _require_in_time(self, plans: list[Plan], actions: list[np.ndarray | None]) -> None:
         """Raise PolicyError if a robot has held for as long as it may."""
         for plan, action in zip(plans, actions):
-            if action is None and plan.held >= self.cfg.late + self._simulated(plan):
+            longest = self.cfg.late + self._simulated(plan)
+            if action is None and plan.held >= longest:
                 if len(plans) == 1:  # its time goes on; of several each is asked for alone again
                     plan.step += 1
                 why = f": {plan.problem}" if plan.problem else ""
@@ -431,10 +441,11 @@ class ChunkPolicy(ContractPolicy):
 
     def _idle(self, memory: Memory, place: int) -> np.ndarray:
         """The action of a robot that holds: the last one, or none where an action is a movement."""
-        moves = [
-            act.kind in ("delta", "velocity") for act in self.contract.act_terms for _ in act.joints
-        ]
-        return np.where(moves, 0.0, memory[ACTION][place]).astype(np.float32)
+        moves = []
+        for act in self.contract.act_terms:
+            moves += [act.kind in ("delta", "velocity")] * len(act.joints)
+        last = memory[ACTION][place]
+        return np.where(moves, 0.0, last).astype(np.float32)
 
     def _predict(self, request: Request) -> np.ndarray:
         chunks = self.predict(request[1])
@@ -459,7 +470,13 @@ def said_by_all(contract: PolicyContract, inputs: Inputs, count: int) -> dict[st
 
 def _merged(requests: Sequence[Request]) -> Request:
     """Requests of several robots as one."""
-    return [plan for plans, _ in requests for plan in plans], merged([seen for _, seen in requests])
+    plans = [plan for own, _ in requests for plan in own]
+    return plans, merged([seen for _, seen in requests])
+
+
+def _chosen(plans: Sequence[Plan], flags: Sequence[bool]) -> list[Plan]:
+    """Those of the plans whose flag is set."""
+    return [plan for plan, is_chosen in zip(plans, flags) if is_chosen]
 
 
 def merged(parts: Sequence[Observed]) -> Observed:

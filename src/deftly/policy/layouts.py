@@ -93,13 +93,15 @@ class Own:
         """See `Layout`."""
         told: dict[str, Any] = {PREFIX + name: value for name, value in signals.items()}
         for name, value in inputs.items():
-            told[PROMPT if name == self._prompt else name] = value
+            key = PROMPT if name == self._prompt else name
+            told[key] = value
         return told
 
     def read(self, observation: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """See `Layout`."""
         signals = {s.name: _signal(observation, s) for s in self.contract.signals}
-        return signals, _inputs(self.contract, observation, self._prompt)
+        inputs = _inputs(self.contract, observation, self._prompt)
+        return signals, inputs
 
     def from_contract(self, actions: np.ndarray) -> np.ndarray:
         """See `Layout`."""
@@ -132,10 +134,12 @@ class Droid:
         self.contract = contract
         self._is_open = gripper_open
         self._own = Own(contract)
-        names = contract.joint_names
         gripping = set(contract.robot.gripping)
-        self._arm = [i for i, name in enumerate(names) if name not in gripping]
-        self._fingers = [i for i, name in enumerate(names) if name in gripping]
+        self._arm: list[int] = []
+        self._fingers: list[int] = []
+        for i, name in enumerate(contract.joint_names):
+            part = self._fingers if name in gripping else self._arm
+            part.append(i)
         self._gains, self._places, self._gripper = _columns(contract, self._arm)
         if len(self._arm) > DROID_JOINTS or not self._fingers:
             _refuse(contract, f"{len(self._arm)} arm joints and {len(self._fingers)} of a gripper")
@@ -149,47 +153,56 @@ class Droid:
             told[key] = told.pop(PREFIX + name)
         arm = np.zeros(DROID_JOINTS, np.float32)
         arm[: len(self._arm)] = joint_pos[self._arm]
-        joint = self.contract.joints[self._fingers[0]]
-        open_part = (joint_pos[self._fingers[0]] - joint.lower) / (joint.upper - joint.lower)
+        finger = self._fingers[0]
+        joint = self.contract.joints[finger]
+        opening = joint_pos[finger] - joint.lower
+        open_part = opening / (joint.upper - joint.lower)
         told[JOINTS] = arm
         told[GRIPPER] = np.array([self._turned(open_part)], np.float32)
         return told
 
     def read(self, observation: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """See `Layout`."""
-        arm = read_numbers(observation, JOINTS, DROID_JOINTS)
-        open_part = self._turned(read_numbers(observation, GRIPPER, 1)[0])
-        joint_pos = np.zeros(len(self.contract.joints), np.float32)
-        joint_pos[self._arm] = arm[: len(self._arm)]
-        for i in self._fingers:
-            joint = self.contract.joints[i]
-            joint_pos[i] = joint.lower + open_part * (joint.upper - joint.lower)
-        renamed = {**observation, PREFIX + JOINT_POS: joint_pos}
+        renamed = {**observation, PREFIX + JOINT_POS: self._joint_pos(observation)}
         for name, key in self._images.items():
             if key not in observation:
                 raise LayoutError(f"the observation has no '{key}'")
             renamed[PREFIX + name] = observation[key]
         return self._own.read(renamed)
 
+    def _joint_pos(self, observation: Mapping[str, Any]) -> np.ndarray:
+        """Positions of all joints, (num_joints,), rad or m."""
+        arm = read_numbers(observation, JOINTS, DROID_JOINTS)
+        gripper = read_numbers(observation, GRIPPER, 1)
+        open_part = self._turned(gripper[0])
+        joint_pos = np.zeros(len(self.contract.joints), np.float32)
+        joint_pos[self._arm] = arm[: len(self._arm)]
+        for i in self._fingers:
+            joint = self.contract.joints[i]
+            joint_pos[i] = joint.lower + open_part * (joint.upper - joint.lower)
+        return joint_pos
+
     def from_contract(self, actions: np.ndarray) -> np.ndarray:
         """See `Layout`."""
-        found = np.zeros((*actions.shape[:-1], self.action_size), np.float32)
+        *batch, _ = actions.shape
+        found = np.zeros((*batch, self.action_size), np.float32)
         for column, (place, gain) in enumerate(zip(self._places, self._gains)):
             if column != self._gripper:
                 found[..., place] = actions[..., column] * gain
-        opens = (actions[..., self._gripper] <= 0).astype(np.float32)
-        found[..., -1] = self._turned(opens)
+        opens = actions[..., self._gripper] <= 0
+        found[..., -1] = self._turned(opens.astype(np.float32))
         return found
 
     def to_contract(self, actions: np.ndarray) -> np.ndarray:
         """See `Layout`."""
         _require_size(actions, self.action_size)
-        found = np.zeros((*actions.shape[:-1], self.contract.action_size), np.float32)
+        *batch, _ = actions.shape
+        found = np.zeros((*batch, self.contract.action_size), np.float32)
         for column, (place, gain) in enumerate(zip(self._places, self._gains)):
             if column != self._gripper:
                 found[..., column] = actions[..., place] / gain
-        opens = self._turned(actions[..., -1]) > 0.5
-        found[..., self._gripper] = np.where(opens, -1.0, 1.0)
+        open_part = self._turned(actions[..., -1])
+        found[..., self._gripper] = np.where(open_part > 0.5, -1.0, 1.0)
         return found
 
     def _turned(self, fraction: Any) -> Any:
@@ -199,7 +212,9 @@ class Droid:
 
 def layout(name: LayoutName, contract: PolicyContract, gripper_open: float = 1.0) -> Layout:
     """The layout of this name for a contract. Raises LayoutError for a contract that has no place in it."""
-    return Own(contract) if name == "deftly" else Droid(contract, gripper_open)
+    if name == "deftly":
+        return Own(contract)
+    return Droid(contract, gripper_open)
 
 
 def _columns(contract: PolicyContract, arm: list[int]) -> tuple[list[float], list[int], int]:
@@ -211,14 +226,16 @@ def _columns(contract: PolicyContract, arm: list[int]) -> tuple[list[float], lis
     places: list[int] = []
     grippers = []
     for act in contract.act_terms:
+        moves = act.kind in ("velocity", "delta")
         for i, joint in enumerate(act.joints):
             index = contract.joint_names.index(joint)
             if act.kind == "gripper":
                 grippers.append(len(gains))
-            elif act.kind not in ("velocity", "delta") or index not in arm:
+            elif not moves or index not in arm:
                 _refuse(contract, f"an action of kind '{act.kind}' for {joint}")
             gains.append(_velocity(contract, act, i))
-            places.append(arm.index(index) if index in arm else DROID_JOINTS)
+            place = arm.index(index) if index in arm else DROID_JOINTS
+            places.append(place)
     if len(grippers) != 1:
         _refuse(contract, f"{len(grippers)} gripper actions")
     return gains, places, grippers[0]
@@ -226,8 +243,11 @@ def _columns(contract: PolicyContract, arm: list[int]) -> tuple[list[float], lis
 
 def _velocity(contract: PolicyContract, act: Act, i: int) -> float:
     """The velocity that an action of 1 is, rad/s (m/s)."""
-    joint = contract.joints[contract.joint_names.index(act.joints[i])]
-    scale = act.scale[i % len(act.scale)] if act.scale else joint.velocity
+    if act.scale:
+        scale = act.scale[i % len(act.scale)]
+    else:
+        index = contract.joint_names.index(act.joints[i])
+        scale = contract.joints[index].velocity
     return scale * contract.rate if act.kind == "delta" else scale
 
 
@@ -238,7 +258,9 @@ def _images(contract: PolicyContract) -> dict[str, str]:
     others = [name for name in names if "wrist" not in name]
     if len(wrist) > 1 or len(others) > len(EXTERIOR):
         _refuse(contract, f"the images {names}")
-    return dict(zip(wrist, [WRIST])) | dict(zip(others, EXTERIOR))
+    droid_names = dict(zip(wrist, [WRIST]))
+    droid_names.update(zip(others, EXTERIOR))
+    return droid_names
 
 
 def _refuse(contract: PolicyContract, what: str) -> None:
@@ -259,7 +281,8 @@ def _signal(observation: Mapping[str, Any], signal: Signal) -> np.ndarray:
     if not signal.is_image:
         return read_numbers(observation, key, signal.size)
     value = _found(observation, key)
-    if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.shape != signal.shape:
+    is_bytes = isinstance(value, np.ndarray) and value.dtype == np.uint8
+    if not is_bytes or value.shape != signal.shape:
         shape = " x ".join(map(str, signal.shape))
         raise LayoutError(f"'{key}' is {_what(value)}, expected an image of {shape} bytes")
     return value
@@ -270,7 +293,8 @@ def read_numbers(observation: Mapping[str, Any], key: str, size: int) -> np.ndar
     value = _found(observation, key)
     try:
         array = np.asarray(value)
-        if array.dtype.kind not in "fiu" or array.size != size or array.ndim > 1:
+        is_number = array.dtype.kind in "fiu"
+        if not is_number or array.size != size or array.ndim > 1:
             raise ValueError
         with np.errstate(over="ignore"):
             array = array.astype(np.float32).reshape(size)
@@ -283,7 +307,8 @@ def read_numbers(observation: Mapping[str, Any], key: str, size: int) -> np.ndar
 
 def _found(observation: Mapping[str, Any], key: str) -> Any:
     if key not in observation:
-        there = printable(", ".join(sorted(str(name) for name in observation)), 200)
+        names = sorted(str(name) for name in observation)
+        there = printable(", ".join(names), 200)
         raise LayoutError(f"the observation has no '{key}', but {there or 'nothing'}")
     return observation[key]
 

@@ -28,7 +28,8 @@ SLICES, STACKS, QUADS = 8, 4, 1
 
 def image_signals(contract: PolicyContract, given: Iterable[str]) -> tuple[Signal, ...]:
     """The image signals of a contract that a task does not give itself: what the scene's cameras of their names see."""
-    return tuple(s for s in contract.signals if s.is_image and s.name not in given)
+    images = [signal for signal in contract.signals if signal.is_image]
+    return tuple(image for image in images if image.name not in given)
 
 
 class Cameras(Renderer):
@@ -52,10 +53,12 @@ class Cameras(Renderer):
         self._kept: np.ndarray | None = None
         self._views = [_view(self._model, signal) for signal in self.signals]
         os.environ.setdefault(*DRAW_HERE)
-        height, width = np.max([signal.shape[:2] for signal in self.signals], axis=0).tolist()
+        sizes = [signal.shape[:2] for signal in self.signals]
+        height, width = np.max(sizes, axis=0).tolist()
         super().__init__(self._model, size=(width, height))
         for flag in ("SHADOW", "REFLECTION", "HAZE", "SKYBOX"):
-            self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}").value] = 0
+            index = getattr(mujoco.mjtRndFlag, f"mjRND_{flag}").value
+            self._scene.flags[index] = 0
 
     def images(
         self, sim: Sim, ids: Iterable[int], fields: Mapping[str, Tensor] | None = None
@@ -76,7 +79,8 @@ class Cameras(Renderer):
             self._pose(sim.state_of(index))
             for signal, (camera, rect) in zip(self.signals, self._views):
                 self._camera, self._rect = camera, rect
-                found[signal.name][place] = self.image(self._model, self._data)
+                image = self.image(self._model, self._data)
+                found[signal.name][place] = image
         return found
 
     def _own_values(
@@ -87,7 +91,8 @@ class Cameras(Renderer):
         for name, values in fields.items():
             if name.startswith(looks.PREFIXES):
                 where = self._kept_geoms(sim) if name.startswith("geom_") else slice(None)
-                found.append((getattr(self._model, name), where, values.cpu().numpy()))
+                own = getattr(self._model, name)
+                found.append((own, where, values.cpu().numpy()))
         return found
 
     def _kept_geoms(self, sim: Sim) -> np.ndarray:
@@ -112,7 +117,9 @@ def _coarse(model: mujoco.MjModel) -> mujoco.MjModel:
     coarse.vis.global_.offwidth = coarse.vis.global_.offheight = 1
     quality = coarse.vis.quality
     quality.offsamples = quality.shadowsize = 0
-    quality.numslices, quality.numstacks, quality.numquads = SLICES, STACKS, QUADS
+    quality.numslices = SLICES
+    quality.numstacks = STACKS
+    quality.numquads = QUADS
     return coarse
 
 

@@ -42,19 +42,24 @@ def free_camera(model: mujoco.MjModel, data: mujoco.MjData, aspect: float) -> mu
     if not len(points):
         return camera
     centre = (points.min(0) + points.max(0)) / 2
-    half = math.tan(math.radians(model.vis.global_.fovy) / 2)
+    fovy = math.radians(model.vis.global_.fovy)
+    half = math.tan(fovy / 2)
     right, up, forward = _axes(camera.azimuth, camera.elevation)
     away = points - centre
     across = np.abs(away @ right) / (aspect * half)
     along = np.abs(away @ up) / half
     camera.lookat[:] = centre
-    camera.distance = MARGIN * float((np.maximum(across, along) - away @ forward).max())
+    distances = np.maximum(across, along) - away @ forward
+    camera.distance = MARGIN * float(distances.max())
     return camera
 
 
 def _axes(azimuth: float, elevation: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Right, up and forward of MuJoCo's free camera in the world, for its angles in degrees."""
-    a, e = math.radians(azimuth), math.radians(elevation)
-    forward = np.array([math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e)])
+    a = math.radians(azimuth)
+    e = math.radians(elevation)
+    level = math.cos(e)
+    forward = np.array([level * math.cos(a), level * math.sin(a), math.sin(e)])
     right = np.array([math.sin(a), -math.cos(a), 0.0])
-    return right, np.cross(right, forward), forward
+    up = np.cross(right, forward)
+    return right, up, forward

@@ -114,7 +114,8 @@ def _identified(path: Path, what: str, given: Any, least: float) -> Identified:
 def save(path: Path, robot: str, joints: tuple[str, ...], new: Actuators) -> Actuators:
     """Write the parameters; joints that the file had and that are not new are kept. Returns what it now holds."""
     old = load(path, robot, joints) if path.exists() else Actuators({})
-    merged = Actuators({**old.joints, **new.joints}, new.delay or old.delay)
+    joints_now = {**old.joints, **new.joints}
+    merged = Actuators(joints_now, new.delay or old.delay)
     written = {}
     for joint in joints:
         if joint in merged.joints:

@@ -33,7 +33,8 @@ def site_chain(model: mujoco.MjModel, site: str, joints: Sequence[str]) -> Site:
     links: list[Link] = []
     for body in _bodies_above(model, int(model.site_bodyid[number])):
         links += _body_links(model, body, joints, site)
-    links.append(_link(model.site_pos[number], model.site_quat[number]))
+    at_site = _link(model.site_pos[number], model.site_quat[number])
+    links.append(at_site)
     return Site(site, tuple(_merged(links)))
 
 
@@ -78,7 +79,8 @@ def _body_links(
 def _slide_link(model: mujoco.MjModel, number: int) -> Link:
     axis = model.jnt_axis[number]
     reference = float(model.qpos0[model.jnt_qposadr[number]])
-    return _link(-reference * axis, joint=model.joint(number).name, axis=axis, kind="slide")
+    name = model.joint(number).name
+    return _link(-reference * axis, joint=name, axis=axis, kind="slide")
 
 
 def _hinge_links(model: mujoco.MjModel, number: int) -> Iterator[Link]:

@@ -43,7 +43,8 @@ def check(robot: Robot) -> list[Finding]:
     try:
         model = robot.spec().compile()
     except Exception as error:
-        return [Finding("model", "fail", f"does not compile: {' '.join(str(error).split())}")]
+        reason = " ".join(str(error).split())
+        return [Finding("model", "fail", f"does not compile: {reason}")]
     missing = list(_missing_joints(robot, model))
     findings = _model_findings(robot, model, missing)
     if missing:
@@ -51,7 +52,8 @@ def check(robot: Robot) -> list[Finding]:
     findings.append(_joint_order(robot, model))
     limits = _limit_problems(robot, model)
     findings.append(judge("limits", limits, "model and contract agree"))
-    if not failed(f for f in findings if f.name in ("actuators", "limits")):
+    decisive = [finding for finding in findings if finding.name in ("actuators", "limits")]
+    if not failed(decisive):
         findings.append(_self_collision(robot))
         findings.append(_gravity_hold(robot))
     return findings
@@ -69,13 +71,15 @@ def at_home(
     """
     spec = robot.spec()
     if held:
-        free_joints = [joint for joint in spec.joints if joint.type == mujoco.mjtJoint.mjJNT_FREE]
+        free = mujoco.mjtJoint.mjJNT_FREE
+        free_joints = [joint for joint in spec.joints if joint.type == free]
         for joint in free_joints:
             spec.delete(joint)
     if floor is not None:
         scene.add_floor(spec, floor)
     scene.prepare(spec)
-    scene.add_home(spec, {joint.name: joint.home for joint in robot.joints})
+    home = {joint.name: joint.home for joint in robot.joints}
+    scene.add_home(spec, home)
     model = spec.compile()
     looks.show_hidden(model)
     data = mujoco.MjData(model)
@@ -87,13 +91,15 @@ def at_home(
 def on_floor(robot: Robot) -> tuple[mujoco.MjModel, mujoco.MjData]:
     """The robot at home, to look at, on a floor at the height of its base or of its lowest point."""
     model, data, _ = at_home(robot)
-    low = looks.corners(model, data)[:, 2].min(initial=0.0)
+    heights = looks.corners(model, data)[:, 2]
+    low = heights.min(initial=0.0)
     model, data, _ = at_home(robot, floor=float(low))
     return model, data
 
 
 def _qpos_addresses(robot: Robot, model: mujoco.MjModel) -> list[int]:
-    return [int(model.joint(joint.name).qposadr[0]) for joint in robot.joints]
+    joints = [model.joint(joint.name) for joint in robot.joints]
+    return [int(joint.qposadr[0]) for joint in joints]
 
 
 # ---------------------------------------------------------------- the model
@@ -134,7 +140,8 @@ def _joint_order(robot: Robot, model: mujoco.MjModel) -> Finding:
     addresses = _qpos_addresses(robot, model)
     problems = []
     if addresses != sorted(addresses):
-        order = ", ".join(robot.joints[i].name for i in np.argsort(addresses))
+        in_model = [robot.joints[i].name for i in np.argsort(addresses)]
+        order = ", ".join(in_model)
         problems.append(f"the model's is {order}: reorder `joints` or bodies")
     span = f"qpos {addresses[0]} to {addresses[-1]}"
     return judge("joint order", problems, f"{span} in the order of the contract")
@@ -143,7 +150,9 @@ def _joint_order(robot: Robot, model: mujoco.MjModel) -> Finding:
 def _actuator_problems(robot: Robot, model: mujoco.MjModel) -> Iterator[str]:
     actuators = {model.actuator(i).name for i in range(model.nu)}
     joints = {joint.name for joint in robot.joints}
-    drivers = {joint: name for name in actuators - joints for joint in _driven(model, name)}
+    drivers = {}
+    for name in actuators - joints:
+        drivers |= dict.fromkeys(_driven(model, name), name)
     for name in sorted(joints - actuators):
         if name in drivers:
             yield f"no actuator '{name}', but '{drivers[name]}' drives that joint: {SERVO}"
@@ -167,9 +176,13 @@ def _driven(model: mujoco.MjModel, name: str) -> list[str]:
     if actuator.trntype[0] != mujoco.mjtTrn.mjTRN_TENDON:
         return []
     first = int(model.tendon_adr[target])
-    wraps = range(first, first + int(model.tendon_num[target]))
-    joint = mujoco.mjtWrap.mjWRAP_JOINT
-    return [model.joint(model.wrap_objid[i]).name for i in wraps if model.wrap_type[i] == joint]
+    count = int(model.tendon_num[target])
+    joints = []
+    for wrap in range(first, first + count):
+        if model.wrap_type[wrap] == mujoco.mjtWrap.mjWRAP_JOINT:
+            joint = model.joint(model.wrap_objid[wrap])
+            joints.append(joint.name)
+    return joints
 
 
 def _drives_its_joint(model: mujoco.MjModel, name: str) -> bool:
@@ -185,7 +198,8 @@ def _takes_position(model: mujoco.MjModel, name: str) -> bool:
     actuator = model.actuator(name)
     kp = actuator.gainprm[0]
     stiffness = -actuator.biasprm[1]
-    same_gain = abs(kp - stiffness) <= GAIN_TOLERANCE * abs(kp)
+    difference = abs(kp - stiffness)
+    same_gain = difference <= GAIN_TOLERANCE * abs(kp)
     return kp > 0 and same_gain and actuator.gear[0] == 1
 
 
@@ -205,7 +219,8 @@ def _joint_limit_problems(joint: Joint, model: mujoco.MjModel) -> Iterator[str]:
     limits = _contract_limits(joint)
     modelled = model.joint(joint.name)
     low, high = modelled.range
-    apart = np.abs(modelled.range - (joint.lower, joint.upper)).max()
+    differences = np.abs(modelled.range - (joint.lower, joint.upper))
+    apart = differences.max()
     if not modelled.limited[0]:
         yield f"{joint.name}: not limited in the model, {limits}"
     elif apart > LIMIT_TOLERANCE:
@@ -253,8 +268,10 @@ def _body_name(model: mujoco.MjModel, body: int) -> str:
 def _inertia_problems(model: mujoco.MjModel) -> Iterator[str]:
     for body in map(int, np.flatnonzero(model.body_mass > 0)):
         name = _body_name(model, body)
-        smallest, middle, largest = moments = np.sort(model.body_inertia[body])
-        if smallest <= 0 or largest > (smallest + middle) * (1 + INERTIA_TOLERANCE):
+        moments = np.sort(model.body_inertia[body])
+        smallest, middle, largest = moments
+        most = (smallest + middle) * (1 + INERTIA_TOLERANCE)
+        if smallest <= 0 or largest > most:
             yield f"'{name}' has principal moments {moments}: all are positive, none exceeds the sum of the others"
         gyration = np.sqrt(largest / model.body_mass[body])
         extent = _geom_extent(model, body)
@@ -267,7 +284,8 @@ def _geom_extent(model: mujoco.MjModel, body: int) -> float:
     """Largest distance of a body's geoms from its centre of mass, m; 0 without geoms."""
     geoms = np.flatnonzero(model.geom_bodyid == body)
     offset = model.geom_pos[geoms] - model.body_ipos[body]
-    farthest = np.linalg.norm(offset, axis=-1) + model.geom_rbound[geoms]
+    distances = np.linalg.norm(offset, axis=-1)
+    farthest = distances + model.geom_rbound[geoms]
     return np.max(farthest, initial=0.0)
 
 
@@ -294,7 +312,9 @@ def _sizes(model: mujoco.MjModel) -> tuple[int, int, int]:
 
 def _differing(model: mujoco.MjModel, other: mujoco.MjModel, field: str) -> Iterator[str]:
     """Names of the bodies or joints that have another value of a field in another model."""
-    difference = np.abs(getattr(other, field) - getattr(model, field)).T
+    values = getattr(model, field)
+    others = getattr(other, field)
+    difference = np.abs(others - values).T
     largest = np.atleast_2d(difference).max(0)
     named = model.body if field.startswith("body") else model.joint
     for i in np.flatnonzero(largest > ROUNDING):
@@ -314,7 +334,9 @@ def _penetrations(model: mujoco.MjModel, data: mujoco.MjData) -> Iterator[str]:
 
 def _geom_name(model: mujoco.MjModel, geom: int) -> str:
     """The geom's name, or its body's."""
-    return model.geom(geom).name or model.body(model.geom_bodyid[geom]).name
+    name = model.geom(geom).name
+    body = model.geom_bodyid[geom]
+    return name or model.body(body).name
 
 
 def _self_collision(robot: Robot) -> Finding:
@@ -361,6 +383,8 @@ def _hold(
     limit = np.where(model.actuator_forcelimited, strongest, np.inf)
     while data.time < HOLD_SECONDS:
         mujoco.mj_step(model, data)
-        drift = np.maximum(drift, np.abs(data.qpos[addresses] - home))
-        load = np.maximum(load, np.abs(data.actuator_force) / limit)
+        moved = np.abs(data.qpos[addresses] - home)
+        drift = np.maximum(drift, moved)
+        used = np.abs(data.actuator_force) / limit
+        load = np.maximum(load, used)
     return drift, load

@@ -217,8 +217,10 @@ def joints() -> tuple[Joint, ...]:
     fingers = []
     for finger, segments in FINGERS.items():
         for i, segment in enumerate(segments, 1):
-            speed = 2 * FINGER_SPEED if (finger, i) == (5, 1) else FINGER_SPEED
-            fingers.append(Joint(f"f_joint{finger}_{i}", *segment.range, home=0.0, velocity=speed))
+            is_little_base = (finger, i) == (5, 1)
+            speed = 2 * FINGER_SPEED if is_little_base else FINGER_SPEED
+            name = f"f_joint{finger}_{i}"
+            fingers.append(Joint(name, *segment.range, home=0.0, velocity=speed))
     return (*slides, *hinges, *fingers)
 
 

@@ -40,11 +40,13 @@ class Entity:
 
     def add_depth(self, spec: mujoco.MjSpec, body: str) -> None:
         """Give the scene a sensor of how deep the robot is in a body, which `depth` reads."""
-        scene.add_tree_distance(spec, _depth_name(self.root, body), self.root, body)
+        name = _depth_name(self.root, body)
+        scene.add_tree_distance(spec, name, self.root, body)
 
     def add_press(self, spec: mujoco.MjSpec, body: str) -> None:
         """Give the scene a sensor of the force between the robot and a body, which `press` reads; `world` is one."""
-        scene.add_tree_force(spec, _press_name(self.root, body), self.root, body)
+        name = _press_name(self.root, body)
+        scene.add_tree_force(spec, name, self.root, body)
 
     def tool(self, s: State) -> Tensor:
         """World position of the tool point, `(num_envs, 3)`, m."""

@@ -294,13 +294,16 @@ class Legged(Entity):
         s.zeros("heading_error")[:] = angle_between(self.heading(s), heading)
         along = _direction(heading)
         s.zeros("path", 2)[:] += speed[:, None] * along * s.dt
-        position, before = s.pose(self.base)[:, :2], s.zeros("before", 2)
-        velocity, mean = s.zeros("velocity", 2), s.zeros("mean_velocity", 2)
+        position = s.pose(self.base)[:, :2]
+        before = s.zeros("before", 2)
+        velocity = s.zeros("velocity", 2)
+        mean = s.zeros("mean_velocity", 2)
         velocity[:] = _in_direction((position - before) / s.dt, along)
         before[:] = position
         part = s.dt / average_s
         mean += part * (velocity - mean)
-        s.zeros("mean_command")[:] += part * (speed - s.zeros("mean_command"))
+        mean_command = s.zeros("mean_command")
+        mean_command += part * (speed - mean_command)
 
     def off_path(self, s: State) -> Tensor:
         """How far the base is ahead of the commanded path, and to its left, `(num_envs, 2)`, m: in the world."""
@@ -309,7 +312,8 @@ class Legged(Entity):
 
     def slip(self, s: State, loaded: Tensor) -> Tensor:
         """Squared horizontal speed of the feet that are `loaded (num_envs, feet)`, summed, `(num_envs,)`, (m/s)2."""
-        speed = self.foot_vel(s)[..., :2].square().sum(-1)
+        velocity = self.foot_vel(s)[..., :2]
+        speed = velocity.square().sum(-1)
         return (speed * loaded).sum(-1)
 
     def stance_width(self, s: State) -> Tensor:
@@ -320,7 +324,8 @@ class Legged(Entity):
 
     def fell(self, s: State, cfg: LeggedConfig) -> Tensor:
         """Whether the base is too low or tilted too far to stand, `(num_envs,)` bool."""
-        return (self.height(s) < cfg.lowest) | (self.tilt(s) > cfg.max_tilt)
+        is_low = self.height(s) < cfg.lowest
+        return is_low | (self.tilt(s) > cfg.max_tilt)
 
     def pushes(self, cfg: LeggedConfig) -> tuple[Push, ...]:
         """Horizontal forces on the base at random times."""
@@ -350,12 +355,16 @@ class Legged(Entity):
 
     def _watch_servos(self, s: State) -> None:
         """Keep, in `s.store`, what `servo_metrics` tells of an episode."""
-        torques, speeds = s.joint_torque, s.joint_vel
-        torque, speed = s.zeros("peak_torque"), s.zeros("peak_speed")
+        torques = s.joint_torque
+        speeds = s.joint_vel
+        torque = s.zeros("peak_torque")
+        speed = s.zeros("peak_speed")
         torque[:] = torch.maximum(torque, torques.abs().amax(-1))
         speed[:] = torch.maximum(speed, speeds.abs().amax(-1))
-        s.zeros("sum_saturated")[:] += self.saturated(s).to(s.dtype).mean(-1)
-        s.zeros("sum_power")[:] += (torques * speeds).clip(min=0.0).sum(-1)
+        saturated = self.saturated(s).to(s.dtype)
+        power = (torques * speeds).clip(min=0.0)
+        s.zeros("sum_saturated")[:] += saturated.mean(-1)
+        s.zeros("sum_power")[:] += power.sum(-1)
 
     def servo_metrics(self, s: State) -> dict[str, Tensor]:
         """Of the episode so far: `peak_torque`, N m; `saturated`; `peak_speed`, rad/s; `power`, W."""
@@ -373,7 +382,8 @@ def _upright(gravity: tuple[float, ...]) -> tuple[float, float, float, float]:
     x, y, z = gravity
     across = math.hypot(x, y)
     half = math.atan2(across, -z) / 2
-    return (math.cos(half), -math.sin(half) * y / across, math.sin(half) * x / across, 0.0)
+    sine = math.sin(half)
+    return (math.cos(half), -sine * y / across, sine * x / across, 0.0)
 
 
 def mirrored(rows: Tensor, parts: Sequence[tuple[str, int]]) -> Tensor:
@@ -384,7 +394,10 @@ def mirrored(rows: Tensor, parts: Sequence[tuple[str, int]]) -> Tensor:
     `same`; `opposite`.
     """
     pieces = rows.split([size for _, size in parts], -1)
-    return torch.cat([_image(kind, x) for (kind, _), x in zip(parts, pieces, strict=True)], -1)
+    images = []
+    for (kind, _), piece in zip(parts, pieces, strict=True):
+        images.append(_image(kind, piece))
+    return torch.cat(images, -1)
 
 
 def _image(kind: str, x: Tensor) -> Tensor:

@@ -103,7 +103,8 @@ def at_key(spec: mujoco.MjSpec, key: str, names: tuple[str, ...]) -> dict[str, f
     if key not in keys:
         raise DeftlyError(f"the MJCF has no keyframe '{key}'{suggest(key, keys)}; it has {keys}")
     qpos = model.key(key).qpos
-    return {name: float(qpos[model.joint(name).qposadr[0]]) for name in names}
+    addresses = {name: model.joint(name).qposadr[0] for name in names}
+    return {name: float(qpos[address]) for name, address in addresses.items()}
 
 
 def to_xml(spec: mujoco.MjSpec) -> str:
@@ -134,4 +135,5 @@ def _targets(spec: mujoco.MjSpec, actuator: mujoco.MjsActuator) -> list[str]:
     if actuator.trntype != mujoco.mjtTrn.mjTRN_TENDON:
         return []
     tendon = spec.tendon(actuator.target)
-    return [wrap.target.name for wrap in tendon.path if wrap.type == mujoco.mjtWrap.mjWRAP_JOINT]
+    joint = mujoco.mjtWrap.mjWRAP_JOINT
+    return [wrap.target.name for wrap in tendon.path if wrap.type == joint]

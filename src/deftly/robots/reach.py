@@ -32,19 +32,31 @@ def reach(
         joints: which columns may change.
     """
     positions = start.clone()
-    moves = torch.eye(start.shape[-1], dtype=start.dtype, device=start.device)[joints] * DIFFERENCE
+    units = torch.eye(start.shape[-1], dtype=start.dtype, device=start.device)
+    moves = units[joints] * DIFFERENCE
     damping = DAMPING * torch.eye(len(moves), dtype=start.dtype, device=start.device)
     for _ in range(ITERATIONS):
         error = _error(kinematics.pose(positions), pose)  # (n, 6)
-        moved = kinematics.pose(positions[:, None] + moves)  # (n, joints, 7)
-        gained = error[:, None] - _error(moved, pose[:, None].expand_as(moved))
-        jacobian = gained / DIFFERENCE  # (n, joints, 6)
+        jacobian = _jacobian(kinematics, positions, moves, pose, error)
         hessian = jacobian @ jacobian.mT + damping
-        positions[:, joints] += torch.linalg.solve(hessian, (jacobian @ error[..., None]))[..., 0]
+        gradient = jacobian @ error[..., None]
+        step = torch.linalg.solve(hessian, gradient)
+        positions[:, joints] += step[..., 0]
     return positions
+
+
+def _jacobian(
+    kinematics: Kinematics, positions: Tensor, moves: Tensor, pose: Tensor, error: Tensor
+) -> Tensor:
+    """By how much of the error each joint's movement brings nearer, `(n, joints, 6)`, by forward differences."""
+    moved = kinematics.pose(positions[:, None] + moves)  # (n, joints, 7)
+    wanted = pose[:, None].expand_as(moved)
+    gained = error[:, None] - _error(moved, wanted)
+    return gained / DIFFERENCE
 
 
 def _error(now: Tensor, wanted: Tensor) -> Tensor:
     """What is missing to a pose, `(..., 6)`: a way in the base's frame, m, and a turn in the site's, rad."""
+    way = wanted[..., :3] - now[..., :3]
     turn = 2.0 * relative_pose(now, wanted)[..., 4:]
-    return torch.cat((wanted[..., :3] - now[..., :3], turn), -1)
+    return torch.cat((way, turn), -1)

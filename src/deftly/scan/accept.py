@@ -62,9 +62,8 @@ def drop(compiled: mujoco.MjModel, quat: tuple[float, ...], lowest: np.ndarray) 
     """
     data = mujoco.MjData(compiled)
     turn = np.array(quat) / np.linalg.norm(quat)
-    matrix = np.empty(9)
-    mujoco.mju_quat2Mat(matrix, turn)
-    data.qpos[:] = [0, 0, DROP - (lowest @ matrix.reshape(3, 3).T)[:, 2].min(), *turn]
+    heights = _turned(lowest, turn)[:, 2]
+    data.qpos[:] = [0, 0, DROP - heights.min(), *turn]
     impact = depth = since = 0.0
     seconds, anchor = np.inf, data.qpos.copy()
     # The second half of the time at rest lets it sink to where it stays.
@@ -77,22 +76,32 @@ def drop(compiled: mujoco.MjModel, quat: tuple[float, ...], lowest: np.ndarray) 
         elif data.time - since > REST_S:
             seconds = min(seconds, data.time)
     sunk = depth if np.isfinite(seconds) else 0.0
-    return Rest(seconds, sunk, impact, float(data.qpos[2]), data.qpos[3:].copy())
+    height = float(data.qpos[2])
+    return Rest(seconds, sunk, impact, height, data.qpos[3:].copy())
+
+
+def _turned(points: np.ndarray, quat: np.ndarray) -> np.ndarray:
+    """Points (n, 3) turned by a quaternion, w x y z."""
+    matrix = np.empty(9)
+    mujoco.mju_quat2Mat(matrix, quat)
+    return points @ matrix.reshape(3, 3).T
 
 
 def _has_moved(before: np.ndarray, after: np.ndarray) -> bool:
     """Whether a body moved or turned by more than `STILL` between two poses, `(7,)` each."""
-    turn = 2 * np.arccos(min(1.0, abs(before[3:] @ after[3:])))
-    return bool(np.linalg.norm(after[:3] - before[:3]) > STILL[0] or turn > STILL[1])
+    most_way, most_turn = STILL
+    way = np.linalg.norm(after[:3] - before[:3])
+    cosine = min(1.0, abs(before[3:] @ after[3:]))
+    turn = 2 * np.arccos(cosine)
+    return bool(way > most_way or turn > most_turn)
 
 
 def grasp_width(hull: np.ndarray, quat: np.ndarray) -> tuple[float, float]:
     """The smallest width between two vertical plates, m, and the direction from one to the other, rad about z."""
-    matrix = np.empty(9)
-    mujoco.mju_quat2Mat(matrix, quat)
-    flat = (hull @ matrix.reshape(3, 3).T)[:, :2]
+    flat = _turned(hull, quat)[:, :2]
     yaws = np.arange(YAWS) * np.pi / YAWS
-    widths = np.ptp(flat @ np.stack([np.cos(yaws), np.sin(yaws)]), axis=0)
+    directions = np.stack([np.cos(yaws), np.sin(yaws)])
+    widths = np.ptp(flat @ directions, axis=0)
     best = int(widths.argmin())
     return float(widths[best]), float(yaws[best])
 
@@ -108,12 +117,11 @@ def measure(
         points: the scan (n, 3), m, freed of outliers, in the frame of the surface.
         compiled: the object on a floor.
     """
-    mesh, size = solid.mesh, extent(points)
+    mesh = solid.mesh
     hull = np.asarray(mesh.convex_hull.vertices) - solid.centre
     falls = [drop(compiled, turn, hull) for turn in TURNS]
-    to_surface = distance_to_surface(mesh, points)
-    to_cloud, _ = KDTree(points).query(sampled(mesh, 5000)[0])
-    width, yaw = grasp_width(hull, falls[0].quat)
+    as_scanned = falls[0]
+    width, yaw = grasp_width(hull, as_scanned.quat)
     return {
         "size": np.ptp(hull, axis=0).tolist(),
         "mass": solid.mass,
@@ -126,22 +134,34 @@ def measure(
         "parts": len(solid.parts),
         "parts_volume": float(sum(part.volume for part in solid.parts)),
         "parts_to_surface": float(_off_parts(mesh, solid.parts).mean()),
-        "cloud_to_surface": float(to_surface.mean()),
-        "cloud_to_surface_95": float(np.percentile(to_surface, 95)),
-        "surface_to_cloud": float(to_cloud.mean()),
-        "distance_fraction": float(to_surface.mean()) / size,
-        # Nothing is made up of a closed mesh, however far apart its vertices are.
-        "unseen_fraction": 0.0 if surface.method == "mesh" else unseen(mesh, points),
+        **_distances(surface, mesh, points),
         "method": surface.method,
         "closing": surface.closing,
         "grasp_width": width,
         "grasp_yaw": yaw,
         "drop": {
-            "seconds": falls[0].seconds if np.isfinite(falls[0].seconds) else None,
+            "seconds": as_scanned.seconds if np.isfinite(as_scanned.seconds) else None,
             "penetration": max(fall.penetration for fall in falls),
             "impact": max(fall.impact for fall in falls),
         },
         "rest": _rest_poses(falls),
+    }
+
+
+def _distances(surface: Surface, mesh: Trimesh, points: np.ndarray) -> dict[str, float]:
+    """How far the points of the scan and the surface are from one another, m and fractions."""
+    to_surface = distance_to_surface(mesh, points)
+    mean_to_surface = float(to_surface.mean())
+    places, _ = sampled(mesh, 5000)
+    to_cloud, _ = KDTree(points).query(places)
+    # Nothing is made up of a closed mesh, however far apart its vertices are.
+    invented = 0.0 if surface.method == "mesh" else unseen(mesh, points)
+    return {
+        "cloud_to_surface": mean_to_surface,
+        "cloud_to_surface_95": float(np.percentile(to_surface, 95)),
+        "surface_to_cloud": float(to_cloud.mean()),
+        "distance_fraction": mean_to_surface / extent(points),
+        "unseen_fraction": invented,
     }
 
 
@@ -150,10 +170,7 @@ def _rest_poses(falls: list[Rest]) -> list[dict[str, Any]]:
     kept: list[Rest] = []
     downs: list[np.ndarray] = []
     for fall in falls:
-        down = np.empty(3)
-        inverse = np.empty(4)
-        mujoco.mju_negQuat(inverse, fall.quat)
-        mujoco.mju_rotVecQuat(down, np.array([0.0, 0.0, -1.0]), inverse)
+        down = _downward(fall.quat)
         same = any(down @ other > np.cos(SAME) for other in downs)
         if np.isfinite(fall.seconds) and not same:
             kept.append(fall)
@@ -161,14 +178,27 @@ def _rest_poses(falls: list[Rest]) -> list[dict[str, Any]]:
     return [{"height": fall.height, "quat": fall.quat.tolist()} for fall in kept]
 
 
+def _downward(quat: np.ndarray) -> np.ndarray:
+    """The direction that is down, (3,), in the frame of a body with this orientation."""
+    inverse = np.empty(4)
+    mujoco.mju_negQuat(inverse, quat)
+    down = np.empty(3)
+    mujoco.mju_rotVecQuat(down, np.array([0.0, 0.0, -1.0]), inverse)
+    return down
+
+
 def _off_parts(mesh: Trimesh, parts: list[Trimesh], count: int = 2000) -> np.ndarray:
     """Distance of places on the surface from the surface of the nearest part, m: how much parts fill or leave out."""
     places, _ = sampled(mesh, count)
     depths = []
     for part in parts:
-        normals, corners = np.asarray(part.face_normals), part.triangles[:, 0]
-        depths.append((places @ normals.T - (corners * normals).sum(-1)).max(1))
-    return np.abs(np.min(depths, axis=0))
+        normals = np.asarray(part.face_normals)
+        corners = part.triangles[:, 0]
+        offsets = (corners * normals).sum(-1)
+        heights = places @ normals.T - offsets
+        depths.append(heights.max(1))
+    nearest = np.min(depths, axis=0)
+    return np.abs(nearest)
 
 
 def check(found: dict[str, Any], most_parts: int, gripper: float) -> list[Finding]:

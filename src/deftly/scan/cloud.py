@@ -36,25 +36,36 @@ class Cloud:
 
 def extent(points: np.ndarray) -> float:
     """The largest side of the box around points."""
-    return float(np.ptp(points, axis=0).max()) if len(points) else 0.0
+    if not len(points):
+        return 0.0
+    sides = np.ptp(points, axis=0)
+    return float(sides.max())
 
 
 def spacing(points: np.ndarray) -> np.ndarray:
     """Distance of each point to its nearest neighbour (n,)."""
-    return KDTree(points).query(points, k=2)[0][:, 1]
+    distances, _ = KDTree(points).query(points, k=2)
+    return distances[:, 1]
+
+
+def typical_spacing(points: np.ndarray) -> float:
+    """The distance of neighbouring points, as its 90th percentile."""
+    return float(np.percentile(spacing(points), 90))
 
 
 def finite(cloud: Cloud) -> Cloud:
     """The points whose coordinates are finite, each once; depth cameras write NaN where they see nothing."""
     good = np.isfinite(cloud.points).all(-1)
     if cloud.normals is None:
-        return Cloud(np.unique(cloud.points[good], axis=0))
+        points = np.unique(cloud.points[good], axis=0)
+        return Cloud(points)
     good &= np.isfinite(cloud.normals).all(-1)
     length = np.linalg.norm(cloud.normals, axis=-1)
     good &= length > 1e-6
-    _, rows = np.unique(cloud.points[good], axis=0, return_index=True)
-    kept = cloud.at(good)
-    return Cloud(kept.points[rows], (kept.normals / length[good, None])[rows])
+    points = cloud.points[good]
+    normals = cloud.normals[good] / length[good, None]
+    _, rows = np.unique(points, axis=0, return_index=True)
+    return Cloud(points[rows], normals[rows])
 
 
 def without_strays(cloud: Cloud, ranges: float = 20.0) -> Cloud:
@@ -65,7 +76,9 @@ def without_strays(cloud: Cloud, ranges: float = 20.0) -> Cloud:
     reach = ranges * (high - low).max()
     if reach == 0:
         return cloud
-    return cloud.at((np.abs(cloud.points - middle) <= reach).all(-1))
+    distances = np.abs(cloud.points - middle)
+    near = (distances <= reach).all(-1)
+    return cloud.at(near)
 
 
 def thinned(cloud: Cloud, count: int) -> Cloud:
@@ -73,12 +86,14 @@ def thinned(cloud: Cloud, count: int) -> Cloud:
     if len(cloud) <= count:
         return cloud
     step = extent(cloud.points) / 1000
+    offsets = cloud.points - cloud.points.min(0)
     while True:
-        cells = np.floor((cloud.points - cloud.points.min(0)) / step).astype(np.int64)
+        cells = np.floor(offsets / step).astype(np.int64)
         _, rows = np.unique(cells, axis=0, return_index=True)
         if len(rows) <= count:
             return cloud.at(np.sort(rows))
-        step *= max(1.1, (len(rows) / count) ** 0.4)
+        excess = len(rows) / count
+        step *= max(1.1, excess**0.4)
 
 
 def denoised(points: np.ndarray, radius: float, most: int = 40) -> np.ndarray:
@@ -90,9 +105,11 @@ def denoised(points: np.ndarray, radius: float, most: int = 40) -> np.ndarray:
     weight = (distance <= radius).astype(float)
     count = weight.sum(-1)
     near = points[rows]
-    centre = np.einsum("nk,nki->ni", weight, near) / count[:, None]
+    total = np.einsum("nk,nki->ni", weight, near)
+    centre = total / count[:, None]
     away = near - centre[:, None]
-    _, axes = np.linalg.eigh(np.einsum("nk,nki,nkj->nij", weight, away, away))
+    covariance = np.einsum("nk,nki,nkj->nij", weight, away, away)
+    _, axes = np.linalg.eigh(covariance)
     normal = axes[:, :, 0]
     off_plane = ((points - centre) * normal).sum(-1)
     off_plane[count < 6] = 0.0
@@ -102,9 +119,12 @@ def denoised(points: np.ndarray, radius: float, most: int = 40) -> np.ndarray:
 def without_outliers(cloud: Cloud, neighbours: int = 8, deviations: float = 4.0) -> Cloud:
     """The points that are about as near to their neighbours as the others (Rusu 2008, statistical outlier removal)."""
     count = min(neighbours + 1, len(cloud))
-    mean = KDTree(cloud.points).query(cloud.points, k=count)[0][:, 1:].mean(-1)
+    distances, _ = KDTree(cloud.points).query(cloud.points, k=count)
+    to_others = distances[:, 1:]
+    mean = to_others.mean(-1)
     typical = np.median(mean)
-    spread = 1.4826 * np.median(np.abs(mean - typical))  # the standard deviation of a normal
+    deviation = np.median(np.abs(mean - typical))
+    spread = 1.4826 * deviation  # the standard deviation of a normal
     return cloud.at(mean <= typical + deviations * spread + typical)
 
 
@@ -112,7 +132,9 @@ def clusters(points: np.ndarray, reach: float) -> list[np.ndarray]:
     """Indices of the points of each connected cluster, the largest first; neighbours are within `reach`."""
     pairs = KDTree(points).query_pairs(reach, output_type="ndarray")
     ones = np.ones(len(pairs), bool)
-    graph = coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(len(points),) * 2)
+    ends = (pairs[:, 0], pairs[:, 1])
+    graph = coo_array((ones, ends), shape=(len(points),) * 2)
     _, labels = connected_components(graph, directed=False)
-    order = np.argsort(-np.bincount(labels), kind="stable")
+    sizes = np.bincount(labels)
+    order = np.argsort(-sizes, kind="stable")
     return [np.flatnonzero(labels == label) for label in order[:100]]

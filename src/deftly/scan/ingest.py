@@ -48,7 +48,8 @@ def ingest(path: Path, settings: ScanSettings) -> list[Ingested]:
         surfaces, how, notes = _things(cloud, settings)
         found, problems = [], []
         for i, thing in enumerate(surfaces):
-            name = name_of(path.stem) + (f"_{i + 1}" if len(surfaces) > 1 else "")
+            number = f"_{i + 1}" if len(surfaces) > 1 else ""
+            name = name_of(path.stem) + number
             try:
                 found.append(_object(name, thing, settings))
             except DeftlyError as error:
@@ -66,7 +67,8 @@ def ingest(path: Path, settings: ScanSettings) -> list[Ingested]:
 
 def name_of(stem: str) -> str:
     """A name for files and bodies."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_")[:60] or "object"
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_")
+    return plain[:60] or "object"
 
 
 # ------------------------------------------------------------------ things
@@ -104,7 +106,8 @@ def _require_body(cloud: Cloud) -> None:
         raise DeftlyError(
             f"it has {len(cloud)} different points that are finite, and a scan has {FEWEST} or more"
         )
-    axes = np.linalg.svd(cloud.points - cloud.points.mean(0), full_matrices=False)[2]
+    centred = cloud.points - cloud.points.mean(0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
     sides = np.ptp(cloud.points @ axes.T, axis=0)
     if sides.min() < THIN * sides.max():
         raise DeftlyError("its points lie in a plane or a line: scan it from more sides")

@@ -38,16 +38,21 @@ def read_stl(file: BinaryIO) -> Cloud:
     count = int.from_bytes(head[80:84], "little")
     size = readers.bytes_left(file)
     if len(head) == STL_HEAD and size == count * STL_TRIANGLE:
-        readers.require_count(count, STL_TRIANGLE, file, "triangles", readers.MAX_FACES)
-        record = np.dtype([("normal", "<f4", (3,)), ("corners", "<f4", (3, 3)), ("colour", "<u2")])
-        found = np.frombuffer(file.read(count * STL_TRIANGLE), record)["corners"].reshape(-1, 3)
-        return welded(found)
+        return _read_stl_binary(file, count)
     if not head.lstrip().lower().startswith(b"solid"):
         raise ValueError(
             f"it promises {count} triangles of {STL_TRIANGLE} bytes, and holds {size} bytes"
         )
     file.seek(0)
     return _read_stl_text(file)
+
+
+def _read_stl_binary(file: BinaryIO, count: int) -> Cloud:
+    readers.require_count(count, STL_TRIANGLE, file, "triangles", readers.MAX_FACES)
+    record = np.dtype([("normal", "<f4", (3,)), ("corners", "<f4", (3, 3)), ("colour", "<u2")])
+    data = file.read(count * STL_TRIANGLE)
+    triangles = np.frombuffer(data, record)["corners"]
+    return welded(triangles.reshape(-1, 3))
 
 
 def _read_stl_text(file: BinaryIO) -> Cloud:

@@ -44,15 +44,7 @@ def read(file: BinaryIO) -> Cloud:
 
 
 def _header(file: BinaryIO) -> Header:
-    lines: dict[str, list[str]] = {}
-    while "DATA" not in lines:
-        line = file.readline(readers.MAX_HEADER)
-        if not line or file.tell() > readers.MAX_HEADER:
-            raise ValueError(
-                "it has no line 'DATA ascii', 'DATA binary' or 'DATA binary_compressed'"
-            )
-        word, *values = line.decode("ascii", "replace").partition("#")[0].split() or [""]
-        lines[word.upper()] = values
+    lines = _header_lines(file)
     data = " ".join(lines["DATA"]).lower()
     if data not in ("ascii", "binary", "binary_compressed"):
         raise ValueError(
@@ -69,12 +61,29 @@ def _header(file: BinaryIO) -> Header:
     return Header(dtype, _count(lines, file), data, rows, columns)
 
 
+def _header_lines(file: BinaryIO) -> dict[str, list[str]]:
+    """The words after the first of each line, by the first in capitals, up to the line DATA."""
+    lines: dict[str, list[str]] = {}
+    while "DATA" not in lines:
+        line = file.readline(readers.MAX_HEADER)
+        if not line or file.tell() > readers.MAX_HEADER:
+            raise ValueError(
+                "it has no line 'DATA ascii', 'DATA binary' or 'DATA binary_compressed'"
+            )
+        content, _, _ = line.decode("ascii", "replace").partition("#")
+        word, *values = content.split() or [""]
+        lines[word.upper()] = values
+    return lines
+
+
 def _count(lines: dict[str, list[str]], file: BinaryIO) -> int:
     """The number of points, by POINTS or by WIDTH times HEIGHT."""
     if "POINTS" in lines:
         count = _integers(lines, "POINTS", 1)[0]
     else:
-        count = _integers(lines, "WIDTH", 1)[0] * _integers(lines, "HEIGHT", 1)[0]
+        width = _integers(lines, "WIDTH", 1)[0]
+        height = _integers(lines, "HEIGHT", 1)[0]
+        count = width * height
     return readers.require_count(count, 0, file, "points")
 
 
@@ -85,12 +94,15 @@ def _record(lines: dict[str, list[str]]) -> tuple[np.dtype, list[int]]:
         raise ValueError("its header has no FIELDS")
     kinds = [kind.upper() for kind in lines.get("TYPE", [])]
     sizes = _integers(lines, "SIZE", len(names))
-    counts = _integers(lines, "COUNT", len(names)) if "COUNT" in lines else [1] * len(names)
+    counts = [1] * len(names)
+    if "COUNT" in lines:
+        counts = _integers(lines, "COUNT", len(names))
     if len(kinds) != len(names):
         raise ValueError(f"it has {len(names)} FIELDS and {len(kinds)} TYPEs")
     fields = []
     for i, (name, kind, size, count) in enumerate(zip(names, kinds, sizes, counts)):
-        if size not in SIZES.get(kind, ()) or not 1 <= count <= MAX_FIELDS:
+        known = size in SIZES.get(kind, ())
+        if not known or not 1 <= count <= MAX_FIELDS:
             raise ValueError(f"its field '{printable(name, 40)}' is of TYPE {kind:.9} SIZE {size}")
         unique = name if name not in names[:i] else f"{name} {i}"  # padding is called _ each time
         number = f"<{TYPES[kind]}{size}"
@@ -100,10 +112,10 @@ def _record(lines: dict[str, list[str]]) -> tuple[np.dtype, list[int]]:
 
 def _integers(lines: dict[str, list[str]], key: str, count: int) -> list[int]:
     words = lines.get(key, [])
-    if len(words) != count or not all(re.fullmatch(r"[+-]?\d{1,18}", word) for word in words):
-        raise ValueError(
-            f"its {key} is '{printable(' '.join(words), 40)}', not {count} whole numbers"
-        )
+    whole = [re.fullmatch(r"[+-]?\d{1,18}", word) for word in words]
+    if len(words) != count or not all(whole):
+        told = printable(" ".join(words), 40)
+        raise ValueError(f"its {key} is '{told}', not {count} whole numbers")
     return [int(word) for word in words]
 
 
@@ -113,26 +125,30 @@ def _read_compressed(file: BinaryIO, header: Header) -> np.ndarray:
     if len(head) < 8:
         raise ValueError("it ends after its header")
     packed, size = struct.unpack("<II", head)
-    if size != header.points * header.dtype.itemsize:
-        raise ValueError(
-            f"it unpacks to {size} bytes, and {header.points} points take {header.points * header.dtype.itemsize}"
-        )
-    if packed > readers.bytes_left(file) or size > EXPANSION * packed:
-        raise ValueError(
-            f"it says that {packed} bytes unpack to {size}, and has {readers.bytes_left(file)}"
-        )
-    if size > readers.MAX_BYTES // 2:
-        raise ValueError(f"it unpacks to {size} bytes, more than are read: thin it")
+    _require_sizes(packed, size, file, header)
     raw = unpack_lzf(file.read(packed), size)
     step = readers.step_for(header.points)
     fields: Any = header.dtype.fields
+    names = header.dtype.names or ()
     found = []
     for column in header.rows.columns:
-        name = (header.dtype.names or ())[column]
-        kind, offset = fields[name][:2]
+        kind, offset = fields[names[column]][:2]
         start = offset * header.points
-        found.append(np.frombuffer(raw, kind, header.points, start)[::step].astype(np.float64))
+        values = np.frombuffer(raw, kind, header.points, start)
+        found.append(values[::step].astype(np.float64))
     return np.stack(found, -1)
+
+
+def _require_sizes(packed: int, size: int, file: BinaryIO, header: Header) -> None:
+    """Raise ValueError unless the points take `size` bytes, and so many can come out of those that are packed."""
+    expected = header.points * header.dtype.itemsize
+    if size != expected:
+        raise ValueError(f"it unpacks to {size} bytes, and {header.points} points take {expected}")
+    left = readers.bytes_left(file)
+    if packed > left or size > EXPANSION * packed:
+        raise ValueError(f"it says that {packed} bytes unpack to {size}, and has {left}")
+    if size > readers.MAX_BYTES // 2:
+        raise ValueError(f"it unpacks to {size} bytes, more than are read: thin it")
 
 
 def unpack_lzf(data: bytes, size: int) -> bytearray:

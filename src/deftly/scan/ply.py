@@ -54,19 +54,31 @@ def read(file: BinaryIO) -> Cloud:
     before = elements[:at]
     if not all(element.plain for element in [*before, vertex]):
         raise ValueError("it has lists before or among its vertices, which is not read")
-    rows = readers.Rows.of([found[0] for found in vertex.properties], ("nx", "ny", "nz"))
-    face = elements[at + 1] if names[at + 1 : at + 2] == ["face"] else None
+    columns = [found[0] for found in vertex.properties]
+    rows = readers.Rows.of(columns, ("nx", "ny", "nz"))
+    has_faces = names[at + 1 : at + 2] == ["face"]
+    face = elements[at + 1] if has_faces else None
     if order == "=":
         return _read_text(file, before, vertex, face, rows)
     for element in before:
         size = element.dtype(order).itemsize
-        file.seek(size * readers.require_count(element.count, size, file, element.name), 1)
+        count = readers.require_count(element.count, size, file, element.name)
+        file.seek(size * count, 1)
+    return _read_binary(file, vertex, face, rows, order)
+
+
+def _read_binary(
+    file: BinaryIO, vertex: Element, face: Element | None, rows: readers.Rows, order: str
+) -> Cloud:
+    """The cloud of a binary file from its vertices on."""
     dtype = vertex.dtype(order)
     readers.require_count(vertex.count, dtype.itemsize, file, "points")
     if face is None or not face.count:
-        return rows.cloud(readers.read_records(file, dtype, vertex.count, rows))
+        records = readers.read_records(file, dtype, vertex.count, rows)
+        return rows.cloud(records)
     _require_mesh(vertex)
-    table = np.frombuffer(file.read(dtype.itemsize * vertex.count), dtype)
+    data = file.read(dtype.itemsize * vertex.count)
+    table = np.frombuffer(data, dtype)
     columns = [table[name] for name in ("x", "y", "z")]
     points = np.stack(columns, -1).astype(np.float64)
     return Cloud(points, None, _read_faces(file, face, order))
@@ -81,8 +93,8 @@ def _header(file: BinaryIO) -> tuple[str, list[Element]]:
         line = file.readline(readers.MAX_HEADER)
         if not line.endswith(b"\n") or file.tell() > readers.MAX_HEADER:
             raise ValueError("its header has no end")
-        words = line.decode("ascii", "replace").split()
-        match words:
+        content = line.decode("ascii", "replace")
+        match content.split():
             case ["end_header"]:
                 break
             case ["format", kind, _] if kind in ORDERS:
@@ -97,16 +109,19 @@ def _header(file: BinaryIO) -> tuple[str, list[Element]]:
             case ["comment" | "obj_info", *_] | []:
                 pass
             case _:
-                raise ValueError(
-                    f"its header has the line '{printable(line.decode('ascii', 'replace'), 80)}'"
-                )
+                raise ValueError(f"its header has the line '{printable(content, 80)}'")
+    _require_unique(elements)
+    if not order:
+        raise ValueError("its header has no format")
+    return order, elements
+
+
+def _require_unique(elements: list[Element]) -> None:
+    """Raise ValueError for an element with two properties of one name."""
     for element in elements:
         names = [found[0] for found in element.properties]
         if len(set(names)) < len(names):
             raise ValueError(f"its element '{printable(element.name, 40)}' has a property twice")
-    if not order:
-        raise ValueError("its header has no format")
-    return order, elements
 
 
 def _number(kind: str) -> str:
@@ -153,7 +168,9 @@ def _require_mesh(vertex: Element) -> None:
 def _require_faces(face: Element, file: BinaryIO) -> None:
     """Raise ValueError for faces that are not lists of points, or too many."""
     readers.require_count(face.count, 1, file, "faces", readers.MAX_FACES)
-    if not face.properties or face.properties[0][0] not in LISTS or len(face.properties[0]) != 3:
+    first = face.properties[0] if face.properties else ()
+    is_list = len(first) == 3
+    if not is_list or first[0] not in LISTS:
         raise ValueError("its faces do not begin with the list 'vertex_indices'")
 
 
@@ -163,18 +180,20 @@ def _read_faces(file: BinaryIO, face: Element, order: str) -> np.ndarray:
     if not all(len(found) == 2 for found in face.properties[1:]):
         raise ValueError("its faces have a second list, which is not read")
     (_, length, item), *others = face.properties
+    kinds = (order + length, order + item)
     rest = [(name, order + kind[0]) for name, *kind in others]
-    triangle = np.dtype([("", order + length), ("corners", order + item, (3,)), *rest])
+    triangle = np.dtype([("", kinds[0]), ("corners", kinds[1], (3,)), *rest])
     start = file.tell()
-    found = np.frombuffer(file.read(triangle.itemsize * face.count), np.uint8)
-    if len(found) == triangle.itemsize * face.count:
+    size = triangle.itemsize * face.count
+    found = np.frombuffer(file.read(size), np.uint8)
+    if len(found) == size:
         records = found.view(triangle)
-        if (records[triangle.names[0]] == 3).all():  # type: ignore[index]
+        counts = records[triangle.names[0]]  # type: ignore[index]
+        if (counts == 3).all():
             return records["corners"].astype(np.int64)
     file.seek(start)
-    return fans(
-        _polygons(file, face.count, (order + length, order + item), np.dtype(rest).itemsize)
-    )
+    polygons = _polygons(file, face.count, kinds, np.dtype(rest).itemsize)
+    return fans(polygons)
 
 
 def _polygons(file: BinaryIO, count: int, kinds: tuple[str, str], skip: int) -> list[list[int]]:
@@ -183,8 +202,10 @@ def _polygons(file: BinaryIO, count: int, kinds: tuple[str, str], skip: int) -> 
     found = []
     for _ in range(count):
         head = file.read(length.itemsize)
-        corners = int(np.frombuffer(head, length)[0]) if len(head) == length.itemsize else -1
+        is_whole = len(head) == length.itemsize
+        corners = int(np.frombuffer(head, length)[0]) if is_whole else -1
         readers.require_count(corners, item.itemsize, file, "corners of a face")
-        found.append(np.frombuffer(file.read(item.itemsize * corners), item).tolist())
+        data = file.read(item.itemsize * corners)
+        found.append(np.frombuffer(data, item).tolist())
         file.seek(skip, 1)
     return found

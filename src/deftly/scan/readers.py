@@ -64,12 +64,14 @@ def _readers() -> dict[str, Callable[[BinaryIO], Cloud]]:
 
 def _bounded(cloud: Cloud) -> Cloud:
     """The cloud with NaN for coordinates that are none; ValueError for triangles of points that it lacks."""
-    points = np.where(np.abs(cloud.points) <= LARGEST, cloud.points, np.nan)
-    if cloud.faces is None or not len(cloud.faces):
+    plausible = np.abs(cloud.points) <= LARGEST
+    points = np.where(plausible, cloud.points, np.nan)
+    faces = cloud.faces
+    if faces is None or not len(faces):
         return Cloud(points, cloud.normals)
-    if cloud.faces.min() < 0 or cloud.faces.max() >= len(points):
+    if faces.min() < 0 or faces.max() >= len(points):
         raise ValueError(f"its triangles name points that are not among its {len(points)}")
-    return Cloud(points, None, cloud.faces)
+    return Cloud(points, None, faces)
 
 
 # ------------------------------------------------------------------ what the formats share
@@ -101,21 +103,24 @@ class Rows:
     def cloud(self, table: np.ndarray) -> Cloud:
         """Of the numbers of `columns`, (n, 3) or (n, 6)."""
         table = table.reshape(-1, len(self.columns)).astype(np.float64, copy=False)
-        return Cloud(table[:, :3], None if self.normal is None else table[:, 3:])
+        normals = None if self.normal is None else table[:, 3:]
+        return Cloud(table[:, :3], normals)
 
 
 def bytes_left(file: BinaryIO) -> int:
     """How many bytes of a file are still to be read."""
-    return os.fstat(file.fileno()).st_size - file.tell()
+    size = os.fstat(file.fileno()).st_size
+    return size - file.tell()
 
 
 def require_count(count: int, size: int, file: BinaryIO, what: str, limit: int = MAX_POINTS) -> int:
     """The count of a header; ValueError unless so many records of at least `size` bytes are in what is left."""
     if not 0 <= count <= limit:
         raise ValueError(f"its header promises {count} {what}, and 0 to {limit} are read")
-    if count * size > bytes_left(file):
+    left = bytes_left(file)
+    if count * size > left:
         raise ValueError(
-            f"its header promises {count} {what} of {size} bytes or more, and it holds {bytes_left(file)} bytes"
+            f"its header promises {count} {what} of {size} bytes or more, and it holds {left} bytes"
         )
     return count
 
@@ -129,13 +134,15 @@ def read_records(file: BinaryIO, dtype: np.dtype, count: int, rows: Rows) -> np.
     """The columns of interest, (kept, 3 or 6), of `count` records of fixed size, every `step_for(count)`-th."""
     step = step_for(count)
     names = [(dtype.names or ())[column] for column in rows.columns]
-    at_once = step * max(1, text.BLOCK // (dtype.itemsize * step))
+    steps_at_once = max(1, text.BLOCK // (dtype.itemsize * step))
+    at_once = step * steps_at_once
     found = []
     for first in range(0, count, at_once):
         size = dtype.itemsize * min(at_once, count - first)
         table = np.frombuffer(file.read(size), dtype)[::step]
         with np.errstate(invalid="ignore"):  # a NaN that signals; who judges the points drops it
-            found.append(np.stack([table[name].astype(np.float64) for name in names], -1))
+            columns = [table[name].astype(np.float64) for name in names]
+        found.append(np.stack(columns, -1))
     return np.concatenate(found) if found else np.empty((0, len(names)))
 
 
@@ -169,10 +176,12 @@ def read_xyz(file: BinaryIO) -> Cloud:
         if rows is None and lines:
             lines = lines[_has_header(lines) :]
             rows = _xyz_rows(lines)
-            step = step_for(len(lines) * math.ceil(bytes_left(file) / text.BLOCK + 1))
+            blocks = math.ceil(bytes_left(file) / text.BLOCK + 1)
+            step = step_for(len(lines) * blocks)
         if rows is None:
             continue
-        found.append(text.numbers(lines[-done % step :: step], rows.columns))
+        kept = lines[-done % step :: step]
+        found.append(text.numbers(kept, rows.columns))
         done += len(lines)
     if rows is None:
         raise ValueError("it holds no points")
@@ -193,10 +202,12 @@ def _xyz_rows(lines: list[str]) -> Rows | None:
     if not lines:
         return None
     table = text.numbers(lines[:1000])
-    if table.shape[1] < 3:
-        raise ValueError(f"it has lines of {table.shape[1]} numbers, and x y z are three")
-    if table.shape[1] in (6, 7):
+    columns = table.shape[1]
+    if columns < 3:
+        raise ValueError(f"it has lines of {columns} numbers, and x y z are three")
+    if columns in (6, 7):
         length = np.linalg.norm(table[:, 3:6], axis=-1)
-        if np.abs(length[np.isfinite(length)] - 1).max(initial=0.0) < 0.02:
+        off_unit = np.abs(length[np.isfinite(length)] - 1)
+        if off_unit.max(initial=0.0) < 0.02:
             return Rows((0, 1, 2), (3, 4, 5))
     return Rows((0, 1, 2), None)

@@ -51,7 +51,8 @@ def write(made: Ingested, folder: Path) -> None:
 
 def page(record: dict[str, Any], images: list[str]) -> str:
     """The page of an object with its record and the names of its pictures."""
-    text = {name: html.escape(str(record[name])) for name in ("name", "source", "units", "method")}
+    shown = ("name", "source", "units", "method")
+    text = {name: html.escape(str(record[name])) for name in shown}
     figures = [
         f'<figure><img src="{name}.png" alt="{PICTURES[name]}"><figcaption>{PICTURES[name]}</figcaption></figure>'
         for name in images
@@ -66,7 +67,7 @@ def page(record: dict[str, Any], images: list[str]) -> str:
         for name, value in record.items()
         if name not in LEFT_OUT
     ]
-    notes = "".join(f"<p class=soft>{html.escape(note)}</p>" for note in record["notes"])
+    notes = [f"<p class=soft>{html.escape(note)}</p>" for note in record["notes"]]
     template = Template(Path(__file__).with_name("report.html").read_text())
     return template.substitute(
         text,
@@ -75,7 +76,7 @@ def page(record: dict[str, Any], images: list[str]) -> str:
         figures="".join(figures),
         checks="".join(checks),
         numbers="".join(numbers),
-        notes=notes,
+        notes="".join(notes),
         version=__version__,
     )
 
@@ -83,7 +84,8 @@ def page(record: dict[str, Any], images: list[str]) -> str:
 def _shown(value: Any) -> str:
     """A number with four digits, a list of them, or words."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(part)}" for key, part in value.items())
+        parts = [f"{key} {_shown(part)}" for key, part in value.items()]
+        return ", ".join(parts)
     if isinstance(value, list):
         return " ".join(_shown(part) for part in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -110,7 +112,9 @@ def _with_points(made: Ingested) -> mujoco.MjSpec:
     radius = 0.006 * max(made.record["size"])
     for point in made.points[::step]:
         geom = spec.body(made.name).add_geom(type=mujoco.mjtGeom.mjGEOM_SPHERE)
-        geom.pos, geom.size, geom.rgba = point, [radius] * 3, [0.15, 0.35, 0.75, 1]
+        geom.pos = point
+        geom.size = [radius] * 3
+        geom.rgba = [0.15, 0.35, 0.75, 1]
         geom.contype = geom.conaffinity = 0
     return spec
 

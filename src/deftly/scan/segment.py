@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial import ConvexHull, Delaunay, KDTree, QhullError
 
-from deftly.scan.cloud import Cloud, clusters, extent, spacing, thinned
+from deftly.scan.cloud import Cloud, clusters, extent, thinned, typical_spacing
 from deftly.scan.settings import Scene
 
 COARSE = 20_000
@@ -72,14 +72,16 @@ def cut(cloud: Cloud, scene: Scene, rng: np.random.Generator) -> list[Thing]:
 
 def _apart(cloud: Cloud, all_one: bool) -> list[Thing]:
     coarse = thinned(cloud, COARSE).points
-    near = 4 * float(np.percentile(spacing(coarse), 90))
+    near = 4 * typical_spacing(coarse)
     reach = max(near, GAP * extent(coarse))
     least = 0.0 if all_one else LEAST_CLUSTER * len(coarse)
     groups = [rows for rows in clusters(coarse, reach) if len(rows) >= least]
     if all_one or len(groups) <= 1:
         kept = coarse[np.concatenate(groups)] if groups else coarse
-        return [Thing(_around(cloud, kept, reach), False)]
-    return [Thing(_around(cloud, coarse[rows], reach / 2), False) for rows in groups]
+        whole = _around(cloud, kept, reach)
+        return [Thing(whole, False)]
+    parts = [_around(cloud, coarse[rows], reach / 2) for rows in groups]
+    return [Thing(part, False) for part in parts]
 
 
 def _around(cloud: Cloud, places: np.ndarray, reach: float) -> Cloud:
@@ -94,7 +96,7 @@ def _around(cloud: Cloud, places: np.ndarray, reach: float) -> Cloud:
 def _on_a_table(cloud: Cloud, rng: np.random.Generator) -> list[Thing]:
     """What stands on the plane on which most points stand: noise of a far plane may look like small things on it."""
     coarse = thinned(cloud, COARSE).points
-    cell = float(np.percentile(spacing(coarse), 90))
+    cell = typical_spacing(coarse)
     if cell > FINE * extent(coarse):
         return []
     left = np.arange(len(coarse))
@@ -104,7 +106,8 @@ def _on_a_table(cloud: Cloud, rng: np.random.Generator) -> list[Thing]:
         if plane is None:
             break
         for side in (1, -1):
-            things = _things_on(_turned(plane, side), coarse, cloud, cell)
+            turned = _turned(plane, side)
+            things = _things_on(turned, coarse, cloud, cell)
             if _points_of(things) > _points_of(best):
                 best = things
         left = np.setdiff1d(left, plane.rows)
@@ -123,69 +126,106 @@ def _plane(
     if len(rows) < max(least, 3):
         return None
     among = points[rows]
-    corners = among[rng.integers(len(among), size=(TRIALS, 3))]
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    length = np.linalg.norm(normals, axis=-1, keepdims=True)
-    normals = np.divide(normals, length, out=np.zeros_like(normals), where=length > 0)
-    votes = [int((np.abs((among - a) @ n) < cell).sum()) for a, n in zip(corners[:, 0], normals)]
-    best = int(np.argmax(votes))
-    on_it = rows[np.abs((among - corners[best, 0]) @ normals[best]) < cell]
-    on_it = on_it[clusters(points[on_it], 3 * cell)[0]]
+    near = _on_best_plane(among, cell, rng)
+    on_it = rows[near]
+    together = clusters(points[on_it], 3 * cell)
+    on_it = on_it[together[0]]
     if len(on_it) < least:
         return None
-    centre = points[on_it].mean(0)
-    _, _, axes = np.linalg.svd(points[on_it] - centre, full_matrices=False)
+    found = points[on_it]
+    centre = found.mean(0)
+    _, _, axes = np.linalg.svd(found - centre, full_matrices=False)
     axes[2] = np.cross(axes[0], axes[1])
     return Plane(centre, axes, on_it)
 
 
+def _on_best_plane(points: np.ndarray, cell: float, rng: np.random.Generator) -> np.ndarray:
+    """Which points are within `cell`, m, of the plane through three of them that has the most, by RANSAC."""
+    corners = points[rng.integers(len(points), size=(TRIALS, 3))]
+    first = corners[:, 0]
+    one_side = corners[:, 1] - first
+    other_side = corners[:, 2] - first
+    normals = np.cross(one_side, other_side)
+    length = np.linalg.norm(normals, axis=-1, keepdims=True)
+    normals = np.divide(normals, length, out=np.zeros_like(normals), where=length > 0)
+    votes = []
+    for corner, normal in zip(first, normals):
+        inliers = np.abs((points - corner) @ normal) < cell
+        votes.append(int(inliers.sum()))
+    best = int(np.argmax(votes))
+    return np.abs((points - first[best]) @ normals[best]) < cell
+
+
 def _turned(plane: Plane, side: int) -> Plane:
     """The plane with its normal as it is, or to the other side."""
-    return plane._replace(axes=plane.axes * np.array([[1], [side], [side]]))
+    signs = np.array([[1], [side], [side]])
+    return plane._replace(axes=plane.axes * signs)
 
 
 def _things_on(plane: Plane, coarse: np.ndarray, cloud: Cloud, cell: float) -> list[Thing]:
     local = plane.local(coarse)
     table = local[plane.rows, :2]
-    outline, inner = _outline(table, 1.0), _outline(table, INNER)
+    outline = _outline(table, 1.0)
+    inner = _outline(table, INNER)
     if outline is None or inner is None:
         return []
-    above = np.flatnonzero((local[:, 2] > 2 * cell) & (outline.find_simplex(local[:, :2]) >= 0))
+    high_enough = local[:, 2] > 2 * cell
+    over_table = outline.find_simplex(local[:, :2]) >= 0
+    above = np.flatnonzero(high_enough & over_table)
     if not len(above):
         return []
     found = []
     sides = np.ptp(table, axis=0)
-    least_height = max(LEAST_HEIGHT[0] * cell, LEAST_HEIGHT[1] * sides.max())
     for rows in clusters(local[above], 3 * cell):
         thing = local[above[rows]]
-        low, high = thing[:, 2].min(), thing[:, 2].max()
-        if len(rows) < LEAST_POINTS or low > 6 * cell or high < least_height:
+        if not _stands(thing, sides, cell):
             continue
-        if (inner.find_simplex(thing[:, :2]) < 0).mean() > 0.5:
+        at_border = inner.find_simplex(thing[:, :2]) < 0
+        if at_border.mean() > 0.5:
             continue  # it stands along the border: another side of the same thing
-        if (np.ptp(thing[:, :2], axis=0) > LARGEST_THING * sides).any():
+        thing_sides = np.ptp(thing[:, :2], axis=0)
+        if (thing_sides > LARGEST_THING * sides).any():
             return []  # the plane is a side of this
-        found.append(Thing(_standing(plane, cloud, thing, cell), True))
+        own = _standing(plane, cloud, thing, cell)
+        found.append(Thing(own, True))
     return found
+
+
+def _stands(thing: np.ndarray, sides: np.ndarray, cell: float) -> bool:
+    """Whether points (n, 3) in the frame of a table with these sides, m, are a thing on it: no bump, nor in the air."""
+    heights = thing[:, 2]
+    cells, fraction = LEAST_HEIGHT
+    least_height = max(cells * cell, fraction * sides.max())
+    touches_table = heights.min() <= 6 * cell
+    is_high = heights.max() >= least_height
+    return bool(len(thing) >= LEAST_POINTS and touches_table and is_high)
 
 
 def _outline(table: np.ndarray, scale: float) -> Delaunay | None:
     """The convex outline of a table, scaled about its middle, to find what is within; None if it is a line."""
     try:
         middle = table.mean(0)
-        return Delaunay(middle + scale * (table[ConvexHull(table).vertices] - middle))
+        corners = table[ConvexHull(table).vertices]
+        return Delaunay(middle + scale * (corners - middle))
     except QhullError:
         return None
 
 
 def _standing(plane: Plane, cloud: Cloud, thing: np.ndarray, cell: float) -> Cloud:
     """All points of a thing in the table's frame, its middle above the origin."""
-    low, high = thing.min(0) - 2 * cell, thing.max(0) + 2 * cell
+    low = thing.min(0) - 2 * cell
+    high = thing.max(0) + 2 * cell
     local = plane.local(cloud.points)
-    inside = ((local > low) & (local < high)).all(-1) & (local[:, 2] > cell)
-    normals = None if cloud.normals is None else (cloud.normals @ plane.axes.T)[inside]
-    own = _around(Cloud(local[inside], normals), thing, 2 * cell)
-    middle = np.array([*own.points[:, :2].mean(0), 0.0])
+    in_box = ((local > low) & (local < high)).all(-1)
+    inside = in_box & (local[:, 2] > cell)
+    normals = None
+    if cloud.normals is not None:
+        local_normals = cloud.normals @ plane.axes.T
+        normals = local_normals[inside]
+    boxed = Cloud(local[inside], normals)
+    own = _around(boxed, thing, 2 * cell)
+    x, y = own.points[:, :2].mean(0)
+    middle = np.array([x, y, 0.0])
     return Cloud(own.points - middle, own.normals)
 
 
@@ -195,15 +235,22 @@ def grounded(cloud: Cloud) -> Cloud:
     The walls reach down from points that are nearer to the table than a quarter of the thing's height.
     """
     points = cloud.points
-    step = max(float(np.percentile(spacing(points), 90)), extent(points) / 100)
-    cells, column = np.unique(np.rint(points[:, :2] / step), axis=0, return_inverse=True)
+    heights = points[:, 2]
+    step = max(typical_spacing(points), extent(points) / 100)
+    indices = np.rint(points[:, :2] / step)
+    cells, column = np.unique(indices, axis=0, return_inverse=True)
+    corners = cells * step
     lowest = np.full(len(cells), np.inf)
-    np.minimum.at(lowest, column, points[:, 2])
-    low = lowest < points[:, 2].max() / 4
-    walls = [
-        np.column_stack([np.broadcast_to(cell * step, (count, 2)), np.arange(1, count + 1) * step])
-        for cell, height in zip(cells[low], lowest[low])
-        if (count := int(height / step)) > 0
-    ]
-    base = np.column_stack([cells * step, np.zeros(len(cells))])
+    np.minimum.at(lowest, column, heights)
+    low = lowest < heights.max() / 4
+    walls = [_wall(xy, height, step) for xy, height in zip(corners[low], lowest[low])]
+    base = np.column_stack([corners, np.zeros(len(cells))])
     return Cloud(np.concatenate([points, base, *walls]))
+
+
+def _wall(xy: np.ndarray, height: float, step: float) -> np.ndarray:
+    """Points (n, 3), m, one above the other from the table up to a height, every `step`; none below one step."""
+    count = max(0, int(height / step))
+    levels = np.arange(1, count + 1) * step
+    columns = np.broadcast_to(xy, (count, 2))
+    return np.column_stack([columns, levels])

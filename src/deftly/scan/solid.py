@@ -67,10 +67,12 @@ def as_mesh(cloud: Cloud) -> Trimesh:
     """The triangles of a cloud, without those that are lines or twice there; equal points are one."""
     good = np.asarray(np.isfinite(cloud.points).all(-1))
     assert cloud.faces is not None
-    faces = cloud.faces[good[cloud.faces].all(-1)]
-    mesh = Trimesh(np.nan_to_num(cloud.points), faces, process=False)
+    all_good = good[cloud.faces].all(-1)
+    points = np.nan_to_num(cloud.points)
+    mesh = Trimesh(points, cloud.faces[all_good], process=False)
     mesh.merge_vertices(merge_tex=True, merge_norm=True)
-    mesh.update_faces(mesh.unique_faces() & mesh.nondegenerate_faces(height=None))  # type: ignore[arg-type]
+    proper = mesh.nondegenerate_faces(height=None)  # type: ignore[arg-type]
+    mesh.update_faces(mesh.unique_faces() & proper)
     mesh.remove_unreferenced_vertices()
     return mesh
 
@@ -79,19 +81,24 @@ def as_cloud(mesh: Trimesh) -> Cloud:
     """Points all over a mesh that bounds no solid, with normals if its faces agree on what is outside."""
     places, faces = sampled(mesh, SAMPLED)
     agrees = mesh.is_winding_consistent and mesh.body_count == 1
-    return Cloud(places, np.asarray(mesh.face_normals[faces]) if agrees else None)
+    normals = np.asarray(mesh.face_normals[faces]) if agrees else None
+    return Cloud(places, normals)
 
 
 def _overlaps(mesh: Trimesh) -> bool:
     """Whether some ray along z enters a closed mesh again before it has left it, or leaves it first."""
     corners = np.asarray(mesh.triangles, float)
     low, high = mesh.bounds
+    lowest_x = corners[:, :, 0].min(1)
+    highest_x = corners[:, :, 0].max(1)
     for i in range(RAYS):
         x = low[0] + (i + 0.4142) / RAYS * (high[0] - low[0])
-        near = corners[(corners[:, :, 0].min(1) <= x) & (corners[:, :, 0].max(1) >= x)]
+        crossed = (lowest_x <= x) & (highest_x >= x)
+        near = corners[crossed]
         for j in range(RAYS):
             y = low[1] + (j + 0.7321) / RAYS * (high[1] - low[1])
-            if not set(_winding(near, x, y)) <= {0, 1}:
+            windings = set(_winding(near, x, y))
+            if not windings <= {0, 1}:
                 return True
     return False
 
@@ -101,10 +108,13 @@ def _winding(corners: np.ndarray, x: float, y: float) -> np.ndarray:
     a, b, c = (corners[:, k, :2] - (x, y) for k in range(3))
     weights = np.stack([_cross(b, c), _cross(c, a), _cross(a, b)], -1)
     hit = (weights > 0).all(-1) | (weights < 0).all(-1)
-    total = weights[hit].sum(-1)
-    height = (weights[hit] * corners[hit][:, :, 2]).sum(-1) / total
+    weights = weights[hit]
+    heights = corners[hit][:, :, 2]
+    total = weights.sum(-1)
+    height = (weights * heights).sum(-1) / total
     turns = np.where(total > 0, -1, 1)  # a face that looks up is where the ray leaves
-    return np.cumsum(turns[np.argsort(height)])
+    from_below = np.argsort(height)
+    return np.cumsum(turns[from_below])
 
 
 def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -126,7 +136,8 @@ def simplified(mesh: Trimesh, faces: int) -> Trimesh:
             target_count=count,
         )
         found = manifold(np.asarray(points), np.asarray(triangles, np.int64))
-        if found.is_watertight and abs(found.volume / mesh.volume - 1) < KEPT_VOLUME:
+        change = abs(found.volume / mesh.volume - 1)
+        if found.is_watertight and change < KEPT_VOLUME:
             return found
         count *= 2
     return mesh
@@ -142,25 +153,36 @@ def manifold(points: np.ndarray, faces: np.ndarray) -> Trimesh:
         faces: (m, 3) indices of points; at each edge as many faces to either side.
     """
     faces = _without_flaps(faces)
-    tails, heads = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
+    tails = faces.ravel()
     corners = np.arange(faces.size)
     next_corners = np.roll(corners.reshape(-1, 3), -1, axis=1).ravel()
-    edges = np.sort(np.stack([tails, heads], -1), axis=-1)
-    _, edge, count = np.unique(edges, axis=0, return_inverse=True, return_counts=True)
-    order = np.argsort(edge, kind="stable")
-    simple = order[count[edge[order]] == 2].reshape(-1, 2)
-    pinched = order[count[edge[order]] > 2]
-    groups = np.split(pinched, np.flatnonzero(np.diff(edge[pinched])) + 1)
-    pairs = [simple, *(_paired(points, faces, tails, heads, group) for group in groups)]
-    one, other = np.concatenate(pairs).T
-    same = np.concatenate(
-        [[corners[one], next_corners[other]], [next_corners[one], corners[other]]], 1
-    )
-    graph = coo_array((np.ones(same.shape[1], bool), tuple(same)), shape=(faces.size,) * 2)
+    one, other = _neighbours(points, faces).T
+    tail_to_head = [corners[one], next_corners[other]]
+    head_to_tail = [next_corners[one], corners[other]]
+    same = np.concatenate([tail_to_head, head_to_tail], 1)
+    ones = np.ones(same.shape[1], bool)
+    graph = coo_array((ones, tuple(same)), shape=(faces.size,) * 2)
     total, label = connected_components(graph, directed=False)
     places = np.empty((total, 3))
     places[label] = points[tails]
-    return largest(Trimesh(places, label.reshape(-1, 3), process=False))
+    parted = Trimesh(places, label.reshape(-1, 3), process=False)
+    return largest(parted)
+
+
+def _neighbours(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Pairs of half-edges (k, 2), as indices into `faces.ravel()`, at which a sheet goes on from face to face."""
+    tails = faces.ravel()
+    heads = np.roll(faces, -1, axis=1).ravel()
+    edges = np.sort(np.stack([tails, heads], -1), axis=-1)
+    _, edge, count = np.unique(edges, axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(edge, kind="stable")
+    faces_there = count[edge[order]]
+    simple = order[faces_there == 2].reshape(-1, 2)
+    pinched = order[faces_there > 2]
+    borders = np.flatnonzero(np.diff(edge[pinched])) + 1
+    groups = np.split(pinched, borders)
+    pairs = [_paired(points, faces, tails, heads, group) for group in groups]
+    return np.concatenate([simple, *pairs])
 
 
 def _without_flaps(faces: np.ndarray) -> np.ndarray:
@@ -181,21 +203,30 @@ def _paired(
     """Half-edges (2 k,) of one edge in pairs (k, 2) that run against each other, each the next around the edge."""
     if not len(members):
         return np.empty((0, 2), np.int64)
-    a, b = sorted((tails[members[0]], heads[members[0]]))
+    first = members[0]
+    a, b = sorted((tails[first], heads[first]))
     axis = points[b] - points[a]
     third = faces[members // 3].sum(1) - a - b
-    away = points[third] - points[a]
-    across = away - (away @ axis / (axis @ axis))[:, None] * axis
-    side = np.cross(axis, across[0])
-    angle = np.arctan2(
-        across @ side * np.linalg.norm(across[0]), across @ across[0] * np.linalg.norm(side)
-    )
+    angle = _angles(axis, points[third] - points[a])
     turn = members[np.argsort(angle, kind="stable")]
-    turn = np.roll(turn, -int(np.flatnonzero(tails[turn] == a)[0]))
-    forward, backward = turn[tails[turn] == a], turn[tails[turn] != a]
+    first_forward = np.flatnonzero(tails[turn] == a)[0]
+    turn = np.roll(turn, -int(first_forward))
+    is_forward = tails[turn] == a
+    forward, backward = turn[is_forward], turn[~is_forward]
     if len(forward) != len(backward):  # it is no border of a solid: `is_watertight` will say so
         return np.empty((0, 2), np.int64)
     return np.stack([forward, backward], -1)
+
+
+def _angles(axis: np.ndarray, away: np.ndarray) -> np.ndarray:
+    """Angles about an axis (3,) of vectors (n, 3) from the first of them on, rad."""
+    along = away @ axis / (axis @ axis)
+    across = away - along[:, None] * axis
+    zero = across[0]
+    side = np.cross(axis, zero)
+    sine = across @ side * np.linalg.norm(zero)
+    cosine = across @ zero * np.linalg.norm(side)
+    return np.arctan2(sine, cosine)
 
 
 def body(surface: Surface, density: float, mass: float | None, parts: int, seed: int) -> Solid:

@@ -18,7 +18,7 @@ from scipy.spatial import ConvexHull, KDTree
 from trimesh import Trimesh
 
 from deftly.errors import DeftlyError
-from deftly.scan.cloud import Cloud, denoised, extent, spacing
+from deftly.scan.cloud import Cloud, denoised, extent, typical_spacing
 
 CELLS, MOST_CELLS = 160, 350_000
 """Of the grid: at most so many along the largest extent of the cloud, and about so many in the box around it."""
@@ -66,7 +66,8 @@ class Grid(NamedTuple):
 
     def cells(self, places: np.ndarray) -> np.ndarray:
         """Indices (n, 3) of the cells nearest to positions (n, 3), m."""
-        return np.rint((places - self.origin) / self.step).astype(np.int64)
+        index = (places - self.origin) / self.step
+        return np.rint(index).astype(np.int64)
 
 
 def reconstruct(cloud: Cloud) -> Surface:
@@ -85,16 +86,20 @@ def shrink_wrap(cloud: Cloud) -> Surface:
     """The surface of what a ball cannot reach; see the module. Raises DeftlyError for points in a plane."""
     step = _step(cloud.points)
     points = denoised(cloud.points, 1.5 * step)
-    radius = max(BALL * float(np.percentile(spacing(points), 90)), 2 * step)
+    ball = BALL * typical_spacing(points)
+    radius = max(ball, 2 * step)
     grid = _grid(points, step, radius + 3 * step)
     nearest = _nearest(grid, points)
-    away = np.linalg.norm(_offsets(grid, nearest), axis=-1)
+    offsets = _offsets(grid, nearest)
+    away = np.linalg.norm(offsets, axis=-1)
     outside, closing = _outside(grid, away, radius)
+    volume = _volume(grid, outside, away, radius)
     mesh = None
-    if _volume(grid, outside, away, radius) > FLAT * convex_volume(points):
+    if volume > FLAT * convex_volume(points):
         mesh = _wrapped(grid, nearest, radius, outside)
     if mesh is None:
-        return Surface(_convex(points), "convex hull", "closed by its convex hull")
+        hull = _convex(points)
+        return Surface(hull, "convex hull", "closed by its convex hull")
     return Surface(mesh, "shrink-wrap", closing)
 
 
@@ -110,12 +115,18 @@ def _outside(grid: Grid, away: np.ndarray, radius: float) -> tuple[np.ndarray, s
     reached = _reached(free)
     volume = _volume(grid, reached, away, radius)
     occlusion = _occlusion(~free)
-    closed = [_reached(free & (occlusion < threshold)) for threshold in OCCLUDED]
-    sheet = float((away < grid.step).sum()) * grid.step**3
-    if volume > max(sheet / 2, SANE * _volume(grid, closed[0], away, radius)):
+    closed = []
+    for threshold in OCCLUDED:
+        visible = occlusion < threshold
+        closed.append(_reached(free & visible))
+    least_closed = _volume(grid, closed[0], away, radius)
+    cells_on_sheet = float((away < grid.step).sum())
+    sheet = cells_on_sheet * grid.step**3
+    if volume > max(sheet / 2, SANE * least_closed):
         return reached, ""
     volumes = [_volume(grid, outside, away, radius) for outside in closed]
-    best = next(i for i, found in enumerate(volumes) if found >= SANE * volumes[-1])
+    least = SANE * volumes[-1]
+    best = next(i for i, found in enumerate(volumes) if found >= least)
     return closed[best], f"closed where {OCCLUDED[best]:.0%} of all directions meet the scan"
 
 
@@ -123,19 +134,26 @@ def _volume(grid: Grid, outside: np.ndarray, away: np.ndarray, radius: float) ->
     """About the volume of what is not outside when the outside is grown back by the ball, except at holes, m3."""
     touching = outside & (away < radius + 2 * grid.step)
     depth = np.asarray(ndimage.distance_transform_edt(~touching))
-    return float((~outside & (depth * grid.step > radius)).sum()) * grid.step**3
+    beyond_ball = depth * grid.step > radius
+    inside = ~outside & beyond_ball
+    return float(inside.sum()) * grid.step**3
 
 
 def _step(points: np.ndarray) -> float:
     """The edge of the grid's cells, m: no finer than the points, nor than there is memory and time for."""
-    box = float(np.prod(np.ptp(points, axis=0) + extent(points) / 10))
-    sparse = float(np.percentile(spacing(points), 90)) / 3
-    return max(extent(points) / CELLS, sparse, (box / MOST_CELLS) ** (1 / 3))
+    longest = extent(points)
+    sides = np.ptp(points, axis=0) + longest / 10
+    box = float(np.prod(sides))
+    finest_in_memory = (box / MOST_CELLS) ** (1 / 3)
+    finest_of_points = typical_spacing(points) / 3
+    return max(longest / CELLS, finest_of_points, finest_in_memory)
 
 
 def _grid(points: np.ndarray, step: float, margin: float) -> Grid:
-    low, high = points.min(0) - margin, points.max(0) + margin
-    shape = tuple(int(n) for n in np.ceil((high - low) / step) + 1)
+    low = points.min(0) - margin
+    high = points.max(0) + margin
+    counts = np.ceil((high - low) / step) + 1
+    shape = tuple(int(n) for n in counts)
     return Grid(low, step, shape)
 
 
@@ -156,15 +174,18 @@ def _spread(grid: Grid, cells: np.ndarray, values: np.ndarray) -> np.ndarray:
     where: Any = ndimage.distance_transform_edt(empty, return_distances=False, return_indices=True)
     row = np.zeros(grid.shape, np.int32)
     row.flat[cells] = np.arange(len(cells))
-    return values[row[tuple(where)]]
+    nearest_row = row[tuple(where)]
+    return values[nearest_row]
 
 
 def _offsets(grid: Grid, places: np.ndarray) -> np.ndarray:
     """From `places` (*grid.shape, 3) to the cells, m."""
-    axes = np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij", sparse=True)
+    indices = [np.arange(n) for n in grid.shape]
+    axes = np.meshgrid(*indices, indexing="ij", sparse=True)
     offsets = np.empty_like(places)
     for i, axis in enumerate(axes):
-        offsets[..., i] = grid.origin[i] + grid.step * axis - places[..., i]
+        coordinate = grid.origin[i] + grid.step * axis
+        offsets[..., i] = coordinate - places[..., i]
     return offsets
 
 
@@ -172,28 +193,35 @@ def _reached(free: np.ndarray) -> np.ndarray:
     """Which free cells are connected to the border of the grid."""
     found: Any = ndimage.label(free)
     labels = found[0]
-    return free & (labels == labels[0, 0, 0])
+    at_corner = labels[0, 0, 0]
+    return free & (labels == at_corner)
 
 
 def _wrapped(grid: Grid, nearest: np.ndarray, radius: float, outside: np.ndarray) -> Trimesh | None:
     """The surface at a distance of `radius` from the places that the ball's centre reached, grown back by it."""
     edge = outside & ndimage.binary_dilation(~outside)
     cells = np.flatnonzero(edge)
-    places = grid.places(np.stack(np.unravel_index(cells, grid.shape), -1))
-    away = places - nearest[edge]
+    index = np.stack(np.unravel_index(cells, grid.shape), -1)
+    places = grid.places(index)
+    contacts = nearest[edge]
+    away = places - contacts
     length = np.linalg.norm(away, axis=-1, keepdims=True)
-    on_ball = nearest[edge] + radius * away / length
+    on_ball = contacts + radius * away / length
     touches = length[:, 0] < radius + 2 * grid.step  # else it is at a hole that was closed
     depth = _depth(grid, cells[touches], on_ball[touches]) - radius
     if not touches.all():
-        depth = np.minimum(depth, _depth(grid, cells[~touches], places[~touches]))
+        closed = ~touches
+        depth_of_holes = _depth(grid, cells[closed], places[closed])
+        depth = np.minimum(depth, depth_of_holes)
     depth[outside] = -grid.step
     return _level(grid, depth)
 
 
 def _depth(grid: Grid, cells: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Distance of each cell to the nearest of `places`, each of which is in one of `cells`, m."""
-    return np.linalg.norm(_offsets(grid, _spread(grid, cells, places)), axis=-1)
+    nearest = _spread(grid, cells, places)
+    offsets = _offsets(grid, nearest)
+    return np.linalg.norm(offsets, axis=-1)
 
 
 def _occlusion(solid: np.ndarray) -> np.ndarray:
@@ -209,8 +237,9 @@ def _directions() -> list[tuple[tuple[int, int, int], float]]:
     found = {}
     for (a, b, c), weight in DIRECTIONS.items():
         for order in ((a, b, c), (b, c, a), (c, a, b)):
-            for signs in np.ndindex(2, 2, 2):
-                turned = tuple(int(n * (1 - 2 * s)) for n, s in zip(order, signs))
+            for negative in np.ndindex(2, 2, 2):
+                signs = [1 - 2 * flag for flag in negative]
+                turned = tuple(int(n * sign) for n, sign in zip(order, signs))
                 found[turned] = weight
     return list(found.items())
 
@@ -218,9 +247,10 @@ def _directions() -> list[tuple[tuple[int, int, int], float]]:
 def _blocked(solid: np.ndarray, direction: tuple[int, int, int]) -> np.ndarray:
     """Which cells meet a solid cell in a direction, an integer vector."""
     blocked = solid.copy()
-    reach = max(n // abs(d) for n, d in zip(solid.shape, direction) if d)
+    reaches = [n // abs(d) for n, d in zip(solid.shape, direction) if d]
+    reach = int(max(reaches))
     shift = np.array(direction)
-    for _ in range(int(reach).bit_length()):  # each round doubles how far is seen
+    for _ in range(reach.bit_length()):  # each round doubles how far is seen
         here, there = _overlap(solid.shape, shift)
         blocked[here] |= blocked[there].copy()
         shift = 2 * shift
@@ -229,9 +259,14 @@ def _blocked(solid: np.ndarray, direction: tuple[int, int, int]) -> np.ndarray:
 
 def _overlap(shape: tuple[int, ...], shift: np.ndarray) -> tuple[tuple[slice, ...], ...]:
     """The cells that have one at `shift` from them, and those there."""
-    here = tuple(slice(max(0, -s), max(0, n - max(0, s))) for n, s in zip(shape, shift))
-    there = tuple(slice(max(0, s), max(0, n - max(0, -s))) for n, s in zip(shape, shift))
-    return here, there
+    here = []
+    there = []
+    for n, s in zip(shape, shift):
+        forward = max(0, s)
+        backward = max(0, -s)
+        here.append(slice(backward, max(0, n - forward)))
+        there.append(slice(forward, max(0, n - backward)))
+    return tuple(here), tuple(there)
 
 
 # ------------------------------------------------------------------ with normals
@@ -242,25 +277,29 @@ def poisson(cloud: Cloud) -> Surface | None:
     points, normals = cloud.points, cloud.normals
     assert normals is not None
     step = _step(points)
-    near = spacing(points)
-    blur = max(1.0, float(np.percentile(near, 90)) / step)
+    blur = max(1.0, typical_spacing(points) / step)
     grid = _grid(points, step, extent(points) / 4)
     areas = _areas(points)
-    field = _indicator(grid, points, normals * areas[:, None], blur)
-    at_points = ndimage.map_coordinates(field, grid.cells(points).T, order=1)
+    flux = normals * areas[:, None]
+    field = _indicator(grid, points, flux, blur)
+    cells = grid.cells(points)
+    at_points = ndimage.map_coordinates(field, cells.T, order=1)
     field -= np.average(at_points, weights=areas)
-    inward = np.average(((points - points.mean(0)) * normals).sum(-1), weights=areas) < 0
+    outwardness = ((points - points.mean(0)) * normals).sum(-1)
+    inward = np.average(outwardness, weights=areas) < 0
     mesh = _level(grid, -field if inward else field)
     if mesh is None or not _fits(mesh, points, normals):
         return None
-    closing = "closed where half of all directions meet the scan"
-    return Surface(mesh, "Poisson", closing if unseen(mesh, points) > 0.02 else "")
+    was_open = unseen(mesh, points) > 0.02
+    closing = "closed where half of all directions meet the scan" if was_open else ""
+    return Surface(mesh, "Poisson", closing)
 
 
 def _areas(points: np.ndarray, neighbours: int = 8) -> np.ndarray:
     """The area that each point stands for (n,), m2: of the disc of its neighbours, by their number."""
     count = min(neighbours, len(points) - 1)
-    reach = KDTree(points).query(points, k=count + 1)[0][:, -1]
+    distances, _ = KDTree(points).query(points, k=count + 1)
+    reach = distances[:, -1]
     return np.pi * reach**2 / count
 
 
@@ -270,14 +309,16 @@ def _indicator(grid: Grid, points: np.ndarray, flux: np.ndarray, blur: float) ->
     waves = np.meshgrid(*frequencies, indexing="ij", sparse=True)
     square = np.asarray(sum(wave**2 for wave in waves))
     square[0, 0, 0] = 1.0
-    index = tuple(grid.cells(points).T)
+    cells = grid.cells(points)
+    index = tuple(cells.T)
     total = np.zeros(grid.shape, complex)
     for axis, wave in enumerate(waves):
         density = np.zeros(grid.shape)
         np.add.at(density, index, flux[:, axis] / grid.step**3)
         spectrum: Any = fft.fftn(density)
         total += 1j * wave * spectrum
-    smooth = np.exp(-square * (blur * grid.step) ** 2 / 2)
+    width = blur * grid.step
+    smooth = np.exp(-square * width**2 / 2)
     solution: Any = fft.ifftn(total * smooth / square)
     return solution.real
 
@@ -287,12 +328,15 @@ def _fits(mesh: Trimesh, points: np.ndarray, normals: np.ndarray) -> bool:
     hull = convex_volume(points)
     if not FLAT * hull < mesh.volume < 1.15 * hull:
         return False
-    if distance_to_surface(mesh, points).mean() > 0.02 * extent(points):
+    distances = distance_to_surface(mesh, points)
+    if distances.mean() > 0.02 * extent(points):
         return False
     places, faces = sampled(mesh, 10_000)
-    nearest = KDTree(places).query(points)[1]
-    along = (mesh.face_normals[faces[nearest]] * normals).sum(-1) > 0
-    return bool(max(along.mean(), 1 - along.mean()) > AGREEING)
+    _, nearest = KDTree(places).query(points)
+    mesh_normals = mesh.face_normals[faces[nearest]]
+    along = (mesh_normals * normals).sum(-1) > 0
+    agreeing = max(along.mean(), 1 - along.mean())
+    return bool(agreeing > AGREEING)
 
 
 # ------------------------------------------------------------------ surfaces
@@ -302,10 +346,12 @@ def _level(grid: Grid, field: np.ndarray) -> Trimesh | None:
     """The zero level of a field that is positive inside, m; its largest piece, smoothed. None if there is none."""
     from skimage.measure import marching_cubes
 
-    field = np.pad(field.astype(np.float32), 1, constant_values=float(-grid.step))
+    outside = float(-grid.step)
+    field = np.pad(field.astype(np.float32), 1, constant_values=outside)
     if field.max() <= 0:
         return None
-    vertices, faces, _, _ = marching_cubes(field, 0.0, spacing=(grid.step,) * 3)
+    spacings = (grid.step,) * 3
+    vertices, faces, _, _ = marching_cubes(field, 0.0, spacing=spacings)
     mesh = Trimesh(vertices + grid.origin - grid.step, faces, process=False)
     return smoothed(largest(mesh))
 
@@ -316,7 +362,8 @@ def largest(mesh: Trimesh) -> Trimesh:
 
     labels = connected_component_labels(mesh.face_adjacency, node_count=len(mesh.faces))
     areas = np.bincount(labels, mesh.area_faces)
-    piece = mesh.submesh([np.flatnonzero(labels == areas.argmax())], append=True)
+    faces = np.flatnonzero(labels == areas.argmax())
+    piece = mesh.submesh([faces], append=True)
     assert isinstance(piece, Trimesh)
     if piece.volume < 0:
         piece.invert()
@@ -346,7 +393,9 @@ def distance_to_surface(mesh: Trimesh, points: np.ndarray, samples: int = 30_000
     """Distance of points to a surface, m (n,): to the plane through the nearest of many samples on it."""
     places, faces = sampled(mesh, samples)
     distance, row = KDTree(places).query(points)
-    off_plane = np.abs(((points - places[row]) * mesh.face_normals[faces[row]]).sum(-1))
+    offsets = points - places[row]
+    normals = mesh.face_normals[faces[row]]
+    off_plane = np.abs((offsets * normals).sum(-1))
     reach = 2 * np.sqrt(mesh.area / samples)
     return np.where(distance < reach, off_plane, distance)
 
@@ -361,6 +410,7 @@ def sampled(mesh: Trimesh, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def unseen(mesh: Trimesh, points: np.ndarray) -> float:
     """The fraction of a surface that no point of the scan is near: what was made up where the cloud is open."""
-    far = SEEN * float(np.percentile(spacing(points), 90)) + _step(points)
+    far = SEEN * typical_spacing(points) + _step(points)
     places, _ = sampled(mesh, 5000)
-    return float((KDTree(points).query(places)[0] > far).mean())
+    distances, _ = KDTree(points).query(places)
+    return float((distances > far).mean())

@@ -95,7 +95,8 @@ def _array(entries: Mapping[Any, Any]) -> np.ndarray:
         raise WireError(f"an array has the shape {printable(shape, 60)}")
     if not all(type(n) is int and 0 <= n < 2**31 for n in shape):
         raise WireError(f"an array has the shape {printable(shape, 60)}")
-    if not isinstance(data, bytes) or math.prod(shape) * dtype.itemsize != len(data):
+    size = math.prod(shape) * dtype.itemsize
+    if not isinstance(data, bytes) or size != len(data):
         raise WireError(f"an array of {shape} numbers of {dtype} has other bytes than these need")
     return np.frombuffer(data, dtype).reshape(shape)
 

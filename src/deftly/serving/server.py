@@ -120,12 +120,13 @@ class Server:
         self.contract = policy.contract
         self.idle_s = idle_s
         self.max_sessions = max_sessions
-        self._spec, self._hash = self.contract.to_json(), self.contract.hash
-        numbers = sum(s.size for s in self.contract.signals if not s.is_image) + len(
-            self.contract.joints
-        )
-        texts = 4 * MAX_PROMPT * sum(given.is_text for given in self.contract.inputs)
-        arrays = 8 * (numbers + sum(given.size for given in self.contract.inputs)) + texts
+        self._spec = self.contract.to_json()
+        self._hash = self.contract.hash
+        measured = sum(signal.size for signal in self.contract.signals if not signal.is_image)
+        said = sum(given.size for given in self.contract.inputs)
+        num_texts = sum(given.is_text for given in self.contract.inputs)
+        texts = 4 * MAX_PROMPT * num_texts
+        arrays = 8 * (measured + len(self.contract.joints) + said) + texts
         self._frame = max_frame(self.contract.robot)
         if max(len(self._spec.encode()), arrays) + 4096 > MAX_FRAME:
             name = self.contract.robot.name

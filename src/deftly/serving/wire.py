@@ -50,7 +50,8 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 def max_frame(robot: RobotInterface) -> int:
     """Bytes of the longest message to or from this robot: its images come on top of everything else."""
-    return MAX_FRAME + sum(signal.size for signal in robot.signals if signal.is_image)
+    images = [signal.size for signal in robot.signals if signal.is_image]
+    return MAX_FRAME + sum(images)
 
 
 def unpack(frame: bytes | memoryview, most: int = MAX_FRAME) -> dict[str, Any]:
@@ -64,7 +65,8 @@ def unpack(frame: bytes | memoryview, most: int = MAX_FRAME) -> dict[str, Any]:
         message = msgpack.unpackb(frame, raw=False, strict_map_key=True, **_BOUNDS)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise WireError(f"message is no msgpack: {printable(error, 100)}") from None
-    if not isinstance(message, dict) or not {*map(type, message)} <= {str}:
+    has_text_keys = isinstance(message, dict) and {*map(type, message)} <= {str}
+    if not has_text_keys:
         raise WireError("message is no map with text as keys")
     return message
 
@@ -94,7 +96,9 @@ def read_array(value: object, size: int, name: str) -> np.ndarray:
 
 def as_rows(arrays: list[np.ndarray]) -> np.ndarray:
     """Arrays of one shape as the rows of one; that of a single robot, the usual case, is not copied."""
-    return np.stack(arrays) if len(arrays) > 1 else arrays[0][None]
+    if len(arrays) > 1:
+        return np.stack(arrays)
+    return arrays[0][None]
 
 
 def read_image(value: object, shape: tuple[int, ...], name: str) -> np.ndarray:
@@ -102,11 +106,14 @@ def read_image(value: object, shape: tuple[int, ...], name: str) -> np.ndarray:
     if isinstance(value, dict) and value.get("format") == JPEG:
         return _decoded(value.get("data"), shape, name)
     try:
-        if not isinstance(value, dict) or value["dtype"] != IMAGE or value["shape"] != list(shape):
+        if not isinstance(value, dict):
+            raise ValueError
+        if value["dtype"] != IMAGE or value["shape"] != list(shape):
             raise ValueError
         return np.frombuffer(value["data"], np.uint8).reshape(shape)
     except (KeyError, TypeError, ValueError):
-        raise WireError(f"'{name}' is no image of {' x '.join(map(str, shape))} bytes") from None
+        size = " x ".join(map(str, shape))
+        raise WireError(f"'{name}' is no image of {size} bytes") from None
 
 
 def jpeg(image: np.ndarray, quality: int) -> dict[str, Any]:
@@ -200,7 +207,9 @@ def _wrong_names(value: Mapping[Any, object], known: list[str], robot: str) -> W
 
 
 def _encode(value: object) -> dict[str, Any]:
-    if not isinstance(value, np.ndarray) or (value.dtype.kind != "f" and value.dtype != np.uint8):
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"cannot send a {type(value).__name__}")
+    if value.dtype.kind != "f" and value.dtype != np.uint8:
         raise TypeError(f"cannot send a {type(value).__name__}")
     dtype = IMAGE if value.dtype.kind == "u" else "<f8" if value.dtype.itemsize == 8 else "<f4"
     data = np.ascontiguousarray(value, DTYPES.get(dtype))

@@ -17,7 +17,8 @@ Point = tuple[float, float, float]
 DRAWN_GROUPS = 3
 """Groups of geoms that MuJoCo draws unless told otherwise: 0 to 2."""
 INERTIA_FROM_GEOMS = mujoco.mjtInertiaFromGeom.mjINERTIAFROMGEOM_TRUE.value
-CORNERS = np.array(list(itertools.product((-1.0, 1.0), repeat=3)))
+SIGNS = itertools.product((-1.0, 1.0), repeat=3)
+CORNERS = np.array(list(SIGNS))
 """Of a box, in units of its half sizes, (8, 3)."""
 EDGE = 0.18
 """How much of the edges of a box is cut off, a fraction of its smallest half size."""
@@ -36,8 +37,10 @@ def _find(spec: mujoco.MjSpec) -> list[mujoco.MjsGeom]:
     always_from_geoms = spec.compiler.inertiafromgeom == INERTIA_FROM_GEOMS
     found: list[mujoco.MjsGeom] = []
     for body in spec.bodies:
-        own = [geom for geom in body.geoms if not (geom.name or geom.contype or geom.conaffinity)]
-        given = body == spec.worldbody or (np.isfinite(body.ipos).all() and not always_from_geoms)
+        unnamed = [geom for geom in body.geoms if not geom.name]
+        own = [geom for geom in unnamed if not (geom.contype or geom.conaffinity)]
+        has_inertia = np.isfinite(body.ipos).all() and not always_from_geoms
+        given = body == spec.worldbody or has_inertia
         light = all(geom.mass == 0 or geom.density == 0 for geom in own)
         in_fluid = any(geom.fluid_ellipsoid for geom in own)
         if (given or light) and not in_fluid:
@@ -67,9 +70,11 @@ def kept_geoms(drawn: mujoco.MjModel, model: mujoco.MjModel) -> np.ndarray:
     """The geoms of the scene with looks that the one without has too, (ngeom,) of the latter: all of a body, or what
     collides or has a name.
     """
-    named = np.array([bool(drawn.geom(i).name) for i in range(drawn.ngeom)], bool)
+    names = [drawn.geom(i).name for i in range(drawn.ngeom)]
+    named = np.array([bool(name) for name in names], bool)
     solid = (drawn.geom_contype != 0) | (drawn.geom_conaffinity != 0)
-    has_all = (drawn.body_geomnum == model.body_geomnum)[drawn.geom_bodyid]
+    same_count = drawn.body_geomnum == model.body_geomnum
+    has_all = same_count[drawn.geom_bodyid]
     return np.flatnonzero(named | solid | has_all)
 
 
@@ -77,7 +82,11 @@ def _float_fields(model: mujoco.MjModel) -> list[str]:
     """Names of the model's values that may differ between environments: of bodies, joints, geoms, lights, cameras."""
     named = [name for name in dir(model) if name.startswith(PREFIXES)]
     arrays = {name: getattr(model, name) for name in named}
-    return [n for n, v in arrays.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
+    found = []
+    for name, array in arrays.items():
+        if isinstance(array, np.ndarray) and array.dtype.kind == "f":
+            found.append(name)
+    return found
 
 
 def show_hidden(model: mujoco.MjModel) -> None:
@@ -99,19 +108,27 @@ def corners(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
     Planes have none: they have no end. A geom that is wholly below all of them, such as an object that is put aside, is
     not seen; one that rests on a plane sinks into it a little.
     """
-    drawn = (model.geom_group < DRAWN_GROUPS) & (model.geom_rgba[:, 3] > 0)
+    in_group = model.geom_group < DRAWN_GROUPS
+    visible = model.geom_rgba[:, 3] > 0
+    drawn = in_group & visible
     bounded = drawn & (model.geom_rbound > 0)
     of_bodies = bounded & (model.geom_bodyid > 0)
     geoms = np.flatnonzero(of_bodies if of_bodies.any() else bounded)
     centre = model.geom_aabb[geoms, None, :3]
     half = model.geom_aabb[geoms, None, 3:]
     local = centre + CORNERS * half
-    turned = np.einsum("gij,gkj->gki", data.geom_xmat[geoms].reshape(-1, 3, 3), local)
+    rotations = data.geom_xmat[geoms].reshape(-1, 3, 3)
+    turned = np.einsum("gij,gkj->gki", rotations, local)
     found = data.geom_xpos[geoms, None] + turned  # (geoms, corners, 3)
     planes = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
-    lowest = data.geom_xpos[planes, 2].min() if planes.any() else -np.inf
-    above = found[..., 2].max(1, initial=-np.inf) >= lowest
-    return (found[above] if above.any() else found).reshape(-1, 3)
+    lowest = -np.inf
+    if planes.any():
+        lowest = data.geom_xpos[planes, 2].min()
+    highest = found[..., 2].max(1, initial=-np.inf)
+    above = highest >= lowest
+    if above.any():
+        found = found[above]
+    return found.reshape(-1, 3)
 
 
 # ---------------------------------------------------------------- what looks are made of
@@ -130,9 +147,11 @@ def box(
     spec: mujoco.MjSpec, body: mujoco.MjsBody, centre: Point, half: Point, paint: Paint
 ) -> None:
     """A box whose edges are cut off, by its centre and half sizes, m, aligned with its body."""
-    name = "look_" + "_".join(f"{1e4 * size:.0f}" for size in half)
+    sizes = [f"{1e4 * size:.0f}" for size in half]
+    name = "look_" + "_".join(sizes)
     if spec.mesh(name) is None:
-        mesh = spec.add_mesh(name=name, uservert=_cut_box(half).ravel().tolist())
+        vertices = _cut_box(half).ravel().tolist()
+        mesh = spec.add_mesh(name=name, uservert=vertices)
         mesh.inertia = mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL
     geom = _add(spec, body, paint, type=mujoco.mjtGeom.mjGEOM_MESH, pos=centre)
     geom.meshname = name
@@ -148,7 +167,9 @@ def tube(
     round_ends: bool = False,
 ) -> None:
     """A cylinder from a point to another, m; with `round_ends` a capsule."""
-    kind = mujoco.mjtGeom.mjGEOM_CAPSULE if round_ends else mujoco.mjtGeom.mjGEOM_CYLINDER
+    capsule = mujoco.mjtGeom.mjGEOM_CAPSULE
+    cylinder = mujoco.mjtGeom.mjGEOM_CYLINDER
+    kind = capsule if round_ends else cylinder
     _add(spec, body, paint, type=kind, fromto=[*start, *end], size=[radius, 0, 0])
 
 

@@ -110,14 +110,16 @@ def read(
     cmd, cmd_note = _as_joints(path, contract, CMD, rows.cmd, convention)
     state, state_note = _as_joints(path, contract, STATE, rows.state, convention)
     stamped = TIME in arrays
-    time, time_note = rows.time / (command_hz or contract.rate), ""
+    time = rows.time / (command_hz or contract.rate)
+    time_note = ""
     if stamped:
         time, time_note = _time_stamps(path, rows.time, len(rows.time))
     kept = time[rows.finite]
     start = kept[:1]
-    notes = [note for note in (doubt, cmd_note, state_note, time_note, *rows.notes) if note]
+    remarks = (doubt, cmd_note, state_note, time_note, *rows.notes)
+    notes = tuple(remark for remark in remarks if remark)
     lost = time[~rows.finite] - start
-    found = HandLog(kept - start, cmd, state, stamped, tuple(notes), tuple(lost.tolist()))
+    found = HandLog(kept - start, cmd, state, stamped, notes, tuple(lost.tolist()))
     _check(path, found)
     return found
 
@@ -206,7 +208,8 @@ def _matrix(
         )
     values = arrays[name]
     numeric = values.dtype.kind in "fiu"
-    if values.ndim != 2 or values.shape[1] != joints or not numeric:
+    is_table = values.ndim == 2 and values.shape[1] == joints
+    if not is_table or not numeric:
         shape = "x".join(map(str, values.shape)) or "a single value"
         raise DeftlyError(
             f"{path}: '{name}' is {shape} of {values.dtype}, "
@@ -233,7 +236,8 @@ def _time_stamps(path: Path, time: np.ndarray, count: int) -> tuple[np.ndarray, 
     backwards = np.flatnonzero(time[1:] <= time[:-1])
     if backwards.size:
         row = int(backwards[0])
-        coarse = time.dtype == np.float32 and abs(float(time[row])) > 1e5
+        is_late = abs(float(time[row])) > 1e5
+        coarse = time.dtype == np.float32 and is_late
         hint = "are these two recordings? Fit one at a time"
         if time[row + 1] == time[row]:
             hint = "two samples have one stamp"
@@ -318,7 +322,8 @@ def _check(path: Path, found: HandLog) -> None:
         raise DeftlyError(
             f"{path} is {seconds:.3g} s long, but at least {MIN_SECONDS:g} s are needed, better 60 s"
         )
-    logged = float(np.diff(found.time)[~gaps(found)].sum())
+    steps = np.diff(found.time)
+    logged = float(steps[~gaps(found)].sum())
     if logged > MAX_MOTION_S:
         raise DeftlyError(
             f"{path} has {logged:.0f} s, but {MAX_MOTION_S:g} s at most are fitted: cut a part out, 60 s do"
@@ -348,7 +353,8 @@ def _others(given: Convention, contract: PolicyContract) -> list[Convention]:
         orders.append(not given.hardware_order)
     found = []
     for units in (("rad", "deg"), ("ticks",)):
-        found += [given._replace(units=u, hardware_order=order) for order in orders for u in units]
+        for order in orders:
+            found += [given._replace(units=unit, hardware_order=order) for unit in units]
     found.remove(given)
     return found
 
@@ -411,7 +417,9 @@ def _excess(contract: PolicyContract, values: np.ndarray) -> np.ndarray:
     """How far each joint of values (T, num_joints), rad, goes beyond its limits."""
     lower = np.array([joint.lower for joint in contract.joints])
     upper = np.array([joint.upper for joint in contract.joints])
-    return np.maximum(lower - values, values - upper).max(0, initial=0.0)
+    below = lower - values
+    above = values - upper
+    return np.maximum(below, above).max(0, initial=0.0)
 
 
 def _require_within_limits(

@@ -157,9 +157,11 @@ class Base(Task):
 
     def reset(self, s: State, mask: Tensor) -> None:
         """Hand at its height, a little turned, fingers nearly open."""
-        cfg, joints = self.cfg, s.joint_pos.clone()
+        cfg = self.cfg
+        joints = s.joint_pos.clone()
         joints[:, 3:CARRIER] += s.uniform(mask, -cfg.hand_turn, cfg.hand_turn, 3)
-        joints[:, CARRIER:] = HAND.finger_pos(s.uniform(mask, 0.0, cfg.curl, len(DRIVEN)))
+        bent = s.uniform(mask, 0.0, cfg.curl, len(DRIVEN))
+        joints[:, CARRIER:] = HAND.finger_pos(bent)
         s.set_joint_pos(mask, joints)
 
     def start(self, s: State, mask: Tensor) -> None:
@@ -169,16 +171,20 @@ class Base(Task):
     def update(self, s: State) -> None:
         """What changed in the step, and how low the hand went."""
         touched = (HAND.pad_touch(s) > TOUCHED).to(s.dtype)
-        s.zeros("changes")[:] = (touched - s.zeros("touched", len(FINGERS))).abs().sum(-1)
-        s.zeros("touched", len(FINGERS))[:] = touched
+        before = s.zeros("touched", len(FINGERS))
+        s.zeros("changes")[:] = (touched - before).abs().sum(-1)
+        before[:] = touched
         count = len(ROBOT.joints)
-        s.zeros("jolt", count)[:] = s.joint_vel - s.zeros("velocity", count)
-        s.zeros("velocity", count)[:] = s.joint_vel
-        s.zeros("lowest")[:] = torch.minimum(s.zeros("lowest"), self._lowest(s))
+        velocity = s.zeros("velocity", count)
+        s.zeros("jolt", count)[:] = s.joint_vel - velocity
+        velocity[:] = s.joint_vel
+        lowest = s.zeros("lowest")
+        lowest[:] = torch.minimum(lowest, self._lowest(s))
 
     def rewards(self, s: State) -> dict[str, Tensor]:
         """See `Weights`."""
-        velocity, jolt = s.joint_vel, s.zeros("jolt", len(ROBOT.joints))
+        velocity = s.joint_vel
+        jolt = s.zeros("jolt", len(ROBOT.joints))
         clearance = (self._lowest(s) - 0.02).clip(min=0.0)
         return {
             "alive": torch.ones_like(clearance),
@@ -200,7 +206,8 @@ class Base(Task):
 
     def success(self, s: State) -> Tensor:
         """The time is up, and nothing happened."""
-        return (s.steps >= s.episode_steps) & (self._lowest(s) >= ON_GROUND)
+        is_over = s.steps >= s.episode_steps
+        return is_over & (self._lowest(s) >= ON_GROUND)
 
     def metrics(self, s: State) -> dict[str, Tensor]:
         """What `report` explains."""
@@ -218,7 +225,8 @@ class Base(Task):
     def _lowest(self, s: State) -> Tensor:
         """Height of the lowest fingertip or pad, `(num_envs,)`, m."""
         tips = torch.stack([s.site(f"f_tip{i}")[:, 2] for i in FINGERS], -1)
-        return torch.minimum(tips.amin(-1), HAND.pad_positions(s)[..., 2].amin(-1))
+        pads = HAND.pad_positions(s)[..., 2]
+        return torch.minimum(tips.amin(-1), pads.amin(-1))
 
     def _away_from_limits(self, s: State) -> Tensor:
         """Fraction of the driven finger joints that are not near their limits."""
@@ -227,7 +235,8 @@ class Base(Task):
         columns = [ROBOT.joints.index(joint) for joint in driven]
         middle = s.tensor(tuple((joint.upper + joint.lower) / 2 for joint in driven))
         half = s.tensor(tuple((joint.upper - joint.lower) / 2 for joint in driven))
-        inside = (s.joint_pos[:, columns] - middle).abs() <= SOFT * half
+        distance = (s.joint_pos[:, columns] - middle).abs()
+        inside = distance <= SOFT * half
         return inside.to(s.dtype).mean(-1)
 
 

@@ -177,7 +177,8 @@ class Box(Task):
 
     def contract(self) -> PolicyContract:
         """Velocities of the carrier and of the twelve finger motors; joints, touch and pads are seen."""
-        cfg, count = self.cfg, len(self.robot.joints)
+        cfg = self.cfg
+        count = len(self.robot.joints)
         box = [Signal("box_pose", 7, "m", "base")] if cfg.see_box else []
         interface = self.robot.interface(
             Signal("joint_vel", count, "m/s, rad/s"), Signal("touch", len(FINGERS), "N"), *box
@@ -222,46 +223,63 @@ class Box(Task):
 
     def reset(self, s: State, mask: Tensor) -> None:
         """Hand somewhere above the box, palm down, thumb and fingers anywhere near open."""
-        cfg, joints = self.cfg, s.joint_pos.clone()
+        cfg = self.cfg
+        joints = s.joint_pos.clone()
         joints[:, :3] += s.uniform(mask, -cfg.hand_xyz, cfg.hand_xyz, 3)
         joints[:, 3:6] += s.uniform(mask, -cfg.hand_turn, cfg.hand_turn, 3)
-        bent = s.uniform(mask, 0.0, 1.0, len(DRIVEN)) * s.tensor(self._most_bent())
+        fractions = s.uniform(mask, 0.0, 1.0, len(DRIVEN))
+        bent = fractions * s.tensor(self._most_bent())
         joints[:, 6:] = HAND.finger_pos(bent)
         s.set_joint_pos(mask, joints)
         half_yaw = s.uniform(mask, -cfg.box_yaw, cfg.box_yaw) / 2
         nothing = torch.zeros_like(half_yaw)
         turned = torch.stack((half_yaw.cos(), nothing, nothing, half_yaw.sin()), -1)
         xy = s.uniform(mask, -cfg.box_xy, cfg.box_xy, 2)
-        s.place(BOX, mask, torch.cat((xy, _half(s)[:, None]), -1), turned)
+        position = torch.cat((xy, _half(s)[:, None]), -1)
+        s.place(BOX, mask, position, turned)
 
     def start(self, s: State, mask: Tensor) -> None:
         """An episode's potential starts where the hand does."""
         s.remember("potential", mask, self._potential(s))
         s.remember("time_to_grasp", mask, torch.nan)
         if self.cfg.push_force:
-            s.remember("push_angle", mask, s.uniform(mask, 0.0, 2 * math.pi))
-            s.remember("push_left", mask, float(round(PUSH_S * self.cfg.rate)))
+            angle = s.uniform(mask, 0.0, 2 * math.pi)
+            steps = round(PUSH_S * self.cfg.rate)
+            s.remember("push_angle", mask, angle)
+            s.remember("push_left", mask, float(steps))
             self._push(s, torch.zeros_like(mask))
 
     def update(self, s: State) -> None:
         """Count the steps held, note when the box was grasped, how often it slipped, how deep the hand went."""
-        cfg, gripped, height = self.cfg, self._gripped(s), _box(s)[:, 2]
-        held, grasped = s.zeros("held"), s.zeros("time_to_grasp")
-        counts = gripped & self._may_lift(s) & (height > cfg.success_height)
+        cfg = self.cfg
+        gripped = self._gripped(s)
+        height = _box(s)[:, 2]
+        held = s.zeros("held")
+        grasped = s.zeros("time_to_grasp")
+        is_high = height > cfg.success_height
+        counts = gripped & self._may_lift(s) & is_high
         held[:] = torch.where(counts, held + 1, 0.0)
         if cfg.push_force:
             left = s.zeros("push_left")
-            now = (left > 0) & ((held >= cfg.hold_steps / 2) | (s.zeros("pushing") > 0))
+            held_half = held >= cfg.hold_steps / 2
+            began = s.zeros("pushing") > 0
+            now = (left > 0) & (held_half | began)
             self._push(s, now)
             left -= now.to(s.dtype)
             s.zeros("pushing")[:] = now
-        grasped[:] = torch.where(gripped & grasped.isnan(), s.steps * s.dt, grasped)
-        s.zeros("slips")[:] += (s.zeros("gripped") > 0) & ~gripped & (height > 2 * _half(s))
+        for_the_first_time = gripped & grasped.isnan()
+        grasped[:] = torch.where(for_the_first_time, s.steps * s.dt, grasped)
+        was_gripped = s.zeros("gripped") > 0
+        in_air = height > 2 * _half(s)
+        s.zeros("slips")[:] += was_gripped & ~gripped & in_air
         s.zeros("gripped")[:] = gripped
-        for name, now in (("depth", HAND.depth(s, BOX)), ("press", HAND.press(s, "world"))):
+        measured = (("depth", HAND.depth(s, BOX)), ("press", HAND.press(s, "world")))
+        for name, now in measured:
             s.zeros(f"{name}_now")[:] = now
-            s.zeros(name)[:] = torch.maximum(s.zeros(name), now)
-        potential, was = self._potential(s), s.zeros("potential", 4)
+            largest = s.zeros(name)
+            largest[:] = torch.maximum(largest, now)
+        potential = self._potential(s)
+        was = s.zeros("potential", 4)
         s.zeros("gain", 4)[:] = potential - was
         was[:] = potential
 
@@ -295,7 +313,8 @@ class Box(Task):
     def metrics(self, s: State) -> dict[str, Tensor]:
         """What `report` explains."""
         own = {name: s.zeros(name) for name in ("time_to_grasp", "slips", "press")}
-        return {**own, "depth": 1e3 * s.zeros("depth"), "box_edge": 2e3 * _half(s)}
+        depth = 1e3 * s.zeros("depth")
+        return {**own, "depth": depth, "box_edge": 2e3 * _half(s)}
 
     def randomize(self) -> tuple[Randomize, ...]:
         """Box and friction, servo gains."""
@@ -317,7 +336,8 @@ class Box(Task):
     @property
     def _upright(self) -> tuple[float, ...]:
         """The carrier's hinges in the keyframe, rad."""
-        return tuple(self._above().get(name, 0.0) for name in dexhand021.HINGES)
+        above = self._above()
+        return tuple(above.get(name, 0.0) for name in dexhand021.HINGES)
 
     def _above(self) -> dict[str, float]:
         """The carrier in the keyframe, which a left hand's mirrors."""
@@ -336,7 +356,8 @@ class Box(Task):
     def _push(self, s: State, now: Tensor) -> None:
         """Push the box over the ground's plane in the step that follows, where `now` is True."""
         angle = s.zeros("push_angle")
-        force = self.cfg.push_force * torch.stack((angle.cos(), angle.sin()), -1)
+        direction = torch.stack((angle.cos(), angle.sin()), -1)
+        force = self.cfg.push_force * direction
         body = s.sim.model.body(BOX).id
         s.sim.bind("xfrc_applied")[:, body, :2] = force * now[:, None]
 
@@ -346,14 +367,19 @@ class Box(Task):
     def _gripped(self, s: State) -> Tensor:
         """The thumb and a finger press the box."""
         touch = HAND.touch(s, BOX) > FIRM
-        return touch[:, 0] & touch[:, 1:].any(-1)
+        thumb = touch[:, 0]
+        fingers = touch[:, 1:]
+        return thumb & fingers.any(-1)
 
     def _potential(self, s: State) -> Tensor:
         """How far the episode has come, `(num_envs, 4)`, each in 0 .. 1: reach, grasp, lift, hold."""
         firm = (HAND.touch(s, BOX) / FIRM).clip(max=1.0)
-        thumb, finger = firm[:, 0], firm[:, 1:].amax(-1)
+        thumb = firm[:, 0]
+        finger = firm[:, 1:].amax(-1)
         grasp = 0.2 * thumb + 0.2 * finger + 0.6 * thumb * finger
-        rise = (_box(s)[:, 2] - _half(s)) / (self.cfg.success_height + 0.03 - _half(s))
+        risen = _box(s)[:, 2] - _half(s)
+        whole = self.cfg.success_height + 0.03 - _half(s)
+        rise = risen / whole
         lift = self._gripped(s) * rise.clip(0.0, 1.0)
         held = s.zeros("held") / self.cfg.hold_steps
         return torch.stack((_reach(s), grasp, lift, held), -1)
@@ -482,7 +508,8 @@ class BlindGrasping(Box):
         """The stage, and which fraction of its time has passed."""
         cfg, stage = self.cfg, s.zeros("stage")
         longest = torch.where(stage > 0, cfg.grasp_s, cfg.pregrasp_s)
-        progress = (s.zeros("stage_steps") * s.dt / longest).clip(max=1.0)
+        passed = s.zeros("stage_steps") * s.dt
+        progress = (passed / longest).clip(max=1.0)
         return {"stage": stage[:, None], "progress": progress[:, None]}
 
     def start(self, s: State, mask: Tensor) -> None:
@@ -492,15 +519,22 @@ class BlindGrasping(Box):
 
     def update(self, s: State) -> None:
         """Go on to the next stage where this one is done."""
-        cfg, stage, steps = self.cfg, s.zeros("stage"), s.zeros("stage_steps")
+        cfg = self.cfg
+        stage = s.zeros("stage")
+        steps = s.zeros("stage_steps")
         gripped = self._gripped(s)
         steps += 1
-        firm, loose = s.zeros("firm_steps"), s.zeros("loose_steps")
-        firm[:] = torch.where(gripped & (stage == 1), firm + 1, 0.0)
-        loose[:] = torch.where(~gripped & (stage == 2), loose + 1, 0.0)
-        waited = (stage == 0) & (steps * s.dt >= cfg.pregrasp_s - 1e-9)
+        firm = s.zeros("firm_steps")
+        loose = s.zeros("loose_steps")
+        holds = gripped & (stage == 1)
+        lets_go = ~gripped & (stage == 2)
+        firm[:] = torch.where(holds, firm + 1, 0.0)
+        loose[:] = torch.where(lets_go, loose + 1, 0.0)
+        is_over = steps * s.dt >= cfg.pregrasp_s - 1e-9
+        is_firm = firm * s.dt >= cfg.firm_s - 1e-9
+        waited = (stage == 0) & is_over
         s.zeros("misplaced")[:] = waited & ~self._is_around(s)
-        grasped = (stage == 1) & (firm * s.dt >= cfg.firm_s - 1e-9)
+        grasped = (stage == 1) & is_firm
         passed = waited | grasped
         s.zeros("passed")[:] = passed
         stage += passed
@@ -509,7 +543,8 @@ class BlindGrasping(Box):
 
     def rewards(self, s: State) -> dict[str, Tensor]:
         """See `BlindWeights`."""
-        passed = (s.zeros("passed") > 0) & ~(s.zeros("misplaced") > 0)
+        is_misplaced = s.zeros("misplaced") > 0
+        passed = (s.zeros("passed") > 0) & ~is_misplaced
         early = s.zeros("stage") == 0
         return {
             **super().rewards(s),
@@ -519,7 +554,9 @@ class BlindGrasping(Box):
 
     def failed(self, s: State) -> dict[str, Tensor]:
         """Those of `dexhand-box`, and one for each stage."""
-        cfg, stage, steps = self.cfg, s.zeros("stage"), s.zeros("stage_steps")
+        cfg = self.cfg
+        stage = s.zeros("stage")
+        steps = s.zeros("stage_steps")
         return {
             **super().failed(s),
             "pregrasp_failed": s.zeros("misplaced") > 0,
@@ -539,12 +576,16 @@ class BlindGrasping(Box):
 
     def _is_around(self, s: State) -> Tensor:
         """Whether the first three pads are around the box, on its height, and it stands where it stood."""
-        cfg, box = self.cfg, _box(s)
+        cfg = self.cfg
+        box = _box(s)
         pads = HAND.pad_positions(s)[:, :3]
-        level = (pads[..., 2] - box[:, None, 2]).abs().amax(-1) < cfg.level
-        around = (pads.mean(1) - box).norm(dim=-1) < cfg.around
+        off_height = (pads[..., 2] - box[:, None, 2]).abs()
+        off_centre = (pads.mean(1) - box).norm(dim=-1)
         moved = (box - s.zeros("box_start", 3)).norm(dim=-1)
-        still = s.velocity(BOX)[:, :3].norm(dim=-1) < cfg.still
+        speed = s.velocity(BOX)[:, :3].norm(dim=-1)
+        level = off_height.amax(-1) < cfg.level
+        around = off_centre < cfg.around
+        still = speed < cfg.still
         return level & around & (moved < cfg.drift) & still
 
     def _potential(self, s: State) -> Tensor:
@@ -557,10 +598,14 @@ class BlindGrasping(Box):
 def _reach(s: State) -> Tensor:
     """1 where thumb and fingers are at opposite faces of the box, less the farther they are, `(num_envs,)`."""
     away = HAND.pad_positions(s) - _box(s)[:, None]
-    thumb, fingers = away[:, 0], away[:, 1:4].mean(1)
-    thumb_far, fingers_far = thumb.norm(dim=-1), fingers.norm(dim=-1)
-    off = (thumb_far - _half(s)).clip(min=0) + (fingers_far - _half(s)).clip(min=0)
-    opposed = -(thumb * fingers).sum(-1) / (thumb_far * fingers_far).clip(min=1e-6)
+    thumb = away[:, 0]
+    fingers = away[:, 1:4].mean(1)
+    thumb_far = thumb.norm(dim=-1)
+    fingers_far = fingers.norm(dim=-1)
+    half = _half(s)
+    off = (thumb_far - half).clip(min=0) + (fingers_far - half).clip(min=0)
+    product = (thumb * fingers).sum(-1)
+    opposed = -product / (thumb_far * fingers_far).clip(min=1e-6)
     return (1 - torch.tanh(4 * off)) * (0.6 + 0.4 * opposed)
 
 

@@ -191,17 +191,21 @@ class PickCube(Task):
 
     def scene(self) -> mujoco.MjSpec:
         """The arm on a table with one cube; cameras `front` and `wrist`."""
-        cfg, s = self.cfg, jaka_zu5.spec()
+        cfg = self.cfg
+        s = jaka_zu5.spec()
         scene.prepare(s)
         scene.add_floor(s, -0.75)
         scene.add_table(s, centre=(0.35, 0.0), half=(0.55, 0.5), height=0.75)
         scene.add_box(s, "cube", cfg.cube_half, cfg.cube_mass, rgba=(0.85, 0.15, 0.12, 1.0))
-        s.body("cube").pos = [sum(cfg.cube_x) / 2, sum(cfg.cube_y) / 2, cfg.cube_half]
+        x = sum(cfg.cube_x) / 2
+        y = sum(cfg.cube_y) / 2
+        s.body("cube").pos = [x, y, cfg.cube_half]
         ARM.add_touch(s, "cube")
         ARM.add_touch(s, "world")
         ARM.add_wrist_camera(s)
         scene.add_camera(s, "front", eye=(1.45, -1.0, 0.75), target=(0.28, 0.0, 0.24), fovy=40)
-        scene.add_home(s, {j.name: j.home for j in jaka_zu5.ROBOT.joints})
+        home = {joint.name: joint.home for joint in jaka_zu5.ROBOT.joints}
+        scene.add_home(s, home)
         return s
 
     def contract(self) -> PolicyContract:
@@ -234,21 +238,19 @@ class PickCube(Task):
 
     def reset(self, s: State, mask: Tensor) -> None:
         """Cube anywhere in its range, arm near home with the wrist coupled to it."""
-        cfg, joints = self.cfg, s.joint_pos.clone()
+        cfg = self.cfg
+        joints = s.joint_pos.clone()
         joints[:, :3] += s.uniform(mask, -cfg.home_noise, cfg.home_noise, 3)
         joints[:, 3] = jaka_zu5.HALF_PI - joints[:, 1] - joints[:, 2]
         joints[:, 5] = jaka_zu5.HALF_PI + joints[:, 0]
         s.set_joint_pos(mask, joints)
-        x, y = s.uniform(mask, *cfg.cube_x), s.uniform(mask, *cfg.cube_y)
+        x = s.uniform(mask, *cfg.cube_x)
+        y = s.uniform(mask, *cfg.cube_y)
         half_yaw = s.uniform(mask, -cfg.cube_yaw, cfg.cube_yaw) / 2
         nothing = torch.zeros_like(x)
         position = torch.stack((x, y, nothing + cfg.cube_half), -1)
-        s.place(
-            "cube",
-            mask,
-            position,
-            torch.stack((half_yaw.cos(), nothing, nothing, half_yaw.sin()), -1),
-        )
+        turned = torch.stack((half_yaw.cos(), nothing, nothing, half_yaw.sin()), -1)
+        s.place("cube", mask, position, turned)
 
     def start(self, s: State, mask: Tensor) -> None:
         """An episode's potential starts where the arm does."""
@@ -259,18 +261,26 @@ class PickCube(Task):
 
     def update(self, s: State) -> None:
         """Count the steps held, note when the cube was gripped and how often it slipped from the fingers."""
-        cfg, gripped, height = self.cfg, self._gripped(s), _cube(s)[:, 2]
-        held, was = s.zeros("held"), s.zeros("potential", 4)
+        cfg = self.cfg
+        gripped = self._gripped(s)
+        height = _cube(s)[:, 2]
+        held = s.zeros("held")
+        was = s.zeros("potential", 4)
         speed = s.velocity("cube")[:, :3].norm(dim=-1)
         still = speed < cfg.hold_speed * s.scale.get("hold_speed", 1.0)
-        held[:] = torch.where(gripped & (height >= cfg.success_height) & still, held + 1, 0.0)
-        grasped, peak = s.zeros("time_to_grasp"), s.zeros("peak_press")
-        grasped[:] = torch.where(gripped & grasped.isnan(), s.steps * s.dt, grasped)
+        is_high = height >= cfg.success_height
+        held[:] = torch.where(gripped & is_high & still, held + 1, 0.0)
+        grasped = s.zeros("time_to_grasp")
+        peak = s.zeros("peak_press")
+        for_the_first_time = gripped & grasped.isnan()
+        grasped[:] = torch.where(for_the_first_time, s.steps * s.dt, grasped)
         before = peak.clip(max=MAX_PRESS)
         peak[:] = torch.maximum(peak, self._pressure(s))
         s.zeros("press_rise")[:] = peak.clip(max=MAX_PRESS) - before
         slips = s.zeros("slips")
-        slips += (was[:, 1] > 0.5) & ~gripped & (height > cfg.cube_half + 0.01)
+        was_grasped = was[:, 1] > 0.5
+        in_air = height > cfg.cube_half + 0.01
+        slips += was_grasped & ~gripped & in_air
         s.zeros("gripped")[:] = gripped
         now = self._potential(s, gripped)
         s.zeros("gain", 4)[:] = now - was
@@ -298,7 +308,8 @@ class PickCube(Task):
     def metrics(self, s: State) -> dict[str, Tensor]:
         """What `report` explains."""
         own = {name: s.store[name] for name in ("time_to_grasp", "slips", "peak_press")}
-        return {**own, "hard_press": (own["peak_press"] > self.cfg.press_limit).to(s.dtype)}
+        hard_press = own["peak_press"] > self.cfg.press_limit
+        return {**own, "hard_press": hard_press.to(s.dtype)}
 
     def randomize(self) -> tuple[Randomize, ...]:
         """Cube mass and friction, servo gains."""
@@ -316,7 +327,8 @@ class PickCube(Task):
     def curriculum(self, s: State, progress: dict[str, float]) -> None:
         """With success, what wears the hardware weighs more, and the hold is judged more strictly."""
         caution = 1.0 + (self.cfg.caution - 1.0) * progress["success"]
-        patience = 1.0 + (self.cfg.patience - 1.0) * (1.0 - progress["success"])
+        failure = 1.0 - progress["success"]
+        patience = 1.0 + (self.cfg.patience - 1.0) * failure
         for name, wanted in (
             ("action_rate", caution),
             ("press", caution),
@@ -335,20 +347,27 @@ class PickCube(Task):
 
     def _potential(self, s: State, gripped: Tensor) -> Tensor:
         """How far the episode has come, `(num_envs, 4)`, each in 0 .. 1: reach, grasp, lift, hold."""
-        cfg, cube, opening = self.cfg, _cube(s), s.joint("gripper")
-        away = ARM.tool(s) - cube - s.tensor((0.0, 0.0, cfg.grip_height))
+        cfg = self.cfg
+        cube = _cube(s)
+        opening = s.joint("gripper")
+        grip = s.tensor((0.0, 0.0, cfg.grip_height))
+        away = ARM.tool(s) - cube - grip
         aside = away[:, :2].norm(dim=-1)
         # a funnel: off to the side, the place to be is higher up
         above = (1.5 * (aside - 0.01)).clip(0.0, 0.08)
-        distance = (aside.square() + (away[:, 2] - above).square()).sqrt()
+        off_height = away[:, 2] - above
+        distance = (aside.square() + off_height.square()).sqrt()
         # a gripper too closed for the cube counts less
         room = (opening / (cfg.cube_half - 0.012)).clip(0.0, 1.0)
         reach = (1 - torch.tanh(5 * distance)) * (0.5 + 0.5 * room)
         around = near(away.norm(dim=-1), 0.025)
-        grasp = 0.4 * around * (1 - opening / jaka_zu5.FINGER_TRAVEL) + 0.6 * gripped
-        rise = (cube[:, 2] - cfg.cube_half) / (cfg.success_height + 0.03 - cfg.cube_half)
+        closed = 1 - opening / jaka_zu5.FINGER_TRAVEL
+        grasp = 0.4 * around * closed + 0.6 * gripped
+        whole = cfg.success_height + 0.03 - cfg.cube_half
+        rise = (cube[:, 2] - cfg.cube_half) / whole
         held = s.zeros("held") / cfg.hold_steps
-        return torch.stack((reach, grasp, gripped * rise.clip(0.0, 1.0), held), -1)
+        lift = gripped * rise.clip(0.0, 1.0)
+        return torch.stack((reach, grasp, lift, held), -1)
 
 
 def _cube(s: State) -> Tensor:

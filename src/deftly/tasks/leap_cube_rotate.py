@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from deftly.config import INPUT_FILE, POSITIVE_RANGE, TaskConfig
-from deftly.contract import Act, Observe, PolicyContract
+from deftly.contract import Act, Joint, Observe, PolicyContract
 from deftly.objects.grasp_cache import Grasps
 from deftly.objects.strokes import Strokes
 from deftly.robots import Robot, actuators, leap_hand
@@ -214,13 +214,16 @@ class CubeRotate(Task):
     def __init__(self, cfg: RotateConfig):
         super().__init__(cfg)
         self._grasps: Grasps | None = None
-        self._grasp = tuple(j.home for j in self.robot.joints)
+        self._grasp = tuple(joint.home for joint in self.robot.joints)
         self._joints = self.contract().joints
-        self._limits = tuple(j.lower for j in self._joints), tuple(j.upper for j in self._joints)
+        lower = tuple(joint.lower for joint in self._joints)
+        upper = tuple(joint.upper for joint in self._joints)
+        self._limits = lower, upper
 
     def scene(self) -> mujoco.MjSpec:
         """The hand, palm up, and a cube in it; cameras `front` and `top`."""
-        s, side = self.robot.spec(), self.side
+        s = self.robot.spec()
+        side = self.side
         actuators.apply(s, self._fitted())
         scene.prepare(s)
         scene.add_floor(s, -0.95)
@@ -236,21 +239,29 @@ class CubeRotate(Task):
         scene.add_camera(
             s, "top", eye=(0, side * 0.03, 0.5), target=(0, side * 0.0301, 0), fovy=36, up=(0, 1, 0)
         )
-        scene.add_home(s, {j.name: j.home for j in self.robot.joints})
+        home = {joint.name: joint.home for joint in self.robot.joints}
+        scene.add_home(s, home)
         return s
 
     def contract(self) -> PolicyContract:
         """Positions and commands of the joints in, changes of the commands out."""
-        cfg, robot, joints = self.cfg, self.robot, []
-        for j in robot.joints:
-            middle, half = (j.lower + j.upper) / 2, cfg.soft_limits * (j.upper - j.lower) / 2
-            slack = (j.upper - j.lower) / 2 - half
-            joints.append(replace(j, lower=middle - half, upper=middle + half, slack=slack))
-        home, names = tuple(j.home for j in joints), tuple(j.name for j in joints)
+        cfg = self.cfg
+        robot = self.robot
+        joints = [self._softened(joint) for joint in robot.joints]
+        home = tuple(joint.home for joint in joints)
+        names = tuple(joint.name for joint in joints)
         seen = Observe("joint_pos", offset=home, history=cfg.history, stride=cfg.stride)
         observe = (seen, replace(seen, term="command"))
         act = (Act(names, "delta", (cfg.delta,)),)
         return PolicyContract(robot.interface(joints=joints), cfg.rate, observe, act)
+
+    def _softened(self, joint: Joint) -> Joint:
+        """A joint within the soft limits; what is left to its own is its slack."""
+        span = joint.upper - joint.lower
+        middle = (joint.lower + joint.upper) / 2
+        half = self.cfg.soft_limits * span / 2
+        slack = span / 2 - half
+        return replace(joint, lower=middle - half, upper=middle + half, slack=slack)
 
     def signals(self, s: State) -> dict[str, Tensor]:
         """Joint positions."""
@@ -287,38 +298,46 @@ class CubeRotate(Task):
             self._sample(s, mask)
             return
         grasps = self._known_grasps().to(s.device, s.dtype)
-        joint_pos, pose = grasps.draw(self._half(s), s.uniform(mask, 0.0, 1.0))
+        draw = s.uniform(mask, 0.0, 1.0)
+        joint_pos, pose = grasps.draw(self._half(s), draw)
         s.set_joint_pos(mask, self._within(s, joint_pos))
         s.place(CUBE, mask, pose[:, :3], pose[:, 3:])
 
     def _sample(self, s: State, mask: Tensor) -> None:
         """A pose near the grasp pose, and the cube in any turn a little above where it comes to rest."""
-        spread, count = self.cfg.sample_spread, len(self._joints)
-        s.set_joint_pos(
-            mask, self._within(s, s.tensor(self._grasp) + s.uniform(mask, -spread, spread, count))
-        )
-        side = s.tensor(self._spawn()[:2]) + s.uniform(mask, -0.006, 0.006, 2)
-        height = SPAWN[2] + self._half(s) - HALF_EDGE + s.uniform(mask, 0.0, 0.01)
+        spread = self.cfg.sample_spread
+        noise = s.uniform(mask, -spread, spread, len(self._joints))
+        joint_pos = s.tensor(self._grasp) + noise
+        s.set_joint_pos(mask, self._within(s, joint_pos))
+        spawn = s.tensor(self._spawn()[:2])
+        side = spawn + s.uniform(mask, -0.006, 0.006, 2)
+        resting = SPAWN[2] + self._half(s) - HALF_EDGE
+        height = resting + s.uniform(mask, 0.0, 0.01)
         half_yaw = s.uniform(mask, -math.pi, math.pi) / 2
         nothing = torch.zeros_like(half_yaw)
         turned = torch.stack((half_yaw.cos(), nothing, nothing, half_yaw.sin()), -1)
-        s.place(CUBE, mask, torch.cat((side, height[:, None]), -1), turned)
+        position = torch.cat((side, height[:, None]), -1)
+        s.place(CUBE, mask, position, turned)
 
     def start(self, s: State, mask: Tensor) -> None:
         """Remember where the cube is."""
-        s.remember("start", mask, s.pose(CUBE)[:, :3])
-        s.remember("quat", mask, s.pose(CUBE)[:, 3:])
+        pose = s.pose(CUBE)
+        s.remember("start", mask, pose[:, :3])
+        s.remember("quat", mask, pose[:, 3:])
 
     def update(self, s: State) -> None:
         """Add what the cube has turned, and what the report tells of the episode."""
-        quat, now = s.zeros("quat", 4), s.pose(CUBE)[:, 3:]
+        quat = s.zeros("quat", 4)
+        now = s.pose(CUBE)[:, 3:]
         step = self.direction * _yaw_between(quat, now)
         quat[:] = now
         s.zeros("rate")[:] = step / s.dt
         s.zeros("turned")[:] += step
         self._update_tips(s)
-        torque, touch = s.joint_torque, HAND.touch(s, CUBE)
-        drift, tilt = self._drift(s), self._tilt(s)
+        torque = s.joint_torque
+        touch = HAND.touch(s, CUBE)
+        drift = self._drift(s)
+        tilt = self._tilt(s)
         power = (torque * s.joint_vel).sum(-1)
         s.zeros("power")[:] = power
         sums = {
@@ -330,16 +349,17 @@ class CubeRotate(Task):
         sums["contacts"] = (touch > 0.05).sum(-1)
         s.zeros("drift")[:] = drift
         s.zeros("tilt")[:] = tilt
-        s.zeros("lost")[:] = (
-            (drift > self.cfg.max_drift) | (tilt > self.cfg.max_tilt) | self._dropped(s)
-        )
+        out_of_place = drift > self.cfg.max_drift
+        tilted = tilt > self.cfg.max_tilt
+        s.zeros("lost")[:] = out_of_place | tilted | self._dropped(s)
         for name, value in sums.items():
             s.zeros(f"sum_{name}")[:] += value
 
     def _update_tips(self, s: State) -> None:
         """How near fingertips are to each other, and what the report tells of their contacts."""
         distance = HAND.pad_distances(s)
-        s.zeros("tips")[:] = (1.0 - distance / self.cfg.tip_gap).sum(-1)
+        nearness = 1.0 - distance / self.cfg.tip_gap
+        s.zeros("tips")[:] = nearness.sum(-1)
         nearest = distance.amin(-1)
         s.zeros("tip_contact_steps")[:] += nearest < 0
         depth = s.zeros("tip_contact_depth")
@@ -347,9 +367,14 @@ class CubeRotate(Task):
 
     def rewards(self, s: State) -> dict[str, Tensor]:
         """See `Weights`."""
-        cfg, rate, tilt = self.cfg, s.zeros("rate"), s.zeros("tilt")
-        safe = 1.0 - torch.maximum(s.zeros("drift") / cfg.max_drift, tilt / cfg.max_tilt).square()
-        away = (s.joint_pos - s.tensor(self._grasp)).abs() - cfg.pose_slack
+        cfg = self.cfg
+        rate = s.zeros("rate")
+        tilt = s.zeros("tilt")
+        drift_fraction = s.zeros("drift") / cfg.max_drift
+        tilt_fraction = tilt / cfg.max_tilt
+        safe = 1.0 - torch.maximum(drift_fraction, tilt_fraction).square()
+        distance = (s.joint_pos - s.tensor(self._grasp)).abs()
+        away = distance - cfg.pose_slack
         terms = {
             "rotate": rate.clip(max=cfg.max_rate) * safe.clip(min=0.0),
             "tilt": tilt.square(),
@@ -373,11 +398,13 @@ class CubeRotate(Task):
 
     def success(self, s: State) -> Tensor:
         """A full turn, and the cube still in the hand."""
-        return (s.zeros("turned") >= 2 * math.pi) & (s.zeros("lost") == 0)
+        full_turn = s.zeros("turned") >= 2 * math.pi
+        return full_turn & (s.zeros("lost") == 0)
 
     def metrics(self, s: State) -> dict[str, Tensor]:
         """See `Report.metrics` of this task."""
-        steps, turned = s.steps.clip(min=1).to(s.dtype), s.zeros("turned")
+        steps = s.steps.clip(min=1).to(s.dtype)
+        turned = s.zeros("turned")
         contacts = s.zeros("tip_contact_steps")
         mean = {
             name: s.zeros(f"sum_{name}") / steps for name in ("drift", "tilt", "torque", "contacts")
@@ -398,7 +425,8 @@ class CubeRotate(Task):
     def randomize(self) -> tuple[Randomize, ...]:
         """Cube, friction, links and servos."""
         names = tuple(j.name for j in self._joints)
-        shapes = tuple(g.name for g in self.robot.spec().geoms if g.name)
+        geoms = self.robot.spec().geoms
+        shapes = tuple(geom.name for geom in geoms if geom.name)
         entries = (
             Randomize("size", *self.cfg.size, (CUBE,)),
             Randomize("mass", 0.7, 1.3, (CUBE,)),
@@ -419,18 +447,26 @@ class CubeRotate(Task):
 
     def pushes(self) -> tuple[Push, ...]:
         """A pose that is to become a grasp of the cache is nudged."""
-        return (Push(CUBE, (0.05, 0.25), 0.5, 0.1),) if self.cfg.start == "sample" else ()
+        if self.cfg.start != "sample":
+            return ()
+        return (Push(CUBE, (0.05, 0.25), 0.5, 0.1),)
 
     def stable(self, s: State) -> Tensor:
         """Which cubes lie still and level in a hand near its home, where the safety kernel lets a policy start.
 
         Stricter than the LEAP project's 0.08 m/s, 1.2 rad/s, 5 cm and 14 cm.
         """
-        velocity, position = s.velocity(CUBE), s.pose(CUBE)[:, :3]
-        still = (velocity[:, :3].norm(dim=-1) < 0.05) & (velocity[:, 3:].norm(dim=-1) < 0.6)
-        near = (position[:, :2] - s.tensor(self._spawn()[:2])).norm(dim=-1) < 0.025
-        home = ((s.joint_pos - s.tensor(self._grasp)).abs() < 0.24).all(-1)
-        return still & near & home & (self._tilt(s) < 0.2) & (position[:, 2] > 0.05)
+        velocity = s.velocity(CUBE)
+        position = s.pose(CUBE)[:, :3]
+        speed = velocity[:, :3].norm(dim=-1)
+        turn_rate = velocity[:, 3:].norm(dim=-1)
+        aside = (position[:, :2] - s.tensor(self._spawn()[:2])).norm(dim=-1)
+        from_home = (s.joint_pos - s.tensor(self._grasp)).abs()
+        still = (speed < 0.05) & (turn_rate < 0.6)
+        near = aside < 0.025
+        home = (from_home < 0.24).all(-1)
+        level = self._tilt(s) < 0.2
+        return still & near & home & level & (position[:, 2] > 0.05)
 
     def grasp(self, s: State) -> dict[str, Tensor]:
         """What a grasp cache keeps."""
@@ -440,18 +476,22 @@ class CubeRotate(Task):
         """The cube's size: -1 the smallest, 1 the largest."""
         low, high = self.cfg.size
         fraction = self._half(s) / HALF_EDGE
-        return ((2 * fraction - low - high) / max(high - low, 1e-6)).clip(-1.0, 1.0).float()
+        centred = 2 * fraction - low - high
+        return (centred / max(high - low, 1e-6)).clip(-1.0, 1.0).float()
 
     def strokes(self) -> Strokes:
         """Each finger at one side of the cube: index and ring push, and while they go back, middle finger and thumb."""
         sites = tuple(f"{finger}_tip" for finger in (*leap_hand.FINGERS, "th"))
         x, y, _ = self._spawn()
-        angles, phases = (-math.pi / 2, 0.0, math.pi / 2, math.pi), (0.0, 0.5, 0.0, 0.5)
-        return Strokes(sites, angles, phases, (x, y, TIPS), HALF_EDGE + 0.0145, self.direction)
+        angles = (-math.pi / 2, 0.0, math.pi / 2, math.pi)
+        phases = (0.0, 0.5, 0.0, 0.5)
+        centre = (x, y, TIPS)
+        return Strokes(sites, angles, phases, centre, HALF_EDGE + 0.0145, self.direction)
 
     def curriculum(self, s: State, progress: dict[str, float]) -> None:
         """The better the hand turns the cube, the more it matters how."""
-        wanted = self.cfg.leniency + (1.0 - self.cfg.leniency) * progress["success"]
+        missing = 1.0 - self.cfg.leniency
+        wanted = self.cfg.leniency + missing * progress["success"]
         for name in ("linear_velocity", "pose", "torque", "work", "action_rate"):
             scale = s.scale.get(name, self.cfg.leniency)
             s.scale[name] = scale + 0.05 * (wanted - scale)
@@ -465,7 +505,8 @@ class CubeRotate(Task):
         return (SPAWN[0], self.side * SPAWN[1], SPAWN[2])
 
     def _known_grasps(self) -> Grasps:
-        self._grasps = self._grasps or Grasps.load(self.cfg.grasps, self.name, self.contract())
+        if self._grasps is None:
+            self._grasps = Grasps.load(self.cfg.grasps, self.name, self.contract())
         return self._grasps
 
     def _half(self, s: State) -> Tensor:
@@ -478,11 +519,13 @@ class CubeRotate(Task):
         return joints.clip(lower, upper)
 
     def _drift(self, s: State) -> Tensor:
-        return (s.pose(CUBE)[:, :3] - s.zeros("start", 3)).norm(dim=-1)
+        offset = s.pose(CUBE)[:, :3] - s.zeros("start", 3)
+        return offset.norm(dim=-1)
 
     def _tilt(self, s: State) -> Tensor:
-        x, y = s.pose(CUBE)[:, 4], s.pose(CUBE)[:, 5]
-        return (1.0 - 2.0 * (x * x + y * y)).clip(-1.0, 1.0).acos()
+        _, x, y, _ = s.pose(CUBE)[:, 3:].unbind(-1)
+        cosine = 1.0 - 2.0 * (x * x + y * y)
+        return cosine.clip(-1.0, 1.0).acos()
 
     def _dropped(self, s: State) -> Tensor:
         return s.pose(CUBE)[:, 2] < self.cfg.lowest
@@ -492,8 +535,10 @@ def _yaw_between(before: Tensor, after: Tensor) -> Tensor:
     """Rotation about the world's z of `after` relative to `before`, quaternions w x y z `(n, 4)`; rad in -pi .. pi."""
     a, b, c, d = before.unbind(-1)
     w, x, y, z = after.unbind(-1)
-    real, up = w * a + x * b + y * c + z * d, z * a - w * d + y * b - x * c
-    return 2.0 * torch.atan2(torch.where(real < 0, -up, up), real.abs())
+    real = w * a + x * b + y * c + z * d
+    up = z * a - w * d + y * b - x * c
+    up = torch.where(real < 0, -up, up)
+    return 2.0 * torch.atan2(up, real.abs())
 
 
 def _add_mark(cube: mujoco.MjsBody) -> None:
@@ -501,7 +546,10 @@ def _add_mark(cube: mujoco.MjsBody) -> None:
     mark = cube.add_geom(
         name="mark", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.014, 0.003, 0.0045], mass=0
     )
-    mark.pos, mark.rgba, mark.contype, mark.conaffinity = [0.016, 0, HALF_EDGE], (1, 1, 1, 1), 0, 0
+    mark.pos = [0.016, 0, HALF_EDGE]
+    mark.rgba = (1, 1, 1, 1)
+    mark.contype = 0
+    mark.conaffinity = 0
 
 
 @task("leap-right-cube-rotate")

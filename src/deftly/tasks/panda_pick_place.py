@@ -209,7 +209,8 @@ class PickPlaceConfig(TaskConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         names = ",".join(self.objects).split(",")
-        object.__setattr__(self, "objects", tuple(filter(None, map(str.strip, names))))
+        stripped = [name.strip() for name in names]
+        object.__setattr__(self, "objects", tuple(name for name in stripped if name))
         if self.reward == "sparse":
             object.__setattr__(self, "weights", SPARSE)
             # to end there would be worth less than to stay; see also `failed`
@@ -323,7 +324,8 @@ class PickPlace(Task):
     @property
     def goals(self) -> "PickPlace | None":
         """Itself, if the reward is of the goal alone and the policy is told where the object is."""
-        return self if self.cfg.reward == "sparse" and self.cfg.observation != "rgb" else None
+        sees_object = self.cfg.observation != "rgb"
+        return self if self.cfg.reward == "sparse" and sees_object else None
 
     @property
     def sees(self) -> bool:
@@ -345,7 +347,8 @@ class PickPlace(Task):
             scene.add_pattern(s, scene.WOOD.name)
         else:
             scene.add_camera(s, "front", eye=(1.55, -1.05, 0.85), target=(0.28, 0.0, 0.28), fovy=40)
-        scene.add_home(s, {j.name: j.home for j in panda.ROBOT.joints})
+        home = {joint.name: joint.home for joint in panda.ROBOT.joints}
+        scene.add_home(s, home)
         return s
 
     def contract(self) -> PolicyContract:
@@ -383,7 +386,8 @@ class PickPlace(Task):
             inputs.append(Input("shape", items.CODE, "m", "object", *SHAPE_BOUNDS, default=CUBE))
         else:
             derive += (Derive("goal_way", "difference", ("goal", "tool_pos")),)
-            scale = (1.0,) * arm + (1 / panda.FINGER_TRAVEL,) * len(FINGERS)
+            normalized = (1 / panda.FINGER_TRAVEL,) * len(FINGERS)
+            scale = (1.0,) * arm + normalized
             observe = (
                 Observe("tool_pose"),
                 Observe("joint_pos", scale),
@@ -403,8 +407,10 @@ class PickPlace(Task):
         if self.cfg.observation == "rgb":
             return {"joint_pos": s.joint_pos}
         pose = self.things.pose(s)
-        upright = torch.where(pose[:, 3:4] < 0, -pose[:, 3:], pose[:, 3:])
-        return {"joint_pos": s.joint_pos, "object_pose": torch.cat((pose[:, :3], upright), -1)}
+        quat = pose[:, 3:]
+        upright = torch.where(quat[:, :1] < 0, -quat, quat)
+        object_pose = torch.cat((pose[:, :3], upright), -1)
+        return {"joint_pos": s.joint_pos, "object_pose": object_pose}
 
     def inputs(self, s: State) -> dict[str, Tensor]:
         """The goal of the episode, and what its object is like."""
@@ -421,17 +427,20 @@ class PickPlace(Task):
         held = s.zeros("held")[:, None] / self.cfg.hold_steps
         grip = s.zeros("gripped")[:, None]
         away = 10 * self._away(s, self.things.position(s))
-        motion = (s.joint_pos, s.joint_vel, self.things.velocity(s)[:, :3])
+        velocity = self.things.velocity(s)[:, :3]
+        motion = (s.joint_pos, s.joint_vel, velocity)
         return torch.cat((*motion, away, grip, held, s.last_action), -1)
 
     def reset(self, s: State, mask: Tensor) -> None:
         """Object and goal anywhere in their ranges, the arm near home."""
-        cfg, joints = self.cfg, s.joint_pos.clone()
+        cfg = self.cfg
+        joints = s.joint_pos.clone()
         arm = len(panda.LINKS)
         joints[:, :arm] += s.uniform(mask, -cfg.home_noise, cfg.home_noise, arm)
         s.set_joint_pos(mask, joints)
         self.things.draw(s, mask, _difficulty(s))
-        x, y = s.uniform(mask, *cfg.object_x), s.uniform(mask, *cfg.object_y)
+        x = s.uniform(mask, *cfg.object_x)
+        y = s.uniform(mask, *cfg.object_y)
         half_yaw = s.uniform(mask, -cfg.object_yaw, cfg.object_yaw) / 2
         nothing = torch.zeros_like(x)
         height = self.things.numbers(s, "height") + ABOVE
@@ -459,35 +468,47 @@ class PickPlace(Task):
         pose = torch.cat((position, down), -1).to(home.dtype)
         arm = len(panda.LINKS)
         around = reach(panda.TOOL_KINEMATICS.like(home), home, pose, slice(0, arm))
-        around[:, arm:] = (self.things.numbers(s, "grip") + BESIDE)[:, None]
+        openings = self.things.numbers(s, "grip") + BESIDE
+        around[:, arm:] = openings[:, None]
         way = s.uniform(mask, 0.0, FREE_WAY)[:, None]
         between = home.clone()
-        between[:, :arm] += way * (around - home)[:, :arm]
+        there = (around - home)[:, :arm]
+        between[:, :arm] += way * there
         draw = s.uniform(mask, 0.0, 1.0) / s.scale[GRASPED]
-        joints = torch.where(draw[:, None] < 0.5, around, between)
-        s.set_joint_pos(mask & (draw < 1.0), joints.to(s.dtype))
+        grasps = draw[:, None] < 0.5
+        joints = torch.where(grasps, around, between)
+        chosen = mask & (draw < 1.0)
+        s.set_joint_pos(chosen, joints.to(s.dtype))
 
     def _draw_goal(self, s: State, mask: Tensor, start: Tensor) -> Tensor:
         """A place in its range, `(num_envs, 3)`; one too close to the start is put higher.
 
         The easier the episodes are to be, the closer it is to the start, down to `least_way`, and to the table.
         """
-        cfg, difficulty = self.cfg, _difficulty(s)
-        place = torch.stack((s.uniform(mask, *cfg.goal_x), s.uniform(mask, *cfg.goal_y)), -1)
+        cfg = self.cfg
+        difficulty = _difficulty(s)
+        x = s.uniform(mask, *cfg.goal_x)
+        y = s.uniform(mask, *cfg.goal_y)
+        place = torch.stack((x, y), -1)
         height = difficulty * s.uniform(mask, *cfg.goal_height)
         way = place - start[:, :2]
-        near = (cfg.least_way / way.norm(dim=-1, keepdim=True).clip(min=1e-9)).clip(max=1.0)
+        length = way.norm(dim=-1, keepdim=True)
+        near = (cfg.least_way / length.clip(min=1e-9)).clip(max=1.0)
         way = way * (difficulty + (1 - difficulty) * near)
-        goal = torch.cat((start[:, :2] + way, (start[:, 2] + height)[:, None]), -1)
+        goal_xy = start[:, :2] + way
+        goal_z = start[:, 2] + height
+        goal = torch.cat((goal_xy, goal_z[:, None]), -1)
         aside = way.norm(dim=-1)
-        lacking = (cfg.least_way**2 - aside.square()).clip(min=0.0).sqrt()
+        lacking_square = cfg.least_way**2 - aside.square()
+        lacking = lacking_square.clip(min=0.0).sqrt()
         goal[:, 2] = torch.maximum(goal[:, 2], start[:, 2] + lacking)
         return goal
 
     def start(self, s: State, mask: Tensor) -> None:
         """An episode's potential starts where the arm does."""
         position = self.things.position(s)
-        away, distance = self._away(s, position), self._distance(s, position)
+        away = self._away(s, position)
+        distance = self._distance(s, position)
         gripped = self._gripped(s, away)
         s.remember("gripped", mask, gripped)
         s.remember("way", mask, distance)
@@ -496,21 +517,28 @@ class PickPlace(Task):
 
     def update(self, s: State) -> None:
         """Count the steps at the goal, note when the object was gripped and how often it slipped."""
-        cfg, position = self.cfg, self.things.position(s)
-        away, distance = self._away(s, position), self._distance(s, position)
+        cfg = self.cfg
+        position = self.things.position(s)
+        away = self._away(s, position)
+        distance = self._distance(s, position)
         gripped = self._gripped(s, away)
-        held, was = s.zeros("held"), s.zeros("potential", 4)
+        held = s.zeros("held")
+        was = s.zeros("potential", 4)
         still = self._speed(s) < cfg.hold_speed
         at_goal = distance < cfg.distance_threshold
         held[:] = torch.where(at_goal & still, held + 1, 0.0)
-        grasped, peak = s.zeros("time_to_grasp"), s.zeros("peak_press")
-        grasped[:] = torch.where(gripped & grasped.isnan(), s.steps * s.dt, grasped)
+        grasped = s.zeros("time_to_grasp")
+        peak = s.zeros("peak_press")
+        for_the_first_time = gripped & grasped.isnan()
+        grasped[:] = torch.where(for_the_first_time, s.steps * s.dt, grasped)
         before = peak.clip(max=MAX_PRESS)
-        peak[:] = torch.maximum(peak, ARM.touch(s, "world").sum(-1))
+        press = ARM.touch(s, "world").sum(-1)
+        peak[:] = torch.maximum(peak, press)
         s.zeros("press_rise")[:] = peak.clip(max=MAX_PRESS) - before
         in_air = position[:, 2] > self.things.numbers(s, "height") + 0.01
         slips = s.zeros("slips")
-        slips += (s.zeros("gripped") > 0.5) & ~gripped & in_air
+        was_gripped = s.zeros("gripped") > 0.5
+        slips += was_gripped & ~gripped & in_air
         s.zeros("gripped")[:] = gripped
         now = self._potential(s, gripped, away, distance)
         s.zeros("gain", 4)[:] = now - was
@@ -518,12 +546,15 @@ class PickPlace(Task):
 
     def rewards(self, s: State) -> dict[str, Tensor]:
         """See `Weights`."""
-        elbow = s.joint_pos[:, (0, 2, 4)] - s.tensor(tuple(panda.HOME[i] for i in (0, 2, 4)))
+        turning = (0, 2, 4)
+        home = s.tensor(tuple(panda.HOME[i] for i in turning))
+        elbow = s.joint_pos[:, turning] - home
         gains = dict(zip(("reach", "grasp", "carry", "hold"), s.zeros("gain", 4).unbind(-1)))
+        distance = self._distance(s, self.things.position(s))
         return {
             **gains,
             "success": self.success(s),
-            "sparse": self._sparse(self._distance(s, self.things.position(s)), self._speed(s)),
+            "sparse": self._sparse(distance, self._speed(s)),
             "tilt": self._tilt(s),
             "posture": elbow.square().sum(-1),
             "action_rate": (s.action - s.last_action).square().sum(-1),
@@ -554,7 +585,8 @@ class PickPlace(Task):
 
     def randomize(self) -> tuple[Randomize, ...]:
         """Objects, friction of the pads, gravity, the arm's servos and joints; what images show."""
-        arm, things = tuple(panda.LINKS), self.things
+        arm = tuple(panda.LINKS)
+        things = self.things
         parts = tuple(part for item in things.items for part in item.parts)
         sized = tuple(item.body for item in things.items if item.is_primitive)
         return (
@@ -583,7 +615,9 @@ class PickPlace(Task):
         if self.cfg.start_grasped:
             s.scale[GRASPED] = self.cfg.start_grasped
         if self.cfg.curriculum:
-            climb = (progress["success"] > HARDER) - (progress["success"] < EASIER)
+            is_easy = progress["success"] > HARDER
+            is_hard = progress["success"] < EASIER
+            climb = is_easy - is_hard
             level = s.scale.get(DIFFICULTY, 0.0) + CLIMB * climb
             s.scale[DIFFICULTY] = min(max(level, 0.0), 1.0)
 
@@ -591,8 +625,10 @@ class PickPlace(Task):
 
     def achieved(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Where the object was seen, m, and its speed, m/s: `(..., 4)`."""
-        speed = obs["critic"][..., VELOCITY].norm(dim=-1, keepdim=True)
-        return torch.cat((obs["policy"][..., OBJECT], speed), -1)
+        velocity = obs["critic"][..., VELOCITY]
+        speed = velocity.norm(dim=-1, keepdim=True)
+        position = obs["policy"][..., OBJECT]
+        return torch.cat((position, speed), -1)
 
     def with_goal(self, obs: Mapping[str, Tensor], goal: Tensor) -> dict[str, Tensor]:
         """The observations with another goal, the place of what was achieved; the critic's begins with the policy's."""
@@ -605,7 +641,8 @@ class PickPlace(Task):
 
     def goal_reward(self, achieved: Tensor, goal: Tensor) -> Tensor:
         """The term `sparse`; of the goal only the place counts, of what was achieved also the speed."""
-        distance = (achieved[..., :3] - goal[..., :3]).norm(dim=-1)
+        offset = achieved[..., :3] - goal[..., :3]
+        distance = offset.norm(dim=-1)
         return self._sparse(distance, achieved[..., 3])
 
     def _sparse(self, distance: Tensor, speed: Tensor) -> Tensor:
@@ -618,7 +655,8 @@ class PickPlace(Task):
 
     def _speed(self, s: State) -> Tensor:
         """Of the object, `(num_envs,)`, m/s."""
-        return self.things.velocity(s)[:, :3].norm(dim=-1)
+        velocity = self.things.velocity(s)[:, :3]
+        return velocity.norm(dim=-1)
 
     def _distance(self, s: State, position: Tensor) -> Tensor:
         """Of the object, at `position (num_envs, 3)`, to the goal, `(num_envs,)`, m."""
@@ -631,8 +669,9 @@ class PickPlace(Task):
     def _gripped(self, s: State, away: Tensor) -> Tensor:
         """Both fingers press the object, and its grasp point is between their tips; `away` is that of `_away`."""
         things = self.things
-        pressed = things.of_drawn(s, ARM.touches(s, things.bodies)) > 1.0
-        return pressed.all(-1) & (away.norm(dim=-1) < GRASP_NEAR)
+        touch = things.of_drawn(s, ARM.touches(s, things.bodies))
+        pressed = (touch > 1.0).all(-1)
+        return pressed & (away.norm(dim=-1) < GRASP_NEAR)
 
     def _tilt(self, s: State) -> Tensor:
         """Squared sine of the angle between the tool and the vertical."""
@@ -643,20 +682,27 @@ class PickPlace(Task):
 
         `away` is that of `_away`, `to_goal (num_envs,)` the distance of the object, m.
         """
-        cfg, things, opening = self.cfg, self.things, s.joint(FINGERS[0])
+        cfg = self.cfg
+        things = self.things
+        opening = s.joint(FINGERS[0])
         aside = away[:, :2].norm(dim=-1)
         # a funnel: off to the side, the place to be is higher up
         clear = things.numbers(s, "top") + 0.055
-        above = torch.minimum((1.5 * (aside - 0.01)).clip(min=0.0), clear)
-        distance = (aside.square() + (away[:, 2] - above).square()).sqrt()
+        above = (1.5 * (aside - 0.01)).clip(min=0.0)
+        above = torch.minimum(above, clear)
+        off_height = away[:, 2] - above
+        distance = (aside.square() + off_height.square()).sqrt()
         # a hand more closed than one that holds the object counts less
-        room = (opening / (things.numbers(s, "grip") - 0.005).clip(min=0.005)).clip(0.0, 1.0)
+        needed = (things.numbers(s, "grip") - 0.005).clip(min=0.005)
+        room = (opening / needed).clip(0.0, 1.0)
         reach = (1 - torch.tanh(5 * distance)) * (0.5 + 0.5 * room)
         around = torch.exp(-(away.norm(dim=-1) / 0.025).square())
-        grasp = 0.4 * around * (1 - opening / panda.FINGER_TRAVEL) + 0.6 * gripped
+        closed = 1 - opening / panda.FINGER_TRAVEL
+        grasp = 0.4 * around * closed + 0.6 * gripped
         way = to_goal / s.zeros("way").clip(min=cfg.least_way / 2)
         at_goal = to_goal < cfg.distance_threshold
-        carry = torch.where(gripped | at_goal, (1 - way).clip(0.0, 1.0), 0.0)
+        covered = (1 - way).clip(0.0, 1.0)
+        carry = torch.where(gripped | at_goal, covered, 0.0)
         held = (s.zeros("held") / cfg.hold_steps).clip(max=1.0)
         return torch.stack((reach, grasp, carry, held), -1)
 
@@ -696,6 +742,7 @@ def _difficulty(s: State) -> float:
 def tool_axis(s: State) -> Tensor:
     """The direction in which the tool points, `(num_envs, 3)`, a unit vector of the world."""
     w, x, y, z = s.orientation("hand").unbind(-1)
-    return torch.stack(
-        (2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x.square() + y.square())), -1
-    )
+    x_part = 2 * (x * z + w * y)
+    y_part = 2 * (y * z - w * x)
+    z_part = 1 - 2 * (x.square() + y.square())
+    return torch.stack((x_part, y_part, z_part), -1)

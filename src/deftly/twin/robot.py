@@ -59,7 +59,8 @@ class OneSim:
     def broken(self) -> bool:
         """Whether MuJoCo met a number that is not finite, or huge, since the reset."""
         data = self.data
-        finite = np.isfinite(data.qpos).all() and np.isfinite(data.qvel).all()
+        positions_finite = np.isfinite(data.qpos).all()
+        finite = positions_finite and np.isfinite(data.qvel).all()
         return not finite or any(data.warning[i].number > 0 for i in BROKEN)
 
     @property
@@ -78,7 +79,8 @@ class OneSim:
     def _view(self, owner: object, field: str) -> Tensor:
         key = (type(owner), field)
         if key not in self._views:
-            self._views[key] = torch.from_numpy(attrgetter(field)(owner))[None]
+            values = attrgetter(field)(owner)
+            self._views[key] = torch.from_numpy(values)[None]
         return self._views[key]
 
     def step(self, substeps: int, mask: Tensor | None = None) -> Tensor:
@@ -133,9 +135,12 @@ class Sensor:
     """What a sensor does to one signal in one episode: bias, white noise, delay (in readings) and dropout."""
 
     def __init__(self, noise: Noise, size: int, rng: np.random.Generator):
-        self._noise, self._size, self._rng = noise, size, rng
+        self._noise = noise
+        self._size = size
+        self._rng = rng
         self._bias = rng.uniform(-noise.bias, noise.bias, size)
-        self._recent: deque[np.ndarray] = deque(maxlen=1 + int(rng.integers(noise.delay + 1)))
+        delay = int(rng.integers(noise.delay + 1))
+        self._recent: deque[np.ndarray] = deque(maxlen=1 + delay)
         self._last: np.ndarray | None = None
 
     def read(self, value: np.ndarray) -> np.ndarray:
@@ -176,16 +181,20 @@ class SimRobot(Driver):
                 f"seed is {seed}, latency-ms {latency_ms}, but they must be 0 or more (and 10 s at most)"
             )
         sim = sim or SimConfig()
-        self.task, self.contract, self.seed = task, task.contract(), seed
+        self.task = task
+        self.contract = task.contract()
+        self.seed = seed
         self.robot = self.contract.robot
         self.substeps = sim.substeps_at(self.contract.rate)
         self.model = compile_scene(task.scene(), self.contract.rate, sim)
         self.sim = OneSim(self.model)
-        self.data, self.latency = self.sim.data, 1e-3 * latency_ms
+        self.data = self.sim.data
+        self.latency = 1e-3 * latency_ms
         self._noise = task.noise() if noise else {}
         self._cameras: Cameras | None = None
         State(self.sim, self.contract, 0)  # says which joint of the contract the scene lacks
-        self._ctrl = [self.model.actuator(name).id for name in self.contract.joint_names]
+        names = self.contract.joint_names
+        self._ctrl = [self.model.actuator(name).id for name in names]
         self.reset(0)
 
     def reset(self, episode: int, state: np.ndarray | None = None) -> None:
@@ -193,31 +202,37 @@ class SimRobot(Driver):
 
         Raises DeftlyError if the state is another scene's.
         """
-        seeds = np.random.SeedSequence([self.seed, episode]).spawn(len(self._noise))
+        sequence = np.random.SeedSequence([self.seed, episode])
+        seeds = sequence.spawn(len(self._noise))
         self.view = s = State(self.sim, self.contract, self.task.cfg.episode_steps)
-        digest = hashlib.sha256(f"sim2sim/{self.seed}/{episode}".encode()).digest()
+        label = f"sim2sim/{self.seed}/{episode}"
+        digest = hashlib.sha256(label.encode()).digest()
         s.generator.manual_seed(int.from_bytes(digest[:7], "big"))
-        self._sensors = {
-            name: Sensor(n, self.contract.source_size(name), np.random.default_rng(seed))
-            for (name, n), seed in zip(self._noise.items(), seeds)
-        }
+        self._sensors = {}
+        for (name, noise), seed in zip(self._noise.items(), seeds):
+            size = self.contract.source_size(name)
+            self._sensors[name] = Sensor(noise, size, np.random.default_rng(seed))
         self._pending: deque[tuple[float, np.ndarray | None]] = deque()
         self._damped = False
         self._reading: Reading | None = None
-        self._done, self._broken = 0, False
+        self._done = 0
+        self._broken = False
         self.sim.reset()
         self.task.reset(s, ONE)
         s.set_targets(s.joint_pos)
         if state is not None:
-            if state.shape != (size := mujoco.mj_stateSize(self.model, INTEGRATION),):
+            size = mujoco.mj_stateSize(self.model, INTEGRATION)
+            if state.shape != (size,):
                 raise DeftlyError(
                     f"the state has shape {state.shape}, this scene's are {size} numbers"
                 )
             mujoco.mj_setState(self.model, self.data, state, INTEGRATION)
         self.sim.forward()
         self.task.start(s, ONE)
-        least, most = (round(seconds * self.contract.rate) for seconds in self.task.cfg.ready_s)
-        self.ready = max(1, int(torch.randint(least, most + 1, (1,), generator=s.generator)))
+        rate = self.contract.rate
+        least, most = (round(seconds * rate) for seconds in self.task.cfg.ready_s)
+        drawn = torch.randint(least, most + 1, (1,), generator=s.generator)
+        self.ready = max(1, int(drawn))
         """For how many control periods the robot is to stand ready before an operator starts the policy."""
 
     @property
@@ -265,7 +280,7 @@ class SimRobot(Driver):
     def _command(self) -> None:
         """Let the servos have what has arrived by now."""
         while self._pending and self._pending[0][0] <= self.now + 1e-9:
-            targets = self._pending.popleft()[1]
+            _, targets = self._pending.popleft()
             self._damped = targets is None
             if targets is not None:
                 self.data.ctrl[self._ctrl] = targets
@@ -290,7 +305,10 @@ class SimRobot(Driver):
 
     def hear(self, inputs: Mapping[str, Any]) -> None:
         """Judge by what another operator says now, numbers (size,) by name."""
-        numbers = {n: torch.as_tensor(v)[None] for n, v in inputs.items() if not isinstance(v, str)}
+        numbers = {}
+        for name, value in inputs.items():
+            if not isinstance(value, str):
+                numbers[name] = torch.as_tensor(value)[None]
         self.task.hear(self.view, numbers)
 
     @property
@@ -311,7 +329,8 @@ class SimRobot(Driver):
     @property
     def failed(self) -> str:
         """`physics`, or the task's name of what failed; empty if nothing did."""
-        found = [name for name, value in self.task.failed(self.view).items() if value]
+        failed = self.task.failed(self.view)
+        found = [name for name, value in failed.items() if value]
         return "physics" if self.broken else next(iter(found), "")
 
     @property
@@ -332,13 +351,16 @@ class SimRobot(Driver):
     @property
     def metrics(self) -> dict[str, float]:
         """The task's own metrics of the episode so far."""
-        return {name: float(value) for name, value in self.task.metrics(self.view).items()}
+        metrics = self.task.metrics(self.view)
+        return {name: float(value) for name, value in metrics.items()}
 
     def _signals(self) -> dict[str, np.ndarray]:
         """What the robot measures, (size,) float64 each; an image as it is."""
         signals = {name: value[0] for name, value in self.task.signals(self.view).items()}
-        arrays = {n: v if v.dtype == torch.uint8 else v.double() for n, v in signals.items()}
-        numbers = {name: value.numpy().copy() for name, value in arrays.items()}
+        numbers = {}
+        for name, value in signals.items():
+            exact = value if value.dtype == torch.uint8 else value.double()
+            numbers[name] = exact.numpy().copy()
         return numbers | self._images(image_signals(self.contract, signals))
 
     def _images(self, signals: tuple[Signal, ...]) -> dict[str, np.ndarray]:
@@ -348,4 +370,5 @@ class SimRobot(Driver):
         if self._cameras is None:
             self._cameras = Cameras(self.model, signals)
             weakref.finalize(self, self._cameras.close)
-        return {name: rows[0] for name, rows in self._cameras.images(self.sim, [0]).items()}
+        images = self._cameras.images(self.sim, [0])
+        return {name: rows[0] for name, rows in images.items()}

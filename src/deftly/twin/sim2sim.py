@@ -137,7 +137,9 @@ class TwinWorld:
             return faults.parse(self._fault, contract)
         rng = np.random.default_rng([self.seed, episode])
         seconds = 0.5 * self.task.cfg.episode_steps / contract.rate
-        return Injection(str(rng.choice(faults.names(contract))), float(rng.uniform(0.0, seconds)))
+        name = str(rng.choice(faults.names(contract)))
+        at = float(rng.uniform(0.0, seconds))
+        return Injection(name, at)
 
     def _after_tick(self) -> None:
         for hook in self._hooks:
@@ -221,16 +223,19 @@ def _injected(results: Sequence[EpisodeResult]) -> dict[str, Any]:
 def _timing(results: Sequence[EpisodeResult], name: str) -> dict[str, float | None]:
     """Percentiles of a duration over the ticks in which the policy was asked, ms."""
     values = np.concatenate([r.rows[name] for r in results])
-    asked = np.concatenate([np.isfinite(r.rows["infer_ms"]) for r in results])
+    finite = [np.isfinite(r.rows["infer_ms"]) for r in results]
+    asked = np.concatenate(finite)
     return stats.percentiles(values[asked])
 
 
 def violation(contract: PolicyContract, rows: Mapping[str, np.ndarray]) -> float:
     """By how much, at most, a command was beyond a limit (rad or m), or too fast (rad/s or m/s); 0 if none was."""
     command = rows["command"]
-    lower, upper, speed = np.array([(j.lower, j.upper, j.velocity) for j in contract.joints]).T
+    limits = np.array([(joint.lower, joint.upper, joint.velocity) for joint in contract.joints])
+    lower, upper, speed = limits.T
     beyond = np.maximum(lower - command, command - upper)
-    velocity = np.abs(np.diff(command, axis=0)) / np.diff(rows["now"])[:, None]
+    way = np.abs(np.diff(command, axis=0))
+    velocity = way / np.diff(rows["now"])[:, None]
     excess = np.concatenate((beyond, velocity - speed - SLACK))
     return float(np.max(excess, initial=0.0, where=np.isfinite(excess)))
 
@@ -268,11 +273,14 @@ def agreement(
 
 def text(result: Mapping[str, Any]) -> list[str]:
     """The lines that are printed, before the conclusion of every report."""
-    metrics, twin = result["metrics"], result["twin"]
+    metrics = result["metrics"]
+    twin = result["twin"]
     noise = "on" if result["disturbances"]["noise"] else "off"
     latency = result["disturbances"]["latency_ms"][0]
-    ends = ", ".join(f"{end} {count}" for end, count in twin["ends"].items())
-    steps, seconds = metrics["steps"]["mean"], metrics["seconds"]["mean"]
+    counts = [f"{end} {count}" for end, count in twin["ends"].items()]
+    ends = ", ".join(counts)
+    steps = metrics["steps"]["mean"]
+    seconds = metrics["seconds"]["mean"]
     lines = [
         f"noise {noise}, latency {latency:g} ms, soft start {twin['safety']['ramp_s']:g} s",
         f"episodes: {steps:.1f} steps ({seconds:.2f} s) on average; {ends}",
@@ -282,7 +290,9 @@ def text(result: Mapping[str, Any]) -> list[str]:
         *_text_of_faults(twin.get("injected", {})),
     ]
     for name in TIMINGS:
-        p50, p99 = twin["timing"][name]["p50"], twin["timing"][name]["p99"]
+        timing = twin["timing"][name]
+        p50 = timing["p50"]
+        p99 = timing["p99"]
         if p50 is not None:
             lines.append(f"{name.removesuffix('_ms')}: p50 {p50:.2f} ms, p99 {p99:.2f} ms")
     if held := twin["eval"]:
@@ -299,7 +309,8 @@ def _text_of_faults(injected: Mapping[str, Any]) -> list[str]:
     """A line for each fault that was injected."""
     lines = []
     for name, found in injected.items():
-        words = ", ".join(f"{fault} {count}" for fault, count in found["faults"].items())
+        counts = [f"{fault} {count}" for fault, count in found["faults"].items()]
+        words = ", ".join(counts)
         caught = f"safe in {found['safe']} of {found['struck']} episodes"
         lines.append(f"fault {name}: {caught}, {found['periods_max']} periods at most ({words})")
     return lines
@@ -315,16 +326,19 @@ def window(robot: SimRobot, camera: str | None) -> Iterator[Callable[[], None]]:
     import mujoco
     from mujoco import viewer
 
-    index, due = render.camera_index(robot.model, camera), [time.perf_counter()]
+    index = render.camera_index(robot.model, camera)
+    due = [time.perf_counter()]
     with viewer.launch_passive(robot.model, robot.data) as shown:
         if camera and index >= 0:
-            shown.cam.type, shown.cam.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, index
+            shown.cam.type = mujoco.mjtCamera.mjCAMERA_FIXED.value
+            shown.cam.fixedcamid = index
 
         def show() -> None:
             if not shown.is_running():
                 raise KeyboardInterrupt  # closing the window is the user's way to end
             shown.sync()
-            due[0] = max(due[0] + 1 / robot.contract.rate, time.perf_counter() - 0.2)
+            next_step = due[0] + 1 / robot.contract.rate
+            due[0] = max(next_step, time.perf_counter() - 0.2)
             time.sleep(max(0.0, due[0] - time.perf_counter()))
 
         yield show

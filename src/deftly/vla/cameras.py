@@ -30,7 +30,8 @@ SHAPES = ("size", "joint_offset")
 def cameras_of(task: Task, names: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The cameras that are meant: those named, else all that the scene has. Raises DeftlyError if there is none."""
     model = task.scene().compile()
-    found = names or tuple(model.camera(i).name for i in range(model.ncam))
+    own = tuple(model.camera(i).name for i in range(model.ncam))
+    found = names or own
     for name in found:
         camera_index(model, name)
     if not found or FREE in found:
@@ -48,12 +49,14 @@ class _Seen(Task):
 
     def signals(self, s: State) -> dict[str, Tensor]:
         wanted = {signal.name for signal in self.seen.signals}
-        known = {name: value for name, value in super().signals(s).items() if name in wanted}
+        all_signals = super().signals(s)
+        known = {name: value for name, value in all_signals.items() if name in wanted}
         return {**known, **self._eyes.look(s)}
 
     def noise(self) -> dict[str, Noise]:
         wanted = {signal.name for signal in self.seen.signals}
-        return {name: noise for name, noise in super().noise().items() if name in wanted}
+        all_noise = super().noise()
+        return {name: noise for name, noise in all_noise.items() if name in wanted}
 
     @cached_property
     def _eyes(self) -> Eyes:
@@ -71,8 +74,10 @@ def seen_through(task: Task, contract: PolicyContract, what: str = "the policy")
         raise DeftlyError(f"the contract of {what} has no image: it is not made for cameras")
     names = cameras_of(task, tuple(images))
     prompt = next((given.text for given in contract.inputs if given.is_text), "")
-    seen_contract(own, names, images[names[0]], prompt).require(contract, what)
-    kind = type(f"Seen{type(task).__name__}", (_Seen, type(task)), {"seen": contract})
+    expected = seen_contract(own, names, images[names[0]], prompt)
+    expected.require(contract, what)
+    name = f"Seen{type(task).__name__}"
+    kind = type(name, (_Seen, type(task)), {"seen": contract})
     return kind(task.cfg)
 
 
@@ -100,10 +105,14 @@ class Eyes:
         mocap = (s.sim.bind("mocap_pos"), s.sim.bind("mocap_quat")) if self.model.nmocap else ()
         images: dict[str, list[np.ndarray]] = {name: [] for name in self._renderers}
         for i, positions in enumerate(qpos):
-            model = looks.restored(self.model, s.sim.model_of(i)) if self._reshaped else self.model
+            model = self.model
+            if self._reshaped:
+                model = looks.restored(self.model, s.sim.model_of(i))
             self._data.qpos[:] = positions
             if mocap:
-                self._data.mocap_pos[:], self._data.mocap_quat[:] = (m[i].cpu() for m in mocap)
+                pos, quat = mocap
+                self._data.mocap_pos[:] = pos[i].cpu()
+                self._data.mocap_quat[:] = quat[i].cpu()
             for name, image in self.images(model, self._data).items():
                 images[name].append(image)
         return {name: torch.from_numpy(np.stack(each)) for name, each in images.items()}

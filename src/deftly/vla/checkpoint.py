@@ -84,7 +84,9 @@ class VlaCheckpoint:
         """The model with its weights. Raises DeftlyError where LeRobot or a base model is missing."""
         from deftly.vla import models
 
-        kind, base, rank = (self.about[name] for name in ("model", "base", "lora"))
+        kind = self.about["model"]
+        base = self.about["base"]
+        rank = self.about["lora"]
         config = models.read_config(self.path, kind, device)
         models.require_shapes(config, self.contract, self.about["layout"], str(self.path / CONFIG))
         if base:
@@ -143,7 +145,8 @@ def learned(model: Model, whole: bool) -> dict[str, Tensor]:
     """What of a model has learned: all of its state, or its parameters that learn, on a pretrained model."""
     state = model.network.state_dict()
     if not whole:
-        learns = {name for name, each in model.network.named_parameters() if each.requires_grad}
+        parameters = model.network.named_parameters()
+        learns = {name for name, each in parameters if each.requires_grad}
         state = {name: value for name, value in state.items() if name in learns}
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
@@ -174,7 +177,8 @@ def write(
         write_json(scratch / STATISTICS, statistics, indent=0)
         weights = learned(model, whole=not about["base"])
         # tensors that share memory are written once each
-        save_file({name: value.clone() for name, value in weights.items()}, scratch / WEIGHTS)
+        separate = {name: value.clone() for name, value in weights.items()}
+        save_file(separate, scratch / WEIGHTS)
         save_file(dict(state), scratch / STATE)
         files = {name: sha256(scratch / name, "a file of a checkpoint") for name in (*BOUND, STATE)}
         write_json(
@@ -240,7 +244,8 @@ def _require_about(path: Path, about: Any) -> None:
         "contract_sha256": str,
     }
     fits = isinstance(about, dict) and all(type(about.get(k)) is v for k, v in kinds.items())
-    if not fits or about["schema"] != SCHEMA or about["layout"] not in ("contract", "droid"):
+    known = fits and about["schema"] == SCHEMA
+    if not known or about["layout"] not in ("contract", "droid"):
         raise DeftlyError(f"{path / ABOUT} is not of the schema {SCHEMA}; {OTHER}")
     told = about.get("prompts", [])
     if not isinstance(told, list) or not all(isinstance(text, str) for text in told):
@@ -268,4 +273,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def combined(hashes: Mapping[str, str]) -> str:
     """One sha256 of several, by name."""
-    return hashlib.sha256("".join(f"{k}={hashes[k]};" for k in sorted(hashes)).encode()).hexdigest()
+    pairs = [f"{name}={hashes[name]};" for name in sorted(hashes)]
+    text = "".join(pairs)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -60,16 +60,18 @@ def seen_contract(
 
 def image_sizes(contract: PolicyContract) -> dict[str, int]:
     """Width and height of the image of each camera that a policy sees, pixels, by the camera's name."""
-    return {signal.name: signal.shape[0] for signal in contract.signals if signal.is_image}
+    images = [signal for signal in contract.signals if signal.is_image]
+    return {image.name: image.shape[0] for image in images}
 
 
 def exact(contract: PolicyContract, action: np.ndarray) -> np.ndarray:
     """Actions (..., action_size) float32 as the robot takes them: within [-1, 1], and of a gripper its sign alone."""
-    grips = np.concatenate(
-        [[act.kind == "gripper"] * len(act.joints) for act in contract.act_terms]
-    )
+    grips = []
+    for act in contract.act_terms:
+        grips += [act.kind == "gripper"] * len(act.joints)
     clipped = np.clip(action, -1.0, 1.0)
-    return np.where(grips, np.where(clipped > 0, 1.0, -1.0), clipped).astype(np.float32)
+    signs = np.where(clipped > 0, 1.0, -1.0)
+    return np.where(grips, signs, clipped).astype(np.float32)
 
 
 class Plain:
@@ -89,13 +91,15 @@ class Plain:
     def meaning(self) -> dict[str, str]:
         """What each number of state and action is, in words."""
         state = {joint.name: f"position, {joint.units}" for joint in self.contract.joints}
-        return {**state, **dict(zip(self.action_names, _action_words(self.contract)))}
+        action = dict(zip(self.action_names, _action_words(self.contract)))
+        return {**state, **action}
 
     @property
     def ranges(self) -> dict[str, np.ndarray]:
         """Whole range of each number, by feature."""
         state = [joint.upper - joint.lower for joint in self.contract.joints]
-        return {OBS_STATE: np.array(state), ACTION: np.full(len(self.action_names), 2.0)}
+        action = np.full(len(self.action_names), 2.0)
+        return {OBS_STATE: np.array(state), ACTION: action}
 
     def state(self, joint_pos: np.ndarray) -> np.ndarray:
         """State (..., num_joints) of measured joints (..., num_joints)."""
@@ -160,68 +164,91 @@ class Droid:
     @property
     def ranges(self) -> dict[str, np.ndarray]:
         """Whole range of each number, by feature; of what an arm lacks, 1."""
-        joints = self.contract.joints
-        state, action = np.ones(DROID_JOINTS + 1), np.ones(DROID_JOINTS + 1)
-        state[: len(self._arm)] = [joints[i].upper - joints[i].lower for i in self._arm]
-        action[: len(self._arm)] = [2.0 * joints[i].velocity for i in self._arm]
+        arm = [self.contract.joints[i] for i in self._arm]
+        state = np.ones(DROID_JOINTS + 1)
+        action = np.ones(DROID_JOINTS + 1)
+        state[: len(arm)] = [joint.upper - joint.lower for joint in arm]
+        action[: len(arm)] = [2.0 * joint.velocity for joint in arm]
         return {OBS_STATE: state, ACTION: action}
 
     def state(self, joint_pos: np.ndarray) -> np.ndarray:
         """State (..., 8) of measured joints (..., num_joints)."""
         joint_pos = np.asarray(joint_pos, np.float32)
-        joint = self.contract.joints[self._fingers[0]]
-        state = np.zeros((*joint_pos.shape[:-1], DROID_JOINTS + 1), np.float32)
+        finger = self._fingers[0]
+        joint = self.contract.joints[finger]
+        opening = joint_pos[..., finger] - joint.lower
+        largest = joint.upper - joint.lower
+        *batch, _ = joint_pos.shape
+        state = np.zeros((*batch, DROID_JOINTS + 1), np.float32)
         state[..., : len(self._arm)] = joint_pos[..., self._arm]
-        opening = joint_pos[..., self._fingers[0]] - joint.lower
-        state[..., -1] = opening / (joint.upper - joint.lower)
+        state[..., -1] = opening / largest
         return state
 
     def joint_pos(self, state: np.ndarray) -> np.ndarray:
         """The inverse of `state`; fingers of one gripper are open alike."""
         state = np.asarray(state, np.float32)
-        joint_pos = np.zeros((*state.shape[:-1], len(self.contract.joints)), np.float32)
+        opening = state[..., -1]
+        *batch, _ = state.shape
+        joint_pos = np.zeros((*batch, len(self.contract.joints)), np.float32)
         joint_pos[..., self._arm] = state[..., : len(self._arm)]
         for i in self._fingers:
             joint = self.contract.joints[i]
-            joint_pos[..., i] = joint.lower + state[..., -1] * (joint.upper - joint.lower)
+            largest = joint.upper - joint.lower
+            joint_pos[..., i] = joint.lower + opening * largest
         return joint_pos
 
     def to_dataset(self, action: np.ndarray) -> np.ndarray:
         """The action (..., 8) of a data set, of one of the contract (..., action_size)."""
         action = exact(self.contract, action)
-        velocity = np.zeros((*action.shape[:-1], len(self.contract.joints)), np.float32)
-        for i, (joint, scale) in enumerate(self._scales):
-            if scale is not None:
-                velocity[..., joint] = action[..., i] * scale
-        for coupling in self.contract.robot.couplings:
-            names = self.contract.joint_names
-            parts = [ratio * velocity[..., names.index(name)] for name, ratio in coupling.of]
-            velocity[..., names.index(coupling.joint)] = sum(parts)
-        found = np.zeros((*action.shape[:-1], DROID_JOINTS + 1), np.float32)
+        velocity = self._velocity(action)
+        *batch, _ = action.shape
+        found = np.zeros((*batch, DROID_JOINTS + 1), np.float32)
         found[..., : len(self._arm)] = velocity[..., self._arm]
         closes = next(i for i, (_, scale) in enumerate(self._scales) if scale is None)
         found[..., -1] = action[..., closes] <= 0
         return found
 
+    def _velocity(self, action: np.ndarray) -> np.ndarray:
+        """Velocities (..., num_joints), rad/s, of an action (..., action_size), coupled joints included."""
+        names = self.contract.joint_names
+        *batch, _ = action.shape
+        velocity = np.zeros((*batch, len(names)), np.float32)
+        for i, (joint, scale) in enumerate(self._scales):
+            if scale is not None:
+                velocity[..., joint] = action[..., i] * scale
+        for coupling in self.contract.robot.couplings:
+            parts = []
+            for leader, ratio in coupling.of:
+                leader_velocity = velocity[..., names.index(leader)]
+                parts.append(ratio * leader_velocity)
+            follower = names.index(coupling.joint)
+            velocity[..., follower] = sum(parts)
+        return velocity
+
     def to_contract(self, action: np.ndarray) -> np.ndarray:
         """The inverse of `to_dataset`; what coupled joints are told is left out, since they follow."""
         action = np.asarray(action, np.float32)
-        found = np.empty((*action.shape[:-1], len(self._scales)), np.float32)
+        opens = action[..., -1] > 0.5
+        *batch, _ = action.shape
+        found = np.empty((*batch, len(self._scales)), np.float32)
         for i, (joint, scale) in enumerate(self._scales):
             if scale is None:
-                found[..., i] = np.where(action[..., -1] > 0.5, -1.0, 1.0)
+                found[..., i] = np.where(opens, -1.0, 1.0)
             else:
-                found[..., i] = action[..., self._arm.index(joint)] / scale
+                column = self._arm.index(joint)
+                found[..., i] = action[..., column] / scale
         return found
 
     @cached_property
     def _scales(self) -> list[tuple[int, float | None]]:
         """Of each element of the contract's action, the joint and its speed at 1, rad/s; None of the gripper."""
-        return [
-            (self.contract.joint_names.index(name), _speed(self.contract, act, i))
-            for act in self.contract.act_terms
-            for i, name in enumerate(act.joints)
-        ]
+        names = self.contract.joint_names
+        scales = []
+        for act in self.contract.act_terms:
+            for i, name in enumerate(act.joints):
+                speed = _speed(self.contract, act, i)
+                scales.append((names.index(name), speed))
+        return scales
 
 
 def layout_of(name: Layout, contract: PolicyContract) -> Plain | Droid:
@@ -264,8 +291,10 @@ def _speed(contract: PolicyContract, act: Act, i: int) -> float | None:
     if act.kind == "gripper":
         return None
     if not act.scale:
-        return contract.joints[contract.joint_names.index(act.joints[i])].velocity
-    scale = act.scale[i if len(act.scale) > 1 else 0]
+        index = contract.joint_names.index(act.joints[i])
+        return contract.joints[index].velocity
+    one_for_all = len(act.scale) == 1
+    scale = act.scale[0 if one_for_all else i]
     return scale * contract.rate if act.kind == "delta" else scale
 
 

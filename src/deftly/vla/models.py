@@ -68,7 +68,8 @@ class Shapes(NamedTuple):
     def of(cls, contract: PolicyContract, layout: Layout, image_size: int) -> Shapes:
         """Those of a policy under a contract, whose images are brought to a size, pixels."""
         sizes = layout_of(layout, contract).sizes
-        return cls(sizes[OBS_STATE], sizes[ACTION], tuple(image_sizes(contract)), image_size)
+        cameras = tuple(image_sizes(contract))
+        return cls(sizes[OBS_STATE], sizes[ACTION], cameras, image_size)
 
 
 def config_of(
@@ -129,7 +130,9 @@ def _parsed(kind: str, extra: Sequence[str], own: Collection[str]) -> dict[str, 
 
 def absolute(name: str) -> str:
     """The whole path of a folder; any other name, as of a repository of the hub, as it is."""
-    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
+    if name and Path(name).is_dir():
+        return str(Path(name).resolve())
+    return name
 
 
 def read_config(folder: Path, kind: str, device: str) -> PreTrainedConfig:
@@ -175,7 +178,8 @@ class Instructions:
     def __init__(self, kind: str, known: Sequence[str] = ()):
         self._hears = bool(RECIPES[kind].tokenizers)
         self._known = set(known)
-        self._named = ", ".join(f"'{printable(text, 80)}'" for text in known[:3])
+        named = [f"'{printable(text, 80)}'" for text in known[:3]]
+        self._named = ", ".join(named)
 
     def hear(self, said: Sequence[str]) -> None:
         """What robots are told, before the model answers."""
@@ -210,7 +214,8 @@ class Model(NamedTuple):
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
         """The loss of a batch of `Frames.batch`, and parts of it by name."""
-        loss, parts = self.network.forward(self._shaped(self.before(dict(batch))))
+        seen = self._shaped(self.before(dict(batch)))
+        loss, parts = self.network.forward(seen)
         numbers = {k: float(v) for k, v in (parts or {}).items() if np.ndim(v) == 0}
         return loss, numbers
 
@@ -224,7 +229,8 @@ class Model(NamedTuple):
         """
         if self.instructions is not None:
             self.instructions.hear(prompts)
-        size = next(iter(self.config.image_features.values())).shape[-1]
+        feature = next(iter(self.config.image_features.values()))
+        size = feature.shape[-1]
         batch = {IMAGES + name: to_float(resized(each, size)) for name, each in images.items()}
         batch |= {OBS_STATE: torch.from_numpy(state), "task": list(prompts)}
         self.network.eval()
@@ -235,7 +241,8 @@ class Model(NamedTuple):
             predicted = policy.predict_action_chunk(seen)
         except AssertionError as error:
             raise PolicyError(f"the model answers no action chunk: {_line(error)}") from None
-        return self.after(predicted[:, :, : self.action_size]).float().numpy()
+        actions = self.after(predicted[:, :, : self.action_size])
+        return actions.float().numpy()
 
     @property
     def action_size(self) -> int:

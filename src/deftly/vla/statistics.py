@@ -32,36 +32,44 @@ def of_numbers(rows: np.ndarray, ranges: np.ndarray) -> dict[str, list[float]]:
         ranges: Whole range of each element, (size,), such as between a joint's limits.
     """
     rows = np.asarray(rows, np.float64)
+    floor = FLOOR * ranges
     found = {
         "mean": rows.mean(0),
-        "std": np.maximum(rows.std(0), FLOOR * ranges),
+        "std": np.maximum(rows.std(0), floor),
         "min": rows.min(0),
         "max": rows.max(0),
         "q01": np.quantile(rows, 0.01, axis=0),
         "q99": np.quantile(rows, 0.99, axis=0),
     }
-    flat = found["q99"] - found["q01"] < FLOOR * ranges
+    spread = found["q99"] - found["q01"]
+    widening = np.where(spread < floor, floor, 0.0)
     for low, high in (("min", "max"), ("q01", "q99")):
-        found[low] = found[low] - np.where(flat, FLOOR * ranges, 0.0)
-        found[high] = found[high] + np.where(flat, FLOOR * ranges, 0.0)
-    return {name: np.asarray(value, np.float32).tolist() for name, value in found.items()}
+        found[low] = found[low] - widening
+        found[high] = found[high] + widening
+    return {name: _listed(value) for name, value in found.items()}
+
+
+def _listed(value: np.ndarray) -> list[Any]:
+    """As JSON keeps it, rounded to float32."""
+    return np.asarray(value, np.float32).tolist()
 
 
 def of_images(images: np.ndarray) -> dict[str, list[Any]]:
     """Statistics of images (n, height, width, 3) uint8: of each colour, in 0 .. 1, shaped (3, 1, 1)."""
-    count, total, squares = 0, np.zeros(3), np.zeros(3)
+    count = 0
+    total = np.zeros(3)
+    squares = np.zeros(3)
     for start in range(0, len(images), 256):
-        part = images[start : start + 256].reshape(-1, 3).astype(np.float32) / 255.0
-        count += len(part)
-        total += part.sum(0, dtype=np.float64)
-        squares += np.square(part).sum(0, dtype=np.float64)
+        batch = images[start : start + 256]
+        colours = batch.reshape(-1, 3).astype(np.float32) / 255.0
+        count += len(colours)
+        total += colours.sum(0, dtype=np.float64)
+        squares += np.square(colours).sum(0, dtype=np.float64)
     mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))
+    variance = squares / count - mean**2
+    std = np.sqrt(np.maximum(variance, 1e-6))
     found = {"mean": mean, "std": std, "min": np.zeros(3), "max": np.ones(3)}
-    return {
-        name: np.asarray(value, np.float32).reshape(OF_COLOURS).tolist()
-        for name, value in found.items()
-    }
+    return {name: _listed(value.reshape(OF_COLOURS)) for name, value in found.items()}
 
 
 def digest(statistics: Statistics) -> str:
@@ -93,18 +101,29 @@ def parse(tree: Any, shapes: Mapping[str, tuple[int, ...]], what: str) -> Statis
     """
     try:
         for name, shape in shapes.items():
-            for key in KEYS if shape != OF_COLOURS else KEYS[:4]:
-                values = np.asarray(tree[name][key], np.float64)
-                if values.shape != shape or not np.isfinite(values).all():
-                    raise ValueError(f"'{key}' of '{name}' is not {values_of(shape)}")
-            if (np.asarray(tree[name]["std"]) <= 0).any():
-                raise ValueError(f"'std' of '{name}' is not positive")
+            _require_feature(tree[name], name, shape)
     except (KeyError, TypeError, ValueError) as error:
-        reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
+        reason = str(error)
+        if isinstance(error, KeyError):
+            reason = f"'{error.args[0]}' is missing"
         raise DeftlyError(f"{what} has no whole normalization statistics: {reason}") from None
     return tree
 
 
+def _require_feature(feature: Any, name: str, shape: tuple[int, ...]) -> None:
+    """Raise KeyError, TypeError or ValueError for what are no statistics of a feature of this shape."""
+    keys = KEYS if shape != OF_COLOURS else KEYS[:4]
+    for key in keys:
+        values = np.asarray(feature[key], np.float64)
+        if values.shape != shape or not np.isfinite(values).all():
+            raise ValueError(f"'{key}' of '{name}' is not {values_of(shape)}")
+    std = np.asarray(feature["std"])
+    if (std <= 0).any():
+        raise ValueError(f"'std' of '{name}' is not positive")
+
+
 def values_of(shape: tuple[int, ...]) -> str:
     """What is expected of a shape, in words."""
-    return f"{shape[0]} finite numbers" if len(shape) == 1 else f"finite numbers of shape {shape}"
+    if len(shape) == 1:
+        return f"{shape[0]} finite numbers"
+    return f"finite numbers of shape {shape}"

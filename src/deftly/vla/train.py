@@ -127,7 +127,10 @@ class Training:
     def __init__(
         self, plan: Plan, model: Model, frames: Frames, folder: Path, resume: bool = False
     ):
-        self.plan, self.model, self.frames, self.folder = plan, model, frames, folder
+        self.plan = plan
+        self.model = model
+        self.frames = frames
+        self.folder = folder
         self.step = 0
         """Steps done."""
         self._parameters = [p for p in model.network.parameters() if p.requires_grad]
@@ -142,7 +145,8 @@ class Training:
         if resume:
             self._resume()
         elif not plan.base:
-            models.calibrate(model.network, model, frames.batch(self._rows(0), plan.chunk))
+            batch = frames.batch(self._rows(0), plan.chunk)
+            models.calibrate(model.network, model, batch)
 
     def _resume(self) -> None:
         found = earlier(self.plan, self.folder)
@@ -164,8 +168,10 @@ class Training:
         """Learning rate of a step: a linear rise, then half a cosine to a tenth (Loshchilov & Hutter 2017)."""
         warmup = max(1, min(WARMUP, self.plan.steps // 10))
         rise = min(1.0, (step + 1) / warmup)
-        done = max(0.0, (step - warmup) / max(1, self.plan.steps - warmup))
-        return self.plan.learning_rate * rise * (0.55 + 0.45 * np.cos(np.pi * min(1.0, done)))
+        decaying = max(1, self.plan.steps - warmup)
+        done = max(0.0, (step - warmup) / decaying)
+        cosine = np.cos(np.pi * min(1.0, done))
+        return self.plan.learning_rate * rise * (0.55 + 0.45 * cosine)
 
     def advance(self) -> dict[str, float]:
         """One step of the optimizer; its loss, and what else is known of it."""
@@ -194,7 +200,8 @@ class Training:
             name: value.clone() for name, value in optimizers.pack(self._optimizer).items()
         }
         about = {**self.plan.about, "step": self.step}
-        checkpoint.write(place, self.model, self.plan.contract, self.plan.statistics, about, state)
+        plan = self.plan
+        checkpoint.write(place, self.model, plan.contract, plan.statistics, about, state)
         return place
 
     def run(

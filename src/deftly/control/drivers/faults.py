@@ -100,12 +100,14 @@ def resting(robot: RobotInterface) -> dict[str, np.ndarray]:
     """Every signal of a robot at rest and within its limits: zero, upright, or the middle of its limits."""
     signals = {}
     for signal in robot.signals:
-        signals[signal.name] = np.zeros(signal.shape, signal.dtype if signal.is_image else None)
+        dtype = signal.dtype if signal.is_image else None
+        signals[signal.name] = np.zeros(signal.shape, dtype)
     for limit in robot.limits:
         if limit.of == "tilt":
             signals[limit.signal][0] = 1.0
         elif limit.of == "value" and not limit.lower <= 0.0 <= limit.upper:
-            signals[limit.signal][_elements(limit)] = 0.5 * (limit.lower + limit.upper)
+            middle = 0.5 * (limit.lower + limit.upper)
+            signals[limit.signal][_elements(limit)] = middle
     return signals
 
 
@@ -121,8 +123,8 @@ def _beyond(limit: Limit, value: np.ndarray) -> np.ndarray:
     value = np.array(value, np.float64)
     past = limit.upper + 0.5 * (limit.upper - limit.lower)
     if limit.of == "tilt":
-        angle = min(past, math.pi)
-        return np.array([math.cos(angle / 2), math.sin(angle / 2), 0.0, 0.0])
+        half = min(past, math.pi) / 2
+        return np.array([math.cos(half), math.sin(half), 0.0, 0.0])
     if limit.of == "norm":
         return np.full(len(value), past)
     value[_elements(limit)] = past
@@ -192,7 +194,8 @@ class Saboteur:
             limit = next(limit for limit in self.robot.limits if limit.signal == name)
             signals[name] = _beyond(limit, signals[name])
         else:
-            signals[JOINT_POS] = self._position(fault, np.array(signals[JOINT_POS], np.float64))
+            position = np.array(signals[JOINT_POS], np.float64)
+            signals[JOINT_POS] = self._position(fault, position)
         return Reading(signals, reading.at)
 
     def _position(self, fault: str, position: np.ndarray) -> np.ndarray:
@@ -211,7 +214,8 @@ class Saboteur:
         elif fault == "stuck" and self._last is not None:
             position[0] = self._last.signals[JOINT_POS][0]
         elif fault == "flipped" and self._last is not None:
-            position[0] = 2.0 * self._last.signals[JOINT_POS][0] - position[0]
+            before = self._last.signals[JOINT_POS][0]
+            position[0] = 2.0 * before - position[0]
         elif fault == "swapped":
             position[:2] = position[1::-1]
         return position

@@ -83,7 +83,8 @@ class Timetable:
     def at(self, seconds: float) -> dict[str, Any]:
         """What is said so long after the policy's first decision."""
         index = bisect.bisect_right(self._times, seconds + 1e-9) - 1
-        return self._words.defaults() | (self._said[index] if index >= 0 else {})
+        said = self._said[index] if index >= 0 else {}
+        return self._words.defaults() | said
 
     def words(self) -> list[str]:
         """None: a file starts nothing."""
@@ -154,7 +155,8 @@ def _csv_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _require_columns(path: Path, names: list[str], words: Words) -> None:
-    known = [TIME, *(element.label for element in words.elements), *_texts(words)]
+    labels = [element.label for element in words.elements]
+    known = [TIME, *labels, *_texts(words)]
     example = ",".join(known[:8])
     if TIME not in names:
         raise OperatorError(f"{path}: its first line should name the columns, such as {example}")
@@ -173,8 +175,10 @@ def _csv_row(path: Path, where: str, cells: Mapping[str, str], words: Words) -> 
     values = [each.default for each in words.elements]
     for i, element in enumerate(words.elements):
         if element.label in cells:
-            values[i] = _number(path, where, element.label, cells[element.label])
-    said |= {name: value for name, value in words.values(values).items() if name in given}
+            cell = cells[element.label]
+            values[i] = _number(path, where, element.label, cell)
+    numbers = words.values(values)
+    said |= {name: value for name, value in numbers.items() if name in given}
     return Row(where, _time(path, where, cells[TIME]), said)
 
 
@@ -206,7 +210,8 @@ def _example(words: Words) -> str:
     name, given = next(iter(words.inputs.items()))
     if given.is_text:
         return f"{name}: go"
-    return f"{name}: 0" if given.size == 1 else f"{name}: {[0] * given.size}"
+    zero = 0 if given.size == 1 else [0] * given.size
+    return f"{name}: {zero}"
 
 
 # ------------------------------------------------------------------------ numbers

@@ -132,15 +132,19 @@ def show(values: Mapping[str, Any]) -> str:
     """Inputs in a few characters: `speed 0.30, turn -0.10`."""
     parts = []
     for name, value in values.items():
-        shown = value if isinstance(value, str) else " ".join(f"{x:.2f}" for x in np.ravel(value))
+        shown = value
+        if not isinstance(value, str):
+            numbers = [f"{number:.2f}" for number in np.ravel(value)]
+            shown = " ".join(numbers)
         parts.append(f"{name} {shown}")
     return ", ".join(parts)
 
 
 def _bounds(given: Input) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper bound of each number of an input, (size,)."""
-    ends = (spread(given.lower, given.size), spread(given.upper, given.size))
-    return np.array(ends[0]), np.array(ends[1])
+    lower = spread(given.lower, given.size)
+    upper = spread(given.upper, given.size)
+    return np.array(lower), np.array(upper)
 
 
 def _elements(given: Input) -> list[Element]:

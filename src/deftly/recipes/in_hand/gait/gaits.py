@@ -40,9 +40,11 @@ class Gaits:
         """Gaits of one frequency, Hz, and of vectors `(n, 5 * num_joints)` near zero; zero stands at home."""
         vectors = torch.from_numpy(np.asarray(parameters)).float()
         scale = torch.tensor(SCALE)[:, None]
-        shape = scale * vectors.reshape(len(vectors), len(SCALE), -1)
+        parts = vectors.reshape(len(vectors), len(SCALE), -1)
+        shape = scale * parts
         shape[:, 0] += home
-        return cls(torch.full((len(vectors),), frequency), shape)
+        frequencies = torch.full((len(vectors),), frequency)
+        return cls(frequencies, shape)
 
     def encode(self, home: Tensor) -> np.ndarray:
         """The vectors that `decode` takes."""
@@ -80,7 +82,9 @@ class Gaits:
         weight = (1 + context) / 2
         first = self.frequency[0] ** (1 - weight)
         last = self.frequency[-1] ** weight
-        shape = torch.lerp(self.shape[0], self.shape[-1], weight[:, None, None])
+        first_shape = self.shape[0]
+        last_shape = self.shape[-1]
+        shape = torch.lerp(first_shape, last_shape, weight[:, None, None])
         return Gaits(first * last, shape)
 
     def cycle(self, contract: PolicyContract) -> tuple[Tensor, Tensor]:
