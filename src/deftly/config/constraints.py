@@ -85,6 +85,13 @@ RANGE = Must("'LOW HIGH' with LOW <= HIGH", lambda pair: pair[0] <= pair[1])
 POSITIVE_RANGE = Must("'LOW HIGH' with 0 < LOW <= HIGH", lambda pair: 0 < pair[0] <= pair[1])
 
 
+ANGLE, LENGTH, SPEED, MASS, FORCE = Le(3.15), Le(2.0), Le(20.0), Le(100.0), Le(10_000.0)
+"""Bounds of what a task's settings say in rad, m, m/s or rad/s, kg and N: beyond them a typing error is likelier than
+a wish."""
+PLACE = Must("'LOW HIGH' with -1 <= LOW <= HIGH <= 1", lambda pair: -1 <= pair[0] <= pair[1] <= 1)
+"""A range of positions in the workspace of an arm, m."""
+
+
 class Settings:
     """A group of settings, a frozen dataclass whose values are checked however it is built.
 

@@ -12,7 +12,7 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
-from deftly.config import LADDER, RANGE, Rung, TaskConfig
+from deftly.config import ANGLE, LADDER, LENGTH, RANGE, Rung, TaskConfig
 from deftly.contract.derive import (
     angle_between,
     heading_frame,
@@ -81,7 +81,9 @@ class LeggedConfig(TaskConfig):
         bool, Doc("Being on the feet ends the episode: never, for the time does.")
     ] = False
     lowpass: Lowpass = 0.6
-    joint_noise: Annotated[float, Ge(0), Doc("Joints start within this much of home, rad.")] = 0.05
+    joint_noise: Annotated[
+        float, Ge(0), ANGLE, Doc("Joints start within this much of home, rad.")
+    ] = 0.05
     push_force: PushForce = (2.0, 5.0)
     push_steps: Annotated[int, Ge(1), Doc("Control steps for which a push lasts.")] = 6
     push_interval: PushInterval = 3.0
@@ -93,8 +95,12 @@ class LeggedConfig(TaskConfig):
             "Constant error of the gyroscope about x, y and z, beside the one that is drawn, rad/s."
         ),
     ] = (0.0, 0.0, 0.0)
-    lowest: Annotated[float, Gt(0), Doc("Height of the waist below which it fell, m.")] = 0.36
-    max_tilt: Annotated[float, Gt(0), Doc("Tilt of the waist beyond which it fell, rad.")] = 0.8
+    lowest: Annotated[float, Gt(0), LENGTH, Doc("Height of the waist below which it fell, m.")] = (
+        0.36
+    )
+    max_tilt: Annotated[
+        float, Gt(0), ANGLE, Doc("Tilt of the waist beyond which it fell, rad.")
+    ] = 0.8
 
 
 def _ground(**values: float) -> dict[str, dict[str, object]]:

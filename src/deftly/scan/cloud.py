@@ -125,7 +125,8 @@ def without_outliers(cloud: Cloud, neighbours: int = 8, deviations: float = 4.0)
     typical = np.median(mean)
     deviation = np.median(np.abs(mean - typical))
     spread = 1.4826 * deviation  # the standard deviation of a normal
-    return cloud.at(mean <= typical + deviations * spread + typical)
+    largest = 2.0 * typical + deviations * spread  # on a regular grid there is no spread at all
+    return cloud.at(mean <= largest)
 
 
 def clusters(points: np.ndarray, reach: float) -> list[np.ndarray]:

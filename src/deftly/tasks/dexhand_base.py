@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from typing_extensions import Doc
 
-from deftly.config import TaskConfig
+from deftly.config import ANGLE, LENGTH, SPEED, TaskConfig
 from deftly.contract import COMMAND, Derive, Observe, PolicyContract, Signal
 from deftly.robots import dexhand021
 from deftly.robots.dexhand021 import BASE, DRIVEN, FINGERS, HAND
@@ -61,23 +61,23 @@ class BaseConfig(TaskConfig):
 
     rate: float = 50.0
     episode_steps: int = 300
-    height: Annotated[float, Gt(0), Doc("The hand starts at this height above the ground, m.")] = (
-        0.5
-    )
+    height: Annotated[
+        float, Gt(0), LENGTH, Doc("The hand starts at this height above the ground, m.")
+    ] = 0.5
     hand_turn: Annotated[
-        float, Ge(0), Doc("The hand starts turned by up to this much about each axis, rad.")
+        float, Ge(0), ANGLE, Doc("The hand starts turned by up to this much about each axis, rad.")
     ] = 0.2
     curl: Annotated[
-        float, Ge(0), Doc("Driven finger joints start bent by up to this much, rad.")
+        float, Ge(0), ANGLE, Doc("Driven finger joints start bent by up to this much, rad.")
     ] = 0.2
-    base_speed: Annotated[float, Gt(0), Doc("Speed of the carrier's slides at action 1, m/s.")] = (
-        dexhand021.BASE_SPEED
-    )
-    base_turn: Annotated[float, Gt(0), Doc("Speed of the carrier's hinges at action 1, rad/s.")] = (
-        dexhand021.BASE_TURN_SPEED
-    )
+    base_speed: Annotated[
+        float, Gt(0), SPEED, Doc("Speed of the carrier's slides at action 1, m/s.")
+    ] = dexhand021.BASE_SPEED
+    base_turn: Annotated[
+        float, Gt(0), SPEED, Doc("Speed of the carrier's hinges at action 1, rad/s.")
+    ] = dexhand021.BASE_TURN_SPEED
     finger_speed: Annotated[
-        float, Gt(0), Doc("Speed of the driven finger joints at action 1, rad/s.")
+        float, Gt(0), SPEED, Doc("Speed of the driven finger joints at action 1, rad/s.")
     ] = dexhand021.FINGER_SPEED
     lowpass: Annotated[float, Ge(0), Lt(1), Doc("Weight of the previous action.")] = 0.0
     weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(

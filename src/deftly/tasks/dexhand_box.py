@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from typing_extensions import Doc
 
-from deftly.config import POSITIVE_RANGE, TaskConfig
+from deftly.config import ANGLE, FORCE, LENGTH, MASS, POSITIVE_RANGE, SPEED, TaskConfig
 from deftly.contract import COMMAND, JOINT_POS, Derive, Input, Observe, PolicyContract, Signal
 from deftly.robots import dexhand021
 from deftly.robots.dexhand021 import DRIVEN, FINGERS, HAND
@@ -77,47 +77,62 @@ class BoxConfig(TaskConfig):
     episode_steps: int = 500
     hand: Annotated[Literal["right", "left"], Doc("Which hand grasps.")] = "right"
     box_xy: Annotated[
-        float, Ge(0), Doc("The box starts within this much of the origin, along x and y, m.")
+        float,
+        Ge(0),
+        LENGTH,
+        Doc("The box starts within this much of the origin, along x and y, m."),
     ] = 0.02
-    box_yaw: Annotated[float, Ge(0), Doc("The box starts turned by up to this much, rad.")] = (
-        math.pi
-    )
+    box_yaw: Annotated[
+        float, Ge(0), ANGLE, Doc("The box starts turned by up to this much, rad.")
+    ] = math.pi
     box_size: Annotated[
         tuple[float, float], POSITIVE_RANGE, Doc("Range of the box's edge, as a fraction of 5 cm.")
     ] = (0.9, 1.1)
-    box_mass: Annotated[float, Gt(0), Doc("Mass of the box, kg.")] = 0.1
+    box_mass: Annotated[float, Gt(0), MASS, Doc("Mass of the box, kg.")] = 0.1
     hand_xyz: Annotated[
-        float, Ge(0), Doc("The hand starts within this much of above the box, along each axis, m.")
+        float,
+        Ge(0),
+        LENGTH,
+        Doc("The hand starts within this much of above the box, along each axis, m."),
     ] = 0.05
     hand_turn: Annotated[
-        float, Ge(0), Doc("The hand starts turned by up to this much about each axis, rad.")
+        float, Ge(0), ANGLE, Doc("The hand starts turned by up to this much about each axis, rad.")
     ] = 0.15
-    thumb: Annotated[float, Ge(0), Doc("The thumb starts rotated by up to this much, rad.")] = (
-        math.pi / 2
-    )
+    thumb: Annotated[
+        float, Ge(0), ANGLE, Doc("The thumb starts rotated by up to this much, rad.")
+    ] = math.pi / 2
     curl: Annotated[
-        float, Ge(0), Doc("The other driven finger joints start bent by up to this much, rad.")
+        float,
+        Ge(0),
+        ANGLE,
+        Doc("The other driven finger joints start bent by up to this much, rad."),
     ] = 0.3
     success_height: Annotated[
-        float, Gt(0), Doc("Height of the box's centre above the ground that counts as lifted, m.")
+        float,
+        Gt(0),
+        LENGTH,
+        Doc("Height of the box's centre above the ground that counts as lifted, m."),
     ] = 0.2
     hold_steps: Annotated[
         int, Ge(1), Doc("Consecutive steps for which the box must be held there: 2 s.")
     ] = 100
     max_depth: Annotated[
-        float, Gt(0), Doc("Depth of the hand in the box that ends the episode, m.")
+        float, Gt(0), LENGTH, Doc("Depth of the hand in the box that ends the episode, m.")
     ] = 0.003
     max_distance: Annotated[
-        float, Gt(0), Doc("Distance from the hand's root to the box that ends the episode, m.")
+        float,
+        Gt(0),
+        LENGTH,
+        Doc("Distance from the hand's root to the box that ends the episode, m."),
     ] = 0.6
-    base_speed: Annotated[float, Gt(0), Doc("Speed of the carrier's slides at action 1, m/s.")] = (
-        0.25
-    )
-    base_turn: Annotated[float, Gt(0), Doc("Speed of the carrier's hinges at action 1, rad/s.")] = (
-        0.5
-    )
+    base_speed: Annotated[
+        float, Gt(0), SPEED, Doc("Speed of the carrier's slides at action 1, m/s.")
+    ] = 0.25
+    base_turn: Annotated[
+        float, Gt(0), SPEED, Doc("Speed of the carrier's hinges at action 1, rad/s.")
+    ] = 0.5
     finger_speed: Annotated[
-        float, Gt(0), Doc("Speed of the driven finger joints at action 1, rad/s.")
+        float, Gt(0), SPEED, Doc("Speed of the driven finger joints at action 1, rad/s.")
     ] = 1.0
     lowpass: Annotated[float, Ge(0), Lt(1), Doc("Weight of the previous action.")] = 0.5
     touch_history: Annotated[
@@ -130,6 +145,7 @@ class BoxConfig(TaskConfig):
     push_force: Annotated[
         float,
         Ge(0),
+        FORCE,
         Doc("Force that pushes the box aside for 0.1 s once it was held for half of the time, N."),
     ] = 0.0
     weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(
@@ -447,17 +463,23 @@ class BlindConfig(BoxConfig):
 
     episode_steps: int = 650
     hand_xyz: Annotated[
-        float, Ge(0), Doc("The hand starts within this much of above the box, along each axis, m.")
+        float,
+        Ge(0),
+        LENGTH,
+        Doc("The hand starts within this much of above the box, along each axis, m."),
     ] = 0.1
     hand_turn: Annotated[
-        float, Ge(0), Doc("The hand starts turned by up to this much about each axis, rad.")
+        float, Ge(0), ANGLE, Doc("The hand starts turned by up to this much about each axis, rad.")
     ] = 0.3
     curl: Annotated[
-        float, Ge(0), Doc("The other driven finger joints start bent by up to this much, rad.")
+        float,
+        Ge(0),
+        ANGLE,
+        Doc("The other driven finger joints start bent by up to this much, rad."),
     ] = math.pi / 6
-    base_speed: Annotated[float, Gt(0), Doc("Speed of the carrier's slides at action 1, m/s.")] = (
-        0.1
-    )
+    base_speed: Annotated[
+        float, Gt(0), SPEED, Doc("Speed of the carrier's slides at action 1, m/s.")
+    ] = 0.1
     pregrasp_s: Annotated[
         float,
         Gt(0),
@@ -472,15 +494,21 @@ class BlindConfig(BoxConfig):
     around: Annotated[
         float,
         Gt(0),
+        LENGTH,
         Doc("After stage 1 thumb, index and middle pad are centred on the box within this, m."),
     ] = 0.08
     level: Annotated[
-        float, Gt(0), Doc("After stage 1 these pads are on the box's height within this, m.")
+        float,
+        Gt(0),
+        LENGTH,
+        Doc("After stage 1 these pads are on the box's height within this, m."),
     ] = 0.03
     drift: Annotated[
-        float, Gt(0), Doc("Distance that stage 1 may move the box over the ground, m.")
+        float, Gt(0), LENGTH, Doc("Distance that stage 1 may move the box over the ground, m.")
     ] = 0.01
-    still: Annotated[float, Gt(0), Doc("Speed of the box after stage 1 at most, m/s.")] = 0.005
+    still: Annotated[float, Gt(0), SPEED, Doc("Speed of the box after stage 1 at most, m/s.")] = (
+        0.005
+    )
     weights: Annotated[BlindWeights, Doc("Weights of the reward terms.")] = field(
         default_factory=BlindWeights
     )

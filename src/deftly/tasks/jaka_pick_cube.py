@@ -5,11 +5,11 @@ from typing import Annotated
 
 import mujoco
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 from typing_extensions import Doc
 
-from deftly.config import RANGE, TaskConfig
+from deftly.config import ANGLE, FORCE, LENGTH, MASS, PLACE, SPEED, TaskConfig
 from deftly.contract import Act, Derive, Observe, PolicyContract, Signal
 from deftly.robots import jaka_zu5
 from deftly.robots.jaka_zu5 import ARM
@@ -63,24 +63,30 @@ class PickCubeConfig(TaskConfig):
     """Parameters of the task; lengths in m, in the arm's base frame (z up, the table top is z = 0)."""
 
     rate: float = 15.0
-    cube_x: Annotated[tuple[float, float], RANGE, Doc("Where the cube starts: range of x, m.")] = (
+    cube_x: Annotated[tuple[float, float], PLACE, Doc("Where the cube starts: range of x, m.")] = (
         0.40,
         0.60,
     )
-    cube_y: Annotated[tuple[float, float], RANGE, Doc("Where the cube starts: range of y, m.")] = (
+    cube_y: Annotated[tuple[float, float], PLACE, Doc("Where the cube starts: range of y, m.")] = (
         -0.10,
         0.10,
     )
     cube_yaw: Annotated[
-        float, Ge(0), Doc("The cube starts turned by up to this much, rad; the fingers square it.")
+        float,
+        Ge(0),
+        ANGLE,
+        Doc("The cube starts turned by up to this much, rad; the fingers square it."),
     ] = 0.15
     cube_half: Annotated[float, Gt(0.012), Lt(0.04), Doc("Half the cube's edge, m.")] = 0.03
-    cube_mass: Annotated[float, Gt(0), Doc("Mass of the cube, kg.")] = 0.08
+    cube_mass: Annotated[float, Gt(0), MASS, Doc("Mass of the cube, kg.")] = 0.08
     home_noise: Annotated[
-        float, Ge(0), Doc("Joints 1 to 3 start within this much of home, rad.")
+        float, Ge(0), Le(0.5), Doc("Joints 1 to 3 start within this much of home, rad.")
     ] = 0.05
     success_height: Annotated[
-        float, Gt(0), Doc("Height of the cube's centre above the table that counts as lifted, m.")
+        float,
+        Gt(0),
+        LENGTH,
+        Doc("Height of the cube's centre above the table that counts as lifted, m."),
     ] = 0.10
     hold_steps: Annotated[
         int,
@@ -88,22 +94,24 @@ class PickCubeConfig(TaskConfig):
         Doc("Consecutive steps for which the cube must be gripped at that height, and still."),
     ] = 15
     hold_speed: Annotated[
-        float, Gt(0), Doc("Speed of the cube below which it counts as still, m/s.")
+        float, Gt(0), SPEED, Doc("Speed of the cube below which it counts as still, m/s.")
     ] = 0.10
     grip_height: Annotated[
         float,
         Ge(0),
+        LENGTH,
         Doc("In rewards alone: how far above the cube's centre the pinch point is to grip it, m."),
     ] = 0.01
     press_limit: Annotated[
         float,
         Gt(0),
+        FORCE,
         Doc(
             "Force on the table that is hard, N: what the gripper itself can exert, `GRIPPER_FORCE`."
         ),
     ] = jaka_zu5.GRIPPER_FORCE
     speed: Annotated[
-        float, Gt(0), Doc("Joint speed at action 1, rad/s; the arm's limit is 3.14.")
+        float, Gt(0), Le(3.14), Doc("Joint speed at action 1, rad/s: at most the arm's limit.")
     ] = 1.2
     lowpass: Annotated[float, Ge(0), Lt(1), Doc("Weight of the previous action of the arm.")] = 0.4
     caution: Annotated[

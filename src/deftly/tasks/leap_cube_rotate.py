@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from typing_extensions import Doc
 
-from deftly.config import INPUT_FILE, POSITIVE_RANGE, TaskConfig
+from deftly.config import ANGLE, INPUT_FILE, LENGTH, MASS, POSITIVE_RANGE, SPEED, TaskConfig
 from deftly.contract import Act, Joint, Observe, PolicyContract
 from deftly.objects.grasp_cache import Grasps
 from deftly.objects.strokes import Strokes
@@ -99,7 +99,7 @@ class RotateConfig(TaskConfig):
         0.9,
         1.1,
     )
-    mass: Annotated[float, Gt(0), Doc("Of the cube, kg.")] = 0.1
+    mass: Annotated[float, Gt(0), MASS, Doc("Of the cube, kg.")] = 0.1
     friction: Annotated[
         tuple[float, float],
         POSITIVE_RANGE,
@@ -120,25 +120,29 @@ class RotateConfig(TaskConfig):
         Doc("Servos of `deftly sysid --write`; unset: those of the robot's file."),
     ] = None
     sample_spread: Annotated[
-        float, Ge(0), Doc("Sampled joints are within this much of the grasp pose, rad.")
+        float, Ge(0), ANGLE, Doc("Sampled joints are within this much of the grasp pose, rad.")
     ] = 0.2
     max_rate: Annotated[
-        float, Gt(0), Doc("Yaw rate above which turning faster earns nothing, rad/s.")
+        float, Gt(0), SPEED, Doc("Yaw rate above which turning faster earns nothing, rad/s.")
     ] = 3.0
     pose_slack: Annotated[
-        float, Ge(0), Doc("Distance of a joint from the grasp pose that costs nothing, rad.")
+        float, Ge(0), ANGLE, Doc("Distance of a joint from the grasp pose that costs nothing, rad.")
     ] = 0.4
     tip_gap: Annotated[
-        float, Gt(0), Doc("Distance between fingertips below which they cost reward, m.")
+        float, Gt(0), LENGTH, Doc("Distance between fingertips below which they cost reward, m.")
     ] = 0.005
     tip_contact_limit: Annotated[
         int, Ge(1), Doc("Control steps with fingertips in contact that are many for an episode.")
     ] = 10
-    lowest: Annotated[float, Doc("Height of the cube's centre below which it is lost, m.")] = 0.035
+    lowest: Annotated[
+        float, LENGTH, Doc("Height of the cube's centre below which it is lost, m.")
+    ] = 0.035
     max_drift: Annotated[
-        float, Gt(0), Doc("Distance of the cube from its start at which it is lost, m.")
+        float, Gt(0), LENGTH, Doc("Distance of the cube from its start at which it is lost, m.")
     ] = 0.08
-    max_tilt: Annotated[float, Gt(0), Doc("Tilt of the cube at which it is lost, rad.")] = 0.8
+    max_tilt: Annotated[float, Gt(0), ANGLE, Doc("Tilt of the cube at which it is lost, rad.")] = (
+        0.8
+    )
     leniency: Annotated[
         float,
         Ge(0),

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 from typing_extensions import Doc
 
-from deftly.config import RANGE, VISUAL_LADDER, TaskConfig
+from deftly.config import ANGLE, LENGTH, MASS, PLACE, SPEED, VISUAL_LADDER, TaskConfig
 from deftly.contract import Act, Derive, Input, Observe, PolicyContract, Signal
 from deftly.objects import items
 from deftly.objects.assortment import Assortment
@@ -119,16 +119,16 @@ class PickPlaceConfig(TaskConfig):
 
     rate: float = 20.0
     episode_steps: int = 200
-    object_x: Annotated[tuple[float, float], RANGE, Doc("Where the object starts: x, m.")] = (
+    object_x: Annotated[tuple[float, float], PLACE, Doc("Where the object starts: x, m.")] = (
         0.40,
         0.60,
     )
-    object_y: Annotated[tuple[float, float], RANGE, Doc("Where the object starts: y, m.")] = (
+    object_y: Annotated[tuple[float, float], PLACE, Doc("Where the object starts: y, m.")] = (
         -0.15,
         0.15,
     )
     object_yaw: Annotated[
-        float, Ge(0), Doc("The object starts turned by up to this much, rad.")
+        float, Ge(0), ANGLE, Doc("The object starts turned by up to this much, rad.")
     ] = 0.3
     objects: Annotated[
         tuple[str, ...],
@@ -141,7 +141,10 @@ class PickPlaceConfig(TaskConfig):
         float, Gt(0.01), Lt(0.036), Doc("Half the edge of a cube, radius of the others, m.")
     ] = 0.025
     object_mass: Annotated[
-        float, Gt(0), Doc("Mass of cube, sphere and cylinder, kg; scanned objects bring theirs.")
+        float,
+        Gt(0),
+        MASS,
+        Doc("Mass of cube, sphere and cylinder, kg; scanned objects bring theirs."),
     ] = 0.1
     object_size: Annotated[
         float | None,
@@ -158,24 +161,26 @@ class PickPlaceConfig(TaskConfig):
             "trained with it does not learn the numbers of its few objects by heart."
         ),
     ] = 0.0
-    goal_x: Annotated[tuple[float, float], RANGE, Doc("Where the goal is: x, m.")] = (0.40, 0.60)
-    goal_y: Annotated[tuple[float, float], RANGE, Doc("Where the goal is: y, m.")] = (-0.15, 0.15)
+    goal_x: Annotated[tuple[float, float], PLACE, Doc("Where the goal is: x, m.")] = (0.40, 0.60)
+    goal_y: Annotated[tuple[float, float], PLACE, Doc("Where the goal is: y, m.")] = (-0.15, 0.15)
     goal_height: Annotated[
-        tuple[float, float], RANGE, Doc("Height of the goal above where the object lies, m.")
+        tuple[float, float], PLACE, Doc("Height of the goal above where the object lies, m.")
     ] = (0.0, 0.2)
     least_way: Annotated[
-        float, Ge(0), Doc("Goals are at least this far from where the object starts, m.")
+        float, Ge(0), LENGTH, Doc("Goals are at least this far from where the object starts, m.")
     ] = 0.08
-    home_noise: Annotated[float, Ge(0), Doc("Joints start within this much of home, rad.")] = 0.03
+    home_noise: Annotated[
+        float, Ge(0), Le(0.5), Doc("Joints start within this much of home, rad.")
+    ] = 0.03
     distance_threshold: Annotated[
-        float, Gt(0), Doc("Distance of the object to the goal that counts as there, m.")
+        float, Gt(0), LENGTH, Doc("Distance of the object to the goal that counts as there, m.")
     ] = 0.05
     hold_steps: Annotated[int, Ge(1), Doc("Steps in a row for which it must be there, still.")] = 10
     hold_speed: Annotated[
-        float, Gt(0), Doc("Speed of the object below which it counts as still, m/s.")
+        float, Gt(0), SPEED, Doc("Speed of the object below which it counts as still, m/s.")
     ] = 0.10
     speed: Annotated[
-        float, Gt(0), Doc("Joint speed at action 1, rad/s; the arm's limit is 2.175.")
+        float, Gt(0), Le(2.175), Doc("Joint speed at action 1, rad/s: at most the arm's limit.")
     ] = 0.8
     lowpass: Annotated[float, Ge(0), Lt(1), Doc("Weight of the previous action of the arm.")] = 0.4
     observation: Annotated[

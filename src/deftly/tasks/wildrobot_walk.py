@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from typing_extensions import Doc
 
-from deftly.config import RANGE
+from deftly.config import LENGTH, RANGE
 from deftly.contract import Derive, Input, Observe, PolicyContract
 from deftly.robots import wildrobot
 from deftly.robots.legged import (
@@ -91,12 +91,12 @@ class WalkConfig(LeggedConfig):
     )
     hold_s: Annotated[float, Gt(0), Doc("Mean time for which a command is held, s.")] = 10.0
     period: Annotated[float, Gt(0), Doc("Period of the gait, two steps, s.")] = 0.7
-    lift: Annotated[float, Ge(0), Doc("How high the gait lifts a foot, m.")] = 0.035
+    lift: Annotated[float, Ge(0), LENGTH, Doc("How high the gait lifts a foot, m.")] = 0.035
     swing: Annotated[
         float, Gt(0), Le(0.5), Doc("Fraction of the period for which each foot is in the air.")
     ] = 0.42
     narrowest: Annotated[
-        float, Ge(0), Doc("Distance of the feet across the heading that costs nothing, m.")
+        float, Ge(0), LENGTH, Doc("Distance of the feet across the heading that costs nothing, m.")
     ] = 0.13
     average_s: Annotated[
         float, Gt(0), Doc("Time constant with which mean speeds are taken, s.")
