@@ -36,6 +36,22 @@ class Refused(PolicyError):
     code: object = None
 
 
+def _robot_keys(folder: Path) -> tuple[bytes, bytes, bytes]:
+    """The server's public key, and the robot's public and secret one. Raises DeftlyError for other files."""
+    server, servers_secret = load_key(folder / "server.key")
+    if servers_secret is not None:
+        raise DeftlyError(
+            f"'{printable(folder / 'server.key')}' holds the server's secret, which is for the server alone: copy its "
+            "server.key here, and make new keys if others could read it"
+        )
+    public, secret = load_key(folder / "client.key_secret")
+    if secret is None:
+        raise DeftlyError(
+            f"'{printable(folder / 'client.key_secret')}' holds no secret: 'deftly serve --new-keys DIR' makes keys"
+        )
+    return server, public, secret
+
+
 class Connection:
     """Requests to a policy server, and their answers. `keys` is the robot's folder of `deftly serve --new-keys`."""
 
@@ -61,9 +77,7 @@ class Connection:
                     "anybody could answer there: give --keys FOLDER, which 'deftly serve --new-keys' makes"
                 )
             if keys is not None:
-                keys = Path(keys)
-                server, own = load_key(keys / "server.key"), keys / "client.key_secret"
-                self._keys = (server[0], *load_key(own))
+                self._keys = _robot_keys(Path(keys))
             self._open()
         except (OSError, ValueError, TypeError, zmq.ZMQError, DeftlyError) as error:
             raise PolicyError(f"cannot connect to '{endpoint}': {printable(error)}") from None
