@@ -247,7 +247,7 @@ def call(job: Job) -> dict[str, Any]:
     done = subprocess.run(command(job), capture_output=True, text=True)
     if done.returncode:
         words = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-        words = words.removeprefix("deftly.errors.DeftlyError: ")
+        words = words.removeprefix("error: ")
         raise DeftlyError(
             f"the measurement '{job.case}' of {job.task} failed: {words}; try `deftly doctor {job.task}`"
         )

@@ -25,6 +25,7 @@ from typing_extensions import Doc
 from deftly.config import OUTPUT_FILE, Settings, Suffix, parse, split_task
 from deftly.errors import DeftlyError
 from deftly.tasks import load
+from deftly_bench.entry import start
 
 TASK = "jaka-pick-cube"
 Algorithm = Literal["ppo", "sac", "ddpg", "td3"]
@@ -171,7 +172,4 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except DeftlyError as error:
-        sys.exit(f"error: {error}")
+    start(main)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from deftly.control.session import Session
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import ContractPolicy, OnnxNetwork
 from deftly_bench.control import find, time_kept
+from deftly_bench.entry import start
 
 TASK = "leap-right-cube-rotate"
 
@@ -159,5 +160,4 @@ def emulated(motors: int) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        sys.exit(main(sys.argv[1:]))
+    start(main)

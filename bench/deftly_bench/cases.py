@@ -30,6 +30,7 @@ from deftly.learn import checkpoint
 from deftly.learn.ppo import PPO
 from deftly.sim.scene import compile_scene, let_sleep, sleeps
 from deftly.tasks import Task, load
+from deftly_bench.entry import no_program
 
 Engine = Literal["cpu", "warp"]
 FULL = mujoco.mjtState.mjSTATE_INTEGRATION.value
@@ -345,3 +346,7 @@ CASES: dict[str, Callable[[Job], dict[str, Any]]] = {
 def command(job: Job) -> list[str]:
     """What to run for a job; the last line it prints is its result as JSON."""
     return [sys.executable, str(Path(__file__).parents[1]), json.dumps(asdict(job))]
+
+
+if __name__ == "__main__":
+    no_program()

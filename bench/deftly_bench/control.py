@@ -11,10 +11,8 @@ import gc
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +30,7 @@ from deftly.control.session import Session
 from deftly.errors import DeftlyError
 from deftly.policy import bundle
 from deftly.policy.protocol import ContractPolicy, OnnxNetwork
+from deftly_bench.entry import start
 
 TASK = "jaka-pick-cube"
 HIDDEN = (128, 128)
@@ -219,5 +218,4 @@ def _short(value: object) -> str:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        sys.exit(main(sys.argv[1:]))
+    start(main)

@@ -11,6 +11,7 @@ from zmq.utils import z85
 from deftly.serving.curve import HELLO, INITIATE, MESSAGE
 from deftly.serving.keys import load_key
 from deftly.serving.zmtp import COMMAND, MORE, encode
+from deftly_bench.entry import no_program
 
 METADATA = b"\x0bSocket-Type\x00\x00\x00\x06DEALER"
 
@@ -78,3 +79,7 @@ class CurveClient:
         """Each is used once."""
         self.sent += 1
         return self.sent.to_bytes(8, "big")
+
+
+if __name__ == "__main__":
+    no_program()

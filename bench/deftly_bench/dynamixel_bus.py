@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from deftly.config import parse
 from deftly.errors import DeftlyError
 from deftly_bench.emulated_port import EmulatedPort
+from deftly_bench.entry import start
 
 HEADER = b"\xff\xff\xfd\x00"
 BROADCAST = 254
@@ -435,6 +436,12 @@ def main(argv: list[str]) -> int:
             time.sleep(3600)
 
 
-if __name__ == "__main__":
+def until_interrupted(argv: list[str]) -> int:
+    """`main`, which Ctrl-C ends as `quit` does."""
     with suppress(KeyboardInterrupt):
-        sys.exit(main(sys.argv[1:]))
+        return main(argv)
+    return 0
+
+
+if __name__ == "__main__":
+    start(until_interrupted)

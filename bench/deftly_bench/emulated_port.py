@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
+from deftly_bench.entry import no_program
+
 
 class EmulatedPort:
     """What is heard at `port` goes to `hear`, in a thread of its own, until `close`. Use as a context."""
@@ -65,3 +67,7 @@ class EmulatedPort:
                 return
             with suppress(OSError):
                 self.hear(os.read(self._master, 4096))
+
+
+if __name__ == "__main__":
+    no_program()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from deftly.config import parse
 from deftly.errors import DeftlyError
 from deftly_bench.emulated_port import EmulatedPort
+from deftly_bench.entry import start
 
 HEADER = b"\x55\x55"
 BROADCAST = 254
@@ -259,6 +260,12 @@ def main(argv: list[str]) -> int:
             time.sleep(3600)
 
 
-if __name__ == "__main__":
+def until_interrupted(argv: list[str]) -> int:
+    """`main`, which Ctrl-C ends as `quit` does."""
     with suppress(KeyboardInterrupt):
-        sys.exit(main(sys.argv[1:]))
+        return main(argv)
+    return 0
+
+
+if __name__ == "__main__":
+    start(until_interrupted)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -35,6 +34,7 @@ from deftly.errors import DeftlyError
 from deftly.evaluate import handover
 from deftly.policy import bundle
 from deftly.twin.robot import SimRobot
+from deftly_bench.entry import start
 
 TASK = "wildrobot-walk"
 TICK_MS = 1.0
@@ -282,5 +282,4 @@ def judged(session: Hour, args: HourArgs) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        sys.exit(main(sys.argv[1:]))
+    start(main)

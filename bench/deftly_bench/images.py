@@ -7,7 +7,6 @@ that of the rasterizer's threads as well, so that other programs on the machine 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from deftly.config.ladder import with_changes
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.tasks import load
+from deftly_bench.entry import start
 
 SIZES = (32, 64, 128)
 """Edges of the images, pixels."""
@@ -53,10 +53,10 @@ def measure(task: str, size: int, args: ImagesArgs) -> dict[str, Any]:
     return {"size": size, "images": count, "images_per_core_second": round(count / seconds, 1)}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command line."""
-    task, rest = split_task(sys.argv[1:] if argv is None else argv)
-    args = parse(ImagesArgs, rest, prog="python -m deftly_bench.images")
+def main(argv: list[str]) -> int:
+    """Measure, and print what was found. Exit status 0."""
+    task, rest = split_task(argv)
+    args = parse(ImagesArgs, rest, prog="deftly_bench.images")
     task = task or "panda-pick-place"
     found = [measure(task, size, args) for size in SIZES]
     for row in found:
@@ -65,7 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.out:
         about = {"task": task, "version": __version__, "cores": cores(), "sizes": found}
         args.out.write_text(json.dumps(about, indent=2) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -12,6 +12,7 @@ from deftly.config.presets import Preset
 from deftly.robots import jaka_zu5
 from deftly.sim.scene import compile_scene
 from deftly.tasks import load
+from deftly_bench.entry import no_program
 
 SETTLE, HOLD = 1.0, 2.0  # s
 ROBOT, TASK = "jaka-zu5", "jaka-pick-cube"
@@ -66,3 +67,7 @@ def _penetration(model: mujoco.MjModel, data: mujoco.MjData) -> float:
         -c.dist for c in data.contact[: data.ncon] if cube in c.geom and pads & set(c.geom.tolist())
     ]
     return float(max(depths, default=0.0))
+
+
+if __name__ == "__main__":
+    no_program()

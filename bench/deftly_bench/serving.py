@@ -31,6 +31,7 @@ from deftly.policy.protocol import OneRobot, PolicyError
 from deftly.serving.client import Client
 from deftly.serving.link import Connection
 from deftly.serving.wire import pack
+from deftly_bench.entry import start
 
 TASK = "jaka-pick-cube"
 ANY_PORT = "tcp://127.0.0.1:*"
@@ -346,4 +347,4 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["flood"]:
         flood(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:
-        sys.exit(main(sys.argv[1:]))
+        start(main)

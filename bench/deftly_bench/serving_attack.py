@@ -35,6 +35,7 @@ from deftly.serving.keys import load_key, new_keys
 from deftly.serving.wire import pack, unpack
 from deftly.serving.zmtp import COMMAND, MORE, encode, greeting
 from deftly_bench.curve_client import METADATA, CurveClient
+from deftly_bench.entry import start
 from deftly_bench.serving import (
     ANY_PORT,
     MANY_MS,
@@ -488,4 +489,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["attack"]:
         attack_by_words(*sys.argv[2:])
     else:
-        sys.exit(main(sys.argv[1:]))
+        start(main)

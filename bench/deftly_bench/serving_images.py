@@ -28,6 +28,7 @@ from deftly.serving.client import Client
 from deftly.serving.openpi_client import OpenpiModel
 from deftly.serving.openpi_server import OpenpiServer
 from deftly.serving.server import Server
+from deftly_bench.entry import start
 from deftly_bench.serving import figures, process
 
 P50_MS = 2.0
@@ -209,4 +210,4 @@ if __name__ == "__main__":
     if sys.argv[1:] in (["tcp"], ["ws"]):
         serve(sys.argv[1])
     else:
-        raise SystemExit(main(sys.argv[1:]))
+        start(main)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,7 @@ from deftly.control.drivers.buses import WILDROBOT
 from deftly.control.drivers.hiwonder import STALE_PERIODS, Line, Servos, oldest_age
 from deftly.control.drivers.hiwonder_bus import BAUD, BROADCAST, FORMATS, Bus, packed, wire_s
 from deftly.policy import bundle
+from deftly_bench.entry import start
 
 HERTZ = 50.0
 """WildRobot's control rate."""
@@ -192,5 +193,4 @@ def _words(key: str, value: object) -> str:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        sys.exit(main(sys.argv[1:]))
+    start(main)

@@ -12,16 +12,19 @@ the whole hand, and so on.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
+from typing_extensions import Doc
 
 from deftly import tasks
+from deftly.config import OUTPUT_FILE, SEEDS, Settings, Suffix, parse
 from deftly.contract import JOINT_POS, PolicyContract
 from deftly.control.safety import SafetyConfig
 from deftly.errors import DeftlyError
@@ -31,6 +34,7 @@ from deftly.robots.actuators import PARAMETERS
 from deftly.sysid import excite, fit, logs
 from deftly.sysid.driver import LoneRobot
 from deftly.sysid.touch import find_touch
+from deftly_bench.entry import start
 
 TASK = "leap-right-cube-rotate"
 NOMINAL = (
@@ -282,20 +286,25 @@ def results(
     }
 
 
-def main() -> None:
-    """Parse, run, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--first", type=int, default=0, help="seed of the first trial")
-    parser.add_argument("--seconds", type=float, default=60.0, help="length of a log")
-    parser.add_argument("--generations", type=int, default=5)
-    parser.add_argument("--population", type=int, default=128)
-    parser.add_argument("--optimizer", default="cem")
-    parser.add_argument("--touch", action="store_true", help="logs in which fingers touch")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+@dataclass(frozen=True)
+class TrialsArgs(Settings):
+    """Fit logs of simulated servos whose parameters are known, and compare."""
+
+    trials: Annotated[int, Ge(1), Doc("Trials, each with a seed of its own.")] = 20
+    first: Annotated[int, Ge(0), Lt(SEEDS), Doc("Seed of the first trial.")] = 0
+    seconds: Annotated[float, Gt(0), Le(3600), Doc("Length of a log, s.")] = 60.0
+    generations: Annotated[int, Ge(1), Doc("Generations of the search.")] = 5
+    population: Annotated[int, Ge(2), Doc("Candidates of each generation.")] = 128
+    optimizer: Annotated[Literal["cem", "random"], Doc("How candidates are drawn.")] = "cem"
+    touch: Annotated[bool, Doc("Logs in which fingers touch.")] = False
+    out: Annotated[
+        Path | None, Suffix(".json"), OUTPUT_FILE, Doc("Write the results to this JSON file.")
+    ] = None
+
+
+def main(argv: list[str]) -> int:
+    """Run the trials, and print the summary. Exit status 0."""
+    args = parse(TrialsArgs, argv, prog="deftly_bench.sysid")
     settings = {
         "generations": args.generations,
         "population": args.population,
@@ -303,7 +312,8 @@ def main() -> None:
     }
     data = run(args.trials, settings, args.seconds, args.out, args.first, args.touch)
     print(json.dumps(data["summary"], indent=1))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deftly.errors import DeftlyError
+from deftly_bench.entry import no_program
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -193,3 +194,7 @@ def read(file: Path) -> dict[str, Any]:
             f"'{file}' has schema {found!r}, this Deftly reads {SCHEMA!r}: measure again"
         )
     return result
+
+
+if __name__ == "__main__":
+    no_program()

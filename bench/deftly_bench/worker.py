@@ -26,6 +26,7 @@ from deftly.control.worker import Worker
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import PolicyError, blank
 from deftly_bench.control import TASK, find
+from deftly_bench.entry import start
 
 HAND_OVER_MS = 0.25
 """Target: what the hand-over adds to 99 % of the calls, on a machine with a core to spare."""
@@ -125,5 +126,4 @@ def statistics(seconds: list[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        sys.exit(main(sys.argv[1:]))
+    start(main)

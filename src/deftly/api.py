@@ -447,8 +447,7 @@ def load_policy(
     from deftly.policy.chunks import CHUNK_S
     from deftly.serving.endpoint import is_websocket
 
-    name = source.task_name(task)
-    chosen = source.resolve(None if policy is None else str(policy), name, _runs(runs), "bundle")
+    chosen = source.of_task(None if policy is None else str(policy), task, _runs(runs), "bundle")
     if timeout is None:
         timeout = CHUNK_S if ahead and is_websocket(chosen.place) else 0.25
     return chosen.open(timeout=timeout, keys=None if keys is None else Path(keys), ahead=ahead)

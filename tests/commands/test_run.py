@@ -510,7 +510,7 @@ def test_a_bad_driver_is_one_line(source, spec, said, bundle, tmp_path, monkeypa
     ("words", "said"),
     [
         (["--driver", "fake"], "run needs a policy: deftly run TASK, or --policy"),
-        (["no-such-task", "--driver", "fake"], "no policy for no-such-task"),
+        (["no-such-task", "--driver", "fake"], "no task 'no-such-task' (`deftly tasks` lists them"),
         (["pick", "--bundle", "BUNDLE", "--driver", "fake"], "is a policy of fifty, not of pick"),
         (
             ["--bundle", "BUNDLE", "--driver", "fake", "--log-seconds", "36000"],

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from contracts import DERIVED, PLAIN, ROBOT, contracts, signals_of, with_kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deftly import contract
 from deftly.contract import ContractError, Coupling, Input, Observe, PolicyContract, Signal
 
+POLICIES = Path(contract.__file__).parents[1] / "shipped/policies"
+SHIPPED = [path.parent.name for path in POLICIES.glob("*/policy_spec.json")]
 finite = st.floats(-100, 100, width=32)
 
 
@@ -212,6 +216,33 @@ def test_no_action_leaves_the_limits_and_only_nan_gives_nan(c, data):
         targets, memory = c.act(action, memory)
         within = (lower <= targets) & (targets <= upper)
         assert np.where(np.isnan(targets), poisoned, within).all()
+        for exact in (np.float32, np.float64):
+            assert c.robot.beyond_limits(targets[None].astype(exact)) is None
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_target_of_a_shipped_policy_is_beyond_the_limits(name):
+    c = PolicyContract.from_json((POLICIES / name / "policy_spec.json").read_text())
+    rng = np.random.default_rng(0)
+    memory = c.reset(signals_of(c, rng, 4))
+    for step in range(200):
+        actions = np.sign(rng.normal(size=(4, c.action_size))) * (1.0, np.inf)[step // 40 % 2]
+        targets, memory = c.act(actions.astype(np.float32), memory)
+        assert c.robot.beyond_limits(targets) is None
+
+
+def test_what_is_beyond_the_limits_is_named_and_clipped():
+    lower, upper = np.transpose([(j.lower, j.upper) for j in ROBOT.joints])
+    targets = np.array([lower, upper, upper + 9e-7, upper])
+    assert ROBOT.beyond_limits(targets) is None
+    assert ROBOT.beyond_limits(np.full((2, len(lower)), np.nan)) is None
+    targets[3, 1] += 1e-4
+    for array in (targets, targets.astype(np.float32), torch.from_numpy(targets)):
+        row, said = ROBOT.beyond_limits(array)  # type: ignore[misc]
+        assert row == 3
+        assert said.startswith(f"{ROBOT.joints[1].name} would be told ")
+        assert said.endswith(f"its limits are {lower[1]:.9g} .. {upper[1]:.9g}")
+        assert ROBOT.beyond_limits(ROBOT.within_limits(array)) is None
 
 
 def test_nan_stays_nan_so_that_the_caller_can_refuse_it():

@@ -129,6 +129,7 @@ def test_what_is_not_its_own_is_refused_by_name(exported, recording, tmp_path):
         state0[0],
         state0[:1],
         np.full_like(state0, np.nan),
+        np.full_like(state0, 1e300),
         state0.astype(int),
         state0.astype(str),
     ):
@@ -138,6 +139,10 @@ def test_what_is_not_its_own_is_refused_by_name(exported, recording, tmp_path):
     refused("has no 'success'", *own, success=None)
     for bad in (-1.0, np.nan, np.inf, "30", np.array([30.0, 30.0])):
         refused("'latency_ms' must be", *own, latency_ms=bad)
+    for bad in ("False", 1, np.array([True]), None):
+        refused("'noise' must be a truth value", *own, noise=bad)
+    for bad in ("7", 1.0, -1, None):
+        refused("seed", *own, seed=bad)
     refused("--loop is for a robot: give --serve", "--loop")
     refused("--keys is for a robot: give --serve", "--keys", "robot")
     refused("this scene's are", *own, state0=found.facts["state0"][:, :-1])
@@ -148,6 +153,38 @@ def test_what_is_not_its_own_is_refused_by_name(exported, recording, tmp_path):
         replay_main([])
     with pytest.raises(DeftlyError, match=r"as a log of .*no such file"):
         replay_main([str(tmp_path / "none.npz")])
+
+
+@pytest.mark.parametrize("value", [1e30, 1e300, -1e9])
+@pytest.mark.parametrize("column", ["targets", "command"])
+def test_targets_beyond_the_limits_are_served_to_nobody(recording, tmp_path, column, value):
+    """A command is given where there are no targets, and the last one is held."""
+    found = log.read(recording)
+    joint = found.contract.joint_names[0]
+    mine = np.flatnonzero(found.rows["episode"] == 1)
+    for place in (4, -1):
+        rows = {name: array.copy() for name, array in found.rows.items()}
+        rows["targets"][mine[4]] = np.nan
+        rows[column][mine[place], 0] = value
+        log.write(tmp_path / "a.npz", found.contract, rows, found.facts)
+        tick = place % len(mine)
+        with pytest.raises(DeftlyError, match=rf"tick {tick} of episode 1 .*: {joint} would be"):
+            replay_main([str(tmp_path / "a.npz"), "--episode", "1", "--serve", "tcp://127.0.0.1:*"])
+        Frames(log.read(tmp_path / "a.npz"), 0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+@pytest.mark.parametrize("column", [f"signal/{JOINT_POS}", "command"])
+def test_ticks_without_a_number_are_replayed_by_no_simulation(
+    exported, recording, tmp_path, column, value
+):
+    found = log.read(recording)
+    rows = {name: array.copy() for name, array in found.rows.items()}
+    rows[column][0, 0] = value
+    log.write(tmp_path / "a.npz", found.contract, rows, found.facts)
+    name = "command" if column == "command" else "position"
+    with pytest.raises(DeftlyError, match=rf"^tick 0 of the .* has the {name} .* serve it with"):
+        replay_main([str(tmp_path / "a.npz"), "--task", exported.task])
 
 
 @contextmanager

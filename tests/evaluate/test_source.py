@@ -4,6 +4,7 @@ import importlib
 import shutil
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,14 @@ from deftly.config import RunsConfig, SimConfig
 from deftly.contract import JOINT_POS
 from deftly.errors import DeftlyError
 from deftly.evaluate.evaluate import EvalSettings, measure
-from deftly.evaluate.source import PolicySource, of_bundle, of_checkpoint, policy_words, resolve
+from deftly.evaluate.source import (
+    PolicySource,
+    of_bundle,
+    of_checkpoint,
+    of_task,
+    policy_words,
+    resolve,
+)
 from deftly.files import write_json
 from deftly.learn import checkpoint
 from deftly.tasks import load
@@ -131,6 +139,39 @@ def test_a_misspelt_task_is_not_to_be_trained(tmp_path):
         resolve(None, "dexhand-bxo", RunsConfig(root=tmp_path))
     assert "did you mean 'dexhand-box'" in str(found.value)
     assert "deftly train" not in str(found.value)
+
+
+SERVE, RUN = ["serve", "--bind", "tcp://127.0.0.1:*"], ["run", "--driver", "fake"]
+
+
+@pytest.mark.parametrize("command", [SERVE, RUN, ["check"]])
+@pytest.mark.parametrize("spec", [None, "shipped", "latest", "latest_test"])
+def test_a_task_that_there_is_not_is_said_not_to_be_there(command, spec, tmp_path, capsys):
+    verb, *words = command
+    words += [] if spec is None else ["--policy", spec]
+    words += ["--runs.root", str(tmp_path)]
+    assert cli.main([verb, "nosuch", *words]) == 2
+    assert capsys.readouterr().err.startswith("error: no task 'nosuch' (`deftly tasks` lists them")
+    assert cli.main([verb, "jaka-pick-cub", *words]) == 2
+    assert "no task 'jaka-pick-cub', did you mean 'jaka-pick-cube'?" in capsys.readouterr().err
+
+
+def test_a_task_of_the_users_is_one_though_it_has_no_policy(tmp_path):
+    """In a file, or by the name that its runs have."""
+    file = str(Path(__file__).parents[1] / "assets/slider.py")
+    with pytest.raises(DeftlyError, match="no policy for slider"):
+        of_task(None, file, RunsConfig(root=tmp_path))
+    with pytest.raises(DeftlyError, match="no policy is shipped for slider"):
+        of_task("shipped", file, RunsConfig(root=tmp_path))
+    with pytest.raises(DeftlyError, match="no task 'slider'"):
+        of_task(None, "slider", RunsConfig(root=tmp_path))
+    workspace.create("slider", "train", RunsConfig(root=tmp_path))
+    with pytest.raises(DeftlyError, match="no policy for slider"):
+        of_task(None, "slider", RunsConfig(root=tmp_path))
+
+
+def test_the_older_name_of_a_task_finds_its_policy():
+    assert of_task("shipped", "BoxGrasping", RunsConfig()).task == "dexhand-box"
 
 
 def test_a_policy_of_a_robot_that_was_guarded_less_is_taken_with_a_warning(capsys):

@@ -199,6 +199,17 @@ def test_a_robot_holds_while_its_chunk_is_late_and_then_there_is_no_decision():
     policy.close()
 
 
+def test_what_is_held_is_within_the_limits():
+    """A robot may be commanded, or stand, beyond them: its gripper pressed further open, say."""
+    model = Counting()
+    model.gate.clear()
+    policy = ChunkPolicy(model, ChunkConfig(late=100), ahead=True)
+    commanded = np.array([0.1, -3.0, 0.05])
+    targets = OneRobot(policy).infer(signals(0), commanded).targets
+    np.testing.assert_allclose(targets, [0.1, -2.0, 0.04])
+    policy.close()
+
+
 def test_a_held_gripper_keeps_what_it_has():
     model = Counting()
     model.gate.clear()

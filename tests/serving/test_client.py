@@ -167,7 +167,24 @@ def reply(message, **fields):
 
 
 def decision(value: float):
-    return {"action": [value] * 3, "targets": [value, value, 0.02]}
+    near = float(np.clip(value, -1.0, 2.0))
+    return {"action": [value] * 3, "targets": [near, near, 0.02]}
+
+
+@contextmanager
+def met(**answers):
+    """A client of a server that answers `infer` with these fields."""
+    with fake(lambda m: [pack(reply(m, **(answers if m["type"] == "infer" else {})))]) as endpoint:
+        client = Client(endpoint, CONTRACT, timeout=5)
+        client.reset()
+        yield client
+        client.close()
+
+
+def rows(count: int) -> dict[str, np.ndarray]:
+    """Signals of so many robots."""
+    each = [signals(seed) for seed in range(count)]
+    return {name: np.stack([one[name] for one in each]) for name in each[0]}
 
 
 def test_late_repeated_and_foreign_answers_are_never_used():
@@ -225,6 +242,154 @@ def test_an_answer_without_a_decision_is_an_error(wrong):
         client.close()
 
 
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        ([1e9, 0.0, 0.02], "a would be told 1e+09 rad, its limits are -1 .. 2"),
+        ([0.0, -2.00001, 0.02], "b would be told -2.00001"),
+        ([0.0, 0.0, 0.04001], "c would be told 0.04001"),
+        ([0.0, 0.0, -1e-5], "m, its limits are 0 .. 0.04"),
+    ],
+)
+def test_targets_beyond_the_joints_limits_are_an_error(targets, says):
+    with met(action=[0.0] * 3, targets=targets) as client:
+        robot = OneRobot(client)
+        message = fails_in(5, robot.infer, signals(0))
+        assert message.startswith(f"{client._link.endpoint}: ")
+        assert says in message
+
+
+@pytest.mark.parametrize("by", [0.0, 5e-7, -5e-7])
+def test_targets_at_the_limits_are_taken_as_they_are(by):
+    upper = [joint.upper + by for joint in CONTRACT.joints]
+    with met(action=[0.0] * 3, targets=upper) as client:
+        targets = OneRobot(client).infer(signals(0)).targets
+        np.testing.assert_array_equal(targets, np.float32(upper))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"timeout": 0}, "timeout is 0, expected seconds above 0, at most 3600"),
+        ({"timeout": -1.0}, "timeout is -1.0"),
+        ({"timeout": float("nan")}, "timeout is nan"),
+        ({"timeout": float("inf")}, "timeout is inf"),
+        ({"timeout": "1"}, "timeout is 1, expected seconds"),
+        ({"timeout": None}, "timeout is None"),
+        ({"timeout": True}, "timeout is True"),
+        ({"quality": 96}, "quality is 96, expected 1 to 95"),
+        ({"quality": -1}, "quality is -1"),
+        ({"quality": 0.5}, "quality is 0.5"),
+        ({"quality": "x"}, "quality is x"),
+        ({"contract": CONTRACT.robot}, "contract is a RobotInterface, expected a PolicyContract"),
+        ({"contract": CONTRACT.to_json()}, "contract is a str"),
+        ({"endpoint": 5555}, "endpoint is a int, expected text such as tcp://"),
+        ({"keys": 5}, "cannot connect to"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_named_before_anything_is_asked(wrong, says):
+    with pytest.raises(PolicyError) as error:
+        Client(**{"endpoint": "tcp://127.0.0.1:1", **wrong})
+    assert says in str(error.value)
+    assert str(error.value).isprintable()
+
+
+THREE = rows(3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"signals": {}}, "there are no signals"),
+        ({"signals": [1.0]}, "signals is a list, expected a mapping"),
+        ({"signals": None}, "signals is a NoneType"),
+        ({"signals": {**THREE, "cube": "here"}}, "'cube' is no array of numbers"),
+        ({"signals": {**THREE, "cube": [["1", "2", "3"]] * 3}}, "'cube' is no array of numbers"),
+        ({"signals": {**THREE, "cube": [[1.0], [1.0, 2.0], []]}}, "'cube' is no array of numbers"),
+        ({"signals": {**THREE, "cube": None}}, "'cube' is no array of numbers"),
+        ({"signals": {**THREE, "cube": 1.0}}, "'cube' is a single number"),
+        ({"signals": signals(0)}, "'joint_pos' has the shape (3,), expected (3, size)"),
+        ({"signals": {**THREE, "cube": THREE["cube"][:2]}}, "'cube' has the shape (2, 3)"),
+        ({"signals": rows(1) | {"cube": THREE["cube"]}}, "'cube' has the shape (3, 3)"),
+        ({"signals": {n: v[:0] for n, v in THREE.items()}}, "'joint_pos' has the shape (0, 3)"),
+        ({"applied": "x"}, "'applied' is no array of numbers"),
+        ({"applied": np.zeros(3)}, "'applied' has the shape (3,), expected (3, 3)"),
+        ({"applied": np.zeros((2, 3))}, "'applied' has the shape (2, 3)"),
+        ({"inputs": "abc"}, "inputs is a str, expected a mapping"),
+        ({"inputs": {"prompt": "abc"}}, "'prompt' is not one input for each robot: expected 3"),
+        ({"inputs": {"goal": 1.0}}, "'goal' is not one input for each robot"),
+        ({"inputs": {"goal": np.array(1.0)}}, "'goal' is not one input for each robot"),
+        ({"inputs": {"goal": [[1.0]]}}, "'goal' is not one input for each robot"),
+        ({"inputs": {"goal": [{}, 1.0, 2.0]}}, "'goal' is no array of numbers"),
+        ({"inputs": {"prompt": ["\ud800"] * 3}}, "cannot send 'reset': "),
+        ({"ids": [0]}, "ids are 1, and the signals are of 3 robots"),
+        ({"ids": range(4)}, "ids are 4"),
+        ({"ids": [0, 0, 1]}, "ids is [0, 0, 1]: a robot is named twice"),
+        ({"ids": 0}, "ids is 0, expected the numbers of robots"),
+        ({"ids": [0, 1, "x"]}, "ids is [0, 1, 'x'], expected the numbers of robots"),
+        ({"ids": [0, 1, 1.5]}, "expected the numbers of robots"),
+    ],
+)
+def test_what_is_not_of_n_robots_is_named_and_moves_nothing(wrong, says):
+    with met(**decision(0.25)) as client:
+        assert says in fails_in(5, lambda: client.infer(**{"signals": THREE, **wrong}))
+        assert len(client.infer(rows(1)).targets) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"signals": {}}, "there are no signals"),
+        ({"signals": {**signals(0), "cube": 1.0}}, "'cube' has the shape (1,), expected (1, size)"),
+        ({"signals": {**signals(0), "cube": "x"}}, "'cube' is no array of numbers"),
+        ({"signals": {**signals(0), "cube": [[1.0], [1.0, 2.0]]}}, "'cube' is no array"),
+        ({"applied": "x"}, "'applied' is no array of numbers"),
+        ({"applied": [0.0]}, "'applied' has the shape (1, 1)"),
+        ({"inputs": "abc"}, "inputs is a str"),
+        ({"inputs": {"goal": object()}}, "'goal' is no array of numbers"),
+    ],
+)
+def test_of_one_robot_too(wrong, says):
+    with met(**decision(0.25)) as client:
+        robot = OneRobot(client)
+        assert says in fails_in(5, lambda: robot.infer(**{"signals": signals(0), **wrong}))
+        assert robot.infer(signals(0)).targets.shape == (3,)
+
+
+def test_robots_are_named_by_whole_numbers():
+    with met(**decision(0.25)) as client:
+        for call in (client.reset, client.forget):
+            assert "ids is x, expected the numbers of robots" in fails_in(1, call, "x")
+            assert "named twice" in fails_in(1, call, [1, 1])
+        ids = np.array([4, 2])
+        client.reset(ids)  # type: ignore[arg-type]
+        assert client.infer(rows(2), ids=ids).targets.shape == (2, 3)  # type: ignore[arg-type]
+
+
+def test_a_client_that_is_closed_says_so():
+    with met(**decision(0.25)) as client:
+        client.infer(rows(1))
+        client.close()
+        for call in (client.ping, client.status, lambda: client.infer(rows(1))):
+            message = fails_in(1, call)
+            assert message == f"the client of {client._link.endpoint} is closed: make a new one"
+        client.reset()
+        client.forget([0])
+        client.close()
+
+
+def test_a_wait_that_is_none_is_not_taken_later_either():
+    with met(**decision(0.25)) as client:
+        with pytest.raises(PolicyError, match=r"timeout is -1"):
+            client.timeout = -1
+        assert client.timeout == 5
+
+
+def test_a_server_that_takes_what_the_contract_does_not_is_no_other_error():
+    with met(**decision(0.25)) as client:
+        assert "joint_pos" in fails_in(5, client.infer, {"cube": np.zeros((1, 3))})
+
+
 def test_what_was_decided_but_never_arrived_is_told_to_the_server():
     seen = []
 
@@ -262,8 +427,14 @@ def test_another_contract_there_is_refused_whatever_the_server_says():
         with pytest.raises(PolicyError, match=r"rate is 10\.0 there, 20\.0 here"):
             OneRobot(Client(endpoint, CONTRACT))
         assert OneRobot(Client(endpoint)).contract.rate == 10.0
-    with fake(lambda m: [pack(reply(m, spec="{"))]) as endpoint, pytest.raises(PolicyError):
-        OneRobot(Client(endpoint))
+
+
+@pytest.mark.parametrize("spec", ["{", "", "[]", "[" * 20_000, "{}", None, 5])
+def test_a_contract_that_cannot_be_read_names_the_server(spec):
+    with fake(lambda m: [pack(reply(m, spec=spec))]) as endpoint:
+        for contract in (None, CONTRACT):
+            message = fails_in(5, lambda c=contract: Client(endpoint, c, timeout=5))
+            assert message.startswith(f"{endpoint} answers with no contract that this Deftly reads")
 
 
 def test_half_open_servers_do_not_hold_anyone_up(monkeypatch):

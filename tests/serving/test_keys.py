@@ -154,6 +154,51 @@ def test_folders_without_keys_are_one_line(tmp_path, broken):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["robot.key", "arm2.key", "client.key_secret"])
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_a_robots_secret_is_nothing_for_the_server(tmp_path, name, mode):
+    new_keys(tmp_path / "keys")
+    there = tmp_path / "keys/server/clients" / name
+    there.write_bytes((tmp_path / "keys/robot/client.key_secret").read_bytes())
+    there.chmod(mode)
+    with pytest.raises(DeftlyError) as error:
+        Server(ContractPolicy(CONTRACT, network), LOOPBACK, keys=tmp_path / "keys/server")
+    assert str(error.value).startswith(f"--keys: '{there}' holds a robot's secret")
+    assert "leave its client.key here" in str(error.value)
+
+
+def test_a_robot_has_its_own_secret_and_not_the_servers(tmp_path):
+    new_keys(tmp_path / "keys")
+    server, robot = tmp_path / "keys/server", tmp_path / "keys/robot"
+    own = (robot / "client.key_secret").read_bytes()
+    (robot / "client.key_secret").write_bytes((robot / "server.key").read_bytes())
+    with pytest.raises(PolicyError, match=r"client\.key_secret' holds no secret"):
+        Client("tcp://127.0.0.1:1", keys=robot)
+    (robot / "client.key_secret").write_bytes(own)
+    (robot / "server.key").write_bytes((server / "server.key_secret").read_bytes())
+    (robot / "server.key").chmod(0o600)
+    with pytest.raises(PolicyError, match=r"server\.key' holds the server's secret"):
+        Client("tcp://127.0.0.1:1", keys=robot)
+
+
+@pytest.mark.parametrize("kind", ["missing", "a file", "a link to nothing"])
+def test_a_list_of_robots_that_is_not_there_is_said_in_words(tmp_path, kind):
+    new_keys(tmp_path / "keys")
+    clients = tmp_path / "keys/server/clients"
+    if kind == "a link to nothing":
+        (clients / "arm2.key").symlink_to(tmp_path / "nowhere")
+    else:
+        (clients / "robot.key").unlink()
+        clients.rmdir()
+    if kind == "a file":
+        clients.touch()
+    with pytest.raises(DeftlyError, match=r"^--keys: ") as error:
+        Server(ContractPolicy(CONTRACT, network), LOOPBACK, keys=tmp_path / "keys/server")
+    said = "no such file" if kind == "a link to nothing" else f"'{clients}' is no folder: make it"
+    assert said in str(error.value)
+    assert "Errno" not in str(error.value)
+
+
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620, 0o601, 0o666])
 def test_a_secret_that_others_can_read_is_refused_at_both_ends(tmp_path, mode):
     new_keys(tmp_path / "keys")

@@ -23,7 +23,7 @@ from raw_peer import ask, call, message, open_session, raw, wait_for
 from toy_robot import CONTRACT, LOOPBACK, network, running, signals
 
 from deftly.errors import DeftlyError
-from deftly.policy.protocol import ContractPolicy, OneRobot, PolicyError
+from deftly.policy.protocol import ContractPolicy, Decision, OneRobot, PolicyError
 from deftly.serving import listener
 from deftly.serving import server as server_module
 from deftly.serving.client import Client
@@ -486,6 +486,22 @@ def test_a_decision_that_is_not_finite_is_refused_and_not_remembered():
         assert bad["code"] == "no-answer"
         good = call(peer, "infer", 3, session=session, signals=signals(1))
         assert targets(good) == local.infer(signals(1)).targets.tolist()
+
+
+def test_targets_beyond_the_limits_are_no_answer():
+    """The contract's own are clipped; a policy of somebody's program may decide otherwise."""
+
+    class Wild(ContractPolicy):
+        def infer(self, *args, **words):
+            action, targets = super().infer(*args, **words)
+            return Decision(action, targets + np.array([0.0, 10.0, 0.0]))
+
+    with running(Wild(CONTRACT, network)) as serving, raw(serving.endpoint) as peer:
+        session = open_session(peer)
+        call(peer, "reset", 1, session=session, signals=signals(0))
+        bad = call(peer, "infer", 2, session=session, signals=signals(0))
+        assert bad["code"] == "no-answer"
+        assert bad["error"].startswith("the policy's targets are beyond the limits: b would be")
 
 
 def test_a_network_of_another_size_is_refused_before_it_serves():

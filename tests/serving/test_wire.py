@@ -52,6 +52,23 @@ def test_any_bytes_are_a_message_or_a_wire_error(frame):
 
 
 @pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (b"\xc1", "a byte in it (0xc1) means nothing"),
+        (b"\x81\xa1a\xc1", "a byte in it (0xc1) means nothing"),
+        (b"\x91" * 3000, "lists and maps in it are nested too deeply"),
+        (b"\x81\xa1a" * 3000, "lists and maps in it are nested too deeply"),
+        (b"\x80\x80", "unpack(b) received extra data."),
+    ],
+)
+def test_bytes_that_are_no_msgpack_say_why(frame, reason):
+    for read in (unpack, lambda data: openpi_wire.unpack(data, len(data))):
+        with pytest.raises(WireError) as error:
+            read(frame)
+        assert str(error.value) == f"message is no msgpack: {reason}"
+
+
+@pytest.mark.parametrize(
     "frame",
     [
         b"",

@@ -11,7 +11,7 @@ from deftly.config import parse, split_word
 from deftly.console import printable, report
 from deftly.errors import DeftlyError
 from deftly.evaluate.check import CheckSettings, examine
-from deftly.evaluate.source import resolve
+from deftly.evaluate.source import of_task
 from deftly.policy import bundle
 
 RENAMED = {"bundle": "policy", "checkpoint": "against"}
@@ -63,7 +63,7 @@ def _folder(word: str | None, args: CheckArgs) -> Path:
     if given is not None and _may_be_bundle(Path(given)):
         print(f"policy: bundle {printable(given)}", flush=True)
         return Path(given)
-    source = resolve(args.policy, word, args.runs, "bundle")
+    source = of_task(args.policy, word, args.runs, "bundle")
     print(source.line, flush=True)
     if not isinstance(source.loaded, bundle.Bundle):
         raise DeftlyError(

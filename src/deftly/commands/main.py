@@ -7,7 +7,7 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from deftly import __version__
@@ -37,9 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv = sys.argv[1:]
     words = [word for word in argv or () if not word.startswith(LAUNCHER)]
     name, *rest = words or ["--help"]
+    return guarded(name, lambda: _dispatch(name, rest))
+
+
+def guarded(name: str, command: Callable[[], int]) -> int:
+    """The exit status of a command; what goes wrong in it, and is no fault of ours, becomes one line."""
     try:
         _require_folder()
-        status = _dispatch(name, rest)
+        status = command()
         sys.stdout.flush()  # here, so that a closed pipe is met here and not at exit
         return status
     except KeyboardInterrupt:

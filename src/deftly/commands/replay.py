@@ -80,6 +80,7 @@ def main(argv: list[str]) -> int:
         return serve(frames, args, path)
     with contextlib.suppress(render.NoGLError):
         render.choose_gl()  # before anything imports MuJoCo
+    frames.require_measured()
     robot, safety = open_robot(path, recording, args.task)
     film = Film(robot, 1, args.camera) if args.video else None
     each = film.watch if film else lambda: None

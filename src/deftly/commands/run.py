@@ -47,7 +47,7 @@ from deftly.control.session import (
 )
 from deftly.control.signals import ending_on_signals
 from deftly.errors import DeftlyError
-from deftly.evaluate.source import PolicyArgs, PolicySource, policy_words, resolve, task_name
+from deftly.evaluate.source import PolicyArgs, PolicySource, of_task, policy_words, task_name
 from deftly.policy.chunks import CHUNK_S, ChunkPolicy
 from deftly.policy.protocol import Policy
 from deftly.serving.client import Client
@@ -233,16 +233,16 @@ def find_source(task: str | None, args: RunArgs) -> tuple[PolicySource, PolicySo
         raise DeftlyError(
             "run needs a policy: deftly run TASK, or --policy with a bundle or tcp://HOST:PORT"
         )
-    name = task_name(task) if args.policy is None else task
-    source = resolve(args.policy, name, args.runs, "bundle")
-    source = source.asked(args)
-    like = resolve(args.settings_from, name, args.runs, "bundle") if args.settings_from else source
+    source = of_task(args.policy, task, args.runs, "bundle").asked(args)
+    like = source
+    if args.settings_from:
+        like = of_task(args.settings_from, task, args.runs, "bundle")
     if like.loaded is None:
         return source, None
     in_file = ".py" in (
         task or ""
     )  # which nothing here reads; the simulated robot does, and looks at its name
-    if task not in (None, like.task) and not in_file:
+    if not in_file and task_name(task) not in (None, like.task):
         raise DeftlyError(f"{like.label} is a policy of {like.task}, not of {task}")
     return source, like
 

@@ -15,7 +15,7 @@ from deftly.config import KEYS, OUTPUT_FOLDER, RunsConfig, Settings, parse, spli
 from deftly.config.constraints import kebab
 from deftly.console import printable, show
 from deftly.errors import DeftlyError
-from deftly.evaluate.source import PolicySource, policy_words, resolve, task_name
+from deftly.evaluate.source import PolicySource, of_task, policy_words, task_name
 from deftly.policy.bundle import Bundle
 from deftly.policy.layouts import OpenpiConfig
 from deftly.policy.protocol import ContractPolicy, Policy
@@ -157,7 +157,7 @@ def find(task: str | None, args: ServeArgs) -> PolicySource:
             "serve needs a policy: deftly serve TASK, or --policy BUNDLE; 'deftly tasks' lists the tasks"
         )
     name = task_name(task)
-    source = resolve(args.policy, name, args.runs, "bundle")
+    source = of_task(args.policy, task, args.runs, "bundle")
     if source.loaded is None:
         raise DeftlyError(
             f"{source.label} is served already: ask it with 'deftly run --policy {source.label}'"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from msgspec import Meta
 
-from deftly.contract.arrays import Array, Constants, Like, pick
+from deftly.contract.arrays import Array, Constants, Like, clip, pick
 from deftly.contract.faults import Fault
 from deftly.contract.schema import (
     SMALLEST,
@@ -35,6 +35,10 @@ USUAL_LEAD = 0.5
 """Largest tracking error of a joint that names none, rad; of a slide this part of its range."""
 MAX_IMAGE = 1 << 24
 """Bytes of all images of a robot together, once."""
+ROUNDING = 1e-6
+"""How far beyond a joint's limit a target may be, rad (m): what another library's rounding can make of it."""
+EPSILON = 2.0**-23
+"""Of float32, in which targets are given: a limit of 100 rad is rounded by more than `ROUNDING`."""
 
 Count = Annotated[int, Meta(ge=1, le=MAX_SIZE)]
 if TYPE_CHECKING:  # one whole number, for a shape of one axis, is taken too
@@ -285,6 +289,25 @@ class RobotInterface(Document):
             like = replace(like, joints=tuple(joints))
         return like
 
+    def within_limits(self, targets: Array) -> Array:
+        """Joint targets `(..., num_joints)`, each clipped to its joint's limits."""
+        limits = self._limit_constants.like(targets)
+        return clip(targets, limits.lower, limits.upper)
+
+    def beyond_limits(self, targets: Array) -> tuple[int, str] | None:
+        """The first row of joint targets `(n, num_joints)` with one beyond its joint's limits, and that in words.
+
+        None if there is none; a rounding is not beyond.
+        """
+        limits = self._limit_constants.like(targets)
+        beyond = (targets < limits.least) | (targets > limits.most)
+        if not bool(beyond.any()):
+            return None
+        row, column = divmod(beyond.reshape(-1).tolist().index(True), len(self.joints))
+        joint = self.joints[column]
+        told = f"{joint.name} would be told {float(targets[row, column]):.9g} {joint.units}"
+        return row, f"{told}, its limits are {joint.lower:.9g} .. {joint.upper:.9g}"
+
     def to_motors(self, joints: Array) -> Array:
         """Joint positions `(..., num_joints)` as motor positions `(..., num_joints)`, in the order of `motors`."""
         motors = self._motor_constants.like(joints)
@@ -295,6 +318,10 @@ class RobotInterface(Document):
         motors = self._motor_constants.like(positions)
         joints = (positions - motors.offset) * motors.sign
         return pick(joints, motors.motor_of_joint)
+
+    @functools.cached_property
+    def _limit_constants(self) -> Constants:
+        return Constants(lambda like: _LimitConstants(self, like))
 
     @functools.cached_property
     def _motor_constants(self) -> Constants:
@@ -309,6 +336,21 @@ class RobotInterface(Document):
         _require_sites(self)
         _require_limits(self)
         _require_damps(self)
+
+
+class _LimitConstants:
+    """Limits of the joints as arrays, and what a target may be at the least and at the most."""
+
+    def __init__(self, robot: RobotInterface, like: Like):
+        self.lower = like.numbers([joint.lower for joint in robot.joints])
+        self.upper = like.numbers([joint.upper for joint in robot.joints])
+        self.least = like.numbers([joint.lower - _rounding(joint.lower) for joint in robot.joints])
+        self.most = like.numbers([joint.upper + _rounding(joint.upper) for joint in robot.joints])
+
+
+def _rounding(limit: float) -> float:
+    """How far beyond a limit a target may be, rad (m)."""
+    return max(ROUNDING, EPSILON * abs(limit))
 
 
 class _MotorConstants:

@@ -31,13 +31,18 @@ if TYPE_CHECKING:
     from deftly.twin.robot import SimRobot
 
 
+LARGEST = 1e10
+"""Largest number of a state of MuJoCo (mjMAXVAL): beyond it physics has broken."""
+
+
 class Frames:
     """The targets of an episode, from the policy's first decision on: a `Policy` that knows only those.
 
     Where the policy decided nothing, the command stands in for its targets. After the episode its last command is held,
     unless it begins again (`loop`): its last targets may be far from where it came to.
 
-    Raises DeftlyError if the recording has no such episode, or no policy ever drove in it.
+    Raises DeftlyError if the recording has no such episode, no policy ever drove in it, or what it would give is beyond
+    the joints' limits.
     """
 
     def __init__(self, recording: Log, episode: int, loop: bool = False):
@@ -66,6 +71,32 @@ class Frames:
         self._frames = targets[mine][self.first :]
         actions = rows["action"][mine][self.first :]
         self._actions = np.nan_to_num(actions)
+        self._require_within_limits(episode)
+
+    def require_measured(self) -> None:
+        """Raise DeftlyError unless every tick has a position and a command, as a recording of a simulation has."""
+        for name, values in (("position", self.positions), ("command", self.commands)):
+            odd = np.flatnonzero(~(np.abs(values) <= LARGEST))  # NaN too
+            if len(odd):
+                tick, column = divmod(int(odd[0]), values.shape[1])
+                joint = self.contract.joint_names[column]
+                raise DeftlyError(
+                    f"tick {tick} of the recording's episode has the {name} {values[tick, column]:g} of {joint}: "
+                    "it is damaged, or no simulation's: serve it with --serve"
+                )
+
+    def _require_within_limits(self, episode: int) -> None:
+        """Raise DeftlyError, naming tick and joint, for a target that no joint may be given; see `Decision`."""
+        given = np.concatenate((self._frames, self.commands[-1:]))  # the last command is held
+        with np.errstate(
+            over="ignore"
+        ):  # they are given in float32, for which some may be too large
+            beyond = self.contract.robot.beyond_limits(given.astype(np.float32))
+        if beyond:
+            tick = min(self.first + beyond[0], len(self.commands) - 1)
+            raise DeftlyError(
+                f"tick {tick} of episode {episode} of the recording: {beyond[1]}: it is damaged, record it again"
+            )
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -142,23 +173,23 @@ def open_robot(path: Path, recording: Log, task_file: str | None) -> tuple[SimRo
 
 
 def _require_starts(path: Path, recording: Log) -> None:
-    """Raise DeftlyError unless each episode has a state to start from, and says whether it succeeded."""
+    """Raise DeftlyError unless each episode can start as it did, and says whether it succeeded."""
     episodes, facts = sorted(set(recording.rows["episode"].tolist())), recording.facts
-    state0, success, latency = (
-        np.asarray(facts.get(name)) for name in ("state0", "success", "latency_ms")
+    state0, success, latency, noise, seed = (
+        np.asarray(facts.get(name)) for name in ("state0", "success", "latency_ms", "noise", "seed")
     )
     count = len(episodes)
     whole = (
         episodes == [*range(count)]
         and state0.dtype.kind == "f"
         and state0.ndim == 2
-        and np.isfinite(state0).all()
+        and bool((np.abs(state0) <= LARGEST).all())
     )
     for name, fits, what in (
         (
             "state0",
             whole and state0.shape[0] == count,
-            f"finite numbers, a row for each of {count} episodes",
+            f"numbers up to {LARGEST:g}, a row for each of {count} episodes",
         ),
         (
             "success",
@@ -169,6 +200,12 @@ def _require_starts(path: Path, recording: Log) -> None:
             "latency_ms",
             latency.shape == () and latency.dtype.kind in "fiu" and 0 <= latency < 10_000,
             "0 to 10000",
+        ),
+        ("noise", noise.shape == () and noise.dtype.kind == "b", "a truth value"),
+        (
+            "seed",
+            seed.shape == () and seed.dtype.kind in "iu" and seed >= 0,
+            "a whole number from 0",
         ),
     ):
         if not fits:

@@ -47,6 +47,8 @@ from deftly.policy.chunks import ChunkConfig, ChunkPolicy
 from deftly.policy.layouts import OpenpiConfig
 from deftly.policy.protocol import Policy
 from deftly.serving.endpoint import is_websocket, read_websocket
+from deftly.tasks import OLDER_NAMES
+from deftly.tasks import load as find_task
 from deftly.tasks import shipped as shipped_tasks
 from deftly.vla import checkpoint as vla
 
@@ -313,13 +315,35 @@ def resolve(
     return _of_run(spec, task, runs)
 
 
+def of_task(
+    spec: str | None, word: str | None, runs: RunsConfig, form: Form = "checkpoint"
+) -> PolicySource:
+    """The policy that a user means (see `resolve`) for the task that he typed, a name or a file.
+
+    Raises DeftlyError that there is no such task, where that is why there is no policy.
+    """
+    if spec not in (None, SHIPPED, *workspace.LATEST):  # it says itself what it is
+        return resolve(spec, word, runs, form)
+    try:
+        return resolve(spec, task_name(word), runs, form)
+    except DeftlyError:
+        if word is not None and not _is_task(word, runs) and not Path(word).is_dir():
+            find_task(word)  # says that there is none, and which is near
+        raise
+
+
 def task_name(task: str | None) -> str | None:
     """The name of the task that a user typed, which may be a file: that alone is imported, with MuJoCo."""
     if task is None or ".py" not in task:
-        return task
-    from deftly.tasks import load
+        return None if task is None else OLDER_NAMES.get(task, task)
+    return find_task(task).name
 
-    return load(task).name
+
+def _is_task(word: str, runs: RunsConfig) -> bool:
+    """Whether there is a task of this name: a file, one of Deftly's, or of a user's of which there are runs."""
+    if ".py" in word or task_name(word) in shipped_tasks():
+        return True
+    return any(run.task == word for run in workspace.list_runs(runs))
 
 
 def of_bundle(path: Path) -> PolicySource:

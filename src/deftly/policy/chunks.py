@@ -354,9 +354,9 @@ class ChunkPolicy(ContractPolicy):
         holds = np.array([action is None for action in actions])
         given = np.stack([self._idle(memory, i) if a is None else a for i, a in enumerate(actions)])
         targets, after = self.contract.act(given, memory)
-        for name in (COMMAND, ACTION):
-            after[name] = np.where(holds[:, None], memory[name], after[name])
-        targets = np.where(holds[:, None], memory[COMMAND], targets)
+        held = self.contract.robot.within_limits(memory[COMMAND])
+        after[ACTION] = np.where(holds[:, None], memory[ACTION], after[ACTION])
+        after[COMMAND] = targets = np.where(holds[:, None], held, targets)
         self._keep_finite(rows, after, given, targets)
         for plan, held in zip(plans, holds):
             plan.step += 1

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from deftly.console import printable
 from deftly.contract import COMMAND, STATE, Inputs, Memory, PolicyContract
 from deftly.contract.arrays import Array, all_finite, library
 from deftly.errors import DeftlyError
@@ -25,6 +26,8 @@ Network = Callable[[Any], np.ndarray]
 """An `Observation` to actions (n, action_size) float32."""
 OBSERVATION, ACTION = "observation", "action"
 """Names of the network's input, where it has one, and of its output."""
+LONGEST_WAIT = 3600.0
+"""Longest wait for a decision that can be asked for, s."""
 ONNX_TYPES = {False: "tensor(float)", True: "tensor(uint8)"}
 """Type of a network's input, by whether it is an image."""
 
@@ -313,12 +316,16 @@ class OneRobot:
         self, signals: Signals, applied: np.ndarray | None = None, inputs: Inputs = NO_INPUTS
     ) -> Decision:
         """Decide one control step of the robot; see `Policy`, whose arrays have one axis more."""
-        rows = {name: np.asarray(value)[None] for name, value in signals.items()}
+        require_mapping(signals, "signals")
+        require_mapping(inputs, "inputs")
+        rows = {name: as_numbers(value, name)[None] for name, value in signals.items()}
         said = {
-            name: [value] if isinstance(value, str) else np.asarray(value)[None]
+            name: [value] if isinstance(value, str) else as_numbers(value, name)[None]
             for name, value in inputs.items()
         }
-        command = None if applied is None else np.asarray(applied, np.float32)[None]
+        command = None
+        if applied is not None:
+            command = as_numbers(applied, "applied").astype(np.float32)[None]
         action, targets = self.policy.infer(rows, said, command)
         return Decision(action[0], targets[0])
 
@@ -328,15 +335,52 @@ class OneRobot:
 
 
 def as_seen(signals: Signals) -> dict[str, np.ndarray]:
-    """Signals in the type that the policy was trained with: float32, and images as they are."""
-    return {name: _as_seen(value) for name, value in signals.items()}
+    """Signals in the type that the policy was trained with: float32, and images as they are.
+
+    Raises PolicyError, naming it, for one that is no array of numbers, or if there is none at all.
+    """
+    require_mapping(signals, "signals")
+    if not signals:
+        raise PolicyError("there are no signals: infer needs all that the contract names")
+    return {name: _as_seen(value, name) for name, value in signals.items()}
 
 
-def _as_seen(value: Any) -> np.ndarray:
+def _as_seen(value: Any, name: str) -> np.ndarray:
     """An image as it is, else a copy in float32."""
-    if not isinstance(value, np.ndarray):
-        value = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
-    return value if value.dtype.type is np.uint8 else value.astype(np.float32)
+    array = as_numbers(value, name)
+    if not array.ndim:
+        raise PolicyError(f"'{printable(name, 60)}' is a single number, expected an array")
+    return array if array.dtype.type is np.uint8 else array.astype(np.float32)
+
+
+def as_numbers(value: Any, name: str) -> np.ndarray:
+    """An array of any library as numpy's. Raises PolicyError, naming it, unless its elements are numbers."""
+    try:
+        array = value
+        if not isinstance(value, np.ndarray):
+            array = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+        if array.dtype.kind not in "fiub":
+            raise TypeError
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        raise PolicyError(f"'{printable(name, 60)}' is no array of numbers") from None
+    return array
+
+
+def require_mapping(value: object, what: str) -> None:
+    """Raise PolicyError unless `signals` or `inputs` are by name."""
+    if not isinstance(value, Mapping):
+        kind = type(value).__name__
+        raise PolicyError(f"{what} is a {kind}, expected a mapping of names to arrays")
+
+
+def checked_timeout(seconds: Any) -> float:
+    """The wait for a decision, s. Raises PolicyError unless it is above 0 and at most `LONGEST_WAIT`."""
+    is_number = isinstance(seconds, int | float | np.number) and not isinstance(seconds, bool)
+    if not is_number or not 0 < seconds <= LONGEST_WAIT:
+        raise PolicyError(
+            f"timeout is {printable(seconds, 40)}, expected seconds above 0, at most {LONGEST_WAIT:g}"
+        )
+    return float(seconds)
 
 
 def _commanded(applied: Array, memory: Memory) -> Array:

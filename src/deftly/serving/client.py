@@ -3,7 +3,8 @@
 Another project installs the base package: it is light.
 """
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,24 @@ from typing import Any
 
 import numpy as np
 
+from deftly.console import printable
 from deftly.contract import COMMAND, ContractError, Inputs, PolicyContract
-from deftly.policy.protocol import NO_INPUTS, Decision, PolicyError, Signals, as_seen
+from deftly.policy.protocol import (
+    NO_INPUTS,
+    Decision,
+    PolicyError,
+    Signals,
+    as_numbers,
+    as_seen,
+    checked_timeout,
+    require_mapping,
+)
 from deftly.serving.link import Connection, Refused
 from deftly.serving.memory import keep_memory
 from deftly.serving.wire import WireError, as_rows, jpeg, max_frame, read_array
+
+MAX_QUALITY = 95
+"""Of a JPEG: more makes it larger, and no better."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,13 +54,13 @@ class Client:
     Args:
         endpoint: Where the server is, such as `tcp://127.0.0.1:5555`.
         contract: The robot's; None takes the server's.
-        timeout: Longest wait for the decisions of up to eight robots, s.
+        timeout: Longest wait for the decisions of up to eight robots, s, at most an hour.
         keys: The robot's folder of `deftly serve --new-keys`.
         quality: Send images as JPEG of this quality, 1 to 95, for a network that is slow; 0: as they are.
         real_time: These robots are driven in real time; a simulation's, which wait for no chunk, are not.
 
-    Raises PolicyError if there is no server, another contract there, or a model that asks for chunks in real time for a
-    robot that is not in it; the same object tries again at the next call.
+    Raises PolicyError if there is no server, another contract there, a model that asks for chunks in real time for a
+    robot that is not in it, or for arguments that make no sense, by name; the same object tries again at the next call.
     """
 
     patience = 3.0
@@ -61,9 +75,12 @@ class Client:
         quality: int = 0,
         real_time: bool = True,
     ):
+        if contract is not None and not isinstance(contract, PolicyContract):
+            kind = type(contract).__name__
+            raise PolicyError(f"contract is a {kind}, expected a PolicyContract, or None")
         self.timeout = timeout
         self._real_time = real_time
-        self._quality = quality
+        self._quality = _checked_quality(quality)
         self._link = Connection(endpoint, keys)
         self._robots: dict[int, _Robot] = {0: _Robot()}
         try:
@@ -73,6 +90,15 @@ class Client:
             raise
         if any(signal.is_image for signal in self.contract.signals):
             keep_memory()
+
+    @property
+    def timeout(self) -> float:
+        """Longest wait for a decision, s. Setting it raises PolicyError for what is no such time."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._timeout = checked_timeout(seconds)
 
     def ping(self) -> None:
         """Raise PolicyError unless the server answers."""
@@ -84,7 +110,7 @@ class Client:
 
     def reset(self, ids: Sequence[int] | None = None) -> None:
         """These robots start an episode with their next signals; a server that was restarted is then met anew."""
-        for row in list(self._robots) if ids is None else ids:
+        for row in list(self._robots) if ids is None else _rows(ids):
             robot = self._robots.setdefault(row, _Robot())
             robot.fresh = True
             robot.last = None
@@ -96,42 +122,56 @@ class Client:
         applied: np.ndarray | None = None,
         ids: Sequence[int] | None = None,
     ) -> Decision:
-        """Decide one control step of n robots; see `Policy`."""
+        """Decide one control step of n robots; see `Policy`. Raises PolicyError also for what is not of n robots."""
+        self._link.require_open()
         seen = as_seen(signals)
-        count = len(next(iter(seen.values())))
-        robots = [
-            self._robots.setdefault(row, _Robot()) for row in (range(count) if ids is None else ids)
-        ]
-        rows = [_row(seen, inputs, place) for place in range(count)]
+        count = _count(seen)
+        said = _said(inputs, count)
+        commands = None if applied is None else self._commands(applied, count)
+        rows = [_row(seen, said, place) for place in range(count)]
+        numbers = range(count) if ids is None else _rows(ids)
+        if len(numbers) != count:
+            raise PolicyError(f"ids are {len(numbers)}, and the signals are of {count} robots")
+        robots = [self._robots.setdefault(row, _Robot()) for row in numbers]
         sent = [self._compressed(row) for row in rows] if self._quality else rows
         fresh = [place for place, robot in enumerate(robots) if robot.fresh]
         if fresh:
             begun = [robots[place] for place in fresh]
             self._start(begun, [rows[place] for place in fresh], [sent[place] for place in fresh])
         for place, robot in enumerate(robots):
-            command = None if applied is None else np.asarray(applied[place], np.float32)
-            self._add_command(sent[place], robot, command)
+            self._add_command(sent[place], robot, None if commands is None else commands[place])
             robot.doubt = True
         replies = self._in_session("infer", self.timeout, robots, sent)
         return self._read(replies, robots)
 
     def forget(self, ids: Sequence[int]) -> None:
         """These robots are gone: their sessions end."""
-        gone = [self._robots.pop(row) for row in ids if row in self._robots]
+        gone = [self._robots.pop(row) for row in _rows(ids) if row in self._robots]
         self._leave(gone)
 
     def close(self) -> None:
-        """Leave, so that the server need not wait until the sessions are idle."""
+        """Leave, so that the server need not wait until the sessions are idle. It decides nothing any more."""
         self._leave([*self._robots.values()])
         self._link.close()
 
     def _compressed(self, row: dict[str, Any]) -> dict[str, Any]:
         """A message whose images are JPEG."""
-        told = {
-            name: jpeg(value, self._quality) if value.dtype == np.uint8 else value
-            for name, value in row["signals"].items()
-        }
+        told = dict(row["signals"])
+        for name, value in told.items():
+            if value.dtype == np.uint8 and value.ndim == 3:  # what is no image, the server refuses
+                try:
+                    told[name] = jpeg(value, self._quality)
+                except (WireError, ValueError, TypeError, OSError) as error:
+                    raise PolicyError(f"'{printable(name, 60)}': {printable(error, 160)}") from None
         return {**row, "signals": told}
+
+    def _commands(self, applied: Any, count: int) -> np.ndarray:
+        """What the robots were commanded last, `(n, num_joints)` float32. Raises PolicyError for anything else."""
+        commands = as_numbers(applied, "applied").astype(np.float32)
+        wanted = (count, len(self.contract.joints))
+        if commands.shape != wanted:
+            raise PolicyError(f"'applied' has the shape {commands.shape}, expected {wanted}")
+        return commands
 
     def _start(
         self, robots: list[_Robot], rows: list[dict[str, Any]], sent: list[dict[str, Any]]
@@ -149,7 +189,11 @@ class Client:
             self._init(lost, self.contract)
             self._in_session("reset", self.patience, robots, sent)
         for robot, row in zip(robots, rows):
-            robot.last = self.contract.reset(row["signals"], row.get("inputs"))[COMMAND]
+            try:
+                begun = self.contract.reset(row["signals"], row.get("inputs"))
+            except ContractError as error:  # the server took what the contract does not
+                raise PolicyError(str(error)) from None
+            robot.last = begun[COMMAND]
             robot.fresh = robot.doubt = False
 
     def _add_command(self, row: dict[str, Any], robot: _Robot, applied: np.ndarray | None) -> None:
@@ -162,6 +206,7 @@ class Client:
             row["applied"] = robot.last
 
     def _read(self, replies: Sequence[dict[str, Any]], robots: Sequence[_Robot]) -> Decision:
+        """The decisions of some replies. Raises PolicyError for one that no robot may follow."""
         actions, targets = [], []
         try:
             for reply in replies:
@@ -171,10 +216,14 @@ class Client:
                 )
         except WireError as error:
             raise PolicyError(f"{self._link.endpoint}: {error}") from None
+        decided = as_rows(targets)
+        beyond = self.contract.robot.beyond_limits(decided)
+        if beyond:
+            raise PolicyError(f"{self._link.endpoint}: {beyond[1]}")
         for robot, target in zip(robots, targets):
             robot.last = target
             robot.doubt = False
-        return Decision(as_rows(actions), as_rows(targets))
+        return Decision(as_rows(actions), decided)
 
     def _init(self, robots: Sequence[_Robot], contract: PolicyContract | None) -> PolicyContract:
         """Open a session for each of the robots; returns the server's contract."""
@@ -182,6 +231,11 @@ class Client:
         replies = self._link.ask_all("init", self.patience, [ours] * len(robots))
         try:
             theirs = PolicyContract.from_json(_text(replies[0], "spec"))
+        except ContractError as error:
+            raise PolicyError(
+                f"{self._link.endpoint} answers with no contract that this Deftly reads: {error}"
+            ) from None
+        try:
             (contract or theirs).require_policy_of(theirs, f"the policy at {self._link.endpoint}")
         except ContractError as error:
             raise PolicyError(str(error)) from None
@@ -228,12 +282,61 @@ def _text(reply: Mapping[str, Any], name: str) -> str:
     return said if isinstance(said, str) else ""
 
 
-def _row(signals: Mapping[str, np.ndarray], inputs: Inputs, place: int) -> dict[str, Any]:
+def _checked_quality(quality: Any) -> int:
+    """The quality of a JPEG; 0: none. Raises PolicyError for anything else."""
+    with suppress(TypeError):
+        if 0 <= operator.index(quality) <= MAX_QUALITY:
+            return operator.index(quality)
+    raise PolicyError(
+        f"quality is {printable(quality, 40)}, expected 1 to {MAX_QUALITY}, or 0 for images as they are"
+    )
+
+
+def _rows(ids: Iterable[Any]) -> list[int]:
+    """The numbers of some robots. Raises PolicyError unless they are whole, and each is there once."""
+    try:
+        rows = [operator.index(row) for row in ids]
+    except TypeError:
+        raise PolicyError(f"ids is {printable(ids, 60)}, expected the numbers of robots") from None
+    if len(set(rows)) != len(rows):
+        raise PolicyError(f"ids is {printable(rows, 60)}: a robot is named twice")
+    return rows
+
+
+def _count(signals: Mapping[str, np.ndarray]) -> int:
+    """How many robots these are the signals of. Raises PolicyError, naming it, for one that is not of as many."""
+    count = len(next(iter(signals.values())))
+    for name, value in signals.items():
+        if value.ndim < 2 or not count or len(value) != count:
+            wanted = f"expected ({count or 'robots'}, size): a row for each robot"
+            raise PolicyError(f"'{printable(name, 60)}' has the shape {value.shape}, {wanted}")
+    return count
+
+
+def _said(inputs: Inputs, count: int) -> dict[str, list[Any]]:
+    """What is said to each of the robots: text, or numbers `(size,)` float32. Raises PolicyError naming the input."""
+    require_mapping(inputs, "inputs")
+    said = {}
+    for name, value in inputs.items():
+        rows = []
+        with suppress(TypeError):  # of a single number
+            rows = [] if isinstance(value, str) else [*value]
+        if len(rows) != count:
+            raise PolicyError(
+                f"'{printable(name, 60)}' is not one input for each robot: expected {count} of them in a list or array"
+            )
+        said[name] = [
+            row if isinstance(row, str) else np.ravel(as_numbers(row, name)).astype(np.float32)
+            for row in rows
+        ]
+    return said
+
+
+def _row(
+    signals: Mapping[str, np.ndarray], inputs: Mapping[str, list[Any]], place: int
+) -> dict[str, Any]:
     """The fields of the message of one robot."""
     row: dict[str, Any] = {"signals": {name: value[place] for name, value in signals.items()}}
     if inputs:
-        said = {name: value[place] for name, value in inputs.items()}
-        row["inputs"] = {
-            n: v if isinstance(v, str) else np.ravel(v).astype(np.float32) for n, v in said.items()
-        }
+        row["inputs"] = {name: value[place] for name, value in inputs.items()}
     return row

@@ -76,6 +76,17 @@ def load_key(path: Path) -> tuple[bytes, bytes | None]:
 
     Raises FileError unless it is a small plain file of keys, DeftlyError if it holds a secret that others can read.
     """
+    public, secret = _read_key(path)
+    if secret is not None and _mode(path) & 0o077:
+        raise DeftlyError(
+            f"'{printable(path)}' is a secret that other users can read: make new keys, or if nobody did, "
+            f"chmod 600 {shlex.quote(str(path))}"
+        )
+    return public, secret
+
+
+def _read_key(path: Path) -> tuple[bytes, bytes | None]:
+    """As `load_key`, whoever can read it."""
     require_plain(path, "a key", MAX_BYTES)
     try:
         public, secret = zmq.auth.load_certificate(path)
@@ -86,11 +97,6 @@ def load_key(path: Path) -> tuple[bytes, bytes | None]:
     if len(public) != KEY_LENGTH or len(secret or public) != KEY_LENGTH:
         raise FileError(
             f"cannot read '{printable(path)}' as a key: keys have {KEY_LENGTH} characters"
-        )
-    if secret is not None and _mode(path) & 0o077:
-        raise DeftlyError(
-            f"'{printable(path)}' is a secret that other users can read: make new keys, or if nobody did, "
-            f"chmod 600 {shlex.quote(str(path))}"
         )
     return public, secret
 
@@ -126,9 +132,12 @@ def read_server_keys(folder: Path) -> ServerKeys:
     clients = folder / "clients"
     try:
         secret, public = _server_pair(folder / "server.key_secret")
-        _require_safe(clients)
+        _require_clients(clients)
         robots = [_robot_key(file) for file in sorted(clients.glob("*.key"))]
-    except (OSError, ValueError, zmq.ZMQError, FileError) as error:
+    except OSError as error:
+        why = (error.strerror or "it cannot be read").lower()
+        raise DeftlyError(f"--keys: '{printable(error.filename)}': {why}") from None
+    except (ValueError, zmq.ZMQError, FileError) as error:
         raise DeftlyError(
             f"--keys: {printable(error)}; 'deftly serve --new-keys DIR' makes keys"
         ) from None
@@ -149,10 +158,30 @@ def _server_pair(file: Path) -> tuple[bytes, bytes]:
     return z85.decode(secret), z85.decode(public)
 
 
+def _require_clients(clients: Path) -> None:
+    """Raise DeftlyError unless there is a folder of the robots' keys, without the secret of one."""
+    if not clients.is_dir():
+        raise DeftlyError(
+            f"'{printable(clients)}' is no folder: make it, and put the client.key of each robot there as NAME.key"
+        )
+    _require_safe(clients)
+    for file in sorted(clients.glob("*.key_secret")):
+        raise _secret(file)
+
+
+def _secret(file: Path) -> DeftlyError:
+    return DeftlyError(
+        f"'{printable(file)}' holds a robot's secret, and whoever has it is that robot: take it there, leave its "
+        "client.key here as NAME.key, and make new keys if others could read it"
+    )
+
+
 def _robot_key(file: Path) -> bytes:
-    """The public key of a robot, 32 bytes."""
+    """The public key of a robot, 32 bytes. Raises DeftlyError if its secret is there too."""
     _require_safe(file)
-    public, _ = load_key(file)
+    public, secret = _read_key(file)
+    if secret is not None:
+        raise _secret(file)
     key = z85.decode(public)
     if len(key) != KEY_BYTES:
         raise ValueError(f"no key in {file}")

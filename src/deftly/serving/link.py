@@ -14,7 +14,7 @@ import zmq.auth
 from deftly.console import printable
 from deftly.errors import DeftlyError
 from deftly.policy.protocol import PolicyError
-from deftly.serving.endpoint import read_endpoint
+from deftly.serving.endpoint import EXAMPLE, read_endpoint
 from deftly.serving.keys import load_key
 from deftly.serving.wire import MAX_FRAME, VERSION, WireError, pack, unpack
 
@@ -36,6 +36,22 @@ class Refused(PolicyError):
     code: object = None
 
 
+def _robot_keys(folder: Path) -> tuple[bytes, bytes, bytes]:
+    """The server's public key, and the robot's public and secret one. Raises DeftlyError for other files."""
+    server, servers_secret = load_key(folder / "server.key")
+    if servers_secret is not None:
+        raise DeftlyError(
+            f"'{printable(folder / 'server.key')}' holds the server's secret, which is for the server alone: copy its "
+            "server.key here, and make new keys if others could read it"
+        )
+    public, secret = load_key(folder / "client.key_secret")
+    if secret is None:
+        raise DeftlyError(
+            f"'{printable(folder / 'client.key_secret')}' holds no secret: 'deftly serve --new-keys DIR' makes keys"
+        )
+    return server, public, secret
+
+
 class Connection:
     """Requests to a policy server, and their answers. `keys` is the robot's folder of `deftly serve --new-keys`."""
 
@@ -46,8 +62,12 @@ class Connection:
             False,
             (None, None, None),
         )
+        self._closed = False
         self.most = MAX_FRAME
         """Bytes of the longest message that the server reads; more once it is known which images a robot sends."""
+        if not isinstance(endpoint, str):
+            kind = type(endpoint).__name__
+            raise PolicyError(f"endpoint is a {kind}, expected text such as {EXAMPLE}")
         try:
             where = read_endpoint(endpoint)
             if where.scheme == "tcp" and not where.port:
@@ -57,8 +77,7 @@ class Connection:
                     "anybody could answer there: give --keys FOLDER, which 'deftly serve --new-keys' makes"
                 )
             if keys is not None:
-                server, own = load_key(keys / "server.key"), keys / "client.key_secret"
-                self._keys = (server[0], *load_key(own))
+                self._keys = _robot_keys(Path(keys))
             self._open()
         except (OSError, ValueError, TypeError, zmq.ZMQError, DeftlyError) as error:
             raise PolicyError(f"cannot connect to '{endpoint}': {printable(error)}") from None
@@ -95,6 +114,7 @@ class Connection:
     def _exchange(
         self, kind: str, timeout: float, messages: Sequence[dict[str, Any]]
     ) -> list[dict[str, Any]]:
+        self.require_open()
         deadline = time.monotonic() + timeout
         if (
             self._unanswered
@@ -124,7 +144,11 @@ class Connection:
     def _send(self, kind: str, deadline: float, timeout: float, fields: dict[str, Any]) -> int:
         """Send a message; returns its number."""
         self._seq += 1
-        frame = pack({"v": VERSION, "type": kind, "seq": self._seq, "time": time.time(), **fields})
+        envelope = {"v": VERSION, "type": kind, "seq": self._seq, "time": time.time()}
+        try:
+            frame = pack({**envelope, **fields})
+        except (ValueError, TypeError, OverflowError) as error:  # such as text that is no UTF-8
+            raise PolicyError(f"cannot send '{kind}': {printable(error, 160)}") from None
         if len(frame) > self.most:  # the server would close the connection without a word
             raise PolicyError(
                 f"message of {len(frame)} bytes, {self.endpoint} reads at most {self.most}"
@@ -149,6 +173,12 @@ class Connection:
         self._poller.register(self._socket, event)
         return left > 0 and bool(self._poller.poll(max(1, round(1000 * left))))
 
+    def require_open(self) -> None:
+        """Raise PolicyError after `close`."""
+        if self._closed:
+            raise PolicyError(f"the client of {self.endpoint} is closed: make a new one")
+
     def close(self) -> None:
-        """Let go of the socket."""
+        """Let go of the socket; nothing can be asked any more."""
+        self._closed = True
         self._socket.close(0)

@@ -14,7 +14,7 @@ from deftly.contract import ContractError, PolicyContract
 from deftly.errors import DeftlyError
 from deftly.policy.chunks import MAX_HORIZON, Observed
 from deftly.policy.layouts import PROMPT, Layout, LayoutName, OpenpiConfig, layout
-from deftly.policy.protocol import PolicyError
+from deftly.policy.protocol import PolicyError, checked_timeout
 from deftly.serving.endpoint import read_websocket
 from deftly.serving.keys import load_token
 from deftly.serving.memory import keep_memory
@@ -55,7 +55,7 @@ class OpenpiModel:
     ):
         self.endpoint = endpoint
         self.cfg = cfg or OpenpiConfig()
-        self.timeout = timeout
+        self.timeout = checked_timeout(timeout)
         self._headers = _headers(endpoint, keys)
         self._connection: ClientConnection | None = None
         self.metadata = self._connect()
@@ -189,6 +189,9 @@ class OpenpiModel:
             return contract
         try:
             theirs = PolicyContract.from_json(spec)
+        except ContractError as error:
+            raise self._error(f"it tells no contract that this Deftly reads: {error}") from None
+        try:
             (contract or theirs).require_policy_of(theirs, f"the policy at {self.endpoint}")
         except ContractError as error:
             raise PolicyError(str(error)) from None

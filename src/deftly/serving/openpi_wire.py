@@ -17,7 +17,7 @@ import numpy as np
 
 from deftly.console import printable
 from deftly.contract import RobotInterface
-from deftly.serving.wire import MAX_FRAME, PACKED, WireError
+from deftly.serving.wire import MAX_FRAME, PACKED, WireError, no_msgpack
 
 ROBOT, RESET, APPLIED = "robot", "reset", "applied"
 """What a message may say beside an observation, to a server of Deftly."""
@@ -62,7 +62,7 @@ def unpack(data: bytes, most: int) -> dict[str, Any]:
     except WireError:
         raise
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise WireError(f"message is no msgpack: {printable(error, 100)}") from None
+        raise no_msgpack(error) from None
     if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
         raise WireError("message is no map with text as keys")
     return message

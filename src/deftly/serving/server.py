@@ -460,12 +460,15 @@ class Server:
             return error
 
     def _answer(self, request: _Request, action: np.ndarray, targets: np.ndarray) -> None:
-        """Send a decision; one that is not finite is refused, and the policy has not remembered it."""
+        """Send a decision; one that is not finite, which no policy remembers, or beyond the limits is refused."""
         for name, array in (("action", action), ("targets", targets)):
             if not all_finite(array):
                 raise Refusal(
                     "no-answer", f"the policy gave no {name} of {len(array)} finite numbers"
                 )
+        beyond = self.contract.robot.beyond_limits(targets[None])
+        if beyond:
+            raise Refusal("no-answer", f"the policy's targets are beyond the limits: {beyond[1]}")
         if request.session:
             request.session.decided = time.monotonic()
         self._link.trust(request.peer)

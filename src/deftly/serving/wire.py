@@ -64,11 +64,21 @@ def unpack(frame: bytes | memoryview, most: int = MAX_FRAME) -> dict[str, Any]:
     try:
         message = msgpack.unpackb(frame, raw=False, strict_map_key=True, **_BOUNDS)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise WireError(f"message is no msgpack: {printable(error, 100)}") from None
+        raise no_msgpack(error) from None
     has_text_keys = isinstance(message, dict) and {*map(type, message)} <= {str}
     if not has_text_keys:
         raise WireError("message is no map with text as keys")
     return message
+
+
+def no_msgpack(error: Exception) -> WireError:
+    """Why some bytes are no message; some of msgpack's own errors say nothing."""
+    reason = printable(error, 100)
+    if isinstance(error, msgpack.StackError | RecursionError):
+        reason = "lists and maps in it are nested too deeply"
+    if isinstance(error, msgpack.FormatError):
+        reason = "a byte in it (0xc1) means nothing"
+    return WireError(f"message is no msgpack: {reason or type(error).__name__}")
 
 
 def read_array(value: object, size: int, name: str) -> np.ndarray:
