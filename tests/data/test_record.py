@@ -117,6 +117,12 @@ def test_no_more_is_recorded_than_can_be_read_back(exported, tmp_path, monkeypat
     assert 30 < len(log.read(tmp_path / "a.npz")) <= 60
 
 
+def test_an_episode_that_no_recording_holds_is_refused(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "max_ticks", lambda contract: 15)
+    with pytest.raises(DeftlyError, match=r"holds 15 steps, and an episode has up to \d+: make"):
+        make(exported, tmp_path / "a.npz")
+
+
 def test_what_a_recording_replaces_is_said(exported, tmp_path, capsys):
     make(exported, tmp_path / "a.npz")
     assert "which replaces" not in capsys.readouterr().out

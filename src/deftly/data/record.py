@@ -46,6 +46,12 @@ def run(
         raise DeftlyError(
             f"a recording holds {most:,} steps, and these are {total:,} {what}: ask for fewer"
         )
+    longest = longest_episode(robot, safety)
+    if longest > most:
+        raise DeftlyError(
+            f"a recording holds {most:,} steps, and an episode has up to {longest:,}: make the task's "
+            "`episode_steps` fewer"
+        )
     with Progress(total, "recording") as shown:
         while done < total and ticks + longest_episode(robot, safety) <= most:
             limit = num_steps - done if num_steps else 0
