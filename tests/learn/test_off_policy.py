@@ -333,6 +333,52 @@ def test_resume_is_bit_identical(tiny_at, tmp_path, algorithm):
     assert all(torch.equal(state[name], other[name]) for name in state)
 
 
+def test_the_policy_is_the_moving_average_of_the_actor(slider, algorithm):
+    """It is what a checkpoint keeps and an evaluation measures; the actor learns and explores."""
+    learner = learner_of(slider, algorithm, average=0.5)
+    follow, averages = learner._follow, [learner.networks["actor"].layers[0].weight.clone()]
+
+    def watched():
+        decay = min(0.5, (1 + learner.updates) / (10 + learner.updates))
+        newest = learner.actor.layers[0].weight.detach()
+        averages.append(decay * averages[-1] + (1 - decay) * newest)
+        follow()
+
+    learner._follow = watched
+    for _ in range(3):
+        learner.iterate()
+    assert learner.updates > 2
+    policy = learner.policy().actor
+    assert policy is learner.networks["actor"]
+    assert torch.allclose(policy.layers[0].weight, averages[-1], atol=1e-6)
+    assert not torch.equal(policy.layers[0].weight, learner.actor.layers[0].weight)
+    assert torch.equal(policy.normalizer.mean, learner.actor.normalizer.mean)
+
+
+def test_a_training_with_an_average_resumes_bit_for_bit_and_from_one_without(tiny_at, tmp_path):
+    whole, parts = tiny_at(tmp_path / "whole"), tiny_at(tmp_path / "parts")
+    average = ("--train.average", "0.9")
+    assert trained(whole, "td3", 4, *average) == 0
+    assert trained(parts, "td3", 2, *average) == 0
+    again = ["--resume", "latest", "--train.max-iterations", "4", "--runs.root", str(parts.root)]
+    assert main([str(parts.task), *again]) == 0
+    one, two = (load_file(t.path() / "state.safetensors") for t in (whole, parts))
+    assert any("learning/actor/" in name for name in one)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert all(
+        torch.equal(whole.weights()[name], parts.weights()[name]) for name in parts.weights()
+    )
+
+    plain = tiny_at(tmp_path / "plain")
+    assert trained(plain, "td3", 2) == 0
+    on = ["--train.algorithm", "td3", *average, "--runs.root", str(plain.root)]
+    assert main([str(plain.task), "--resume", "latest", "--train.max-iterations", "3", *on]) == 0
+    state = load_file(plain.path() / "state.safetensors")
+    (newest,) = (state[name] for name in state if name.endswith("learning/actor/layers.0.weight"))
+    assert not torch.equal(newest, plain.weights()["actor/layers.0.weight"])
+
+
 @pytest.mark.parametrize("algorithm", ["sac", "ddpg", pytest.param("td3", marks=pytest.mark.slow)])
 def test_its_checkpoint_says_the_algorithm_and_is_exported(tiny, algorithm, capsys):
     from deftly.commands.check import main as check

@@ -220,6 +220,18 @@ def _require_samples(minibatches: int, num_envs: int, steps: int) -> None:
         raise DeftlyError(f"train.minibatches is {minibatches}, but a rollout has only {rollout}")
 
 
+Average = Annotated[
+    float,
+    Ge(0),
+    Lt(1),
+    Doc(
+        "Decay, per gradient step, of the moving average of the weights that is the policy, as 0.9995; "
+        "0: the newest weights."
+    ),
+]
+"""Setting of learners whose policy may be an average (Izmailov et al. 2018, arXiv:1803.05407)."""
+
+
 @dataclass(frozen=True)
 class OffPolicyConfig(LearnerConfig):
     """What algorithms share that learn from a replay buffer. Its base settings are those of SAC."""
@@ -255,6 +267,7 @@ class OffPolicyConfig(LearnerConfig):
     ] = False
     learning_rate: Annotated[float, Gt(0), Doc("Step size of actor and critics.")] = 3e-4
     gamma: Annotated[float, Gt(0), Le(1), Doc("Discount per control step.")] = 0.98
+    average: Average = 0.0
     tau: Annotated[
         float, Gt(0), Le(1), Doc("How far target networks follow in a gradient step.")
     ] = 0.01
@@ -400,15 +413,7 @@ class DistillConfig(LearnerConfig):
     ] = (128, 128)
     activation: Annotated[Activation, Doc("Activation between the layers.")] = "elu"
     learning_rate: Annotated[float, Gt(0), Doc("Step size.")] = 1e-3
-    average: Annotated[
-        float,
-        Ge(0),
-        Lt(1),
-        Doc(
-            "Decay, per gradient step, of the moving average of the weights that is the policy, as 0.9995; "
-            "0: the newest weights."
-        ),
-    ] = 0.0
+    average: Average = 0.0
     init_std: Annotated[
         float, Gt(0), Doc("Standard deviation of the student's noise, for a training from it.")
     ] = 0.3

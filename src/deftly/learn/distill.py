@@ -31,7 +31,7 @@ from deftly.env import Env, group_of
 from deftly.errors import DeftlyError
 from deftly.files import parse_yaml
 from deftly.learn import augmentation, checkpoint, optimizers
-from deftly.learn.networks import Network, NetworkSpec, Policy, follow
+from deftly.learn.networks import Network, NetworkSpec, Policy, take_in
 from deftly.learn.ppo import PRIVILEGED
 from deftly.learn.ranks import Ranks
 from deftly.sim.rows import wide
@@ -287,12 +287,10 @@ class Distillation:
         return float(total) / (self.settings.epochs * self.settings.minibatches)
 
     def _average(self) -> None:
-        """Take the newest weights into the average: of fewer steps, as long as there were few."""
-        if not self.settings.average:
-            return
-        decay = min(self.settings.average, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
-        follow(self.actor, self.student, 1 - decay)
+        """Take the newest weights into the average, if there is one."""
+        if self.settings.average:
+            take_in(self.actor, self.student, self.settings.average, self.updates)
+            self.updates += 1
 
     def _augmented(self, images: Tensor) -> Tensor:
         """Images of lessons as they are learned from, changed at random."""

@@ -334,6 +334,12 @@ def follow(slow: nn.Module, fast: nn.Module, rate: float) -> None:
         behind.lerp_(ahead, rate)
 
 
+def take_in(average: nn.Module, newest: nn.Module, decay: float, steps: int) -> None:
+    """Take the newest weights into a moving average of them: of fewer steps, as long as there were few."""
+    share = min(decay, (1 + steps) / (10 + steps))
+    follow(average, newest, 1 - share)
+
+
 def build(spec: NetworkSpec, weights: Mapping[str, Tensor]) -> Network:
     """The network of a description with these weights; raises DeftlyError if they are not of that network.
 

@@ -20,7 +20,7 @@ from deftly.config import OffPolicyConfig
 from deftly.env import Env
 from deftly.errors import DeftlyError
 from deftly.learn import optimizers
-from deftly.learn.networks import Head, Network, NetworkSpec, Policy, follow
+from deftly.learn.networks import Head, Network, NetworkSpec, Policy, follow, take_in
 from deftly.learn.ppo import PRIVILEGED
 from deftly.learn.ranks import Ranks
 from deftly.learn.replay import Obs, ReplayBuffer, Transitions
@@ -33,6 +33,9 @@ MAX_DRAWN = 65_536
 
 class OffPolicy:
     """One learner on `env`: an actor, one critic or two, and their target networks.
+
+    `actor` is the network that learns and explores. The policy is that network, or with `average` the moving average of
+    its weights: single gradient steps disagree most on states that are rare, and the average errs less there.
 
     Args:
         env: The environments of this process.
@@ -74,11 +77,17 @@ class OffPolicy:
                 critic_network(env, settings).to(self.device) for _ in range(num_critics)
             ]
         names = [f"critic_{i + 1}" for i in range(num_critics)]
-        self.networks: Mapping[str, Network] = {
+        self.learning: Mapping[str, Network] = {
             "actor": self.actor,
             **dict(zip(names, self.critics)),
         }
-        self.ranks.broadcast_(self.networks.values())
+        """The networks that take gradient steps."""
+        self.ranks.broadcast_(self.learning.values())
+        average = self.actor
+        if settings.average:
+            average = copy.deepcopy(self.actor).requires_grad_(False)
+        self.networks: Mapping[str, Network] = {**self.learning, "actor": average}
+        """What a checkpoint keeps: the policy, and the critics."""
         self.slow = (*names, *slow)
         self.targets: dict[str, Network] = {}
         """Copies that follow slowly; made at the first iteration, of what the networks are by then."""
@@ -115,12 +124,14 @@ class OffPolicy:
         return {}
 
     def policy(self) -> Policy:
-        """The actor as it is now; it goes on changing."""
-        return Policy(self.actor)
+        """The actor, or the average of its weights, as it is now; it goes on changing."""
+        return Policy(self.networks["actor"])
 
     def iterate(self) -> dict[str, float]:
         """Some control steps of all environments, each followed by gradient steps."""
         if not self.targets:
+            if self.settings.average:  # --init gave its weights to the policy
+                self.actor.load_state_dict(self.networks["actor"].state_dict())
             self._make_targets()
         collecting = updating = 0.0
         losses: dict[str, list[Tensor]] = defaultdict(list)
@@ -168,8 +179,8 @@ class OffPolicy:
         for batch in self._batches():
             for name, value in self.learn(batch).items():
                 losses[name].append(value)
-            self.updates += 1
             self._follow()
+            self.updates += 1
         return losses
 
     def _batches(self) -> Iterator[Transitions]:
@@ -195,8 +206,11 @@ class OffPolicy:
             normalizer = critic.normalizer
             normalizer.update(critic.gather({**seen, ACTION: actions}), self.ranks)  # type: ignore[operator]
             normalizer.var[-size:] = 1.0  # type: ignore[index]
+        normalizer = self.actor.normalizer.state_dict()
         if "actor" in self.targets:
-            self.targets["actor"].normalizer.load_state_dict(self.actor.normalizer.state_dict())
+            self.targets["actor"].normalizer.load_state_dict(normalizer)
+        if self.settings.average:
+            self.networks["actor"].normalizer.load_state_dict(normalizer)
 
     # ------------------------------------------------------------------ critics and targets
 
@@ -239,19 +253,26 @@ class OffPolicy:
 
     def _make_targets(self) -> None:
         self.targets = {
-            name: copy.deepcopy(self.networks[name]).requires_grad_(False) for name in self.slow
+            name: copy.deepcopy(self.learning[name]).requires_grad_(False) for name in self.slow
         }
 
     def _follow(self) -> None:
-        """Move the target networks towards the networks."""
+        """Move the target networks towards the networks, and the average of the actor."""
         for name, target in self.targets.items():
-            follow(target, self.networks[name], self.settings.tau)
+            follow(target, self.learning[name], self.settings.tau)
+        if self.settings.average:
+            take_in(self.networks["actor"], self.actor, self.settings.average, self.updates)
 
     # ------------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Buffer, target networks, optimizers, generator and counter, as a flat mapping of tensors."""
+        """Buffer, target networks, optimizers, generator and counter, as a flat mapping of tensors.
+
+        Beside an average stands the actor: a checkpoint's network is the policy.
+        """
         parts = {f"target/{name}": network.state_dict() for name, network in self.targets.items()}
+        if self.settings.average:
+            parts["learning/actor"] = self.actor.state_dict()
         parts["buffer"] = self.buffer.state_dict()
         state = {}
         for part, values in parts.items():
@@ -263,7 +284,10 @@ class OffPolicy:
         return {**state, **counters}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` gave. An average begins at the policy of a training that had none."""
+        if self.settings.average:
+            newest = _part(state, "learning/actor/") or self.networks["actor"].state_dict()
+            self.actor.load_state_dict(newest)
         self._make_targets()
         for name, network in self.targets.items():
             network.load_state_dict(_part(state, f"target/{name}/"))
