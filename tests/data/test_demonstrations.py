@@ -6,6 +6,7 @@ import filmed
 import numpy as np
 import pytest
 
+from deftly.commands import demos as demos_command
 from deftly.config import SimConfig
 from deftly.data import dataset, lerobot
 from deftly.data import lerobot_checks as checks
@@ -229,6 +230,12 @@ def test_without_lerobot_a_line_says_what_to_type(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DeftlyError, match=r"make vla.*Python 3"):
         lerobot.require_lerobot()
+
+
+def test_a_task_that_is_none_is_said_before_lerobot_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DeftlyError, match="no task 'nosuch'"):
+        demos_command.main(["nosuch", "--check", str(tmp_path)])
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,7 @@ def _check(argv: list[str]) -> int:
     from deftly.data import dataset, lerobot
     from deftly.data.demonstrations import Source, replay
     from deftly.evaluate.handover import rebuild
+    from deftly.tasks import load
     from deftly.vla.cameras import seen_through
 
     name, flags = split_task(argv)
@@ -203,6 +204,8 @@ def _check(argv: list[str]) -> int:
     if args.out is not None:
         raise DeftlyError("--check looks at a data set, and --out makes one: leave out one of them")
     assert args.check is not None
+    if name is not None:
+        load(name)  # says that there is none, before anything has to be installed
     lerobot.require_lerobot()
     found = dataset.require_whole(args.check)
     facts = found.facts
