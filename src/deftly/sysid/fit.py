@@ -334,7 +334,10 @@ def _require_enough(
             f"{problem}: {touching}; move less far, the other fingers out of the way, as "
             "'deftly sysid TASK --excite' does"
         )
-    raise DeftlyError(f"{problem}, in pieces of more than 0.5 s: log longer, without gaps")
+    raise DeftlyError(
+        f"{problem}, in pieces of more than 0.5 s: log longer, without gaps; or if other joints moved, name their "
+        "finger with --finger"
+    )
 
 
 def _windows(
