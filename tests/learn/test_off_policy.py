@@ -355,6 +355,17 @@ def test_the_policy_is_the_moving_average_of_the_actor(slider, algorithm):
     assert torch.equal(policy.normalizer.mean, learner.actor.normalizer.mean)
 
 
+def test_a_training_goes_on_without_its_average(tiny):
+    """From the newest weights, not from those that were evaluated."""
+    assert trained(tiny, "td3", 2, "--train.average", "0.9") == 0
+    state = load_file(tiny.path() / "state.safetensors")
+    (newest,) = (state[name] for name in state if name.endswith("learning/actor/layers.0.weight"))
+    stop = ("--train.max-iterations", "3", "--train.learning-rate", "1e-12", "--train.average", "0")
+    where = ("--runs.root", str(tiny.root), "--train.algorithm", "td3")
+    assert main([str(tiny.task), "--resume", "latest", *stop, *where]) == 0
+    assert torch.allclose(tiny.weights()["actor/layers.0.weight"], newest, atol=1e-6)
+
+
 def test_a_training_with_an_average_resumes_bit_for_bit_and_from_one_without(tiny_at, tmp_path):
     whole, parts = tiny_at(tmp_path / "whole"), tiny_at(tmp_path / "parts")
     average = ("--train.average", "0.9")

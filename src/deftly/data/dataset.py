@@ -66,6 +66,8 @@ class EpisodeFacts(TypedDict):
     checks: dict[str, Check]
 
 
+LEARNED_FROM = (OBS_STATE, ACTION, EXECUTED)
+"""Columns of lists of numbers, whose widths follow from the contract; all others have one number in a row."""
 MAX_BATCH = 512
 """Most environments that are simulated side by side for a data set (`deftly demos --batch`)."""
 MAX_BATCHES = MAX_STEPS = 1_000_000
@@ -258,7 +260,7 @@ def require_whole(path: Path) -> Dataset:
             f"'{path}': the time stamps are shifted: frame {frame[row]} of episode {rows[row]} "
             f"is at {table['timestamp'][row]:g} s, expected {due[row]:g}"
         )
-    for _ in read_numbers(found, (OBS_STATE, ACTION, EXECUTED)):
+    for _ in read_numbers(found, LEARNED_FROM):  # it judges them
         pass
     for name, is_video in found.videos.items():
         if is_video:
@@ -367,8 +369,9 @@ def read_rows(found: Dataset, columns: Sequence[str]) -> dict[str, np.ndarray]:
 
 def _column(found: Dataset, tables: Sequence[Any], name: str) -> np.ndarray:
     """A column of tables of parquet, which is small enough to be read."""
-    feature = found.info["features"].get(name)
-    width = 1 if feature is None else math.prod(feature["shape"])
+    width = 1
+    if name in LEARNED_FROM:
+        width = math.prod(found.info["features"][name]["shape"])
     parts = []
     for table in tables:
         if not _is_numeric(table.schema_arrow.field(name).type):

@@ -284,10 +284,12 @@ class OffPolicy:
         return {**state, **counters}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` gave. An average begins at the policy of a training that had none."""
-        if self.settings.average:
-            newest = _part(state, "learning/actor/") or self.networks["actor"].state_dict()
-            self.actor.load_state_dict(newest)
+        """Restore what `state_dict` gave, also where only one of the two trainings has an average.
+
+        An average begins at the policy of a training that had none; without one, the newest weights are the policy.
+        """
+        newest = _part(state, "learning/actor/") or self.networks["actor"].state_dict()
+        self.actor.load_state_dict(newest)
         self._make_targets()
         for name, network in self.targets.items():
             network.load_state_dict(_part(state, f"target/{name}/"))
