@@ -102,14 +102,22 @@ def test_shipped_policy(name):
 SEEN_BY_CAMERAS = {"panda-pick-place-rgb"}
 
 
-@pytest.mark.parametrize("name", sorted(set(WANTED) - SEEN_BY_CAMERAS))
-def test_it_is_handed_over_as_it_is(name, capsys):
-    """Through the safety kernel under the bounds that hold without a word of the user's.
+HANDED_OVER = sorted(set(WANTED) - SEEN_BY_CAMERAS)
 
-    A finger of the Panda may jump: one fault is let pass.
-    """
-    words = [name, "--policy", "shipped", "--episodes", "3", "--gate", "faults<=1"]
-    assert sim2sim([*words, "success>=0.3"]) == 0, capsys.readouterr().out
+
+@pytest.mark.parametrize("name", HANDED_OVER)
+def test_it_is_handed_over_as_it_is(name, capsys):
+    """Through the safety kernel under the bounds that hold without a word of the user's: an episode without a fault."""
+    words = [name, "--policy", "shipped", "--episodes", "1", "--gate", "faults<=0"]
+    assert sim2sim(words) == 0, capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HANDED_OVER)
+def test_it_does_its_task_through_the_safety_kernel(name, capsys):
+    """A finger of the Panda may jump: one fault is let pass."""
+    words = [name, "--policy", "shipped", "--episodes", "10", "--gate", "faults<=1"]
+    assert sim2sim([*words, "success>=0.6"]) == 0, capsys.readouterr().out
 
 
 def test_nothing_shipped_names_a_path_of_the_machine_that_made_it():

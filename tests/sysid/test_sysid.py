@@ -15,9 +15,7 @@ from deftly.robots import actuators, leap_hand
 from deftly.sysid import excite, fit, logs, model, report
 from deftly_bench import sysid as trials
 
-SETTINGS = fit.FitSettings(
-    generations=4, population=96, polish=6, timesteps=(0.0025, 0.001, 0.0005)
-)
+SETTINGS = fit.FitSettings(generations=4, population=96, polish=6, timesteps=(0.0025, 0.002, 0.001))
 TASK = trials.TASK
 
 
@@ -34,7 +32,7 @@ def log_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def case(log_file):
-    return trials.simulated_log(log_file, seed=1, seconds=20.0, timestep=0.001)
+    return trials.simulated_log(log_file, seed=1, seconds=14.0, timestep=0.001)
 
 
 @pytest.fixture(scope="module")

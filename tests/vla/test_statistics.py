@@ -60,6 +60,11 @@ def test_the_same_are_taken_and_others_named(whole):
             "'std' of 'action' is not positive",
         ),
         (lambda tree: tree[ACTION].update(q01=[None, 1, 1]), "statistics"),
+        (lambda tree: tree[ACTION].update(q01=[9.0, 0, 0]), "'q01' of 'action' is above its 'q99'"),
+        (
+            lambda tree: tree[ACTION].update(max=[-9.0, 9, 9]),
+            "'min' of 'action' is above its 'max'",
+        ),
     ],
 )
 def test_damaged_ones_are_refused_in_a_line(whole, change, says):

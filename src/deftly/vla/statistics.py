@@ -18,6 +18,8 @@ Statistics = dict[str, dict[str, list[Any]]]
 """By feature: `mean`, `std`, `min`, `max`, `q01`, `q99`, each as long as a row; of an image (3, 1, 1), in 0 .. 1."""
 KEYS = ("mean", "std", "min", "max", "q01", "q99")
 """What is computed of a feature; of an image the first four."""
+BOUNDS = (("min", "max"), ("q01", "q99"))
+"""Statistics of which the first is at most the second: models scale by their difference."""
 OF_COLOURS = (3, 1, 1)
 """Shape of the statistics of an image, which broadcasts over (3, height, width)."""
 FLOOR = 0.01
@@ -43,7 +45,7 @@ def of_numbers(rows: np.ndarray, ranges: np.ndarray) -> dict[str, list[float]]:
     }
     spread = found["q99"] - found["q01"]
     widening = np.where(spread < floor, floor, 0.0)
-    for low, high in (("min", "max"), ("q01", "q99")):
+    for low, high in BOUNDS:
         found[low] = found[low] - widening
         found[high] = found[high] + widening
     return {name: _listed(value) for name, value in found.items()}
@@ -120,6 +122,9 @@ def _require_feature(feature: Any, name: str, shape: tuple[int, ...]) -> None:
     std = np.asarray(feature["std"])
     if (std <= 0).any():
         raise ValueError(f"'std' of '{name}' is not positive")
+    for low, high in BOUNDS:
+        if low in keys and (np.asarray(feature[low]) > np.asarray(feature[high])).any():
+            raise ValueError(f"'{low}' of '{name}' is above its '{high}'")
 
 
 def values_of(shape: tuple[int, ...]) -> str:
