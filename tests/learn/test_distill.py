@@ -39,7 +39,7 @@ def taught(tmp_path_factory):
         str(task),
         env={"num_envs": 64},
         task={"see": True},
-        train={"minibatches": 2, "hidden": (64, 64), "max_iterations": 40, "init_std": 0.5},
+        train={"minibatches": 2, "hidden": (64, 64), "max_iterations": 30, "init_std": 0.5},
         runs={"root": root},
         name="teacher",
         **QUIET,

@@ -390,7 +390,9 @@ def test_a_training_with_an_average_resumes_bit_for_bit_and_from_one_without(tin
     assert not torch.equal(newest, plain.weights()["actor/layers.0.weight"])
 
 
-@pytest.mark.parametrize("algorithm", ["sac", "ddpg", pytest.param("td3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "algorithm", ["sac", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddpg", "td3"))]
+)
 def test_its_checkpoint_says_the_algorithm_and_is_exported(tiny, algorithm, capsys):
     from deftly.commands.check import main as check
     from deftly.commands.export import main as export
