@@ -36,7 +36,6 @@ from deftly.config import (
 )
 from deftly.config.presets import PRESETS
 from deftly.errors import DeftlyError
-from deftly_bench.table import SCHEMA, TITLES
 
 if TYPE_CHECKING:
     from deftly_bench.cases import Job
@@ -171,6 +170,8 @@ def _job(name: str, args: BenchArgs) -> Job:
 
 def measure(job: Job, args: BenchArgs, say: Say) -> dict[str, Any]:
     """Everything `deftly bench` measures, as the JSON that it writes."""
+    from deftly_bench.table import SCHEMA
+
     skipped = _skipped(job) if args.speed else {}
     result: dict[str, Any] = {"schema": SCHEMA, "task": job.task, **machine(), "skipped": skipped}
     result["settings"] = {"num_envs": job.num_envs, "seconds": job.seconds, "preset": job.preset}
@@ -229,6 +230,8 @@ def _jobs(job: Job, folder: Path, skipped: dict[str, str]) -> dict[str, Job]:
 def _round(
     jobs: dict[str, Job], index: int, result: dict[str, Any], say: Say
 ) -> dict[str, dict[str, Any]]:
+    from deftly_bench.table import TITLES
+
     found = {}
     for name, job in jobs.items():
         found[name] = call(job)

@@ -1,6 +1,8 @@
 """The programs of the benchmarks: what is typed wrongly is one line, as it is of the command."""
 
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,6 +35,15 @@ def test_a_misspelt_flag_is_one_line(monkeypatch, capsys, name):
     assert error.count("\n") == 1
     said = f"deftly_bench.{name} does nothing by itself" if name in PARTS else "bogus"
     assert said in error
+
+
+def test_a_module_is_not_imported_before_it_is_run():
+    """Else `python -m` would warn in two lines of its own. In a process of its own: here all are imported."""
+    loaded = "import sys, deftly_bench; print(*(m for m in sys.modules if m.startswith('deftly_bench.')))"
+    words = [sys.executable, "-c", loaded]
+    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent)}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.stdout.split() == [], done.stderr
 
 
 @pytest.mark.parametrize(

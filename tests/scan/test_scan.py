@@ -113,6 +113,14 @@ def test_things_on_a_table_are_cut_out():
         assert ground[:, 2].min() == 0
 
 
+def test_a_mass_that_each_of_several_things_is_given_is_said():
+    things = [scans.sphere(500, 0.05) + np.array([x, 0.0, 0.05]) for x in (-0.2, 0.2)]
+    cloud = Cloud(scans.table(things))
+    for mass, said in ((None, []), (0.2, ["each of the 2 things is given 0.2 kg (--mass)"])):
+        _, _, notes = ingest._things(cloud, ScanSettings(mass=mass))
+        assert notes == said
+
+
 @pytest.mark.parametrize("faces", [range(6), (1, 3, 5), (1, 5)])
 def test_a_box_alone_is_no_table(faces):
     points = scans.box(3000, (0.07, 0.07, 0.2), faces)

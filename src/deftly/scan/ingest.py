@@ -92,6 +92,8 @@ def _things(
     things = segment.cut(whole, settings.scene, np.random.default_rng(settings.seed))
     if not things:
         raise DeftlyError("nothing stands on a table in it: --scene object takes it as one object")
+    if settings.mass is not None and len(things) > 1:
+        notes.append(f"each of the {len(things)} things is given {settings.mass:g} kg (--mass)")
     cleaned = [thing._replace(cloud=without_outliers(thing.cloud)) for thing in things]
     span = extent(cleaned[0].cloud.points)
     if things[0].stood and settings.size is None:
