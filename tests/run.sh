@@ -2,8 +2,8 @@
 # What `make test` runs: tests/run.sh PYTHON [PYTEST_ARGUMENTS...]
 #
 # Most tests run side by side, a file in one process. Some wait for processes of theirs, so there is one worker more than
-# cores. Those in real time run beside them, two by two: they wait most of the time, and have a core whenever they want
-# one, because all others run at the lowest priority. What they print comes after the rest.
+# cores. Those in real time run beside them, one after the other: they wait most of the time, and have a core whenever
+# they want one, because all others run at the lowest priority. What they print comes after the rest.
 set -u
 python=$1
 shift
@@ -33,7 +33,7 @@ alone() {
 printed=$(mktemp)
 trap 'rm -f "$printed"' EXIT
 # shellcheck disable=SC2086 # options are words
-"$python" -m pytest -n 2 $side_by_side -m realtime -o "$apart" "$@" >"$printed" 2>&1 &
+"$python" -m pytest -n 0 $side_by_side -m realtime -o "$apart" "$@" >"$printed" 2>&1 &
 realtime=$!
 trap 'kill "$realtime" 2>/dev/null; exit 130' INT TERM
 # shellcheck disable=SC2086

@@ -88,12 +88,14 @@ def test_a_mute_operator_is_a_fault_of_a_policy_with_inputs(robot):
 FAULTS = ["wildrobot-walk", "--policy", "shipped", "--fault", "random", "--gate", "missed<=0"]
 
 
-@pytest.mark.parametrize("episodes", [4, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("episodes", "steps"), [(4, 250), pytest.param(1000, 500, marks=pytest.mark.slow)]
+)
 def test_the_shipped_policy_of_wildrobot_drives_on_after_no_random_fault(
-    episodes, tmp_path, capsys
+    episodes, steps, tmp_path, capsys
 ):
-    words = [*FAULTS, "--episodes", str(episodes), "--out", str(tmp_path / "out")]
-    assert sim2sim_main(words) == 0
+    words = [*FAULTS, "--episodes", str(episodes), "--task.episode-steps", str(steps)]
+    assert sim2sim_main([*words, "--out", str(tmp_path / "out")]) == 0
     twin = read_report(tmp_path / "out")["twin"]
     assert twin["missed"] == 0
     assert sum(each["struck"] for each in twin["injected"].values()) >= 0.5 * episodes
@@ -104,7 +106,8 @@ def test_the_shipped_policy_of_wildrobot_drives_on_after_no_random_fault(
 def test_a_joint_that_fails_while_wildrobot_walks_is_found(fault, tmp_path):
     """By the gain from its command to where it is: none of them is ever a `lead` away."""
     words = ["wildrobot-walk", "--policy", "shipped", "--fault", f"{fault}@2.5", "--episodes", "2"]
-    sim2sim_main([*words, "--task.speed", "0.4", "0.5", "--out", str(tmp_path)])
+    short = ["--task.episode-steps", "250", "--task.speed", "0.4", "0.5"]
+    sim2sim_main([*words, *short, "--out", str(tmp_path)])
     found = read_report(tmp_path)["twin"]["injected"][fault]
     assert found["safe"] == found["struck"] == 2
     assert found["periods_max"] <= 60
