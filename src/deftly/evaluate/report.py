@@ -428,7 +428,7 @@ MARGINS = {"left": 0.15, "right": 0.97, "bottom": 0.12, "top": 0.96}
 def plot_card(
     cards: list[str], title: str, margins: Mapping[str, float] | None = None
 ) -> "Iterator[Axes]":
-    """Axes to draw on, which become a card of the page. Without margins, matplotlib finds them, in twice the time."""
+    """Axes to draw on, which become a card of the page. Without margins, matplotlib draws it once more to find them."""
     import matplotlib
     from matplotlib.figure import Figure
 
