@@ -115,7 +115,7 @@ _ONE_PUSH = {"most_pushes": 1, "push_interval": 1.0}
 _SIDES = {"uphill": 0.0, "downhill": math.pi, "cross-slope": math.pi / 2}  # where the ground rises
 LEGGED_LADDER = (
     *LADDER,
-    Rung("60-s", "episodes of 60 s", seconds=60.0, most_episodes=100),
+    Rung("60-s", "episodes of 60 s", seconds=60.0, most_episodes=500),
     Rung(
         "300-s",
         "episodes of 300 s with a gyroscope that is off by 0.03 rad/s about each axis",

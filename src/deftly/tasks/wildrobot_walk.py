@@ -165,6 +165,7 @@ class WildRobotWalk(Task):
             "steps": 24,
             "epochs": 4,
             "max_iterations": 2000,
+            "symmetry": True,
         },
     }
     ladder = LEGGED_LADDER
