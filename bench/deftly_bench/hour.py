@@ -147,7 +147,7 @@ class Walker:
         self._said: dict[str, np.ndarray] = {}
 
     def hear(self, now: float, driving: bool) -> Mapping[str, Any]:
-        """The command of now; no turning, which the policy was not trained for."""
+        """The command of now: another speed, straight ahead."""
         if now >= self._due:
             self._due = now + COMMAND_S
             values = [each.default for each in self._words.elements]
