@@ -28,6 +28,7 @@ from deftly.control.drivers import Driver, Reading
 from deftly.control.log import LogBuffer
 from deftly.control.loop import Runner, Tick
 from deftly.control.operator.words import Words
+from deftly.control.realtime import make_real_time
 from deftly.control.safety import SAFE, Kernel, State
 from deftly.control.session import Session
 from deftly.errors import DeftlyError
@@ -62,7 +63,7 @@ class HourArgs:
     core: int = -1
     """Core to run on; -1: the last."""
     real_time: bool = False
-    """Have the system prefer this process to all others, as on a robot's computer (SCHED_FIFO; needs the right to)."""
+    """Have the system prefer this process to all others and keep its memory, as `deftly run --real-time True` does."""
     out: Path | None = None
     """Write the results to this JSON file."""
 
@@ -213,7 +214,7 @@ def main(argv: list[str]) -> int:
     with suppress(AttributeError, OSError):
         os.sched_setaffinity(0, {core})
     if args.real_time:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
+        make_real_time()
     result = measure(task or TASK, args)
     print(json.dumps(result, indent=2))
     if args.out:

@@ -36,6 +36,7 @@ from deftly.control.joints import JointCheck
 from deftly.control.log import LogBuffer, max_ticks
 from deftly.control.loop import HANGS_S, PatientClock, Runner, Tick
 from deftly.control.operator import OPERATOR, open_operator, require_spec
+from deftly.control.realtime import make_real_time
 from deftly.control.safety import Kernel, SafetyConfig
 from deftly.control.session import (
     LOG,
@@ -109,6 +110,10 @@ class RunArgs(PolicyArgs):
         ),
     ] = False
     start: START = False
+    real_time: Annotated[
+        bool,
+        Doc("Have Linux prefer this loop to all other programs, and keep its memory in RAM."),
+    ] = False
     log: LOG = None
     log_seconds: LOG_SECONDS = 600.0
     seed: Annotated[
@@ -143,6 +148,8 @@ def main(argv: list[str]) -> int:
     task, flags = split_task(argv)
     args = parse(RunArgs, policy_words(flags), prog="deftly run [TASK]")
     require_place(args.log, keep=args.driver not in SIMULATED)
+    if args.real_time:
+        make_real_time()
     with ending_on_signals(), ExitStack() as stack:
         with ExitStack() as unclaimed:
             source, like = find_source(task, args)
