@@ -247,8 +247,10 @@ def _target(place: Path) -> Path | None:
 
 
 @contextmanager
-def lock(run: Path) -> Iterator[None]:
+def lock(run: Path, what: str = "") -> Iterator[None]:
     """Keep a run folder to this process while the block runs: two trainings that write one run destroy it.
+
+    `what` it is called in the message; unset: a run of its name.
 
     Raises DeftlyError if another process has it. The lock ends with the process, however it ends. A file system
     without locks (some network mounts) cannot keep anybody out.
@@ -260,19 +262,19 @@ def lock(run: Path) -> Iterator[None]:
     except OSError as error:
         raise DeftlyError(f"cannot write '{run / LOCK}': {error.strerror}") from error
     try:
-        _take(handle, run)
+        _take(handle, what or f"run '{run.name}'")
         yield
     finally:
         os.close(handle)
 
 
-def _take(handle: int, run: Path) -> None:
+def _take(handle: int, what: str) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = printable(os.read(handle, 100).decode(errors="replace")) or "another process"
         raise DeftlyError(
-            f"run '{run.name}' is being written by {holder}: wait until it ends, or stop it"
+            f"{what} is being written by {holder}: wait until it ends, or stop it"
         ) from None
     except OSError:  # no locks here
         return

@@ -12,6 +12,7 @@ from deftly.data import dataset, lerobot
 from deftly.data import lerobot_checks as checks
 from deftly.data.demonstrations import Source, replay, simulate
 from deftly.errors import DeftlyError
+from deftly.files import write_npz
 from deftly.render import NoGLError
 from deftly.tasks import Report, load
 from deftly.vla.features import seen_contract
@@ -153,6 +154,54 @@ def test_episodes_of_another_plan_are_refused_by_what_differs(task, tmp_path):
     (tmp_path / "f.partial").mkdir()
     with pytest.raises(DeftlyError, match="no unfinished collection"):
         lerobot.Parts(tmp_path / "f.partial", plan(task))
+
+
+@pytest.mark.parametrize("text", ["[]", '"x"', "null", "3"])
+def test_a_plan_that_is_none_is_refused_in_one_line(task, tmp_path, text):
+    parts = lerobot.Parts(tmp_path / "d.partial", plan(task))
+    (parts.folder / parts.PLAN).write_text(text)
+    with pytest.raises(DeftlyError, match=r"plan\.json' is no plan of a collection: choose"):
+        lerobot.Parts(tmp_path / "d.partial", plan(task))
+
+
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("facts", ["[]", "{}", "3", "no json", '{"batch": "a"}', None])
+def test_a_damaged_episode_is_named_before_more_are_simulated(
+    task, tmp_path, rendered, number, facts
+):
+    parts = lerobot.Parts(tmp_path / "d.partial", plan(task))
+    lerobot._fill(parts, plan(task), filmed.expert(task), 3)
+    parts.require_whole(3)
+    arrays, own = parts.read(number)
+    if facts is None:
+        parts.path(number).write_bytes(parts.path(number).read_bytes()[:-50])
+    elif facts.startswith('{"batch'):
+        parts.write(number, arrays, {**own, "batch": "a"})
+    else:
+        write_npz(parts.path(number), {**arrays, "facts": np.array(facts)})
+    with pytest.raises(DeftlyError, match=f"episode_00000{number}.*delete it, and the same comm"):
+        parts.require_whole(5)
+
+
+def test_fewer_episodes_than_there_are_lose_none(task, tmp_path, rendered, monkeypatch):
+    monkeypatch.setattr(lerobot, "require_lerobot", lambda: None)
+    monkeypatch.setattr(lerobot, "_require_possible", lambda plan: None)
+    parts = lerobot.Parts(tmp_path / "d.partial", plan(task))
+    lerobot._fill(parts, plan(task), filmed.expert(task), 3)
+    with pytest.raises(DeftlyError, match="holds 3 episodes, more than the 2 asked for"):
+        lerobot.collect(plan(task), filmed.expert(task), 2, tmp_path / "d")
+    assert len(parts) == 3
+
+
+def test_two_collections_into_one_folder_are_not_mixed(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(lerobot, "require_lerobot", lambda: None)
+    monkeypatch.setattr(lerobot, "_require_possible", lambda plan: None)
+    parts = lerobot.Parts(tmp_path / "d.partial", plan(task))
+    with (
+        parts.lock(),
+        pytest.raises(DeftlyError, match=r"d\.partial' is being written by process \d+"),
+    ):
+        lerobot.collect(plan(task), filmed.expert(task), 2, tmp_path / "d")
 
 
 def test_what_exists_is_never_written_over(task, tmp_path, monkeypatch):

@@ -7,7 +7,14 @@ import pytest
 
 from deftly.commands import main as cli
 from deftly.errors import DeftlyError
-from deftly.evaluate.comparison import Side, compare, difference, read_side, require_metrics
+from deftly.evaluate.comparison import (
+    Side,
+    compare,
+    difference,
+    means,
+    read_side,
+    require_metrics,
+)
 
 
 def command(exported, out, *more: str) -> list[str]:
@@ -80,7 +87,7 @@ def test_an_unknown_metric_is_named(exported, before, tmp_path, capsys):
     assert "did you mean 'reward_per_step'" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
     with pytest.raises(DeftlyError, match="which the report lacks"):
-        require_metrics(("nonsense",), read_side(before).report)
+        require_metrics(("nonsense",), means(read_side(before).report))
 
 
 @pytest.mark.parametrize("text", ["", "episode,steps\n0,x\n", "episode,steps\n0\n", "a,b\n1,2\n"])

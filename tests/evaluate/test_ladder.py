@@ -214,6 +214,16 @@ def test_comparison_of_ladders(climbed):
     assert same == ["success differs at the 5 % level: under no condition"]
 
 
+def test_a_comparison_says_what_only_one_ladder_has(climbed):
+    less = json.loads(json.dumps(climbed))
+    less["rungs"] = [rung for rung in less["rungs"] if rung["name"] != "far"]
+    _, lines = ladder_report.compare(climbed, less)
+    assert any(line.startswith("only before: far 0.01 m") for line in lines)
+    _, lines = ladder_report.compare(less, climbed)
+    assert any(line.startswith("only now: far 0.01 m") for line in lines)
+    assert not any(line.startswith("only before") for line in lines)
+
+
 # ------------------------------------------------------------------ the command
 
 
@@ -238,6 +248,37 @@ def test_the_command(exported, tmp_path, capsys):
     kept = json.loads((tmp_path / "b/ladder.json").read_text())
     assert [rung["name"] for rung in kept["rungs"]] == ["nominal", "quiet"]
     assert "--rungs nominal quiet" in kept["command"]
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "message"),
+    [
+        (
+            {},
+            [],
+            "the earlier ladder measured nominal, and this one does quiet: nothing is in both",
+        ),
+        ({"rungs": []}, [], "the earlier ladder measured nothing, and this one does quiet"),
+        (
+            {},
+            ["nominal", "--by", "stepz"],
+            "metric 'stepz', which the report lacks; it has seconds, reward_per_step",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_measured(
+    change, flags, message, exported, climbed, tmp_path, capsys
+):
+    earlier = json.loads(json.dumps(climbed))
+    earlier["rungs"] = [{**entry(earlier, "long"), "name": "nominal"}]
+    path = tmp_path / "ladder.json"
+    path.write_text(json.dumps({**earlier, **change}))
+    words = ("--rungs", "quiet", *flags, "--compare", str(path), "--out", str(tmp_path / "out"))
+    assert cli.main(command(exported, *words)) == 2
+    told = capsys.readouterr()
+    assert re.search(message, " ".join(told.err.split()))
+    assert "success" not in told.out
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_function(exported):
@@ -271,6 +312,8 @@ def test_a_file_of_gates_for_a_plain_evaluation(exported, tmp_path, capsys):
             "rung 'nominal' names the unknown metric 'stepz', did you mean 'steps'",
         ),
         ("nomnal: [steps<3]", ["--ladder"], "unknown rung 'nomnal', did you mean 'nominal'"),
+        ("quiet: [steps<3]", ["--rungs", "nominal"], "rung 'quiet', which --rungs leaves out"),
+        ("nominal: [steps<3e999]", ["--ladder"], "is too large a number"),
         (
             "latency: [success>=0.5]",
             ["--ladder"],

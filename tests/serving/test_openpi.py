@@ -90,6 +90,21 @@ def test_droids_actions_are_velocities_and_an_absolute_gripper():
     np.testing.assert_array_equal(closed, [1.0, 0.0])
 
 
+@pytest.mark.parametrize("made", [Droid, Own])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_no_layout_makes_an_action_of_what_is_not_finite(made, bad):
+    layout = made(ARM)
+    for size, turn in (
+        (ARM.action_size, layout.from_contract),
+        (layout.action_size, layout.to_contract),
+    ):
+        for column in range(size):
+            actions = np.zeros((2, size), np.float32)
+            actions[1, column] = bad
+            with pytest.raises(LayoutError, match="not finite"):
+                turn(actions)
+
+
 @pytest.mark.parametrize(
     ("acts", "message"),
     [
@@ -399,6 +414,13 @@ def droid_reply(value=0.3, horizon=10):
     return lambda observation: {"actions": chunk, "policy_timing": {"infer_ms": 1.0}}
 
 
+def with_nan(column: int) -> np.ndarray:
+    """A chunk of actions in DROID's layout in which one number of a row is not finite."""
+    chunk = np.full((10, 8), 0.3)
+    chunk[4, column] = np.nan
+    return chunk
+
+
 def test_our_client_drives_a_server_of_openpis():
     got = []
 
@@ -436,6 +458,8 @@ def test_our_client_drives_a_server_of_openpis():
         ({"actions": np.zeros((0, 8))}, r"shape \(0, 8\)"),
         ({"actions": np.zeros((10, 8), np.int64)}, "no array 'actions'"),
         ({"actions": np.full((10, 8), np.nan)}, "not finite"),
+        ({"actions": with_nan(7)}, "not finite"),  # the gripper's: no word to close it
+        ({"actions": with_nan(4)}, "not finite"),  # of a joint that the arm does not have
         (array(dtype="|O"), "only numbers are read"),
         (bytes(2**20 + 1), "the connection broke"),
         (
@@ -543,6 +567,13 @@ def test_run_asks_ahead_and_takes_the_contract_of_who_tells_it():
         source, like = find_source(None, args)
         with pytest.raises(PolicyError, match="give --settings-from with a run or bundle"):
             open_policy(source, like, args)
+        task = "jaka-pick-cube"
+        args = RunArgs(driver="fake", policy=endpoint)
+        source, like = find_source(task, args)
+        contract, policy = open_policy(source, like, args, task)
+        cls = api.load_task(task)
+        assert contract == cls(cls.Config()).contract()
+        policy.close()
 
 
 def test_a_policy_that_drives_from_python_asks_ahead_too(monkeypatch):

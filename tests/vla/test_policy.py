@@ -94,6 +94,23 @@ def test_a_robot_executes_its_chunk_and_then_the_model_looks_again(found, networ
     np.testing.assert_array_equal(image, rows(2)["front"][1:])
 
 
+def test_a_models_gripper_that_is_not_finite_is_no_word_to_close_it(found, network, monkeypatch):
+    """DROID's layout makes two values of a gripper's number: of the actions, none is NaN."""
+    chunk = network.chunk
+
+    def broken(*asked):
+        actions = chunk(*asked)
+        actions[..., 1] = np.nan
+        return actions
+
+    monkeypatch.setattr(network, "chunk", broken)
+    model = VlaModel(found.loaded)
+    model._layout = SimpleNamespace(state=lambda x: x, to_contract=lambda x: np.sign(x > 0.5))
+    policy = ChunkPolicy(model)
+    with pytest.raises(PolicyError, match="not finite"):
+        policy.infer(rows(1))
+
+
 def test_settings_of_chunks_count_for_a_model_as_for_every_other(found, network):
     from dataclasses import replace
 

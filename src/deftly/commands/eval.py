@@ -111,7 +111,8 @@ def main(argv: list[str]) -> int:
     gates = read_gates(args.gates) if args.gates else {}
     rungs = ladder.choose(task.ladder, args.rungs) if args.has_ladder else ()
     if args.gates:
-        require_rungs(args.gates, gates, [rung.name for rung in rungs])
+        known = [rung.name for rung in task.ladder]
+        require_rungs(args.gates, gates, [rung.name for rung in rungs], known)
     same = with_setting(words, "policy", found.label)
     if args.seed:  # it may have been drawn
         same = with_setting(same, "seed", str(args.seed))
@@ -128,7 +129,7 @@ def _evaluate(
     """One evaluation."""
     earlier = comparison.read_side(args.compare) if args.compare else None
     if earlier:
-        comparison.require_metrics(args.by, earlier.report)
+        comparison.require_metrics(args.by, comparison.means(earlier.report))
     result, values, recorder = _measure(task, found, args, gates)
     result["command"] = command
     for head, *rows in filter(None, (report.metrics_table(result), report.bins_table(result))):
@@ -205,6 +206,8 @@ def _folder(task: Task, args: EvalArgs) -> Path:
 def _climb(climbed: ladder.Ladder, args: EvalArgs, command: str) -> int:
     """A ladder. What is measured is written rung by rung, so that nothing is lost of one that is stopped."""
     earlier = ladder.read(args.compare) if args.compare else None
+    if earlier:
+        ladder_report.require_comparable(earlier, [rung.name for rung in climbed.rungs], args.by)
     task = climbed.task
     folder = _folder(task, args)
     result: dict[str, Any] = {}

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -154,7 +155,7 @@ def main(argv: list[str]) -> int:
         with ExitStack() as unclaimed:
             source, like = find_source(task, args)
             print_unless_stuck(source.line)
-            contract, policy = open_policy(source, like, args)
+            contract, policy = open_policy(source, like, args, task)
             unclaimed.callback(policy.close)
             operator = open_operator(args.operator, contract) if args.operator else None
             if operator:
@@ -255,9 +256,12 @@ def find_source(task: str | None, args: RunArgs) -> tuple[PolicySource, PolicySo
 
 
 def open_policy(
-    source: PolicySource, like: PolicySource | None, args: RunArgs
+    source: PolicySource, like: PolicySource | None, args: RunArgs, task: str | None = None
 ) -> tuple[PolicyContract, Policy]:
-    """The robot's contract and its policy, in this process or on a server. Raises DeftlyError if it cannot be had."""
+    """The robot's contract and its policy, in this process or on a server. Raises DeftlyError if it cannot be had.
+
+    A server that tells no contract, as openpi's, decides under that of the shipped task that is named.
+    """
     if source.loaded is not None:
         policy = source.open(ahead=True)
         if isinstance(policy, ChunkPolicy):
@@ -266,7 +270,8 @@ def open_policy(
     if is_websocket(source.label):
         wanted = like.contract if like else None
         timeout = CHUNK_S if args.timeout_ms is None else 1e-3 * args.timeout_ms
-        policy = source.open(wanted, timeout=timeout, keys=args.keys, ahead=True)
+        untold = partial(_contract_of, task) if task and _is_shipped(task) else None
+        policy = source.open(wanted, timeout=timeout, keys=args.keys, ahead=True, untold=untold)
         return policy.contract, policy
     client = Client(source.label, keys=args.keys, quality=args.jpeg)
     with ExitStack() as unclaimed:
@@ -364,15 +369,29 @@ def _simulated(
     return SocketDriver(contract.robot, contract.rate, endpoint, HANGS_S, clock=clock)
 
 
+def _is_shipped(task: str) -> bool:
+    """Whether a task is one of ours, and no file of a user's."""
+    from deftly.tasks import OLDER_NAMES, SHIPPED
+
+    return OLDER_NAMES.get(task, task) in SHIPPED
+
+
+def _contract_of(task: str) -> PolicyContract:
+    """The contract of a shipped task under its own settings."""
+    from deftly.tasks import load
+
+    cls = load(task)
+    return cls(cls.Config()).contract()
+
+
 def _as_simulated(task: str, args: RunArgs, flags: list[str]) -> RunArgs:
     """The arguments with a shipped task's own bounds of the safety kernel where the user says nothing.
 
     The file of a user's task is imported by the robot's process alone.
     """
-    from deftly.tasks import OLDER_NAMES, SHIPPED, load
+    from deftly.tasks import load
 
-    is_shipped = OLDER_NAMES.get(task, task) in SHIPPED
-    safety = dict(load(task).safety) if is_shipped else {}
+    safety = dict(load(task).safety) if _is_shipped(task) else {}
     if not safety:
         return args
     filed = {"safety": safety}

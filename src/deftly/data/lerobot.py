@@ -14,13 +14,14 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deftly import __version__
+from deftly import __version__, workspace
 from deftly.console import Progress, printable, progress, say
 from deftly.contract import PolicyContract
 from deftly.data import lerobot_checks as checks
@@ -31,6 +32,7 @@ from deftly.errors import DeftlyError
 from deftly.files import (
     MB,
     atomic_folder,
+    parse_json,
     read_json,
     read_npz,
     remove_folder,
@@ -64,6 +66,9 @@ MAX_BARREN = 512
 """Episodes without a success after which a collection gives up."""
 MAX_QUEUE = 100_000
 """Frames that wait for LeRobot's encoder: it drops what is more, and a dropped frame would shift those after it."""
+EPISODE = "an episode of a collection"
+ANEW = "delete it, and the same command collects it and those after it anew"
+FACTS_OF_EPISODE = frozenset(("batch", "env", "success", "steps", "checks"))
 ENCODER = {"vcodec": "h264", "crf": 20, "g": 2, "preset": "fast"}
 """How videos are encoded: h264 plays everywhere; every second frame stands by itself, as LeRobot has it, so that
 reading a random one decodes two."""
@@ -140,9 +145,11 @@ def collect(plan: Plan, policy: Policy, count: int, out: Path, video: bool = Tru
         )
     _require_possible(plan)
     parts = Parts(out.with_name(f"{out.name}.partial"), plan)
-    _fill(parts, plan, policy, count)
-    _assemble(parts, plan, count, out, video)
-    remove_folder(parts.folder)
+    with parts.lock():
+        parts.require_whole(count)
+        _fill(parts, plan, policy, count)
+        _assemble(parts, plan, count, out, video)
+        remove_folder(parts.folder)
     return out
 
 
@@ -179,6 +186,8 @@ class Parts:
         elif not file.is_file():
             raise DeftlyError(f"'{folder}' is no unfinished collection: choose another --out")
         found = read_json(file, "the plan of a collection")
+        if not isinstance(found, dict):
+            raise DeftlyError(f"'{file}' is no plan of a collection: choose another --out")
         wanted = json.loads(json.dumps(plan.facts))
         differs = [key for key in wanted if found.get(key) != wanted[key]]
         if differs:
@@ -209,9 +218,29 @@ class Parts:
         write_npz(self.path(number), {**arrays, "facts": text}, level=1)
 
     def read(self, number: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Arrays and facts of an episode."""
-        arrays = read_npz(self.path(number), "an episode of a collection", MAX_PART)
-        return arrays, json.loads(str(arrays.pop("facts")))
+        """Arrays and facts of an episode. Raises DeftlyError if it is damaged, with what to do."""
+        path = self.path(number)
+        arrays = read_npz(path, EPISODE, MAX_PART, names=("facts",), advice=ANEW)
+        facts = parse_json(str(arrays.pop("facts")), EPISODE, path, ANEW)
+        is_told = isinstance(facts, dict) and facts.keys() >= FACTS_OF_EPISODE
+        if not is_told or not all(isinstance(facts[name], int) for name in ("batch", "env")):
+            raise DeftlyError(f"{path} is not {EPISODE}: it does not say which it is; {ANEW}")
+        return arrays, facts
+
+    def require_whole(self, count: int) -> None:
+        """Raise DeftlyError if there are more than `count` episodes, or one is damaged: before more are simulated."""
+        done = len(self)
+        if done > count:
+            raise DeftlyError(
+                f"'{self.folder}' holds {done} episodes, more than the {count} asked for: give --episodes {done}, or "
+                "choose another --out"
+            )
+        for number in progress(range(done), "checking"):
+            self.read(number)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep the folder to this process. Raises DeftlyError if another one collects into it."""
+        return workspace.lock(self.folder, f"'{self.folder}'")
 
 
 def _fill(parts: Parts, plan: Plan, policy: Policy, count: int) -> None:

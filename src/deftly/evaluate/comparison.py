@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,9 +102,8 @@ def _read_episodes(path: Path, report: Report) -> dict[str, np.ndarray]:
     return dict(zip(names, table.T))
 
 
-def require_metrics(by: Sequence[str], report: Report) -> None:
-    """Raise DeftlyError if a comparison is to judge a metric that a report does not have."""
-    known = means(report)
+def require_metrics(by: Sequence[str], known: Collection[str]) -> None:
+    """Raise DeftlyError if a comparison is to judge a metric that is not among those of the earlier report."""
     for name in by:
         if name not in known:
             near = suggest(name, known) or f"; it has {', '.join(known)}"

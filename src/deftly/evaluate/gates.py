@@ -1,5 +1,6 @@
 """Gates: conditions on metrics that a policy is to meet, typed or in a file."""
 
+import math
 import operator
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -30,6 +31,8 @@ def read_gate(text: str) -> tuple[str, str, float]:
         )
     metric, sign, number, percent = match.groups()
     value = float(number) / (100 if percent else 1)
+    if not math.isfinite(value):
+        raise DeftlyError(f"{number} in the gate '{text}' is too large a number")
     if metric == "success" and value > 1:
         raise DeftlyError(
             f"no success rate is above 1: write the gate '{text}' as 'success{sign}{number}%'"
@@ -88,13 +91,23 @@ def _no_gates(path: Path, problem: str) -> FileError:
     return FileError(f"{path} is not {GATES}: {problem}; write 'nominal: [success>=0.9]'")
 
 
-def require_rungs(path: Path, gates: Mapping[str, Sequence[str]], rungs: Collection[str]) -> None:
-    """Raise DeftlyError if a file has gates of a rung that is not climbed, or, without rungs, gates of any."""
+def require_rungs(
+    path: Path,
+    gates: Mapping[str, Sequence[str]],
+    rungs: Collection[str],
+    known: Collection[str],
+) -> None:
+    """Raise DeftlyError if a file has gates of a rung that is not among `rungs`, or, if there are none, gates of any.
+
+    `known` are those that the task has.
+    """
     for rung in gates:
         if rung and not rungs:
             raise DeftlyError(f"{path} has gates of the rung '{rung}': add --ladder")
         if not rung and rungs:
             raise DeftlyError(f"{path} does not say of which rung its gates are: 'nominal: [...]'")
+        if rung in known and rung not in rungs:
+            raise DeftlyError(f"{path} has gates of the rung '{rung}', which --rungs leaves out")
         if rung and rung not in rungs:
             near = suggest(rung, rungs) or f"; the rungs are {', '.join(rungs)}"
             raise DeftlyError(f"{path} has gates of the unknown rung '{printable(rung, 60)}'{near}")

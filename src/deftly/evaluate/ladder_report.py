@@ -12,8 +12,9 @@ import numpy as np
 from rich.table import Table
 
 from deftly.console import printable
+from deftly.errors import DeftlyError
 from deftly.evaluate import ladder
-from deftly.evaluate.comparison import JUDGED
+from deftly.evaluate.comparison import JUDGED, require_metrics
 from deftly.evaluate.report import (
     ACCENT,
     card,
@@ -118,6 +119,19 @@ def conclusion(result: Result) -> list[str]:
 # ------------------------------------------------------------------------- comparison
 
 
+def require_comparable(old: Result, rungs: Sequence[str], by: Sequence[str]) -> None:
+    """Raise DeftlyError unless an earlier ladder has one of these rungs, and all metrics that are to be judged."""
+    measured = [entry for entry in old["rungs"] if entry["conditions"]]
+    before = {str(entry["name"]): entry["conditions"] for entry in measured}
+    if not before.keys() & set(rungs):
+        has = printable(", ".join(before), 200) or "nothing"
+        raise DeftlyError(
+            f"--compare: the earlier ladder measured {has}, and this one does {', '.join(rungs)}: nothing is in both"
+        )
+    known = dict.fromkeys(name for found in before.values() for name in found[0]["metrics"])
+    require_metrics(by, known)
+
+
 def compare(old: Result, new: Result, by: Sequence[str] = ()) -> tuple[Table, list[str]]:
     """Two ladders side by side, condition by condition, by success and by metrics; of samples taken as independent.
 
@@ -141,7 +155,18 @@ def compare(old: Result, new: Result, by: Sequence[str] = ()) -> tuple[Table, li
         changes = [_change(was, now, metric) for metric in judged]
         side.add_row(printable(name, 60), *rates, f"{p:.2g}", *changes)
     what = ", ".join(differing) or "under no condition"
-    return side, [*_warnings(old, new), f"success differs at the 5 % level: {what}"]
+    warnings = [*_warnings(old, new), *_left_out(before, dict(_conditions(new)))]
+    return side, [*warnings, f"success differs at the 5 % level: {what}"]
+
+
+def _left_out(before: Mapping[str, Condition], now: Mapping[str, Condition]) -> Iterator[str]:
+    """The conditions that only one of two ladders has, and that are not compared."""
+    for when, names in (
+        ("before", before.keys() - now.keys()),
+        ("now", now.keys() - before.keys()),
+    ):
+        if names:
+            yield f"only {when}: {printable(', '.join(sorted(names)), 200)}"
 
 
 def _conditions(result: Result) -> Iterator[tuple[str, Condition]]:

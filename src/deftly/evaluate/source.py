@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -239,6 +239,7 @@ class PolicySource:
         timeout: float = 1.0,
         keys: Path | None = None,
         ahead: bool = False,
+        untold: Callable[[], PolicyContract] | None = None,
     ) -> Policy:
         """A new policy.
 
@@ -248,6 +249,7 @@ class PolicySource:
             timeout: Longest wait for a server's decision, s.
             keys: The robot's folder of keys, for a server that has them.
             ahead: Ask for action chunks while the last ones are executed, as a robot in real time needs it.
+            untold: Called for the contract if none is given and the server tells none.
         """
         if stochastic and (
             self.loaded is None or isinstance(self.loaded, (Bundle, vla.VlaCheckpoint))
@@ -258,7 +260,7 @@ class PolicySource:
         if self.loaded is None and is_websocket(self.label):
             from deftly.serving.openpi_client import OpenpiModel
 
-            model = OpenpiModel(self.label, contract, timeout, keys, self.openpi)
+            model = OpenpiModel(self.label, contract, timeout, keys, self.openpi, untold)
             return ChunkPolicy(model, self.chunk, ahead)
         if self.loaded is None:
             from deftly.serving.client import Client

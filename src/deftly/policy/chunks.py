@@ -307,8 +307,7 @@ class ChunkPolicy(ContractPolicy):
         if not fits or not 1 <= chunks.shape[1] <= MAX_HORIZON:
             wanted = f"({count}, 1 to {MAX_HORIZON}, {size})"
             raise PolicyError(f"the policy answers a chunk of shape {chunks.shape}, not {wanted}")
-        if not np.isfinite(chunks).all():
-            raise PolicyError("the policy answers a chunk with numbers that are not finite")
+        require_finite(chunks)
         return chunks.astype(np.float32)
 
     def _require_horizon(self, horizon: int) -> None:
@@ -466,6 +465,12 @@ def said_by_all(contract: PolicyContract, inputs: Inputs, count: int) -> dict[st
         numbers = default if value is None else np.asarray(value, np.float32)
         found[given.name] = np.broadcast_to(numbers, (count, given.size))
     return found
+
+
+def require_finite(chunks: np.ndarray) -> None:
+    """Raise PolicyError for actions that are not finite."""
+    if not np.isfinite(chunks).all():
+        raise PolicyError("the policy answers a chunk with numbers that are not finite")
 
 
 def _merged(requests: Sequence[Request]) -> Request:

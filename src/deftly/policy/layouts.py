@@ -75,7 +75,7 @@ class Layout(Protocol):
         ...
 
     def to_contract(self, actions: np.ndarray) -> np.ndarray:
-        """Its inverse. Raises LayoutError for another size."""
+        """Its inverse. Raises LayoutError for another size, or numbers that are not finite."""
         ...
 
 
@@ -105,11 +105,12 @@ class Own:
 
     def from_contract(self, actions: np.ndarray) -> np.ndarray:
         """See `Layout`."""
+        _require_actions(actions, self.action_size)
         return actions
 
     def to_contract(self, actions: np.ndarray) -> np.ndarray:
         """See `Layout`."""
-        _require_size(actions, self.action_size)
+        _require_actions(actions, self.action_size)
         return actions
 
 
@@ -184,6 +185,7 @@ class Droid:
 
     def from_contract(self, actions: np.ndarray) -> np.ndarray:
         """See `Layout`."""
+        _require_actions(actions, self.contract.action_size)
         *batch, _ = actions.shape
         found = np.zeros((*batch, self.action_size), np.float32)
         for column, (place, gain) in enumerate(zip(self._places, self._gains)):
@@ -195,7 +197,7 @@ class Droid:
 
     def to_contract(self, actions: np.ndarray) -> np.ndarray:
         """See `Layout`."""
-        _require_size(actions, self.action_size)
+        _require_actions(actions, self.action_size)
         *batch, _ = actions.shape
         found = np.zeros((*batch, self.contract.action_size), np.float32)
         for column, (place, gain) in enumerate(zip(self._places, self._gains)):
@@ -270,9 +272,12 @@ def _refuse(contract: PolicyContract, what: str) -> None:
     )
 
 
-def _require_size(actions: np.ndarray, size: int) -> None:
+def _require_actions(actions: np.ndarray, size: int) -> None:
+    """Raise LayoutError for actions of another size, or not finite: a gripper would take NaN for a word to close."""
     if actions.ndim < 1 or actions.shape[-1] != size:
         raise LayoutError(f"the actions have shape {actions.shape}, expected (..., {size})")
+    if not np.isfinite(actions).all():
+        raise LayoutError("the actions hold numbers that are not finite")
 
 
 def _signal(observation: Mapping[str, Any], signal: Signal) -> np.ndarray:

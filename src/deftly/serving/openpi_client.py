@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ class OpenpiModel:
         timeout: Longest wait for a chunk, s.
         keys: The robot's folder of `deftly serve --new-keys`, whose token is told to the server.
         cfg: How observations and actions stand for the contract's.
+        untold: Called for the contract if there is none yet and the server, such as openpi's, tells none.
 
     Raises PolicyError if there is no server, or another contract there; the same object tries again at the next call.
     """
@@ -52,6 +53,7 @@ class OpenpiModel:
         timeout: float = 10.0,
         keys: Path | None = None,
         cfg: OpenpiConfig | None = None,
+        untold: Callable[[], PolicyContract] | None = None,
     ):
         self.endpoint = endpoint
         self.cfg = cfg or OpenpiConfig()
@@ -61,7 +63,7 @@ class OpenpiModel:
         self.metadata = self._connect()
         """What the server says of itself."""
         try:
-            self.contract = self._agreed(contract)
+            self.contract = self._agreed(contract, untold)
             self._is_deftly = self.metadata.get("server") == "deftly"
             said = self.metadata.get("layout") if self._is_deftly else "droid"
             known: LayoutName = "deftly" if said == "deftly" else "droid"
@@ -177,10 +179,14 @@ class OpenpiModel:
             self.close()
             raise self._error("the server has another policy now: connect anew")
 
-    def _agreed(self, contract: PolicyContract | None) -> PolicyContract:
+    def _agreed(
+        self, contract: PolicyContract | None, untold: Callable[[], PolicyContract] | None
+    ) -> PolicyContract:
         """The contract of robot and server. Raises PolicyError if they differ, or none is known."""
         spec = self.metadata.get("spec")
         if not isinstance(spec, str):
+            if contract is None and untold is not None:
+                return untold()
             if contract is None:
                 raise PolicyError(
                     f"{self.endpoint} does not say for which robot it decides: name the task, or give "

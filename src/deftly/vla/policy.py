@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deftly.contract import JOINT_POS
-from deftly.policy.chunks import Observed
+from deftly.policy.chunks import Observed, require_finite
 from deftly.vla.features import PROMPT, layout_of
 from deftly.vla.recipes import RECIPES
 
@@ -34,11 +34,16 @@ class VlaModel:
         self.deterministic = self._model.kind not in DRAWS and not sampled
 
     def predict(self, seen: Observed) -> np.ndarray:
-        """The next actions of each robot under the contract, `(n, horizon, action_size)`."""
+        """The next actions of each robot under the contract, `(n, horizon, action_size)`.
+
+        Raises PolicyError if some are not finite: a layout's gripper would take NaN for a word to close.
+        """
         # torch wants arrays that may be written to, and those of a message may not
         images = {name: np.require(seen.signals[name], None, "W") for name in self._cameras}
         state = self._layout.state(seen.signals[JOINT_POS])
-        return self._layout.to_contract(self._model.chunk(images, state, seen.inputs[PROMPT]))
+        actions = self._model.chunk(images, state, seen.inputs[PROMPT])
+        require_finite(actions)
+        return self._layout.to_contract(actions)
 
     def close(self) -> None:
         """Nothing is held."""
