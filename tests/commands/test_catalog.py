@@ -136,10 +136,6 @@ def test_robot_picture(capsys, tmp_path):
     [
         (["tasks", "jaka-pick-cub"], "did you mean 'jaka-pick-cube'"),
         (["robots", "jaka"], "did you mean 'jaka-zu5'"),
-        (
-            ["robots", "jaka-zu5", "--png", "no/such/folder/x.png"],
-            "there is no folder no/such/folder",
-        ),
         (["robots", "jaka-zu5", "--png", "x.jpg"], "such as x.png"),
         (["robots", "--xml"], "show one robot"),
         (["config"], "config needs a task: deftly config"),

@@ -482,7 +482,7 @@ def test_a_screen_that_takes_nothing_does_not_halt_the_robot(bundle, start, tmp_
         (
             "import nothing_like_it",
             "bad:A",
-            "--driver bad:A: ModuleNotFoundError: No module named 'nothing_like_it'",
+            "--driver bad:A: it needs the module 'nothing_like_it', which is not there",
         ),
         ("1 +", "bad:A", "--driver bad:A: SyntaxError"),
         ("x = 1", "bad:A", "AttributeError: module 'bad' has no attribute 'A'"),
@@ -492,7 +492,7 @@ def test_a_screen_that_takes_nothing_does_not_halt_the_robot(bundle, start, tmp_
             "ZeroDivisionError",
         ),
         ("", "my_robot", "sim, fake, leap, wildrobot, or MODULE:CLASS such as my_robot:Driver"),
-        ("", "no_such_module:A", "No module named 'no_such_module'"),
+        ("", "no_such_module:A", "no module 'no_such_module' here or installed; known are sim"),
     ],
 )
 def test_a_bad_driver_is_one_line(source, spec, said, bundle, tmp_path, monkeypatch, capsys):
@@ -541,6 +541,16 @@ def test_what_cannot_run_is_one_line(words, said, bundle, tmp_path, monkeypatch,
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_log_of_a_simulated_robot_that_is_replaced_is_said_to_be(
+    bundle, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["run", "--bundle", str(bundle), "--driver", "fake", "--seconds", "0.1"]
+    for replaced in ("", ", which replaces what was there"):
+        assert cli.main([*words, "--log", "log.npz"]) == 0
+        assert f"log: log.npz{replaced}\n" in capsys.readouterr().out
 
 
 def test_the_log_of_a_real_robot_is_never_overwritten(bundle, tmp_path, monkeypatch, capsys):

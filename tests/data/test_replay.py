@@ -178,12 +178,15 @@ def test_targets_beyond_the_limits_are_served_to_nobody(recording, tmp_path, col
 def test_ticks_without_a_number_are_replayed_by_no_simulation(
     exported, recording, tmp_path, column, value
 ):
-    found = log.read(recording)
-    rows = {name: array.copy() for name, array in found.rows.items()}
+    whole = log.read(recording)
+    rows = {name: array.copy() for name, array in whole.rows.items()}
     rows[column][0, 0] = value
-    log.write(tmp_path / "a.npz", found.contract, rows, found.facts)
+    log.write(tmp_path / "a.npz", whole.contract, rows, whole.facts)
     name = "command" if column == "command" else "position"
-    with pytest.raises(DeftlyError, match=rf"^tick 0 of the .* has the {name} .* serve it with"):
+    found = f"has no {name} of .* 'deftly run' begins before .* serve it with --serve"
+    if not np.isnan(value):
+        found = f"has the {name} .* of .*: it is damaged"
+    with pytest.raises(DeftlyError, match=f"^tick 0 of the recording's episode {found}"):
         replay_main([str(tmp_path / "a.npz"), "--task", exported.task])
 
 

@@ -356,6 +356,15 @@ def test_what_was_measured_is_kept_and_said_before_the_video(root, tmp_path, mon
     assert "data:video/mp4" not in (tmp_path / "report.html").read_text()
 
 
+def test_a_new_report_has_no_video_of_an_earlier_ones_episodes(root, tmp_path):
+    (tmp_path / "video.mp4").write_text("somebody's own")
+    short = ("--episodes", "1", "--env.episode-steps", "2", "--out", str(tmp_path))
+    assert run(root, *short, "--video", "False") == 0
+    assert (tmp_path / "video.mp4").exists()
+    assert run(root, *short, "--video", "False") == 0
+    assert not (tmp_path / "video.mp4").exists()
+
+
 def test_no_video_without_opengl(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MUJOCO_GL", "off")
     out = ("--out", str(tmp_path), "--video")

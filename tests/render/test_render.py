@@ -79,7 +79,7 @@ def test_cameras_by_name():
 def test_unknown_camera():
     with pytest.raises(DeftlyError, match="no camera 'sid' in the scene, did you mean 'side'"):
         Renderer(ball()[0], "sid")
-    with pytest.raises(DeftlyError, match=r"no camera 'side' in the scene; it has \[\]"):
+    with pytest.raises(DeftlyError, match=r"no camera 'side' in the scene; it has \['free'\]"):
         render.camera_index(ball("")[0], "side")
 
 

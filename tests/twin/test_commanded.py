@@ -102,6 +102,17 @@ def test_the_shipped_policy_of_wildrobot_drives_on_after_no_random_fault(
     assert "eval: " not in capsys.readouterr().out, "who is given faults is not compared"
 
 
+def test_who_is_told_other_commands_is_not_compared_with_the_evaluation(tmp_path, capsys):
+    path = tmp_path / "told.csv"
+    path.write_text("time,speed\n0,0.2\n0.2,0\n")
+    words = ["wildrobot-walk", "--policy", "shipped", "--episodes", "1"]
+    short = ["--task.episode-steps", "20", "--out", str(tmp_path)]
+    sim2sim_main([*words, *short, "--operator", str(path)])
+    assert "eval: " not in capsys.readouterr().out
+    sim2sim_main([*words, *short])
+    assert "eval: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("fault", ["stuck", "blocked", "flipped"])
 def test_a_joint_that_fails_while_wildrobot_walks_is_found(fault, tmp_path):
     """By the gain from its command to where it is: none of them is ever a `lead` away."""

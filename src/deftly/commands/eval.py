@@ -24,6 +24,8 @@ from deftly.files import WriteError
 if TYPE_CHECKING:
     from deftly.tasks import Task
 
+VIDEO = "video.mp4"
+
 
 @dataclass(frozen=True)
 class EvalArgs(PolicyArgs, EvalSettings):
@@ -152,7 +154,10 @@ def _written(task: Task, args: EvalArgs, result: Result, values: Metrics) -> Pat
     folder = None
     try:
         folder = _folder(task, args)
+        replaced = (folder / "eval.json").is_file()
         report.write(folder, result, values, task)
+        if replaced:
+            (folder / VIDEO).unlink(missing_ok=True)  # of the episodes of then
     except WriteError as error:
         show("\n".join(report.conclusion(result)))
         if args.out or folder is None:
@@ -172,7 +177,7 @@ def _write_video(
     """The video of what was watched, if anything was; with `failures`, of the episodes among it that failed."""
     watched = recorder and (not failures or recorder.keep_failed(values["success"]))
     if recorder and watched:
-        path = folder / "video.mp4"
+        path = folder / VIDEO
         render.write_video(path, recorder.frames(), task.contract().rate)
         return path
     if failures:

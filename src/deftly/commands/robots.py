@@ -63,10 +63,6 @@ def main(argv: list[str]) -> int:
 def _write_image(name: str, path: Path) -> None:
     from deftly import render
 
-    if not path.parent.is_dir():
-        raise DeftlyError(
-            f"--png: there is no folder {path.parent}; make it, or choose another place"
-        )
     render.choose_gl()  # before MuJoCo is imported
     from deftly.robots.check import on_floor
 

@@ -435,6 +435,15 @@ def custom_driver(spec: str, robot: RobotInterface, rate: float, port: str | Non
             return cls(robot, rate) if port is None else cls(robot, rate, port=port)
     except DeftlyError:
         raise
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise DeftlyError(
+                f"--driver {spec}: it needs the module '{error.name}', which is not there"
+            ) from error
+        raise DeftlyError(
+            f"--driver {spec}: no module '{module}' here or installed; known are sim, fake, leap, wildrobot, and "
+            "MODULE:CLASS of the current folder"
+        ) from error
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         said = " ".join(str(error).split())[:200]
         raise DeftlyError(f"--driver {spec}: {type(error).__name__}: {said}") from error

@@ -81,7 +81,6 @@ LARGEST = 1e12
 """Largest size of any number: beyond it a typing error is likelier than a wish, and float32 and int64 overflow."""
 RISING = Must("'LOW HIGH' with 0 <= LOW <= HIGH", lambda pair: 0 <= pair[0] <= pair[1])
 """A range of numbers that are not negative."""
-RANGE = Must("'LOW HIGH' with LOW <= HIGH", lambda pair: pair[0] <= pair[1])
 POSITIVE_RANGE = Must("'LOW HIGH' with 0 < LOW <= HIGH", lambda pair: 0 < pair[0] <= pair[1])
 
 

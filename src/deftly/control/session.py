@@ -318,8 +318,10 @@ class Session:
 
     def _save(self) -> None:
         if self.log:
+            was_there = self.log.exists()
             self.buffer.save(self.log, self._facts())
-            self.screen.say(f"log: {self.log}")
+            replaced = ", which replaces what was there" if was_there else ""
+            self.screen.say(f"log: {self.log}{replaced}")
         images = self.buffer.images
         if images is not None:
             left_out = f", {images.dropped} left out" if images.dropped else ""

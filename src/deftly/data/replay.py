@@ -80,9 +80,14 @@ class Frames:
             if len(odd):
                 tick, column = divmod(int(odd[0]), values.shape[1])
                 joint = self.contract.joint_names[column]
+                where = f"tick {tick} of the recording's episode"
+                if np.isnan(values[tick, column]):
+                    raise DeftlyError(
+                        f"{where} has no {name} of {joint}: it is no recording of a simulation (a log of 'deftly run' "
+                        "begins before the robot is ready), or is damaged: serve it with --serve"
+                    )
                 raise DeftlyError(
-                    f"tick {tick} of the recording's episode has the {name} {values[tick, column]:g} of {joint}: "
-                    "it is damaged, or no simulation's: serve it with --serve"
+                    f"{where} has the {name} {values[tick, column]:g} of {joint}: it is damaged"
                 )
 
     def _require_within_limits(self, episode: int) -> None:

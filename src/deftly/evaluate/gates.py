@@ -107,7 +107,9 @@ def require_rungs(
         if not rung and rungs:
             raise DeftlyError(f"{path} does not say of which rung its gates are: 'nominal: [...]'")
         if rung in known and rung not in rungs:
-            raise DeftlyError(f"{path} has gates of the rung '{rung}', which --rungs leaves out")
+            raise DeftlyError(
+                f"{path} has gates of the rung '{rung}', which --rungs leaves out: add it, or give another file"
+            )
         if rung and rung not in rungs:
             near = suggest(rung, rungs) or f"; the rungs are {', '.join(rungs)}"
             raise DeftlyError(f"{path} has gates of the unknown rung '{printable(rung, 60)}'{near}")

@@ -226,6 +226,7 @@ def camera_index(model: mujoco.MjModel, name: str | None) -> int:
     if name == FREE and FREE not in known:
         return -1
     if name not in known:
+        known = list(dict.fromkeys((*known, FREE)))
         raise DeftlyError(f"no camera '{name}' in the scene{suggest(name, known)}; it has {known}")
     return known.index(name)
 

@@ -12,7 +12,7 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
-from deftly.config import ANGLE, LADDER, LENGTH, RANGE, Rung, TaskConfig
+from deftly.config import ANGLE, LADDER, LENGTH, RISING, Rung, TaskConfig
 from deftly.contract.derive import (
     angle_between,
     heading_frame,
@@ -45,7 +45,7 @@ FOOT_METRICS = {
 }
 Lowpass = Annotated[float, Ge(0), Lt(1), Doc("Weight of the previous action.")]
 PushForce = Annotated[
-    tuple[float, float], RANGE, Doc("Range of the force of a push on the waist, N.")
+    tuple[float, float], RISING, Doc("Range of the force of a push on the waist, N.")
 ]
 PushInterval = Annotated[float, Gt(0), Doc("Mean time between pushes, s.")]
 
@@ -56,7 +56,7 @@ class Ground:
 
     friction: Annotated[
         tuple[Annotated[float, Ge(0.05)], Annotated[float, Le(10)]],
-        RANGE,
+        RISING,
         Doc("Range of the factor on the friction of the soles."),
     ] = (0.6, 1.3)
     slope: Annotated[float, Ge(0), Le(0.5), Doc("Inclination, rad.")] = 0.0

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from typing_extensions import Doc
 
-from deftly.config import LENGTH, RANGE
+from deftly.config import LENGTH, RISING
 from deftly.contract import Derive, Input, Observe, PolicyContract
 from deftly.robots import wildrobot
 from deftly.robots.legged import (
@@ -84,7 +84,9 @@ class WalkConfig(LeggedConfig):
     push_force: PushForce = (1.0, 3.0)
     push_interval: PushInterval = 5.0
     speed: Annotated[
-        tuple[float, float], RANGE, Doc("Range of the commanded forward speed, m/s.")
+        tuple[float, Annotated[float, Le(MAX_SPEED)]],
+        RISING,
+        Doc("Range of the commanded forward speed, m/s."),
     ] = (0.2, 0.6)
     turn: Annotated[float, Ge(0), Le(MAX_TURN), Doc("Largest commanded yaw rate, rad/s.")] = (
         MAX_TURN
@@ -112,7 +114,13 @@ class WalkConfig(LeggedConfig):
     ] = 2.0
     speed_growth: Annotated[
         float, Gt(0), Doc("In training alone: factor of the commands' range once no episode fails.")
-    ] = 1.25
+    ] = 1.4
+    slowest: Annotated[
+        float,
+        Ge(0),
+        Le(1),
+        Doc("In training alone: factor of the slowest command; 0: it stops and turns on the spot."),
+    ] = 0.0
     weights: Annotated[Weights, Doc("Weights of the reward terms.")] = field(
         default_factory=Weights
     )
@@ -357,11 +365,13 @@ class WildRobotWalk(Task):
         for name, goal in goals.items():
             scale = s.scale.get(name, 0.0)
             s.scale[name] = scale + 0.05 * (goal - scale)
+        s.scale["slowest"] = self.cfg.slowest
 
     def _command(self, s: State, mask: Tensor) -> None:
         """Draw new commands where `mask` is True."""
         slowest, fastest = self.cfg.speed
         grown = slowest + (fastest - slowest) * s.scale.get("fastest", 1.0)
+        slowest *= s.scale.get("slowest", 1.0)
         s.remember("speed", mask, s.uniform(mask, slowest, min(grown, MAX_SPEED)))
         s.remember("turn", mask, s.uniform(mask, -self.cfg.turn, self.cfg.turn))
 

@@ -57,7 +57,8 @@ class TwinWorld:
     Args:
         robot: The simulated robot.
         args: Its disturbances, and the limits of the safety kernel.
-        measured: The policy's report of `deftly eval`, with which this one should agree; None if it has none.
+        measured: The policy's report of `deftly eval`, with which this one should agree, unless a fault is injected or
+            an operator gives other commands; None if it has none.
         hooks: Called at the start of each episode and after every tick.
         fault: `NAME` or `NAME@seconds` of a fault to inject, or `any`; empty: none.
         operator: Who says what the policy's inputs are; None: the task.
@@ -82,7 +83,8 @@ class TwinWorld:
         self.task = robot.task
         self.seed = args.seed
         self._args = args
-        self._measured = measured
+        # With a fault, or another operator's words, episodes are not those that `deftly eval` measured.
+        self._measured = None if fault or operator else measured
         self._hooks = hooks
 
     @property
@@ -175,7 +177,7 @@ class TwinWorld:
             "violation": max(violation(self.robot.contract, r.rows) for r in results),
             **_injected(results),
             "timing": {name: _timing(results, name) for name in TIMINGS},
-            "eval": None if self._fault else agreement(success, len(results), self._measured),
+            "eval": agreement(success, len(results), self._measured),
         }
 
 

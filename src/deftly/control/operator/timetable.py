@@ -110,8 +110,8 @@ class Timetable:
             value = float(said[element.name][element.place])
             if element.is_rate and value != element.default:
                 raise OperatorError(
-                    f"{path}, {last.where}: {element.label} is {value:g} {element.units} in the last row, "
-                    f"which holds on: end with one in which it is {element.default:g}"
+                    f"{path}, {last.where}: {element.label} is not {element.default:g} {element.units} in the last "
+                    f"row, which holds on: end with one in which it is"
                 )
 
 
