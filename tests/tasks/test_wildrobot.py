@@ -1,5 +1,6 @@
 """WildRobot's tasks: the contract's table, the start, mirror symmetry of sensing and acting, commands, and falls."""
 
+import mujoco
 import pytest
 import torch
 
@@ -310,3 +311,12 @@ def test_settings_out_of_range_are_refused():
     ):
         with pytest.raises(DeftlyError, match=next(iter(wrong)).replace("_", "-")):
             parse(cls.Config, [], prog="task", filed=wrong)
+
+
+def test_a_robot_that_walks_away_stays_on_a_drawn_floor_and_in_the_light():
+    model = make("wildrobot-walk", 1).drawn
+    assert model.geom("floor").size[:2].tolist() == [0, 0]  # without end
+    (casting,) = [i for i in range(model.nlight) if model.light(i).castshadow[0]]
+    light = model.light(casting)
+    assert model.body(int(light.bodyid[0])).name == WILD.base
+    assert light.mode[0] == mujoco.mjtCamLight.mjCAMLIGHT_TRACK.value

@@ -91,9 +91,12 @@ def at_home(
 def on_floor(robot: Robot) -> tuple[mujoco.MjModel, mujoco.MjData]:
     """The robot at home, to look at, on a floor at the height of its base or of its lowest point."""
     model, data, _ = at_home(robot)
-    heights = looks.corners(model, data)[:, 2]
-    low = heights.min(initial=0.0)
+    corners = looks.corners(model, data)
+    low = corners[:, 2].min(initial=0.0)
     model, data, _ = at_home(robot, floor=float(low))
+    model.stat.extent = np.ptp(
+        corners, axis=0
+    ).max()  # of the robot alone: shadows are as sharp as it is small
     return model, data
 
 

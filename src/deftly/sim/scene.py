@@ -154,6 +154,31 @@ def add_floor(s: mujoco.MjSpec, z: float, collides: bool = False) -> None:
     )
 
 
+def look_around(s: mujoco.MjSpec, body: str) -> None:
+    """Draw what a body that goes away needs: a floor without end, and the light that casts shadows above the body.
+
+    Shadows are drawn within `shadowclip` times the extent of the light's place: a small one makes them sharp.
+    """
+    s.geom("floor").size = [0, 0, 0.1]
+    material = s.material("deftly_floor")
+    if material is not None:
+        material.texuniform = True
+        material.texrepeat = [3, 3]  # in a metre
+    s.stat.extent = 1.0
+    for light in s.worldbody.lights:
+        if light.castshadow:
+            s.body(body).add_light(
+                type=light.type,
+                mode=mujoco.mjtCamLight.mjCAMLIGHT_TRACK,
+                pos=light.pos,
+                dir=light.dir,
+                diffuse=light.diffuse,
+                specular=light.specular,
+                castshadow=True,
+            )
+            s.delete(light)
+
+
 def add_pattern(s: mujoco.MjSpec, material: str) -> None:
     """Give a material of one colour a checkered texture, which varies its brightness by a few percent."""
     name = f"{material}_checker"
