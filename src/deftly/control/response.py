@@ -26,7 +26,7 @@ LAG_S = 0.08
 SAMPLES = 64
 """Of the window at most, about."""
 LEAST_GAIN = 0.1
-"""Below it a joint does not follow. WildRobot walking, with its randomization: 0.20 at least in 0.9 M windows."""
+"""Below it a joint does not follow. WildRobot walking, with its randomization: 0.40 at least in 0.9 M windows."""
 TINY = 1e-300
 """Variance that is divided by at least."""
 
