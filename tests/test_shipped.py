@@ -40,7 +40,7 @@ WANTED = {
     "panda-pick-place-rgb": {"success": (0.86, 1.0), "distance": (0.0, 0.05)},
     "wildrobot-stand": {"success": (0.99, 1.0), "drift": (0.0, 0.1), "saturated": (0.0, 0.02)},
     "wildrobot-walk": {
-        "success": (0.98, 1.0),
+        "success": (0.99, 1.0),
         "tracking_error": (0.0, 0.06),
         "lateral_drift": (0.0, 0.3),
         "saturated": (0.0, 0.02),

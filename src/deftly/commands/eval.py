@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -157,7 +158,8 @@ def _written(task: Task, args: EvalArgs, result: Result, values: Metrics) -> Pat
         replaced = (folder / "eval.json").is_file()
         report.write(folder, result, values, task)
         if replaced:
-            (folder / VIDEO).unlink(missing_ok=True)  # of the episodes of then
+            with suppress(OSError):
+                (folder / VIDEO).unlink()  # of the episodes of then
     except WriteError as error:
         show("\n".join(report.conclusion(result)))
         if args.out or folder is None:

@@ -94,9 +94,8 @@ def on_floor(robot: Robot) -> tuple[mujoco.MjModel, mujoco.MjData]:
     corners = looks.corners(model, data)
     low = corners[:, 2].min(initial=0.0)
     model, data, _ = at_home(robot, floor=float(low))
-    model.stat.extent = np.ptp(
-        corners, axis=0
-    ).max()  # of the robot alone: shadows are as sharp as it is small
+    # Of the robot alone, without the floor: shadows are as sharp as this is small.
+    model.stat.extent = np.ptp(corners, axis=0).max()
     return model, data
 
 

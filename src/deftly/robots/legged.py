@@ -189,7 +189,7 @@ class Legged(Entity):
         scene.prepare(spec)
         spec.option.cone = mujoco.mjtCone.mjCONE_PYRAMIDAL
         scene.add_floor(spec, 0.0, collides=True)
-        scene.look_around(spec, self.base)
+        scene.follow(spec, self.base)
         if ground.slope:
             scene.incline(spec, ground.slope, ground.uphill)
         if ground.tiles:

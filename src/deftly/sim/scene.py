@@ -154,8 +154,8 @@ def add_floor(s: mujoco.MjSpec, z: float, collides: bool = False) -> None:
     )
 
 
-def look_around(s: mujoco.MjSpec, body: str) -> None:
-    """Draw what a body that goes away needs: a floor without end, and the light that casts shadows above the body.
+def follow(s: mujoco.MjSpec, body: str) -> None:
+    """Draw for a body that goes away: a floor without end, and the light that casts shadows always above the body.
 
     Shadows are drawn within `shadowclip` times the extent of the light's place: a small one makes them sharp.
     """
