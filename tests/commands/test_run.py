@@ -547,7 +547,7 @@ def test_a_log_of_a_simulated_robot_that_is_replaced_is_said_to_be(
     bundle, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    words = ["run", "--bundle", str(bundle), "--driver", "fake", "--seconds", "0.1"]
+    words = ["run", "--bundle", str(bundle), "--driver", "fake", "--start", "--seconds", "0.5"]
     for replaced in ("", ", which replaces what was there"):
         assert cli.main([*words, "--log", "log.npz"]) == 0
         assert f"log: log.npz{replaced}\n" in capsys.readouterr().out
