@@ -22,7 +22,7 @@ from deftly.contract import (
 from deftly.contract.arrays import Like
 from deftly.contract.kinematics import Kinematics
 from deftly.errors import DeftlyError
-from deftly.robots import jaka_zu5, leap_hand
+from deftly.robots import dexhand021, jaka_zu5, leap_hand
 from deftly.robots.chain import site_chain
 
 seeds = st.integers(0, 10_000)
@@ -217,9 +217,9 @@ def test_a_site_is_where_mujoco_has_it(robot, site):
     chain = site_chain(model, site, [joint.name for joint in robot.joints])
     q = poses(robot)
     positions, matrices = by_mujoco(model, site, robot.joints, q)
-    kinematics = Kinematics(chain, robot.interface(), Like(q))
-    assert np.abs(kinematics.position(q) - positions).max() < 1e-6
-    pose = kinematics.pose(q)
+    kinematics = Kinematics([chain], robot.interface(), Like(q))
+    assert np.abs(kinematics.positions(q)[0] - positions).max() < 1e-6
+    (pose,) = kinematics.poses(q)
     assert np.abs(pose[:, :3] - positions).max() < 1e-6
     assert np.abs(np.array([rotation(quat) for quat in pose[:, 3:]]) - matrices).max() < 1e-6
     assert (pose[:, 3] >= 0).all()
@@ -268,10 +268,10 @@ def test_anchors_references_slides_and_several_joints_of_a_body():
     q = poses(robot)
     positions, matrices = by_mujoco(model, "end", joints, q)
     interface = robot.interface()
-    pose = Kinematics(interface.site("end"), interface, Like(q)).pose(q)
+    (pose,) = Kinematics([interface.site("end")], interface, Like(q)).poses(q)
     assert np.abs(pose[:, :3] - positions).max() < 1e-6
     assert np.abs(np.array([rotation(quat) for quat in pose[:, 3:]]) - matrices).max() < 1e-6
-    fixed = Kinematics(interface.site("mark"), interface, Like(q)).pose(q)
+    (fixed,) = Kinematics([interface.site("mark")], interface, Like(q)).poses(q)
     assert fixed.shape == (50, 7)
     assert fixed[7] == pytest.approx([1, 0, 0, 1, 0, 0, 0])
 
@@ -295,5 +295,39 @@ def test_what_has_no_chain_is_refused():
 
 def test_a_single_robot_is_a_row_of_the_batch():
     q = poses(ARM, 5)
-    kinematics = Kinematics(ARM.site("tip"), ARM, Like(q))
-    assert kinematics.pose(q)[3] == pytest.approx(kinematics.pose(q[3]), abs=1e-12)
+    kinematics = Kinematics([ARM.site("tip")], ARM, Like(q))
+    assert kinematics.poses(q)[:, 3] == pytest.approx(kinematics.poses(q[3]), abs=1e-12)
+
+
+def test_sites_at_once_are_those_one_by_one():
+    robot = dexhand021.RIGHT
+    interface = robot.interface()
+    sites = [*interface.sites, interface.sites[0]]
+    q = poses(robot, 6)
+    together = Kinematics(sites, interface, Like(q))
+    alone = [Kinematics([site], interface, Like(q)) for site in sites]
+    assert len({len(site.chain) for site in sites}) > 1  # chains of several lengths
+    assert together.positions(q) == pytest.approx(
+        np.concatenate([each.positions(q) for each in alone]), abs=1e-12
+    )
+    assert together.poses(q) == pytest.approx(
+        np.concatenate([each.poses(q) for each in alone]), abs=1e-12
+    )
+    grid = q.reshape(2, 3, -1)
+    assert together.poses(grid) == pytest.approx(together.poses(q).reshape(-1, 2, 3, 7), abs=1e-12)
+    assert together.poses(q[:0]).shape == (len(sites), 0, 7)
+    tensor = torch.from_numpy(q)
+    found = Kinematics(sites, interface, Like(tensor)).poses(tensor)
+    assert found.numpy() == pytest.approx(together.poses(q), abs=1e-12)
+
+
+def test_every_site_is_where_mujoco_has_it():
+    robot = dexhand021.RIGHT
+    interface = robot.interface()
+    q = poses(robot)
+    found = Kinematics(interface.sites, interface, Like(q)).poses(q)
+    model = robot.spec().compile()
+    for site, pose in zip(interface.sites, found, strict=True):
+        positions, matrices = by_mujoco(model, site.name, robot.joints, q)
+        assert np.abs(pose[:, :3] - positions).max() < 1e-6
+        assert np.abs(np.array([rotation(quat) for quat in pose[:, 3:]]) - matrices).max() < 1e-6

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deftly import contract
-from deftly.contract import ContractError, Coupling, Input, Observe, PolicyContract, Signal
+from deftly.contract import ContractError, Coupling, Derive, Input, Observe, PolicyContract, Signal
 
 POLICIES = Path(contract.__file__).parents[1] / "shipped/policies"
 SHIPPED = [path.parent.name for path in POLICIES.glob("*/policy_spec.json")]
@@ -423,3 +423,30 @@ def test_the_phase_clock_starts_at_zero_and_takes_its_period():
         clock, memory = state(c, signals, memory)
         angle = 2 * np.pi * step / (20 * 0.7)
         np.testing.assert_allclose(clock, [[np.sin(angle), np.cos(angle)]] * 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("array", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("held", [False, True])
+def test_to_begin_is_to_reset_to_follow_and_to_observe(array, held):
+    of_command = (
+        Derive("lag", "difference", of=("command", "joint_pos")),
+        Derive("lag_size", "norm", of=("lag",)),
+        Derive("command_rate", "rate", of=("command",)),
+    )
+    terms = (*DERIVED.observe_terms, *(Observe(each.name) for each in of_command))
+    past = Observe("lag", history=3, stride=2)
+    c = dataclasses.replace(
+        DERIVED, derive=(*DERIVED.derive, *of_command), observe_terms=(*terms, past)
+    )
+    rng = np.random.default_rng(0)
+    signals = {k: array(v) for k, v in signals_of(c, rng, 5).items()}
+    command = array(rng.normal(size=(5, len(c.joints))).astype(np.float32)) if held else None
+    memory = c.reset(signals)
+    if command is not None:
+        memory = c.follow(command, memory)
+    observed, memory = c.observe(signals, memory)
+    begun, begun_memory = c.begin(signals, command=command)
+    assert begun.keys() == observed.keys()
+    assert begun_memory.keys() == memory.keys()
+    for name, value in {**observed, **memory}.items():
+        np.testing.assert_array_equal({**begun, **begun_memory}[name], value, err_msg=name)

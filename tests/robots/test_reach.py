@@ -19,7 +19,7 @@ def test_the_tool_comes_to_poses_all_over_the_table():
     pose = torch.cat((torch.tensor(place), down), -1)
     found = reach(tool, start, pose, slice(0, 7))
 
-    reached = tool.pose(found)
+    (reached,) = tool.poses(found)
     assert (reached[:, :3] - pose[:, :3]).abs().max() < 1e-4
     assert ((reached[:, 3:] * pose[:, 3:]).sum(-1).abs() - 1).abs().max() < 1e-6
     limits = torch.tensor([(j.lower, j.upper) for j in interface.joints[:7]])

@@ -42,7 +42,15 @@ from deftly.contract.derive import (
     yaw,
 )
 from deftly.contract.kinematics import Kinematics
-from deftly.contract.robot import ACTION, COMMAND, JOINT_POS, Joint, RobotInterface, Signal
+from deftly.contract.robot import (
+    ACTION,
+    COMMAND,
+    JOINT_POS,
+    Joint,
+    RobotInterface,
+    Signal,
+    Site,
+)
 from deftly.contract.schema import (
     ContractError,
     Document,
@@ -151,15 +159,32 @@ class PolicyContract(Document):
 
     def reset(self, signals: Mapping[str, Array], inputs: Inputs | None = None) -> Memory:
         """Memory of an episode that starts where the robot is: the command is the measured pose, within limits."""
-        measured = self._signal(signals, JOINT_POS)
-        memory = self._actions.like(measured).reset(measured)
-        for clock in self._clocks:
-            memory[_phase_key(clock)] = 0.0 * memory[COMMAND][..., :1]
+        memory = self._at_start(signals)
         if any(self._has_history.values()) or self._remembering:
             values = self._values(signals, memory, inputs)
             self._begin_derived(values, memory)
             self._fill_histories(values, memory)
         return memory
+
+    def begin(
+        self,
+        signals: Mapping[str, Array],
+        inputs: Inputs | None = None,
+        command: Array | None = None,
+    ) -> tuple[dict[str, Array], Memory]:
+        """The first observation of an episode, and the memory after it: `reset` and `observe` with the work of one.
+
+        With a `command`, (..., num_joints), the robot is already commanded that, as `follow` between the two would say.
+        """
+        memory = self._at_start(signals)
+        values = self._values(signals, memory, inputs)
+        self._begin_derived(values, memory)
+        self._fill_histories(values, memory)
+        if command is not None:
+            memory[COMMAND] = values[COMMAND] = command
+            for derived in self._of_command:
+                values[derived.name] = self._derived(derived, values, memory)
+        return self._observed(values, memory), memory
 
     def observe(
         self, signals: Mapping[str, Array], memory: Memory, inputs: Inputs | None = None
@@ -170,12 +195,7 @@ class PolicyContract(Document):
         """
         memory = dict(memory)
         values = self._values(signals, memory, inputs)
-        obs = {}
-        for group, image in self._image_groups.items():
-            obs[group] = values[image] if image else self._seen(group, values, memory)
-        self._advance_clocks(memory)
-        self._advance_derived(values, memory)
-        return obs, memory
+        return self._observed(values, memory), memory
 
     def act(self, action: Array, memory: Memory) -> tuple[Array, Memory]:
         """Joint targets `(..., num_joints)` within limits, and the memory that holds them as the last command.
@@ -212,6 +232,14 @@ class PolicyContract(Document):
     @functools.cached_property
     def _observations(self) -> Constants:
         return Constants(lambda like: _Observations(self, like))
+
+    def _at_start(self, signals: Mapping[str, Array]) -> Memory:
+        """Command, action and phases of clocks of an episode that starts where the robot is."""
+        measured = self._signal(signals, JOINT_POS)
+        memory = self._actions.like(measured).reset(measured)
+        for clock in self._clocks:
+            memory[_phase_key(clock)] = 0.0 * memory[COMMAND][..., :1]
+        return memory
 
     def _signal(self, signals: Mapping[str, Array], name: str) -> Array:
         """A signal of the right shape. Raises ContractError naming it."""
@@ -253,6 +281,27 @@ class PolicyContract(Document):
         return tuple(derived for derived in self.derive if derived.kind == "phase_clock")
 
     @functools.cached_property
+    def _site_derives(self) -> dict[bool, dict[str, Site]]:
+        """The sites whose poses (True) or positions (False) are observed, by the name of the derived value."""
+        found: dict[bool, dict[str, Site]] = {}
+        for derived in self.derive:
+            if derived.kind == "forward_kinematics":
+                sites = found.setdefault(derived.pose, {})
+                sites[derived.name] = self.robot.site(derived.site)
+        return found
+
+    @functools.cached_property
+    def _of_command(self) -> tuple[Derive, ...]:
+        """Derived values that depend on the last command, directly or through others."""
+        found: list[Derive] = []
+        names = {COMMAND}
+        for derived in self.derive:
+            if names & {*derived.of}:
+                found.append(derived)
+                names.add(derived.name)
+        return tuple(found)
+
+    @functools.cached_property
     def _remembering(self) -> tuple[Derive, ...]:
         """Derived values that depend on the steps before, clocks apart."""
         return tuple(each for each in self.derive if each.kind in ("rate", "heading_error"))
@@ -268,9 +317,22 @@ class PolicyContract(Document):
             values |= self._input_values(inputs or {}, memory[COMMAND])
         elif inputs:
             raise ContractError(f"'{min(inputs)}' is no input of the policy, which has none")
+        values |= self._site_values(values)
         for derived in self.derive:
-            values[derived.name] = self._derived(derived, values, memory)
+            if derived.kind != "forward_kinematics":
+                values[derived.name] = self._derived(derived, values, memory)
         return values
+
+    def _site_values(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """Where the interface's sites are, by the name of the derived value: all of them at once."""
+        found: dict[str, Array] = {}
+        if not self._site_derives:
+            return found
+        joint_pos = values[JOINT_POS]
+        for pose, kinematics in self._observations.like(joint_pos).kinematics.items():
+            places = kinematics.poses(joint_pos) if pose else kinematics.positions(joint_pos)
+            found |= zip(self._site_derives[pose], places)
+        return found
 
     def _input_values(self, inputs: Inputs, like: Array) -> dict[str, Array]:
         """The inputs of numbers, `(..., size)` each with the batch axes of `like`."""
@@ -298,12 +360,6 @@ class PolicyContract(Document):
             angle = (2.0 * math.pi) * memory[_phase_key(derived)]
             xp = library(angle)
             return join((xp.sin(angle), xp.cos(angle)))
-        if derived.kind == "forward_kinematics":
-            joint_pos = values[JOINT_POS]
-            kinematics = self._observations.like(joint_pos).kinematics[derived.site]
-            if derived.pose:
-                return kinematics.pose(joint_pos)
-            return kinematics.position(joint_pos)
         if derived.kind == "part":
             return values[derived.of[0]][..., derived.first : derived.first + derived.count]
         if derived.kind == "rate":
@@ -339,6 +395,15 @@ class PolicyContract(Document):
                 key = _heading_key(derived)
                 turn = values[derived.of[1]] / self.rate
                 memory[key] = (memory[key] + turn) % (2.0 * math.pi)
+
+    def _observed(self, values: Mapping[str, Array], memory: Memory) -> dict[str, Array]:
+        """The observation by group; the memory moves on by a step."""
+        obs = {}
+        for group, image in self._image_groups.items():
+            obs[group] = values[image] if image else self._seen(group, values, memory)
+        self._advance_clocks(memory)
+        self._advance_derived(values, memory)
+        return obs
 
     def _seen(self, group: str, values: Mapping[str, Array], memory: Memory) -> Array:
         """A group of numbers as the policy sees it, `(..., size)`, a new array; the memory's histories move on."""
@@ -485,11 +550,10 @@ class _Observations:
             upper = like.numbers(spread(given.upper, given.size))
             default = like.numbers(spread(given.default, given.size))
             self.inputs[given.name] = (lower, upper, default)
-        self.kinematics = {}
-        for derived in contract.derive:
-            if derived.kind == "forward_kinematics" and derived.site not in self.kinematics:
-                site = contract.robot.site(derived.site)
-                self.kinematics[derived.site] = Kinematics(site, contract.robot, like)
+        self.kinematics = {
+            pose: Kinematics([*sites.values()], contract.robot, like)
+            for pose, sites in contract._site_derives.items()
+        }
 
 
 def _is_uint8(value: Array) -> bool:

@@ -348,10 +348,7 @@ class Env:
         self.signals = rows.merge_all(self.signals, signals)
         said = self._said(part, rows)
         self.inputs = rows.merge_all(self.inputs, said)
-        memory = self.contract.reset(signals, said)
-        if held is not None:
-            memory = self.contract.follow(held, memory)
-        observed, memory = self.contract.observe(signals, memory, said)
+        observed, memory = self.contract.begin(signals, said, command=held)
         self._memory = rows.merge_all(self._memory, memory, self.contract.is_history)
         self.state.command = self._memory["command"]
         self.obs = rows.merge_all(self.obs, self._groups(part, observed, broken))

@@ -355,7 +355,7 @@ ARM = Panda()
 def _tool_kinematics(like: Like) -> Kinematics:
     interface = ROBOT.interface()
     (tool,) = (site for site in interface.sites if site.name == Panda.tool_site)
-    return Kinematics(tool, interface, like)
+    return Kinematics([tool], interface, like)
 
 
 TOOL_KINEMATICS = Constants(_tool_kinematics)

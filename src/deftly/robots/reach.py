@@ -26,7 +26,7 @@ def reach(
     Limits of the joints are not looked at: choose a start from which they are far.
 
     Args:
-        kinematics: of the site, made for the dtype and device of `start`; float64, for the differences' sake.
+        kinematics: of the site alone, made for the dtype and device of `start`; float64, for the differences' sake.
         start: joint positions to begin with, `(n, num_joints)`, rad or m.
         pose: wanted position (m) and quaternion (w x y z) in the robot's base, `(n, 7)`.
         joints: which columns may change.
@@ -36,7 +36,7 @@ def reach(
     moves = units[joints] * DIFFERENCE
     damping = DAMPING * torch.eye(len(moves), dtype=start.dtype, device=start.device)
     for _ in range(ITERATIONS):
-        error = _error(kinematics.pose(positions), pose)  # (n, 6)
+        error = _error(kinematics.poses(positions)[0], pose)  # (n, 6)
         jacobian = _jacobian(kinematics, positions, moves, pose, error)
         hessian = jacobian @ jacobian.mT + damping
         gradient = jacobian @ error[..., None]
@@ -49,7 +49,7 @@ def _jacobian(
     kinematics: Kinematics, positions: Tensor, moves: Tensor, pose: Tensor, error: Tensor
 ) -> Tensor:
     """By how much of the error each joint's movement brings nearer, `(n, joints, 6)`, by forward differences."""
-    moved = kinematics.pose(positions[:, None] + moves)  # (n, joints, 7)
+    moved = kinematics.poses(positions[:, None] + moves)[0]  # (n, joints, 7)
     wanted = pose[:, None].expand_as(moved)
     gained = error[:, None] - _error(moved, wanted)
     return gained / DIFFERENCE
