@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from deftly import stats
+from deftly.api import training_settings
 from deftly.commands.doctor import cores
 from deftly.config import EnvConfig, PPOConfig, SimConfig
 from deftly.config.presets import Preset
@@ -59,7 +60,7 @@ class Job:
     peer_steps: int = 256
     """Control steps of each environment in a rollout of the peer."""
     train_envs: int = 0
-    """Environments of the training; 0 takes the default of `deftly train`."""
+    """Environments of the training; 0 takes what `deftly train TASK` takes."""
     episodes: int = 200
 
     def new_task(self) -> Task:
@@ -266,8 +267,8 @@ def env(job: Job) -> dict[str, Any]:
 
 
 def train(job: Job) -> dict[str, Any]:
-    """Control steps a second of training: rollouts and updates of PPO under the defaults of `deftly train`."""
-    num_envs, cfg = train_defaults()
+    """Control steps a second of training: rollouts and updates of PPO as `deftly train TASK` has them."""
+    num_envs, cfg = train_defaults(job.task)
     learner = PPO(job.env(job.train_envs or num_envs), cfg)
     spread(learner.env, job.tape)
     learner.iterate()
@@ -282,11 +283,10 @@ def train(job: Job) -> dict[str, Any]:
     }
 
 
-def train_defaults() -> tuple[int, PPOConfig]:
-    """Number of environments and the learner's settings, as `deftly train` has them."""
-    from deftly.config import TrainArgs
-
-    args = TrainArgs()
+def train_defaults(task: str) -> tuple[int, PPOConfig]:
+    """Number of environments and settings of PPO with which `deftly train TASK` begins."""
+    args, _ = training_settings(task, ["--train.algorithm", "ppo"])
+    assert isinstance(args.train, PPOConfig)
     return args.env.num_envs, args.train
 
 

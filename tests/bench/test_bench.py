@@ -186,10 +186,10 @@ def test_env_and_its_memory(job):
 
 
 def test_training_takes_the_defaults_of_deftly_train(job, monkeypatch):
-    num_envs, cfg = cases.train_defaults()
-    assert num_envs > 1
+    num_envs, cfg = cases.train_defaults(TASK)
+    assert (num_envs, cfg.init_std) == (256, 0.5)  # the task's own
     small = type(cfg)(steps=4)
-    monkeypatch.setattr(cases, "train_defaults", lambda: (num_envs, small))
+    monkeypatch.setattr(cases, "train_defaults", lambda _: (num_envs, small))
     assert cases.train(job)["num_envs"] == 8
 
 
