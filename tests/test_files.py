@@ -472,6 +472,7 @@ HOSTILE_JSON = {
     "1" * 10_000: "digits",
     "[" + "0," * 300_000 + "0]": "more than 250000 values",
     '{"\\ud800\x1b[31m': "it is not JSON",
+    '[{"a": 1, "b": 2, "a": 3}]': "it has the key 'a' twice in one mapping",
 }
 
 

@@ -572,11 +572,29 @@ def _parsed(load: Callable[[Any], Any], data: Any, what: str, path: Path | str, 
 
 def _load_json(data: bytes | str) -> Any:
     try:
-        value = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
+        value = json.loads(
+            data,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=unique_keys,
+        )
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error}") from None
     _require_tree(value)
     return value
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of JSON, for `object_pairs_hook`.
+
+    Raises ValueError for a key that stands twice: two programs might read different values.
+    """
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"it has the key '{printable(name, 40)}' twice in one mapping")
+        found[name] = value
+    return found
 
 
 def _refuse_constant(name: str) -> Any:

@@ -13,6 +13,7 @@ from deftly.errors import DeftlyError
 from deftly.evaluate.check import CheckSettings, examine
 from deftly.evaluate.source import of_task
 from deftly.policy import bundle
+from deftly.tasks import load
 
 RENAMED = {"bundle": "policy", "checkpoint": "against"}
 """Older names of flags."""
@@ -63,6 +64,8 @@ def _folder(word: str | None, args: CheckArgs) -> Path:
     if given is not None and _may_be_bundle(Path(given)):
         print(f"policy: bundle {printable(given)}", flush=True)
         return Path(given)
+    if word is not None and not word.endswith(".py"):
+        _require_task(word)
     source = of_task(args.policy, word, args.runs, "bundle")
     print(source.line, flush=True)
     if not isinstance(source.loaded, bundle.Bundle):
@@ -71,6 +74,14 @@ def _folder(word: str | None, args: CheckArgs) -> Path:
             f"or --policy shipped"
         )
     return source.loaded.path
+
+
+def _require_task(word: str) -> None:
+    """Raise DeftlyError unless a word that is no folder names a task."""
+    try:
+        load(word)
+    except DeftlyError as error:
+        raise DeftlyError(f"no bundle '{printable(word)}' here, and {error}") from None
 
 
 def _is_folder(word: str) -> bool:
