@@ -283,6 +283,9 @@ MALFORMED = {
     "Coupling.of is": lambda: Coupling("d", ("a", 1.0)),  # type: ignore[arg-type]
     "Link: quat has length": lambda: Link(quat=(1.0, 1.0, 0.0, 0.0)),
     "axis has length 2": lambda: Link(joint="a", axis=(0.0, 2.0, 0.0)),
+    "site 'toe' hangs on 'a' as a slide, elsewhere it is a hinge": arm(
+        sites=(Site("tip", (Link(joint="a"),)), Site("toe", (Link(joint="a", kind="slide"),)))
+    ),
     "site 'tip' hangs on 'z', which is no joint": arm(sites=(Site("tip", (Link(joint="z"),)),)),
     "Limit: of 'wind' is 2.0 .. 1.0": lambda: Limit("wind", 2.0, 1.0),
     "has no signal 'heat'": arm(limits=(Limit("heat", 0.0, 1.0),)),

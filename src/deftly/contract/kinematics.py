@@ -55,14 +55,14 @@ class Kinematics:
 
     def positions(self, joint_pos: Array) -> Array:
         """Position of each site in the base's frame, `(sites, ..., 3)` m."""
-        return _columns(self._positions(_rows(joint_pos)), joint_pos)
+        return _with_batch(self._positions(_rows(joint_pos)), joint_pos)
 
     def poses(self, joint_pos: Array) -> Array:
         """Position and orientation of each site in the base's frame, `(sites, ..., 7)`; quaternions have w >= 0."""
         rows = _rows(joint_pos)
         quats = self._orientations(rows)
         quats = library(rows).where(quats[:, :1] < 0.0, -quats, quats)
-        return _columns(library(rows).concatenate((self._positions(rows), quats), 1), joint_pos)
+        return _with_batch(library(rows).concatenate((self._positions(rows), quats), 1), joint_pos)
 
     def _positions(self, rows: Array) -> Array:
         """Positions of the sites, `(sites, 3, robots)`, for joint positions `(joints, robots)`."""
@@ -93,7 +93,7 @@ def _rows(joint_pos: Array) -> Array:
     return joint_pos.reshape(robots, joint_pos.shape[-1]).swapaxes(0, 1)
 
 
-def _columns(vectors: Array, joint_pos: Array) -> Array:
+def _with_batch(vectors: Array, joint_pos: Array) -> Array:
     """Vectors `(sites, size, robots)` with the batch axes of the joint positions, `(sites, ..., size)`."""
     batch = joint_pos.shape[:-1]
     return vectors.swapaxes(1, 2).reshape(len(vectors), *batch, vectors.shape[1])

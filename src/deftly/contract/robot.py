@@ -408,10 +408,16 @@ def _require_couplings(robot: RobotInterface) -> None:
 
 
 def _require_sites(robot: RobotInterface) -> None:
+    """Sites hang on joints of the robot, each of which either turns or slides."""
+    kinds: dict[str, str] = {}
     for site in robot.sites:
         for link in site.chain:
-            known = link.joint is None or link.joint in robot.joint_names
-            robot._need(known, f"site '{site.name}' hangs on '{link.joint}', which is no joint")
+            if link.joint is None:
+                continue
+            where = f"site '{site.name}' hangs on '{link.joint}'"
+            robot._need(link.joint in robot.joint_names, f"{where}, which is no joint")
+            other = kinds.setdefault(link.joint, link.kind)
+            robot._need(other == link.kind, f"{where} as a {link.kind}, elsewhere it is a {other}")
 
 
 def _require_limits(robot: RobotInterface) -> None:
