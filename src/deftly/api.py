@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +23,6 @@ from typing_extensions import Doc
 
 from deftly import __version__
 from deftly.config import (
-    ALGORITHMS,
     EnvConfig,
     RunsConfig,
     SimConfig,
@@ -34,7 +33,6 @@ from deftly.config import (
     to_yaml,
     with_algorithm,
     with_task,
-    without_setting,
 )
 from deftly.config.mapping import differences, require_names, settings_from, words_of
 from deftly.errors import DeftlyError
@@ -185,9 +183,7 @@ def train(task: str, /, *, callbacks: Sequence[Callback] = (), **settings: Any) 
     """
     words = words_of(settings)
     cls = load_task(task)
-    if not settings.get("resume"):  # else they are names of the run's algorithm
-        args_type = with_algorithm(with_task(TrainArgs, cls.Config), words, cls.defaults)
-        require_names(args_type, settings)
+    require_names(with_algorithm(with_task(TrainArgs, cls.Config), words, cls.defaults), settings)
     args, source = training_settings(task, words)
     if finished := nothing_left(args, source):
         raise DeftlyError(finished)
@@ -205,7 +201,8 @@ def training_settings(task: str, words: Sequence[str]) -> tuple[TrainArgs, Check
     cls = load_task(task)
     args_type = with_task(TrainArgs, cls.Config)
     prog = f"deftly train {task}"
-    args = _typed_training(cls, words, prog)
+    defaults = defaults_under(chosen_algorithm(words, cls.defaults), cls.defaults)
+    args = parse(with_algorithm(args_type, words, defaults), words, prog=prog, filed=defaults)
     if not args.resume:
         return args, None
     if args.resume == "shipped":
@@ -228,32 +225,6 @@ def training_settings(task: str, words: Sequence[str]) -> tuple[TrainArgs, Check
     return parse(
         args_type, words, prog=prog, filed=saved, origin=str(source.path / checkpoint.CONFIG)
     ), source
-
-
-def _typed_training(cls: type[Task], words: Sequence[str], prog: str) -> TrainArgs:
-    """The settings of the words under the algorithm that they, or else the task's defaults, name.
-
-    Words that continue a run need not name its algorithm: they may be of any.
-    """
-
-    def under(algorithm: str, words: Sequence[str]) -> TrainArgs:
-        defaults = defaults_under(algorithm, cls.defaults)
-        args_type = with_algorithm(with_task(TrainArgs, cls.Config), words, defaults)
-        return parse(args_type, words, prog=prog, filed=defaults)
-
-    chosen = chosen_algorithm(words, cls.defaults)
-    try:
-        return under(chosen, words)
-    except DeftlyError:
-        flag = "train.algorithm"
-        if without_setting(words, flag) != list(words):
-            raise
-        for algorithm in ALGORITHMS:
-            with suppress(DeftlyError):
-                args = under(algorithm, [*words, f"--{flag}", algorithm])
-                if args.resume:
-                    return args
-        raise
 
 
 def nothing_left(args: TrainArgs, source: Checkpoint | None) -> str:

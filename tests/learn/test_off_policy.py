@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
-import deftly
 from deftly import workspace
 from deftly.commands.train import main
 from deftly.config import ALGORITHMS, OffPolicyConfig, RunsConfig, TrainArgs, defaults_under
@@ -334,21 +333,6 @@ def test_resume_is_bit_identical(tiny_at, tmp_path, algorithm):
     assert all(torch.equal(state[name], other[name]) for name in state)
 
 
-def test_to_resume_takes_the_settings_of_the_runs_algorithm(tiny_at, tmp_path, algorithm):
-    tiny = tiny_at(tmp_path)
-    assert trained(tiny, algorithm, 1) == 0
-    where = {"root": str(tmp_path)}
-    found = deftly.train(
-        str(tiny.task), resume="latest", train={"max_iterations": 2, "average": 0.9}, runs=where
-    )
-    assert found.iteration == 2
-    with pytest.raises(DeftlyError, match=r"train\.clip"):
-        deftly.train(str(tiny.task), resume="latest", train={"clip": 0.1}, runs=where)
-    ppo = ["--train.algorithm", "ppo", "--train.average", "0.9", "--runs.root", str(tmp_path)]
-    with pytest.raises(DeftlyError, match=r"train\.average"):
-        main([str(tiny.task), "--resume", "latest", *ppo])
-
-
 def test_the_policy_is_the_moving_average_of_the_actor(slider, algorithm):
     """It is what a checkpoint keeps and an evaluation measures; the actor learns and explores."""
     learner = learner_of(slider, algorithm, average=0.5)
@@ -399,7 +383,7 @@ def test_a_training_with_an_average_resumes_bit_for_bit_and_from_one_without(tin
 
     plain = tiny_at(tmp_path / "plain")
     assert trained(plain, "td3", 2) == 0
-    on = [*average, "--runs.root", str(plain.root)]  # a setting of the run's algorithm
+    on = ["--train.algorithm", "td3", *average, "--runs.root", str(plain.root)]
     assert main([str(plain.task), "--resume", "latest", "--train.max-iterations", "3", *on]) == 0
     state = load_file(plain.path() / "state.safetensors")
     (newest,) = (state[name] for name in state if name.endswith("learning/actor/layers.0.weight"))
