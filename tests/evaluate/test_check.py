@@ -104,6 +104,9 @@ def test_a_bundle_that_is_not_there_is_a_mistyped_command(capsys, tmp_path):
         assert cli.main(words) == 2
         assert "deftly export TASK" in capsys.readouterr().err
     assert cli.main(["check", str(tmp_path), "--bundle", str(tmp_path)]) == 2
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    assert cli.main(["check", str(tmp_path / "run")]) == 2
+    assert "no task, but a folder: give it as --policy" in capsys.readouterr().err
     assert cli.main(["check", "bundel"]) == 2
     assert "no bundle 'bundel' here, and no task 'bundel'" in capsys.readouterr().err
 

@@ -64,7 +64,7 @@ def _folder(word: str | None, args: CheckArgs) -> Path:
     if given is not None and _may_be_bundle(Path(given)):
         print(f"policy: bundle {printable(given)}", flush=True)
         return Path(given)
-    if args.policy is None and word is not None and not word.endswith(".py"):
+    if args.policy is None and word is not None and not (is_folder or word.endswith(".py")):
         _require_task(word)
     source = of_task(args.policy, word, args.runs, "bundle")
     print(source.line, flush=True)

@@ -182,6 +182,8 @@ class PolicyContract(Document):
         self._fill_histories(values, memory)
         if command is not None:
             memory[COMMAND] = values[COMMAND] = command
+            if self.inputs:  # their batch axes are the command's
+                values |= self._input_values(inputs or {}, command)
             for derived in self._of_command:
                 values[derived.name] = self._derived(derived, values, memory)
         return self._observed(values, memory), memory
@@ -292,9 +294,9 @@ class PolicyContract(Document):
 
     @functools.cached_property
     def _of_command(self) -> tuple[Derive, ...]:
-        """Derived values that depend on the last command, directly or through others."""
+        """Derived values that depend on the last command or an input, directly or through others."""
         found: list[Derive] = []
-        names = {COMMAND}
+        names = {COMMAND, *self._input_names}
         for derived in self.derive:
             if names & {*derived.of}:
                 found.append(derived)

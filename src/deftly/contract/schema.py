@@ -263,6 +263,8 @@ def _require_unique_keys(text: str) -> None:
     """Raise ContractError for a key that stands twice in one mapping."""
     try:
         json.loads(text, object_pairs_hook=unique_keys)
+    except RecursionError:
+        raise ContractError("the JSON is nested too deeply") from None
     except ValueError as error:
         raise ContractError(f"the JSON cannot be read: {error}") from None
 
