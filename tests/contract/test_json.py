@@ -213,6 +213,9 @@ HOSTILE = {
     "a divisor below the bound": spoiled('"rate":20.0', '"rate":1e-9'),
     "a long history": spoiled('"history":3', '"history":1000000000000'),
     "a key twice": spoiled('"rate":20.0', '"rate":30.0,"rate":20.0'),
+    "a deep list, its key twice": spoiled(
+        '"rate":20.0', '"rate":' + "[" * 990 + "]" * 990 + ',"rate":20.0'
+    ),
     "a key 80 000 times": spoiled('"rate":20.0', '"rate":20.0,' * 80_000 + '"rate":20.0'),
     "a key twice, far down": spoiled('"lowpass":0.25', '"lowpass":0.5,"lowpass":0.25'),
     "an unknown field": spoiled('"rate":20.0', '"rate":20.0,"speed":3'),

@@ -17,7 +17,6 @@ import msgspec
 from msgspec import Meta
 
 from deftly.errors import DeftlyError
-from deftly.files import unique_keys
 
 LARGEST = 1e12
 """Largest number, either way: products of two stay finite in float32."""
@@ -260,13 +259,20 @@ def _decoded(text: str, what: str) -> dict[str, Any]:
 
 
 def _require_unique_keys(text: str) -> None:
-    """Raise ContractError for a key that stands twice in one mapping."""
+    """Raise ContractError for a key that stands twice in one mapping: two programs might read different values."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ContractError(f"the JSON has the key {_short(name)} twice in one mapping")
+            found[name] = value
+        return found
+
     try:
-        json.loads(text, object_pairs_hook=unique_keys)
+        json.loads(text, object_pairs_hook=unique)
     except RecursionError:
         raise ContractError("the JSON is nested too deeply") from None
-    except ValueError as error:
-        raise ContractError(f"the JSON cannot be read: {error}") from None
 
 
 def _require_schema(found: Any, wanted: str) -> None:
