@@ -6,6 +6,7 @@ from typing import Annotated
 
 import pytest
 from cube_settings import CubeArgs, read
+from typing_extensions import Doc
 
 from deftly.config import (
     INPUT_FILE,
@@ -256,3 +257,26 @@ def test_a_path_of_a_file_of_settings_is_named_with_it(tmp_path):
     (tmp_path / "c.yaml").write_text("file: gone\n")
     with pytest.raises(DeftlyError, match=rf"^{tmp_path}/c.yaml: file is gone, but there is no"):
         parse(Places, ["--config", str(tmp_path / "c.yaml")], prog="x")
+
+
+@dataclass(frozen=True)
+class Record:
+    """An entry of a table, which nobody types."""
+
+    name: str
+    size: float = 1.0
+
+
+@dataclass(frozen=True)
+class WithTable(Settings):
+    table: Annotated[tuple[Record, ...], Doc("A table.")] = (Record("a"),)
+    words: Annotated[tuple[str, ...], Doc("Words.")] = ("b",)
+
+
+def test_an_empty_list_is_read_as_one():
+    """As a run's file has it: of records, which cannot be typed, and of words."""
+    found = parse(WithTable, [], prog="x", filed={"table": [], "words": []})
+    assert (found.table, found.words) == ((), ())
+    assert parse(WithTable, ["words=[]"], prog="x").table == (Record("a"),)
+    with pytest.raises(DeftlyError, match="table is empty"):
+        parse(WithTable, ["--table"], prog="x")

@@ -53,9 +53,12 @@ class Flag:
         """Whether so many words can be its value."""
         if get_origin(self.kind) is not tuple:
             return count <= 1
-        kinds = get_args(self.kind)
-        of_any_length = kinds[1:] == (...,)
-        return of_any_length or count in (len(kinds), 0)
+        return self.is_open or count in (len(get_args(self.kind)), 0)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is a list of any length."""
+        return get_origin(self.kind) is tuple and get_args(self.kind)[1:] == (...,)
 
     @property
     def repeats(self) -> bool:

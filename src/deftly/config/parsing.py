@@ -353,8 +353,12 @@ def _read(chosen: Mapping[str, Setting], known: Mapping[str, Flag], prog: str) -
 
     Tyro is shown these settings alone: to read hundreds more, of which nothing is said, takes it a tenth of a second.
     """
+    empty = {
+        name: () for name, setting in chosen.items() if not setting.words and known[name].is_open
+    }
+    chosen = {name: setting for name, setting in chosen.items() if name not in empty}
     if not chosen:
-        return {}
+        return empty
     import tyro
 
     words, members = [], []
@@ -377,7 +381,7 @@ def _read(chosen: Mapping[str, Setting], known: Mapping[str, Flag], prog: str) -
             )
     except SystemExit:
         raise DeftlyError(_unread(said.getvalue(), chosen, known)) from None
-    return {name: getattr(found, member[0]) for name, member in zip(chosen, members)}
+    return empty | {name: getattr(found, member[0]) for name, member in zip(chosen, members)}
 
 
 def _member(attribute: str, flag: Flag) -> tuple[str, Any, Any]:
