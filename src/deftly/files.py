@@ -576,7 +576,7 @@ def _load_json(data: bytes | str) -> Any:
             data,
             parse_constant=_refuse_constant,
             parse_float=_finite,
-            object_pairs_hook=unique_keys,
+            object_pairs_hook=_unique_keys,
         )
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error}") from None
@@ -584,7 +584,7 @@ def _load_json(data: bytes | str) -> Any:
     return value
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A mapping of JSON, for `object_pairs_hook`.
 
     Raises ValueError for a key that stands twice: two programs might read different values.
