@@ -619,3 +619,13 @@ def test_any_text_is_read_or_refused(text):
     for parse, reference in ((parse_json, json.loads), (parse_yaml, yaml.safe_load)):
         found, said = tried(parse, text, "a thing")
         assert said or repr(found) == repr(reference(text))  # repr: a NaN of YAML equals itself
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_text_of_characters_that_there_are_not_is_refused(tmp_path, order):
+    codes = np.array([65, 0x110000], f"{order}u4")
+    np.savez(tmp_path / "x.npz", word=codes.view(f"{order}U2"))
+    found = one_line(read_npz, tmp_path / "x.npz", "a thing", 1 << 20)
+    assert "holds characters that there are not" in found
+    np.savez(tmp_path / "y.npz", word=np.array(["a\U0010ffff"], f"{order}U2"))
+    assert read_npz(tmp_path / "y.npz", "a thing", 1 << 20)["word"][0] == "a\U0010ffff"

@@ -24,6 +24,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 import time
 import zipfile
@@ -744,5 +745,10 @@ def _unpack_array(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> np.ndarray
         array = np.lib.format.read_array(stream, allow_pickle=False)
     if array.size and not array.itemsize:
         raise ValueError(f"'{part.filename}' in it has elements of no size")
+    if array.dtype.kind == "U":
+        order = array.dtype.byteorder
+        codes = np.frombuffer(array.tobytes(), np.dtype(np.uint32).newbyteorder(order))
+        if (codes > sys.maxunicode).any():  # Python cannot make a text of them
+            raise ValueError(f"'{part.filename}' in it holds characters that there are not")
     native = array.dtype.newbyteorder("=")  # torch takes no other order of bytes
     return array.astype(native, copy=False)
