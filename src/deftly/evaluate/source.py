@@ -548,6 +548,8 @@ def prepare(
             f"{like.label} is a policy of {like.task}, not of {cls.name}: name the task {like.task}"
         )
     filed = {**like.settings(cls)}
+    if "sim" in filed:  # threads are the computer's, and results do not depend on them
+        filed["sim"] = {k: v for k, v in filed["sim"].items() if k != "threads"}
     if cls.safety and "safety" in command.__dataclass_fields__:
         filed["safety"] = dict(cls.safety)
     args = parse(command, flags, prog=prog, filed=filed, origin=f"the settings of {like.label}")
