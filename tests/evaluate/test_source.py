@@ -23,6 +23,7 @@ from deftly.evaluate.source import (
     of_checkpoint,
     of_task,
     policy_words,
+    prepare,
     resolve,
 )
 from deftly.files import write_json
@@ -303,3 +304,15 @@ def test_the_policy_sees_signals_alone(exported):
     decision = policy.infer(signals)
     assert decision.action.shape == (3, policy.contract.action_size)
     assert decision.targets.shape == signals[JOINT_POS].shape
+
+
+def test_threads_are_the_computers_not_the_policys():
+    """The shipped hand's checkpoint was made with one."""
+    from deftly.commands.eval import EvalArgs
+
+    words = ["leap-right-cube-rotate", "--policy", "shipped"]
+    _, args, source = prepare(EvalArgs, "eval", words)
+    assert source is not None
+    assert source.settings(load("leap-right-cube-rotate"))["sim"]["threads"] == 1
+    assert args.sim.threads == 0
+    assert prepare(EvalArgs, "eval", [*words, "--sim.threads", "2"])[1].sim.threads == 2
