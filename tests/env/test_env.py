@@ -227,6 +227,20 @@ def test_threads_do_not_change_results(slider):
     assert same(play(one, moves), play(three, moves))
 
 
+def test_torch_computes_on_one_thread_within_a_step_and_as_before_outside(slider, monkeypatch):
+    env, within = slider(3), []
+    monkeypatch.setattr(env, "on_step", lambda: within.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        env.step(torch.zeros(3, 2))
+        with pytest.raises(DeftlyError):
+            env.step(torch.zeros(3, 3))
+        assert (within, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_environments_draw_their_own_starts(slider):
     assert len(set(slider(8).state.joint_pos[:, 0].tolist())) == 8
 

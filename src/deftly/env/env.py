@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -52,6 +53,20 @@ class Step(NamedTuple):
     final_obs: Obs  # the observation at the end of the step, before any reset
     success: Tensor  # (num_envs,) bool: the task is done
     signals: dict[str, Tensor]  # the readings that `obs` was made of, by signal name
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Torch computes on the calling thread alone; the simulation keeps its own.
+
+    To wake a second thread takes longer than most operations on the numbers of a thousand environments.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Env:
@@ -160,6 +175,7 @@ class Env:
 
     # ------------------------------------------------------------------------------- the loop
 
+    @_one_torch_thread()
     def reset(self, mask: Tensor | None = None) -> Obs:
         """Start new episodes and return the observation.
 
@@ -179,6 +195,7 @@ class Env:
             self._metrics.name_failures(self.task.failed(self.state))
         return self.obs
 
+    @_one_torch_thread()
     @torch.no_grad()
     def step(self, action: Tensor) -> Step:
         """Apply one action, `(num_envs, action_size)` in [-1, 1]; larger values are clipped, NaN counts as 0."""
