@@ -196,6 +196,8 @@ def test_the_walking_tutorial_runs(tmp_path, monkeypatch, capsys):
     ran = []
     for words in commands(WALKING):
         name, rest = words[0], without(words[1:], "--gate", "--episodes", "--until-success")
+        # a policy that learned for seconds falls before the second at which the tutorial has a fault
+        rest = [re.sub(r"^(\w+)@\d+$", r"\1@0.1", word) for word in rest]
         if name in TINY and "wildrobot-stand" not in rest:
             assert cli.main([name, *rest, *TINY[name]]) == 0, words
             ran.append(name)
