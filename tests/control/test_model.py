@@ -437,6 +437,7 @@ def off_coupling(command):
 HEALTH = list(HealthCheck)
 
 
+@pytest.mark.timeout(240, method="thread")  # else pytest-timeout takes SIGALRM for itself
 def test_kernel_and_loop_keep_their_promises_whatever_happens():
     Loop.reached.clear()
     run_state_machine_as_test(
