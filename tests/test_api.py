@@ -45,6 +45,25 @@ def environment():
     return {**os.environ, "PYTHONPATH": ":".join(path for path in sys.path if path)}
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ["PASSIVE", "3000"]),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", None]),
+        ({"GOMP_SPINCOUNT": "5"}, ["PASSIVE", "5"]),
+    ],
+)
+def test_idle_threads_of_torch_soon_sleep_unless_the_user_says_otherwise(given, expected):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    clean = {name: value for name, value in environment().items() if name not in names}
+    code = f"import deftly, json, os; print(json.dumps([os.environ.get(name) for name in {names}]))"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, env={**clean, **given}
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == expected
+
+
 def test_every_public_name_is_there_and_documented():
     for name in deftly.__all__:
         assert getattr(deftly, name).__doc__, name

@@ -326,5 +326,6 @@ def machine() -> dict[str, Any]:
             continue
     facts = {"cpu": doctor.processor(), "cores": doctor.cores(), "system": platform.platform()}
     facts["omp_wait_policy"] = os.environ["OMP_WAIT_POLICY"]
+    facts["gomp_spincount"] = os.environ.get("GOMP_SPINCOUNT", "unset")
     facts["load"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return {"date": datetime.now().astimezone().isoformat(), "machine": facts, "versions": versions}

@@ -55,8 +55,11 @@ __all__ = [
     "train",
 ]
 
-# Idle OpenMP threads sleep instead of spinning, which would take the cores from the simulation's own threads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Idle OpenMP threads sleep, or their spinning would take the cores from the simulation's own threads. Those of torch on
+# Linux (libgomp) first spin for some 50 us: between the operations of an update there is less, and waking takes longer.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 def __getattr__(name: str) -> Any:
