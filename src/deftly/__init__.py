@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 # Idle OpenMP threads sleep, or their spinning would take the cores from the simulation's own threads. Those of torch on
-# Linux (libgomp) first spin for some 50 us: between the operations of an update there is less, and waking takes longer.
+# Linux (libgomp) first spin for a moment: waking one takes longer than many operations of an update.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
